@@ -1,0 +1,49 @@
+"""Module modes and buffers, saved and restored module by module."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch import Tensor, nn
+
+__all__ = ["preserve_buffers", "preserve_modes", "set_modes"]
+
+
+def set_modes(model: nn.Module, *, training: bool) -> None:
+    """Set the ``training`` flag of every module, without calling user overrides of ``train()``."""
+    for module in model.modules():
+        module.training = training
+
+
+@contextmanager
+def preserve_modes(model: nn.Module) -> Iterator[None]:
+    """Restore each module's own train/eval flag (a frozen BatchNorm in a training model stays frozen)."""
+    flags = [(module, module.training) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for module, training in flags:
+            module.training = training
+
+
+@contextmanager
+def preserve_buffers(model: nn.Module) -> Iterator[None]:
+    """Restore every buffer, both its identity and its bits (BatchNorm's running statistics and counters).
+
+    The bits are written behind the version counter: batch norm's kernel does not advance the counter when it
+    writes its statistics, so the counter cannot tell what changed; and since the bits are those of before, an
+    autograd graph of the caller that holds the buffer stays right, and must not be declared stale.
+    """
+    saved: list[tuple[nn.Module, str, Tensor | None, Tensor | None]] = [
+        (module, name, buffer, None if buffer is None else buffer.detach().clone())
+        for module in model.modules()
+        for name, buffer in module._buffers.items()
+    ]
+    try:
+        yield
+    finally:
+        for module, name, buffer, copy in saved:
+            module._buffers[name] = buffer
+            if buffer is not None and copy is not None:
+                buffer.data.copy_(copy)

@@ -1,0 +1,51 @@
+"""Numerical settings under which a curvature product can be trusted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+__all__ = ["exact_precision"]
+
+
+@contextmanager
+def exact_precision() -> Iterator[None]:
+    """Autocast off, float32 products in full float32, and the attention kernel that can be differentiated
+    twice.
+
+    The fused attention kernels have neither double backward nor forward-mode derivatives (pytorch#116350,
+    pytorch#128971), on the CPU too; the math kernel has both.
+    """
+    knobs, full = _float32_knobs()
+    saved = [(holder, name, getattr(holder, name)) for holder, name in knobs]
+    with ExitStack() as stack:
+        stack.enter_context(torch.autocast("cpu", enabled=False))
+        if torch.cuda.is_available():
+            stack.enter_context(torch.autocast("cuda", enabled=False))
+        stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+        try:
+            for holder, name in knobs:
+                setattr(holder, name, full)
+            yield
+        finally:
+            for holder, name, value in saved:
+                setattr(holder, name, value)
+
+
+def _float32_knobs() -> tuple[list[tuple[Any, str]], Any]:
+    """The settings that let float32 products run in fewer digits, and the value that forbids it.
+
+    Since 2.9 PyTorch raises when the old flags (``allow_tf32``) are read after the new ones were set. The new
+    ones can be read and put back whichever the user wrote, so the old ones serve only where no new ones
+    exist.
+    """
+    backends: Any = torch.backends
+    if hasattr(backends.cuda.matmul, "fp32_precision"):
+        cuda = [backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn]
+        holders = [*cuda, backends.mkldnn.matmul, backends.mkldnn.conv]
+        return [(holder, "fp32_precision") for holder in holders], "ieee"
+    return [(backends.cuda.matmul, "allow_tf32"), (backends.cudnn, "allow_tf32")], False
