@@ -1,0 +1,216 @@
+"""What a person sees while a run trains: a live display on a terminal, plain lines everywhere else.
+
+On a terminal one block stays at the bottom: progress with the time left, the loss, the validation accuracy,
+the learning rate with what decided it, the batch size, the sharpness with its error and age, the noise
+scale, the share of compute spent on probes, and the last decision with its reason. Elsewhere (a file, a
+pipe, a batch job) the same values come as one aligned line every so many steps and at every evaluation,
+without escape codes.
+"""
+
+from __future__ import annotations
+
+import atexit
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.padding import Padding
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from optland.log.vocabulary import BINDING, STEP, Scalar
+
+_SHARPNESS = "curv/lambda_max"
+_EVALUATION = ("val/", "test/acc", "test/loss")
+_ADVICE = "summary/advice"
+
+
+class ConsoleLogger:
+    """Shows a run on the console.
+
+    Args:
+        total_samples: Samples that the run will train on in all, for the progress bar and the time left.
+        every: Steps between two plain lines; evaluations and decisions are always shown.
+        file: Where to write; standard output by default. Whether it is a terminal decides the form.
+        console: A rich console to use in place of ``file``.
+    """
+
+    def __init__(
+        self,
+        total_samples: int,
+        *,
+        every: int = 50,
+        file: IO[str] | None = None,
+        console: Console | None = None,
+    ) -> None:
+        if every < 1:
+            raise ValueError(f"every must be at least 1 step, got {every}")
+        self._console = console or Console(file=file)
+        self._every = every
+        self._latest: dict[str, Scalar] = {}
+        self._taken_at: dict[str, int] = {}
+        self._next_line = 0
+        self._decision = ""
+        self._live: Live | None = None
+        self._progress = Progress(
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("samples, left"),
+            TimeRemainingColumn(),
+            console=self._console,
+            auto_refresh=False,
+        )
+        self._task = self._progress.add_task("train", total=total_samples)
+
+    def log(self, row: Mapping[str, Scalar]) -> None:
+        """Take the scalars of one step and show them when it is time."""
+        step = int(row[STEP])
+        self._latest.update(row)
+        self._taken_at.update(dict.fromkeys(row, step))
+        if "samples" in row:
+            self._progress.update(self._task, completed=float(row["samples"]))
+        if self._console.is_terminal:
+            self._start()
+        elif step >= self._next_line or any(key.startswith(_EVALUATION) for key in row):
+            self._next_line = (step // self._every + 1) * self._every
+            self._print(self._line())
+
+    def event(self, event: Mapping[str, object]) -> None:
+        """Show a decision with its reason."""
+        self._decision = describe_event(event)
+        if self._live is None:
+            self._print(self._decision)
+
+    def image(self, name: str, path: Path) -> None:
+        """Say where an image is."""
+        self._print(f"{name}: {path}")
+
+    def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+        """Print a table."""
+        table = Table(*columns, title=name)
+        for row in rows:
+            table.add_row(*(_number(cell) for cell in row))
+        self._console.print(table)
+
+    def finish(self, summary: Mapping[str, object], exit_code: int = 0) -> None:
+        """Close the live display and print the summary, with the advice as a paragraph."""
+        self._stop()
+        title = "Summary" if exit_code == 0 else f"Summary (failed, exit code {exit_code})"
+        table = Table("quantity", "value", title=title)
+        for key, value in summary.items():
+            if key != _ADVICE:
+                table.add_row(key, _number(value))
+        if table.row_count:
+            self._console.print(table)
+        if advice := str(summary.get(_ADVICE, "")):
+            self._console.print(Padding(Text(self._safe(advice)), (1, 2)))
+
+    def state_dict(self) -> dict[str, Any]:
+        """An empty state: what was shown is gone."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Ignore a state."""
+
+    def _start(self) -> None:
+        if self._live is None:
+            self._live = Live(get_renderable=self._block, console=self._console)
+            self._live.start()
+            atexit.register(self._stop)  # a run that dies must not leave the terminal without a cursor
+
+    def _stop(self) -> None:
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+            atexit.unregister(self._stop)
+
+    def _block(self) -> Group:
+        """The live display, made anew whenever it is drawn, so that a step costs no drawing."""
+        table = Table.grid(padding=(0, 2))
+        for label, value in self._values().items():
+            table.add_row(Text(label, style="dim"), Text(self._safe(value)))
+        return Group(self._progress, table, Text(self._safe(self._decision)))
+
+    def _line(self) -> str:
+        samples = f"  samples {int(self._latest['samples']):>8}" if "samples" in self._latest else ""
+        values = "  ".join(f"{label} {value:<10}" for label, value in self._values().items())
+        return f"step {int(self._latest[STEP]):>6}{samples}  {values}".rstrip()
+
+    def _values(self) -> dict[str, str]:
+        """What is known so far, by label, in a fixed order."""
+        latest = dict(self._latest)
+        loss = latest.get("train/loss_ema", latest.get("train/loss"))
+        shown = {
+            "loss": None if loss is None else _number(loss),
+            "val acc": self._get("val/acc"),
+            "lr": self._learning_rate(latest),
+            "batch": self._get("noise/b_current"),
+            "sharpness": self._sharpness(latest),
+            "noise scale": self._get("noise/b_simple"),
+            "probes": self._budget(latest),
+        }
+        return {label: value for label, value in shown.items() if value is not None}
+
+    def _get(self, key: str) -> str | None:
+        return _number(self._latest[key]) if key in self._latest else None
+
+    def _learning_rate(self, latest: Mapping[str, Scalar]) -> str | None:
+        if "lr/applied" not in latest:
+            return None
+        binding = latest.get("lr/binding")
+        why = "" if binding is None else f" ({BINDING.get(_as_code(binding), binding)})"
+        return f"{_number(latest['lr/applied'])}{why}"
+
+    def _sharpness(self, latest: Mapping[str, Scalar]) -> str | None:
+        if _SHARPNESS not in latest:
+            return None
+        error = latest.get(f"{_SHARPNESS}_error")
+        spread = "" if error is None else f" ± {_number(error)}"
+        mark = "" if latest.get(f"{_SHARPNESS}_converged", True) else " NOT CONVERGED"
+        age = int(latest[STEP]) - self._taken_at[_SHARPNESS]
+        return f"{_number(latest[_SHARPNESS])}{spread}{mark}, {age} steps old"
+
+    def _budget(self, latest: Mapping[str, Scalar]) -> str | None:
+        if "budget/probe_frac" not in latest:
+            return None
+        allowed = latest.get("budget/allowed")
+        limit = "" if allowed is None else f" of {100 * float(allowed):.3g} % allowed"
+        return f"{100 * float(latest['budget/probe_frac']):.3g} %{limit}"
+
+    def _print(self, line: str) -> None:
+        # Soft wrap: a log file has no width, and a line that rich broke could not be searched for.
+        self._console.print(self._safe(line), soft_wrap=True, markup=False, highlight=False)
+
+    def _safe(self, text: str) -> str:
+        """The text in the console's encoding; some batch systems still write ASCII."""
+        encoding = self._console.encoding
+        return (
+            text.replace("±", "+/-").encode(encoding, "replace").decode(encoding)
+            if _ascii(encoding)
+            else text
+        )
+
+
+def describe_event(event: Mapping[str, object]) -> str:
+    """A decision in one line: who changed what, from what to what, and why."""
+    verb = "" if event.get("taken", True) else "would set "
+    change = f"{verb}{event.get('actuator')} {_number(event.get('old'))} -> {_number(event.get('new'))}"
+    return f"step {event.get(STEP)}: {event.get('policy')}: {change}: {event.get('reason')}"
+
+
+def _number(value: object) -> str:
+    if isinstance(value, bool) or not isinstance(value, float):
+        return str(value)
+    return f"{value:.4g}" if math.isfinite(value) else str(value)
+
+
+def _as_code(value: Scalar) -> int:
+    return int(value) if isinstance(value, (int, float)) and math.isfinite(value) else -1
+
+
+def _ascii(encoding: str) -> bool:
+    return not encoding.lower().startswith("utf")

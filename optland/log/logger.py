@@ -1,0 +1,156 @@
+"""What a run writes down, and to whom.
+
+A logger takes *rows* (the scalars of one step, merged into one call), *events* (decisions, each with its
+reason), images, tables, and a summary at the end. Training does not depend on any of them: a logger that
+fails is switched off with one warning, and the run goes on.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+from optland.log.vocabulary import Scalar
+
+
+@runtime_checkable
+class Logger(Protocol):
+    """Somewhere that a run is written to.
+
+    Rows and events carry their step under the key ``step``: the count of optimizer updates, our own axis.
+    """
+
+    def log(self, row: Mapping[str, Scalar]) -> None:
+        """Write the scalars of one step, all of them in one call.
+
+        Args:
+            row: ``step``, then ``group/name`` keys of :mod:`optland.log.vocabulary`; ``samples`` and
+                ``budget/ge`` where known, so that runs compare at equal data and equal cost.
+        """
+        ...
+
+    def event(self, event: Mapping[str, object]) -> None:
+        """Write one decision.
+
+        Args:
+            event: ``step``, ``policy``, ``actuator``, ``old``, ``new``, ``reason`` in words, ``taken`` (False
+                in shadow mode), and ``signals``, the numbers that it was based on.
+        """
+        ...
+
+    def image(self, name: str, path: Path) -> None:
+        """Show an image file under a ``group/name`` key."""
+        ...
+
+    def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+        """Show a table under a ``group/name`` key."""
+        ...
+
+    def finish(self, summary: Mapping[str, object], exit_code: int = 0) -> None:
+        """Write the ``summary/*`` values and close; ``exit_code`` other than 0 marks a failed run."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs to go on in the same place."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where the state was taken; call it before the first row."""
+        ...
+
+
+class NullLogger:
+    """A logger that writes nothing."""
+
+    def log(self, row: Mapping[str, Scalar]) -> None:
+        """Ignore a row."""
+
+    def event(self, event: Mapping[str, object]) -> None:
+        """Ignore a decision."""
+
+    def image(self, name: str, path: Path) -> None:
+        """Ignore an image."""
+
+    def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+        """Ignore a table."""
+
+    def finish(self, summary: Mapping[str, object], exit_code: int = 0) -> None:
+        """Ignore the summary."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """An empty state."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Ignore a state."""
+
+
+class LoggerGroup:
+    """Several loggers as one; a failing member is switched off with one warning and never stops training.
+
+    Args:
+        loggers: The members, written to in this order.
+
+    Example:
+        >>> log = LoggerGroup([NullLogger()])
+        >>> log.log({"step": 1, "train/loss": 0.5})
+    """
+
+    def __init__(self, loggers: Sequence[Logger]) -> None:
+        self._members = _named(loggers)
+
+    def log(self, row: Mapping[str, Scalar]) -> None:
+        """Write a row to every member."""
+        self._each(lambda _, member: member.log(row))
+
+    def event(self, event: Mapping[str, object]) -> None:
+        """Write a decision to every member."""
+        self._each(lambda _, member: member.event(event))
+
+    def image(self, name: str, path: Path) -> None:
+        """Show an image in every member."""
+        self._each(lambda _, member: member.image(name, path))
+
+    def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+        """Show a table in every member."""
+        self._each(lambda _, member: member.table(name, columns, rows))
+
+    def finish(self, summary: Mapping[str, object], exit_code: int = 0) -> None:
+        """Close every member."""
+        self._each(lambda _, member: member.finish(summary, exit_code))
+
+    def state_dict(self) -> dict[str, Any]:
+        """The states of the members that work, by class name."""
+        states: dict[str, Any] = {}
+
+        def save(name: str, member: Logger) -> None:
+            states[name] = member.state_dict()
+
+        self._each(save)
+        return states
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Give each member its state; members that the state does not know start fresh."""
+        self._each(lambda name, member: member.load_state_dict(state[name]) if name in state else None)
+
+    def _each(self, call: Callable[[str, Logger], None]) -> None:
+        for name, member in list(self._members.items()):
+            try:
+                call(name, member)
+            # Any failure at all: a full disk, a lost server, a defect; none is a reason to stop training.
+            except Exception as error:
+                del self._members[name]
+                message = f"{name} failed and is switched off; training goes on without it: {error!r}"
+                warnings.warn(message, RuntimeWarning, stacklevel=3)
+
+
+def _named(loggers: Sequence[Logger]) -> dict[str, Logger]:
+    """Members by class name, numbered where a class appears twice, so that states find their owner again."""
+    members: dict[str, Logger] = {}
+    for logger in loggers:
+        base = type(logger).__name__
+        count = sum(name.split("-")[0] == base for name in members)
+        members[f"{base}-{count + 1}" if count else base] = logger
+    return members

@@ -1,0 +1,51 @@
+"""The names of what is logged: one vocabulary for console, JSONL and wandb.
+
+A key is ``group/name``. The axis is our own key ``step``, the count of optimizer updates. A measured value
+comes with ``<key>_error`` and ``<key>_converged``, in the row of the step at which it was measured; how old
+it is at later steps is logged under ``probe/age_<probe>``.
+"""
+
+from __future__ import annotations
+
+from optland.estimate import Estimate
+
+Scalar = float | int | str | bool
+
+STEP = "step"
+
+GROUPS = {
+    "lr": "learning rate: user (the schedule's), ceiling, applied, binding (which of them decided)",
+    "edge": "ratio (lr over the critical step), eta_c, lambda_c, batch_sharpness, resolved, not_descent",
+    "curv": "lambda_max, lambda_max_precond, lambda_min, ncr, trace, eta_lambda, products (HVPs spent)",
+    "noise": "b_simple, b_simple_precond, b_current (batch size in use), trace_cov, grad_sq, resolved, efficiency",
+    "train": "loss, loss_ema, acc",
+    "val": "loss, acc on the validation split",
+    "test": "loss, acc on the test split; slope_t, sasa_stat and stationary of the stationarity tests",
+    "update": "rel (lr times update norm over weight norm), grad_norm, cos_gu, clip_frac",
+    "sam": "rho, active, loss_gap, stability",
+    "ctl": "events (the decision table), rejects, rollbacks, lr_would_be (in shadow mode)",
+    "budget": "ge (gradient evaluations so far), probe_frac, allowed, probe_ms",
+    "probe": "age_<probe>: steps since the probe last ran",
+    "landscape": "slices, paths and other pictures of the loss",
+    "time": "wall-clock readings, for display only",
+    "summary": "robust_ok, max_edge_ratio, probe_frac, advice: the outcome, written once at the end",
+}
+"""Every group of keys, with the names it holds."""
+
+BINDING = {0: "user", 1: "edge", 2: "ratio", 3: "guard"}
+"""What the number under ``lr/binding`` means."""
+
+
+def estimate_row(key: str, estimate: Estimate) -> dict[str, Scalar]:
+    """An estimate as scalars of a row: the value, its error, and whether it converged.
+
+    Args:
+        key: The ``group/name`` key of the value.
+        estimate: What a probe returned.
+
+    Example:
+        >>> from optland.estimate import Provenance
+        >>> estimate_row("curv/trace", Estimate(7.25, 0.02, "standard_error", True, 96.0, Provenance("trace")))
+        {'curv/trace': 7.25, 'curv/trace_error': 0.02, 'curv/trace_converged': True}
+    """
+    return {key: estimate.value, f"{key}_error": estimate.error, f"{key}_converged": estimate.converged}

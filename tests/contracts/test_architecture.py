@@ -1,0 +1,226 @@
+"""The rules that keep the package in shape, and proof that each of them notices a violation."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+LEVELS = {
+    "vectors": 0,
+    "estimate": 0,
+    "batches": 0,
+    "config": 0,
+    "context": 0,
+    "objective": 1,
+    "control": 1,
+    "log": 1,
+    "curvature": 2,
+    "problems": 2,
+    "optim": 3,
+    "landscape": 3,
+    "train": 4,
+    "plots": 5,
+    "report": 5,
+    "integrations": 5,
+    "cli": 6,
+    "__init__": 7,
+}
+
+ONLY_IN = {
+    "wandb": ("optland/log/wandb_run.py",),
+    "torchvision": ("optland/train/data.py", "optland/train/models.py"),
+    "sklearn": ("optland/train/data.py", "optland/train/models.py"),
+    "matplotlib": ("optland/plots.py", "optland/report/"),
+    "plotly": ("optland/plots.py", "optland/report/"),
+}
+
+MAX_LINES = {"optland/": 400, "recipes/": 150}
+
+SLOW_TO_IMPORT = ["wandb", "matplotlib", "plotly", "sklearn", "torchvision", "omegaconf", "lightning"]
+
+
+def imports(source: str) -> Iterator[tuple[int, str]]:
+    """Line and full name of everything imported, at the top or inside functions."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            origin = "." * node.level + (node.module or "")
+            yield from ((node.lineno, f"{origin}.{alias.name}") for alias in node.names)
+
+
+def level_of(file: str) -> tuple[str, int | None]:
+    """The part of the package that a file belongs to, and its level."""
+    part = Path(file).parts[1].removesuffix(".py")
+    return part, LEVELS.get(part)
+
+
+def check_levels(file: str, source: str) -> list[str]:
+    """A module imports only from a lower level or from its own folder."""
+    if not file.startswith("optland/"):
+        return []
+    part, level = level_of(file)
+    if level is None:
+        return [f"{file}: '{part}' has no level; add it to LEVELS and to the design"]
+    problems = []
+    for line, name in imports(source):
+        pieces = name.split(".")
+        if not pieces[0]:
+            problems.append(f"{file}:{line}: relative import; write optland.{name.strip('.')}")
+        elif pieces[0] == "optland" and len(pieces) > 1 and pieces[1] in LEVELS:
+            other = pieces[1]
+            if other != part and LEVELS[other] >= level:
+                problems.append(f"{file}:{line}: {part} (level {level}) imports {other} ({LEVELS[other]})")
+    return problems
+
+
+def check_homes(file: str, source: str) -> list[str]:
+    """Some packages are imported in one place only; control/ knows no torch; recipes are never imported."""
+    problems = []
+    for line, name in imports(source):
+        package = name.split(".")[0]
+        homes = ONLY_IN.get(package, ("",))
+        if file.startswith("optland/") and not file.startswith(homes):
+            problems.append(f"{file}:{line}: {package} may only be imported in {' and '.join(homes)}")
+        if package == "torch" and file.startswith("optland/control/"):
+            problems.append(f"{file}:{line}: control/ makes pure decisions and imports no torch")
+        if package == "recipes" or name.startswith("optland._bundled"):
+            problems.append(f"{file}:{line}: recipes are scripts and never imported")
+    return problems
+
+
+def check_size(file: str, source: str) -> list[str]:
+    """Modules and recipes stay readable in one sitting."""
+    lines = len(source.splitlines())
+    limits = [limit for folder, limit in MAX_LINES.items() if file.startswith(folder)]
+    return [f"{file}: {lines} lines, at most {limit} allowed" for limit in limits if lines > limit]
+
+
+def check_exceptions(file: str, source: str) -> list[str]:
+    """No error disappears: no bare ``except`` and none that does nothing."""
+    problems = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ExceptHandler):
+            if node.type is None:
+                problems.append(f"{file}:{node.lineno}: bare except; name the exceptions")
+            if all(isinstance(line, ast.Pass) or is_ellipsis(line) for line in node.body):
+                problems.append(f"{file}:{node.lineno}: the exception is swallowed; handle it or let it go")
+    return problems
+
+
+def is_ellipsis(node: ast.stmt) -> bool:
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and node.value.value is ...
+
+
+def check_paths(file: str, source: str) -> list[str]:
+    """No file knows the machine that it was written on."""
+    machine = re.compile(r"(?<![\w.])/(" + "|".join(["work", "root", "home"]) + r")/")
+    found = [number for number, line in enumerate(source.splitlines(), 1) if machine.search(line)]
+    return [f"{file}:{number}: absolute path of a machine" for number in found]
+
+
+def project_files() -> list[str]:
+    """Files that are, or are about to be, under version control."""
+    listing = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return [name for name in listing.stdout.splitlines() if (ROOT / name).is_file()]
+
+
+def texts(suffix: str = "") -> Iterator[tuple[str, str]]:
+    for name in project_files():
+        content = (ROOT / name).read_bytes()
+        if name.endswith(suffix) and b"\0" not in content:
+            yield name, content.decode("utf-8")
+
+
+CODE_CHECKS = [check_levels, check_homes, check_size, check_exceptions]
+
+
+@pytest.mark.parametrize("check", CODE_CHECKS)
+def test_code_keeps_the_rule(check: Callable[[str, str], list[str]]) -> None:
+    files = list(texts(".py"))
+    assert any(name.startswith("optland/") for name, _ in files)
+    assert [problem for file, source in files for problem in check(file, source)] == []
+
+
+def test_no_file_names_a_machine_path() -> None:
+    assert [problem for file, source in texts() for problem in check_paths(file, source)] == []
+
+
+@pytest.mark.parametrize(
+    ("check", "file", "source", "says"),
+    [
+        (
+            check_levels,
+            "optland/vectors.py",
+            "from optland.train import pilot",
+            "vectors (level 0) imports train",
+        ),
+        (check_levels, "optland/log/x.py", "def f():\n    from optland.control import y", "imports control"),
+        (check_levels, "optland/optim/x.py", "from optland import landscape", "imports landscape"),
+        (check_levels, "optland/optim/x.py", "from ..curvature import trace", "relative import"),
+        (check_levels, "optland/helpers.py", "", "has no level"),
+        (check_homes, "optland/log/console.py", "def f():\n    import wandb", "wandb may only"),
+        (
+            check_homes,
+            "optland/train/loader.py",
+            "from torchvision.datasets import MNIST",
+            "torchvision may only",
+        ),
+        (check_homes, "optland/landscape/x.py", "import matplotlib.pyplot as plt", "matplotlib may only"),
+        (check_homes, "optland/control/x.py", "from torch import Tensor", "imports no torch"),
+        (check_homes, "tests/x.py", "import recipes.digits", "never imported"),
+        (check_homes, "tests/x.py", "from recipes import digits", "never imported"),
+        (check_size, "optland/x.py", "\n" * 401, "401 lines"),
+        (check_size, "recipes/x.py", "\n" * 151, "151 lines"),
+        (check_exceptions, "x.py", "try:\n    f()\nexcept:\n    g()", "bare except"),
+        (check_exceptions, "x.py", "try:\n    f()\nexcept ValueError:\n    pass", "swallowed"),
+        (check_exceptions, "x.py", "try:\n    f()\nexcept ValueError:\n    ...", "swallowed"),
+        (check_paths, "README.md", "see /ho" + "me/me/data", "absolute path"),
+        (check_paths, "configs/x.yaml", "root: /wo" + "rk/data", "absolute path"),
+    ],
+)
+def test_a_violation_is_noticed(
+    check: Callable[[str, str], list[str]], file: str, source: str, says: str
+) -> None:
+    (problem,) = check(file, source)
+    assert says in problem
+    assert file in problem
+
+
+@pytest.mark.parametrize(
+    ("check", "file", "source"),
+    [
+        (check_levels, "optland/train/x.py", "from optland.optim import SAM\nimport optland.log.jsonl"),
+        (check_levels, "optland/optim/x.py", "from optland.optim.two_pass import TwoPass"),
+        (check_levels, "optland/cli.py", "from optland import __version__"),
+        (check_homes, "optland/log/wandb_run.py", "def f():\n    import wandb"),
+        (check_homes, "optland/report/x.py", "import plotly"),
+        (check_homes, "tests/x.py", "import wandb"),
+        (check_size, "optland/x.py", "\n" * 400),
+        (check_exceptions, "x.py", "try:\n    f()\nexcept ValueError:\n    x = None"),
+        (check_paths, "README.md", "frame/wo" + "rk/x and https://example.org/home"),
+    ],
+)
+def test_what_is_allowed_passes(check: Callable[[str, str], list[str]], file: str, source: str) -> None:
+    assert check(file, source) == []
+
+
+def test_importing_the_package_stays_light() -> None:
+    code = "import sys, optland; print(*[name for name in sys.argv[1:] if name in sys.modules])"
+    command = [sys.executable, "-c", code, *SLOW_TO_IMPORT]
+    run = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
+    assert run.stdout.split() == []

@@ -1,0 +1,164 @@
+"""The console: plain aligned lines in a file, a live block on a terminal, a summary at the end."""
+
+from __future__ import annotations
+
+import io
+import math
+import sys
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from rich.text import Text
+
+from optland.log import ConsoleLogger
+
+ROW = {
+    "step": 10,
+    "samples": 640,
+    "train/loss": 0.51234,
+    "val/acc": 0.9,
+    "lr/applied": 0.1,
+    "lr/binding": 1,
+    "noise/b_current": 64,
+    "curv/lambda_max": 7.25,
+    "curv/lambda_max_error": 0.02,
+    "curv/lambda_max_converged": True,
+    "noise/b_simple": 120.0,
+    "budget/probe_frac": 0.031,
+    "budget/allowed": 0.05,
+}
+EVENT = {
+    "step": 10,
+    "policy": "noise_batch",
+    "actuator": "batch_size",
+    "old": 64,
+    "new": 128,
+    "reason": "the noise scale is [120]",
+    "taken": True,
+}
+EVERYTHING = [
+    "0.5123", "0.9", "0.1 (edge)", "64", "7.25 ± 0.02, 0 steps old", "120", "3.1 % of 5 % allowed",
+]  # fmt: skip
+
+
+def plain(**options: int) -> tuple[ConsoleLogger, io.StringIO]:
+    file = io.StringIO()
+    return ConsoleLogger(1000, file=file, **options), file
+
+
+def terminal() -> tuple[ConsoleLogger, io.StringIO]:
+    file = io.StringIO()
+    return ConsoleLogger(1000, console=Console(file=file, force_terminal=True, width=100)), file
+
+
+def test_a_plain_line_says_everything_without_escape_codes() -> None:
+    log, file = plain()
+    log.log(ROW)
+    (line,) = file.getvalue().splitlines()
+    assert line.startswith("step     10  samples      640  loss 0.5123")
+    for part in EVERYTHING:
+        assert part in line
+    assert "\x1b" not in line
+
+
+def test_plain_lines_come_every_so_many_steps_and_at_evaluations() -> None:
+    log, file = plain(every=10)
+    for step in range(1, 26):
+        log.log({"step": step, "train/loss": 1.0, **({"val/acc": 0.5} if step == 13 else {})})
+    log.log({"step": 26, "test/slope_t": 1.0})
+    shown = [int(line.split()[1]) for line in file.getvalue().splitlines()]
+    assert shown == [1, 10, 13, 20]
+
+
+def test_plain_lines_are_aligned() -> None:
+    log, file = plain(every=1)
+    for step, loss in [(1, 0.5), (1000, 123.456789)]:
+        log.log({"step": step, "samples": step, "train/loss": loss, "lr/applied": 0.1})
+    first, second = file.getvalue().splitlines()
+    assert first.index("lr") == second.index("lr")
+
+
+def test_the_age_of_the_sharpness_grows_and_a_failed_one_is_marked() -> None:
+    log, file = plain(every=1)
+    log.log({**ROW, "curv/lambda_max_converged": False})
+    log.log({"step": 17, "train/loss": 0.5})
+    first, second = file.getvalue().splitlines()
+    assert "7.25 ± 0.02 NOT CONVERGED, 0 steps old" in first
+    assert "7.25 ± 0.02 NOT CONVERGED, 7 steps old" in second
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"taken": True}, "step 10: noise_batch: batch_size 64 -> 128: the noise scale is [120]\n"),
+        (
+            {"taken": False},
+            "step 10: noise_batch: would set batch_size 64 -> 128: the noise scale is [120]\n",
+        ),
+    ],
+)
+def test_a_decision_is_one_line_with_its_reason(change: dict[str, bool], says: str) -> None:
+    log, file = plain()
+    log.event(EVENT | change)
+    assert file.getvalue() == says
+
+
+def test_a_terminal_shows_everything_live() -> None:
+    log, file = terminal()
+    log.log(ROW)
+    log.event(EVENT)
+    log.log({"step": 13, "train/loss": math.nan})
+    log.finish({})
+    shown = Text.from_ansi(file.getvalue()).plain
+    last = shown[shown.rindex("640/1000") :]
+    for part in ["nan", "0.9", "0.1 (edge)", "7.25 ± 0.02, 3 steps old", "3.1 % of 5 % allowed"]:
+        assert part in last
+    assert "step 10: noise_batch: batch_size 64 -> 128: the noise scale is [120]" in last
+    assert "\x1b[?25h" in file.getvalue()[-200:]  # the cursor is back
+
+
+def test_the_live_block_leaves_standard_output_as_it_was() -> None:
+    log, _ = terminal()
+    before = sys.stdout
+    log.log(ROW)
+    log.finish({})
+    assert sys.stdout is before
+
+
+def test_the_summary_is_a_table_with_the_advice_below() -> None:
+    log, file = plain()
+    advice = "Raise the batch size. " * 12
+    log.finish({"summary/robust_ok": True, "val/acc": 0.987654, "summary/advice": advice}, exit_code=3)
+    shown = file.getvalue()
+    assert "failed, exit code 3" in shown
+    assert "0.9877" in shown
+    assert "robust_ok" in shown
+    assert max(len(line) for line in shown.splitlines()) <= 80
+    assert " ".join(shown.split("Raise", 1)[1].split()) == " ".join(advice.split("Raise", 1)[1].split())
+    assert "\x1b" not in shown
+
+
+def test_a_console_that_knows_only_ascii_still_works(tmp_path: Path) -> None:
+    with (tmp_path / "out.txt").open("w", encoding="ascii") as file:
+        log = ConsoleLogger(1000, file=file)
+        log.log(ROW)
+        log.event(EVENT | {"reason": "σ is large"})
+        log.finish({"summary/advice": "ρ ± 1"})
+    text = (tmp_path / "out.txt").read_text(encoding="ascii")
+    assert "7.25 +/- 0.02" in text
+    assert "? is large" in text
+
+
+def test_images_and_tables_are_mentioned() -> None:
+    log, file = plain()
+    log.image("landscape/slice", Path("runs/slice.png"))
+    log.table("landscape/path", ["t", "loss"], [[0.5, 1 / 3]])
+    shown = file.getvalue()
+    assert "landscape/slice: runs/slice.png" in shown.replace("\\", "/")
+    assert "0.3333" in shown
+
+
+def test_an_interval_of_zero_steps_is_refused() -> None:
+    with pytest.raises(ValueError, match="every must be at least 1 step, got 0"):
+        ConsoleLogger(10, every=0)

@@ -1,0 +1,133 @@
+"""Several loggers as one, and what happens when one of them fails."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from threading import Event
+from typing import Any
+
+import pytest
+
+from optland.estimate import Estimate, Provenance
+from optland.log import (
+    GROUPS,
+    ConsoleLogger,
+    JsonlLogger,
+    Logger,
+    LoggerGroup,
+    NullLogger,
+    WandbLogger,
+    estimate_row,
+    read_jsonl,
+)
+from optland.log.background import Background
+
+
+class Broken(NullLogger):
+    """Fails from its second row on, as on a full disk."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def log(self, row: Mapping[str, Any]) -> None:
+        self.calls += 1
+        if self.calls > 1:
+            raise OSError("No space left on device")
+
+    def state_dict(self) -> dict[str, Any]:
+        raise RuntimeError("gone")
+
+
+def test_every_logger_keeps_the_protocol(tmp_path: Path) -> None:
+    loggers = [NullLogger(), JsonlLogger(tmp_path / "x"), WandbLogger(tmp_path), ConsoleLogger(1)]
+    assert all(isinstance(logger, Logger) for logger in [*loggers, LoggerGroup(loggers)])
+
+
+def test_a_failing_logger_is_switched_off_with_one_warning(tmp_path: Path) -> None:
+    broken, record = Broken(), JsonlLogger(tmp_path / "log.jsonl")
+    group = LoggerGroup([broken, record])
+    group.log({"step": 0})
+    with pytest.warns(RuntimeWarning, match=r"Broken failed and is switched off.*No space left") as caught:
+        group.log({"step": 1})
+    assert len(caught) == 1
+    assert caught[0].filename == __file__
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        group.log({"step": 2})
+        group.finish({})
+    assert broken.calls == 2
+    assert [row["step"] for row in read_jsonl(record.path, kind="row")] == [0, 1, 2]
+
+
+def test_the_record_itself_may_fail(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    group = LoggerGroup([JsonlLogger(tmp_path / "file" / "log.jsonl")])
+    with pytest.warns(RuntimeWarning, match="JsonlLogger failed"):
+        group.log({"step": 0})
+    group.log({"step": 1})
+
+
+def test_states_find_their_logger_again(tmp_path: Path) -> None:
+    first, second = JsonlLogger(tmp_path / "a.jsonl"), JsonlLogger(tmp_path / "b.jsonl")
+    group = LoggerGroup([first, NullLogger(), second])
+    group.log({"step": 0})
+    second.log({"step": 1})
+    state = group.state_dict()
+    assert state == {"JsonlLogger": {"lines": 1}, "NullLogger": {}, "JsonlLogger-2": {"lines": 2}}
+    group.log({"step": 2})
+    LoggerGroup([JsonlLogger(first.path), JsonlLogger(second.path)]).load_state_dict(state)
+    assert [len(read_jsonl(log.path)) for log in (first, second)] == [1, 2]
+
+
+def test_a_failing_state_does_not_stop_the_checkpoint() -> None:
+    with pytest.warns(RuntimeWarning, match="gone"):
+        assert LoggerGroup([Broken(), NullLogger()]).state_dict() == {"NullLogger": {}}
+
+
+def test_an_estimate_is_logged_with_its_error_and_whether_it_converged() -> None:
+    row = estimate_row("curv/trace", Estimate(3.0, 0.5, "residual", False, 9.0, Provenance("lanczos")))
+    assert row == {"curv/trace": 3.0, "curv/trace_error": 0.5, "curv/trace_converged": False}
+    assert "curv" in GROUPS
+
+
+def test_background_calls_keep_their_order_and_hand_errors_back() -> None:
+    background, seen = Background(), []
+    for number in range(100):
+        background.submit(lambda number=number: seen.append(number))
+    background.drain(timeout=30)
+    assert seen == list(range(100))
+    background.submit(lambda: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        background.drain(timeout=30)
+    with pytest.raises(ZeroDivisionError):
+        background.submit(lambda: None)
+
+
+def test_background_never_waits_for_a_call_that_hangs() -> None:
+    hang = Event()
+    full, slow = Background(capacity=2), Background()
+    full.submit(hang.wait)
+    while not full._calls.empty():  # until the thread has taken the call that hangs
+        pass
+    full.submit(lambda: None)
+    full.submit(lambda: None)
+    with pytest.raises(TimeoutError, match="2 calls are waiting"):
+        full.submit(lambda: None)
+    slow.submit(hang.wait)
+    with pytest.raises(TimeoutError, match=r"did not answer for 0\.01 s"):
+        slow.drain(timeout=0.01)
+    hang.set()
+    assert full.failed
+    assert slow.failed
+
+
+def test_loggers_are_imported_without_torch_wandb_and_rich() -> None:
+    code = (
+        "import sys, optland.log, optland.config; print([n for n in ('wandb', 'rich') if n in sys.modules])"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "[]"
