@@ -1,0 +1,133 @@
+"""What a finished run says about its settings, in words."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+__all__ = ["advise"]
+
+Row = Mapping[str, float]
+
+
+def advise(rows: Sequence[Row], decisions: Sequence[Mapping[str, object]], budget: float) -> str:
+    """A paragraph of advice from a run's logged rows and decisions.
+
+    Args:
+        rows: Logged rows in order, keys of the metric vocabulary.
+        decisions: Logged decisions in order.
+        budget: The probe budget as a share of training cost.
+
+    Example:
+        >>> advise([{"step": 1, "edge/ratio": 1.4}, {"step": 2, "edge/ratio": 1.2}], [], 0.05)[:57]
+        'The learning rate was above the critical one in 100 % of '
+    """
+    sentences = [
+        *_about_edge(rows),
+        *_about_rewinds(decisions),
+        *_about_batch(rows, decisions),
+        *_about_sam(rows),
+        *_about_fit(rows),
+        *_about_probes(rows, budget),
+    ]
+    return " ".join(sentences) if sentences else "Nothing stood out: no signal asks for another setting."
+
+
+def _values(rows: Sequence[Row], key: str) -> list[float]:
+    return [
+        float(row[key]) for row in rows if key in row and row[key] is not None and math.isfinite(row[key])
+    ]
+
+
+def _median(values: Sequence[float]) -> float:
+    ordered = sorted(values)
+    middle = len(ordered) // 2
+    return ordered[middle] if len(ordered) % 2 else 0.5 * (ordered[middle - 1] + ordered[middle])
+
+
+def _about_edge(rows: Sequence[Row]) -> list[str]:
+    ratios = _values(rows, "edge/ratio")
+    if not ratios:
+        return []
+    median, above = _median(ratios), sum(r > 1 for r in ratios) / len(ratios)
+    if above > 0.2:
+        return [
+            f"The learning rate was above the critical one in {above:.0%} of {len(ratios)} probes "
+            f"(median edge ratio {median:.2f}): lower its peak, or let auto_lr set it.".replace("%", " %")
+        ]
+    if median < 0.1:
+        return [
+            f"The median edge ratio was {median:.2f}: the learning rate could be "
+            f"about {0.3 / median:.0f} times higher before the edge comes near."
+        ]
+    return [f"The median edge ratio was {median:.2f}, in the healthy range (0.1 to 0.7)."]
+
+
+def _about_rewinds(decisions: Sequence[Mapping[str, object]]) -> list[str]:
+    rewinds = [d for d in decisions if d["actuator"] == "rewind"]
+    if not rewinds:
+        return []
+    verb = "was rewound" if rewinds[0]["taken"] else "would have been rewound"
+    times = "once" if len(rewinds) == 1 else f"{len(rewinds)} times"
+    return [f"The run {verb} {times}; start with a pace (tau) of {float(str(rewinds[-1]['new'])):.3g}."]
+
+
+def _about_batch(rows: Sequence[Row], decisions: Sequence[Mapping[str, object]]) -> list[str]:
+    scales, batches = _values(rows, "noise/b_simple"), _values(rows, "noise/b_current")
+    if not scales or not batches:
+        return []
+    scale, batch = scales[-1], batches[-1]
+    grown = [d for d in decisions if d["actuator"] == "batch_size" and d["taken"]]
+    sentences = []
+    if grown:
+        sentences.append(f"The batch grew to {float(str(grown[-1]['new'])):.0f} as the noise scale rose.")
+    if scale > 4 * batch:
+        sentences.append(
+            f"The noise scale ended at {scale:.0f} with batches of {batch:.0f}: steps are noise-limited, "
+            "a larger batch or a longer decay would pay."
+        )
+    elif scale < batch / 4:
+        sentences.append(
+            f"The noise scale ended at {scale:.0f}, far below the batch of {batch:.0f}: use a smaller one."
+        )
+    return sentences
+
+
+def _about_sam(rows: Sequence[Row]) -> list[str]:
+    stability = _values(rows, "sam/stability")
+    if not stability:
+        return []
+    above = sum(s > 2 for s in stability) / len(stability)
+    if above > 0.1:
+        return [
+            f"SAM's stability ratio was above 2 in {100 * above:.0f} % of the logged steps: lower rho or the rate."
+        ]
+    return []
+
+
+def _about_fit(rows: Sequence[Row]) -> list[str]:
+    accuracy = _values(rows, "val/acc")
+    if len(accuracy) < 3:
+        return []
+    best, last = max(accuracy), accuracy[-1]
+    if best - last > 3:
+        where = accuracy.index(best) + 1
+        return [
+            f"Validation accuracy peaked at {best:.1f} in epoch {where} and ended at {last:.1f}: "
+            "stop early, or use SAM with a larger rho."
+        ]
+    return []
+
+
+def _about_probes(rows: Sequence[Row], budget: float) -> list[str]:
+    converged = _values(rows, "curv/lambda_max_converged")
+    sentences = []
+    if converged and sum(converged) < len(converged):
+        failed = len(converged) - int(sum(converged))
+        sentences.append(
+            f"{failed} of {len(converged)} sharpness probes did not converge; read those as lower bounds."
+        )
+    used = _values(rows, "budget/probe_frac")
+    if used:
+        sentences.append(f"Probes cost {100 * used[-1]:.1f} % of training ({100 * budget:.0f} % allowed).")
+    return sentences

@@ -1,0 +1,78 @@
+r"""``safe_lr``: the user's schedule, capped by the critical step.
+
+.. math:: \eta_k = \min\bigl(\eta^\mathrm{user}_k,\ c \cdot \mathrm{EMA}_{\log}(\eta_c)\bigr)
+
+eta_c is the largest step along the optimizer's own update that does not raise the loss of the batch it came from
+(forward passes only). The cap starts tiny and may grow at most fourfold a probe, so a rate that is far too high
+cannot ruin the weights before the first probes are in. It can make the user's rate smaller, never larger.
+
+Cost: a few forward passes a probe, inside the probe budget. When to use: a schedule that is trusted except for its
+height. When not: with ``auto_lr``, which sets the height itself.
+
+Defaults: c = 0.5, the middle of the range 0.35 to 0.7 that trained small nets from a rate 1000 times too high.
+
+Reference: critical learning rate of Kalra et al. 2026, arXiv:2601.16979 (there a diagnostic).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from optland.control.filters import LogEMA
+
+__all__ = ["SafeLR"]
+
+
+class SafeLR:
+    """Cap on the user's learning rate from the critical step.
+
+    Args:
+        fraction: c, share of the averaged critical step that the rate may reach; 0.5.
+        start: Cap before the first probe; 1e-4, small for every net.
+        growth: Largest factor by which the cap grows from one probe to the next; 4.
+
+    Raises:
+        ValueError: A value outside its range.
+
+    Example:
+        >>> policy = SafeLR(start=0.1)
+        >>> policy.cap(1.0)
+        (0.1, 'edge')
+    """
+
+    name = "safe_lr"
+    probes = frozenset({"edge"})
+
+    def __init__(self, *, fraction: float = 0.5, start: float = 1e-4, growth: float = 4.0) -> None:
+        if not 0 < fraction <= 1:
+            raise ValueError(f"fraction: {fraction} is not in (0, 1]; use for example 0.5")
+        if not start > 0:
+            raise ValueError(f"start: {start} must be above 0; use for example 1e-4")
+        if not growth > 1:
+            raise ValueError(
+                f"growth: {growth} must be above 1, or the cap could never rise; use for example 4"
+            )
+        self.fraction = fraction
+        self.growth = growth
+        self.critical = LogEMA(0.9)
+        self.limit = start
+
+    def cap(self, lr_user: float) -> tuple[float, str]:
+        """The learning rate to apply and what was binding: ``user`` or ``edge``."""
+        return (lr_user, "user") if lr_user <= self.limit else (self.limit, "edge")
+
+    def observe_critical_step(self, eta_c: float) -> None:
+        """Move the cap towards c times the averaged critical step, at most ``growth``-fold up."""
+        self.critical.update(eta_c)
+        average = self.critical.value
+        if average is not None:
+            self.limit = min(self.fraction * average, self.growth * self.limit)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain numbers for the checkpoint."""
+        return {"limit": self.limit, "critical": self.critical.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue where :meth:`state_dict` was taken."""
+        self.limit = state["limit"]
+        self.critical.load_state_dict(state["critical"])

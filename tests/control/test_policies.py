@@ -1,0 +1,201 @@
+"""Policies and the rewind guard on signals whose right answer is known."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from optland.control import AutoLR, NoiseBatch, RewindGuard, SafeLR, advise
+from optland.control.policies.auto_lr import linear_shape
+
+
+def test_relative_step_sets_the_rate() -> None:
+    policy = AutoLR(tau=0.05)
+    rate, binding = policy.step_size(relative_speed=2.0, shape=0.5)
+    assert rate == pytest.approx(0.5 * 0.05 / 2.0)
+    assert binding == "ratio"
+
+
+def test_the_critical_step_is_a_ceiling() -> None:
+    policy = AutoLR(tau=0.05, ceiling=0.5)
+    policy.observe_critical_step(0.01)
+    assert policy.step_size(relative_speed=1.0, shape=1.0) == (pytest.approx(0.005), "edge")
+    assert policy.step_size(relative_speed=100.0, shape=1.0) == (pytest.approx(0.0005), "ratio")
+
+
+@pytest.mark.parametrize("speed", [0.0, math.nan, math.inf])
+def test_a_step_without_a_length_gets_rate_zero(speed: float) -> None:
+    assert AutoLR().step_size(speed, 1.0) == (0.0, "guard")
+
+
+def test_two_pass_optimizers_get_a_slower_pace() -> None:
+    assert AutoLR(two_pass=True).tau < AutoLR().tau
+
+
+def test_the_users_shape_is_kept_behind_the_warm_up() -> None:
+    policy = AutoLR(warmup=0.1)
+    assert policy.shape(progress=0.05, user_shape=0.8, step=1) == pytest.approx(0.4)
+    assert policy.shape(progress=0.5, user_shape=0.3, step=1) == pytest.approx(0.3)
+    assert policy.shape(progress=None, user_shape=1.0, step=50) == pytest.approx(0.5)
+    with pytest.raises(ValueError, match="needs a horizon"):
+        policy.shape(progress=None, user_shape=None, step=1)
+
+
+def test_own_shape_rises_then_falls_to_zero() -> None:
+    values = [linear_shape(k / 1000) for k in range(1001)]
+    assert max(values) == pytest.approx(1.0)
+    assert values.index(max(values)) == 50
+    assert values[0] == values[-1] == 0.0
+    assert sum(values) / 1000 == pytest.approx(0.5, abs=1e-3)
+
+
+def test_safe_lr_never_raises_the_users_rate() -> None:
+    policy = SafeLR(fraction=0.5, start=1.0)
+    policy.observe_critical_step(10.0)
+    assert policy.cap(0.1) == (0.1, "user")
+
+
+def test_safe_lr_finds_the_cap_from_far_below_at_a_bounded_pace() -> None:
+    """c * eta_c = 0.1 from a start of 1e-4: growth 4 a probe needs ceil(log4(1000)) = 5 probes."""
+    policy = SafeLR(fraction=0.5, start=1e-4, growth=4.0)
+    caps = []
+    for _ in range(6):
+        policy.observe_critical_step(0.2)
+        caps.append(policy.cap(1e9)[0])
+    assert caps[:4] == pytest.approx([4e-4, 1.6e-3, 6.4e-3, 2.56e-2])
+    assert caps[4:] == pytest.approx([0.1, 0.1])
+
+
+def test_safe_lr_follows_a_tenfold_fall_of_the_edge() -> None:
+    policy = SafeLR(fraction=0.5, start=1.0)
+    for _ in range(30):
+        policy.observe_critical_step(0.2)
+    for _ in range(40):
+        policy.observe_critical_step(0.02)
+    assert policy.cap(1.0)[0] == pytest.approx(0.01, rel=0.1)
+
+
+def test_noise_batch_wants_successive_votes_and_respects_the_limit() -> None:
+    policy = NoiseBatch(margin=2.0, patience=3, interval=10, max_batch=128)
+    assert policy.propose(1000.0, 10, 64, None) is None
+    assert policy.propose(1000.0, 20, 64, None) is None
+    assert policy.propose(100.0, 30, 64, None) is None  # below 2 x 64: the votes start again
+    assert policy.propose(1000.0, 40, 64, None) is None
+    assert policy.propose(1000.0, 50, 64, None) is None
+    proposal = policy.propose(1000.0, 60, 64, None)
+    assert proposal is not None
+    assert proposal[0] == 128
+    assert "noise scale 1000" in proposal[1]
+    for step in (70, 80, 90, 100):
+        assert policy.propose(1000.0, step, 128, None) is None  # 256 is over the limit
+
+
+def test_noise_batch_does_not_vote_on_an_unresolved_scale() -> None:
+    policy = NoiseBatch(patience=1, interval=1)
+    assert policy.propose(None, 10, 8, 1000) is None
+
+
+def test_noise_batch_limit_defaults_to_an_eighth_of_the_data() -> None:
+    policy = NoiseBatch(patience=1, interval=1)
+    assert policy.propose(1e6, 10, 64, 1200) is not None
+    assert policy.propose(1e6, 20, 128, 1200) is None
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: AutoLR(tau=0.0), "tau: 0.0 is not a relative step"),
+        (lambda: AutoLR(warmup=1.0), "warmup: 1.0"),
+        (lambda: AutoLR(ceiling=0.0), "ceiling: 0.0"),
+        (lambda: SafeLR(fraction=2.0), "fraction: 2.0"),
+        (lambda: SafeLR(start=0.0), "start: 0.0"),
+        (lambda: SafeLR(growth=1.0), "growth: 1.0"),
+        (lambda: NoiseBatch(margin=0.5), "margin: 0.5"),
+        (lambda: NoiseBatch(patience=0), "patience 0"),
+        (lambda: NoiseBatch(max_batch=0), "max_batch: 0"),
+    ],
+)
+def test_constants_out_of_range_are_named(make: object, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make()  # type: ignore[operator]
+
+
+# ---------------------------------------------------------------- the rewind guard
+
+
+def _fed(losses: list[float]) -> list[str | None]:
+    guard = RewindGuard()
+    return [guard.observe(loss) for loss in losses]
+
+
+def test_guard_is_silent_on_a_healthy_run() -> None:
+    assert not any(_fed([2.3 * 0.98**k for k in range(300)]))
+
+
+def test_guard_allows_a_transient_catapult() -> None:
+    losses = [2.3 * 0.97**k for k in range(100)]
+    losses[50] *= 2  # one bad batch moves the average by a tenth of it
+    assert not any(_fed(losses))
+
+
+def test_guard_sees_a_collapse_to_the_trivial_predictor() -> None:
+    """Loss from 2.3 to 0.2, then back at ln 10: never above three times the first, and never NaN."""
+    losses = [2.3 - 2.1 * k / 100 for k in range(101)] + [math.log(10)] * 20
+    verdicts = _fed(losses)
+    first = next(k for k, v in enumerate(verdicts) if v)
+    # The average passes b + (2.3 - b)/4 after ln(0.75)/ln(0.9) = 2.7 steps at the plateau.
+    assert 101 <= first <= 104
+    assert "of all progress" in (verdicts[first] or "")
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_guard_sees_a_loss_that_is_not_finite(bad: float) -> None:
+    assert "the loss is" in (_fed([2.3, 2.2, bad])[-1] or "")
+
+
+def test_guard_sees_an_explosion_at_once() -> None:
+    assert "above 3 times" in (_fed([2.3, 7.0])[-1] or "")
+
+
+def test_guard_goes_back_to_a_mark() -> None:
+    guard = RewindGuard()
+    for k in range(20):
+        guard.observe(2.3 - 0.1 * k)
+    mark = guard.mark()
+    for _ in range(20):
+        guard.observe(2.3)
+    guard.rewind(mark)
+    assert guard.mark() == mark
+    assert guard.first == 2.3
+    assert guard.observe(0.4) is None
+
+
+# ---------------------------------------------------------------- advice
+
+
+def _decision(actuator: str, *, taken: bool = True, new: float = 0.01) -> dict[str, object]:
+    return {"actuator": actuator, "taken": taken, "new": new, "old": 0.02, "reason": ""}
+
+
+def test_advice_names_what_the_signals_show() -> None:
+    rows = [
+        {"step": k, "val/acc": 95.0 - k, "noise/b_simple": 900.0, "noise/b_current": 64.0} for k in range(6)
+    ]
+    text = advise(rows, [_decision("rewind"), _decision("rewind", new=0.005)], 0.05)
+    assert "rewound 2 times; start with a pace (tau) of 0.005" in text
+    assert "noise scale ended at 900 with batches of 64" in text
+    assert "peaked at 95.0" in text
+
+
+def test_advice_in_shadow_mode_does_not_claim_a_rewind() -> None:
+    assert "would have been rewound once" in advise([], [_decision("rewind", taken=False)], 0.05)
+
+
+def test_advice_marks_probes_that_did_not_converge() -> None:
+    rows = [{"step": 1, "curv/lambda_max_converged": 0.0}, {"step": 2, "curv/lambda_max_converged": 1.0}]
+    assert "1 of 2 sharpness probes did not converge" in advise(rows, [], 0.05)
+
+
+def test_a_run_without_findings_says_so() -> None:
+    assert advise([{"step": 1, "train/loss": 0.1}], [], 0.05).startswith("Nothing stood out")
