@@ -4,9 +4,10 @@ A model's parameters, a gradient, an update and an eigenvector all are lists of 
 The functions here give such lists the arithmetic of one vector in R^d, without copying them into a flat
 tensor.
 
-Reductions accumulate in at least float32 (float64 stays float64) whatever the storage type, because a
-bfloat16 sum over millions of entries loses most of its digits. They reduce sharded ``DTensor`` entries over
-their mesh, so that a norm is the norm of the whole vector and not of this rank's shard.
+Reductions accumulate in float64 where the device has it, and return at least float32: a bfloat16 sum over
+thousands of entries stops growing, and PyTorch's float32 norm on the CPU is off by 1e-3 at ten million. They
+reduce sharded ``DTensor`` entries over their mesh, so that a norm is that of the whole vector and not of this
+rank's shard.
 """
 
 from __future__ import annotations
@@ -24,11 +25,13 @@ __all__ = [
     "combine",
     "copy_",
     "dot",
+    "flatten",
     "norm",
     "numel",
     "random_unit",
     "scaled",
     "subtract",
+    "unflatten",
 ]
 
 Vector = Sequence[Tensor]
@@ -48,11 +51,22 @@ def _wide(t: Tensor) -> Tensor:
     return t.to(_wide_type(t))
 
 
+def _sum_type(x: Vector) -> torch.dtype:
+    """The type that partial sums are kept in; the Apple backend has no float64."""
+    return torch.float32 if any(t.device.type == "mps" for t in x) else torch.float64
+
+
+def _narrowed(total: Tensor, x: Vector) -> Tensor:
+    """A reduced scalar in the type that results have: the widest of the entries, at least float32."""
+    return total.to(torch.float64 if any(t.dtype == torch.float64 for t in x) else torch.float32)
+
+
 def _whole(t: Tensor) -> Tensor:
     """A reduced scalar as a plain tensor: a ``DTensor`` partial sum becomes the sum over its mesh."""
     return t.full_tensor() if hasattr(t, "full_tensor") else t
 
 
+@torch.no_grad()
 def dot(x: Vector, y: Vector) -> Tensor:
     """Inner product <x, y>, a 0-d tensor on the device of the first entry (no host synchronisation).
 
@@ -62,15 +76,14 @@ def dot(x: Vector, y: Vector) -> Tensor:
     """
     if not x:
         return torch.zeros(())
-    parts = [_whole((_wide(a) * _wide(b)).sum()) for a, b in zip(x, y, strict=True)]
-    return torch.stack([p.to(parts[0].device) for p in parts]).sum()
+    wide = _sum_type(x)
+    parts = [_whole((_wide(a) * _wide(b)).sum(dtype=wide)) for a, b in zip(x, y, strict=True)]
+    return _narrowed(torch.stack([p.to(parts[0].device) for p in parts]).sum(), [*x, *y])
 
 
+@torch.no_grad()
 def norm(x: Vector) -> Tensor:
     """Euclidean norm ||x||_2, a 0-d tensor on the device of the first entry.
-
-    The maximum is taken out before squaring only by the norm kernels of each tensor, so entries whose square
-    underflows within one tensor still count.
 
     Example:
         >>> float(norm([torch.tensor([3.0]), torch.tensor([4.0])]))
@@ -78,9 +91,12 @@ def norm(x: Vector) -> Tensor:
     """
     if not x:
         return torch.zeros(())
-    wide = [_wide(t) for t in x]
-    parts = [_whole(n) for n in torch._foreach_norm(wide)]
-    return torch.linalg.vector_norm(torch.stack([p.to(parts[0].device) for p in parts]))
+    if any(hasattr(t, "full_tensor") for t in x):
+        norms = torch._foreach_norm([_wide(t) for t in x])
+    else:
+        norms = torch._foreach_norm(list(x), 2, _sum_type(x))
+    parts = [_whole(n) for n in norms]
+    return _narrowed(torch.linalg.vector_norm(torch.stack([p.to(parts[0].device) for p in parts])), x)
 
 
 def accumulator(like: Vector) -> list[Tensor]:
@@ -96,14 +112,19 @@ def clone(x: Vector) -> list[Tensor]:
 @torch.no_grad()
 def copy_(target: Vector, source: Vector) -> None:
     """Overwrite ``target`` with ``source`` bit for bit, keeping the storage of ``target``."""
-    torch._foreach_copy_(list(target), list(source))
+    if any(hasattr(t, "full_tensor") for t in target):  # the fused copy has no sharding rule for DTensor
+        for t, s in zip(target, source, strict=True):
+            t.copy_(s)
+    else:
+        torch._foreach_copy_(list(target), list(source))
 
 
 @torch.no_grad()
 def axpy_(alpha: float | Tensor, x: Vector, y: Vector) -> None:
     """In place y <- y + alpha x; a tensor ``alpha`` stays on its device."""
     if isinstance(alpha, Tensor):
-        torch._foreach_add_(list(y), [a * alpha.to(a.dtype) for a in x])
+        # The product first, in the wider type of the two: alpha cast to half precision could underflow to zero.
+        torch._foreach_add_(list(y), [(_wide(a) * alpha.to(_wide(a).dtype)).to(a.dtype) for a in x])
     else:
         torch._foreach_add_(list(y), list(x), alpha=alpha)
 
@@ -127,6 +148,25 @@ def combine(weights: Sequence[float], vectors: Sequence[Vector]) -> list[Tensor]
     for weight, vector in zip(weights[1:], vectors[1:], strict=True):
         axpy_(weight, vector, out)
     return out
+
+
+def flatten(x: Vector) -> Tensor:
+    """One flat tensor (d,) in the accumulation type, on the device of the first entry."""
+    return torch.cat([_wide(t.detach()).reshape(-1).to(x[0].device) for t in x])
+
+
+def unflatten(flat: Tensor, like: Vector) -> list[Tensor]:
+    """The flat tensor cut into the shapes, types and devices of ``like``, in new memory.
+
+    Example:
+        >>> [t.tolist() for t in unflatten(torch.arange(3.0), [torch.zeros(1, 2), torch.zeros(())])]
+        [[[0.0, 1.0]], 2.0]
+    """
+    pieces = torch.split(flat, [t.numel() for t in like])
+    return [
+        piece.reshape(t.shape).to(device=t.device, dtype=t.dtype, copy=True)
+        for piece, t in zip(pieces, like, strict=True)
+    ]
 
 
 def random_unit(like: Vector, seed: int) -> list[Tensor]:

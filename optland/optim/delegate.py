@@ -1,0 +1,181 @@
+"""An optimizer around another one, of which there is only one copy of everything.
+
+``state``, ``param_groups`` and ``defaults`` are forwarded to the base optimizer, which stays their owner.
+Copying the references instead would un-share them at the first ``load_state_dict``, and with them the
+learning-rate schedule.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+__all__ = ["Closure", "Delegating"]
+
+Closure = Callable[[], Any]
+"""Zeroes the gradients, runs forward and backward, and returns the loss."""
+
+
+class Delegating(Optimizer):
+    """An optimizer that acts through ``base`` and adds hyper-parameters to its groups.
+
+    Schedulers, samplers and trainers see a true ``torch.optim.Optimizer``; attaching them here or to ``base``
+    is the same thing. Step hooks registered here fire once per update, whatever number of passes it takes.
+
+    Args:
+        base: The optimizer that owns the groups and the state, and makes the update.
+        hyperparameters: Names and default values that every group is given where it has none of its own; they
+            are merged into ``base.defaults``, so schedulers see them and ``add_param_group`` fills them in.
+
+    Raises:
+        TypeError: ``base`` is not an optimizer instance.
+        ValueError: ``base`` evaluates the closure by itself (LBFGS), or a hyper-parameter has no possible
+            value.
+    """
+
+    base: Optimizer
+    _own: dict[str, Any]
+
+    def __init__(self, base: Optimizer, hyperparameters: dict[str, Any]) -> None:
+        if not isinstance(base, Optimizer):
+            given = f"the class {base.__name__}" if isinstance(base, type) else f"a {type(base).__name__}"
+            raise TypeError(
+                f"{type(self).__name__} wraps an optimizer instance and was given {given}; write "
+                f"{type(self).__name__}(torch.optim.SGD(model.parameters(), lr=0.1), ...)"
+            )
+        if isinstance(base, torch.optim.LBFGS):
+            raise ValueError(
+                f"LBFGS evaluates the closure by itself and cannot be the base of {type(self).__name__}; "
+                "use a one-gradient optimizer such as SGD or AdamW"
+            )
+        self.base = base
+        self._own = dict(hyperparameters)
+        for group in [self._own, *base.param_groups]:
+            self._validate(group)
+        # Makes the hook tables. Optimizer.__init__ would also overwrite the base's groups with an empty set.
+        super().__setstate__({})
+        for group in base.param_groups:
+            for name in self._own:
+                # Left by an earlier wrapper of this base: the new value must not lose to it.
+                if name in group and name in base.defaults and group[name] == base.defaults[name]:
+                    del group[name]
+        base.defaults.update(self._own)
+        self._fill_groups()
+
+    def _fill_groups(self) -> None:
+        for group in self.base.param_groups:
+            for name, value in self._own.items():
+                group.setdefault(name, value)
+            self._validate(group)
+
+    def _validate(self, group: dict[str, Any]) -> None:
+        """Refuse values that no method can use; called for every group that is given, added or loaded."""
+        for name in self._own:
+            value = float(group.get(name, 0.0))
+            if not (math.isfinite(value) and value >= 0.0):
+                raise ValueError(f"{name}={value} is not possible; use a finite value >= 0")
+
+    # The base's own members ------------------------------------------------------------------------
+
+    @property
+    def state(self) -> Any:
+        """State of the base optimizer; nothing of a step in flight is ever kept in it."""
+        return self.base.state
+
+    @state.setter
+    def state(self, value: Any) -> None:
+        self.base.state = value
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        """Parameter groups of the base optimizer, with this wrapper's hyper-parameters in them."""
+        return self.base.param_groups
+
+    @param_groups.setter
+    def param_groups(self, value: list[dict[str, Any]]) -> None:
+        self.base.param_groups = value
+
+    @property
+    def defaults(self) -> dict[str, Any]:
+        """Defaults of the base optimizer merged with this wrapper's."""
+        return self.base.defaults
+
+    @defaults.setter
+    def defaults(self, value: dict[str, Any]) -> None:
+        self.base.defaults = value
+
+    @property
+    def _params(self) -> list[Tensor]:
+        """All parameters, group after group."""
+        return [p for group in self.param_groups for p in group["params"]]
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group to the base optimizer; hyper-parameters it does not name take their defaults."""
+        self._refuse_in_flight("add_param_group()")
+        self._validate(param_group)
+        self.base.add_param_group(param_group)
+
+    # Saving and loading ----------------------------------------------------------------------------
+
+    def _refuse_in_flight(self, action: str) -> None:
+        """Raise when ``action`` would see a step half done; overridden by wrappers that have such steps."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """The base's state dict; hyper-parameters such as rho travel in its groups.
+
+        Raises:
+            RuntimeError: The weights are perturbed: a checkpoint taken now would hold w + eps.
+        """
+        self._refuse_in_flight("state_dict()")
+        for before in self._optimizer_state_dict_pre_hooks.values():
+            before(self)
+        state_dict: dict[str, Any] = self.base.state_dict()
+        for after in self._optimizer_state_dict_post_hooks.values():
+            state_dict = after(self, state_dict) or state_dict
+        return state_dict
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load what :meth:`state_dict` returned, or a plain base optimizer's; rho then keeps its default."""
+        self._refuse_in_flight("load_state_dict()")
+        for before in self._optimizer_load_state_dict_pre_hooks.values():
+            state_dict = before(self, state_dict) or state_dict
+        self.base.load_state_dict(state_dict)
+        self._fill_groups()
+        for after in self._optimizer_load_state_dict_post_hooks.values():
+            after(self)
+
+    def __getstate__(self) -> dict[str, Any]:
+        self._refuse_in_flight("copying or pickling")
+        # Hooks stay with the instance they were registered on, as torch has it; "step" is a scheduler's patch
+        # that points back at this very instance.
+        return {
+            name: value
+            for name, value in self.__dict__.items()
+            if name not in ("step", "_opt_called") and not name.startswith("_optimizer_")
+        }
+
+    # Stepping --------------------------------------------------------------------------------------
+
+    def _step_with_hooks(self, update: Callable[[Closure | None], Any], closure: Closure | None) -> Any:
+        """Run ``update(closure)`` between the step hooks of this wrapper.
+
+        Global hooks fire too, once, from the step of the base.
+        """
+        args: tuple[Any, ...] = (self,) if closure is None else (self, closure)
+        kwargs: dict[str, Any] = {}
+        for before in self._optimizer_step_pre_hooks.values():
+            args, kwargs = before(self, args, kwargs) or (args, kwargs)
+        loss = update(kwargs.get("closure", args[1] if len(args) > 1 else None))
+        for after in self._optimizer_step_post_hooks.values():
+            after(self, args, kwargs)
+        return loss
+
+    def __repr__(self) -> str:
+        own = ", ".join(f"{name}={value}" for name, value in self._own.items())
+        inner = "\n".join("    " + line for line in repr(self.base).splitlines())
+        return f"{type(self).__name__} (\n    {own}\n{inner}\n)"

@@ -1,0 +1,116 @@
+"""Whose gradients are these? Collecting them, and telling leftovers from contributions.
+
+Before pass one of a closure, ``.grad`` may hold the gradients of the last update (leftovers, to be dropped)
+or a contribution that someone accumulated outside the closure (which a second pass would silently lose or
+count twice).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from optland.optim.delegate import Closure
+
+__all__ = ["call_alone", "is_spent", "require_dense", "spend"]
+
+_MARK = "_optland_spent"
+
+
+def require_dense(gradient: Tensor) -> Tensor:
+    """The gradient itself, if a global norm can be taken over it.
+
+    Raises:
+        TypeError: The gradient is sparse or complex.
+    """
+    if gradient.layout != torch.strided or gradient.is_complex():
+        kind = "complex" if gradient.is_complex() else str(gradient.layout)
+        raise TypeError(
+            f"a two-pass step needs dense real gradients and found a {kind} one, of shape {tuple(gradient.shape)}; "
+            "use sparse=False in embeddings, or real and imaginary parts as separate parameters"
+        )
+    return gradient
+
+
+def _version(gradient: Tensor) -> int:
+    """Number of in-place writes so far; FSDP2 writes to the local shard and not to the DTensor around it."""
+    local = gradient.to_local() if hasattr(gradient, "to_local") else gradient
+    return int(local._version)
+
+
+@torch.no_grad()
+def spend(params: Iterable[Tensor]) -> None:
+    """Mark the present gradients as used up: what is added to them from now on is a new contribution.
+
+    The mark sits on the tensor and not in a table of ours, so it neither keeps memory alive nor can be taken
+    for that of a later tensor at the same address.
+    """
+    for p in params:
+        if p.grad is not None:
+            setattr(p.grad, _MARK, _version(p.grad))
+
+
+@torch.no_grad()
+def is_spent(gradient: Tensor) -> bool:
+    """Whether nobody wrote to this gradient since it was marked."""
+    return getattr(gradient, _MARK, None) == _version(gradient)
+
+
+def call_alone(closure: Closure, params: list[Tensor]) -> Any:
+    """Call the closure of pass one and see to it that ``.grad`` then holds its gradient and nothing else.
+
+    Returns:
+        What the closure returned.
+
+    Raises:
+        RuntimeError: Others had contributed gradients, and the closure added to them instead of zeroing first.
+            The contributions are put back.
+    """
+    contributions = _drop_leftovers(params)
+    try:
+        with torch.enable_grad():
+            loss = closure()
+        if contributions and not _zeroed(contributions, loss):
+            raise RuntimeError(
+                "gradients existed before step(closure) and the closure did not zero them, so the second pass "
+                "would not see the same loss as the first. Either zero the gradients first thing in the "
+                "closure, or, when accumulating micro-batches, use the phase form: backward over all "
+                "micro-batches, perturb(), backward over all of them again, step()."
+            )
+    except BaseException:
+        for p, g in contributions:
+            p.grad = g
+        raise
+    return loss
+
+
+@torch.no_grad()
+def _drop_leftovers(params: list[Tensor]) -> list[tuple[Tensor, Tensor]]:
+    """Prepare ``.grad`` for a closure; return what others contributed, as (parameter, gradient) pairs.
+
+    Leftovers are zeroed in place, which is right whether the closure zeroes to None, in place, or not at all.
+    Where a contribution is found, ``.grad`` becomes NaN, so that one can tell afterwards whether the closure
+    zeroed it. The host looks at values only in this second case.
+    """
+    present = [(p, p.grad) for p in params if p.grad is not None]
+    leftovers = [g for _, g in present if is_spent(g)]
+    foreign = [(p, g) for p, g in present if not is_spent(g)]
+    if leftovers:
+        torch._foreach_zero_(leftovers)
+    if not any(bool(g.count_nonzero()) for _, g in foreign):
+        return []
+    for p, g in foreign:
+        p.grad = torch.full_like(g, math.nan)
+    return foreign
+
+
+@torch.no_grad()
+def _zeroed(contributions: list[tuple[Tensor, Tensor]], loss: Any) -> bool:
+    """Whether the NaN is gone; with a loss that is not finite there is no telling, and the step is skipped."""
+    if isinstance(loss, Tensor) and not bool(loss.isfinite().all()):
+        return True
+    return not any(p.grad is not None and bool(p.grad.isnan().all()) for p, _ in contributions)

@@ -1,0 +1,129 @@
+"""What the second pass must not change, and what it must repeat.
+
+BatchNorm statistics (any buffer, in fact) keep the values of pass one, pass two sees the dropout masks of
+pass one, and the random state after the step is the one that a single pass would have left.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from optland.context import load_rng_state, preserve_buffers, preserve_rng, rng_state
+
+__all__ = ["ForwardRecorder", "PassGuard"]
+
+
+class ForwardRecorder:
+    """Forward pre-hook that writes down the random state before each training forward, and later replays it.
+
+    Forward k of pass two starts from the state of forward k of pass one, whatever was drawn in between (the
+    next micro-batch of a shuffled loader, for example).
+    """
+
+    def __init__(self, mode: Literal["off", "record", "replay"] = "record") -> None:
+        self.mode = mode
+        self.states: list[dict[str, Any]] = []
+        self.position = 0
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        """Record or replay; evaluations (no gradient, or eval mode) are not part of a pass."""
+        if self.mode == "off" or not (module.training and torch.is_grad_enabled()):
+            return
+        if self.mode == "record":
+            self.states.append(rng_state())
+        elif self.position < len(self.states):
+            load_rng_state(self.states[self.position])
+            self.position += 1
+
+    def start(self, mode: Literal["off", "record", "replay"]) -> None:
+        """Change mode; recording starts from an empty list and replay from its beginning."""
+        if mode == "record":
+            self.states.clear()
+        self.mode, self.position = mode, 0
+
+    # A copy of the user's model (an EMA, a saved module) must not go on recording: its hook is switched off.
+    def __deepcopy__(self, memo: dict[int, Any]) -> ForwardRecorder:
+        return ForwardRecorder("off")
+
+    def __reduce__(self) -> tuple[type[ForwardRecorder], tuple[str]]:
+        return ForwardRecorder, ("off",)
+
+
+class PassGuard:
+    """Guards the second pass of a step.
+
+    Args:
+        model: The module whose buffers and dropout masks are guarded, the one that the loop calls; None
+            guards neither (in the closure form random numbers are replayed all the same).
+    """
+
+    def __init__(self, model: nn.Module | None) -> None:
+        self.model = model
+        self._recorder = ForwardRecorder()
+        self._stack: ExitStack | None = None
+        self._start: dict[str, Any] | None = None
+        if model is not None:
+            handle = model.register_forward_pre_hook(self._recorder)
+            # The hook leaves the model together with its optimizer.
+            weakref.finalize(self, handle.remove).atexit = False
+
+    def forget(self) -> None:
+        """A new pass one begins, or may begin: drop what was recorded."""
+        self._start = None
+        self._recorder.start("record")
+
+    def forget_forwards(self) -> None:
+        """Gradients were zeroed in phase form: the forwards so far belong to no pass."""
+        if self._recorder.mode == "record":
+            self._recorder.start("record")
+
+    @contextmanager
+    def unrecorded(self) -> Iterator[None]:
+        """Run a block that is part of no pass; buffers and random state are put back after it."""
+        mode, self._recorder.mode = self._recorder.mode, "off"
+        try:
+            with preserve_rng(), ExitStack() as stack:
+                if self.model is not None:
+                    stack.enter_context(preserve_buffers(self.model))
+                yield
+        finally:
+            self._recorder.mode = mode
+
+    def begin_closure(self) -> None:
+        """Pass one is a closure: its random state is known from the start, so no hook is needed."""
+        self._recorder.start("off")
+        self._start = rng_state()
+
+    def begin_second(self) -> None:
+        """Pass two begins; calling it twice is the same as once."""
+        if self._stack is not None:
+            return
+        stack = ExitStack()
+        if self.model is not None:
+            stack.enter_context(preserve_buffers(self.model))
+        if self._start is not None or self.model is not None:
+            stack.callback(load_rng_state, rng_state())
+        if self._start is not None:
+            load_rng_state(self._start)
+        else:
+            self._recorder.start("replay")
+        self._stack = stack
+
+    def end_second(self) -> None:
+        """Pass two is over; buffers and random state are those of one pass. Does nothing outside pass two."""
+        stack, self._stack = self._stack, None
+        if stack is not None:
+            stack.close()
+        self.forget()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"model": self.model}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["model"])  # type: ignore[misc]  # hooks the copied model

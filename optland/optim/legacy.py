@@ -1,0 +1,99 @@
+"""The calling convention of the most used implementation, for code that was written for it.
+
+``SAM(model.parameters(), torch.optim.SGD, rho=0.05, lr=0.1)`` with ``first_step`` / ``second_step``,
+``adaptive=True`` and a ``step(closure)`` that starts from existing gradients. The numbers are the same; what
+was unsafe is not: the base's state is in ``state_dict``, weights come back by copy, and gradients are always
+zeroed between the passes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from torch import Tensor
+from torch.optim import Optimizer
+
+from optland.optim.delegate import Closure
+from optland.optim.two_pass import TwoPass
+
+__all__ = ["LegacyForm", "make_base"]
+
+
+def make_base(
+    method: str,
+    base: Optimizer | Iterable[Any],
+    base_class: type[Optimizer] | None,
+    adaptive: bool,
+    options: dict[str, Any],
+) -> Optimizer | Any:
+    """The base optimizer of either form: the instance as given, or one made from parameters and a class.
+
+    Raises:
+        TypeError: Arguments of the two forms were mixed.
+    """
+    if isinstance(base_class, type) and issubclass(base_class, Optimizer) and not isinstance(base, Optimizer):
+        return base_class(base, **options)
+    if base_class is not None:
+        raise TypeError(
+            f"{method} got {base_class!r} as its second argument; name the radius, {method}(optimizer, "
+            f"rho=0.05), or use the class form {method}(model.parameters(), torch.optim.SGD, rho=0.05, lr=0.1)"
+        )
+    if options:
+        raise TypeError(
+            f"{method} does not take {sorted(options)}; options of the base optimizer go to its own "
+            f"constructor: {method}(torch.optim.SGD(model.parameters(), lr=0.1), rho=0.05)"
+        )
+    if adaptive:
+        raise TypeError(
+            "adaptive=True belongs to the class form; use ASAM(optimizer, rho=0.5, eta=0.0) instead"
+        )
+    return base
+
+
+class LegacyForm(TwoPass):
+    """Adds ``first_step``, ``second_step`` and the one-closure ``step`` to methods made in the class form."""
+
+    _legacy: bool = False
+
+    @property
+    def base_optimizer(self) -> Optimizer:
+        """The base under its older name."""
+        return self.base
+
+    def first_step(self, zero_grad: bool = False) -> None:
+        """:meth:`perturb`; class form only. Gradients are zeroed anyway, to None with ``zero_grad=True``."""
+        self._require_legacy("first_step()", "perturb()")
+        self.perturb()
+        if zero_grad:
+            self.zero_grad()
+
+    def second_step(self, zero_grad: bool = False) -> None:
+        """Restore the weights and update them; class form only."""
+        self._require_legacy("second_step()", "step()")
+        self.step()
+        if zero_grad:
+            self.zero_grad()
+
+    def metric(self, p: Tensor, group: dict[str, Any]) -> Tensor | None:
+        """T = |w| in groups with ``adaptive=True``, of every parameter and without a floor."""
+        return p.abs() if group.get("adaptive") else None
+
+    def _closure_step(self, closure: Closure) -> Any:
+        if not self._legacy:
+            return super()._closure_step(closure)
+        if not self._gradients():
+            raise RuntimeError(
+                "step(closure) of the class form starts from existing gradients; run backward first"
+            )
+        self.telemetry.clear()
+        self._call_perturbed(closure)
+        self._update()
+        return None
+
+    def _require_legacy(self, name: str, instead: str) -> None:
+        if not self._legacy:
+            raise RuntimeError(
+                f"{name} belongs to the class form SAM(params, torch.optim.SGD, ...); this optimizer wraps "
+                f"an instance, whose method is {instead}"
+            )

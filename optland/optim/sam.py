@@ -1,0 +1,135 @@
+r"""Sharpness-aware minimization: descend with the gradient of the worst point nearby.
+
+.. math::
+    \text{SAM:}  \quad \epsilon = \rho \, g / \|g\|            \qquad
+    \text{ASAM:} \quad \epsilon = \rho \, T^2 g / \|T g\|, \; T = |w| + \eta    \qquad
+    w \leftarrow \text{base}(w, \nabla L(w + \epsilon))
+
+**Cost.** 2 gradient evaluations a sample and step; two transient copies of the weights; no state.
+
+**When.** Training from scratch on small or noisily labelled data, fine-tuning, large batches: wherever the
+training set can be fitted exactly and the gap to validation is the problem. Not when one pass over the data
+is all there is: spend the second gradient on more data then.
+
+**Defaults.** SAM ``rho=0.05``, the solid default of the paper, which searches {0.01, 0.02, 0.05, 0.1, 0.2,
+0.5}; noisy labels want more. ASAM ``rho=0.5``, ten times larger since T shrinks the step, and ``eta=0.01``,
+the floor that lets zero weights move. Keep the base optimizer's own settings.
+
+**Caveats.** With plain gradient descent a step is stable only for lr * lam * (1 + rho * lam / ||g||) < 2, so
+SAM wants a smaller learning rate where gradients are small (``sam/stability``). Weight decay stays with the
+base optimizer, outside the perturbation. BatchNorm and dropout need ``model=``
+(:mod:`optland.optim.two_pass`).
+
+References: Foret, Kleiner, Mobahi & Neyshabur, "Sharpness-Aware Minimization for Efficiently Improving
+Generalization", 2021, arXiv:2010.01412. Kwon, Kim, Park & Choi, "ASAM: Adaptive Sharpness-Aware Minimization
+for Scale-Invariant Learning of Deep Neural Networks", 2021, arXiv:2102.11600.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from optland.optim.legacy import LegacyForm, make_base
+from optland.optim.two_pass import TwoPass
+
+__all__ = ["ASAM", "SAM"]
+
+
+class SAM(LegacyForm):
+    """SAM around any optimizer.
+
+    Args:
+        base: The optimizer that makes the update (or the parameters, in the class form of
+            :mod:`optland.optim.legacy`).
+        base_class: Class form only: the base optimizer's class.
+        rho: Radius of the ascent in weight space, ||eps||. A group may have its own; the norm is over all
+            groups.
+        adaptive: Class form only: T = |w| for every parameter.
+        model: The module that the loop calls, to guard BatchNorm statistics and dropout masks.
+        check_finite: Skip steps with a non-finite gradient, at the price of one host decision a step.
+        **base_options: Class form only: options of the base optimizer.
+
+    Raises:
+        TypeError: ``base`` is not an optimizer instance, or arguments of the two forms were mixed.
+        ValueError: ``rho`` is negative or not finite.
+
+    Example:
+        >>> import torch
+        >>> w = torch.nn.Parameter(torch.tensor([3.0, 4.0]))
+        >>> optimizer = SAM(torch.optim.SGD([w], lr=0.1), rho=0.5)
+        >>> def closure():
+        ...     optimizer.zero_grad()
+        ...     loss = 0.5 * w.square().sum()
+        ...     loss.backward()
+        ...     return loss
+        >>> loss = optimizer.step(closure)
+        >>> loss.item(), [round(x, 2) for x in w.tolist()]  # w - 0.1 (w + 0.5 w / |w|)
+        (12.5, [2.67, 3.56])
+        >>> round(optimizer.telemetry.read()["sam/curvature"], 4)
+        1.0
+    """
+
+    def __init__(
+        self,
+        base: Optimizer | Iterable[Any],
+        base_class: type[Optimizer] | None = None,
+        rho: float = 0.05,
+        adaptive: bool = False,
+        *,
+        model: nn.Module | None = None,
+        check_finite: bool = True,
+        **base_options: Any,
+    ) -> None:
+        inner = make_base(type(self).__name__, base, base_class, adaptive, base_options)
+        options = {"rho": rho} if base_class is None else {"rho": rho, "adaptive": adaptive}
+        super().__init__(inner, options, model=model, check_finite=check_finite)
+        self._legacy = base_class is not None
+
+
+class ASAM(TwoPass):
+    """SAM in the metric of the weights' own size: moving scale from one layer to another changes nothing.
+
+    T = |w| + eta on weight matrices and kernels (two dimensions or more), the identity on biases and
+    normalisation scales. The authors' code picks parameters by "weight" in their name, which includes
+    normalisation scales; the number of dimensions needs no names, and the invariance that T brings is one of
+    matrices.
+
+    Args:
+        base: The optimizer that makes the update.
+        rho: Radius in the scaled metric, ||eps / T||.
+        eta: Floor of T, so that zero weights move too, in units of a weight. 0 is exactly scale-invariant.
+        model: The module that the loop calls, to guard BatchNorm statistics and dropout masks.
+        check_finite: Skip steps with a non-finite gradient, at the price of one host decision a step.
+
+    Raises:
+        TypeError: ``base`` is not an optimizer instance.
+        ValueError: ``rho`` or ``eta`` is negative or not finite.
+
+    Example:
+        >>> import torch
+        >>> w = torch.nn.Parameter(torch.tensor([[1.0, 2.0]]))
+        >>> optimizer = ASAM(torch.optim.SGD([w], lr=0.1), rho=0.5, eta=0.0)
+        >>> w.sum().backward()
+        >>> with optimizer.perturbed():  # eps = rho w^2 / |w|
+        ...     print([round(x, 3) for x in (w - torch.tensor([1.0, 2.0])).flatten().tolist()])
+        [0.224, 0.894]
+    """
+
+    def __init__(
+        self,
+        base: Optimizer,
+        rho: float = 0.5,
+        eta: float = 0.01,
+        *,
+        model: nn.Module | None = None,
+        check_finite: bool = True,
+    ) -> None:
+        super().__init__(base, {"rho": rho, "eta": eta}, model=model, check_finite=check_finite)
+
+    def metric(self, p: Tensor, group: dict[str, Any]) -> Tensor | None:
+        """T = |w| + eta on weight matrices, the identity elsewhere."""
+        return p.abs().add_(group["eta"]) if p.ndim >= 2 else None

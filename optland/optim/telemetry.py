@@ -1,0 +1,113 @@
+r"""What a two-pass step already knows about the landscape, for no extra gradient.
+
+With g the gradient at w, h the gradient at w + eps, and eps the perturbation as the weights' precision
+realised it:
+
+.. math:: \lambda = \frac{\epsilon^T (h - g)}{\|\epsilon\|^2}, \qquad
+          \cos = \frac{g^T h}{\|g\| \|h\|}, \qquad
+          \text{stability} = \eta \lambda (1 + \|\epsilon\| \lambda / \|g\|)
+
+On a quadratic the first is the Rayleigh quotient of the Hessian along eps, exactly. The last is the SAM
+stability ratio of gradient descent: above 2 the step overshoots along the ascent direction (Agarwala &
+Dauphin 2023, arXiv:2302.08692).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+__all__ = ["Telemetry", "largest"]
+
+Scalar = Tensor | float
+
+
+class Telemetry:
+    """Scalars of the last step, kept on their device until :meth:`read`.
+
+    Example:
+        >>> telemetry = Telemetry()
+        >>> telemetry.note(loss=1.0, loss_up=1.5, g_norm=torch.tensor(2.0))
+        >>> telemetry.read()
+        {'sam/loss_gap': 0.5, 'update/grad_norm': 2.0}
+    """
+
+    def __init__(self) -> None:
+        self._raw: dict[str, Scalar] = {}
+
+    def clear(self) -> None:
+        """Forget the last step."""
+        self._raw = {}
+
+    def note(self, **scalars: Scalar) -> None:
+        """Keep scalars under their raw names; a 0-d tensor stays on its device, without its graph."""
+        self._raw.update({k: v.detach() if isinstance(v, Tensor) else float(v) for k, v in scalars.items()})
+
+    def read(self) -> dict[str, float]:
+        """The metrics of the last step; this is the one place that waits for the device.
+
+        Returns:
+            What is known and finite of: ``sam/loss_gap`` L(w + eps) - L(w), closure form only;
+            ``sam/curvature`` and ``sam/cos`` (module docstring); ``sam/rho`` the norm of the perturbation
+            that was asked for and ``sam/rho_realised`` of the one that the weights' precision let through;
+            ``update/grad_norm`` ||g||, ``sam/grad_norm`` ||h||; ``sam/stability``, with SGD as the base
+            (elsewhere the learning rate is not in the units of the curvature); ``sam/skipped`` 1 when the
+            step was left out because a gradient was not finite. What does not apply is absent.
+        """
+        raw = _to_host(self._raw)
+        metrics: dict[str, float] = {}
+        for key, derive in _METRICS.items():
+            try:
+                value = derive(raw)
+            except (KeyError, ZeroDivisionError, OverflowError):
+                continue  # not measured in this step, or not defined for it (a zero perturbation)
+            if math.isfinite(value):
+                metrics[key] = value
+        return metrics
+
+
+def largest(values: list[Scalar]) -> Scalar:
+    """The largest value, without waiting for the device when there are tensors among them."""
+    if any(isinstance(value, Tensor) for value in values):
+        return torch.stack([torch.as_tensor(value).detach() for value in values]).max()
+    return max(values)
+
+
+def _to_host(raw: dict[str, Scalar]) -> dict[str, float]:
+    """All scalars as floats, with a single transfer."""
+    tensors = {name: value for name, value in raw.items() if isinstance(value, Tensor)}
+    host = {name: value for name, value in raw.items() if not isinstance(value, Tensor)}
+    if tensors:
+        device = next(iter(tensors.values())).device
+        stacked = torch.stack([t.to(device, torch.float64).reshape(()) for t in tensors.values()])
+        host.update(zip(tensors, stacked.tolist(), strict=True))
+    return host
+
+
+def _curvature(r: dict[str, float]) -> float:
+    return r["eps_change"] / (r.get("loss_scale", 1.0) * r["eps_norm_realised"] ** 2)
+
+
+def _grad_norm(r: dict[str, float]) -> float:
+    return r["g_norm"] / r.get("loss_scale", 1.0)
+
+
+def _stability(r: dict[str, float]) -> float:
+    lam = _curvature(r)
+    return r["lr"] * lam * (1.0 + r["eps_norm"] * lam / _grad_norm(r))
+
+
+_METRICS: dict[str, Callable[[dict[str, float]], float]] = {
+    "sam/loss_gap": lambda r: r["loss_up"] - r["loss"],
+    "sam/curvature": _curvature,
+    "sam/cos": lambda r: r["g_dot_h"] / (r["g_norm"] * r["h_norm"]),
+    "sam/rho": lambda r: r["eps_norm"],
+    "sam/rho_realised": lambda r: r["eps_norm_realised"],
+    "update/grad_norm": _grad_norm,
+    "sam/grad_norm": lambda r: r["h_norm"] / r.get("loss_scale", 1.0),
+    "sam/stability": _stability,
+    "sam/skipped": lambda r: r["skipped"],
+}

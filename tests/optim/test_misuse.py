@@ -1,0 +1,187 @@
+"""Whatever would train wrongly raises, says how it is done, and changes no weight."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from torch import nn
+
+from optland.optim import ASAM, SAM
+
+
+@pytest.fixture
+def network(make_network):
+    return make_network()
+
+
+@pytest.fixture
+def optimizer(network):
+    return SAM(
+        torch.optim.SGD(network.model.parameters(), lr=0.1, momentum=0.9), rho=0.3, model=network.model
+    )
+
+
+@pytest.fixture(autouse=True)
+def weights_unchanged(network, optimizer):
+    before = network.weights()
+    yield
+    if optimizer.is_perturbed:
+        optimizer.restore()
+    assert all(torch.equal(a, b) for a, b in zip(network.weights(), before, strict=True))
+
+
+def test_step_without_a_second_pass(network, optimizer):
+    network.loss().backward()
+    with pytest.raises(RuntimeError, match=r"plain step of SGD.*step\(closure\).*perturb\(\).*GradScaler"):
+        optimizer.step()
+
+
+def test_step_after_a_second_pass_without_backward(network, optimizer):
+    network.loss().backward()
+    grads = [p.grad.clone() for p in network.model.parameters()]
+    optimizer.perturb()
+    with pytest.raises(RuntimeError, match="without a second pass"):
+        optimizer.step()
+    assert not optimizer.is_perturbed
+    assert all(torch.equal(p.grad, g) for p, g in zip(network.model.parameters(), grads, strict=True))
+
+
+def test_a_restored_step_is_not_taken_with_later_gradients(network, optimizer):
+    network.loss().backward()
+    optimizer.perturb()
+    network.loss().backward()
+    optimizer.restore()
+    optimizer.zero_grad()
+    network.loss().backward()
+    with pytest.raises(RuntimeError, match="without a second pass"):
+        optimizer.step()
+
+
+@pytest.mark.parametrize(
+    "action",
+    [
+        lambda o: o.perturb(),
+        lambda o: o.state_dict(),
+        lambda o: o.load_state_dict({}),
+        lambda o: o.add_param_group({"params": [nn.Parameter(torch.ones(1))]}),
+        lambda o: o.step(lambda: None),
+        lambda o: o.perturbed().__enter__(),
+        copy.deepcopy,
+        pickle.dumps,
+    ],
+)
+def test_half_way_through_a_step(network, optimizer, action):
+    network.loss().backward()
+    optimizer.perturb()
+    with pytest.raises(RuntimeError, match="while the weights are perturbed"):
+        action(optimizer)
+    assert optimizer.is_perturbed
+
+
+def test_restore_and_perturb_out_of_order(optimizer):
+    with pytest.raises(RuntimeError, match=r"restore\(\) without perturb\(\)"):
+        optimizer.restore()
+    with pytest.raises(RuntimeError, match="no gradient"):
+        optimizer.perturb()
+    with pytest.raises(RuntimeError, match="finite gradients"):
+        optimizer.perturbed().__enter__()
+
+
+def test_accumulating_outside_a_closure_that_does_not_zero(network, optimizer):
+    def closure():
+        loss = network.loss()
+        loss.backward()
+        return loss
+
+    network.loss().backward()
+    grads = [p.grad.clone() for p in network.model.parameters()]
+    with pytest.raises(RuntimeError, match="did not zero them"):
+        optimizer.step(closure)
+    assert all(torch.equal(p.grad, g) for p, g in zip(network.model.parameters(), grads, strict=True))
+
+
+def test_accumulating_on_top_of_the_last_steps_gradients_is_noticed_too(network, optimizer):
+    optimizer.param_groups[0]["lr"] = 0.0
+    optimizer.step(network.closure(optimizer))
+    network.loss().backward()
+
+    def closure():
+        network.loss().backward()
+
+    with pytest.raises(RuntimeError, match="did not zero them"):
+        optimizer.step(closure)
+
+
+def test_the_second_call_of_the_closure_must_run_backward(network, optimizer):
+    calls = []
+
+    def closure():
+        optimizer.zero_grad()
+        calls.append(1)
+        if len(calls) == 1:
+            network.loss().backward()
+
+    with pytest.raises(RuntimeError, match="ran no backward"):
+        optimizer.step(closure)
+
+
+def test_legacy_calls_belong_to_the_class_form(network, optimizer):
+    with pytest.raises(RuntimeError, match="class form"):
+        optimizer.first_step()
+    with pytest.raises(RuntimeError, match="class form"):
+        optimizer.second_step()
+    legacy = SAM(network.model.parameters(), torch.optim.SGD, lr=0.1)
+    with pytest.raises(RuntimeError, match="existing gradients"):
+        legacy.step(lambda: network.loss().backward())
+
+
+@pytest.mark.parametrize("rho", [-0.1, float("nan"), float("inf")])
+def test_impossible_radius(network, rho):
+    base = torch.optim.SGD([{"params": network.model.parameters()}], lr=0.1)
+    group, defaults = set(base.param_groups[0]), set(base.defaults)
+    with pytest.raises(ValueError, match="rho="):
+        SAM(base, rho=rho)
+    with pytest.raises(ValueError, match="eta="):
+        ASAM(base, eta=-1.0)
+    assert (set(base.param_groups[0]), set(base.defaults)) == (group, defaults)
+    with pytest.raises(ValueError, match="rho="):
+        SAM(torch.optim.SGD([{"params": network.model.parameters(), "rho": rho}], lr=0.1))
+    optimizer = SAM(torch.optim.SGD(network.model.parameters(), lr=0.1))
+    with pytest.raises(ValueError, match="rho="):
+        optimizer.add_param_group({"params": [nn.Parameter(torch.ones(1))], "rho": rho})
+    assert len(optimizer.param_groups) == 1
+
+
+def test_constructor_arguments_that_mix_the_forms(network, optimizer):
+    params = list(network.model.parameters())
+    base = torch.optim.SGD(params, lr=0.1)
+    with pytest.raises(TypeError, match="optimizer instance and was given a list"):
+        SAM(params, rho=0.1)
+    with pytest.raises(TypeError, match="the class SGD"):
+        SAM(torch.optim.SGD)
+    with pytest.raises(TypeError, match="name the radius"):
+        SAM(base, 0.05)
+    with pytest.raises(TypeError, match=r"\['lr'\]"):
+        SAM(base, lr=0.1)
+    with pytest.raises(TypeError, match="use ASAM"):
+        SAM(base, adaptive=True)
+    with pytest.raises(TypeError, match="two passes already"):
+        ASAM(optimizer)
+    with pytest.raises(TypeError, match=r"nn\.Module"):
+        SAM(base, model=params)
+    with pytest.raises(ValueError, match="LBFGS"):
+        SAM(torch.optim.LBFGS(params))
+
+
+def test_sparse_and_complex_gradients_are_refused():
+    embedding = nn.Embedding(5, 2, sparse=True)
+    optimizer = SAM(torch.optim.SGD(embedding.parameters(), lr=0.1))
+    embedding(torch.tensor([1])).sum().backward()
+    with pytest.raises(TypeError, match="sparse"):
+        optimizer.perturb()
+    z = nn.Parameter(torch.ones(2, dtype=torch.complex64))
+    optimizer = SAM(torch.optim.SGD([z], lr=0.1))
+    z.abs().sum().backward()
+    with pytest.raises(TypeError, match="complex"):
+        optimizer.perturb()

@@ -1,0 +1,73 @@
+"""Optimizers by name."""
+
+import pytest
+import torch
+from torch import nn
+
+from optland.optim import ASAM, SAM, available, create
+
+
+@pytest.fixture
+def model():
+    return nn.Linear(2, 1)
+
+
+def test_every_name_trains(model):
+    for name in available():
+        optimizer = create(name, model.parameters(), base=None, lr=0.01, model=model)
+
+        def closure(optimizer=optimizer):
+            optimizer.zero_grad()
+            loss = (model(torch.ones(4, 2)) - 1).square().mean()
+            loss.backward()
+            return loss
+
+        before = optimizer.step(closure).item()
+        assert closure().item() < before, name
+        optimizer.zero_grad()
+
+
+def test_options_go_where_they_belong(model):
+    optimizer = create(
+        "asam", model.named_parameters(), base="adamw", lr=0.5, betas=(0.8, 0.9), rho=0.2, eta=0.0
+    )
+    assert isinstance(optimizer, ASAM)
+    assert isinstance(optimizer.base, torch.optim.AdamW)
+    group = optimizer.param_groups[0]
+    assert (group["lr"], group["betas"], group["rho"], group["eta"]) == (0.5, (0.8, 0.9), 0.2, 0.0)
+    optimizer = create("sam", model.parameters(), lr=0.1, momentum=0.5, model=model, check_finite=False)
+    assert isinstance(optimizer, SAM)
+    assert isinstance(optimizer.base, torch.optim.SGD)
+    assert optimizer.model is model
+    assert not optimizer.check_finite
+    assert optimizer.param_groups[0]["momentum"] == 0.5
+
+
+def test_a_base_alone(model):
+    assert type(create("rmsprop", model.parameters(), lr=0.1)) is torch.optim.RMSprop
+    assert type(create("none", model.parameters(), base="adam")) is torch.optim.Adam
+    assert type(create("adamw", model.parameters(), base="adamw", model=model)) is torch.optim.AdamW
+
+
+def test_patterns():
+    assert {"sam", "asam"} <= set(available("*sam*"))
+    assert "sgd" not in available("*sam*")
+    assert available("sgd") == ["sgd"]
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("asm", {}, r"'asm'. Did you mean 'asam'\? Known: .*rmsprop"),
+        ("zzz", {}, r"'zzz'. Known: "),
+        ("sam", {"base": "adamm"}, r"'adamm'. Did you mean 'adam"),
+        ("sam", {"base": "adamw", "momentum": 0.9}, r"'momentum'.*Known: .*betas.*rho"),
+        ("sam", {"roh": 0.1}, r"'roh'. Did you mean 'rho'"),
+        ("sgd", {"rho": 0.1}, r"option of 'sgd'.*'rho'"),
+        ("sgd", {"base": "adam"}, r"'sgd' is a base optimizer itself"),
+        ("sam", {"adaptive": True}, r"'adaptive'"),
+    ],
+)
+def test_unknown_names_and_options(model, name, options, message):
+    with pytest.raises(ValueError, match=message):
+        create(name, model.parameters(), **options)
