@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -48,8 +49,8 @@ def num_samples(batch: Any) -> int:
         if tensor.ndim > 0:
             return tensor.shape[0]
     raise TypeError(
-        f"cannot count the samples of a batch of type {type(batch).__name__}: it holds no tensor with a leading "
-        "dimension. Let loss_fn return (sum of losses, count), and give the Objective num_samples=..."
+        f"cannot count the samples of a batch of type {type(batch).__name__}: it holds no tensor with a "
+        "leading dimension. Let loss_fn return (sum of losses, count), and give the Objective num_samples=..."
     )
 
 
@@ -59,7 +60,8 @@ def _map(batch: Any, apply: Callable[[Tensor], Tensor]) -> Any:
         return apply(batch)
     if isinstance(batch, Mapping):
         items = {key: _map(value, apply) for key, value in batch.items()}
-        return items if type(batch) is dict else type(batch)(items)
+        make: Any = type(batch)  # BatchEncoding and its like are made from a dictionary
+        return make(items)
     if dataclasses.is_dataclass(batch) and not isinstance(batch, type):
         return dataclasses.replace(
             batch, **{f.name: _map(getattr(batch, f.name), apply) for f in dataclasses.fields(batch)}
@@ -89,7 +91,7 @@ def split(batch: Any, parts: int) -> list[Any]:
         raise ValueError(f"cannot cut a batch of {count} samples into {parts} parts; use 1 to {count}")
     edges = [-(-count * i // parts) for i in range(parts + 1)]
 
-    return [_slice(batch, count, a, b) for a, b in zip(edges, edges[1:], strict=False)]
+    return [_slice(batch, count, a, b) for a, b in pairwise(edges)]
 
 
 def take(batch: Any, count: int) -> Any:

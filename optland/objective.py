@@ -78,7 +78,7 @@ class Objective:
             )
         if isinstance(batches, Iterator):
             raise TypeError(
-                f"batches is a {type(batches).__name__}, which can be read only once; pass a list: list(batches)"
+                f"batches is a {type(batches).__name__}, which can be read only once; pass list(batches)"
             )
         if mode not in ("eval", "train"):
             raise ValueError(f"mode {mode!r} is not known; use 'eval' or 'train'")
@@ -103,9 +103,8 @@ class Objective:
         self._visits = 0
 
     def _count(self) -> int:
-        with preserve_rng(
-            self.seed
-        ):  # a DataLoader draws from the global generator when its iteration starts
+        # A DataLoader draws from the global generator when its iteration starts.
+        with preserve_rng(self.seed):
             return sum(num_samples(batch) for batch in self.batches)
 
     def context(self) -> Any:
@@ -113,7 +112,7 @@ class Objective:
         return probe_context(self.model, self.mode, self.seed)
 
     def loss(self, batch: Any) -> tuple[Tensor, float]:
-        """The loss sum (0-d tensor with its graph) and the count of one batch; run it inside :meth:`context`."""
+        """Loss sum (0-d, with its graph) and count of one batch; run it inside :meth:`context`."""
         loss = self.loss_fn(self.model, batch)
         if isinstance(loss, Sequence):
             total, count = loss[0], float(loss[1])
@@ -163,7 +162,7 @@ class Objective:
         return [p.detach() + t * d for p, d in zip(self.params, direction, strict=True)]
 
     def value(self, point: Vector | None = None) -> float:
-        """L at ``point`` (default: the current weights), summed in float64. Cost: a third of a GE per sample."""
+        """L at ``point`` (default: current weights), summed in float64. Cost: a third of a GE per sample."""
         total, count = 0.0, 0.0
         with self.context(), self.at(point), torch.no_grad():
             for loss, n in self.losses():

@@ -14,8 +14,7 @@ __all__ = ["exact_precision"]
 
 @contextmanager
 def exact_precision() -> Iterator[None]:
-    """Autocast off, float32 products in full float32, and the attention kernel that can be differentiated
-    twice.
+    """Autocast off, float32 products in full, and the attention kernel that can be differentiated twice.
 
     The fused attention kernels have neither double backward nor forward-mode derivatives (pytorch#116350,
     pytorch#128971), on the CPU too; the math kernel has both.

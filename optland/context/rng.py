@@ -14,7 +14,7 @@ __all__ = ["load_rng_state", "preserve_rng", "rng_state"]
 
 
 def rng_state() -> dict[str, Any]:
-    """The state of all generators, built from tensors, lists and numbers only (loadable with ``weights_only``)."""
+    """The state of all generators as tensors, lists and numbers only (loadable with ``weights_only``)."""
     version, words, gauss = random.getstate()
     kind, keys, position, has_gauss, cached = np.random.get_state(legacy=True)  # noqa: NPY002
     state: dict[str, Any] = {
@@ -29,7 +29,7 @@ def rng_state() -> dict[str, Any]:
         ],
     }
     # Asking an uninitialised CUDA for its state would initialise it, which a CPU run must not pay for.
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
+    if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         state["cuda"] = torch.cuda.get_rng_state_all()
     return state
 
@@ -63,5 +63,5 @@ def _seed_all(seed: int) -> None:
     torch.default_generator.manual_seed(seed)
     random.seed(seed)
     np.random.seed(seed % 2**32)  # noqa: NPY002
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
+    if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         torch.cuda.manual_seed_all(seed)
