@@ -23,7 +23,8 @@ class ProbeBudget:
         fraction: Share of the training cost that probes may add, for example 0.05.
         shares: Share of the budget by probe; normalised to sum to one.
         horizon_ge: Cost H of the whole run in gradient evaluations; None when unknown (then no advance).
-        advance: Part of the whole run's budget that may be spent ahead, for the burn-in.
+        advance: Part of the whole run's budget that may be spent ahead, for the burn-in; 0.05. Early in a run the
+            probes can therefore be a larger share of the little training done so far; at its end they cannot.
 
     Raises:
         ValueError: ``fraction`` or a share is negative.
@@ -41,7 +42,7 @@ class ProbeBudget:
         shares: Mapping[str, float],
         *,
         horizon_ge: float | None = None,
-        advance: float = 0.1,
+        advance: float = 0.05,
     ) -> None:
         if fraction < 0:
             raise ValueError(f"budget {fraction} is negative; use a share such as 0.05")
@@ -83,6 +84,12 @@ class ProbeBudget:
     def used(self) -> float:
         """Probe cost as a share of training cost so far; compare with ``fraction``."""
         return self.probe_ge / self.train_ge if self.train_ge else 0.0
+
+    @property
+    def allowed(self) -> float:
+        """What ``used`` may be by now: ``fraction``, and a little more while the advance is being spent."""
+        total = sum(self.allowance(probe) for probe in self.shares)
+        return total / self.train_ge if self.train_ge else 0.0
 
     def state_dict(self) -> dict[str, Any]:
         """Plain numbers for the checkpoint."""

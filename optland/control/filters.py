@@ -86,7 +86,9 @@ class RatioEMA:
 
     def update(self, numerator: float, denominator: float, scale: float = 1.0) -> None:
         """Take in one pair, both members divided by ``scale``; what is not finite is left out."""
-        if not (math.isfinite(numerator) and math.isfinite(denominator) and math.isfinite(scale) and scale > 0):
+        if not (
+            math.isfinite(numerator) and math.isfinite(denominator) and math.isfinite(scale) and scale > 0
+        ):
             return
         numerator, denominator = numerator / scale, denominator / scale
         self._numerator = self.beta * self._numerator + (1 - self.beta) * numerator

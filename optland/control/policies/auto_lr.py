@@ -11,9 +11,11 @@ Cost: no gradient evaluation; one copy of the weights and two norms over them a 
 (an epoch count or a scheduler). When not: fine-tuning with zero-initialised factors, and optimizers whose move is not
 linear in the learning rate (closures that search, schedule-free averages).
 
-Defaults: tau = 0.05 for a base optimizer, fixed on small image and text models; 0.02 under a SAM-type optimizer,
-whose stability edge lies below the base's and falls with the gradient norm. The critical step caps the rate where
-a step would raise the loss of its own batch (``ceiling`` times its average) and raises an alarm above ``alarm``.
+Defaults: tau = 0.05 for a base optimizer, fixed on small image and text models. Under a SAM-type optimizer, whose
+stability edge lies below the base's and falls with the gradient norm, tau = 0.02 sqrt(500 / steps), kept within a
+factor of two of 0.02: at a fixed pace a run twice as long travels twice as far and, with noisy labels, ends by
+memorising what SAM had kept out. The critical step caps the rate where a step would raise the loss of its own batch
+(``ceiling`` times its average) and raises an alarm above ``alarm``.
 
 What it does not know: very short runs (100 to 250 steps) want a larger tau, very small batches a smaller one.
 
@@ -28,10 +30,22 @@ from typing import Any
 
 from optland.control.filters import LogEMA
 
-__all__ = ["TAU", "TAU_TWO_PASS", "AutoLR", "linear_shape"]
+__all__ = ["TAU", "TAU_TWO_PASS", "AutoLR", "default_pace", "linear_shape"]
 
 TAU = 0.05
 TAU_TWO_PASS = 0.02
+
+
+def default_pace(*, two_pass: bool, steps: int | None) -> float:
+    """Tau for a run of ``steps`` steps (None: of unknown length).
+
+    Example:
+        >>> [round(default_pace(two_pass=True, steps=n), 3) for n in (125, 500, 1000, 10_000)]
+        [0.04, 0.02, 0.014, 0.01]
+    """
+    if not two_pass:
+        return TAU
+    return TAU_TWO_PASS * min(max(math.sqrt(500 / steps), 0.5), 2.0) if steps else TAU_TWO_PASS
 
 
 def linear_shape(progress: float, warmup: float = 0.05) -> float:
@@ -50,12 +64,13 @@ class AutoLR:
     """Relative step times schedule shape, under a critical-step ceiling.
 
     Args:
-        tau: Relative step at the peak of the schedule; None takes 0.05, or 0.02 under a two-pass optimizer.
+        tau: Relative step at the peak of the schedule; None takes :func:`default_pace`.
         warmup: Share of the run over which the shape rises; 0.05.
         ceiling: The rate never exceeds this multiple of the averaged critical step; 1.0, because beyond it the next
             step raises the loss of its own batch.
         alarm: Edge ratio (rate over critical step) above which a decision of kind ``alarm`` is logged; 0.7.
-        two_pass: Whether the optimizer perturbs the weights (SAM); sets the default of ``tau``.
+        two_pass: Whether the optimizer perturbs the weights (SAM); for the default of ``tau``.
+        steps: Steps of the run; for the default of ``tau``.
 
     Raises:
         ValueError: A value outside its range.
@@ -77,8 +92,9 @@ class AutoLR:
         ceiling: float = 1.0,
         alarm: float = 0.7,
         two_pass: bool = False,
+        steps: int | None = None,
     ) -> None:
-        tau = (TAU_TWO_PASS if two_pass else TAU) if tau is None else tau
+        tau = default_pace(two_pass=two_pass, steps=steps) if tau is None else tau
         if not tau > 0 or not math.isfinite(tau):
             raise ValueError(f"tau: {tau} is not a relative step; use a number such as {TAU}")
         if not 0 < warmup < 1:
@@ -122,9 +138,14 @@ class AutoLR:
             return self.ceiling * critical, "edge"
         return rate, "ratio"
 
-    def observe_critical_step(self, eta_c: float) -> None:
-        """Take in a resolved critical learning rate."""
+    def observe_critical_step(self, eta_c: float, applied: float = 0.0) -> None:
+        """Take in a resolved critical learning rate, measured along a step of rate ``applied``."""
         self.critical.update(eta_c)
+
+    @property
+    def pace(self) -> float:
+        """What a rewind halves."""
+        return self.tau
 
     def on_rewind(self) -> tuple[float, float]:
         """Halve the pace after a rewind; returns tau before and after."""

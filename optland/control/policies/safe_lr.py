@@ -6,6 +6,11 @@ eta_c is the largest step along the optimizer's own update that does not raise t
 (forward passes only). The cap starts tiny and may grow at most fourfold a probe, so a rate that is far too high
 cannot ruin the weights before the first probes are in. It can make the user's rate smaller, never larger.
 
+The average is symmetric, so it lags when the edge falls. Where the step just made is seen to lie beyond its own edge
+the average starts again from that probe: asymmetry belongs to the case that does damage, not to the filter. A rewind
+halves the cap, and it never grows beyond that again: the gradient's own direction can hide a sharper one, so a cap
+that came back would do the damage again.
+
 Cost: a few forward passes a probe, inside the probe budget. When to use: a schedule that is trusted except for its
 height. When not: with ``auto_lr``, which sets the height itself.
 
@@ -16,6 +21,7 @@ Reference: critical learning rate of Kalra et al. 2026, arXiv:2601.16979 (there 
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from optland.control.filters import LogEMA
@@ -56,23 +62,44 @@ class SafeLR:
         self.growth = growth
         self.critical = LogEMA(0.9)
         self.limit = start
+        self.bound = math.inf
+        """Half of the cap at the last rewind: the cap stays below."""
 
     def cap(self, lr_user: float) -> tuple[float, str]:
         """The learning rate to apply and what was binding: ``user`` or ``edge``."""
         return (lr_user, "user") if lr_user <= self.limit else (self.limit, "edge")
 
-    def observe_critical_step(self, eta_c: float) -> None:
-        """Move the cap towards c times the averaged critical step, at most ``growth``-fold up."""
+    def observe_critical_step(self, eta_c: float, applied: float = 0.0) -> None:
+        """Move the cap towards c times the averaged critical step, at most ``growth``-fold up.
+
+        Args:
+            eta_c: A resolved critical learning rate.
+            applied: The learning rate of the step it was measured along.
+        """
+        if applied > eta_c:
+            self.critical = LogEMA(0.9)
         self.critical.update(eta_c)
         average = self.critical.value
         if average is not None:
-            self.limit = min(self.fraction * average, self.growth * self.limit)
+            self.limit = min(self.fraction * average, self.growth * self.limit, self.bound)
+
+    @property
+    def pace(self) -> float:
+        """What a rewind halves."""
+        return self.limit
+
+    def on_rewind(self) -> tuple[float, float]:
+        """Halve the cap after a rewind and forget the average that led there; returns the cap before and after."""
+        old = self.limit
+        self.limit = self.bound = old / 2
+        self.critical = LogEMA(0.9)
+        return old, self.limit
 
     def state_dict(self) -> dict[str, Any]:
         """Plain numbers for the checkpoint."""
-        return {"limit": self.limit, "critical": self.critical.state_dict()}
+        return {"limit": self.limit, "bound": self.bound, "critical": self.critical.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue where :meth:`state_dict` was taken."""
-        self.limit = state["limit"]
+        self.limit, self.bound = state["limit"], state["bound"]
         self.critical.load_state_dict(state["critical"])

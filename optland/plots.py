@@ -1,0 +1,185 @@
+"""Figures of a run. The one place, with the report, that imports matplotlib, and only inside functions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from optland.config import UserError
+
+__all__ = ["plot_comparison", "plot_run"]
+
+Row = Mapping[str, Any]
+
+_COLOURS = {"blue": "#2b6cb0", "red": "#c53030", "green": "#2f855a", "grey": "#718096", "orange": "#c05621"}
+_BINDING = {
+    0.0: ("user", "grey"),
+    1.0: ("critical step", "red"),
+    2.0: ("relative step", "blue"),
+    3.0: ("guard", "orange"),
+}
+
+
+def plot_run(rows: Sequence[Row], events: Sequence[Row], path: str | Path) -> None:
+    """Draw a run's curves: loss, learning rate with its ceiling, sharpness, noise scale with batch, accuracy.
+
+    Vertical lines mark decisions in every panel; values whose estimator did not converge are drawn hollow.
+
+    Args:
+        rows: Logged rows, keys of the metric vocabulary.
+        events: Logged decisions.
+        path: Where to write the PNG.
+
+    Raises:
+        UserError: matplotlib is not installed.
+    """
+    figure = _figure(11, 11)
+    axes = figure.subplots(5, 1, sharex=True)
+    for axis, draw in zip(axes, (_loss, _rate, _sharpness, _noise, _accuracy), strict=True):
+        draw(axis, rows)
+        _decisions(axis, events)
+        axis.grid(alpha=0.25)
+        axis.margins(x=0.01)
+        if axis.get_legend_handles_labels()[0]:
+            axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize=9)
+    axes[-1].set_xlabel("step")
+    figure.savefig(path, dpi=110)
+
+
+def plot_comparison(
+    panels: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]], path: str | Path
+) -> None:
+    """Draw test accuracy against gradient evaluations, a panel for each data set.
+
+    Args:
+        panels: By title, then by name of the method: pairs (gradient evaluations, accuracy in percent).
+        path: Where to write the PNG.
+
+    Raises:
+        UserError: matplotlib is not installed.
+    """
+    figure = _figure(11, 4)
+    for axis, (title, curves) in zip(
+        figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True
+    ):
+        for (name, points), colour in zip(curves.items(), ("grey", "orange", "blue"), strict=False):
+            axis.plot(
+                [x for x, _ in points],
+                [y for _, y in points],
+                color=_COLOURS[colour],
+                label=name,
+                linewidth=1.6,
+            )
+        axis.set_title(title)
+        axis.set_xlabel("gradient evaluations")
+        axis.set_ylabel("test accuracy, %")
+        axis.set_ylim(50, 101)
+        axis.grid(alpha=0.25)
+        axis.legend(loc="lower right", frameon=False)
+    figure.savefig(path, dpi=110)
+
+
+def _figure(width: float, height: float) -> Any:
+    """An empty figure through the object interface: no display, no change to the user's own pyplot."""
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise UserError("the figure needs matplotlib; run: pip install 'optland[recipes]'") from error
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _series(rows: Sequence[Row], key: str) -> tuple[list[float], list[float]]:
+    """Steps and values of the rows that have ``key`` with a finite value."""
+    pairs = [(r["step"], r[key]) for r in rows if r.get(key) is not None and math.isfinite(r[key])]
+    return [float(s) for s, _ in pairs], [float(v) for _, v in pairs]
+
+
+def _line(axis: Any, rows: Sequence[Row], key: str, colour: str, label: str, **style: Any) -> None:
+    steps, values = _series(rows, key)
+    if steps:
+        axis.plot(steps, values, color=_COLOURS[colour], label=label, **{"linewidth": 1.4, **style})
+
+
+def _positive_log(axis: Any) -> None:
+    """Logarithmic where there is something positive to show."""
+    if any((line.get_ydata() > 0).any() for line in axis.get_lines() if hasattr(line.get_ydata(), "any")):
+        axis.set_yscale("log")
+
+
+def _loss(axis: Any, rows: Sequence[Row]) -> None:
+    _line(axis, rows, "train/loss", "grey", "batch", alpha=0.5, linewidth=0.8)
+    _line(axis, rows, "train/loss_ema", "blue", "average")
+    _line(axis, rows, "val/loss", "green", "validation", marker=".")
+    axis.set_ylabel("loss")
+    _positive_log(axis)
+
+
+def _rate(axis: Any, rows: Sequence[Row]) -> None:
+    _line(axis, rows, "lr/applied", "grey", "applied", linewidth=0.8)
+    for code, (name, colour) in _BINDING.items():
+        _line(axis, [r for r in rows if r.get("lr/binding") == code], "lr/applied", colour, f"set by {name}",
+              linestyle="", marker=".", markersize=4)  # fmt: skip
+    _line(axis, rows, "lr/ceiling", "red", "ceiling", linestyle="--")
+    _line(axis, rows, "ctl/lr_would_be", "orange", "would be", linestyle=":")
+    axis.set_ylabel("learning rate")
+    _positive_log(axis)
+
+
+def _sharpness(axis: Any, rows: Sequence[Row]) -> None:
+    _line(axis, rows, "sam/curvature", "grey", "along the gradient", linewidth=0.8, alpha=0.7)
+    _line(axis, rows, "edge/lambda_c", "red", "critical, 2 / eta_c", marker=".", linestyle="-", linewidth=0.8)
+    for converged, face, label in (
+        (1.0, _COLOURS["blue"], "largest eigenvalue"),
+        (0.0, "none", "not converged"),
+    ):
+        steps, values, errors = _eigenvalues(rows, converged)
+        if steps:
+            axis.errorbar(steps, values, yerr=errors, color=_COLOURS["blue"], markerfacecolor=face, fmt="o",
+                          markersize=5, capsize=2, label=label)  # fmt: skip
+    axis.set_ylabel("sharpness")
+    _positive_log(axis)
+
+
+def _eigenvalues(rows: Sequence[Row], converged: float) -> tuple[list[float], list[float], list[float]]:
+    """Steps, top eigenvalues and residuals of the probes that did, or did not, converge."""
+    chosen = [
+        r
+        for r in rows
+        if r.get("curv/lambda_max") is not None and r.get("curv/lambda_max_converged") == converged
+    ]
+    return (
+        [float(r["step"]) for r in chosen],
+        [float(r["curv/lambda_max"]) for r in chosen],
+        [float(r["curv/lambda_max_error"]) for r in chosen],
+    )
+
+
+def _noise(axis: Any, rows: Sequence[Row]) -> None:
+    _line(axis, rows, "noise/b_simple", "orange", "noise scale", marker=".")
+    _line(axis, rows, "noise/b_current", "blue", "batch size", drawstyle="steps-post")
+    axis.set_ylabel("samples")
+    _positive_log(axis)
+
+
+def _accuracy(axis: Any, rows: Sequence[Row]) -> None:
+    _line(axis, rows, "val/acc", "green", "validation", marker=".")
+    _line(axis, rows, "test/acc", "blue", "test", marker=".")
+    axis.set_ylabel("accuracy, %")
+
+
+def _decisions(axis: Any, events: Sequence[Row]) -> None:
+    """A line for each decision: batch changes green, rewinds red, alarms grey."""
+    colours = {"batch_size": "green", "rewind": "red", "alarm": "grey"}
+    labelled = set()
+    for event in events:
+        colour = colours.get(str(event["actuator"]))
+        if colour is None:
+            continue
+        label = None if event["actuator"] in labelled else str(event["actuator"]).replace("_", " ")
+        labelled.add(event["actuator"])
+        axis.axvline(float(event["step"]), color=_COLOURS[colour], linewidth=0.8, linestyle=":", label=label)

@@ -1,0 +1,348 @@
+"""The pilot: probes under a budget, signals to policies, decisions to actuators, everything to the log.
+
+Three lines in any loop::
+
+    pilot = Pilot(optimizer, model, loss_fn, policies=["auto_lr", "noise_batch"], total_samples=epochs * len(data))
+    for batch in pilot.batches(loader):          # the batch size may follow the noise scale
+        loss = optimizer.step(closure)
+        pilot.after_step(batch, loss)            # may probe, decide, act and log; says why
+
+It attaches through the optimizer's step hooks. What it probes is the *realised* update w_after - w_before: exact for
+any optimizer, weight decay, clipping and SAM, with no virtual step.
+
+========== ============================================================================================
+mode       meaning
+========== ============================================================================================
+off        no hook, no probe; the loss and the learning rate are logged
+monitor    probes and logs; weights, optimizer state, random state and buffers are bit-identical to off
+shadow     as monitor, and policies decide; decisions are logged and not carried out
+control    decisions are carried out
+========== ============================================================================================
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from optland.batches import num_samples
+from optland.control import AutoLR, Decision, NoiseBatch, ProbeBudget, RatioEMA, SafeLR
+from optland.control.policies import POLICIES
+from optland.log import Logger, NullLogger
+from optland.objective import LossFn
+from optland.train.probes import Probes, Reading
+from optland.train.steering import Steering, refuse_several_ranks
+
+__all__ = ["MODES", "Mode", "Pilot"]
+
+Mode = Literal["off", "monitor", "shadow", "control"]
+MODES = ("off", "monitor", "shadow", "control")
+SHARES = {"edge": 0.25, "noise": 0.15, "curvature": 0.6}
+EVERY = {"edge": 5, "noise": 10, "curvature": 20}
+"""Fewest steps between two runs of a probe, however large the budget."""
+
+BURN_IN = 20
+"""Edge probes at the start of a run that need not wait: the edge moves fastest there, and a cap has to find it."""
+
+
+class Pilot:
+    """Watches and steers one training run.
+
+    Args:
+        optimizer: Any ``torch.optim.Optimizer``, also optland's SAM family.
+        model: The module it trains.
+        loss_fn: ``loss_fn(model, batch)``, the training loss; used by the probes.
+        policies: Names (``auto_lr``, ``safe_lr``, ``noise_batch``) or policy objects with other constants.
+        mode: ``off``, ``monitor``, ``shadow`` or ``control``.
+        budget: Probe cost as a share of training cost, in declared gradient evaluations; 0.05.
+        total_samples: Samples the whole run will see (epochs x training set). ``auto_lr`` needs it, or a scheduler
+            attached to the optimizer, for the shape of the schedule.
+        log: A :class:`optland.log.Logger`; None logs nothing.
+        log_every: Steps between two logged rows; rows with a probe or a decision are always logged.
+        seed: Seed of the probes' own randomness.
+
+    Raises:
+        ValueError: Unknown mode or policy, two policies for the learning rate, a negative budget, or no horizon.
+        RuntimeError: More than one process: probes are not reduced over ranks yet.
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        model: nn.Module,
+        loss_fn: LossFn,
+        *,
+        policies: Sequence[str | AutoLR | SafeLR | NoiseBatch] = ("auto_lr",),
+        mode: Mode = "control",
+        budget: float = 0.05,
+        total_samples: int | None = None,
+        log: Logger | None = None,
+        log_every: int = 10,
+        seed: int = 0,
+    ) -> None:
+        if mode not in MODES:
+            raise ValueError(f"mode {mode!r} is not known; choose from {MODES}")
+        if total_samples is not None and total_samples < 1:
+            raise ValueError(
+                f"total_samples {total_samples} must be at least 1 (epochs x size of the training set)"
+            )
+        if mode != "off":
+            refuse_several_ranks()
+        self.optimizer = optimizer
+        self.mode: Mode = mode
+        self.log = log if log is not None else NullLogger()
+        self.log_every = log_every
+        self.total_samples = total_samples
+        passes = int(getattr(optimizer, "evaluations", 1))
+        lr_policy, self.batch_policy = _policies(policies, two_pass=passes > 1)
+        if mode in ("off", "monitor"):
+            lr_policy = self.batch_policy = None
+        horizon = None if total_samples is None else float(total_samples * passes)
+        self.budget = ProbeBudget(budget, SHARES, horizon_ge=horizon)
+        self.probes = Probes(model, loss_fn, seed=seed)
+        self.steering = Steering(optimizer, model, lr_policy, act=mode == "control")
+        self.noise = RatioEMA(0.8)
+        self.step = 0
+        self.samples = 0
+        self.decisions: list[Decision] = []
+        self._last_probe: dict[str, int] = {}
+        self._loader: Any = None
+        self._count = 1
+        self.probe_seconds = 0.0
+        self._seconds_before = 0.0
+        self._started = time.perf_counter()
+        if isinstance(lr_policy, AutoLR) and total_samples is None and self.steering.rates.shape() is None:
+            raise ValueError(
+                "auto_lr needs to know the length of the run: pass total_samples=epochs * len(dataset) to Pilot, "
+                "or attach a learning-rate scheduler to the optimizer before making the pilot"
+            )
+        if mode != "off":
+            optimizer.register_step_pre_hook(self._before_step)
+            optimizer.register_step_post_hook(self._after_update)
+
+    # ------------------------------------------------------------------ the loop's two calls
+
+    def batches(self, loader: Iterable[Any]) -> Iterator[Any]:
+        """The loader's batches, with the loader at hand for changes of the batch size.
+
+        Raises:
+            TypeError: ``noise_batch`` is to act, and the loader cannot change its batch size.
+        """
+        if self.mode == "control" and self.batch_policy is not None and not hasattr(loader, "set_batch_size"):
+            raise TypeError(
+                f"noise_batch cannot change the batch size of a {type(loader).__name__}; use "
+                "optland.train.BatchLoader, or mode='shadow' to log the advice only"
+            )
+        self._loader = loader
+        for batch in loader:
+            self._count = num_samples(batch)
+            yield batch
+
+    def after_step(self, batch: Any, loss: float | torch.Tensor) -> None:
+        """Count the step, rewind if the guard says so, probe if the budget allows, decide, act and log.
+
+        Args:
+            batch: The batch of the step.
+            loss: Its loss at the weights before the step.
+        """
+        value = float(loss.detach() if isinstance(loss, torch.Tensor) else loss)
+        self.step += 1
+        self._count = num_samples(batch)
+        self.samples += self._count
+        self.budget.train(self._count * int(getattr(self.optimizer, "last_evaluations", 1)))
+        decided = len(self.decisions)
+        fresh: dict[str, float] = {}
+        rewind = self.steering.rewound(value, self.step, interval=max(5, self._steps_in_run() // 20))
+        if rewind is not None:
+            self.decisions.append(rewind)
+        elif self.mode != "off":
+            started = time.perf_counter()
+            fresh = self._probe(batch)
+            self.probe_seconds += time.perf_counter() - started
+        for decision in self.decisions[decided:]:
+            self.log.event(decision.to_dict())
+        if fresh or len(self.decisions) > decided or self.step % self.log_every == 0:
+            self.log.log(self._row(value, fresh))
+        self.steering.forget()
+
+    # ------------------------------------------------------------------ around the optimizer's step
+
+    @property
+    def progress(self) -> float | None:
+        """Share of the run done at the middle of the present step; None when the horizon is unknown."""
+        if self.total_samples is None:
+            return None
+        return (self.samples + 0.5 * self._count) / self.total_samples
+
+    @property
+    def seconds(self) -> float:
+        """Wall time of the run so far, earlier parts of a resumed run included. Reported, never decided on."""
+        return self._seconds_before + time.perf_counter() - self._started
+
+    def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        self.steering.before(measure=self._due("edge", self.step + 1))
+
+    def _after_update(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        self.steering.after(self.step + 1, self.progress)
+
+    def _steps_in_run(self) -> int:
+        """Steps of the whole run at the present batch size (1000 when the horizon is unknown)."""
+        return 1000 if self.total_samples is None else self.total_samples // max(self._count, 1)
+
+    # ------------------------------------------------------------------ probes and policies
+
+    def _due(self, probe: str, step: int) -> bool:
+        """Whether the probe runs at ``step``: often enough apart, and its declared cost fits the budget.
+
+        A ragged batch at the end of an epoch is cheaper, so probes would always land there; they are kept off it.
+        """
+        nominal = int(getattr(self._loader, "batch_size", None) or self._count)
+        if self._count < nominal and probe != "curvature":
+            return False
+        every = 1 if probe == "edge" and self.probes.count["edge"] < BURN_IN else EVERY[probe]
+        waited = step - self._last_probe.get(probe, -every)
+        return waited >= every and self.budget.affords(probe, self.probes.declared(probe, nominal))
+
+    def _probe(self, batch: Any) -> dict[str, float]:
+        """Run the probes that are due and hand their signals on; returns the metrics they gave."""
+        metrics: dict[str, float] = {}
+        steering = self.steering
+        self.probes.see(batch)
+        if (
+            steering.update is not None
+            and steering.record.before is not None
+            and steering.applied > 0
+            and self._due("edge", self.step)
+        ):
+            reading = self.probes.edge(
+                self.step, batch, steering.record.before, steering.update, steering.applied
+            )
+            metrics |= self._took(reading)
+            if reading.signals["edge"].valid:
+                self._append(steering.observe_edge(reading.signals["edge"].value, self.step))
+        if self._due("noise", self.step):
+            reading = self.probes.noise(self.step, batch)
+            metrics |= self._took(reading)
+            self._observe_noise(reading)
+            if self.noise.value is not None:
+                metrics["noise/b_simple"] = self.noise.value
+                metrics["noise/efficiency"] = 1.0 / (1.0 + self._count / max(self.noise.value, 1e-12))
+        if self._due("curvature", self.step):
+            metrics |= self._took(self.probes.curvature(self.step))
+        return metrics
+
+    def _took(self, reading: Reading) -> dict[str, float]:
+        """Book a probe's cost and time of day; returns its metrics."""
+        self.budget.spend(reading.probe, reading.cost_ge)
+        self._last_probe[reading.probe] = self.step
+        return reading.metrics
+
+    def _observe_noise(self, reading: Reading) -> None:
+        trace, grad = reading.signals.get("trace_cov"), reading.signals.get("grad_sq")
+        if trace is None or grad is None or not (trace.valid and grad.valid):
+            return
+        # tr(Sigma)/B + |G|^2 is the squared norm of this batch's own gradient: the natural unit of the pair.
+        self.noise.update(trace.value, grad.value, scale=trace.value / self._count + grad.value)
+        policy = self.batch_policy
+        if policy is None:
+            return
+        size = int(getattr(self._loader, "batch_size", None) or self._count)
+        proposal = policy.propose(
+            self.noise.value, self.step, size, getattr(self._loader, "num_samples", None)
+        )
+        if proposal is None:
+            return
+        new, reason = proposal
+        if self.mode == "control":
+            self._loader.set_batch_size(new)
+        signals = {"noise/b_simple": self.noise.value or 0.0}
+        self._append(
+            Decision(self.step, policy.name, "batch_size", size, new, reason, self.mode == "control", signals)
+        )
+
+    def _append(self, decision: Decision | None) -> None:
+        if decision is not None:
+            self.decisions.append(decision)
+
+    # ------------------------------------------------------------------ the record
+
+    def _row(self, loss: float, fresh: dict[str, float]) -> dict[str, float]:
+        """One row of the log: everything known about this step under the names of the metric vocabulary."""
+        row: dict[str, float] = {
+            "step": self.step,
+            "samples": self.samples,
+            "train/loss": loss,
+            **self.steering.metrics(),
+            "noise/b_current": float(self._count),
+            "budget/ge": self.budget.train_ge + self.budget.probe_ge,
+            "budget/probe_frac": self.budget.used,
+            "budget/allowed": self.budget.allowed,
+            "budget/probe_ms": 1e3 * self.probe_seconds,
+            **fresh,
+        }
+        if "curv/lambda_max" in row:
+            row["curv/eta_lambda"] = row["lr/applied"] * row["curv/lambda_max"]
+        row |= {f"probe/age_{name}": float(self.step - at) for name, at in self._last_probe.items()}
+        telemetry = getattr(self.optimizer, "telemetry", None)
+        return row if telemetry is None else row | telemetry.read()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything the pilot knows, for an exact resume: tensors, numbers, strings, lists and dictionaries."""
+        return {
+            "step": self.step,
+            "samples": self.samples,
+            "count": self._count,
+            "seconds": [self.seconds, self.probe_seconds],
+            "last_probe": dict(self._last_probe),
+            "budget": self.budget.state_dict(),
+            "probes": self.probes.state_dict(),
+            "steering": self.steering.state_dict(),
+            "noise": self.noise.state_dict(),
+            "decisions": [d.to_dict() for d in self.decisions],
+            "batch_policy": None if self.batch_policy is None else self.batch_policy.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue where :meth:`state_dict` was taken, with the same policies and mode."""
+        self.step, self.samples, self._count = state["step"], state["samples"], state["count"]
+        self._seconds_before, self.probe_seconds = state["seconds"]
+        self._last_probe = dict(state["last_probe"])
+        self.budget.load_state_dict(state["budget"])
+        self.probes.load_state_dict(state["probes"])
+        self.steering.load_state_dict(state["steering"])
+        self.noise.load_state_dict(state["noise"])
+        self.decisions = [Decision(**d) for d in state["decisions"]]
+        if self.batch_policy is not None and state["batch_policy"] is not None:
+            self.batch_policy.load_state_dict(state["batch_policy"])
+
+
+def _policies(
+    policies: Sequence[str | AutoLR | SafeLR | NoiseBatch], *, two_pass: bool
+) -> tuple[AutoLR | SafeLR | None, NoiseBatch | None]:
+    """The learning-rate policy and the batch policy out of names and objects."""
+    if isinstance(policies, str):
+        raise ValueError(f"policies is the string {policies!r}; use a list: [{policies!r}]")
+    lr: AutoLR | SafeLR | None = None
+    batch: NoiseBatch | None = None
+    for item in policies:
+        policy = _by_name(item, two_pass=two_pass) if isinstance(item, str) else item
+        if isinstance(policy, NoiseBatch):
+            batch = policy
+        elif lr is not None:
+            raise ValueError(f"{lr.name} and {policy.name} both set the learning rate; choose one of them")
+        else:
+            lr = policy
+    return lr, batch
+
+
+def _by_name(name: str, *, two_pass: bool) -> AutoLR | SafeLR | NoiseBatch:
+    if name not in POLICIES:
+        raise ValueError(f"policy {name!r} is not known; choose from {sorted(POLICIES)}")
+    if name == "auto_lr":
+        return AutoLR(two_pass=two_pass)
+    return POLICIES[name]()

@@ -1,0 +1,216 @@
+"""The learning-rate side of the pilot: hold the rate for a step, measure the step, make it right, rewind it.
+
+Around each optimizer step::
+
+    before():  copy the weights if the step is to be measured; set the learning rate of this step
+    [the optimizer's own step, both passes of it under SAM]
+    after():   put the user's rate back; measure w_after - w_before; under auto_lr rescale the step to length
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from optland.control import AutoLR, Decision, RewindGuard, SafeLR
+from optland.train.actuators import HeldLearningRates, SnapshotRing, StepRecord, relative_speed
+
+__all__ = ["BINDING", "Steering"]
+
+BINDING = {"user": 0.0, "edge": 1.0, "ratio": 2.0, "guard": 3.0}
+"""Codes of ``lr/binding``: what the learning rate of a step was set by."""
+
+
+class Steering:
+    """Carries out (``act=True``) or only works out (``act=False``) what a learning-rate policy wants.
+
+    Args:
+        optimizer: The optimizer whose steps are steered.
+        model: Its module; snapshots hold its whole ``state_dict``.
+        policy: ``AutoLR``, ``SafeLR``, or None to only measure.
+        act: Whether learning rates are set and rewinds made.
+    """
+
+    def __init__(
+        self, optimizer: Optimizer, model: nn.Module, policy: AutoLR | SafeLR | None, *, act: bool
+    ) -> None:
+        self.policy = policy
+        self.act = act
+        self.rates = HeldLearningRates(optimizer)
+        self.record = StepRecord([p for g in optimizer.param_groups for p in g["params"] if p.requires_grad])
+        self.snapshots = SnapshotRing(model, optimizer)
+        self.guard = RewindGuard()
+        self.applied = math.nan
+        """Learning rate of the last step."""
+        self.wanted = math.nan
+        """What the policy wanted it to be; the counterfactual in shadow mode."""
+        self.binding = "user"
+        self.relative = math.nan
+        """|w_after - w_before| / |w_before| of the last measured step."""
+        self.update: list[Tensor] | None = None
+        """The realised update of the last step, where it was measured."""
+        self._height = 1e-3  # rate of the next trial step under auto_lr, which then gets the right length
+        self._alarmed = False
+
+    def before(self, *, measure: bool) -> None:
+        """Pre-hook: ``measure`` asks for a copy of the weights; auto_lr needs one at every step."""
+        self.rates.release()  # a closure that raised has left the rates of its step in place
+        if self.act and self.policy is not None and self.snapshots.first is None:
+            self.snapshots.take(0, self.guard.mark())
+        if measure or isinstance(self.policy, AutoLR):
+            self.record.start()
+        if self.act and isinstance(self.policy, AutoLR):
+            self.rates.apply(self._height)
+        elif self.act and isinstance(self.policy, SafeLR):
+            self.rates.apply(self.policy.cap(self.rates.user)[0])
+
+    def after(self, step: int, progress: float | None) -> None:
+        """Post-hook: the user's rate is put back, and the step measured and, under auto_lr, rescaled."""
+        self.rates.release()
+        user = self.rates.user
+        self.applied, self.wanted, self.binding = user, math.nan, "user"
+        if isinstance(self.policy, SafeLR):
+            self.wanted, self.binding = self.policy.cap(user)
+            self.applied = self.wanted if self.act else user
+        if self.record.before is None:
+            return
+        update = self.record.update()
+        trial = self._height if self.act and isinstance(self.policy, AutoLR) else self.applied
+        speed, self.relative = relative_speed(update, self.record.before)
+        if isinstance(self.policy, AutoLR):
+            self._steer(self.policy, update, speed, trial, step, progress)
+        else:
+            self.update = update
+
+    def _steer(
+        self,
+        policy: AutoLR,
+        update: list[Tensor],
+        speed: float,
+        trial: float,
+        step: int,
+        progress: float | None,
+    ) -> None:
+        """Work out auto_lr's rate and, when acting, give the step that length."""
+        speed = speed / trial if trial > 0 else math.nan
+        shape = policy.shape(progress, self.rates.shape(), step)
+        self.wanted, self.binding = policy.step_size(speed, shape)
+        self.update = update
+        if not self.act:
+            return
+        if self.wanted > 0:
+            # The next trial runs at the unscheduled height: near the end of the schedule the step itself is so
+            # small that w_after - w_before would lose its digits.
+            self._height = policy.tau / speed
+        factor = self.wanted / trial
+        self.record.rescale(update, factor)
+        self.applied, self.relative = self.wanted, self.relative * factor
+        self.update = self.record.update()
+
+    def forget(self) -> None:
+        """Let go of the last step's record."""
+        self.record.drop()
+        self.update = None
+
+    def rewound(self, loss: float, step: int, interval: int) -> Decision | None:
+        """Watch the loss; on trouble rewind and halve the policy's pace or cap (or say that one would have).
+
+        Args:
+            loss: Loss of the step.
+            step: Number of the step.
+            interval: Steps between two snapshots.
+        """
+        if self.policy is None:
+            return None
+        trouble = self.guard.observe(loss)
+        if trouble is None:
+            if self.act and step % interval == 0:
+                self.snapshots.take(step, self.guard.mark())
+            return None
+        if self.act:
+            snapshot = self.snapshots.rewind()
+            self.guard.rewind(snapshot["mark"])
+            old, new = self.policy.on_rewind()
+            reason = f"{trouble}; weights and optimizer go back to step {snapshot['step']}, the data go on"
+        else:
+            self.guard = RewindGuard()
+            old = self.policy.pace
+            new = old / 2
+            reason = f"{trouble}; control mode would have gone back and halved it"
+        return Decision(step, "rewind_guard", "rewind", old, new, reason, self.act, {"train/loss": loss})
+
+    def observe_edge(self, eta_c: float, step: int) -> Decision | None:
+        """Hand a resolved critical learning rate to the policy; returns what it did about it."""
+        policy = self.policy
+        if policy is None:
+            return None
+        before = policy.limit if isinstance(policy, SafeLR) else math.nan
+        policy.observe_critical_step(eta_c, self.applied)
+        average = policy.critical.value
+        signals = {"edge/eta_c": eta_c}
+        if isinstance(policy, SafeLR):
+            if policy.cap(self.rates.user)[1] == "user":
+                return None
+            reason = f"the critical rate averages {average:.3g}; the user's {self.rates.user:.3g} is capped"
+            return Decision(step, policy.name, "lr", before, policy.limit, reason, self.act, signals)
+        if average is None:
+            return None
+        ratio = self.applied / average
+        climbed = ratio > policy.alarm and not self._alarmed
+        # Hysteresis: one alarm for each time the ratio climbs over the threshold.
+        self._alarmed = ratio > policy.alarm or (self._alarmed and ratio > 0.8 * policy.alarm)
+        if not climbed:
+            return None
+        reason = (
+            f"the rate is {ratio:.2f} of the critical one; beyond 1 a step raises the loss of its own batch"
+        )
+        return Decision(step, policy.name, "alarm", ratio, policy.alarm, reason, False, signals)
+
+    def metrics(self) -> dict[str, float]:
+        """Rates and update size of the last step under the names of the metric vocabulary."""
+        row = {"lr/user": self.rates.user, "lr/applied": self.applied, "lr/binding": BINDING[self.binding]}
+        if math.isnan(self.applied):
+            row["lr/applied"] = self.rates.user
+        if not self.act and math.isfinite(self.wanted):
+            row["ctl/lr_would_be"] = self.wanted
+        if math.isfinite(self.relative):
+            row["update/rel"] = self.relative
+        if math.isfinite(self.guard.average):
+            row["train/loss_ema"] = self.guard.average
+        if isinstance(self.policy, SafeLR):
+            row["lr/ceiling"] = self.policy.limit
+        elif self.policy is not None and self.policy.critical.value is not None:
+            row["lr/ceiling"] = self.policy.ceiling * self.policy.critical.value
+        return row
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything but the record of a step in progress."""
+        return {
+            "height": self._height,
+            "alarmed": self._alarmed,
+            "guard": self.guard.state_dict(),
+            "snapshots": self.snapshots.state_dict(),
+            "policy": None if self.policy is None else self.policy.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue where :meth:`state_dict` was taken."""
+        self._height, self._alarmed = state["height"], state["alarmed"]
+        self.guard.load_state_dict(state["guard"])
+        self.snapshots.load_state_dict(state["snapshots"])
+        if self.policy is not None and state["policy"] is not None:
+            self.policy.load_state_dict(state["policy"])
+
+
+def refuse_several_ranks() -> None:
+    """Several processes would measure on different batches and decide differently."""
+    distributed = torch.distributed
+    if distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1:
+        raise RuntimeError(
+            "the pilot measures and decides in one process; several ranks would decide differently. "
+            "Use mode='off' there"
+        )

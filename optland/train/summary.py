@@ -1,0 +1,41 @@
+"""The closing table of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from optland.control import advise
+from optland.train.evaluate import History
+from optland.train.pilot import Pilot
+
+__all__ = ["summarise"]
+
+
+def summarise(
+    pilot: Pilot, history: History, rows: Sequence[Mapping[str, Any]], events: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
+    """Last and best accuracy, cost in gradient evaluations, probe share, decisions, and advice in words.
+
+    Args:
+        pilot: The run's pilot.
+        history: Its evaluations; at least one.
+        rows: Its logged rows.
+        events: Its logged decisions.
+    """
+    last, best = history.last, history.best
+    return {
+        "test/acc last epoch": last["test/acc"],
+        "test/acc best by validation": best["test/acc"],
+        "epoch best by validation": int(best["epoch"]),
+        "val/acc last epoch": last["val/acc"],
+        "val/acc best": best["val/acc"],
+        "train/steps": pilot.step,
+        "train/seconds": pilot.seconds,
+        "budget/ge": pilot.budget.train_ge + pilot.budget.probe_ge,
+        "budget/probe_frac": pilot.budget.used,
+        "budget/probe_ms": 1e3 * pilot.probe_seconds,
+        "ctl/decisions": len(pilot.decisions),
+        "ctl/rewinds": sum(d.actuator == "rewind" for d in pilot.decisions),
+        "summary/advice": advise(rows, events, pilot.budget.fraction),
+    }
