@@ -1,0 +1,46 @@
+# Two commands do all the set-up: `make demo` and `make test`.
+# Needs Python 3.11 or newer with pip. PYTHON=python3.12 make demo picks another interpreter.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+# Nets this small run fastest on one thread, and two runs side by side use two cores.
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: demo test test-all bench lint clean
+
+demo: $(VENV)/demo.stamp
+	$(BIN)/python benchmarks/demo.py
+
+test: lint
+	$(BIN)/pytest -q -n auto
+
+test-all: lint
+	$(BIN)/pytest -q -n auto -m "slow or not slow"
+
+lint: $(VENV)/test.stamp
+	$(BIN)/ruff check optland recipes tests benchmarks
+	$(BIN)/ruff format --check optland recipes tests benchmarks
+	$(BIN)/mypy
+
+bench: $(VENV)/demo.stamp
+	$(BIN)/python benchmarks/demo.py --seeds 0 1 2 3 4 --result benchmarks/results/demo.json
+	$(BIN)/python benchmarks/readme.py
+
+$(VENV)/bin/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "optland needs Python 3.11 or newer; set PYTHON=")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check torch torchvision
+
+$(VENV)/demo.stamp: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[recipes]'
+	touch $@
+
+# pip's own --group came late (25.1), so the test tools are read out of pyproject.toml here.
+$(VENV)/test.stamp: $(VENV)/demo.stamp
+	$(BIN)/python -c 'import tomllib; print("\n".join(tomllib.load(open("pyproject.toml", "rb"))["dependency-groups"]["test"]))' > $(VENV)/test.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check -r $(VENV)/test.txt
+	touch $@
+
+clean:
+	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache

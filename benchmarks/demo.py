@@ -1,0 +1,230 @@
+"""Digits with clean and with 40 % random training labels: SGD, tuned SGD, and SAM without a learning rate.
+
+    python benchmarks/demo.py                    # seed 0: what `make demo` shows
+    python benchmarks/demo.py --seeds 0 1 2 3 4  # the figures of the README, into benchmarks/results/demo.json
+
+Every run goes through the same recipe. SGD (momentum 0.9, 5 % warm-up, cosine) gets as many epochs as make its
+gradient evaluations equal to those of landscape_train, SAM's second pass and all probes included. Tuned SGD takes,
+for each column and data set by itself, the learning rate that is best on the clean validation split, and pays for all
+seven. "best" is the epoch that early stopping on the clean validation split would have kept.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import json
+import multiprocessing
+import os
+import platform
+import shutil
+import statistics
+import sys
+import time
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+ROOT = Path(__file__).resolve().parent.parent
+LEARNING_RATES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
+USUAL = 0.1
+CONFIGS = {"clean": "digits", "noisy": "digits_noisy"}
+LANDSCAPE_EPOCHS = 25
+SGD_EPOCHS = 52  # 25 epochs x 2 passes x 1.04: SAM's second pass and its probes, rounded
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run: a data set, a seed, and a learning rate (None for landscape_train)."""
+
+    data: str
+    seed: int
+    lr: float | None
+
+    @property
+    def name(self) -> str:
+        return "landscape" if self.lr is None else f"sgd-{self.lr:g}"
+
+    def overrides(self, out: Path) -> list[str]:
+        common = [f"seed={self.seed}", f"data.noise_seed={self.seed}", f"out={out}", "log.console=false"]
+        if self.lr is None:
+            return [*common, f"epochs={LANDSCAPE_EPOCHS}"]
+        sgd = ["optimizer.name=sgd", f"optimizer.lr={self.lr}", "schedule=cosine", "pilot.mode=off"]
+        return [*common, *sgd, f"epochs={SGD_EPOCHS}", "log.wandb=disabled"]
+
+
+def run(job: Job, folder: str) -> dict[str, Any]:
+    """Run one job through the command line, in a worker process that has loaded torch already."""
+    import warnings
+
+    from optland.cli import main
+    from optland.log import read_jsonl
+
+    out = Path(folder) / f"{job.data}-{job.name}-seed{job.seed}"
+    shutil.rmtree(out, ignore_errors=True)
+    said = io.StringIO()
+    started = time.perf_counter()
+    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said), warnings.catch_warnings():
+        code = main(["run", "landscape_train", CONFIGS[job.data], *job.overrides(out)])
+    if code != 0:
+        raise RuntimeError(f"{job} ended with exit code {code}:\n{said.getvalue()}")
+    summary = json.loads((out / "summary.json").read_text())
+    curve = [(r["samples"], r["test/acc"]) for r in read_jsonl(out / "log.jsonl") if "test/acc" in r]
+    where = [line for line in said.getvalue().splitlines() if line.startswith("wandb run")]
+    return {
+        "data": job.data, "seed": job.seed, "lr": job.lr,
+        "last": summary["test/acc last epoch"], "best": summary["test/acc best by validation"],
+        "val_last": summary["val/acc last epoch"], "val_best": summary["val/acc best"],
+        "ge": summary["budget/ge"], "probe_frac": summary["budget/probe_frac"],
+        "probe_wall_share": summary["budget/probe_ms"] / 1e3 / summary["train/seconds"],
+        "seconds": time.perf_counter() - started, "steps": summary["train/steps"],
+        "rewinds": summary["ctl/rewinds"], "curve": curve, "out": str(out),
+        "wandb": where[0].removeprefix("wandb run").strip() if where else None,
+    }  # fmt: skip
+
+
+def all_runs(seeds: list[int], folder: Path, workers: int) -> list[dict[str, Any]]:
+    """Every run of every seed; the longest start first."""
+    jobs = [Job(data, seed, lr) for seed in seeds for data in CONFIGS for lr in (None, *LEARNING_RATES)]
+    context = multiprocessing.get_context("spawn")
+    results = []
+    with ProcessPoolExecutor(workers, mp_context=context) as pool, Progress(transient=True) as progress:
+        task = progress.add_task("training", total=len(jobs))
+        for done in as_completed([pool.submit(run, job, str(folder)) for job in jobs]):
+            results.append(done.result())
+            progress.advance(task)
+    return results
+
+
+def rows_of(runs: list[dict[str, Any]], data: str, seed: int) -> dict[str, dict[str, Any]]:
+    """The three rows of the table for one data set and seed."""
+    mine = [r for r in runs if r["data"] == data and r["seed"] == seed]
+    sgd = [r for r in mine if r["lr"] is not None]
+    usual = next(r for r in sgd if r["lr"] == USUAL)
+    (landscape,) = (r for r in mine if r["lr"] is None)
+    tuned_last, tuned_best = (max(sgd, key=lambda r: r[key]) for key in ("val_last", "val_best"))
+    return {
+        "SGD, lr 0.1": usual,
+        "SGD tuned, 7 lrs": {
+            "last": tuned_last["last"], "best": tuned_best["best"], "lr_last": tuned_last["lr"],
+            "lr_best": tuned_best["lr"], "ge": sum(r["ge"] for r in sgd), "seconds": sum(r["seconds"] for r in sgd),
+        },
+        "landscape_train": landscape,
+    }  # fmt: skip
+
+
+def summarise(runs: list[dict[str, Any]], seeds: list[int]) -> dict[str, Any]:
+    """Medians over seeds, the spread, and each bar with its figure."""
+    table: dict[str, Any] = {}
+    for data in CONFIGS:
+        per_seed = [rows_of(runs, data, seed) for seed in seeds]
+        table[data] = {
+            name: {key: _spread([rows[name][key] for rows in per_seed]) for key in ("last", "best", "ge", "seconds")}
+            for name in per_seed[0]
+        }  # fmt: skip
+    ours = [r for r in runs if r["lr"] is None]
+    clean, noisy = table["clean"], table["noisy"]
+    gap = {
+        "clean: landscape last - tuned SGD last (bar: at least -0.3)":
+            clean["landscape_train"]["last"]["median"] - clean["SGD tuned, 7 lrs"]["last"]["median"],
+        "clean: landscape last - tuned SGD best (bar: at least -0.3)":
+            clean["landscape_train"]["last"]["median"] - clean["SGD tuned, 7 lrs"]["best"]["median"],
+        "noisy: landscape last - SGD last (bar: at least 10)":
+            noisy["landscape_train"]["last"]["median"] - noisy["SGD, lr 0.1"]["last"]["median"],
+        "noisy: landscape last - SGD stopped by clean validation (bar: at least -2)":
+            noisy["landscape_train"]["last"]["median"] - noisy["SGD, lr 0.1"]["best"]["median"],
+        "dead runs of landscape_train (bar: 0)": sum(r["last"] < 20 for r in ours),
+        "largest probe share of GE (bar: 0.05)": max(r["probe_frac"] for r in ours),
+        "median probe share of wall time": statistics.median(r["probe_wall_share"] for r in ours),
+    }  # fmt: skip
+    return {"seeds": seeds, "table": table, "bars": gap}
+
+
+def _spread(values: list[float]) -> dict[str, float]:
+    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
+
+
+def show(summary: dict[str, Any], console: Console) -> None:
+    """The table as people read it."""
+    for data, title in (("clean", "digits, clean labels"), ("noisy", "digits, 40 % random training labels")):
+        table = Table(title=title, title_justify="left")
+        for column in ("", "last epoch, %", "best by validation, %", "gradient evaluations", "wall time, s"):
+            table.add_column(column, justify="left" if not column else "right")
+        for name, row in summary["table"][data].items():
+            cells = [f"{row[k]['median']:.1f}" for k in ("last", "best")]
+            table.add_row(name, *cells, f"{row['ge']['median']:,.0f}", f"{row['seconds']['median']:.1f}")
+        console.print(table)
+    console.print(
+        "Stopping early on clean validation data beats label noise too, where there are such data. landscape_train "
+        "is given no learning rate and the same rho for both; its last epoch needs no stopping.\n"
+    )
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder of the runs")
+    parser.add_argument("--result", type=Path, help="write every run and the summary to this JSON file")
+    parser.add_argument("--workers", type=int, default=min(2, os.cpu_count() or 1))
+    arguments = parser.parse_args()
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    console = Console()
+    runs = all_runs(arguments.seeds, arguments.out, arguments.workers)
+    summary = summarise(runs, arguments.seeds)
+    show(summary, console)
+    picture = arguments.out / "demo.png"
+    draw(runs, arguments.seeds[0], picture)
+    ours = next(
+        r for r in runs if r["lr"] is None and r["data"] == "noisy" and r["seed"] == arguments.seeds[0]
+    )
+    console.print(f"picture of the comparison   {picture}", soft_wrap=True)
+    console.print(f"picture of one run          {Path(ours['out']) / 'curves.png'}", soft_wrap=True)
+    console.print(f"the run in wandb's viewer   {ours['wandb']}", soft_wrap=True)
+    for bar, value in summary["bars"].items():
+        console.print(f"  {bar}: {value:.3g}", highlight=False) if arguments.result else None
+    if arguments.result:
+        write(arguments.result, runs, summary)
+    return 0
+
+
+def draw(runs: list[dict[str, Any]], seed: int, path: Path) -> None:
+    """Test accuracy against gradient evaluations for one seed."""
+    from optland.plots import plot_comparison
+
+    panels = {}
+    for data, title in (("clean", "clean labels"), ("noisy", "40 % random training labels")):
+        rows = rows_of(runs, data, seed)
+        mine = {r["lr"]: r for r in runs if r["data"] == data and r["seed"] == seed}
+        tuned = mine[rows["SGD tuned, 7 lrs"]["lr_last"]]
+        chosen = {"SGD, lr 0.1": mine[USUAL], f"SGD, tuned lr {tuned['lr']:g}": tuned}
+        chosen |= {"landscape_train, no lr": mine[None]}
+        panels[title] = {
+            name: [(samples * r["ge"] / r["curve"][-1][0], accuracy) for samples, accuracy in r["curve"]]
+            for name, r in chosen.items()
+        }
+    plot_comparison(panels, path)
+
+
+def write(path: Path, runs: list[dict[str, Any]], summary: dict[str, Any]) -> None:
+    """The result file: summary, every run, and where it was measured."""
+    import torch
+
+    machine = {"python": platform.python_version(), "torch": torch.__version__, "cpus": os.cpu_count()}
+    machine |= {"processor": platform.machine(), "argv": sys.argv[1:]}
+    plain = [{k: v for k, v in r.items() if k not in ("curve", "out", "wandb")} for r in runs]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(
+        json.dumps({"benchmark": "demo", "machine": machine, **summary, "runs": plain}, indent=1) + "\n"
+    )
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
