@@ -1,12 +1,13 @@
 """Digits with clean and with 40 % random training labels: SGD, tuned SGD, and SAM without a learning rate.
 
     python benchmarks/demo.py                    # seed 0: what `make demo` shows
-    python benchmarks/demo.py --seeds 0 1 2 3 4  # the figures of the README, into benchmarks/results/demo.json
+    python benchmarks/demo.py --seeds 1 2 3 4 5  # the figures of the README, into benchmarks/results/demo.json
 
 Every run goes through the same recipe. SGD (momentum 0.9, 5 % warm-up, cosine) gets as many epochs as make its
 gradient evaluations equal to those of landscape_train, SAM's second pass and all probes included. Tuned SGD takes,
 for each column and data set by itself, the learning rate that is best on the clean validation split, and pays for all
-seven. "best" is the epoch that early stopping on the clean validation split would have kept.
+seven. "best" is the epoch that early stopping on the clean validation split would have kept. The constants of
+landscape_train were chosen on other seeds and splits (100 to 102).
 """
 
 from __future__ import annotations
@@ -154,15 +155,17 @@ def show(summary: dict[str, Any], console: Console) -> None:
     """The table as people read it."""
     for data, title in (("clean", "digits, clean labels"), ("noisy", "digits, 40 % random training labels")):
         table = Table(title=title, title_justify="left")
-        for column in ("", "last epoch, %", "best by validation, %", "gradient evaluations", "wall time, s"):
-            table.add_column(column, justify="left" if not column else "right")
+        table.add_column("", no_wrap=True)
+        for column in ("last epoch, %", "best epoch, %", "GE", "time, s"):
+            table.add_column(column, justify="right", no_wrap=True)
         for name, row in summary["table"][data].items():
             cells = [f"{row[k]['median']:.1f}" for k in ("last", "best")]
             table.add_row(name, *cells, f"{row['ge']['median']:,.0f}", f"{row['seconds']['median']:.1f}")
         console.print(table)
     console.print(
-        "Stopping early on clean validation data beats label noise too, where there are such data. landscape_train "
-        "is given no learning rate and the same rho for both; its last epoch needs no stopping.\n"
+        "Test accuracy at the last epoch, and at the epoch that is best on clean validation data: stopping there beats "
+        "label noise too, where there are such data. GE: forward and backward passes of one sample, probes included. "
+        "landscape_train is given no learning rate, and the same rho for both.\n"
     )
 
 
@@ -192,6 +195,7 @@ def main() -> int:
         console.print(f"  {bar}: {value:.3g}", highlight=False) if arguments.result else None
     if arguments.result:
         write(arguments.result, runs, summary)
+        shutil.copy(picture, arguments.result.with_suffix(".png"))
     return 0
 
 

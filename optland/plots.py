@@ -39,7 +39,7 @@ def plot_run(rows: Sequence[Row], events: Sequence[Row], path: str | Path) -> No
     axes = figure.subplots(5, 1, sharex=True)
     for axis, draw in zip(axes, (_loss, _rate, _sharpness, _noise, _accuracy), strict=True):
         draw(axis, rows)
-        _decisions(axis, events)
+        _decisions(axis, events, labels=axis is axes[0])
         axis.grid(alpha=0.25)
         axis.margins(x=0.01)
         if axis.get_legend_handles_labels()[0]:
@@ -172,14 +172,17 @@ def _accuracy(axis: Any, rows: Sequence[Row]) -> None:
     axis.set_ylabel("accuracy, %")
 
 
-def _decisions(axis: Any, events: Sequence[Row]) -> None:
-    """A line for each decision: batch changes green, rewinds red, alarms grey."""
-    colours = {"batch_size": "green", "rewind": "red", "alarm": "grey"}
-    labelled = set()
+_EVENTS = {"batch_size": ("batch grew", "green"), "rewind": ("rewind", "red"), "alarm": ("alarm", "grey")}
+
+
+def _decisions(axis: Any, events: Sequence[Row], *, labels: bool) -> None:
+    """A vertical line for each decision; only the first panel names them."""
+    named = set()
     for event in events:
-        colour = colours.get(str(event["actuator"]))
-        if colour is None:
+        actuator = str(event["actuator"])
+        if actuator not in _EVENTS:
             continue
-        label = None if event["actuator"] in labelled else str(event["actuator"]).replace("_", " ")
-        labelled.add(event["actuator"])
-        axis.axvline(float(event["step"]), color=_COLOURS[colour], linewidth=0.8, linestyle=":", label=label)
+        label, colour = _EVENTS[actuator]
+        show = label if labels and actuator not in named else None
+        named.add(actuator)
+        axis.axvline(float(event["step"]), color=_COLOURS[colour], linewidth=0.8, linestyle=":", label=show)

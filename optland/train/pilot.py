@@ -33,6 +33,7 @@ from torch.optim import Optimizer
 from optland.batches import num_samples
 from optland.control import AutoLR, Decision, NoiseBatch, ProbeBudget, RatioEMA, SafeLR
 from optland.control.policies import POLICIES
+from optland.control.policies.auto_lr import default_pace
 from optland.log import Logger, NullLogger
 from optland.objective import LossFn
 from optland.train.probes import Probes, Reading
@@ -106,6 +107,7 @@ class Pilot:
         self.budget = ProbeBudget(budget, SHARES, horizon_ge=horizon)
         self.probes = Probes(model, loss_fn, seed=seed)
         self.steering = Steering(optimizer, model, lr_policy, act=mode == "control")
+        self._pace_follows_length = "auto_lr" in policies and passes > 1
         self.noise = RatioEMA(0.8)
         self.step = 0
         self.samples = 0
@@ -185,14 +187,24 @@ class Pilot:
         return self._seconds_before + time.perf_counter() - self._started
 
     def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        if self._pace_follows_length and self.step == 0 and self._loader is not None and self.total_samples:
+            # By name, auto_lr takes the pace that suits the run's length in steps, known with the first batch.
+            policy = self.steering.policy
+            if isinstance(policy, AutoLR):
+                policy.tau = default_pace(two_pass=True, steps=self._steps_in_run())
         self.steering.before(measure=self._due("edge", self.step + 1))
 
     def _after_update(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         self.steering.after(self.step + 1, self.progress)
 
+    @property
+    def _batch_size(self) -> int:
+        """The loader's batch size; a ragged batch at the end of an epoch is smaller."""
+        return int(getattr(self._loader, "batch_size", None) or self._count)
+
     def _steps_in_run(self) -> int:
         """Steps of the whole run at the present batch size (1000 when the horizon is unknown)."""
-        return 1000 if self.total_samples is None else self.total_samples // max(self._count, 1)
+        return 1000 if self.total_samples is None else self.total_samples // self._batch_size
 
     # ------------------------------------------------------------------ probes and policies
 
@@ -201,7 +213,7 @@ class Pilot:
 
         A ragged batch at the end of an epoch is cheaper, so probes would always land there; they are kept off it.
         """
-        nominal = int(getattr(self._loader, "batch_size", None) or self._count)
+        nominal = self._batch_size
         if self._count < nominal and probe != "curvature":
             return False
         every = 1 if probe == "edge" and self.probes.count["edge"] < BURN_IN else EVERY[probe]
@@ -251,7 +263,7 @@ class Pilot:
         policy = self.batch_policy
         if policy is None:
             return
-        size = int(getattr(self._loader, "batch_size", None) or self._count)
+        size = self._batch_size
         proposal = policy.propose(
             self.noise.value, self.step, size, getattr(self._loader, "num_samples", None)
         )
@@ -278,7 +290,7 @@ class Pilot:
             "samples": self.samples,
             "train/loss": loss,
             **self.steering.metrics(),
-            "noise/b_current": float(self._count),
+            "noise/b_current": float(self._batch_size),
             "budget/ge": self.budget.train_ge + self.budget.probe_ge,
             "budget/probe_frac": self.budget.used,
             "budget/allowed": self.budget.allowed,

@@ -12,9 +12,9 @@ Cost: no gradient evaluation; one copy of the weights and two norms over them a 
 linear in the learning rate (closures that search, schedule-free averages).
 
 Defaults: tau = 0.05 for a base optimizer, fixed on small image and text models. Under a SAM-type optimizer, whose
-stability edge lies below the base's and falls with the gradient norm, tau = 0.02 sqrt(500 / steps), kept within a
-factor of two of 0.02: at a fixed pace a run twice as long travels twice as far and, with noisy labels, ends by
-memorising what SAM had kept out. The critical step caps the rate where a step would raise the loss of its own batch
+stability edge lies below the base's and falls with the gradient norm, tau = 0.02 x 500 / steps, kept between 0.005 and
+0.04: at a fixed pace a run twice as long travels twice as far and, with noisy labels, ends by memorising what SAM had
+kept out. The critical step caps the rate where a step would raise the loss of its own batch
 (``ceiling`` times its average) and raises an alarm above ``alarm``.
 
 What it does not know: very short runs (100 to 250 steps) want a larger tau, very small batches a smaller one.
@@ -41,11 +41,11 @@ def default_pace(*, two_pass: bool, steps: int | None) -> float:
 
     Example:
         >>> [round(default_pace(two_pass=True, steps=n), 3) for n in (125, 500, 1000, 10_000)]
-        [0.04, 0.02, 0.014, 0.01]
+        [0.04, 0.02, 0.01, 0.005]
     """
     if not two_pass:
         return TAU
-    return TAU_TWO_PASS * min(max(math.sqrt(500 / steps), 0.5), 2.0) if steps else TAU_TWO_PASS
+    return min(max(TAU_TWO_PASS * 500 / steps, 0.005), 0.04) if steps else TAU_TWO_PASS
 
 
 def linear_shape(progress: float, warmup: float = 0.05) -> float:

@@ -1,0 +1,76 @@
+"""Write the measured tables of README.md from the files in benchmarks/results.
+
+python benchmarks/readme.py          # rewrite the tables in place
+python benchmarks/readme.py --check  # exit with 1 when a table is not that of its result file
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+README = ROOT / "README.md"
+
+
+def demo_table(result: dict[str, Any]) -> str:
+    """Medians over seeds with the range."""
+    lines = [
+        "| digits | | last epoch, % | best by clean validation, % | gradient evaluations | wall time, s |",
+        "|---|---|---:|---:|---:|---:|",
+    ]
+    for data, label in (("clean", "clean labels"), ("noisy", "40 % random labels")):
+        for name, row in result["table"][data].items():
+            cells = [
+                f"{row[k]['median']:.1f} ({row[k]['min']:.1f} to {row[k]['max']:.1f})"
+                for k in ("last", "best")
+            ]
+            cells += [f"{row['ge']['median']:,.0f}", f"{row['seconds']['median']:.1f}"]
+            lines.append(f"| {label} | {name} | " + " | ".join(cells) + " |")
+    bars = result["bars"]
+    probe = bars["largest probe share of GE (bar: 0.05)"]
+    wall = bars["median probe share of wall time"]
+    lines += [
+        "",
+        f"Median of {len(result['seeds'])} seeds (range). Probes took at most {100 * probe:.1f} % of the gradient "
+        f"evaluations (they are counted in the column) and {100 * wall:.0f} % of the wall time of a run. "
+        f"Measured with torch {result['machine']['torch']} on {result['machine']['cpus']} CPU cores.",
+    ]
+    return "\n".join(lines)
+
+
+TABLES = {"demo": demo_table}
+
+
+def filled(text: str) -> str:
+    """The README with every marked table made anew."""
+    for name, make in TABLES.items():
+        path = ROOT / "benchmarks" / "results" / f"{name}.json"
+        table = make(json.loads(path.read_text()))
+        pattern = rf"(<!-- begin {name} -->\n).*?(<!-- end {name} -->)"
+        text, count = re.subn(pattern, lambda m, table=table: f"{m[1]}{table}\n{m[2]}", text, flags=re.S)
+        if count != 1:
+            raise SystemExit(f"README.md must hold the markers of the table '{name}' once, found {count}")
+    return text
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--check", action="store_true")
+    arguments = parser.parse_args()
+    text = README.read_text()
+    new = filled(text)
+    if arguments.check:
+        return int(new != text)
+    README.write_text(new)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
