@@ -19,7 +19,7 @@ def test_every_python_block_runs_in_order(capsys: Any) -> None:
     assert len(blocks) >= 3
     namespace: dict[str, Any] = {"__name__": "readme"}
     for block in blocks:
-        exec(compile(block, "README.md", "exec"), namespace)  # noqa: S102 - the documentation is the test
+        exec(compile(block, "README.md", "exec"), namespace)  # the documentation is the test
     printed = capsys.readouterr().out
     assert "probes cost" in printed
     assert "negative curvature" in printed
