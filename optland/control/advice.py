@@ -22,6 +22,9 @@ def advise(rows: Sequence[Row], decisions: Sequence[Mapping[str, object]], budge
         >>> advise([{"step": 1, "edge/ratio": 1.4}, {"step": 2, "edge/ratio": 1.2}], [], 0.05)[:57]
         'The learning rate was above the critical one in 100 % of '
     """
+    dead = _about_progress(rows)
+    if dead:
+        return " ".join([*dead, *_about_probes(rows, budget)])
     sentences = [
         *_about_edge(rows),
         *_about_rewinds(decisions),
@@ -43,6 +46,17 @@ def _median(values: Sequence[float]) -> float:
     ordered = sorted(values)
     middle = len(ordered) // 2
     return ordered[middle] if len(ordered) % 2 else 0.5 * (ordered[middle - 1] + ordered[middle])
+
+
+def _about_progress(rows: Sequence[Row]) -> list[str]:
+    """A run whose loss ends where it began has one finding; the other signals then describe a dead net."""
+    losses = _values(rows, "train/loss")
+    if len(losses) < 10 or _median(losses[-5:]) < 0.95 * losses[0]:
+        return []
+    remedy = "lower rho" if _values(rows, "sam/rho") else "lower the learning rate, or let auto_lr set it"
+    return [
+        f"The loss ended at {_median(losses[-5:]):.3g}, where it began ({losses[0]:.3g}): nothing was learnt. First {remedy}."
+    ]
 
 
 def _about_edge(rows: Sequence[Row]) -> list[str]:

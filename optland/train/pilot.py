@@ -44,6 +44,9 @@ __all__ = ["MODES", "Mode", "Pilot"]
 Mode = Literal["off", "monitor", "shadow", "control"]
 MODES = ("off", "monitor", "shadow", "control")
 SHARES = {"edge": 0.25, "noise": 0.15, "curvature": 0.6}
+CAP_SHARES = {"edge": 0.7, "noise": 0.1, "curvature": 0.2}
+"""Shares of the probe budget; safe_lr lives on the edge probe alone, the other policies only watch it."""
+
 EVERY = {"edge": 5, "noise": 10, "curvature": 20}
 """Fewest steps between two runs of a probe, however large the budget."""
 
@@ -104,7 +107,8 @@ class Pilot:
         if mode in ("off", "monitor"):
             lr_policy = self.batch_policy = None
         horizon = None if total_samples is None else float(total_samples * passes)
-        self.budget = ProbeBudget(budget, SHARES, horizon_ge=horizon)
+        shares = CAP_SHARES if isinstance(lr_policy, SafeLR) else SHARES
+        self.budget = ProbeBudget(budget, shares, horizon_ge=horizon)
         self.probes = Probes(model, loss_fn, seed=seed)
         self.steering = Steering(optimizer, model, lr_policy, act=mode == "control")
         self._pace_follows_length = "auto_lr" in policies and passes > 1

@@ -199,3 +199,11 @@ def test_advice_marks_probes_that_did_not_converge() -> None:
 
 def test_a_run_without_findings_says_so() -> None:
     assert advise([{"step": 1, "train/loss": 0.1}], [], 0.05).startswith("Nothing stood out")
+
+
+def test_a_dead_run_is_told_to_lower_rho_first() -> None:
+    rows = [{"step": k, "train/loss": 2.3, "sam/rho": 0.3, "edge/ratio": 0.2} for k in range(20)]
+    text = advise(rows, [_decision("rewind", new=0.0003)] * 6, 0.05)
+    assert "nothing was learnt. First lower rho" in text
+    assert "healthy" not in text
+    assert "tau" not in text

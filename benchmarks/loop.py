@@ -1,0 +1,159 @@
+"""What the recipe's loop costs over a bare PyTorch loop, what checkpoints cost, and whether memory stays flat.
+
+    python benchmarks/loop.py                    # throughput and checkpoints, about 4 minutes
+    python benchmarks/loop.py --memory 20        # the same, and 20 minutes of a run with the pilot in control
+
+Throughput: `optland run landscape_train` with the pilot off and SGD, against the least that trains the same net on the
+same data with the same evaluations. Each is run short and long, and the difference is taken, so that start-up, the
+figure and the closing of the log cancel. Repeats are interleaved; the table shows the median of their ratios.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+
+from optland.cli import main as optland
+from optland.train import DataConfig, ModelConfig, build_model, evaluate, load_data
+
+SHORT, LONG = 2, 10
+NETS = {"cnn": ModelConfig("cnn", width=16), "resnet8": ModelConfig("resnet8", width=16)}
+
+
+def bare(model_config: ModelConfig, epochs: int) -> float:
+    """Seconds of the least that trains this net: shuffle, zero, forward, backward, step, cosine, evaluate."""
+    data = load_data(DataConfig())
+    torch.manual_seed(0)
+    model = build_model(model_config, data.image_shape, data.num_classes)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * 19)
+    started = time.perf_counter()
+    for _ in range(epochs):
+        for index in torch.randperm(len(data.train_x)).split(64):
+            optimizer.zero_grad()
+            F.cross_entropy(model(data.train_x[index]), data.train_y[index]).backward()
+            optimizer.step()
+            scheduler.step()
+        evaluate(model, data.val_x, data.val_y)
+        evaluate(model, data.test_x, data.test_y)
+    return time.perf_counter() - started
+
+
+def recipe(model_config: ModelConfig, epochs: int, folder: Path, **extra: Any) -> float:
+    """Seconds of the recipe on the same work, log, wandb and checkpoints included."""
+    out = folder / f"{model_config.name}-{epochs}-{time.time_ns()}"
+    settings = {
+        "model.name": model_config.name, "model.width": model_config.width, "epochs": epochs, "out": out,
+        "optimizer.name": "sgd", "optimizer.lr": 0.05, "schedule": "cosine", "pilot.mode": "off",
+        "log.console": "false", **extra,
+    }  # fmt: skip
+    with contextlib.redirect_stdout(io.StringIO()):
+        started = time.perf_counter()
+        code = optland(["run", "landscape_train", "digits", *(f"{k}={v}" for k, v in settings.items())])
+        elapsed = time.perf_counter() - started
+    if code != 0:
+        raise RuntimeError(f"the recipe ended with exit code {code}")
+    return elapsed
+
+
+def throughput(repeats: int, folder: Path) -> dict[str, Any]:
+    """Bare time over recipe time for each net; 1 means that the recipe's loop costs nothing."""
+    table = {}
+    for name, net in NETS.items():
+        bare(net, 1)  # warm
+        rows = []
+        for _ in range(repeats):
+            least = bare(net, LONG) - bare(net, SHORT)
+            ours = recipe(net, LONG, folder) - recipe(net, SHORT, folder)
+            never = {"checkpoint_seconds": 1e9}
+            unsaved = recipe(net, LONG, folder, **never) - recipe(net, SHORT, folder, **never)
+            rows.append({"bare": least, "recipe": ours, "no checkpoints": unsaved})
+        table[name] = {
+            "ratio": statistics.median(r["bare"] / r["recipe"] for r in rows),
+            "checkpoint_share": statistics.median(1 - r["no checkpoints"] / r["recipe"] for r in rows),
+            "bare_ms_a_step": 1e3 * statistics.median(r["bare"] for r in rows) / (19 * (LONG - SHORT)),
+            "repeats": rows,
+        }
+    return table
+
+
+def memory(minutes: float, folder: Path) -> dict[str, Any]:
+    """Resident memory of a real run in control mode, sampled every 5 s; the slope after a warm-up, with its error."""
+    command = [sys.executable, "-m", "optland.cli", "run", "landscape_train", "digits_noisy", "epochs=100000"]
+    command += [f"out={folder / 'memory'}", "log.console=false"]
+    samples: list[tuple[float, float]] = []
+    with subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}) as process:
+        started = time.monotonic()
+        while time.monotonic() - started < 60 * minutes:
+            time.sleep(5)
+            if process.poll() is not None:
+                raise RuntimeError(f"the run ended early with exit code {process.returncode}")
+            samples.append(((time.monotonic() - started) / 60, resident_mib(process.pid)))
+        process.kill()
+    steady = [s for s in samples if s[0] > 0.15 * minutes]
+    slope, error = line(steady)
+    return {"minutes": minutes, "first_mib": steady[0][1], "last_mib": steady[-1][1], "slope_mib_a_minute": slope,
+            "slope_error": error, "samples": [[round(t, 2), round(m, 1)] for t, m in samples[::6]]}  # fmt: skip
+
+
+def resident_mib(pid: int) -> float:
+    """Resident set size of a process."""
+    for row in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if row.startswith("VmRSS"):
+            return float(row.split()[1]) / 1024
+    raise RuntimeError(f"process {pid} has no resident memory")
+
+
+def line(points: list[tuple[float, float]]) -> tuple[float, float]:
+    """Least-squares slope and its standard error."""
+    x, y = [p[0] for p in points], [p[1] for p in points]
+    mean_x, mean_y = statistics.mean(x), statistics.mean(y)
+    spread = sum((a - mean_x) ** 2 for a in x)
+    slope = sum((a - mean_x) * (b - mean_y) for a, b in points) / spread
+    rest = sum((b - mean_y - slope * (a - mean_x)) ** 2 for a, b in points)
+    return slope, (rest / (len(points) - 2) / spread) ** 0.5
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument(
+        "--memory", type=float, default=0.0, help="minutes of the memory run; 0 leaves it out"
+    )
+    parser.add_argument("--result", type=Path, default=Path("benchmarks/results/loop.json"))
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    known = json.loads(arguments.result.read_text()) if arguments.result.exists() else {"benchmark": "loop"}
+    with tempfile.TemporaryDirectory() as folder:
+        if arguments.repeats:
+            known["throughput"] = throughput(arguments.repeats, Path(folder))
+            for name, row in known["throughput"].items():
+                print(
+                    f"{name}: {row['ratio']:.3f} of a bare loop (bar 0.97), checkpoints {row['checkpoint_share']:.2%}"
+                )
+        if arguments.memory:
+            known["memory"] = memory(arguments.memory, Path(folder))
+            row = known["memory"]
+            print(f"memory: {row['slope_mib_a_minute']:.3f} +- {row['slope_error']:.3f} MiB a minute")
+    known["machine"] = {"torch": torch.__version__, "cpus": os.cpu_count()}
+    arguments.result.write_text(json.dumps(known, indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
