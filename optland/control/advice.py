@@ -54,9 +54,8 @@ def _about_progress(rows: Sequence[Row]) -> list[str]:
     if len(losses) < 10 or _median(losses[-5:]) < 0.95 * losses[0]:
         return []
     remedy = "lower rho" if _values(rows, "sam/rho") else "lower the learning rate, or let auto_lr set it"
-    return [
-        f"The loss ended at {_median(losses[-5:]):.3g}, where it began ({losses[0]:.3g}): nothing was learnt. First {remedy}."
-    ]
+    end = f"The loss ended at {_median(losses[-5:]):.3g}, where it began ({losses[0]:.3g})"
+    return [f"{end}: nothing was learnt. First {remedy}."]
 
 
 def _about_edge(rows: Sequence[Row]) -> list[str]:
