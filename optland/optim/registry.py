@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import fnmatch
 import inspect
 from collections.abc import Callable, Iterable
@@ -11,6 +10,7 @@ from typing import Any
 import torch
 from torch.optim import Optimizer
 
+from optland.config import did_you_mean
 from optland.optim.sam import ASAM, SAM
 from optland.optim.two_pass import TwoPass
 
@@ -81,6 +81,4 @@ def _options(cls: type) -> set[str]:
 def _check(what: str, given: str, known: list[str]) -> None:
     if given in known:
         return
-    close = difflib.get_close_matches(given, known, n=1)
-    hint = f" Did you mean {close[0]!r}?" if close else ""
-    raise ValueError(f"unknown {what}: {given!r}.{hint} Known: {', '.join(known)}.")
+    raise ValueError(f"unknown {what}: {given!r}.{did_you_mean(given, known)} Known: {', '.join(known)}.")
