@@ -121,7 +121,7 @@ class Pilot:
         self._count = 1
         self.probe_seconds = 0.0
         self._seconds_before = 0.0
-        self._started = time.perf_counter()
+        self._started = self._ended = time.perf_counter()
         if isinstance(lr_policy, AutoLR) and total_samples is None and self.steering.rates.shape() is None:
             raise ValueError(
                 "auto_lr needs to know the length of the run: pass total_samples=epochs * len(dataset) to Pilot, "
@@ -175,6 +175,7 @@ class Pilot:
         if fresh or len(self.decisions) > decided or self.step % self.log_every == 0:
             self.log.log(self._row(value, fresh))
         self.steering.forget()
+        self._ended = time.perf_counter()
 
     # ------------------------------------------------------------------ around the optimizer's step
 
@@ -187,8 +188,8 @@ class Pilot:
 
     @property
     def seconds(self) -> float:
-        """Wall time of the run so far, earlier parts of a resumed run included. Reported, never decided on."""
-        return self._seconds_before + time.perf_counter() - self._started
+        """Wall time up to the last step, earlier parts of a resumed run included. Reported, never decided on."""
+        return self._seconds_before + self._ended - self._started
 
     def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         if self._pace_follows_length and self.step == 0 and self._loader is not None and self.total_samples:

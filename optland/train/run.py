@@ -6,6 +6,7 @@ the newest one.
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -109,12 +110,9 @@ class RunFolder:
 
 def _numbered(out: Path) -> list[Path]:
     """The folders ``out``, ``out-2``, ``out-3`` ... that hold a run, oldest first."""
-    found = []
-    for folder in [out, *(out.with_name(f"{out.name}-{n}") for n in range(2, 10_000))]:
-        if not (folder / "config.yaml").exists():
-            break
-        found.append(folder)
-    return found
+    numbers = itertools.chain([""], (f"-{n}" for n in itertools.count(2)))
+    folders = (out.with_name(out.name + number) for number in numbers)
+    return list(itertools.takewhile(lambda folder: (folder / "config.yaml").exists(), folders))
 
 
 def _free(out: Path) -> Path:
