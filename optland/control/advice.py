@@ -10,13 +10,16 @@ __all__ = ["advise"]
 Row = Mapping[str, float]
 
 
-def advise(rows: Sequence[Row], decisions: Sequence[Mapping[str, object]], budget: float) -> str:
+def advise(
+    rows: Sequence[Row], decisions: Sequence[Mapping[str, object]], budget: float, used: float | None = None
+) -> str:
     """A paragraph of advice from a run's logged rows and decisions.
 
     Args:
         rows: Logged rows in order, keys of the metric vocabulary.
         decisions: Logged decisions in order.
         budget: The probe budget as a share of training cost.
+        used: What the probes cost in the end; None takes the last logged value.
 
     Example:
         >>> advise([{"step": 1, "edge/ratio": 1.4}, {"step": 2, "edge/ratio": 1.2}], [], 0.05)[:57]
@@ -24,14 +27,14 @@ def advise(rows: Sequence[Row], decisions: Sequence[Mapping[str, object]], budge
     """
     dead = _about_progress(rows)
     if dead:
-        return " ".join([*dead, *_about_probes(rows, budget)])
+        return " ".join([*dead, *_about_probes(rows, budget, used)])
     sentences = [
         *_about_edge(rows),
         *_about_rewinds(decisions),
         *_about_batch(rows, decisions),
         *_about_sam(rows),
         *_about_fit(rows),
-        *_about_probes(rows, budget),
+        *_about_probes(rows, budget, used),
     ]
     return " ".join(sentences) if sentences else "Nothing stood out: no signal asks for another setting."
 
@@ -132,7 +135,7 @@ def _about_fit(rows: Sequence[Row]) -> list[str]:
     return []
 
 
-def _about_probes(rows: Sequence[Row], budget: float) -> list[str]:
+def _about_probes(rows: Sequence[Row], budget: float, used: float | None) -> list[str]:
     converged = _values(rows, "curv/lambda_max_converged")
     sentences = []
     if converged and sum(converged) < len(converged):
@@ -140,7 +143,9 @@ def _about_probes(rows: Sequence[Row], budget: float) -> list[str]:
         sentences.append(
             f"{failed} of {len(converged)} sharpness probes did not converge; read those as lower bounds."
         )
-    used = _values(rows, "budget/probe_frac")
-    if used:
-        sentences.append(f"Probes cost {100 * used[-1]:.1f} % of training ({100 * budget:.0f} % allowed).")
+    logged = _values(rows, "budget/probe_frac")
+    if used is None and logged:
+        used = logged[-1]
+    if used is not None:
+        sentences.append(f"Probes cost {100 * used:.1f} % of training ({100 * budget:.0f} % allowed).")
     return sentences

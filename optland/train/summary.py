@@ -37,5 +37,5 @@ def summarise(
         "budget/probe_ms": 1e3 * pilot.probe_seconds,
         "ctl/decisions": len(pilot.decisions),
         "ctl/rewinds": sum(d.actuator == "rewind" for d in pilot.decisions),
-        "summary/advice": advise(rows, events, pilot.budget.fraction),
+        "summary/advice": advise(rows, events, pilot.budget.fraction, pilot.budget.used),
     }
