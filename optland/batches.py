@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["num_samples", "split", "take", "to_device"]
+__all__ = ["map_tensors", "num_samples", "split", "take", "thin", "to_device", "to_dtype"]
 
 
 def _children(batch: Any) -> Iterator[Any]:
@@ -54,22 +54,22 @@ def num_samples(batch: Any) -> int:
     )
 
 
-def _map(batch: Any, apply: Callable[[Tensor], Tensor]) -> Any:
+def map_tensors(batch: Any, apply: Callable[[Tensor], Tensor]) -> Any:
     """The batch with ``apply`` done to every tensor, its structure and types kept."""
     if isinstance(batch, Tensor):
         return apply(batch)
     if isinstance(batch, Mapping):
-        items = {key: _map(value, apply) for key, value in batch.items()}
+        items = {key: map_tensors(value, apply) for key, value in batch.items()}
         make: Any = type(batch)  # BatchEncoding and its like are made from a dictionary
         return make(items)
     if dataclasses.is_dataclass(batch) and not isinstance(batch, type):
         return dataclasses.replace(
-            batch, **{f.name: _map(getattr(batch, f.name), apply) for f in dataclasses.fields(batch)}
+            batch, **{f.name: map_tensors(getattr(batch, f.name), apply) for f in dataclasses.fields(batch)}
         )
     if isinstance(batch, tuple) and hasattr(batch, "_fields"):  # a named tuple takes its fields one by one
-        return type(batch)(*(_map(item, apply) for item in batch))
+        return type(batch)(*(map_tensors(item, apply) for item in batch))
     if isinstance(batch, list | tuple):
-        return type(batch)(_map(item, apply) for item in batch)
+        return type(batch)(map_tensors(item, apply) for item in batch)
     return batch
 
 
@@ -96,13 +96,34 @@ def split(batch: Any, parts: int) -> list[Any]:
 
 def take(batch: Any, count: int) -> Any:
     """The first ``count`` samples of a batch (all of them when it holds fewer), copied out of it."""
-    return _map(_slice(batch, num_samples(batch), 0, count), torch.clone)
+    return map_tensors(_slice(batch, num_samples(batch), 0, count), torch.clone)
+
+
+def thin(batch: Any, every: int) -> Any:
+    """Every ``every``-th sample of a batch, the first one included.
+
+    Example:
+        >>> thin(torch.arange(5), 2).tolist()
+        [0, 2, 4]
+    """
+    count = num_samples(batch)
+    return map_tensors(batch, lambda t: t[::every] if t.ndim > 0 and t.shape[0] == count else t)
 
 
 def _slice(batch: Any, count: int, start: int, stop: int) -> Any:
-    return _map(batch, lambda t: t[start:stop] if t.ndim > 0 and t.shape[0] == count else t)
+    return map_tensors(batch, lambda t: t[start:stop] if t.ndim > 0 and t.shape[0] == count else t)
 
 
 def to_device(batch: Any, device: torch.device | str) -> Any:
     """The batch with every tensor on ``device``."""
-    return _map(batch, lambda t: t.to(device, non_blocking=True))
+    return map_tensors(batch, lambda t: t.to(device, non_blocking=True))
+
+
+def to_dtype(batch: Any, dtype: torch.dtype) -> Any:
+    """The batch with every floating tensor in ``dtype``; integers such as labels and tokens stay.
+
+    Example:
+        >>> [t.dtype for t in to_dtype((torch.ones(2), torch.tensor([0, 1])), torch.float64)]
+        [torch.float64, torch.int64]
+    """
+    return map_tensors(batch, lambda t: t.to(dtype) if t.is_floating_point() else t)

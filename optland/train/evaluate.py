@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,13 +16,29 @@ __all__ = ["History", "evaluate"]
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, x: Tensor, y: Tensor, batch_size: int = 1024) -> dict[str, float]:
-    """Mean cross-entropy and accuracy (in percent) in evaluation mode; the module's modes are restored."""
+def evaluate(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    batch_size: int = 1024,
+    *,
+    normalise: Callable[[Tensor], Tensor] | None = None,
+) -> dict[str, float]:
+    """Mean cross-entropy and accuracy (in percent) in evaluation mode; the module's modes are restored.
+
+    Args:
+        model: Maps a batch of inputs to logits.
+        x: Inputs as they are kept in memory.
+        y: Labels.
+        batch_size: Samples in one forward pass; memory alone depends on it.
+        normalise: Makes a batch of ``x`` what the model takes, such as :meth:`ImageData.normalise`; by default
+            ``x`` is that already.
+    """
     loss, correct = 0.0, 0
     with preserve_modes(model):
         set_modes(model, training=False)
         for xs, ys in zip(torch.split(x, batch_size), torch.split(y, batch_size), strict=True):
-            logits = model(xs)
+            logits = model(xs if normalise is None else normalise(xs))
             loss += float(F.cross_entropy(logits, ys, reduction="sum"))
             correct += int((logits.argmax(dim=1) == ys).sum())
     return {"loss": loss / len(y), "acc": 100.0 * correct / len(y)}
@@ -35,7 +52,8 @@ class History:
 
     def measure(self, model: nn.Module, data: ImageData, epoch: int) -> dict[str, float]:
         """Evaluate on the validation and test splits; returns a row of the metric vocabulary."""
-        val, test = evaluate(model, data.val_x, data.val_y), evaluate(model, data.test_x, data.test_y)
+        val = evaluate(model, data.val_x, data.val_y, normalise=data.normalise)
+        test = evaluate(model, data.test_x, data.test_y, normalise=data.normalise)
         row = {"epoch": float(epoch)}
         row |= {f"val/{k}": v for k, v in val.items()} | {f"test/{k}": v for k, v in test.items()}
         self.records.append(row)

@@ -71,7 +71,7 @@ def test_split_refuses_more_than_there_is() -> None:
 @pytest.mark.parametrize("name", sorted(MODELS))
 def test_models_map_images_to_logits_and_train(name: str) -> None:
     torch.manual_seed(0)
-    model = build_model(ModelConfig(name=name, width=8), (1, 8, 8), 10)
+    model = build_model(ModelConfig(name=name, width=16 if name == "vit" else 8), (1, 8, 8), 10)
     x, y = torch.randn(32, 1, 8, 8), torch.randint(10, (32,))
     assert model(x).shape == (32, 10)
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
@@ -102,7 +102,7 @@ def test_the_cnn_has_no_normalisation() -> None:
     [
         (lambda: DataConfig(name="digit"), "data set 'digit' is not known.*Did you mean 'digits'"),
         (lambda: DataConfig(label_noise=1.5), "label_noise: 1.5 is not a share"),
-        (lambda: ModelConfig(name="resnet9"), "model 'resnet9' is not known.*Did you mean 'resnet8'"),
+        (lambda: ModelConfig(name="resnet9"), "model 'resnet9' is not known.*Did you mean 'resnet'"),
         (lambda: ModelConfig(width=0), "width: 0"),
         (lambda: ModelConfig(dropout=1.0), "dropout: 1.0"),
     ],

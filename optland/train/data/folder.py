@@ -1,0 +1,64 @@
+"""Images of one's own: ``root/CLASS/*.png``, or ``root/train/CLASS/*`` and ``root/test/CLASS/*``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from optland.config import UserError
+from optland.train.data.raw import RawImages
+
+if TYPE_CHECKING:
+    from optland.train.data.config import DataConfig
+
+__all__ = ["IMAGE_SIZE", "image_folder"]
+
+IMAGE_SIZE = 32
+
+
+def image_folder(config: DataConfig) -> RawImages:
+    """Colour images ``(n, 3, s, s)`` as bytes, each resized to ``image_size`` pixels a side.
+
+    Classes are the folders in alphabetical order. With the folders ``train`` and ``test`` the test split is the
+    latter; otherwise a fifth of the images. The shorter side is not cut: pictures that are not square are squeezed.
+
+    Raises:
+        UserError: The folder or its images are not there, an image cannot be read, or the two splits have different
+            classes.
+    """
+    root = Path(config.root or "").expanduser()
+    size = config.image_size or IMAGE_SIZE
+    split = (root / "train").is_dir() and (root / "test").is_dir()
+    x, y, classes = _read(root / "train" if split else root, size)
+    if not split:
+        return RawImages(x, y, len(classes), num_test=len(y) // 5)
+    test_x, test_y, test_classes = _read(root / "test", size)
+    if classes != test_classes:
+        only = sorted(set(classes) ^ set(test_classes))
+        raise UserError(f"image_folder: {root}/train and {root}/test have different classes: {only}")
+    return RawImages(x, y, len(classes), test=(test_x, test_y))
+
+
+def _read(folder: Path, size: int) -> tuple[Tensor, Tensor, list[str]]:
+    from torchvision.datasets import ImageFolder
+    from torchvision.transforms import functional
+
+    try:
+        listing = ImageFolder(str(folder))
+    except (FileNotFoundError, NotADirectoryError) as error:
+        reason = str(error).partition("\n")[0]
+        raise UserError(
+            f"image_folder: {folder} does not hold one folder of images for each class ({reason}); "
+            "set data.root to one that does"
+        ) from error
+    images = []
+    for path, _ in listing.samples:
+        try:
+            picture = functional.resize(listing.loader(path), [size, size])
+        except (OSError, SyntaxError) as error:  # Pillow raises SyntaxError for a broken PNG
+            raise UserError(f"image_folder: {path} cannot be read ({error}); mend or delete it") from error
+        images.append(functional.pil_to_tensor(picture))
+    return torch.stack(images), torch.tensor(listing.targets), listing.classes

@@ -1,0 +1,138 @@
+"""MNIST and Fashion-MNIST from a folder of idx files, plain or gzipped, each checked against its known sha256.
+
+An idx file is: two zero bytes, a byte for the type (8: unsigned bytes), a byte for the number of dimensions, each
+dimension as a big-endian 32-bit number, then the values. The checksum is that of the uncompressed bytes, so it holds
+for every way of packing them; it also tells the two sets apart, whose files have the same names.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import zlib
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from optland.train.data.fetch import damaged, data_root, fetch_once, missing
+from optland.train.data.raw import RawImages
+
+if TYPE_CHECKING:
+    from optland.train.data.config import DataConfig
+
+__all__ = ["FILES", "FOLDERS", "SHA256", "idx_images", "read_idx"]
+
+FILES = (
+    "train-images-idx3-ubyte",
+    "train-labels-idx1-ubyte",
+    "t10k-images-idx3-ubyte",
+    "t10k-labels-idx1-ubyte",
+)
+
+FOLDERS = {"mnist": ("", "MNIST/raw"), "fashion_mnist": ("", "fashion-mnist", "FashionMNIST/raw")}
+"""Where the files may lie under the root; the last is where torchvision puts them."""
+
+SYSTEM_FOLDERS = {"fashion_mnist": Path("/usr/share/datasets/fashion-mnist")}
+"""Where Debian's package dataset-fashion-mnist puts them; looked into where no root is given."""
+
+SHA256 = {
+    "mnist": (
+        "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
+        "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
+        "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
+        "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
+    ),
+    "fashion_mnist": (
+        "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
+        "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
+        "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
+        "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
+    ),
+}
+"""Of the uncompressed :data:`FILES`, in their order."""
+
+
+def idx_images(config: DataConfig) -> RawImages:
+    """60,000 grey images ``(n, 1, 28, 28)`` to train on and 10,000 for the test, as bytes.
+
+    Raises:
+        UserError: The files are not there, or one of them is damaged.
+    """
+    fetch_once(config, lambda root: _download(config, root))
+    folder = _folder(config)
+    if folder is None:
+        raise missing(config, f"{data_root(config)} (nor in its folder {FOLDERS[config.name][-1]})")
+    arrays = [
+        _read(config, folder, name, known) for name, known in zip(FILES, SHA256[config.name], strict=True)
+    ]
+    (x, y), (test_x, test_y) = _pair(*arrays[:2]), _pair(*arrays[2:])
+    return RawImages(x, y, num_classes=10, test=(test_x, test_y))
+
+
+def read_idx(content: bytes) -> Tensor:
+    """The array in the bytes of an uncompressed idx file, uint8.
+
+    Raises:
+        ValueError: The bytes are no idx file of unsigned bytes, or not as many as its header says.
+
+    Example:
+        >>> read_idx(bytes([0, 0, 8, 1, 0, 0, 0, 3, 7, 8, 9])).tolist()
+        [7, 8, 9]
+    """
+    if len(content) < 4 or content[:3] != b"\0\0\x08":
+        raise ValueError("its first bytes are not those of an idx file")
+    rank = content[3]
+    start = 4 + 4 * rank
+    if len(content) < start:
+        raise ValueError("its header is cut off")
+    shape = tuple(int(side) for side in np.frombuffer(content[4:start], ">u4"))
+    values = content[start:]
+    expected = int(np.prod(shape, dtype=np.int64))
+    if len(values) != expected:
+        raise ValueError(f"it holds {len(values)} of {expected} values")
+    return torch.from_numpy(np.frombuffer(values, np.uint8).reshape(shape).copy())
+
+
+def _folder(config: DataConfig) -> Path | None:
+    """The first folder that holds all four files."""
+    places = [data_root(config) / folder for folder in FOLDERS[config.name]]
+    if config.root is None and config.name in SYSTEM_FOLDERS:
+        places.append(SYSTEM_FOLDERS[config.name])
+    for place in places:
+        if all(_file(place, name) is not None for name in FILES):
+            return place
+    return None
+
+
+def _file(folder: Path, name: str) -> Path | None:
+    candidates = (folder / name, folder / f"{name}.gz")
+    return next((path for path in candidates if path.is_file()), None)
+
+
+def _read(config: DataConfig, folder: Path, name: str, known: str) -> Tensor:
+    path = _file(folder, name)
+    if path is None:
+        raise missing(config, str(folder))
+    try:
+        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        array = read_idx(content)
+    except (OSError, EOFError, zlib.error, ValueError) as error:
+        raise damaged(config, path, str(error)) from error
+    if hashlib.sha256(content).hexdigest() != known:
+        raise damaged(config, path, f"its sha256 is not that of {config.name}")
+    return array
+
+
+def _pair(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    return images.unsqueeze(1), labels.long()
+
+
+def _download(config: DataConfig, root: Path) -> None:
+    if _folder(config) is not None:
+        return
+    from torchvision import datasets
+
+    {"mnist": datasets.MNIST, "fashion_mnist": datasets.FashionMNIST}[config.name](str(root), download=True)

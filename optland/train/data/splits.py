@@ -1,0 +1,38 @@
+"""Stratified splits and label noise, each a function of its own seed."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+__all__ = ["add_label_noise", "stratified_split"]
+
+
+def stratified_split(labels: Tensor, sizes: tuple[int, ...], seed: int) -> list[Tensor]:
+    """Disjoint index sets of the given sizes, each with the classes in their overall proportions.
+
+    Samples are ordered by their random rank within their own class; every stretch of that order holds the classes in
+    proportion, to within about one sample, so the sets are consecutive stretches. A smaller first set is part of a
+    larger one with the same seed.
+
+    Raises:
+        ValueError: The sizes add up to more than there are samples.
+    """
+    if sum(sizes) > len(labels):
+        raise ValueError(f"a split into {sizes} needs {sum(sizes)} samples, but there are {len(labels)}")
+    shuffled = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+    rank = torch.empty(len(labels), dtype=torch.float64)
+    for c in torch.unique(labels):
+        members = shuffled[labels[shuffled] == c]
+        rank[members] = (torch.arange(len(members), dtype=torch.float64) + 0.5) / len(members)
+    order = shuffled[torch.argsort(rank[shuffled], stable=True)]
+    return [torch.sort(part).values for part in torch.split(order[: sum(sizes)], list(sizes))]
+
+
+def add_label_noise(labels: Tensor, share: float, num_classes: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Replace a share of the labels by uniformly random ones; returns the new labels and the mask of redrawn ones."""
+    generator = torch.Generator().manual_seed(seed)
+    redrawn = torch.zeros(len(labels), dtype=torch.bool)
+    redrawn[torch.randperm(len(labels), generator=generator)[: round(share * len(labels))]] = True
+    random = torch.randint(num_classes, labels.shape, generator=generator)
+    return torch.where(redrawn, random, labels), redrawn

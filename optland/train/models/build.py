@@ -1,0 +1,100 @@
+"""From a configuration to a module; what the image's size does not allow is refused here, before training."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from optland.config import ConfigError
+from optland.train.models.config import ModelConfig
+from optland.train.models.initialisation import initialise
+from optland.train.models.layers import ImageShape
+from optland.train.models.registry import MODELS, Architecture
+from optland.train.models.torchvision_models import PREFIX, build_torchvision
+from optland.train.models.vit import patch_size
+
+__all__ = ["MAX_PARAMETERS", "build_model", "check_model"]
+
+MAX_PARAMETERS = 1_000_000_000
+"""4 GB of weights, and as much again for the gradient; more is taken for a slip."""
+
+
+def build_model(config: ModelConfig, image_shape: ImageShape, num_classes: int) -> nn.Module:
+    """The configured model; seed the random state before.
+
+    Args:
+        config: The configuration.
+        image_shape: Channels, height and width of the images; a signal is an image of height 1.
+        num_classes: Number of outputs.
+
+    Returns:
+        A module that maps ``(n, c, h, w)`` to logits ``(n, num_classes)``.
+
+    Raises:
+        ConfigError: The images do not fit the net, or the net does not fit into memory.
+
+    Example:
+        >>> model = build_model(ModelConfig(name="vgg", depth=7, norm="batch"), (3, 32, 32), 10)
+        >>> tuple(model(torch.zeros(2, 3, 32, 32)).shape)
+        (2, 10)
+    """
+    check_model(config, image_shape, num_classes)
+    if config.name.startswith(PREFIX):
+        model = build_torchvision(config.name, image_shape, num_classes)
+    else:
+        model = MODELS[config.name].make(image_shape, num_classes, config.plan())
+    return initialise(model, config.init)
+
+
+def check_model(config: ModelConfig, image_shape: ImageShape, num_classes: int = 10) -> None:
+    """Refuse what :func:`build_model` could not build, at the cost of no memory and no random number.
+
+    Args:
+        config: The configuration.
+        image_shape: Channels, height and width of the images.
+        num_classes: Number of outputs; only its effect on the number of parameters matters.
+
+    Raises:
+        ConfigError: The images do not fit the net, or the net does not fit into memory.
+
+    Example:
+        >>> check_model(ModelConfig(name="vgg", depth=7), (1, 8, 8))
+        >>> check_model(ModelConfig(name="densenet"), (1, 2, 2))  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        optland.config.errors.ConfigError: name: densenet halves the image 2 times, which needs 4 pixels a side...
+    """
+    with torch.device("meta"):  # shapes alone
+        if config.name.startswith(PREFIX):
+            sketch = build_torchvision(config.name, image_shape, num_classes)
+        else:
+            architecture, plan = MODELS[config.name], config.plan()
+            _check_image(config.name, architecture, image_shape)
+            sketch = architecture.make(image_shape, num_classes, plan)
+    _check_size(config, sum(p.numel() for p in sketch.parameters()))
+
+
+def _check_image(name: str, architecture: Architecture, shape: ImageShape) -> None:
+    c, h, w = shape
+    sides = [side for side in (h, w) if side > 1]  # along a single pixel nothing is pooled or cut
+    least = 2**architecture.halvings
+    if any(side < least for side in sides):
+        raise ConfigError(
+            f"name: {name} halves the image {architecture.halvings} times, which needs {least} pixels a side; the "
+            f"images are {c} x {h} x {w}. Use resnet8 or cnn"
+        )
+    if name != "vit":
+        return
+    for side in sides:
+        if side % patch_size(side):
+            raise ConfigError(
+                f"name: vit cuts the image into patches of {patch_size(side)} pixels, which does not go into {side}; "
+                "use another model, or images whose side is a multiple of 4"
+            )
+
+
+def _check_size(config: ModelConfig, parameters: int) -> None:
+    if parameters > MAX_PARAMETERS:
+        raise ConfigError(
+            f"width: {config.name} of width {config.width} has {parameters:.2g} parameters on these images, more than "
+            f"the {MAX_PARAMETERS:.0g} allowed; use a smaller width or depth"
+        )
