@@ -42,6 +42,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from optland import vectors
+from optland.failpoints import reach
 from optland.optim.amp import USAGES, ScalerAware
 from optland.optim.delegate import Closure
 from optland.optim.gradients import call_alone, is_spent, require_dense, spend
@@ -287,6 +288,7 @@ class TwoPass(ScalerAware):
         self.telemetry.note(g_norm=self._norms[0], eps_norm=self._ascent.length)
         torch._foreach_zero_(g)
         spend(self._params)
+        reach("optim.between_passes")
 
     def _climb(self) -> _Ascent:
         """Move the weights to w + eps."""

@@ -1,8 +1,9 @@
 """Checkpoints that are whole or not there: written aside, checked by a sum, put in place in one move.
 
 A file is one header line with the SHA-256 of what follows, then the ``torch.save`` archive. It is written next to its
-final place, flushed to the disk and renamed; the checkpoint before it stays as ``<name>.previous``. Loading accepts
-tensors and plain Python values only (``weights_only``), so a file cannot run code.
+final place, flushed to the disk, and moved over the checkpoint before it, which stays as ``<name>.previous``: at every
+instant at least one of the two is whole. Loading accepts tensors and plain Python values only (``weights_only``), so a
+file cannot run code.
 """
 
 from __future__ import annotations
@@ -11,15 +12,19 @@ import hashlib
 import io
 import os
 import pickle
+import shutil
+import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from torch import nn
 
 from optland.config import UserError
 from optland.context import load_rng_state, rng_state
+from optland.failpoints import reach
 
 __all__ = ["Checkpoint", "CheckpointError", "Stateful", "load_checkpoint", "save_checkpoint"]
 
@@ -27,11 +32,11 @@ _MAGIC = b"optland-checkpoint-1 "
 
 
 class CheckpointError(UserError):
-    """No readable checkpoint where one was asked for."""
+    """No checkpoint that can be used where one was asked for."""
 
 
 class Stateful(Protocol):
-    """Anything with a state: module, optimizer, scheduler, loader, pilot, logger."""
+    """Anything with a state: module, optimizer, scheduler, loader, pilot, gradient scaler, logger."""
 
     def state_dict(self) -> Mapping[str, Any]:
         """The state."""
@@ -40,41 +45,135 @@ class Stateful(Protocol):
         """Put the state back."""
 
 
-def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
-    """Write ``state`` to ``path`` atomically; what was there stays readable as ``<name>.previous``."""
-    buffer = io.BytesIO()
-    torch.save(dict(state), buffer)
-    payload = buffer.getvalue()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(path.name + ".writing")
-    with aside.open("wb") as file:
-        file.write(_MAGIC + hashlib.sha256(payload).hexdigest().encode() + b"\n")
-        file.write(payload)
-        file.flush()
-        os.fsync(file.fileno())
-    if path.exists():
-        # Between these two moves only the previous file is in place; the loader looks there too.
-        os.replace(path, path.with_name(path.name + ".previous"))
-    os.replace(aside, path)
+# Files ---------------------------------------------------------------------------------------------
 
 
-def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Read the newest whole checkpoint at ``path``: the file itself, or the previous one with a warning.
+def save_checkpoint(path: Path, state: Mapping[str, Any], *, keep: int = 2) -> None:
+    """Write ``state`` to ``path`` atomically; what was there stays readable behind it.
+
+    Args:
+        path: The file; its folder is made where missing.
+        state: Tensors and plain Python values, nested in dictionaries and lists.
+        keep: Checkpoints to keep: the newest as ``<name>``, then ``<name>.previous``, ``<name>.previous-2`` ...
 
     Raises:
-        CheckpointError: Neither can be read; the message says why for each.
+        ValueError: ``keep`` below 1.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "checkpoint.pt"
+        >>> for step in (1, 2):
+        ...     save_checkpoint(path, {"step": step})
+        >>> load_checkpoint(path), load_checkpoint(path.with_name("checkpoint.pt.previous"))
+        ({'step': 2}, {'step': 1})
     """
+    if keep < 1:
+        raise ValueError(f"keep {keep} checkpoints is none at all; use 1 or more, 2 by default")
+    buffer = io.BytesIO()
+    torch.save(dict(state), buffer)
+    reach("checkpoint.before_write")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = _beside(path, ".writing")
+    _write(aside, buffer.getbuffer())
+    reach("checkpoint.before_rename")
+    _put_in_place(aside, path, keep)
+    reach("checkpoint.after")
+
+
+def _write(file: Path, payload: memoryview) -> None:
+    """Header and payload, on the disk when this returns."""
+    with file.open("wb") as out:
+        out.write(_MAGIC + hashlib.sha256(payload).hexdigest().encode() + b"\n")
+        half = len(payload) // 2
+        out.write(payload[:half])
+        out.flush()
+        reach("checkpoint.mid_write")
+        out.write(payload[half:])
+        out.flush()
+        os.fsync(out.fileno())
+
+
+def _put_in_place(aside: Path, path: Path, keep: int) -> None:
+    """The new file first, in one move; only then do the older ones go one place back.
+
+    The other order would have an instant with the previous file alone, and that one may be damaged.
+    """
+    behind = _beside(path, ".behind")
+    behind.unlink(missing_ok=True)  # from a process that was killed between the two moves
+    if keep > 1 and path.exists():
+        _second_name(path, behind)
+    os.replace(aside, path)
+    reach("checkpoint.between_renames")
+    if behind.exists():
+        for place in range(keep - 1, 1, -1):
+            if _previous(path, place - 1).exists():
+                os.replace(_previous(path, place - 1), _previous(path, place))
+        os.replace(behind, _previous(path, 1))
+    _flush_folder(path.parent)
+
+
+def _second_name(path: Path, name: Path) -> None:
+    try:
+        os.link(path, name)
+    except OSError:  # a file system without links
+        shutil.copyfile(path, name)
+
+
+def _flush_folder(folder: Path) -> None:
+    """Make the moves themselves survive a power cut, where folders can be opened at all."""
+    if os.name == "posix":
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def _beside(path: Path, ending: str) -> Path:
+    return path.with_name(path.name + ending)
+
+
+def _previous(path: Path, place: int) -> Path:
+    return _beside(path, ".previous" if place == 1 else f".previous-{place}")
+
+
+def _candidates(path: Path) -> Iterator[Path]:
+    """Newest first. A killed rotation may leave a hole in the row, so the row is not followed but listed."""
+    yield path
+    yield _previous(path, 1)
+    older = [file for file in path.parent.glob(f"{path.name}.previous-*") if file.suffix[10:].isdecimal()]
+    yield from sorted(older, key=lambda file: int(file.suffix[10:]))
+
+
+def load_checkpoint(path: Path, accept: Callable[[dict[str, Any]], None] | None = None) -> dict[str, Any]:
+    """Read the newest usable checkpoint at ``path``: the file itself, or an older one with a warning.
+
+    Args:
+        path: The file that :func:`save_checkpoint` was given.
+        accept: Called with each candidate's state; raises :class:`CheckpointError` to refuse it.
+
+    Raises:
+        CheckpointError: None can be used; the message says why for each.
+    """
+    return _newest_usable(path, accept)[1]
+
+
+def _newest_usable(
+    path: Path, accept: Callable[[dict[str, Any]], None] | None
+) -> tuple[Path, dict[str, Any]]:
     problems = []
-    for candidate in (path, path.with_name(path.name + ".previous")):
+    for candidate in _candidates(path):
         try:
             state = _read(candidate)
+            if accept is not None:
+                accept(state)
         except (OSError, CheckpointError) as error:
             problems.append(f"{candidate.name}: {error}")
             continue
-        if problems and path.exists():
-            warnings.warn(f"checkpoint {problems[0]}; using {candidate.name}", stacklevel=2)
-        return state
-    raise CheckpointError(f"no readable checkpoint in {path.parent}: " + "; ".join(problems))
+        if path.exists() and problems:
+            warnings.warn(f"checkpoint {problems[0]}; using {candidate.name}", stacklevel=3)
+        return candidate, state
+    raise CheckpointError(f"no usable checkpoint in {path.parent}: " + "; ".join(problems))
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -86,10 +185,17 @@ def _read(path: Path) -> dict[str, Any]:
         raise CheckpointError("this is not an optland checkpoint, or its first line is damaged")
     if hashlib.sha256(payload).hexdigest().encode() != header.removeprefix(_MAGIC):
         raise CheckpointError("its checksum does not match: the file is damaged or cut short")
+    # A checkpoint from a machine with CUDA can be read on one without.
+    where = None if torch.cuda.is_available() else "cpu"
     try:
-        return dict(torch.load(io.BytesIO(payload), weights_only=True))
+        return dict(torch.load(io.BytesIO(payload), map_location=where, weights_only=True))
     except pickle.UnpicklingError as error:
         raise CheckpointError("it holds more than tensors and plain values, which is refused") from error
+    except Exception as error:  # whatever a decoder makes of a foreign archive
+        raise CheckpointError(f"it is not what save_checkpoint writes ({error})") from error
+
+
+# Runs ----------------------------------------------------------------------------------------------
 
 
 class Checkpoint:
@@ -97,41 +203,118 @@ class Checkpoint:
 
     Args:
         path: The checkpoint file.
-        every: Steps between two saves.
-        parts: Named objects with ``state_dict`` and ``load_state_dict``. A scheduler must come before its
-            optimizer, because making one overwrites the learning rate that the optimizer's state holds.
+        every: Steps between two saves; None saves by time alone.
+        every_seconds: Seconds between two saves; None saves by step alone. When a save is made has no influence on
+            the training, so the clock may decide here.
+        keep: Checkpoints to keep; 2, the newest and the last good one behind it.
+        parts: Named objects with ``state_dict`` and ``load_state_dict``; None is left out. A scheduler must come
+            before its optimizer, because making one overwrites the learning rate that the optimizer's state holds.
+
+    Raises:
+        ValueError: No interval, or one that is not positive.
     """
 
-    def __init__(self, path: Path, *, every: int, **parts: Stateful | None) -> None:
-        if every < 1:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        every: int | None = None,
+        every_seconds: float | None = None,
+        keep: int = 2,
+        **parts: Stateful | None,
+    ) -> None:
+        if every is None and every_seconds is None:
+            raise ValueError("a checkpoint interval is missing; give every (steps), every_seconds or both")
+        if every is not None and every < 1:
             raise ValueError(f"checkpoint interval {every} must be at least 1 step")
+        if every_seconds is not None and not every_seconds > 0:
+            raise ValueError(f"checkpoint interval {every_seconds} s must be above 0")
+        if keep < 1:
+            raise ValueError(f"keep {keep} checkpoints is none at all; use 1 or more, 2 by default")
         self.path = path
         self.every = every
+        self.every_seconds = every_seconds
+        self.keep = keep
         self.parts = {name: part for name, part in parts.items() if part is not None}
+        self._saved_at = time.monotonic()
 
     def after_step(self, step: int) -> None:
-        """Save when the interval has passed."""
-        if step % self.every == 0:
+        """Save when an interval has passed."""
+        waited = time.monotonic() - self._saved_at
+        by_step = self.every is not None and step % self.every == 0
+        if by_step or (self.every_seconds is not None and waited >= self.every_seconds):
             self.save(step)
 
     def save(self, step: int) -> None:
         """Save now."""
         state: dict[str, Any] = {name: part.state_dict() for name, part in self.parts.items()}
-        save_checkpoint(self.path, {"step": step, "rng": rng_state(), "parts": state})
+        save_checkpoint(self.path, {"step": step, "rng": rng_state(), "parts": state}, keep=self.keep)
+        self._saved_at = time.monotonic()
+
+    def begin(self, *, resume: bool) -> int:
+        """Load where a run is resumed, else save its step 0; returns the steps made.
+
+        A run that died before its first save was whole has no checkpoint and nothing to lose: it begins anew.
+
+        Raises:
+            CheckpointError: There are checkpoints, and none can be used.
+        """
+        if resume and any(file.exists() for file in _candidates(self.path)):
+            return self.load()
+        self.save(0)
+        return 0
 
     def load(self) -> int:
         """Put every part back; returns the step the checkpoint was taken after.
 
+        Nothing is changed before the whole checkpoint is known to fit. A newest file that cannot be used is kept as
+        ``<name>.unusable``: in its place, the next save would push the last good checkpoint out behind it.
+
         Raises:
-            CheckpointError: No readable checkpoint, or one of another set of parts.
+            CheckpointError: No readable checkpoint, or one of another model or another set of parts.
         """
-        saved = load_checkpoint(self.path)
-        if set(saved["parts"]) != set(self.parts):
-            raise CheckpointError(
-                f"{self.path} holds {sorted(saved['parts'])}, this run has {sorted(self.parts)}; "
-                "resume with the configuration that the run was started with"
-            )
+        used, saved = _newest_usable(self.path, self._accept)
+        if used != self.path and self.path.exists():
+            os.replace(self.path, _beside(self.path, ".unusable"))
         for name, part in self.parts.items():
             part.load_state_dict(saved["parts"][name])
         load_rng_state(saved["rng"])
+        self._saved_at = time.monotonic()
         return int(saved["step"])
+
+    def _accept(self, saved: Mapping[str, Any]) -> None:
+        """Refuse what does not belong to this run."""
+        if not {"step", "rng", "parts"} <= set(saved):
+            raise CheckpointError("it is not the checkpoint of a run: step, rng or parts are missing")
+        if set(saved["parts"]) != set(self.parts):
+            raise CheckpointError(
+                f"it holds {sorted(saved['parts'])}, this run has {sorted(self.parts)}; "
+                "resume with the configuration that the run was started with"
+            )
+        for name, part in self.parts.items():
+            if isinstance(part, nn.Module):
+                _same_model(saved["parts"][name], part.state_dict())
+
+
+def _same_model(there: Mapping[str, Any], here: Mapping[str, Any]) -> None:
+    """Refuse the weights of another model, naming the first that does not fit."""
+    for name in [*here, *there]:
+        if name not in there:
+            difference = f"{name!r} of this run's model is missing in it"
+        elif name not in here:
+            difference = f"its {name!r} is unknown to this run's model"
+        elif _shape(there[name]) != _shape(here[name]):
+            difference = (
+                f"{name!r} has shape {_shape(there[name])} in it and {_shape(here[name])} in this run"
+            )
+        else:
+            continue
+        raise CheckpointError(
+            f"it is of another model: {difference}; resume with the model configuration that the run was "
+            "started with, or start a new run"
+        )
+
+
+def _shape(value: Any) -> tuple[int, ...] | None:
+    """None for what a module keeps as extra state."""
+    return tuple(value.shape) if isinstance(value, torch.Tensor) else None

@@ -1,54 +1,68 @@
-"""A loader over tensors in memory whose batch size can change at any batch, and which resumes inside an epoch.
+"""Loaders whose batch size can change at any batch, and which resume inside an epoch.
 
-The order of epoch e is a function of the seed and e alone, so a position (epoch, samples served) is the loader's
-whole state: no sample is lost or repeated when the batch size changes or a run resumes.
+The order of epoch e is a function of the seed and e alone, so a position (epoch, samples served) is all that has to be
+kept: no sample is lost or repeated when the batch size changes or a run resumes. Augmentation draws from generators
+seeded by that position, so it resumes exactly too.
+
+=============  =======================================================================================================
+loader         for
+=============  =======================================================================================================
+BatchLoader    tensors in memory, on any device
+DatasetLoader  a map-style dataset, read sample by sample, in worker processes if asked (``dataset_loader.py``)
+=============  =======================================================================================================
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["BatchLoader"]
+__all__ = ["BatchLoader", "ResumableLoader", "Transform", "seed_of"]
+
+Transform = Callable[[Any, torch.Generator], Any]
+"""``transform(batch, generator)``: a batch of the same form; all that is random in it draws from the generator."""
 
 
-class BatchLoader:
-    """Shuffled batches over all epochs of a run.
-
-    Args:
-        tensors: Tensors with the same leading dimension; a batch is the tuple of their slices.
-        batch_size: Samples a batch; the last batch of an epoch may be smaller.
-        epochs: Passes over the data.
-        seed: Seed of the order.
-
-    Raises:
-        ValueError: Tensors of different lengths, no samples, or a size or count below 1.
+def seed_of(*key: int | str) -> int:
+    """A seed that is a pure function of ``key``; neighbouring keys give unrelated seeds.
 
     Example:
-        >>> loader = BatchLoader([torch.arange(5)], batch_size=2, epochs=1, seed=0)
-        >>> sizes = []
-        >>> for (batch,) in loader:
-        ...     sizes.append(len(batch))
-        ...     loader.set_batch_size(4)
-        >>> sizes
-        [2, 3]
+        >>> seed_of("transform", 0, 1, 64) == seed_of("transform", 0, 1, 64) != seed_of("transform", 0, 1, 65)
+        True
+    """
+    digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
+    return int.from_bytes(digest) >> 1
+
+
+class ResumableLoader:
+    """Position, order and sizes: what every loader of ours shares.
+
+    Args:
+        num_samples: Samples of the data set.
+        batch_size: Samples a batch and update; the last batch of an epoch may be smaller.
+        epochs: Passes over the data.
+        seed: Seed of the order and of the augmentation.
+        transform: Called on every batch with a generator seeded by (seed, epoch, position in the epoch).
+
+    Raises:
+        ValueError: No samples, or a size or count below 1.
     """
 
-    def __init__(self, tensors: Sequence[Tensor], batch_size: int, *, epochs: int, seed: int = 0) -> None:
-        lengths = {len(t) for t in tensors}
-        if len(lengths) != 1:
-            raise ValueError(f"the tensors have lengths {sorted(lengths)}; they must agree")
+    def __init__(
+        self, num_samples: int, batch_size: int, *, epochs: int, seed: int, transform: Transform | None
+    ) -> None:
         if epochs < 1:
             raise ValueError(f"epochs {epochs} must be at least 1")
-        self.tensors = tuple(tensors)
-        self.num_samples = lengths.pop()
-        if self.num_samples == 0:
+        if num_samples == 0:
             raise ValueError("the data set is empty")
+        self.num_samples = num_samples
         self.epochs = epochs
         self.seed = seed
+        self.transform = transform
         self.epoch = 0
         """Epochs that have been served whole."""
         self.position = 0
@@ -56,7 +70,11 @@ class BatchLoader:
         self.set_batch_size(batch_size)
 
     def set_batch_size(self, batch_size: int) -> None:
-        """Change the size of the batches from the next one on."""
+        """Change the size of the batches from the next one on.
+
+        Args:
+            batch_size: Samples an update, however many micro-batches it is taken in.
+        """
         if batch_size < 1:
             raise ValueError(f"batch size {batch_size} must be at least 1")
         self.batch_size = int(batch_size)
@@ -76,28 +94,29 @@ class BatchLoader:
         """Whether the last batch served was the last of its epoch."""
         return self.position == 0 and self.epoch > 0
 
-    def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
-        """Serve the batches from the present position to the end of the last epoch."""
-        order: Tensor | None = None
-        ordered = -1
-        while self.epoch < self.epochs:
-            if order is None or ordered != self.epoch:
-                order, ordered = self._order(self.epoch), self.epoch
-            index = order[self.position : self.position + self.batch_size]
-            # The position moves before the batch is served, so that a checkpoint taken after its step goes on
-            # with the next one.
-            self.position += len(index)
-            if self.position >= self.num_samples:
-                self.epoch, self.position = self.epoch + 1, 0
-            yield tuple(t[index] for t in self.tensors)
-
     def _order(self, epoch: int) -> Tensor:
         # Two seeds for neighbouring epochs must not collide with another run's: the pair is mixed by a large odd step.
         generator = torch.Generator().manual_seed((self.seed * 0x9E3779B1 + epoch) % 2**63)
-        return torch.randperm(self.num_samples, generator=generator).to(self.tensors[0].device)
+        return torch.randperm(self.num_samples, generator=generator)
+
+    def _advance(self, count: int) -> None:
+        """Count samples as served.
+
+        Called before the batch is handed out, so that a checkpoint taken after its step goes on with the next one.
+        """
+        self.position += count
+        if self.position >= self.num_samples:
+            self.epoch, self.position = self.epoch + 1, 0
+
+    def _transformed(self, batch: Any, epoch: int, position: int, device: torch.device | str = "cpu") -> Any:
+        """The batch that starts at ``position`` of ``epoch``, augmented where a transform is given."""
+        if self.transform is None:
+            return batch
+        generator = torch.Generator(device).manual_seed(seed_of("transform", self.seed, epoch, position))
+        return self.transform(batch, generator)
 
     def state_dict(self) -> dict[str, Any]:
-        """Position, batch size and seed."""
+        """Position, sizes and seed."""
         return {
             "epoch": self.epoch,
             "position": self.position,
@@ -107,7 +126,7 @@ class BatchLoader:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue where :meth:`state_dict` was taken.
+        """Continue where :meth:`state_dict` was taken; call it before iterating.
 
         Raises:
             ValueError: The state is of a data set of another size.
@@ -119,3 +138,56 @@ class BatchLoader:
             )
         self.epoch, self.position, self.seed = state["epoch"], state["position"], state["seed"]
         self.set_batch_size(state["batch_size"])
+
+
+class BatchLoader(ResumableLoader):
+    """Shuffled batches of tensors in memory, over all epochs of a run.
+
+    Args:
+        tensors: Tensors with the same leading dimension; a batch is the tuple of their slices.
+        batch_size: Samples a batch and update; the last batch of an epoch may be smaller.
+        epochs: Passes over the data.
+        seed: Seed of the order and of the augmentation.
+        transform: ``transform(batch, generator)``, called on every batch. The generator lives on the tensors' device
+            and is seeded by (seed, epoch, position in the epoch): a resumed run draws the same numbers.
+
+    Raises:
+        ValueError: Tensors of different lengths, no samples, or a size or count below 1.
+
+    Example:
+        >>> loader = BatchLoader([torch.arange(5)], batch_size=2, epochs=1, seed=0)
+        >>> sizes = []
+        >>> for (batch,) in loader:
+        ...     sizes.append(len(batch))
+        ...     loader.set_batch_size(4)
+        >>> sizes
+        [2, 3]
+    """
+
+    def __init__(
+        self,
+        tensors: Sequence[Tensor],
+        batch_size: int,
+        *,
+        epochs: int,
+        seed: int = 0,
+        transform: Callable[[tuple[Tensor, ...], torch.Generator], tuple[Tensor, ...]] | None = None,
+    ) -> None:
+        lengths = {len(t) for t in tensors}
+        if len(lengths) != 1:
+            raise ValueError(f"the tensors have lengths {sorted(lengths)}; they must agree")
+        self.tensors = tuple(tensors)
+        super().__init__(lengths.pop(), batch_size, epochs=epochs, seed=seed, transform=transform)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
+        """Serve the batches from the present position to the end of the last epoch."""
+        device = self.tensors[0].device
+        order: Tensor | None = None
+        ordered = -1
+        while self.epoch < self.epochs:
+            if order is None or ordered != self.epoch:
+                order, ordered = self._order(self.epoch).to(device), self.epoch
+            epoch, position = self.epoch, self.position
+            index = order[position : position + self.batch_size]
+            self._advance(len(index))
+            yield self._transformed(tuple(t[index] for t in self.tensors), epoch, position, device)

@@ -34,6 +34,7 @@ from optland.batches import num_samples
 from optland.control import AutoLR, Decision, NoiseBatch, ProbeBudget, RatioEMA, SafeLR
 from optland.control.policies import POLICIES
 from optland.control.policies.auto_lr import default_pace
+from optland.failpoints import reach
 from optland.log import Logger, NullLogger
 from optland.objective import LossFn
 from optland.train.probes import Probes, Reading
@@ -277,6 +278,7 @@ class Pilot:
         new, reason = proposal
         if self.mode == "control":
             self._loader.set_batch_size(new)
+            reach("pilot.batch_size")
         signals = {"noise/b_simple": self.noise.value or 0.0}
         self._append(
             Decision(self.step, policy.name, "batch_size", size, new, reason, self.mode == "control", signals)

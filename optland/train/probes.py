@@ -29,6 +29,7 @@ from optland.curvature import (
     lanczos,
 )
 from optland.curvature.lanczos import declared_cost
+from optland.failpoints import reach
 from optland.objective import FORWARD_GE, LossFn, Objective
 from optland.vectors import Vector
 
@@ -90,6 +91,7 @@ class Probes:
 
     def edge(self, step: int, batch: Any, origin: Vector, update: Vector, lr: float) -> Reading:
         """Critical step along the realised update, from the weights before the step, as the step saw the net."""
+        reach("probe.edge")
         objective = Objective(
             self.model, self.loss_fn, [batch], mode="train", data="step batch", seed=self.seed + step
         )
@@ -104,6 +106,7 @@ class Probes:
 
     def noise(self, step: int, batch: Any) -> Reading:
         """Gradient noise of the batch at the present weights, by the two-batch-size estimator."""
+        reach("probe.noise")
         parts = min(NOISE_PARTS, num_samples(batch))
         if parts < 2:
             return Reading("noise", {}, {"noise/resolved": 0.0}, 0.0)
@@ -146,6 +149,7 @@ class Probes:
         # A warm start can lock on to the wrong pair with a small residual: every eighth probe starts cold.
         start = None if self.count["curvature"] % 8 == 0 else self._warm
         with hessian(self._probe_set) as H:
+            reach("probe.curvature")
             spectrum = lanczos(
                 H, tol=LANCZOS_TOL, start=start, max_products=LANCZOS_PRODUCTS, seed=self.seed + step
             )

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
 from optland.train import BatchLoader
 
@@ -65,3 +68,46 @@ def test_bad_input_is_named() -> None:
     other = BatchLoader([torch.arange(9)], 1, epochs=1)
     with pytest.raises(ValueError, match="9 samples, the data set has 4"):
         BatchLoader([x], 1, epochs=1).load_state_dict(other.state_dict())
+
+
+# ---------------------------------------------------------------- augmentation
+
+
+def jitter(batch: tuple[Tensor, ...], generator: torch.Generator) -> tuple[Tensor, ...]:
+    (x,) = batch
+    return (x + torch.rand(len(x), generator=generator, dtype=torch.float64),)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(2, 30), st.lists(st.integers(1, 9), min_size=1, max_size=8), st.integers(0, 20))
+def test_augmentation_resumes_exactly_while_the_batch_size_changes(
+    n: int, sizes: list[int], stop_after: int
+) -> None:
+    def loader(seed: int) -> BatchLoader:
+        return BatchLoader([torch.arange(n)], sizes[0], epochs=2, seed=seed, transform=jitter)
+
+    def serve(loader: BatchLoader, start: int) -> Any:
+        for k, (batch,) in enumerate(loader, start):
+            loader.set_batch_size(sizes[k % len(sizes)])
+            yield batch.tolist()
+
+    whole = list(serve(loader(3), 0))
+    first, second = loader(3), loader(99)
+    head = [batch for _, batch in zip(range(stop_after), serve(first, 0), strict=False)]
+    second.load_state_dict(first.state_dict())
+    assert head + list(serve(second, len(head))) == whole
+
+
+def test_augmentation_differs_between_epochs_positions_and_seeds_and_leaves_the_global_generator_alone() -> (
+    None
+):
+    before = torch.get_rng_state()
+    drawn = [
+        value
+        for seed in (0, 1)
+        for (batch,) in BatchLoader([torch.zeros(6)], 2, epochs=2, seed=seed, transform=jitter)
+        for value in batch.tolist()
+    ]
+    assert len(set(drawn)) == len(drawn) == 24
+    assert all(0 <= value < 1 for value in drawn)
+    assert torch.equal(torch.get_rng_state(), before)

@@ -1,0 +1,124 @@
+"""A signal ends a run after a whole step, with a checkpoint, and with an exit code that says: start me again.
+
+Schedulers send SIGTERM some seconds before they take a machine away, and Ctrl-C sends SIGINT. The first of either lets
+the step finish; the loop then saves and leaves with exit code 75 (``EX_TEMPFAIL`` of BSD's sysexits: a temporary
+failure, try again), which no other ending of a run uses, so that a script can go on by itself::
+
+    until optland run landscape_train digits --resume; do [ $? -eq 75 ] || break; done
+
+A second signal acts at once, as if this were not here: SIGTERM ends the process, SIGINT raises ``KeyboardInterrupt``.
+The checkpoint of the last save is then what a resume starts from.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+import warnings
+from types import FrameType, TracebackType
+from typing import Any, NoReturn
+
+__all__ = ["RESUMABLE", "GracefulStop", "leave_signals_to_main"]
+
+RESUMABLE = 75
+"""Exit code of a run that was stopped with a checkpoint of its last step: run it again with ``--resume``."""
+
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class GracefulStop:
+    """Turns the first SIGTERM or SIGINT into a request that the loop answers after its step.
+
+    In a loop::
+
+        with GracefulStop() as stop:
+            for batch in loader:
+                ...
+                checkpoint.after_step(step)
+                if stop.requested:
+                    checkpoint.save(step)
+                    stop.leave()
+
+    Python lets only the main thread receive signals. In another thread this does nothing but warn once; there a signal
+    acts at once, and the owner of the thread can call :meth:`request` instead.
+
+    Example:
+        >>> with GracefulStop() as stop:
+        ...     signal.raise_signal(signal.SIGTERM)
+        ...     stop.requested, stop.by
+        (True, 'SIGTERM')
+    """
+
+    def __init__(self) -> None:
+        self.requested = False
+        """Whether the run should save and leave after this step."""
+        self.by = ""
+        """Name of the signal that asked; empty as long as none has."""
+        self._before: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> GracefulStop:
+        if threading.current_thread() is not threading.main_thread():
+            warnings.warn(
+                "signals reach the main thread only: in this thread SIGTERM and Ctrl-C cannot wait for the end of a "
+                "step; train in the main thread, or call request() on the GracefulStop",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+            return self
+        for number in _SIGNALS:
+            # A handler that was not set from Python reads as None and cannot be put back: the default is nearest.
+            self._before[number] = signal.signal(number, self._on_signal) or signal.SIG_DFL
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._release()
+
+    def request(self, by: str = "request()") -> None:
+        """Ask for the stop as a first signal does.
+
+        Args:
+            by: What the closing message names as the reason.
+        """
+        self.requested, self.by = True, by
+
+    def leave(self) -> NoReturn:
+        """Say so and leave; call it after the save.
+
+        Raises:
+            SystemExit: With code :data:`RESUMABLE`.
+        """
+        sys.stderr.write(f"stopped by {self.by} after a whole step; go on with --resume\n")
+        raise SystemExit(RESUMABLE)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if self.requested:
+            self._release()
+            signal.raise_signal(number)
+            return
+        self.request(signal.Signals(number).name)
+
+    def _release(self) -> None:
+        """Put the handlers back that were there before."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before.clear()
+
+
+def leave_signals_to_main(worker: int = 0) -> None:
+    """Let a loader's worker outlive the first signal: Ctrl-C and cluster schedulers signal the whole process group.
+
+    A worker that died of it would break the step that the main process is about to finish. The main process ends its
+    workers itself; to a second SIGTERM, which is how it insists, a worker gives way.
+
+    Args:
+        worker: Number of the worker, as a ``worker_init_fn`` is given it; not used.
+    """
+
+    def let_the_next_one_through(number: int, frame: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_DFL)
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, let_the_next_one_through)
