@@ -1,22 +1,33 @@
-"""What a training loop is made of: the pilot, data, models, a loader, checkpoints, evaluation, run folders."""
+"""What a training loop is made of: pilot, data, models, loaders, precision, checkpoints, evaluation, run folders."""
 
 from optland.train.checkpoint import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
 from optland.train.data import DataConfig, ImageData, load_data
+from optland.train.dataset_loader import DatasetLoader
+from optland.train.ema import Ema
 from optland.train.evaluate import History, evaluate
-from optland.train.loader import BatchLoader
+from optland.train.interrupt import RESUMABLE, GracefulStop
+from optland.train.loader import BatchLoader, ResumableLoader
 from optland.train.models import ModelConfig, build_model
+from optland.train.models.build import check_model
 from optland.train.pilot import Pilot
+from optland.train.precision import Precision, PrecisionConfig
 from optland.train.run import RunFolder
-from optland.train.schedule import cosine_schedule
+from optland.train.schedule import ScheduleName, check_schedule, cosine_schedule, schedule_by_name
 from optland.train.seeding import seed_everything
-from optland.train.settings import LogConfig, OptimizerConfig, PilotConfig
+from optland.train.settings import LogConfig, OptimizerConfig, PilotConfig, RunConfig
 from optland.train.summary import summarise
+from optland.train.text import TextConfig, TextData, TextHistory, load_text, summarise_text
+from optland.train.transformer import TransformerConfig
 
 __all__ = [
+    "RESUMABLE",
     "BatchLoader",
     "Checkpoint",
     "CheckpointError",
     "DataConfig",
+    "DatasetLoader",
+    "Ema",
+    "GracefulStop",
     "History",
     "ImageData",
     "LogConfig",
@@ -24,13 +35,27 @@ __all__ = [
     "OptimizerConfig",
     "Pilot",
     "PilotConfig",
+    "Precision",
+    "PrecisionConfig",
+    "ResumableLoader",
+    "RunConfig",
     "RunFolder",
+    "ScheduleName",
+    "TextConfig",
+    "TextData",
+    "TextHistory",
+    "TransformerConfig",
     "build_model",
+    "check_model",
+    "check_schedule",
     "cosine_schedule",
     "evaluate",
     "load_checkpoint",
     "load_data",
+    "load_text",
     "save_checkpoint",
+    "schedule_by_name",
     "seed_everything",
     "summarise",
+    "summarise_text",
 ]

@@ -1,22 +1,30 @@
 """The folder of one run: resolved configuration, log, checkpoint, figure, summary.
 
 A folder is never written over: a second run of the same name gets the next free number, and ``--resume`` goes on in
-the newest one.
+the newest one. One process at a time writes to a folder. Secrets are hidden in everything that is written.
 """
 
 from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Mapping
+import math
+import os
+import shlex
+import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from optland.config import UserError, to_yaml
+from optland.config import UserError, redact_item, redact_text, to_yaml
 from optland.log import ConsoleLogger, JsonlLogger, Logger, LoggerGroup, WandbLogger, read_jsonl
+from optland.train.claim import claim, release
+from optland.train.interrupt import RESUMABLE
 from optland.train.settings import LogConfig
 
 __all__ = ["RunFolder"]
+
+_INTERRUPTED = 130  # what a shell reports of a program that Ctrl-C ended
 
 
 class RunFolder:
@@ -31,7 +39,8 @@ class RunFolder:
         resume: Go on in the newest folder of this name.
 
     Raises:
-        UserError: Nothing to resume, or a resume with another configuration.
+        UserError: Nothing to resume, a resume with another configuration or without its checkpoint, or a run that is
+            still going on.
     """
 
     def __init__(
@@ -44,21 +53,25 @@ class RunFolder:
         length: int,
         resume: bool,
     ) -> None:
-        text = to_yaml(config, recipe=recipe)
-        self.path = _newest(Path(out)) if resume else _free(Path(out))
-        self.path.mkdir(parents=True, exist_ok=True)
-        saved = self.path / "config.yaml"
-        if resume:
-            _same_config(saved, text)
-        else:
-            saved.write_text(text, encoding="utf-8")
+        text = to_yaml(config, recipe=recipe, secrets=False)
+        self.path, self._claim = _newest(Path(out)) if resume else _free(Path(out))
         self.jsonl = JsonlLogger(self.path / "log.jsonl")
+        try:
+            if resume:
+                _same_config(self.path / "config.yaml", text)
+                self._require_checkpoint()
+            else:
+                (self.path / "config.yaml").write_text(text, encoding="utf-8")
+        except BaseException:
+            self._release()
+            raise
+        self._go_on = _resume_command(recipe, self.path)
         self.wandb = None
         loggers: list[Logger] = [self.jsonl]
-        if log.wandb != "disabled":
+        if log.wandb != "disabled" and not self.finished:
             self.wandb = WandbLogger(
-                self.path, project=log.project, mode=log.wandb, config=_plain(text), group=recipe,
-                job_type="train", name=self.path.name,
+                self.path, project=log.project, mode=log.wandb, config=_plain(text), group=log.group or recipe,
+                job_type="train", tags=log.tags, name=self.path.name,
             )  # fmt: skip
             loggers.append(self.wandb)
         if log.console:
@@ -69,9 +82,36 @@ class RunFolder:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        """A run that broke off is closed as failed; its checkpoint stays for ``--resume``."""
-        if kind is not None:
-            self.log.finish({"summary/error": f"{kind.__name__}: {error}"}, exit_code=1)
+        """Close a run that broke off: as stopped, with the command that goes on with it, or as failed."""
+        if isinstance(error, KeyboardInterrupt):
+            how = "by Ctrl-C within a step; its last checkpoint is there"
+            self._stopped(how, _INTERRUPTED)
+        elif isinstance(error, SystemExit) and error.code == RESUMABLE:
+            self._stopped("after a whole step, with a checkpoint", RESUMABLE)
+        elif isinstance(error, SystemExit) and isinstance(error.code, int):
+            self.log.finish({"summary/stopped": f"exit code {error.code}"}, exit_code=error.code)
+        elif kind is not None:
+            reason = redact_text(f"{kind.__name__}: {error}")
+            self.log.finish({"summary/error": reason}, exit_code=1)
+        self._release()
+
+    def _stopped(self, how: str, exit_code: int) -> None:
+        summary = {"summary/stopped": f"{how}; go on with: {self._go_on}"}
+        self.log.finish(summary, exit_code=exit_code)
+
+    def _release(self) -> None:
+        release(self._claim)
+        self._claim = None
+
+    def _require_checkpoint(self) -> None:
+        """A log with rows and no checkpoint is a run whose state was lost, not one that has yet to begin."""
+        kept = [self.checkpoint, *self.path.glob(f"{self.checkpoint.name}.previous*")]
+        if self.finished or any(file.exists() for file in kept) or not self.rows():
+            return
+        raise UserError(
+            f"cannot resume {self.path}: its log has rows, but {self.checkpoint.name} is not there; put it back, or "
+            "start a new run without --resume"
+        )
 
     @property
     def checkpoint(self) -> Path:
@@ -94,8 +134,11 @@ class RunFolder:
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Close the log with the summary and say where everything is; ``summary.json`` marks the run as done."""
         self.log.finish(summary)
-        text = json.dumps(dict(summary), indent=2, allow_nan=False, default=str)
-        (self.path / "summary.json").write_text(text + "\n", encoding="utf-8")
+        content = {key: None if _is_nonfinite(value) else value for key, value in summary.items()}
+        text = json.dumps(content, indent=2, allow_nan=False, default=str)
+        aside = self.path / "summary.json.writing"
+        aside.write_text(text + "\n", encoding="utf-8")
+        os.replace(aside, self.path / "summary.json")
 
     def where(self) -> str:
         """Where to look now, a line each."""
@@ -108,23 +151,48 @@ class RunFolder:
         return "\n".join(lines)
 
 
-def _numbered(out: Path) -> list[Path]:
-    """The folders ``out``, ``out-2``, ``out-3`` ... that hold a run, oldest first."""
-    numbers = itertools.chain([""], (f"-{n}" for n in itertools.count(2)))
-    folders = (out.with_name(out.name + number) for number in numbers)
-    return list(itertools.takewhile(lambda folder: (folder / "config.yaml").exists(), folders))
+def _candidates(out: Path) -> Iterator[Path]:
+    """The folders ``out``, ``out-2``, ``out-3`` ..."""
+    yield out
+    yield from (out.with_name(f"{out.name}-{number}") for number in itertools.count(2))
 
 
-def _free(out: Path) -> Path:
-    taken = len(_numbered(out))
-    return out if taken == 0 else out.with_name(f"{out.name}-{taken + 1}")
+def _free(out: Path) -> tuple[Path, int | None]:
+    """The first folder that holds no run, claimed for this process."""
+    if not out.name:
+        raise UserError(f"out: '{out}' names no folder of its own; use for example runs/mine")
+    for folder in _candidates(out):
+        try:
+            if (folder / "config.yaml").exists():
+                continue
+            folder.mkdir(parents=True, exist_ok=True)
+            handle = claim(folder)
+        except (OSError, ValueError) as error:
+            raise _unusable(folder, error) from error
+        if handle is not None and not (folder / "config.yaml").exists():
+            return folder, handle
+        release(handle)  # another process was faster
+    raise AssertionError("there is always another number")
 
 
-def _newest(out: Path) -> Path:
-    found = _numbered(out)
-    if not found:
+def _newest(out: Path) -> tuple[Path, int | None]:
+    """The last folder that holds a run, claimed for this process."""
+    try:
+        held = list(itertools.takewhile(lambda folder: (folder / "config.yaml").exists(), _candidates(out)))
+        handle = claim(held[-1]) if held else None
+    except (OSError, ValueError) as error:
+        raise _unusable(out, error) from error
+    if not held:
         raise UserError(f"there is no run to resume in {out}; start it without --resume")
-    return found[-1]
+    if handle is None:
+        raise UserError(
+            f"another process is still running in {held[-1]}; wait for it, or end it, then resume"
+        )
+    return held[-1], handle
+
+
+def _unusable(folder: Path, error: Exception) -> UserError:
+    return UserError(f"out: '{str(folder)[:200]}' cannot be used ({error}); name a folder that can be")
 
 
 def _same_config(saved: Path, text: str) -> None:
@@ -136,6 +204,19 @@ def _same_config(saved: Path, text: str) -> None:
         raise UserError(
             f"cannot resume {saved.parent} with another configuration: {what}; start a new run instead"
         )
+
+
+def _resume_command(recipe: str, folder: Path) -> str:
+    """What to type to go on: the script of this process with its arguments; elsewhere, the folder's own config."""
+    script, *arguments = sys.argv or [""]
+    if Path(script).stem == recipe and script.endswith(".py"):
+        given = [redact_item(item) for item in arguments if item != "--resume"]
+        return shlex.join(["optland", "run", script, *given, "--resume"])
+    return shlex.join(["optland", "run", recipe, str(folder / "config.yaml"), "--resume"])
+
+
+def _is_nonfinite(value: object) -> bool:
+    return isinstance(value, float) and not math.isfinite(value)
 
 
 def _plain(text: str) -> dict[str, Any]:

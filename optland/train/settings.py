@@ -1,18 +1,31 @@
-"""Configuration sections that recipes share: optimizer, pilot, log."""
+"""What the configurations of all recipes share: the run itself, and its sections optimizer, pilot and log."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import torch
 from torch import nn
 from torch.optim import Optimizer
 
 from optland.config import did_you_mean
 from optland.control.policies import POLICIES, AutoLR, NoiseBatch, SafeLR
 from optland.optim import available, create
+from optland.optim.registry import BASES, METHODS
+from optland.train.precision import PrecisionConfig
+from optland.train.schedule import ScheduleName, check_schedule
 
-__all__ = ["LogConfig", "OptimizerConfig", "PilotConfig"]
+__all__ = ["LogConfig", "OptimizerConfig", "PilotConfig", "RunConfig"]
+
+_WITH_MOMENTUM = ("sgd", "rmsprop")
+
+_MOST_THREADS = 1024
+
+# wandb's own limits: it would refuse the run when training has begun.
+_LONGEST_NAME = 128
+_LONGEST_TAG = 64
+_NOT_IN_A_PROJECT = set("/\\#?%:")
 
 
 @dataclass(frozen=True)
@@ -20,7 +33,8 @@ class OptimizerConfig:
     """Which optimizer, around which base.
 
     Attributes:
-        name: A name of ``optland.optim.available()``: ``sam``, ``asam``, or a base alone such as ``sgd``.
+        name: A name of ``optland.optim.available()``: ``sam``, ``asam``, or a base alone such as ``sgd``; ``none``
+            is the base alone too.
         base: The base that a SAM-type optimizer wraps; ignored for a base alone.
         lr: Learning rate; under ``auto_lr`` only the ratios between parameter groups count.
         momentum: For bases that have one (``sgd``, ``rmsprop``).
@@ -36,12 +50,12 @@ class OptimizerConfig:
     rho: float = 0.1
 
     def __post_init__(self) -> None:
-        for key, value in (("name", self.name), ("base", self.base)):
-            if value not in available():
-                hint = did_you_mean(value, available())
-                raise ValueError(f"{key}: optimizer {value!r} is not known; choose from {available()}.{hint}")
+        for key, value, known in (("name", self.name, available()), ("base", self.base, sorted(BASES))):
+            if value not in known:
+                hint = did_you_mean(value, known)
+                raise ValueError(f"{key}: optimizer {value!r} is not known; choose from {known}.{hint}")
         if not self.lr > 0:
-            raise ValueError(f"lr: {self.lr} must be above 0")
+            raise ValueError(f"lr: {self.lr} must be above 0, for example 0.1")
         if not 0 <= self.momentum < 1:
             raise ValueError(f"momentum: {self.momentum} is not in [0, 1); use for example 0.9")
         if self.weight_decay < 0:
@@ -51,13 +65,13 @@ class OptimizerConfig:
 
     def build(self, model: nn.Module) -> Optimizer:
         """The optimizer on the model's parameters."""
-        two_pass = self.name in ("sam", "asam")
+        base = self.name if self.name in BASES else self.base
         options: dict[str, Any] = {"lr": self.lr, "weight_decay": self.weight_decay}
-        if (self.base if two_pass else self.name) in ("sgd", "rmsprop"):
+        if base in _WITH_MOMENTUM:
             options["momentum"] = self.momentum
-        if two_pass:
-            return create(self.name, model.parameters(), base=self.base, rho=self.rho, model=model, **options)
-        return create(self.name, model.parameters(), **options)
+        if self.name in METHODS:
+            options |= {"rho": self.rho, "model": model}
+        return create(self.name, model.parameters(), base=base, **options)
 
 
 @dataclass(frozen=True)
@@ -90,7 +104,7 @@ class PilotConfig:
                 f"budget: {self.budget} is not a share; use a number from 0 to 1, for example 0.05"
             )
         if self.tau is not None and not self.tau > 0:
-            raise ValueError(f"tau: {self.tau} must be above 0, or null for the default")
+            raise ValueError(f"tau: {self.tau} must be above 0, for example 0.02, or null for the default")
         if self.max_batch is not None and self.max_batch < 1:
             raise ValueError(f"max_batch: {self.max_batch} must be at least 1, or null for the default")
 
@@ -116,12 +130,16 @@ class LogConfig:
     Attributes:
         wandb: ``offline`` (viewed in the terminal), ``online`` (needs a login) or ``disabled``.
         project: Project name in wandb.
+        group: Runs that wandb shows together, such as the seeds of one experiment; null takes the recipe's name.
+        tags: Labels in wandb.
         every: Steps between two logged rows; rows with a probe, decision or evaluation are always written.
         console: Whether to show the run on the console.
     """
 
     wandb: Literal["offline", "online", "disabled"] = "offline"
     project: str = "optland"
+    group: str | None = None
+    tags: list[str] = field(default_factory=list)
     every: int = 10
     console: bool = True
 
@@ -130,3 +148,73 @@ class LogConfig:
             raise ValueError(f"every: {self.every} must be at least 1 step")
         if not self.project:
             raise ValueError("project: the name is empty; use for example 'optland'")
+        if len(self.project) > _LONGEST_NAME or _NOT_IN_A_PROJECT & set(self.project):
+            raise ValueError(
+                f"project: wandb takes names of at most {_LONGEST_NAME} characters without "
+                f"{' '.join(sorted(_NOT_IN_A_PROJECT))}; {self.project[:40]!r} is none, use for example 'optland'"
+            )
+        if self.group is not None and not 0 < len(self.group) <= _LONGEST_NAME:
+            raise ValueError(
+                f"group: {self.group[:40]!r} has {len(self.group)} characters; use 1 to {_LONGEST_NAME}, or null"
+            )
+        for tag in self.tags:
+            if not 0 < len(tag) <= _LONGEST_TAG:
+                raise ValueError(f"tags: {tag[:40]!r} has {len(tag)} characters; use 1 to {_LONGEST_TAG}")
+        if len(set(self.tags)) < len(self.tags):
+            raise ValueError(f"tags: {self.tags} names one twice; leave the second out")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """What every recipe's configuration has; a recipe's ``Config`` inherits it and adds its data and model.
+
+    Attributes:
+        seed: Seed of the initial weights and of the order of the data.
+        epochs: Passes over the training data.
+        batch_size: Samples a batch at the start; ``noise_batch`` may grow it.
+        schedule: A name of :mod:`optland.train.schedule`; ``none`` under ``auto_lr``, which brings its own shape.
+        device: ``cpu``, ``cuda`` or ``auto`` (cuda where there is one).
+        threads: CPU threads; one is fastest for small nets.
+        checkpoint_every: Steps between two checkpoints, beside those by time; null takes one by time alone.
+        checkpoint_seconds: Seconds between two checkpoints, which is what ``kill -9`` can cost: after SIGTERM or Ctrl-C
+            one is saved at once. At 60 a save may take 1.2 s before checkpoints cost more than 2 % of the time.
+        out: Folder of the run.
+        optimizer: The optimizer.
+        precision: How a step is computed.
+        pilot: What watches and steers.
+        log: Where it is written.
+
+    Raises:
+        ValueError: A value that cannot be, or two that cannot be together.
+    """
+
+    seed: int = 0
+    epochs: int = 1
+    batch_size: int = 64
+    schedule: ScheduleName = "none"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    threads: int = 1
+    checkpoint_every: int | None = None
+    checkpoint_seconds: float = 60.0
+    out: str = "runs/run"
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    precision: PrecisionConfig = field(default_factory=PrecisionConfig)
+    pilot: PilotConfig = field(default_factory=PilotConfig)
+    log: LogConfig = field(default_factory=LogConfig)
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "threads", "checkpoint_every"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name}: {value} must be at least 1")
+        if self.threads > _MOST_THREADS:
+            raise ValueError(f"threads: {self.threads} are too many; use at most {_MOST_THREADS}")
+        if not self.checkpoint_seconds > 0:
+            raise ValueError(
+                f"checkpoint_seconds: {self.checkpoint_seconds} s must be above 0, for example 60"
+            )
+        if not self.out.strip():
+            raise ValueError(f"out: {self.out!r} names no folder; use for example runs/mine")
+        if self.device == "cuda" and not torch.cuda.is_available():
+            raise ValueError("device: cuda is not available here; use auto or cpu")
+        check_schedule(self.schedule, sets_the_rate=self.pilot.sets_the_rate)

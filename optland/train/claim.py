@@ -1,0 +1,61 @@
+"""One process to a run folder: a lock that ends with the process that holds it, however it ends.
+
+Two processes that write to one folder would spoil its record and its checkpoints: a second ``--resume`` typed by
+mistake, or a grid that is started again while a member of the killed one is still at work. The lock is POSIX's, so
+child processes do not inherit it and ``kill -9`` leaves none behind. Where the system has no such locks nothing is
+locked, and two processes are the user's to avoid.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+__all__ = ["claim", "is_claimed", "release"]
+
+_FILE = ".lock"
+_TAKEN = (errno.EACCES, errno.EAGAIN)
+_NO_LOCKS = -1
+
+
+def claim(folder: Path) -> int | None:
+    """Lock a folder for this process.
+
+    Returns:
+        A handle for :func:`release`; None where another process holds the folder.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     handle = claim(Path(folder))
+        ...     release(handle)
+        ...     is_claimed(Path(folder))
+        False
+    """
+    try:
+        import fcntl
+    except ImportError:
+        return _NO_LOCKS
+    handle = os.open(folder / _FILE, os.O_RDWR | os.O_CREAT)
+    try:
+        fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(handle)
+        return None if error.errno in _TAKEN else _NO_LOCKS
+    return handle
+
+
+def release(handle: int | None) -> None:
+    """Give the folder free again."""
+    if handle is not None and handle != _NO_LOCKS:
+        os.close(handle)
+
+
+def is_claimed(folder: Path) -> bool:
+    """Whether another process is writing to the folder now; a process does not see its own lock."""
+    if not (folder / _FILE).exists():
+        return False
+    handle = claim(folder)
+    release(handle)
+    return handle is None

@@ -1,0 +1,290 @@
+r"""Precision and speed of a step: autocast, loss scaling, memory layout, compilation, accumulation, clipping.
+
+.. math:: g = \sum_i \frac{n_i}{N} \nabla L_i(w), \qquad
+          g \leftarrow g \cdot \min\bigl(1, c / \lVert g \rVert\bigr) \text{ where the base optimizer receives it}
+
+The loop stays a closure::
+
+    precision = config.precision.build(optimizer, device)
+    net = config.precision.prepare(model)               # what the loop calls; probes get the model itself
+
+    def closure():
+        optimizer.zero_grad()
+        return precision.backward(loss_fn, net, batch)  # micro-batches, autocast, loss scale
+
+    loss = precision.step(closure)                      # loss scaling, both passes of SAM, clipping
+
+==============  =============================================================================================
+option          meaning
+==============  =============================================================================================
+precision       ``bf16`` and ``fp16`` run the forward pass under autocast on float32 weights; fp16 scales the loss
+channels_last   4-D weights in NHWC layout, for convolutions on tensor cores; nothing happens to other nets
+compile         ``torch.compile`` of what the loop calls; needs a C++ compiler, pays after minutes
+accumulation    micro-batches a step; the sample-weighted mean, equal to the full batch without BatchNorm
+clip            largest global norm of the gradient that the base optimizer receives
+ema             decay of an average of the weights (:mod:`optland.train.ema`)
+==============  =============================================================================================
+
+**Clipping and SAM.** The perturbation has a fixed length, so clipping the gradient of pass one changes nothing in SAM
+and falsifies methods that combine both gradients, and the telemetry. What is clipped is the combined gradient, in a
+hook of the base optimizer, after the loss scale is out.
+
+**fp16.** The phase form of :mod:`optland.optim.two_pass`; an overflow skips the step and halves the scale. Each step
+takes both passes of a two-pass method. Its probes run in float32, as all probes do.
+
+**Caveats.** BatchNorm sees micro-batches under accumulation. Under ``auto_lr`` the length of a step is set by the
+relative step, so clipping changes only how much a single batch weighs in the momentum.
+
+References: Micikevicius et al. 2018, arXiv:1710.03740; Pascanu et al. 2013, arXiv:1211.5063.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.amp.autocast_mode import autocast
+from torch.amp.grad_scaler import GradScaler
+from torch.nn.utils import clip_grad_norm_
+from torch.optim import Optimizer
+
+from optland.batches import num_samples, split
+from optland.config import UserError
+from optland.objective import LossFn
+from optland.train.ema import Ema
+
+__all__ = ["Precision", "PrecisionConfig"]
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class PrecisionConfig:
+    """How a step is computed; the defaults are plain float32.
+
+    Attributes:
+        precision: ``fp32``, ``bf16`` (autocast) or ``fp16`` (autocast and loss scaling).
+        channels_last: Whether 4-D weights are laid out channels last.
+        compile: Whether the loop calls the model through ``torch.compile``.
+        clip: Largest global norm of the gradient; null for none.
+        accumulation: Micro-batches that a batch is cut into.
+        ema: Decay of the average of the weights that is evaluated, for example 0.999; null for none.
+    """
+
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    channels_last: bool = False
+    compile: bool = False
+    clip: float | None = None
+    accumulation: int = 1
+    ema: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.precision not in ("fp32", *DTYPES):
+            raise ValueError(f"precision: {self.precision!r} is not known; choose from fp32, bf16, fp16")
+        if self.clip is not None and not (self.clip > 0 and math.isfinite(self.clip)):
+            raise ValueError(f"clip: {self.clip} must be above 0, for example 1.0, or null for none")
+        _check_accumulation(self.accumulation)
+        if self.ema is not None and not 0.0 <= self.ema < 1.0:
+            raise ValueError(
+                f"ema: {self.ema} is not a decay below 1; use for example 0.999, or null for none"
+            )
+
+    def prepare(self, model: nn.Module) -> nn.Module:
+        """Lay the model's weights out in place, and return the module that the loop is to call.
+
+        Raises:
+            UserError: ``compile`` on a CPU without a C++ compiler.
+        """
+        if self.channels_last:
+            model.to(memory_format=torch.channels_last)
+        if not self.compile:
+            return model
+        _require_compiler(model)
+        compiled: Any = torch.compile(model)
+        assert isinstance(compiled, nn.Module)
+        return compiled
+
+    def build(self, optimizer: Optimizer, device: torch.device | str = "cpu") -> Precision:
+        """The primitives of the loop for this optimizer."""
+        return Precision(self, optimizer, device)
+
+    def build_ema(self, model: nn.Module) -> Ema | None:
+        """The averaged twin of the model; None where none is asked for."""
+        return None if self.ema is None else Ema(model, self.ema)
+
+
+def _check_accumulation(accumulation: int) -> None:
+    if accumulation < 1:
+        raise ValueError(f"accumulation: {accumulation} micro-batches are too few; use at least 1")
+
+
+def _require_compiler(model: nn.Module) -> None:
+    """Found out here, before the first step, and in one sentence."""
+    on_cpu = all(p.device.type == "cpu" for p in model.parameters())
+    if on_cpu and not any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "clang++", "cl")):
+        raise UserError(
+            "compile: torch.compile needs a C++ compiler on the CPU; install g++, or set compile=false"
+        )
+
+
+class Precision:
+    """Autocast, loss scaling, accumulation and clipping around an optimizer's step.
+
+    Args:
+        config: What is asked for.
+        optimizer: Any optimizer; of one with a ``base``, the gradient that the base receives is clipped.
+        device: Where the model is.
+
+    Raises:
+        TypeError: fp16 with a wrapper that evaluates closures by itself.
+    """
+
+    def __init__(
+        self, config: PrecisionConfig, optimizer: Optimizer, device: torch.device | str = "cpu"
+    ) -> None:
+        self.optimizer = optimizer
+        self.device = torch.device(device).type
+        self.dtype = DTYPES.get(config.precision)
+        self.clip = config.clip
+        self.accumulation = config.accumulation
+        """Micro-batches a batch is cut into; :meth:`set_accumulation` changes it in the middle of an epoch."""
+        self.scaler = GradScaler(self.device, enabled=config.precision == "fp16")
+        self._two_pass = hasattr(optimizer, "perturb")
+        self._wraps = hasattr(optimizer, "base")
+        if self.scaler.is_enabled() and self._wraps and not self._two_pass:
+            raise TypeError(
+                f"{type(optimizer).__name__} evaluates its closure by itself, which cannot be loss-scaled; "
+                "use precision bf16 or fp32"
+            )
+        if self.clip is not None and self._wraps:
+            _innermost(optimizer).register_step_pre_hook(self._clip_before)
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """The context of a forward pass; in float32 none at all, so that one of the user's stays in force."""
+        return nullcontext() if self.dtype is None else autocast(self.device, dtype=self.dtype)
+
+    def set_accumulation(self, accumulation: int) -> None:
+        """Change into how many micro-batches a batch is cut, from the next :meth:`backward` on.
+
+        Args:
+            accumulation: Micro-batches an update. The batch stays: this trades memory for time, nothing else.
+        """
+        _check_accumulation(accumulation)
+        self.accumulation = int(accumulation)
+
+    def backward(self, loss_fn: LossFn, model: nn.Module, batch: Any) -> Tensor:
+        """Forward and backward of a batch in micro-batches, added to ``.grad``: one call in a closure.
+
+        A batch of fewer samples than micro-batches is cut into single samples.
+
+        Args:
+            loss_fn: Returns the mean loss of a batch, or ``(sum, count)``.
+            model: What the loop calls; see :meth:`PrecisionConfig.prepare`.
+            batch: Any batch type.
+
+        Returns:
+            The mean loss of the batch, unscaled and detached.
+
+        Raises:
+            ValueError: Every count was 0.
+        """
+        samples = num_samples(batch)
+        losses, seen = [], 0.0
+        parts = split(batch, min(self.accumulation, samples)) if self.accumulation > 1 else [batch]
+        for part in parts:
+            with self.autocast():
+                loss, count = _share(loss_fn(model, part), part, samples)
+            self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+            losses.append(loss.detach())
+            seen += count
+        total = torch.stack(losses).sum()
+        if seen == samples:
+            return total
+        # Known only now: a token-level loss counts tokens, and the samples stood in for them.
+        if not seen > 0:
+            raise ValueError("the batch has a total count of 0; there is no mean loss")
+        _multiply_gradients(self.optimizer, samples / seen)
+        return total * (samples / seen)
+
+    def step(self, closure: Callable[[], Any]) -> Any:
+        """One optimizer step; returns the loss at the weights before it.
+
+        Args:
+            closure: Zeroes the gradients, calls :meth:`backward` and returns its loss.
+        """
+        if self.scaler.is_enabled():
+            return self._scaled_step(closure)
+        if self.clip is None or self._wraps:
+            return self.optimizer.step(closure)
+
+        def clipped() -> Any:
+            loss = closure()
+            self._clip()
+            return loss
+
+        return self.optimizer.step(clipped)
+
+    def _scaled_step(self, closure: Callable[[], Any]) -> Any:
+        with torch.enable_grad():
+            loss = closure()
+            if self._two_pass:
+                self._second_pass(closure)
+        if self.clip is not None and not self._wraps:
+            self.scaler.unscale_(self.optimizer)
+            self._clip()
+        self.scaler.step(self.optimizer)
+        # Schedules here count samples and go on when an overflow skips the first step, of which torch would warn.
+        self.optimizer._opt_called = True  # type: ignore[attr-defined]
+        self.scaler.update()
+        return loss
+
+    def _second_pass(self, closure: Callable[[], Any]) -> None:
+        optimizer: Any = self.optimizer
+        optimizer.perturb(loss_scale=self.scaler.get_scale())
+        try:
+            closure()
+        finally:  # an interrupt must not leave the weights perturbed
+            optimizer.restore()
+
+    def _clip_before(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        self._clip()
+
+    def _clip(self) -> None:
+        assert self.clip is not None
+        clip_grad_norm_([p for group in self.optimizer.param_groups for p in group["params"]], self.clip)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The number of micro-batches, and the loss scale with its growth counter (empty without one)."""
+        return {"accumulation": self.accumulation, "scaler": self.scaler.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue where :meth:`state_dict` was taken."""
+        self.set_accumulation(state["accumulation"])
+        self.scaler.load_state_dict(state["scaler"])
+
+
+def _share(loss: Any, part: Any, samples: int) -> tuple[Tensor, float]:
+    """What a part adds to the mean over ``samples``, and its count, from either form of a loss function's result."""
+    if isinstance(loss, Sequence):
+        return loss[0] / samples, float(loss[1])
+    count = num_samples(part)
+    return loss * (count / samples), float(count)
+
+
+def _multiply_gradients(optimizer: Optimizer, factor: float) -> None:
+    gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    torch._foreach_mul_(gradients, factor)
+
+
+def _innermost(optimizer: Any) -> Optimizer:
+    while hasattr(optimizer, "base"):
+        optimizer = optimizer.base
+    innermost: Optimizer = optimizer
+    return innermost

@@ -1,0 +1,62 @@
+"""What all recipes' configurations share: impossible values are refused, and shapes are known before data are read."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from optland.config import ConfigError
+from optland.train import DataConfig, ModelConfig, PilotConfig, load_data
+from optland.train.models.build import check_model
+from optland.train.models.registry import MODELS
+from optland.train.settings import RunConfig
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ({"epochs": 0}, "^epochs: 0 must be at least 1"),
+        ({"checkpoint_every": 0}, "^checkpoint_every: 0 must be at least 1"),
+        ({"checkpoint_seconds": 0.0}, "^checkpoint_seconds: 0.0 s must be above 0, for example 60"),
+        ({"threads": 5000}, "^threads: 5000 are too many; use at most 1024"),
+        ({"out": " "}, "^out: ' ' names no folder"),
+        ({"schedule": "cosine"}, "^schedule: auto_lr brings its own; use none instead of cosine"),
+    ],
+)
+def test_impossible_values_are_refused(values: dict[str, Any], says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        RunConfig(**values)
+
+
+def test_a_schedule_is_free_where_auto_lr_does_not_act() -> None:
+    assert RunConfig(schedule="cosine", pilot=PilotConfig(mode="shadow")).checkpoint_every is None
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        DataConfig("digits"),
+        DataConfig("mnist1d"),
+        DataConfig("teacher", num_samples=40),
+        DataConfig("teacher", num_samples=40, image_size=5),
+        DataConfig("fake", num_samples=40),
+    ],
+    ids=lambda config: f"{config.name}-{config.image_size}",
+)
+def test_the_shape_that_is_said_is_the_one_that_is_read(config: DataConfig) -> None:
+    assert load_data(config).image_shape == config.image_shape
+
+
+@pytest.mark.parametrize("name", ["vgg", "densenet", "vit", "mlp", "cnn", "resnet8"])
+@pytest.mark.parametrize("shape", [(1, 1, 40), (3, 2, 2), (1, 9, 9), (3, 16, 16)])
+def test_what_is_not_refused_ahead_can_be_built_and_used(name: str, shape: tuple[int, int, int]) -> None:
+    config = ModelConfig(name=name)
+    try:
+        check_model(config, shape)
+    except ConfigError:
+        assert min(side for side in shape[1:] if side > 1) < 10  # nothing of a usual size is refused
+        return
+    out = MODELS[name].make(shape, 10, config.plan()).eval()(torch.zeros(1, *shape))
+    assert out.shape == (1, 10)
