@@ -99,7 +99,8 @@ class ConsoleLogger:
     def finish(self, summary: Mapping[str, object], exit_code: int = 0) -> None:
         """Close the live display and print the summary, with the advice as a paragraph."""
         self._stop()
-        title = "Summary" if exit_code == 0 else f"Summary (failed, exit code {exit_code})"
+        ending = "stopped" if "summary/stopped" in summary else "failed"
+        title = "Summary" if exit_code == 0 else f"Summary ({ending}, exit code {exit_code})"
         table = Table("quantity", "value", title=title)
         for key, value in summary.items():
             if key != _ADVICE:

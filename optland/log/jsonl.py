@@ -7,9 +7,11 @@ so every line is valid JSON for every tool, and :func:`read_jsonl` gives back th
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,9 @@ _NONFINITE = "nonfinite"
 
 class JsonlLogger:
     """Appends to a JSON-lines file.
+
+    A line that cannot be written, because the disk is full or away, is kept with one warning and written with
+    the next that can: a disk that comes back finds the whole record.
 
     Args:
         path: The file; its folder is made where missing, and an existing file is continued.
@@ -39,6 +44,8 @@ class JsonlLogger:
         self.path = Path(path)
         self._step: object = 0
         self._count: int | None = None  # lines in the file; None until it was looked at
+        self._waiting: list[str] = []  # lines that the disk did not take yet
+        self._size = 0  # bytes of the file's whole lines
 
     def log(self, row: Mapping[str, Scalar]) -> None:
         """Write the scalars of one step."""
@@ -58,12 +65,19 @@ class JsonlLogger:
         self._write("table", {"step": self._step, "name": name, "rows": named})
 
     def finish(self, summary: Mapping[str, object], exit_code: int = 0) -> None:
-        """Write the summary."""
+        """Write the summary.
+
+        Raises:
+            OSError: Lines of the record could not be written, and this was the last attempt.
+        """
         self._write("summary", {**summary, "exit_code": exit_code})
+        if self._waiting:
+            self._append()
 
     def state_dict(self) -> dict[str, Any]:
         """How many lines the record has now."""
-        return {"lines": len(_lines(self.path)) if self._count is None else self._count}
+        count = len(_lines(self.path)) if self._count is None else self._count
+        return {"lines": count + len(self._waiting)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Drop every line that was written after the state was taken: the resumed run writes it again."""
@@ -79,15 +93,36 @@ class JsonlLogger:
 
     def _write(self, kind: str, content: Mapping[str, object]) -> None:
         line = json.dumps(_encode({"kind": kind, **content}), allow_nan=False)
+        self._step = content.get("step", self._step)
+        self._waiting.append(line)
+        try:
+            self._append()
+        except OSError as error:
+            if len(self._waiting) == 1:
+                message = f"{self.path} cannot be written ({error}); its lines are kept until it can"
+                warnings.warn(message, RuntimeWarning, stacklevel=3)
+
+    def _append(self) -> None:
+        """Write all lines that wait, or none of them."""
         if self._count is None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._keep(lambda *_: True)  # a torn last line would spoil the first new one
             self._count = len(_lines(self.path))
+            self._size = self.path.stat().st_size if self.path.exists() else 0
+        text = "".join(f"{line}\n" for line in self._waiting).encode()
         # Opened for every line: what was logged is in the file, and a run that dies leaves nothing open.
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
-        self._count += 1
-        self._step = content.get("step", self._step)
+        try:
+            with self.path.open("ab", buffering=0) as file:
+                written = file.write(text)
+                if written != len(text):
+                    raise OSError(errno.ENOSPC, f"only {written} of {len(text)} bytes were taken")
+        except OSError:
+            if self.path.exists():
+                os.truncate(self.path, self._size)  # half a line would spoil the record
+            raise
+        self._count += len(self._waiting)
+        self._size += len(text)
+        self._waiting.clear()
 
     def _keep(self, wanted: Callable[[int, dict[str, Any]], bool]) -> None:
         """Rewrite the file with the wanted lines only, in one atomic step."""

@@ -18,19 +18,29 @@ GROUPS = {
     "edge": "ratio (lr over the critical step), eta_c, lambda_c, batch_sharpness, resolved, not_descent",
     "curv": "lambda_max, lambda_max_precond, lambda_min, ncr, trace, eta_lambda, products (HVPs spent)",
     "noise": "b_simple, b_simple_precond, b_current (batch size in use), trace_cov, grad_sq, resolved, efficiency",
-    "train": "loss, loss_ema, acc",
-    "val": "loss, acc on the validation split",
-    "test": "loss, acc on the test split; slope_t, sasa_stat and stationary of the stationarity tests",
+    "train": "loss, loss_ema, acc; at the end: steps, seconds",
+    "val": "loss, acc (bpc, perplexity for text) on the validation split",
+    "test": "as val: loss, acc (bpc, perplexity); slope_t, sasa_stat and stationary of the stationarity tests",
     "update": "rel (lr times update norm over weight norm), grad_norm, cos_gu, clip_frac",
-    "sam": "rho, active, loss_gap, stability",
-    "ctl": "events (the decision table), rejects, rollbacks, lr_would_be (in shadow mode)",
+    "sam": "rho, rho_realised, active, loss_gap, curvature, stability, cos, grad_norm, skipped",
+    "ctl": "events (the decision table), rejects, rollbacks, lr_would_be (in shadow mode); at the end: decisions, "
+    "rewinds",
     "budget": "ge (gradient evaluations so far), probe_frac, allowed, probe_ms",
     "probe": "age_<probe>: steps since the probe last ran",
     "landscape": "slices, paths and other pictures of the loss",
+    "data": "tokens, fingerprint: what a text model was trained on, written once at the end",
     "time": "wall-clock readings, for display only",
-    "summary": "robust_ok, max_edge_ratio, probe_frac, advice: the outcome, written once at the end",
+    "summary": "robust_ok, max_edge_ratio, probe_frac, advice, curves (a picture): the outcome, written once at the "
+    "end; error or stopped where the run broke off",
 }
-"""Every group of keys, with the names it holds."""
+"""Every group of keys, with the names it holds. :data:`PLANNED` says which of them nothing measures yet."""
+
+PLANNED = frozenset({
+    "edge/batch_sharpness", "curv/lambda_max_precond", "curv/trace", "noise/b_simple_precond", "train/acc",
+    "test/slope_t", "test/sasa_stat", "test/stationary", "update/cos_gu", "update/clip_frac", "sam/active",
+    "ctl/rejects", "ctl/rollbacks", "summary/robust_ok", "summary/max_edge_ratio", "summary/probe_frac",
+})  # fmt: skip
+"""Keys whose name is settled and that no run writes so far."""
 
 BINDING = {0: "user", 1: "edge", 2: "ratio", 3: "guard"}
 """What the number under ``lr/binding`` means."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -153,3 +155,44 @@ def test_any_row_comes_back(tmp_path: Path, row: dict[str, object]) -> None:
     log.event(row)
     (again,) = read_jsonl(path)
     assert repr({"kind": "event", **row}) == repr(again)  # by text, because NaN is not equal to itself
+
+
+def test_lines_that_the_disk_refuses_are_written_when_it_is_back(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    log = JsonlLogger(path)
+    log.log({"step": 0})
+    path.rename(tmp_path / "kept")
+    path.mkdir()  # a folder in the place of the file: every write is refused
+    with pytest.warns(RuntimeWarning, match=r"log\.jsonl cannot be written .*lines are kept"):
+        log.log({"step": 1})
+    for step in (2, 3):
+        log.log({"step": step})  # a second warning would be an error here
+    assert log.state_dict() == {"lines": 4}
+    path.rmdir()
+    (tmp_path / "kept").rename(path)
+    log.log({"step": 4})
+    assert [row["step"] for row in read_jsonl(path)] == [0, 1, 2, 3, 4]
+
+
+def test_half_a_line_is_taken_back(tmp_path: Path) -> None:
+    """A limit on the size of files cuts a write short, as a disk that fills up does."""
+    code = """
+import resource, signal, sys, warnings
+from optland.log import JsonlLogger, read_jsonl
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+log = JsonlLogger(sys.argv[1])
+log.log({"step": 0})
+hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+resource.setrlimit(resource.RLIMIT_FSIZE, (log.path.stat().st_size + 10, hard))
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    log.log({"step": 1})
+    log.log({"step": 2})
+print(len(caught), len(log.path.read_text().splitlines()))
+resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+log.finish({})
+print([line.get("step") for line in read_jsonl(log.path)])
+"""
+    command = [sys.executable, "-c", code, str(tmp_path / "log.jsonl")]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert run.stdout.splitlines() == ["1 1", "[0, 1, 2, None]"], run.stderr

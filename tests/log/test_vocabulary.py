@@ -1,0 +1,112 @@
+"""A run writes the keys that the vocabulary names, the same ones to the record and to wandb."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from optland.log import GROUPS, JsonlLogger, read_jsonl
+from optland.log.vocabulary import PLANNED
+from optland.optim import SAM
+from optland.train import BatchLoader, Pilot
+
+# What of control.md's panels every run under SAM and auto_lr must show.
+PANELS = {
+    "lr/user", "lr/ceiling", "lr/applied", "lr/binding",
+    "edge/ratio", "edge/eta_c", "edge/lambda_c", "edge/resolved", "edge/not_descent",
+    "curv/lambda_max", "curv/lambda_min", "curv/ncr", "curv/eta_lambda", "curv/products",
+    "noise/b_simple", "noise/b_current", "noise/trace_cov", "noise/grad_sq", "noise/resolved", "noise/efficiency",
+    "train/loss", "train/loss_ema",
+    "update/rel", "update/grad_norm", "sam/rho", "sam/rho_realised", "sam/loss_gap", "sam/curvature", "sam/stability",
+    "budget/ge", "budget/probe_frac", "budget/allowed", "budget/probe_ms",
+    "probe/age_edge", "probe/age_noise", "probe/age_curvature",
+}  # fmt: skip
+EVALUATED = {"val/loss", "val/acc", "test/loss", "test/acc"}
+AXES = {"step", "samples", "epoch", "kind"}
+
+
+def names(group: str) -> list[str]:
+    return re.findall(r"[\w<>]+", GROUPS[group])
+
+
+def check_named(keys: Iterable[str]) -> None:
+    for key in set(keys) - AXES:
+        group, _, name = key.partition("/")
+        plain = re.sub(r"_(error|converged)$", "", name.split(" ")[0])
+        plain = re.sub(r"^age_\w+$", "age_<probe>", plain)
+        assert plain in names(group), f"{key} is not in the vocabulary"
+        assert key not in PLANNED, f"{key} is written: it is no longer only planned"
+
+
+def test_what_is_planned_is_named() -> None:
+    for key in PLANNED:
+        group, _, name = key.partition("/")
+        assert name in names(group)
+        assert key not in PANELS | EVALUATED
+
+
+def loss_fn(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+    return F.cross_entropy(model(batch[0]), batch[1])
+
+
+@pytest.mark.parametrize("mode", ["control", "shadow"])
+def test_a_pilot_writes_what_the_vocabulary_names(tmp_path: Path, mode: str) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(512, 6)
+    y = (x[:, 0] + 0.5 * torch.randn(512) > 0).long()
+    model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 2))
+    optimizer = SAM(torch.optim.SGD(model.parameters(), lr=0.1), rho=0.05, model=model)
+    loader = BatchLoader([x, y], 32, epochs=4, seed=0)
+    log = JsonlLogger(tmp_path / "log.jsonl")
+    pilot = Pilot(
+        optimizer, model, loss_fn, policies=["auto_lr", "noise_batch"], mode=mode, budget=2.0,
+        total_samples=loader.total_samples, log=log,
+    )  # fmt: skip
+    for batch in pilot.batches(loader):
+
+        def closure(batch: tuple[Tensor, Tensor] = batch) -> Tensor:
+            optimizer.zero_grad()
+            loss = loss_fn(model, batch)
+            loss.backward()
+            return loss
+
+        pilot.after_step(batch, optimizer.step(closure))
+    keys = set().union(*read_jsonl(log.path, kind="row"))
+    assert keys >= PANELS
+    assert ("ctl/lr_would_be" in keys) == (mode == "shadow")
+    check_named(keys)
+
+
+@pytest.mark.slow
+def test_a_run_writes_the_same_keys_to_the_record_and_to_wandb(tmp_path: Path) -> None:
+    run = [sys.executable, "-m", "optland.cli", "run", "landscape_train", "smoke", f"out={tmp_path / 'run'}"]
+    subprocess.run(run, check=True, capture_output=True, timeout=240)
+    rows = read_jsonl(tmp_path / "run" / "log.jsonl", kind="row")
+    keys = set().union(*rows)
+    assert keys >= PANELS | EVALUATED
+    check_named(keys)
+    (summary,) = read_jsonl(tmp_path / "run" / "log.jsonl", kind="summary")
+    check_named(set(summary) - {"exit_code", "epoch best by validation"})
+
+    (folder,) = (tmp_path / "run" / "wandb").glob("offline-run-*")
+    leet = [
+        str(Path(sys.executable).with_name("wandb")),
+        "leet",
+        "inspect",
+        "--json",
+        "--summary",
+        str(folder),
+    ]
+    shown = json.loads(subprocess.run(leet, check=True, capture_output=True, text=True).stdout)["summary"]
+    assert set(shown) >= keys - {"kind"}
+    for key in ("train/loss", "val/acc", "lr/applied", "edge/ratio"):
+        assert shown[key] == [row[key] for row in rows if key in row][-1]
