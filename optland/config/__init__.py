@@ -38,9 +38,20 @@ from typing import Any, TypeVar, cast
 
 from optland.config.errors import ConfigError, UserError, closest, did_you_mean
 from optland.config.schema import Builder, plain
+from optland.config.secrets import redact, redact_item, redact_text
 from optland.config.sources import Sources
 
-__all__ = ["ConfigError", "UserError", "closest", "did_you_mean", "load", "to_yaml"]
+__all__ = [
+    "ConfigError",
+    "UserError",
+    "closest",
+    "did_you_mean",
+    "load",
+    "redact",
+    "redact_item",
+    "redact_text",
+    "to_yaml",
+]
 
 T = TypeVar("T")
 
@@ -68,17 +79,18 @@ def load(schema: type[T], path: str | Path, overrides: Sequence[str] = (), *, re
     return cast(T, Builder(sources, schema).section(schema, tree, ""))
 
 
-def to_yaml(config: object, *, recipe: str | None = None) -> str:
+def to_yaml(config: object, *, recipe: str | None = None, secrets: bool = True) -> str:
     """The resolved configuration as YAML, in the order of the schema; :func:`load` reads back an equal one.
 
     Args:
         config: An instance of a schema dataclass.
         recipe: Written as the top-level key ``recipe`` where given, which makes the text a complete config.
+        secrets: False hides API keys, passwords and the like, for a text that is kept or shown.
     """
     from omegaconf import OmegaConf
 
-    head = {} if recipe is None else {"recipe": recipe}
-    return OmegaConf.to_yaml(OmegaConf.create(head | plain(config)))
+    tree = ({} if recipe is None else {"recipe": recipe}) | plain(config)
+    return OmegaConf.to_yaml(OmegaConf.create(tree if secrets else redact(tree)))
 
 
 def _check_recipe(named: Any, recipe: str | None, sources: Sources) -> None:

@@ -16,6 +16,7 @@ from optland.config.sources import Sources, join
 
 _MISSING: Any = dataclasses.MISSING
 _NOT_GIVEN = "???"
+_LARGEST = 2**63  # beyond it a whole number is none that PyTorch, or a file of ours, could hold
 _SCALARS = {bool: "true or false", int: "a whole number", float: "a number", str: "text", Path: "a path"}
 
 
@@ -139,6 +140,8 @@ class Builder:
                 return number
             raise self._wrong(key, value, describe(kind), " Give a finite one")
         if type(value) is kind:
+            if kind is int and not -_LARGEST <= value < _LARGEST:
+                raise self._wrong(key, value, describe(kind), " Use one that fits into 64 bits")
             return value
         whole = kind is int and number is not None and number.is_integer()
         raise self._wrong(key, value, describe(kind), f" Write {int(number or 0)}" if whole else "")
@@ -170,8 +173,8 @@ class Builder:
     def _refused(self, key: str, names: list[str], error: ValueError) -> ConfigError:
         """A schema's own check failed; where its message starts with a field's name, point at that field."""
         message = str(error)
-        first = re.match(r"\w*", message)
-        if first and first.group() in names:
+        first = re.match(r"\w*(\.\w+)*", message)
+        if first and first.group().partition(".")[0] in names:
             return self.sources.error(join(key, first.group()), join(key, message))
         return self.sources.error(key, f"{key}: {message}" if key else message)
 

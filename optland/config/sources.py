@@ -55,6 +55,10 @@ class Sources:
         return ConfigError(f"{self._place(key)}: {message}")
 
     def _place(self, key: str) -> str:
+        if key and key not in self.lines:  # a section that only an override made
+            for known, item in self.overrides.items():
+                if known.startswith(f"{key}."):
+                    return f"override '{item}'"
         while key:
             if key in self.overrides:
                 return f"override '{self.overrides[key]}'"
@@ -80,7 +84,13 @@ class Sources:
             mark = error.problem_mark or error.context_mark
             where = f"{self.path}, line {mark.line + 1}" if mark else str(self.path)
             raise ConfigError(f"{where}: this is not valid YAML: {error.problem}. {_FIX_YAML}") from error
-        except (yaml.YAMLError, OmegaConfBaseException) as error:
+        except ConfigError:
+            raise
+        except RecursionError as error:
+            raise ConfigError(
+                f"{self.path}: nested too deep, or an alias inside itself. {_FIX_YAML}"
+            ) from error
+        except (yaml.YAMLError, OmegaConfBaseException, ValueError) as error:
             raise ConfigError(f"{self.path}: {_first_line(error)}. {_FIX_YAML}") from error
 
     def _record(self, node: Any, key: str, line: int) -> None:
@@ -103,16 +113,21 @@ class Sources:
         from omegaconf.errors import OmegaConfBaseException
 
         key, equals, text = (part.strip() for part in item.partition("="))
+        if equals and key and (not all(key.split(".")) or set("[]{}") & set(key)):
+            raise ConfigError(
+                f"override '{item}': '{key}' is no key. Write names between dots, as in data.name=VALUE"
+            )
         if not equals or not key or key[0] in "-+":
             right = f"{key.lstrip('-+') or 'key'}={text or 'VALUE'}"
             raise ConfigError(f"override '{item}': expected key=value. Write '{right}'")
         try:
             parsed = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]), resolve=False)
             OmegaConf.update(document, key, cast(dict[str, Any], parsed)["value"], merge=True)
-        except (yaml.YAMLError, OmegaConfBaseException, ValueError) as error:
+            node = yaml.compose(text, Loader=yaml.SafeLoader)
+            self._overwrite(node, key, item)
+        except (yaml.YAMLError, OmegaConfBaseException, ValueError, RecursionError) as error:
             reason = f"'{text}' cannot be set at '{key}' ({_first_line(error)})"
             raise ConfigError(f"override '{item}': {reason}. Values are written as in YAML") from error
-        self._overwrite(yaml.compose(text, Loader=yaml.SafeLoader), key, item)
 
     def _overwrite(self, node: Any, key: str, item: str) -> None:
         """Remember that an override wrote a value: a mapping entry by entry, because it is merged."""
@@ -121,6 +136,10 @@ class Sources:
                 self._overwrite(child, join(key, name.value), item)
             return
         self._forget(key, self.lines, self.texts)
+        for cut in range(key.count(".")):  # a scalar that becomes a section is not what it was
+            above = key.rsplit(".", cut + 1)[0]
+            if self.texts.pop(above, None) is not None:
+                self.lines.pop(above, None)
         self.overrides[key] = item
         if node is None:
             self.texts[key] = ""

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from optland import __version__, cli
+from optland.cli import commands, recipes
 
 RECIPE = '''
 """Count to a number.
@@ -76,7 +77,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     ten = "# optland run counting ten\n# Count to ten.\nrecipe: counting\nupto: 10\n"
     (tmp_path / "configs" / "counting" / "ten.yaml").write_text(ten)
     (tmp_path / "configs" / "counting" / "other.yaml").write_text("recipe: silent\nupto: 10\n")
-    monkeypatch.setenv(cli.ROOT_VARIABLE, str(tmp_path))
+    monkeypatch.setenv(recipes.ROOT_VARIABLE, str(tmp_path))
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -95,7 +96,8 @@ def test_ls_lists_recipes_and_configs_with_what_they_say(
 def test_ls_says_where_it_looked_when_there_is_nothing(
     root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cli, "_roots", lambda: [root / "empty"])
+    for module in (commands, recipes):
+        monkeypatch.setattr(module, "roots", lambda: [root / "empty"])
     assert cli.main(["ls"]) == 2
     assert str(root / "empty" / "recipes") in capsys.readouterr().err
 
@@ -137,7 +139,63 @@ def test_validate_prints_the_full_config_and_runs_nothing(
     assert cli.main(["validate", "counting", "again.yaml"]) == 0
 
 
+def test_a_dry_run_is_a_validation(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["run", "counting", "ten", "part.size=4", "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    assert cli.main(["validate", "counting", "ten", "part.size=4"]) == 0
+    assert said == capsys.readouterr().out
+    assert "counted" not in said
+
+
+def test_a_copy_runs_from_anywhere(
+    root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert cli.main(["cp", "counting", "ten", "mine"]) == 0
+    assert sorted(path.name for path in (root / "mine").iterdir()) == ["counting.py", "ten.yaml"]
+    command = capsys.readouterr().out.splitlines()[-1].split()
+    assert command == ["optland", "run", "mine/counting.py", "mine/ten.yaml"]
+    assert cli.main(command[1:]) == 0
+    assert (root / "mine" / "ten.yaml").read_text().startswith(f"# {' '.join(command)}\n")
+    monkeypatch.chdir(root / "mine")
+    for config in ("./ten.yaml", "ten"):
+        assert cli.main(["run", "./counting.py", config, "upto=4"]) == 0
+    assert capsys.readouterr().out == "counted 10 1 fresh\n" + 2 * "counted 4 1 fresh\n"
+
+
+def test_a_copy_can_have_a_name_of_its_own(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (root / "configs" / "counting" / "other.yaml").unlink()
+    assert cli.main(["cp", "counting", "far/away/sums.py"]) == 0
+    assert "recipe: sums\n" in (root / "far" / "away" / "ten.yaml").read_text()
+    capsys.readouterr()
+    assert cli.main(["run", "far/away/sums.py", "ten"]) == 0
+    assert capsys.readouterr().out == "counted 10 1 fresh\n"
+
+
+def test_a_secret_is_not_shown_and_not_left_in_the_command_line(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = root / "recipes" / "counting.py"
+    text = recipe.read_text().replace("    upto: int\n", "    upto: int\n    api_key: str = ''\n")
+    recipe.write_text(
+        text.replace("import time\n", "import sys\nimport time\n").replace('"counted"', "sys.argv[1:]")
+    )
+    assert cli.main(["validate", "counting", "ten", "api_key=abcdefgh"]) == 0
+    assert "api_key: '[redacted]'" in capsys.readouterr().out
+    assert cli.main(["run", "counting", "ten", "api_key=abcdefgh"]) == 0
+    said = capsys.readouterr().out
+    assert "api_key=[redacted]" in said
+    assert "abcdefgh" not in said
+
+
 BAD = {
+    "nothing": ([], ["COMMAND", "optland --help"]),
+    "unknown command": (["rn"], ["'rn'", "Did you mean 'run'", "optland --help"]),
+    "no recipe": (["run"], ["required: RECIPE, CONFIG. See: optland run --help"]),
+    "no config": (["validate", "counting"], ["required: CONFIG. See: optland validate --help"]),
+    "a flag with a value": (["run", "counting", "ten", "--resume=3"], ["--resume", "optland run --help"]),
+    "an abbreviated option": (["run", "counting", "ten", "--seed=3"], ["--seed=3", "without dashes: seed=3"]),
+    "too much": (["ls", "counting"], ["'counting'", "optland ls"]),
+    "a folder": (["run", "counting", "configs/counting"], ["is a folder", "ten.yaml"]),
     "unknown recipe": (["run", "countin", "ten"], ["no recipe 'countin'", "'counting'", "optland ls"]),
     "no such script": (["run", "my/recipe.py", "ten"], ["my/recipe.py", "optland ls"]),
     "unknown config": (["run", "counting", "tem"], ["no config 'tem'", "'ten'", "other, ten"]),
@@ -151,6 +209,12 @@ BAD = {
     "not key=value": (["run", "counting", "ten", "upto"], ["'upto'", "key=value"]),
     "dashed override": (["run", "counting", "ten", "--upto=3"], ["--upto=3", "without dashes: upto=3"]),
     "misspelt option": (["run", "counting", "ten", "--resum3"], ["--resum3", "Did you mean '--resume'"]),
+    "workers alone": (["run", "counting", "ten", "--workers", "2"], ["--workers", "--seeds N"]),
+    "copy of nothing": (["cp", "countin", "there"], ["no recipe 'countin'", "'counting'"]),
+    "copy of no config": (["cp", "counting", "tem", "there"], ["no config 'tem'", "'ten'"]),
+    "copy and more": (["cp", "counting", "ten", "there", "more"], ["'more'", "optland cp RECIPE"]),
+    "copy over": (["cp", "counting", "recipes"], ["recipes/counting.py", "another folder"]),
+    "copy nowhere": (["cp", "counting", "recipes/counting.py/x"], ["recipes/counting.py", "another folder"]),
     "missing data": (["run", "counting", "ten", "end=missing"], ["data set is not in data/", "Fetch it"]),
     "broken contract": (["run", "silent", "ten"], ["silent.py", "run_script(__file__)"]),
 }
@@ -169,16 +233,6 @@ def test_bad_input_gives_one_message_with_the_fix(
         assert part in said
 
 
-@pytest.mark.parametrize("arguments", [[], ["fly"], ["run"], ["run", "counting"]])
-def test_incomplete_commands_show_the_usage(
-    root: Path, capsys: pytest.CaptureFixture[str], arguments: list[str]
-) -> None:
-    with pytest.raises(SystemExit) as end:
-        cli.main(arguments)
-    assert end.value.code == 2
-    assert "usage: optland" in capsys.readouterr().err
-
-
 def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
     for arguments, said in [(["--version"], __version__), (["--help"], "optland run landscape_train digits")]:
         with pytest.raises(SystemExit) as end:
@@ -191,13 +245,13 @@ def test_a_wheel_finds_what_it_bundles(tmp_path: Path, monkeypatch: pytest.Monke
     package = tmp_path / "site-packages" / "optland"
     (package / "_bundled" / "recipes").mkdir(parents=True)
     (package / "_bundled" / "recipes" / "tiny.py").write_text("")
-    monkeypatch.setattr(cli, "__file__", str(package / "cli.py"))
-    monkeypatch.delenv(cli.ROOT_VARIABLE, raising=False)
-    assert list(cli._recipes()) == ["tiny"]
+    monkeypatch.setattr(recipes, "_PACKAGE", package)
+    monkeypatch.delenv(recipes.ROOT_VARIABLE, raising=False)
+    assert list(recipes.all_recipes()) == ["tiny"]
 
 
 def test_a_script_of_the_user_s_is_named_by_its_path(tmp_path: Path) -> None:
-    assert cli.Recipe(tmp_path / "recipes" / "mine.py").argument == str(tmp_path / "recipes" / "mine.py")
+    assert recipes.Recipe(tmp_path / "recipes" / "mine.py").argument == str(tmp_path / "recipes" / "mine.py")
 
 
 def test_the_real_commands(root: Path) -> None:
@@ -239,7 +293,7 @@ def test_starting_up_imports_nothing_heavy() -> None:
 
 
 def test_every_shipped_config_names_its_recipe() -> None:
-    shipped = cli._roots()[-1]
+    shipped = recipes.roots()[-1]
     configs = sorted((shipped / "configs").glob("*/*.yaml"))
     assert configs
     for path in configs:

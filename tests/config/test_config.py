@@ -130,6 +130,13 @@ def test_overrides_win_over_the_file(tmp_path: Path, overrides: list[str], key: 
 
 
 BAD = {
+    "an alias inside itself": ("train: &a\n  epochs: *a", [], ["alias inside itself", "Check"]),
+    "brackets without end": ("note: " + "[" * 2000 + "]" * 2000, [], ["nested too deep", "Check"]),
+    "thousands of digits": ("order: " + "9" * 5000, [], ["4300 digits"]),
+    "a section in a number": ("train: {epochs: 3}", ["train.epochs.x=3"], ["'train.epochs.x=3'", "{'x': 3}"]),
+    "an empty name": ("", ["train..epochs=3"], ["'train..epochs' is no key", "as in data.name=VALUE"]),
+    "an index": ("", ["policies[0]=x"], ["'policies[0]' is no key"]),
+    "an alias of nothing": ("", ["order=*a"], ["'order=*a'", "undefined alias"]),
     "misspelt key": ("trian: {}", [], ["line 2", "'trian'", "Did you mean 'train'"]),
     "misspelt nested key": (
         "train:\n  batchsize: 3",
@@ -146,6 +153,11 @@ BAD = {
     ),
     "bool for a number": ("train: {epochs: true}", [], ["train.epochs", "'true'", "a whole number"]),
     "bool for a float": ("train: {lr: yes}", [], ["train.lr", "'yes'", "a number"]),
+    "a whole too large": (
+        "train: {epochs: 9223372036854775808}",
+        [],
+        ["train.epochs", "'9223372036854775808'", "64 bits"],
+    ),
     "float for a whole": ("train: {epochs: 1e2}", [], ["train.epochs", "'1e2'", "Write 100"]),
     "quoted number": ("train: {epochs: '7'}", [], ["train.epochs", "'7'", "Write 7"]),
     "number for a bool": ("train: {nesterov: 1}", [], ["train.nesterov", "'1'", "true or false"]),
@@ -262,24 +274,25 @@ def test_yaml_keeps_the_order_of_the_schema_and_the_recipe_on_top(tmp_path: Path
     assert loaded(tmp_path, text, recipe="train") == Config(name="a")
 
 
+whole = st.integers(-(2**63), 2**63 - 1)
 finite = st.floats(allow_nan=False, allow_infinity=False)
 words = st.text(st.characters(exclude_categories=["Cs", "Cc"]), max_size=12) | st.sampled_from(
     ["off", "null", "1e-3", "${x}", r"\${x}", r"\\${x", "~", "0x1f", "1:30", "- a", "a: b", "#", "", "\\"]
 )
 trains = st.builds(
-    Train, batch_size=st.integers(1, 2**70), epochs=st.integers(), lr=finite, nesterov=st.just(False)
+    Train, batch_size=st.integers(1, 2**63 - 1), epochs=whole, lr=finite, nesterov=st.just(False)
 )
 configs = st.builds(
     Config,
     name=words,
     mode=st.sampled_from(["off", "monitor", "control"]),
     order=st.sampled_from([1, 2]),
-    seed=st.none() | st.integers(),
+    seed=st.none() | whole,
     lr=finite | st.just("auto"),
     note=words | finite,
     policies=st.lists(words, max_size=3),
     betas=st.tuples(finite, finite),
-    sizes=st.lists(st.integers(), max_size=3).map(tuple),
+    sizes=st.lists(whole, max_size=3).map(tuple),
     weights=st.dictionaries(st.text("abcxyz_", min_size=1, max_size=4), finite, max_size=3),
     limit=st.floats(allow_nan=False),
     sam=st.none() | st.builds(Sam, rho=finite),

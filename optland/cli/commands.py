@@ -1,0 +1,287 @@
+"""The commands, their arguments, and running a recipe's script."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import re
+import runpy
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from optland import __version__
+from optland.cli.copying import copy_recipe
+from optland.cli.recipes import ROOT_VARIABLE, Recipe, all_recipes, find_recipe, first_comment, roots
+from optland.cli.terminal import DONE, INTERRUPTED, REFUSED, STOPPED, complain, say
+from optland.config import UserError, did_you_mean, load, redact_item, to_yaml
+
+__all__ = ["main", "resolve", "run_script"]
+
+_EXAMPLES = f"""examples:
+  optland ls
+  optland run landscape_train digits
+  optland run landscape_train configs/landscape_train/digits.yaml epochs=3
+  optland run landscape_train digits --resume
+  optland run landscape_train digits --dry-run
+  optland run landscape_train digits --grid optimizer.rho=0.05,0.1,0.2 --seeds 3 --workers 2
+  optland validate landscape_train digits epochs=3
+  optland cp landscape_train digits my_experiment
+  optland run my_experiment/landscape_train.py my_experiment/digits.yaml
+
+Recipes of your own: set {ROOT_VARIABLE} to a folder that holds recipes/ and configs/.
+"""
+
+_RUN_EXAMPLES = """examples:
+  optland run landscape_train digits epochs=3 log.wandb=online
+  optland run landscape_train digits --resume
+  optland run landscape_train digits --seeds 5
+  optland run landscape_train digits out=runs/rho --grid optimizer.rho=0.05,0.1 --grid model.name=cnn,mlp --seeds 3
+
+A grid runs every combination of its values with every seed, each in a run folder of its own,
+out/<point>/seed<k>, and ends in a table, grid.csv, grid.json and grid.png in out. The same command
+again goes on where it was: what is finished is not run again.
+"""
+
+_LS_EXAMPLES = """examples:
+  optland ls
+"""
+
+_VALIDATE_EXAMPLES = """examples:
+  optland validate landscape_train digits
+  optland validate landscape_train configs/landscape_train/digits.yaml epochs=3 optimizer.rho=0.05
+  optland validate landscape_train digits epochs=3 > mine.yaml
+
+The configuration is printed whole, every default included; what is printed is a config again.
+"""
+
+_CP_EXAMPLES = """examples:
+  optland cp landscape_train my_experiment
+  optland cp landscape_train digits my_experiment/mine.py
+"""
+
+_COMMANDS = ["ls", "run", "validate", "cp"]
+_OPTIONS = ["--resume", "--validate", "--dry-run", "--grid", "--seeds", "--workers", "--help"]
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line that ends with the fix, as every other refusal does."""
+
+    def __init__(self, **options: Any) -> None:
+        # An abbreviation would take --seed=3 for --seeds 3.
+        super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **options)
+
+    def error(self, message: str) -> NoReturn:
+        message = message.replace(", key=value", "")  # argparse counts it among the required ones
+        raise UserError(f"{message}.{_meant(message)} See: {self.prog} --help")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        argv: Arguments after the program's name; those of the process by default.
+
+    Returns:
+        The exit code: 0 done, 1 a member of a grid failed, 2 the user's input cannot be used, 75 stopped with
+        a checkpoint to go on from, 130 interrupted, else the recipe's own.
+    """
+    try:
+        arguments, extra = _parser().parse_known_args(argv)
+        if arguments.command == "ls":
+            _no_more(extra, "optland ls")
+            _ls()
+        elif arguments.command == "cp":
+            _no_more(extra, "optland cp RECIPE [CONFIG] DEST")
+            copy_recipe(find_recipe(arguments.recipe), arguments.config, arguments.destination)
+        else:
+            return _run(arguments, _overrides(arguments, extra))
+    except UserError as error:
+        return _refuse(error)
+    except KeyboardInterrupt:  # before the recipe's own `main`: there is nothing to go on from
+        return INTERRUPTED
+    return DONE
+
+
+def run_script(file: str, argv: Sequence[str] | None = None) -> int:
+    """What a recipe script does when it is run: read its config, then call its ``main``.
+
+    Args:
+        file: The script's ``__file__``.
+        argv: ``CONFIG [key=value ...] [--resume | --dry-run]``; those of the process by default.
+
+    Returns:
+        The exit code.
+    """
+    recipe = Recipe(Path(file).resolve())
+    parser = _Parser(prog=Path(file).name, description=recipe.summary)
+    _add_config(parser)
+    parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
+    parser.add_argument(
+        "--validate", "--dry-run", action="store_true", help="only check the config and print it"
+    )
+    script = sys.modules["__main__"]
+    command = ["optland", "run", recipe.argument]
+    try:
+        arguments, extra = parser.parse_known_args(argv)
+        overrides = _overrides(arguments, extra)
+        command += [arguments.config, *map(redact_item, overrides), "--resume"]
+        path = recipe.find_config(arguments.config)
+        config = load(script.Config, path, overrides, recipe=recipe.name)
+        if arguments.validate:
+            say(f"ok\n{to_yaml(config, recipe=recipe.name, secrets=False)}".rstrip("\n"))
+            return DONE
+        if argv is None:  # wandb records the command line of the process
+            sys.argv[1:] = [redact_item(item) for item in sys.argv[1:]]
+        return int(script.main(config, resume=arguments.resume))
+    except UserError as error:
+        return _refuse(error)
+    except SystemExit as end:
+        if end.code == STOPPED:
+            complain(f"To go on:\n  {shlex.join(command)}")
+        raise
+    except KeyboardInterrupt:
+        complain(f"\nInterrupted. To go on from the last checkpoint:\n  {shlex.join(command)}")
+        return INTERRUPTED
+
+
+def resolve(recipe: Recipe, arguments: Sequence[str]) -> str:
+    """The resolved configuration as ``validate`` prints it, secrets hidden.
+
+    Args:
+        recipe: The recipe.
+        arguments: ``CONFIG [key=value ...]``.
+
+    Raises:
+        UserError: The configuration cannot be used.
+    """
+    printed, complaint = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(complaint):
+        code = _execute(recipe, [*arguments, "--validate"])
+    if code != DONE:
+        raise UserError(complaint.getvalue().strip().removeprefix("optland: "))
+    return printed.getvalue().partition("\n")[2]
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="optland",
+        description="Train PyTorch models with the loss landscape in view.",
+        epilog=_EXAMPLES,
+    )
+    parser.add_argument("--version", action="version", version=f"optland {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _command(commands, "ls", "list recipes and their configs", _LS_EXAMPLES)
+    run = _command(commands, "run", "run a recipe with a config, once or over a grid", _RUN_EXAMPLES)
+    validate = _command(
+        commands, "validate", "check a config and print it in full, without running", _VALIDATE_EXAMPLES
+    )
+    copy = _command(commands, "cp", "copy a recipe and its configs, to be edited", _CP_EXAMPLES)
+    for command in (run, validate):
+        command.add_argument("recipe", metavar="RECIPE", help="a name from `optland ls`, or a script")
+        _add_config(command)
+    run.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
+    run.add_argument("--dry-run", action="store_true", help="only check the config and print it in full")
+    run.add_argument(
+        "--grid", metavar="key=a,b,c", action="append", default=[], help="run every value of a key"
+    )
+    run.add_argument("--seeds", metavar="N", help="run with N seeds, from the config's on")
+    run.add_argument("--workers", metavar="W", help="runs side by side in a grid; 1 by default")
+    copy.add_argument("recipe", metavar="RECIPE", help="a name from `optland ls`, or a script")
+    copy.add_argument("config", metavar="CONFIG", nargs="?", help="copy this config only; all by default")
+    copy.add_argument("destination", metavar="DEST", help="a folder, or a file name ending in .py")
+    return parser
+
+
+def _command(
+    commands: argparse._SubParsersAction[_Parser], name: str, text: str, epilog: str
+) -> argparse.ArgumentParser:
+    return commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".", epilog=epilog)
+
+
+def _add_config(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("config", metavar="CONFIG", help="a YAML file, or the bare name of a shipped one")
+    parser.add_argument("overrides", metavar="key=value", nargs="*", help="changes, such as epochs=3")
+
+
+def _run(arguments: argparse.Namespace, overrides: list[str]) -> int:
+    """``validate``, ``run``, and ``run`` over a grid."""
+    recipe = find_recipe(arguments.recipe)
+    if arguments.command == "validate":
+        return _execute(recipe, [arguments.config, *overrides, "--validate"])
+    if arguments.grid or arguments.seeds is not None:
+        from optland.cli.grid import Grid, run_grid
+
+        grid = Grid.parse(recipe, arguments.config, overrides, arguments.grid, arguments.seeds)
+        return run_grid(grid, workers=arguments.workers, dry_run=arguments.dry_run)
+    if arguments.workers is not None:
+        raise UserError("--workers: a single run has nothing to share out; add --grid key=a,b or --seeds N")
+    flags = ["--validate"] * arguments.dry_run + ["--resume"] * arguments.resume
+    return _execute(recipe, [arguments.config, *overrides, *flags])
+
+
+def _overrides(arguments: argparse.Namespace, extra: Sequence[str]) -> list[str]:
+    """All ``key=value`` items, also those that stand after an option."""
+    for item in extra:
+        if item.startswith("-"):
+            raise UserError(_unknown_option(item))
+    return [*arguments.overrides, *extra]
+
+
+def _no_more(extra: Sequence[str], usage: str) -> None:
+    for item in extra:
+        if item.startswith("-"):
+            raise UserError(_unknown_option(item))
+        raise UserError(f"'{item}' is one argument too many. Write: {usage}")
+
+
+def _ls() -> None:
+    recipes = all_recipes()
+    if not recipes:
+        folders = ", ".join(str(root / "recipes") for root in roots())
+        raise UserError(f"no recipes found in {folders}. Set {ROOT_VARIABLE} to a folder with recipes/")
+    for recipe in recipes.values():
+        say(f"{recipe.name}: {recipe.summary}")
+        for name, path in recipe.configs.items():
+            say(f"    {name:<20} {first_comment(path)}".rstrip())
+    say("\nRun one with: optland run RECIPE CONFIG [key=value ...]")
+
+
+def _execute(recipe: Recipe, arguments: list[str]) -> int:
+    """Run the script as ``python script.py arguments`` would, in this process."""
+    before = sys.argv
+    sys.argv = [str(recipe.script), *arguments]
+    try:
+        runpy.run_path(str(recipe.script), run_name="__main__")
+    except SystemExit as end:
+        if isinstance(end.code, str):
+            raise  # the interpreter prints the text and exits with 1
+        return end.code or DONE
+    finally:
+        sys.argv = before
+    raise UserError(
+        f"{recipe.script}: nothing ran. Its last lines must be:\n"
+        'if __name__ == "__main__":\n    raise SystemExit(run_script(__file__))'
+    )
+
+
+def _meant(message: str) -> str:
+    """The command that was misspelt, out of what argparse says of it."""
+    written = re.search(r"invalid choice: '(.*?)'", message)
+    return did_you_mean(written.group(1), _COMMANDS) if written else ""
+
+
+def _unknown_option(option: str) -> str:
+    name = option.lstrip("-")
+    known = option.partition("=")[0] in _OPTIONS
+    if "=" in name and not known:
+        return f"unknown option {option}. Config values are written without dashes: {name}"
+    return f"unknown option {option}.{did_you_mean(option, _OPTIONS)} See --help"
+
+
+def _refuse(error: UserError) -> int:
+    complain(f"optland: {error}")
+    return REFUSED

@@ -1,0 +1,172 @@
+"""What a grid found: mean and deviation over the seeds of every point, with failures counted, never dropped."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+import statistics
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from optland.cli.members import Member
+from optland.cli.terminal import complain, say
+from optland.config import UserError
+
+__all__ = ["Spread", "report", "spread"]
+
+_SHOWN = 3  # numbers in the table on the console; the files hold all
+_NOT_MEASURED = ("train/seconds",)
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Mean of a number over seeds.
+
+    Attributes:
+        mean: The mean; None where there is no value.
+        deviation: Sample standard deviation; None for fewer than two values.
+        count: How many values there are.
+    """
+
+    mean: float | None
+    deviation: float | None
+    count: int
+
+    def __str__(self) -> str:
+        if self.mean is None:
+            return "-"
+        return f"{self.mean:.4g}" if self.deviation is None else f"{self.mean:.4g} ± {self.deviation:.2g}"
+
+
+def spread(values: Sequence[float]) -> Spread:
+    """Mean and sample deviation of what there is.
+
+    Example:
+        >>> print(spread([1.0, 2.0, 3.0]), spread([1.0]), spread([]))
+        2 ± 1 1 -
+    """
+    mean = statistics.fmean(values) if values else None
+    return Spread(mean, statistics.stdev(values) if len(values) > 1 else None, len(values))
+
+
+def report(members: Sequence[Member], keys: Sequence[str], out: Path) -> int:
+    """Write ``grid.csv``, ``grid.json`` and ``grid.png`` and show the table; returns how many members failed.
+
+    The main number, the one drawn, is the first of the recipe's summary; a run in which it is not finite has failed.
+
+    Args:
+        members: All members, each finished or failed.
+        keys: Keys of the grid.
+        out: The grid's folder.
+    """
+    names = _numbers(members)
+    for member in members:
+        if names and not member.failure and _number(member.summary.get(names[0])) is None:
+            member.failure = f"{names[0]} is not finite"
+    points = _points(members, keys, names)
+    _write_csv(out / "grid.csv", members, keys, names)
+    _write(out / "grid.json", json.dumps({"keys": list(keys), "points": points}, indent=2) + "\n")
+    _show(points, keys, names)
+    _draw(members, keys, names, out / "grid.png")
+    failed = [member for member in members if member.failure]
+    for member in failed:
+        complain(f"{member.title} failed: {member.failure} (see {member.console})")
+    say(f"table        {out / 'grid.csv'}")
+    return len(failed)
+
+
+def _numbers(members: Sequence[Member]) -> list[str]:
+    """Names of all numbers of the summaries, in their own order."""
+    names: dict[str, None] = {}
+    for member in members:
+        names |= dict.fromkeys(
+            key for key, value in member.summary.items() if not isinstance(value, str | bool)
+        )
+    return list(names)
+
+
+def _number(value: Any) -> float | None:
+    usable = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return float(value) if usable else None
+
+
+def _by_point(members: Sequence[Member]) -> dict[Path, list[Member]]:
+    groups: dict[Path, list[Member]] = {}
+    for member in members:
+        groups.setdefault(member.folder.parent, []).append(member)
+    return groups
+
+
+def _points(members: Sequence[Member], keys: Sequence[str], names: Sequence[str]) -> list[dict[str, Any]]:
+    """One entry a point: its values, how many seeds ran and failed, and every number's spread."""
+    points = []
+    for folder, group in _by_point(members).items():
+        good = [member.summary for member in group if not member.failure]
+        numbers = {name: [v for s in good if (v := _number(s.get(name))) is not None] for name in names}
+        failures = {f"seed{member.seed}": member.failure for member in group if member.failure}
+        points.append({
+            "point": folder.name,
+            "values": {key: group[0].point[key] for key in keys},
+            "runs": len(group),
+            "failed": len(failures),
+            "failures": failures,
+            "numbers": {name: asdict(spread(values)) for name, values in numbers.items()},
+        })  # fmt: skip
+    return points
+
+
+def _write_csv(path: Path, members: Sequence[Member], keys: Sequence[str], names: Sequence[str]) -> None:
+    aside = path.with_name(path.name + ".writing")
+    with aside.open("w", encoding="utf-8", newline="") as file:
+        table = csv.writer(file)
+        table.writerow([*keys, "seed", "failure", *names, "folder"])
+        for member in members:
+            values = [member.summary.get(name) for name in names]
+            point = [member.point[key] for key in keys]
+            table.writerow([*point, member.seed, member.failure, *values, member.folder])
+    os.replace(aside, path)
+
+
+def _write(path: Path, text: str) -> None:
+    aside = path.with_name(path.name + ".writing")
+    aside.write_text(text, encoding="utf-8")
+    os.replace(aside, path)
+
+
+def _show(points: Sequence[dict[str, Any]], keys: Sequence[str], names: Sequence[str]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    shown = [name for name in names if name not in _NOT_MEASURED][:_SHOWN]
+    table = Table(title="mean ± standard deviation over seeds")
+    for heading in [*keys, "runs", "failed", *shown]:
+        table.add_column(heading, overflow="fold")
+    for point in points:
+        cells = [str(Spread(**point["numbers"][name])) for name in shown]
+        table.add_row(*point["values"].values(), str(point["runs"]), str(point["failed"]), *cells)
+    console = Console()
+    if not console.is_terminal:
+        console.width = 120  # a file has no width of its own
+    console.print(table)
+
+
+def _draw(members: Sequence[Member], keys: Sequence[str], names: Sequence[str], path: Path) -> None:
+    from optland.plots import plot_grid
+
+    values: dict[tuple[str, ...], list[float]] = {}
+    for member in members:
+        point = values.setdefault(tuple(member.point[key] for key in keys), [])
+        number = _number(member.summary.get(names[0])) if names and not member.failure else None
+        if number is not None:
+            point.append(number)
+    if not any(values.values()):
+        return
+    try:
+        plot_grid(list(keys), values, names[0], path)
+        say(f"figure       {path}")
+    except UserError as error:  # the numbers are there; only the picture needs matplotlib
+        complain(f"optland: {error}")

@@ -1,0 +1,337 @@
+"""Grids of a tiny recipe in real processes: everything is run once, failures are counted, kills cost nothing."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from optland import cli
+from optland.cli import recipes
+
+RECIPE = '''
+"""Multiply, in a run folder, slowly if asked to."""
+
+from __future__ import annotations
+
+import dataclasses
+import fcntl
+import json
+import os
+import pathlib
+import signal
+import sys
+import time
+
+from optland.cli import run_script
+from optland.config import UserError, to_yaml
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    factor: float = 1.0
+    words: list[str] = dataclasses.field(default_factory=list)
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    seed: int = 1
+    out: str = "runs/one"
+    steps: int = 1
+    together: int = 1
+    end: str = "well"
+    part: Part = dataclasses.field(default_factory=Part)
+
+
+def main(config: Config, *, resume: bool = False) -> int:
+    folder = pathlib.Path(config.out)
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = (folder / ".lock").open("w")
+    fcntl.lockf(lock, fcntl.LOCK_EX)
+    (folder / "config.yaml").write_text(to_yaml(config, recipe="product"))
+    starts = folder / "starts.txt"
+    with starts.open("a") as file:
+        file.write("resumed\\\\n" if resume else "fresh\\\\n")
+    stopped = []
+    signal.signal(signal.SIGINT, lambda *_: stopped.append(1))
+    print(config.part.words, os.environ["WANDB_RUN_GROUP"], os.environ["WANDB_NAME"])
+    if config.end == f"fail{config.seed}" and not (folder / "mended").exists():
+        raise RuntimeError("this seed is bad")
+    deadline = time.monotonic() + 30
+    while len(list(folder.parent.glob("*/starts.txt"))) < config.together:
+        if time.monotonic() > deadline:
+            raise RuntimeError("the others did not start")
+        time.sleep(0.02)
+    progress = folder / "progress.txt"
+    done = int(progress.read_text()) if resume and progress.exists() else 0
+    for step in range(done + 1, config.steps + 1):
+        progress.write_text(str(step))
+        while step == 2 and config.end == f"hold{config.part.factor:g}" and not (stopped or (folder / "go").exists()):
+            time.sleep(0.02)
+        if stopped:
+            return 75
+    value = None if config.end == f"nan{config.seed}" else config.seed * config.part.factor
+    (folder / "summary.json").write_text(json.dumps({"result": value, "words": "many", "cost": config.seed}))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(run_script(__file__))
+'''
+
+
+@pytest.fixture(autouse=True)
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "recipes").mkdir()
+    (tmp_path / "configs" / "product").mkdir(parents=True)
+    source = textwrap.dedent(RECIPE).lstrip().replace("\\\\n", "\\n")
+    (tmp_path / "recipes" / "product.py").write_text(source)
+    (tmp_path / "configs" / "product" / "one.yaml").write_text("recipe: product\nseed: 1\n")
+    monkeypatch.setenv(recipes.ROOT_VARIABLE, str(tmp_path))
+    for name in ("WANDB_RUN_GROUP", "WANDB_NAME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def starts(folder: Path) -> dict[str, list[str]]:
+    """How often each member was started, and how."""
+    found = sorted(folder.glob("*/*/starts.txt"))
+    return {f"{path.parent.parent.name}/{path.parent.name}": path.read_text().split() for path in found}
+
+
+def points(folder: Path) -> list[dict[str, Any]]:
+    return json.loads((folder / "grid.json").read_text())["points"]
+
+
+GRID = [
+    "run",
+    "product",
+    "one",
+    "--grid",
+    "part.factor=2,0.5",
+    "--grid",
+    "part.words=[a,b],[c]",
+    "--seeds",
+    "3",
+]
+
+
+def test_every_combination_runs_with_every_seed(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([*GRID, "--workers", "2"]) == 0
+    said = capsys.readouterr().out
+    folder = root / "runs" / "one-grid"
+    assert len(starts(folder)) == 12
+    found = points(folder)
+    assert [point["values"] for point in found] == [
+        {"part.factor": factor, "part.words": words} for factor in ("2", "0.5") for words in ("[a,b]", "[c]")
+    ]
+    for point in found:
+        results = [seed * float(point["values"]["part.factor"]) for seed in (1, 2, 3)]
+        number = point["numbers"]["result"]
+        assert number["mean"] == pytest.approx(statistics.fmean(results))
+        assert number["deviation"] == pytest.approx(statistics.stdev(results))
+        assert (number["count"], point["runs"], point["failed"]) == (3, 3, 0)
+        assert f"{statistics.fmean(results):.4g} ± {statistics.stdev(results):.2g}" in said
+    with (folder / "grid.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [float(row["result"]) for row in rows] == [s * f for f in (2, 2, 0.5, 0.5) for s in (1, 2, 3)]
+    assert (folder / "grid.png").read_bytes().startswith(b"\x89PNG")
+    console = folder / "part.factor=2,part.words=[a,b]" / "seed2" / "console.txt"
+    assert console.read_text() == "['a', 'b'] one-grid part.factor=2,part.words=[a,b]/seed2\n"
+
+
+def test_the_same_command_again_runs_nothing_and_a_larger_one_runs_what_is_new(root: Path) -> None:
+    grid = ["run", "product", "one", "out=here", "--grid", "part.factor=2", "--seeds"]
+    for seeds in ("1", "1", "2"):
+        assert cli.main([*grid, seeds]) == 0
+    assert starts(root / "here") == {f"part.factor=2/seed{seed}": ["fresh"] for seed in (1, 2)}
+    (point,) = points(root / "here")
+    assert point["numbers"]["result"] == {"mean": 3.0, "deviation": pytest.approx(2**0.5), "count": 2}
+
+
+def test_a_failure_is_told_counted_and_tried_again(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    grid = ["run", "product", "one", "out=here", "end=fail2", "--seeds", "3"]
+    assert cli.main(grid) == 1
+    said = capsys.readouterr()
+    assert "base/seed2: FAILED, exit code 1: RuntimeError: this seed is bad" in said.out
+    assert "base/seed2 failed: exit code 1: RuntimeError: this seed is bad" in said.err
+    (point,) = points(root / "here")
+    assert (point["runs"], point["failed"], point["numbers"]["result"]["mean"]) == (3, 1, 2.0)
+    assert point["failures"] == {"seed2": "exit code 1: RuntimeError: this seed is bad"}
+    (root / "here" / "base" / "seed2" / "mended").touch()
+    assert cli.main(grid) == 0
+    assert starts(root / "here")["base/seed2"] == ["fresh", "resumed"]
+    assert starts(root / "here")["base/seed1"] == ["fresh"]
+    assert points(root / "here")[0]["failed"] == 0
+
+
+def test_a_run_that_diverged_is_a_failure(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["run", "product", "one", "out=here", "end=nan2", "--seeds", "2"]) == 1
+    assert "result is not finite" in capsys.readouterr().err
+    assert points(root / "here")[0]["numbers"]["result"] == {"mean": 1.0, "deviation": None, "count": 1}
+
+
+def test_a_summary_that_cannot_be_read_is_a_failure(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    grid = ["run", "product", "one", "out=here", "--seeds", "2"]
+    assert cli.main(grid) == 0
+    (root / "here" / "base" / "seed2" / "summary.json").write_text("{")
+    assert cli.main(grid) == 1
+    assert "base/seed2 failed" in capsys.readouterr().err
+
+
+def test_workers_work_side_by_side(root: Path) -> None:
+    """Each member waits for the other, so one at a time would never end well."""
+    assert cli.main(["run", "product", "one", "together=2", "--seeds", "2", "--workers", "2"]) == 0
+
+
+def held(factor: int) -> list[str]:
+    """A grid of two members, one of which waits after its second step for a file ``go``."""
+    return ["out=here", "steps=4", f"end=hold{factor}", "--grid", "part.factor=1,3"]
+
+
+def begin(*arguments: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "optland.cli", "run", "product", "one", *arguments]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def wait_for(happened: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not happened():
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.02)
+
+
+def progress(folder: Path) -> int:
+    path = folder / "progress.txt"
+    return int(path.read_text() or 0) if path.exists() else 0
+
+
+def test_a_killed_grid_goes_on_where_it_was(root: Path) -> None:
+    """Kill -9 of the grid leaves its member at work: the next grid waits for that one, and runs nothing twice."""
+    second = root / "here" / "part.factor=3" / "seed1"
+    with begin(*held(3)) as grid:
+        wait_for(lambda: progress(second) == 2)
+        grid.kill()
+    with begin(*held(3)) as again:
+        assert again.stdout is not None
+        assert again.stdout.readline() == "2 runs: 1 finished before, 1 to go on with, 1 at a time\n"
+        (second / "go").touch()
+        said, _ = again.communicate(timeout=120)
+    assert again.returncode == 0, said
+    assert starts(root / "here") == {"part.factor=1/seed1": ["fresh"], "part.factor=3/seed1": ["fresh"]}
+    assert [point["numbers"]["result"]["mean"] for point in points(root / "here")] == [1.0, 3.0]
+
+
+@pytest.mark.slow
+def test_a_killed_member_is_resumed(root: Path) -> None:
+    first = root / "here" / "part.factor=1" / "seed1"
+    with begin(*held(1)) as grid:
+        wait_for(lambda: progress(first) == 2)
+        (child,) = Path(f"/proc/{grid.pid}/task/{grid.pid}/children").read_text().split()
+        os.kill(int(child), signal.SIGKILL)
+        said, _ = grid.communicate(timeout=120)
+    assert grid.returncode == 1
+    assert "part.factor=1/seed1: FAILED, ended by SIGKILL" in said
+    (first / "go").touch()
+    assert cli.main(["run", "product", "one", *held(1)]) == 0
+    assert starts(root / "here") == {
+        "part.factor=1/seed1": ["fresh", "resumed"],
+        "part.factor=3/seed1": ["fresh"],
+    }
+
+
+def test_a_signal_lets_the_members_save_and_the_grid_go_on_later(root: Path) -> None:
+    first = root / "here" / "part.factor=1" / "seed1"
+    before = signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # also where the tests' own shell ignores it
+    try:
+        with begin(*held(1)) as grid:
+            wait_for(lambda: progress(first) == 2)
+            grid.send_signal(signal.SIGINT)
+            said, _ = grid.communicate(timeout=60)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert grid.returncode == 75, said
+    assert "stopped with 2 of 2 runs to go" in said
+    (first / "go").touch()
+    assert cli.main(["run", "product", "one", *held(1)]) == 0
+    assert starts(root / "here") == {
+        "part.factor=1/seed1": ["fresh", "resumed"],
+        "part.factor=3/seed1": ["fresh"],
+    }
+
+
+def test_a_dry_run_lists_the_members_and_runs_nothing(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([*GRID, "--dry-run"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 12
+    assert lines[0].split()[:2] == ["new", "runs/one-grid/part.factor=2,part.words=[a,b]/seed1"]
+    assert not (root / "runs").exists()
+
+
+BAD = {
+    "no value": (["--grid", "part.factor"], ["'part.factor'", "key=a,b,c"]),
+    "an empty value": (["--grid", "part.factor=1,,2"], ["'part.factor=1,,2'", "key=a,b,c"]),
+    "a key twice": (["--grid", "steps=1", "--grid", "steps=2"], ["'steps'", "one item"]),
+    "a value twice": (["--grid", "steps=1,1"], ["'steps=1,1'", "leave one"]),
+    "seed as an axis": (["--grid", "seed=1,2"], ["'seed'", "--seeds N"]),
+    "out as an axis": (["--grid", "out=a,b"], ["'out'", "out=FOLDER"]),
+    "a misspelt key": (["--grid", "part.facto=1,2"], ["part.facto", "part.factor"]),
+    "a wrong value": (["--grid", "part.factor=1,two"], ["part.factor", "'two'", "a number"]),
+    "a wrong count": (["--seeds", "0"], ["--seeds 0", "at least 1"]),
+    "half a seed": (["--seeds", "2.5"], ["--seeds 2.5", "whole number"]),
+    "no workers": (["--seeds", "2", "--workers", "-1"], ["--workers -1", "at least 1"]),
+    "a file in the folder's place": (
+        ["--seeds", "2", "out=recipes/product.py"],
+        ["product.py", "out=FOLDER"],
+    ),
+    "a name too long": (["--seeds", "2", f"out={'x' * 300}"], ["xxx", "out=FOLDER"]),
+    "seeds of nothing": (["--seeds", ""], ["--seeds", "whole number"]),
+    "a grid of nothing": (["--grid", ""], ["--grid ''", "key=a,b,c"]),
+    "a single run's folder": (["--seeds", "2", "out=single"], ["single", "out=FOLDER"]),
+    "another configuration": (
+        ["--seeds", "2", "steps=2", "out=taken"],
+        ["taken/base/seed1", "steps: 2", "out=FOLDER"],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_what_cannot_be_run_gets_one_message_and_nothing_starts(
+    root: Path, capsys: pytest.CaptureFixture[str], case: str
+) -> None:
+    assert cli.main(["run", "product", "one", "out=taken", "--seeds", "1"]) == 0
+    (root / "single").mkdir()
+    (root / "single" / "config.yaml").write_text("")
+    arguments, parts = BAD[case]
+    capsys.readouterr()
+    before = starts(root)
+    assert cli.main(["run", "product", "one", *arguments]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("optland: ")
+    assert said.count("optland: ") == 1
+    assert "Traceback" not in said
+    for part in parts:
+        assert part in said
+    assert starts(root) == before
+
+
+def test_a_recipe_without_a_seed_is_refused(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = root / "recipes" / "product.py"
+    recipe.write_text(recipe.read_text().replace("    seed: int = 1\n", "    grain: int = 1\n"))
+    (root / "configs" / "product" / "one.yaml").write_text("recipe: product\n")
+    assert cli.main(["run", "product", "one", "--seeds", "2"]) == 2
+    assert "needs the key 'seed'" in capsys.readouterr().err
