@@ -9,70 +9,53 @@ grows the batch with the gradient noise, rewinds when a step was too long, and l
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from optland.cli import run_script
+from optland.config import ConfigError
 from optland.plots import plot_run
 from optland.train import (
     BatchLoader,
     Checkpoint,
     DataConfig,
     History,
-    LogConfig,
     ModelConfig,
-    OptimizerConfig,
     Pilot,
-    PilotConfig,
     RunFolder,
     build_model,
-    cosine_schedule,
     load_data,
     seed_everything,
     summarise,
 )
+from optland.train.interrupt import GracefulStop
+from optland.train.models.build import check_model
+from optland.train.schedule import schedule_by_name
+from optland.train.settings import RunConfig
 
 
 @dataclass(frozen=True)
-class Config:
-    """One run.
+class Config(RunConfig):
+    """One run: every key of RunConfig, and these.
 
     Attributes:
-        seed: Seed of the initial weights and of the order of the data.
-        epochs: Passes over the training split.
-        batch_size: Samples a batch at the start; noise_batch may grow it.
-        schedule: ``cosine`` (5 % warm-up, then to zero) or ``none``; auto_lr brings its own shape.
-        device: ``cpu``, ``cuda`` or ``auto`` (cuda where there is one).
-        threads: CPU threads; one is fastest for nets this small.
-        checkpoint_every: Steps between two checkpoints.
-        out: Folder of the run.
+        data: Images and labels.
+        model: The classifier.
     """
 
-    seed: int = 0
     epochs: int = 25
-    batch_size: int = 64
-    schedule: Literal["none", "cosine"] = "none"
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    threads: int = 1
-    checkpoint_every: int = 100
     out: str = "runs/landscape_train/run"
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
-    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    pilot: PilotConfig = field(default_factory=PilotConfig)
-    log: LogConfig = field(default_factory=LogConfig)
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "threads", "checkpoint_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: {getattr(self, name)} must be at least 1")
-        if self.device == "cuda" and not torch.cuda.is_available():
-            raise ValueError("device: cuda is not available here; use auto or cpu")
-        if self.schedule != "none" and self.pilot.sets_the_rate:
-            raise ValueError(f"schedule: auto_lr brings its own; use none instead of {self.schedule}")
+        super().__post_init__()
+        try:
+            check_model(self.model, self.data.image_shape)
+        except ConfigError as error:
+            raise ValueError(f"model.{error}") from error
 
 
 def loss_fn(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
@@ -88,11 +71,15 @@ def main(config: Config, *, resume: bool = False) -> int:
     device = "cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu"
     data = load_data(config.data).to(device)
     model = build_model(config.model, data.image_shape, data.num_classes).to(device)
-    optimizer = config.optimizer.build(model)
+    net = config.precision.prepare(model)
+    optimizer = config.optimizer.build(net)
+    precision = config.precision.build(optimizer, device)
+    ema = config.precision.build_ema(model)
+    images = [data.train_x, data.train_y]
     loader = BatchLoader(
-        [data.train_x, data.train_y], config.batch_size, epochs=config.epochs, seed=config.seed
+        images, config.batch_size, epochs=config.epochs, seed=config.seed, transform=data.transform
     )
-    scheduler = cosine_schedule(optimizer, loader) if config.schedule == "cosine" else None
+    scheduler = schedule_by_name(config.schedule, optimizer, loader)
     total = loader.total_samples
     run = RunFolder(config.out, config, config.log, recipe="landscape_train", length=total, resume=resume)
     if run.finished:
@@ -105,31 +92,34 @@ def main(config: Config, *, resume: bool = False) -> int:
         total_samples=total, log=run.log, log_every=config.log.every, seed=config.seed,
     )  # fmt: skip
     history = History()
-    parts = {"log": run.log, "scheduler": scheduler, "optimizer": optimizer, "model": model}
-    parts |= {"loader": loader, "pilot": pilot, "history": history}
-    checkpoint = Checkpoint(run.checkpoint, every=config.checkpoint_every, **parts)
+    parts = {"log": run.log, "scheduler": scheduler, "optimizer": optimizer, "model": model, "ema": ema}
+    parts |= {"precision": precision, "loader": loader, "pilot": pilot, "history": history}
+    every, seconds = config.checkpoint_every, config.checkpoint_seconds
+    checkpoint = Checkpoint(run.checkpoint, every=every, every_seconds=seconds, **parts)
+    done = checkpoint.begin(resume=resume)
     if resume:
-        print(f"resuming {run.path} after step {checkpoint.load()}")
-    else:
-        checkpoint.save(0)
+        print(f"resuming {run.path} after step {done}")
 
-    with run:
+    with GracefulStop() as stop, run:
         for batch in pilot.batches(loader):
 
             def closure(batch: tuple[Tensor, Tensor] = batch) -> Tensor:
                 optimizer.zero_grad()
-                loss = loss_fn(model, batch)
-                loss.backward()
-                return loss
+                return precision.backward(loss_fn, net, batch)
 
-            loss = optimizer.step(closure)
+            loss = precision.step(closure)
             if scheduler is not None:
                 scheduler.step()
             pilot.after_step(batch, loss)
+            if ema is not None:
+                ema.update()
             if loader.at_epoch_end:
-                accuracy = history.measure(model, data, loader.epoch)
+                accuracy = history.measure(model if ema is None else ema.model, data, loader.epoch)
                 run.log.log({"step": pilot.step, "samples": pilot.samples} | accuracy)
             checkpoint.after_step(pilot.step)
+            if stop.requested:
+                checkpoint.save(pilot.step)
+                stop.leave()
 
         plot_run(run.rows(), run.events(), run.path / "curves.png")
         run.log.image("summary/curves", run.path / "curves.png")

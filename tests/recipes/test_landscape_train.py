@@ -158,6 +158,7 @@ def _wait_for_step(log: Path, step: int, process: subprocess.Popen[bytes]) -> No
     raise AssertionError(f"step {step} was not reached")
 
 
+@pytest.mark.slow
 def test_a_second_run_does_not_write_over_the_first_and_a_finished_one_is_not_resumed(tmp_path: Path) -> None:
     arguments = ["run", "landscape_train", "smoke", "out=run", "epochs=1", "log.wandb=disabled"]
     assert optland(*arguments, cwd=tmp_path).returncode == 0

@@ -1,0 +1,121 @@
+"""Train a causal transformer on text files with the loss landscape in view: no learning rate to choose.
+
+AdamW makes the steps; the pilot sets their length from a relative step, watches the critical step, the sharpness and
+the gradient noise inside a budget, and logs every decision with its reason. The default text is the source of the
+Python standard library.
+
+    optland run language_model configs/language_model/stdlib.yaml
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from optland.cli import run_script
+from optland.plots import plot_run
+from optland.train import (
+    BatchLoader,
+    Checkpoint,
+    OptimizerConfig,
+    Pilot,
+    PilotConfig,
+    RunFolder,
+    seed_everything,
+)
+from optland.train.interrupt import GracefulStop
+from optland.train.schedule import schedule_by_name
+from optland.train.settings import RunConfig
+from optland.train.text import TextConfig, TextHistory, load_text, summarise_text
+from optland.train.transformer import TransformerConfig
+
+
+@dataclass(frozen=True)
+class Config(RunConfig):
+    """One run: every key of RunConfig, and these.
+
+    Attributes:
+        data: The text, and how it is cut into tokens and windows; a batch is of windows.
+        model: The transformer.
+    """
+
+    batch_size: int = 16
+    out: str = "runs/language_model/run"
+    data: TextConfig = field(default_factory=TextConfig)
+    model: TransformerConfig = field(default_factory=TransformerConfig)
+    optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(name="adamw", lr=1e-3))
+    pilot: PilotConfig = field(default_factory=lambda: PilotConfig(policies=["auto_lr"]))
+
+
+def loss_fn(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+    """Mean cross-entropy of the next token."""
+    x, y = batch
+    return F.cross_entropy(model(x).flatten(0, 1), y.flatten())
+
+
+def main(config: Config, *, resume: bool = False) -> int:
+    """Train, log, draw and summarise one run."""
+    torch.set_num_threads(config.threads)
+    seed_everything(config.seed)
+    device = "cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu"
+    data = load_text(config.data).to(device)
+    model = config.model.build(data.vocabulary, data.context).to(device)
+    net = config.precision.prepare(model)
+    optimizer = config.optimizer.build(net)
+    precision = config.precision.build(optimizer, device)
+    ema = config.precision.build_ema(model)
+    loader = BatchLoader(data.windows("train"), config.batch_size, epochs=config.epochs, seed=config.seed)
+    scheduler = schedule_by_name(config.schedule, optimizer, loader)
+    total = loader.total_samples
+    run = RunFolder(config.out, config, config.log, recipe="language_model", length=total, resume=resume)
+    if run.finished:
+        print(f"the run in {run.path} is finished; start a new one without --resume")
+        return 0
+    steps = total // config.batch_size
+    policies = config.pilot.build_policies(two_pass=hasattr(optimizer, "perturb"), steps=steps)
+    pilot = Pilot(
+        optimizer, model, loss_fn, policies=policies, mode=config.pilot.mode, budget=config.pilot.budget,
+        total_samples=total, log=run.log, log_every=config.log.every, seed=config.seed,
+    )  # fmt: skip
+    history = TextHistory()
+    parts = {"log": run.log, "scheduler": scheduler, "optimizer": optimizer, "model": model, "ema": ema}
+    parts |= {"precision": precision, "loader": loader, "pilot": pilot, "history": history}
+    every, seconds = config.checkpoint_every, config.checkpoint_seconds
+    checkpoint = Checkpoint(run.checkpoint, every=every, every_seconds=seconds, **parts)
+    done = checkpoint.begin(resume=resume)
+    if resume:
+        print(f"resuming {run.path} after step {done}")
+
+    with GracefulStop() as stop, run:
+        for batch in pilot.batches(loader):
+
+            def closure(batch: tuple[Tensor, Tensor] = batch) -> Tensor:
+                optimizer.zero_grad()
+                return precision.backward(loss_fn, net, batch)
+
+            loss = precision.step(closure)
+            if scheduler is not None:
+                scheduler.step()
+            pilot.after_step(batch, loss)
+            if ema is not None:
+                ema.update()
+            if loader.at_epoch_end:
+                evaluated = history.measure(model if ema is None else ema.model, data, loader.epoch)
+                run.log.log({"step": pilot.step, "samples": pilot.samples} | evaluated)
+            checkpoint.after_step(pilot.step)
+            if stop.requested:
+                checkpoint.save(pilot.step)
+                stop.leave()
+
+        plot_run(run.rows(), run.events(), run.path / "curves.png")
+        run.log.image("summary/curves", run.path / "curves.png")
+        run.finish(summarise_text(pilot, history, data, run.rows(), run.events()))
+    print(run.where())
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(run_script(__file__))
