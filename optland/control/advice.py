@@ -73,8 +73,8 @@ def _about_edge(rows: Sequence[Row]) -> list[str]:
         ]
     if median < 0.1:
         return [
-            f"The median edge ratio was {median:.2f}: the learning rate could be "
-            f"about {0.3 / median:.0f} times higher before the edge comes near."
+            f"The median edge ratio was {median:.2g}: the edge was far away. A pace (tau) or peak learning rate "
+            "twice as high may train faster; raise it step by step, since noise can ask for less than the edge allows."
         ]
     return [f"The median edge ratio was {median:.2f}, in the healthy range (0.1 to 0.7)."]
 
@@ -122,15 +122,18 @@ def _about_sam(rows: Sequence[Row]) -> list[str]:
 
 
 def _about_fit(rows: Sequence[Row]) -> list[str]:
-    accuracy = _values(rows, "val/acc")
-    if len(accuracy) < 3:
-        return []
-    best, last = max(accuracy), accuracy[-1]
-    if best - last > 3:
+    accuracy, bits = _values(rows, "val/acc"), _values(rows, "val/bpc")
+    remedy = "stop early, or use SAM with a larger rho."
+    if len(accuracy) >= 3 and max(accuracy) - accuracy[-1] > 3:
+        best = max(accuracy)
         where = accuracy.index(best) + 1
         return [
-            f"Validation accuracy peaked at {best:.1f} in epoch {where} and ended at {last:.1f}: "
-            "stop early, or use SAM with a larger rho."
+            f"Validation accuracy peaked at {best:.1f} in epoch {where} and ended at {accuracy[-1]:.1f}: {remedy}"
+        ]
+    if len(bits) >= 3 and bits[-1] > 1.03 * min(bits):
+        where = bits.index(min(bits)) + 1
+        return [
+            f"Validation was best at {min(bits):.2f} bits in epoch {where} and ended at {bits[-1]:.2f}: {remedy}"
         ]
     return []
 

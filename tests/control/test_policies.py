@@ -188,6 +188,12 @@ def test_advice_names_what_the_signals_show() -> None:
     assert "peaked at 95.0" in text
 
 
+def test_advice_sees_a_language_model_that_overfits() -> None:
+    rows = [{"step": k, "val/bpc": bits} for k, bits in enumerate([3.0, 2.5, 2.4, 2.6])]
+    assert "best at 2.40 bits in epoch 3 and ended at 2.60" in advise(rows, [], 0.05)
+    assert "bits" not in advise(rows[:3], [], 0.05)
+
+
 def test_advice_in_shadow_mode_does_not_claim_a_rewind() -> None:
     assert "would have been rewound once" in advise([], [_decision("rewind", taken=False)], 0.05)
 
