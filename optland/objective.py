@@ -8,15 +8,17 @@ would otherwise give every probe a wrong value.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from optland import vectors
-from optland.batches import num_samples
+from optland.batches import num_samples, to_dtype
 from optland.context import preserve_rng, probe_context
 from optland.estimate import Provenance
 from optland.vectors import Vector
@@ -28,6 +30,21 @@ LossFn = Callable[[nn.Module, Any], Any]
 
 FORWARD_GE = 1.0 / 3.0
 """Cost of one forward pass of one sample in gradient evaluations; the backward pass costs twice a forward."""
+
+
+@dataclass(slots=True)
+class _Meter:
+    """Cost of an objective, which its views and its copies in another precision add to as well."""
+
+    cost_ge: float = 0.0
+
+
+@dataclass(slots=True)
+class _Place:
+    """Where the weights of a model are, known to every view of it."""
+
+    location: int = 0
+    visits: int = 0
 
 
 class Objective:
@@ -48,9 +65,14 @@ class Objective:
         num_samples: Number of samples in ``batches``, the unit of cost. Counted by default; needed for batch
             types that cannot be counted, whose ``loss_fn`` then has to return ``(sum, count)``.
 
+    Attributes:
+        names: Names of the trainable parameters.
+        params: The parameters themselves, in the same order.
+        sources: The user's own parameters that ``params`` stand for: other tensors only after :meth:`cast`.
+
     Raises:
         TypeError: ``batches`` is a single tensor or tuple instead of a collection of batches, or an iterator
-            that can be read only once, or its batches cannot be counted.
+            that can be read only once, or its batches cannot be counted; or a parameter is complex.
         ValueError: Unknown mode, no batches, or no parameter that requires a gradient.
 
     Example:
@@ -93,14 +115,98 @@ class Objective:
             raise ValueError("the model has no parameter with requires_grad=True; there is nothing to probe")
         self.names = [name for name, _ in named]
         self.params: list[Tensor] = [p for _, p in named]
+        self.sources = self.params
+        _refuse_complex(self.names, self.params)
         self.num_samples = self._count() if num_samples is None else num_samples
         if self.num_samples == 0:
             raise ValueError("batches holds no samples; pass at least one batch")
-        self.cost_ge = 0.0
-        """Gradient evaluations spent on this objective so far."""
-        self.location = 0
+        self._meter = _Meter()
+        self._place = _Place()
+
+    @property
+    def cost_ge(self) -> float:
+        """Gradient evaluations spent on this objective so far, by its views and copies too."""
+        return self._meter.cost_ge
+
+    @cost_ge.setter
+    def cost_ge(self, value: float) -> None:
+        self._meter.cost_ge = value
+
+    @property
+    def location(self) -> int:
         """Which point the weights are at: 0 is the model's own; every :meth:`at` block has its own number."""
-        self._visits = 0
+        return self._place.location
+
+    def select(self, indices: Sequence[int]) -> Objective:
+        """The same loss as a function of some of the parameters only, the others held where they are.
+
+        Args:
+            indices: Positions in :attr:`params`.
+
+        Returns:
+            A view: same model, data and cost meter; gradients are taken for these parameters alone.
+
+        Raises:
+            ValueError: No parameter is left.
+
+        Example:
+            >>> L = Objective(nn.Linear(2, 1), lambda m, x: m(x).square().mean(), [torch.ones(4, 2)])
+            >>> L.select([1]).names
+            ['bias']
+        """
+        if not indices:
+            raise ValueError(f"no parameter was selected; choose among {', '.join(self.names)}")
+        view = copy.copy(self)
+        view.names = [self.names[i] for i in indices]
+        view.params = [self.params[i] for i in indices]
+        view.sources = [self.sources[i] for i in indices]
+        return view
+
+    def double(self) -> Objective:
+        """:meth:`cast` to float64, the precision of oracles and of nearly flat minima."""
+        return self.cast(torch.float64)
+
+    def cast(self, dtype: torch.dtype) -> Objective:
+        """The same loss in another precision: on a deep copy of the model, with floating data cast as they come.
+
+        The copy has the weights of now and does not follow the model; :meth:`refresh` brings it up to date. Dropout in
+        train mode may draw other masks in another precision. Tensors that ``loss_fn`` holds itself are not
+        cast: let it cast them to the type of the outputs.
+
+        Raises:
+            ValueError: ``dtype`` is not a real floating type, or the model cannot be copied.
+
+        Example:
+            >>> L = Objective(nn.Linear(2, 1), lambda m, x: m(x).square().mean(), [torch.ones(4, 2)])
+            >>> L.double().params[0].dtype, L.params[0].dtype
+            (torch.float64, torch.float32)
+        """
+        if not dtype.is_floating_point:
+            raise ValueError(f"dtype={dtype} is not a floating type; use torch.float64 or torch.float32")
+        try:
+            model = copy.deepcopy(self.model).to(dtype)
+        except (RuntimeError, TypeError) as error:
+            raise ValueError(
+                f"{type(self.model).__name__} cannot be copied ({error}); build it in {dtype} and make "
+                f"its own Objective"
+            ) from error
+        model.zero_grad(set_to_none=True)
+        named = dict(model.named_parameters())
+        other = copy.copy(self)
+        other.model, other.params = model, [named[name] for name in self.names]
+        other.batches = _Cast(self.batches, dtype)
+        if isinstance(self.batches, Sequence):
+            other.batches = list(other.batches)
+        other._place = _Place()
+        return other
+
+    @torch.no_grad()
+    def refresh(self, source: Objective) -> None:
+        """Copy the weights and buffers of the objective that this one was cast from, in this one's precision."""
+        pairs = [*zip(self.model.parameters(), source.model.parameters(), strict=True)]
+        buffers = [*zip(self.model.buffers(), source.model.buffers(), strict=True)]
+        for mine, theirs in [*pairs, *buffers]:
+            mine.copy_(theirs)
 
     def _count(self) -> int:
         # A DataLoader draws from the global generator when its iteration starts.
@@ -111,9 +217,14 @@ class Objective:
         """Guard under which the loss is evaluated; see :func:`optland.context.probe_context`."""
         return probe_context(self.model, self.mode, self.seed)
 
-    def loss(self, batch: Any) -> tuple[Tensor, float]:
-        """Loss sum (0-d, with its graph) and count of one batch; run it inside :meth:`context`."""
-        loss = self.loss_fn(self.model, batch)
+    def loss(self, batch: Any, loss_fn: LossFn | None = None) -> tuple[Tensor, float]:
+        """Loss sum (0-d, with its graph) and count of one batch; run it inside :meth:`context`.
+
+        Args:
+            batch: The batch.
+            loss_fn: Stands in for the objective's own.
+        """
+        loss = (loss_fn or self.loss_fn)(self.model, batch)
         if isinstance(loss, Sequence):
             total, count = loss[0], float(loss[1])
         else:
@@ -124,6 +235,16 @@ class Objective:
                 f"loss_fn returned a tensor of shape {tuple(total.shape)}; return the mean loss (a scalar) "
                 "or the pair (sum of losses, count)"
             )
+        if total.is_complex():
+            raise ValueError(
+                "loss_fn returned a complex number; return a real loss, such as its abs() or real part"
+            )
+        if count > 0 and torch.is_grad_enabled() and not total.requires_grad:
+            raise ValueError(
+                "the loss has no graph: nothing in it depends on a trainable parameter of the model. Let "
+                "loss_fn call the "
+                "model that it is given, without no_grad(), detach() or item()"
+            )
         return total, count
 
     def losses(self) -> Iterator[tuple[Tensor, float]]:
@@ -132,7 +253,8 @@ class Objective:
         for batch in self.batches:
             total, count = self.loss(batch)
             seen += count
-            yield total, count
+            if count > 0 or total.requires_grad or not torch.is_grad_enabled():
+                yield total, count  # a batch whose terms are all masked may have a constant for its loss
         if not seen > 0:
             raise ValueError("the batches of this objective have a total count of 0; there is no mean loss")
 
@@ -149,13 +271,13 @@ class Objective:
         weights = [p.data for p in self.params]
         saved, location = vectors.clone(weights), self.location
         try:
-            self._visits += 1
-            self.location = self._visits
+            self._place.visits += 1
+            self._place.location = self._place.visits
             vectors.copy_(weights, point)
             yield
         finally:
             vectors.copy_(weights, saved)
-            self.location = location
+            self._place.location = location
 
     def displaced(self, direction: Vector, t: float) -> list[Tensor]:
         """The point w + t d, a new vector."""
@@ -203,3 +325,23 @@ class Objective:
             f"Objective({type(self.model).__name__}, {self.num_samples} samples of {self.data}, "
             f"mode={self.mode!r}, d={vectors.numel(self.params)})"
         )
+
+
+class _Cast:
+    """Batches whose floating tensors are cast as they are read."""
+
+    def __init__(self, batches: Iterable[Any], dtype: torch.dtype) -> None:
+        self.batches, self.dtype = batches, dtype
+
+    def __iter__(self) -> Iterator[Any]:
+        return (to_dtype(batch, self.dtype) for batch in self.batches)
+
+
+def _refuse_complex(names: Sequence[str], params: Sequence[Tensor]) -> None:
+    for name, p in zip(names, params, strict=True):
+        if p.is_complex():
+            raise TypeError(
+                f"parameter {name!r} is complex: its curvature is not a symmetric matrix of that size. "
+                f"Hold it as a real "
+                "tensor (torch.view_as_real) and form the complex one inside the model"
+            )

@@ -2,20 +2,26 @@ r"""Functions whose landscape is known in closed form: quadratics, saddles, vall
 
 Each returns an :class:`~optland.objective.Objective`, so that a probe can be tried where the answer is known:
 
-==========================  ==========================  ==================================================
-problem                     loss                        closed form
-==========================  ==========================  ==================================================
-:func:`quadratic`           w'Aw / 2                    gradient Aw, Hessian A
-:func:`saddle`              x^2 - y^2                   Hessian diag(2, -2), a saddle at the origin
-:func:`two_factor`          (ab - 1)^2 / 2              Hessian [[b^2, 2ab-1], [2ab-1, a^2]];
-                                                        on ab = 1 its eigenvalues are 0 and a^2 + b^2
-:func:`linear_regression`   mean of the nk (x'W - y)^2  Hessian 2/(nk) I_k (x) X'X
-==========================  ==========================  ==================================================
+===========================  ===========================  ================================================
+problem                      loss                         closed form
+===========================  ===========================  ================================================
+:func:`quadratic`            w'Aw / 2                     gradient Aw, Hessian A
+:func:`saddle`               x^2 - y^2                    Hessian diag(2, -2), a saddle at the origin
+:func:`two_factor`           (ab - 1)^2 / 2               Hessian [[b^2, 2ab-1], [2ab-1, a^2]];
+                                                          on ab = 1 its eigenvalues are 0 and a^2 + b^2
+:func:`monkey_saddle`        x^3 - 3xy^2                  gradient and Hessian 0 at the origin, no minimum
+:func:`flat_bowl`            sum_i w_i^4                  gradient and Hessian 0 at the origin, a minimum
+:func:`gradient_flat`        x + y^2 / 2                  Hg = 0 on y = 0, no critical point anywhere
+:func:`separable_products`   sum_i (a_i b_i - s_i)^2 / 2  critical points of every index from 0 to m
+:func:`linear_network`       |W_k ... W_1 - M|^2 / 2      at the origin index h rank(M); Hessian 0 if k > 2
+:func:`linear_regression`    mean of the nk (x'W - y)^2   Hessian 2/(nk) I_k (x) X'X
+===========================  ===========================  ================================================
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -25,11 +31,16 @@ from optland.objective import Objective
 
 __all__ = [
     "Point",
+    "flat_bowl",
     "function_objective",
+    "gradient_flat",
+    "linear_network",
     "linear_regression",
     "linear_regression_hessian",
+    "monkey_saddle",
     "quadratic",
     "saddle",
+    "separable_products",
     "two_factor",
     "with_spectrum",
 ]
@@ -60,7 +71,7 @@ def function_objective(loss: Callable[[Tensor], Tensor], start: Tensor) -> Objec
     """
 
     def loss_fn(model: nn.Module, batch: Any) -> Any:
-        return loss(model.get_parameter("weight"))
+        return loss(model())
 
     return Objective(Point(start), loss_fn, [torch.zeros(1)], data="closed form")
 
@@ -113,6 +124,98 @@ def two_factor(a: float, b: float) -> Objective:
     """
     start = torch.tensor([a, b], dtype=torch.float64)
     return function_objective(lambda w: 0.5 * (w[0] * w[1] - 1.0) ** 2, start)
+
+
+def monkey_saddle(x: float = 0.0, y: float = 0.0) -> Objective:
+    """L(x, y) = x^3 - 3xy^2: at the origin gradient and Hessian are 0, and yet the loss falls in three directions.
+
+    The Hessian is [[6x, -6y], [-6y, -6x]], with eigenvalues +-6 sqrt(x^2 + y^2): degenerate at the origin, a saddle
+    of index 1 in shape everywhere else.
+
+    Example:
+        >>> monkey_saddle().gradient()[0].tolist(), monkey_saddle(-1.0).value()
+        ([0.0, 0.0], -1.0)
+    """
+    start = torch.tensor([x, y], dtype=torch.float64)
+    return function_objective(lambda w: w[0] ** 3 - 3 * w[0] * w[1] ** 2, start)
+
+
+def flat_bowl(power: int = 4, d: int = 2, at: float = 0.0) -> Objective:
+    """L(w) = sum_i w_i^power at w = (at, ..., at): a minimum that the Hessian does not see when power > 2.
+
+    At the origin gradient and Hessian are 0 from power 3 on; an odd power makes the origin no minimum at all.
+
+    Example:
+        >>> flat_bowl(4).value(), flat_bowl(4).gradient()[0].tolist()
+        (0.0, [0.0, 0.0])
+    """
+    return function_objective(lambda w: w.pow(power).sum(), torch.full((d,), at, dtype=torch.float64))
+
+
+def gradient_flat(x: float = 0.0, y: float = 0.0) -> Objective:
+    """L(x, y) = x + y^2 / 2: on y = 0 the gradient (1, 0) lies in the kernel of the Hessian diag(0, 1).
+
+    There |g|^2 is stationary although the loss has no critical point anywhere: the trap of methods that minimise the
+    norm of the gradient (Frye et al. 2021, arXiv:2003.10397).
+
+    Example:
+        >>> gradient_flat().gradient()[0].tolist()
+        [1.0, 0.0]
+    """
+    start = torch.tensor([x, y], dtype=torch.float64)
+    return function_objective(lambda w: w[0] + 0.5 * w[1] ** 2, start)
+
+
+def separable_products(s: Sequence[float], at_origin: Sequence[bool] | None = None) -> Objective:
+    """L(a, b) = sum_i (a_i b_i - s_i)^2 / 2 at one of its 2^m kinds of critical point; w = (a_1..a_m, b_1..b_m).
+
+    Where ``at_origin`` holds, the pair is (0, 0), with eigenvalues +-s_i; elsewhere it lies on a_i b_i = s_i, at
+    (sqrt |s_i|, s_i / sqrt |s_i|), with eigenvalues 0 and a_i^2 + b_i^2 = 2 |s_i|. With all s_i different from 0 the
+    index is the number of pairs at the origin, and the nullity the number of the others. The loss is the sum of
+    s_i^2 / 2 over the pairs at the origin. Every minimum is global and every other critical point a strict saddle.
+
+    Args:
+        s: Targets, m numbers different from 0.
+        at_origin: Which pairs start at the origin; all by default.
+
+    Example:
+        >>> L = separable_products([2.0, 1.0], [True, False])
+        >>> L.value(), float(L.gradient()[0].abs().max())
+        (2.0, 0.0)
+    """
+    target = torch.tensor(list(s), dtype=torch.float64)
+    asleep = torch.ones_like(target) if at_origin is None else torch.tensor(list(at_origin)).to(target)
+    root = target.abs().sqrt()
+    a, b = (1 - asleep) * root, (1 - asleep) * target / root
+    m = len(target)
+    return function_objective(lambda w: 0.5 * (w[:m] * w[m:] - target).square().sum(), torch.cat([a, b]))
+
+
+def linear_network(M: Tensor, hidden: Sequence[int]) -> Objective:
+    """L(W_1, ..., W_k) = |W_k ... W_1 - M|^2 / 2 at the origin, one hidden width between each two matrices.
+
+    The gradient at the origin is 0 from two matrices on. With two, the eigenvalues of the Hessian are +-s_i(M), each h
+    times, and 0: index h rank(M), trace 0, smallest eigenvalue -s_1(M). With three or more the Hessian is 0 as well,
+    though the origin is no minimum (Kawaguchi 2016, arXiv:1605.07110).
+
+    Args:
+        M: The target, (out, in).
+        hidden: Widths h between the matrices, at least one.
+
+    Example:
+        >>> linear_network(torch.eye(2, dtype=torch.float64), [3]).value()
+        1.0
+    """
+    widths = [M.shape[1], *hidden, M.shape[0]]
+    layers = [nn.Linear(a, b, bias=False, dtype=M.dtype) for a, b in pairwise(widths)]
+    for layer in layers:
+        nn.init.zeros_(layer.weight)
+    inputs = torch.eye(M.shape[1], dtype=M.dtype)
+
+    def loss_fn(model: nn.Module, batch: Any) -> Any:
+        return 0.5 * (model(inputs) - M.T).square().sum()
+
+    return Objective(nn.Sequential(*layers), loss_fn, [torch.zeros(1)], data="closed form")
 
 
 def linear_regression(

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-__all__ = ["exact_precision"]
+__all__ = ["exact_arithmetic", "exact_precision"]
 
 
 @contextmanager
@@ -19,13 +19,22 @@ def exact_precision() -> Iterator[None]:
     The fused attention kernels have neither double backward nor forward-mode derivatives (pytorch#116350,
     pytorch#128971), on the CPU too; the math kernel has both.
     """
+    with exact_arithmetic(), sdpa_kernel(SDPBackend.MATH):
+        yield
+
+
+@contextmanager
+def exact_arithmetic() -> Iterator[None]:
+    """Autocast off and float32 products in full: all that a backward through an existing graph needs.
+
+    Autocast is left only where it is on, because entering it costs more than a product with a small net.
+    """
     knobs, full = _float32_knobs()
     saved = [(holder, name, getattr(holder, name)) for holder, name in knobs]
     with ExitStack() as stack:
-        stack.enter_context(torch.autocast("cpu", enabled=False))
-        if torch.cuda.is_available():
-            stack.enter_context(torch.autocast("cuda", enabled=False))
-        stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+        for device in ("cpu", "cuda"):
+            if torch.is_autocast_enabled(device):
+                stack.enter_context(torch.autocast(device, enabled=False))
         try:
             for holder, name in knobs:
                 setattr(holder, name, full)

@@ -1,4 +1,17 @@
-"""Curvature of an objective: Hessian products, extreme eigenvalues, critical step, gradient noise.
+"""Curvature of an objective, every number with its error: operators, eigenvalues, traces, densities, noise, verdicts.
+
+==================  ===============================================================================================
+matrices            :func:`hessian`, :func:`ggn`, :func:`fisher`, :func:`empirical_fisher`; of them
+                    :func:`preconditioned`, :func:`in_metric`, :func:`shifted`, :func:`with_weight_decay`,
+                    :func:`subset`, :func:`per_layer`, :func:`to_scipy`
+eigenvalues         :func:`lanczos`, :class:`SpectrumTracker` in a training loop, :func:`power_iteration` as baseline
+whole spectrum      :func:`trace`, :func:`trace_per_layer`, :func:`diagonal`, :func:`frobenius`, :func:`density`,
+                    :func:`spectral_summary`
+lines               :func:`critical_step`, :func:`curvature_along`, :func:`ceiling`, :func:`batch_sharpness`
+noise               :func:`gradient_noise`, :func:`noise_scale`, :func:`per_sample_gradients`
+stability           :func:`stability_threshold`, :func:`stability_ratio`
+critical points     :func:`classify`, :func:`find_critical_points`, :func:`certify` on independent batches
+==================  ===============================================================================================
 
 Each probe has a ``declared_cost`` in gradient evaluations beside it, known before it runs: import it from the probe's
 module, ``from optland.curvature.lanczos import declared_cost``.
@@ -6,23 +19,109 @@ module, ``from optland.curvature.lanczos import declared_cost``.
 
 from __future__ import annotations
 
+from optland.curvature.ceiling import Ceiling, ceiling, ceiling_from_steps
+from optland.curvature.critical_point import CriticalPoint
+from optland.curvature.critical_points import classify
+from optland.curvature.critical_search import (
+    FoundPoint,
+    IndexAgainstLoss,
+    find_critical_points,
+    index_against_loss,
+    starts_around,
+)
 from optland.curvature.critical_step import CriticalStep, critical_step
+from optland.curvature.density import Curve, Density, density
+from optland.curvature.diagonal import Diagonal, diagonal
+from optland.curvature.fisher import empirical_fisher, fisher
+from optland.curvature.ggn import ggn
 from optland.curvature.gradient_noise import GradientNoise, from_norms, gradient_noise, pooled
 from optland.curvature.lanczos import lanczos
-from optland.curvature.operators import CurvatureOperator, hessian
+from optland.curvature.line import batch_sharpness, curvature_along
+from optland.curvature.linear_operator import CurvatureOperator, OperatorCheck
+from optland.curvature.noise_scale import NoiseScale, noise_scale
+from optland.curvature.operators import hessian
+from optland.curvature.per_sample import PerSample, per_sample_gradients
+from optland.curvature.power import PowerIteration, power_iteration
+from optland.curvature.preconditioner import preconditioner
 from optland.curvature.products import HVP_GE
+from optland.curvature.scipy_operator import to_scipy
+from optland.curvature.spectral_summary import SpectralSummary, spectral_summary
 from optland.curvature.spectrum import Spectrum
+from optland.curvature.spikes import Spike
+from optland.curvature.stability import StabilityRatio, stability_ratio
+from optland.curvature.thresholds import Threshold, stability_threshold
+from optland.curvature.trace import Trace, frobenius, trace, trace_per_layer
+from optland.curvature.tracker import SpectrumTracker, Tracked
+from optland.curvature.transforms import (
+    in_metric,
+    per_layer,
+    preconditioned,
+    shifted,
+    subset,
+    with_weight_decay,
+)
+from optland.curvature.two_batch import Certificate, certify
 
 __all__ = [
     "HVP_GE",
+    "Ceiling",
+    "Certificate",
+    "CriticalPoint",
     "CriticalStep",
     "CurvatureOperator",
+    "Curve",
+    "Density",
+    "Diagonal",
+    "FoundPoint",
     "GradientNoise",
+    "IndexAgainstLoss",
+    "NoiseScale",
+    "OperatorCheck",
+    "PerSample",
+    "PowerIteration",
+    "SpectralSummary",
     "Spectrum",
+    "SpectrumTracker",
+    "Spike",
+    "StabilityRatio",
+    "Threshold",
+    "Trace",
+    "Tracked",
+    "batch_sharpness",
+    "ceiling",
+    "ceiling_from_steps",
+    "certify",
+    "classify",
     "critical_step",
+    "curvature_along",
+    "density",
+    "diagonal",
+    "empirical_fisher",
+    "find_critical_points",
+    "fisher",
+    "frobenius",
     "from_norms",
+    "ggn",
     "gradient_noise",
     "hessian",
+    "in_metric",
+    "index_against_loss",
     "lanczos",
+    "noise_scale",
+    "per_layer",
+    "per_sample_gradients",
     "pooled",
+    "power_iteration",
+    "preconditioned",
+    "preconditioner",
+    "shifted",
+    "spectral_summary",
+    "stability_ratio",
+    "stability_threshold",
+    "starts_around",
+    "subset",
+    "to_scipy",
+    "trace",
+    "trace_per_layer",
+    "with_weight_decay",
 ]

@@ -12,7 +12,8 @@ estimator from two batch sizes of McCandlish et al.; this form is right for uneq
 parts exist anyway (accumulation, several ranks): pass their squared norms to :func:`from_norms`.
 
 **When.** To choose a batch size, or to see that the noise dominates the step. B_simple takes the Hessian for
-a multiple of the identity; the scale that weighs noise by curvature needs Hessian products.
+a multiple of the identity; the scale that weighs noise by curvature needs Hessian products
+(:func:`optland.curvature.noise_scale.noise_scale`).
 
 **Defaults.** ``parts`` 8: with k parts the relative error of tr Sigma is at best sqrt(2 / (k - 1)).
 
@@ -28,7 +29,7 @@ as noise.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -36,8 +37,10 @@ from torch import Tensor, nn
 
 from optland import vectors
 from optland.batches import num_samples, split
+from optland.curvature.batchwise import jackknife, refuse_batch_statistics
 from optland.estimate import Estimate, Provenance
 from optland.objective import Objective
+from optland.vectors import Vector
 
 __all__ = ["GradientNoise", "declared_cost", "from_norms", "gradient_noise", "pooled"]
 
@@ -77,19 +80,26 @@ def declared_cost(objective: Objective) -> float:
     return float(objective.num_samples)
 
 
-def gradient_noise(objective: Objective, *, parts: int = 8) -> GradientNoise:
-    """Measure the noise from the gradients of parts of every batch.
+def gradient_noise(
+    objective: Objective, *, parts: int = 8, preconditioner: Vector | None = None
+) -> GradientNoise:
+    r"""Measure the noise from the gradients of parts of every batch.
 
     Args:
         objective: The loss; its samples should be drawn as the training batches are.
         parts: Number of parts each batch is cut into; a batch with fewer samples is cut into single samples.
+        preconditioner: The diagonal P of an adaptive optimizer
+            (:func:`~optland.curvature.preconditioner.preconditioner`), in the shapes of the parameters. The noise is
+            then that of P^{-1/2} g, the gradient in the coordinates where the optimizer descends plainly: tr(P^{-1}
+            Sigma) over G'P^{-1}G. That is the scale to use with Adam.
 
     Returns:
         A :class:`GradientNoise` whose standard errors come from leaving out one part at a time (from three
         parts on).
 
     Raises:
-        ValueError: Fewer than two parts in all, or BatchNorm with batch statistics.
+        ValueError: Fewer than two parts in all, or BatchNorm with batch statistics, or a ``preconditioner`` of
+            other shapes.
 
     Example:
         >>> from optland.problems import linear_regression
@@ -99,11 +109,11 @@ def gradient_noise(objective: Objective, *, parts: int = 8) -> GradientNoise:
         >>> round(noise.trace_cov.value, 4), round(noise.grad_sq.value, 4)
         (2.6667, 15.3333)
     """
-    _refuse_batch_statistics(objective)
+    refuse_batch_statistics(objective)
     cost_before = objective.cost_ge
     if parts < 1:
         raise ValueError(f"parts={parts} must be at least 1")
-    gram, counts, samples = _parts(objective, parts)
+    gram, counts, samples = _parts(objective, parts, scales(objective, preconditioner))
     if len(counts) < 2:
         raise ValueError(
             "the objective holds a single part; noise needs at least two (more samples, or parts=2)"
@@ -113,8 +123,9 @@ def gradient_noise(objective: Objective, *, parts: int = 8) -> GradientNoise:
     n = [count * samples / sum(counts) for count in counts]
     trace_cov, grad_sq = _with_errors(gram, torch.tensor(n, dtype=torch.float64))
     cost = objective.cost_ge - cost_before
-    source = objective.provenance(f"gradients of {len(n)} parts", objective.seed)
-    return _result(trace_cov, grad_sq, samples / len(n), samples, cost, source)
+    what = "gradients" if preconditioner is None else "preconditioned gradients"
+    source = objective.provenance(f"{what} of {len(n)} parts", objective.seed)
+    return from_terms(trace_cov, grad_sq, samples / len(n), samples, cost, source)
 
 
 def from_norms(
@@ -158,7 +169,7 @@ def from_norms(
         "squared norms of gradients that the run had", total, "step batch", "train"
     )
     grad_sq = large_sq_norm - trace_cov / total
-    return _result((trace_cov, math.nan), (grad_sq, math.nan), total / k, total, 0.0, source)
+    return from_terms((trace_cov, math.nan), (grad_sq, math.nan), total / k, total, 0.0, source)
 
 
 def pooled(noises: Sequence[GradientNoise]) -> GradientNoise:
@@ -184,7 +195,7 @@ def pooled(noises: Sequence[GradientNoise]) -> GradientNoise:
         mode=first.trace_cov.provenance.mode,
         dtype=first.trace_cov.provenance.dtype,
     )
-    return _result(
+    return from_terms(
         _mean_and_error([noise.trace_cov for noise in noises]),
         _mean_and_error([noise.grad_sq for noise in noises]),
         sum(noise.micro_batch for noise in noises) / len(noises),
@@ -194,26 +205,52 @@ def pooled(noises: Sequence[GradientNoise]) -> GradientNoise:
     )
 
 
-def _parts(objective: Objective, parts: int) -> tuple[Tensor, list[float], int]:
+def scales(objective: Objective, preconditioner: Vector | None) -> list[Tensor] | None:
+    """P^-1/2 in the shapes of the parameters; None for the identity.
+
+    Raises:
+        ValueError: ``preconditioner`` has other shapes than the parameters.
+    """
+    if preconditioner is None:
+        return None
+    if [t.shape for t in preconditioner] != [p.shape for p in objective.params]:
+        raise ValueError(
+            "preconditioner has other shapes than the trainable parameters: pass one tensor for each of them"
+        )
+    return [p.rsqrt() for p in preconditioner]
+
+
+def part_gradients(
+    objective: Objective, parts: int, scale: Vector | None
+) -> Iterator[tuple[tuple[Tensor, ...], float, int]]:
+    """Mean gradient (times ``scale``), count and samples of every part of every batch, at one pass over the data.
+
+    To be run inside the objective's context, where the random state goes on from part to part: parts with the same
+    dropout masks would not be independent.
+    """
+    for batch in objective.batches:
+        for part in split(batch, min(parts, num_samples(batch))):
+            loss, count = objective.loss(part)
+            pieces = torch.autograd.grad(
+                loss / count, objective.params, allow_unused=True, materialize_grads=True
+            )
+            if scale is not None:
+                pieces = tuple(g * s for g, s in zip(pieces, scale, strict=True))
+            yield pieces, count, num_samples(part)
+
+
+def _parts(objective: Objective, parts: int, scale: Vector | None) -> tuple[Tensor, list[float], int]:
     """<g_i, g_j> (k, k) and the counts of the parts of every batch, and the number of samples."""
     gradients: list[Tensor] = []
     products: list[Tensor] = []
     counts: list[float] = []
     samples = 0
     with objective.context(), torch.enable_grad():
-        for batch in objective.batches:
-            size = num_samples(batch)
+        for pieces, count, size in part_gradients(objective, parts, scale):
+            gradients.append(vectors.flatten(pieces))
+            products.append(torch.stack([gradients[-1] @ g for g in gradients]))  # row of the lower triangle
+            counts.append(count)
             samples += size
-            for part in split(batch, min(parts, size)):
-                loss, count = objective.loss(part)
-                pieces = torch.autograd.grad(
-                    loss / count, objective.params, allow_unused=True, materialize_grads=True
-                )
-                gradients.append(vectors.flatten(pieces))
-                products.append(
-                    torch.stack([gradients[-1] @ g for g in gradients])
-                )  # row of the lower triangle
-                counts.append(count)
     lower = nn.utils.rnn.pad_sequence(products, batch_first=True).to("cpu", torch.float64)
     return lower + lower.tril(-1).T, counts, samples
 
@@ -236,7 +273,7 @@ def _with_errors(gram: Tensor, n: Tensor) -> tuple[tuple[float, float], tuple[fl
     left_out = torch.tensor(
         [_estimators(gram[rows][:, rows], n[rows]) for rows in kept], dtype=torch.float64
     )  # (k, 2)
-    errors = ((k - 1) * left_out.var(dim=0, correction=0)).sqrt()
+    errors = jackknife(left_out)
     return (values[0], float(errors[0])), (values[1], float(errors[1]))
 
 
@@ -249,7 +286,7 @@ def _mean_and_error(estimates: Sequence[Estimate]) -> tuple[float, float]:
     return float(values.mean()), max(spread, carried) if math.isfinite(carried) else spread
 
 
-def _result(
+def from_terms(
     trace_cov: tuple[float, float],
     grad_sq: tuple[float, float],
     micro_batch: float,
@@ -257,6 +294,8 @@ def _result(
     cost: float,
     source: Provenance,
 ) -> GradientNoise:
+    """Both terms, each a value with its standard error (NaN when unknown), and the scale where it is resolved."""
+
     def estimate(value: float, error: float) -> Estimate:
         known = math.isfinite(error)
         return Estimate(value, error, "standard_error" if known else "none", known, cost, source)
@@ -265,14 +304,3 @@ def _result(
     resolved = signal.converged and signal.value > SIGNIFICANCE * signal.error
     b_simple = max(noise.value, 0.0) / signal.value if resolved else None
     return GradientNoise(noise, signal, b_simple, resolved, float(micro_batch), float(large_batch), cost)
-
-
-def _refuse_batch_statistics(objective: Objective) -> None:
-    norm = next(
-        (m for m in objective.model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)), None
-    )
-    if norm is not None and objective.mode == "train":
-        raise ValueError(
-            f"the model has {type(norm).__name__} and the objective is in train mode: a part of a batch has other "
-            "batch statistics than the batch, so its gradient is another function's. Use Objective(..., mode='eval')."
-        )

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from optland.estimate import Estimate, Provenance
 
-__all__ = ["Spectrum", "Verdict", "random_start_certificate"]
+__all__ = ["Spectrum", "Verdict", "certified_tau", "random_start_certificate"]
 
 Verdict = Literal["certified", "none below -tau", "unknown"]
 
@@ -47,6 +47,9 @@ class Spectrum:
             the spectral width, exceeded with probability 1 % at most; None for warm starts.
         provenance: Method, data, mode and seed.
         note: One sentence when something needs saying.
+        value_errors: For each of ``values`` r^2 / gap, the error of the value itself as far as the Ritz values
+            show the gaps of the spectrum: an estimate, where ``error`` bounds the distance to some eigenvalue.
+        num_restarts: How often the basis was full and all but the wanted vectors were dropped.
     """
 
     values: tuple[Estimate, ...]
@@ -61,6 +64,8 @@ class Spectrum:
     certificate: float | None
     provenance: Provenance
     note: str = ""
+    value_errors: tuple[float, ...] = ()
+    num_restarts: int = 0
 
     @property
     def converged(self) -> bool:
@@ -79,10 +84,9 @@ class Spectrum:
         The certificate is relative to the true width, of which only the seen part w is known: width <= w / (1
         - 2 epsilon), since each end may be epsilon widths further out.
         """
-        if self.certificate is None or not self.certificate < 0.5:
+        if not self.ritz_values:
             return None
-        width = (self.ritz_values[-1] - self.ritz_values[0]) / (1 - 2 * self.certificate)
-        return max(0.0, self.certificate * width - self.bottom.value)
+        return certified_tau(self.ritz_values[0], self.ritz_values[-1], self.certificate)
 
     @property
     def negative_curvature(self) -> Verdict:
@@ -108,12 +112,13 @@ class Spectrum:
         return "\n".join(lines + ([f"  {self.note}"] if self.note else []))
 
 
-def random_start_certificate(d: int, num_products: int) -> float:
+def random_start_certificate(d: int, num_products: int, share: float = 1.0) -> float:
     """The epsilon of the bound above, at confidence 99 % for both ends together, at most 1.
 
     Args:
         d: Dimension of the matrix.
         num_products: m, products in the Krylov space of the random start.
+        share: Length of the random part of a start of length 1; the probability of failure grows by its inverse.
 
     Example:
         >>> round(random_start_certificate(10**7, 50), 4), random_start_certificate(10**7, 2)
@@ -121,5 +126,23 @@ def random_start_certificate(d: int, num_products: int) -> float:
     """
     if num_products < 1:
         return 1.0
-    failure = (1 - CONFIDENCE) / 2  # half for each end
+    failure = share * (1 - CONFIDENCE) / 2  # half for each end
     return min(1.0, (math.log(1.648 * math.sqrt(d) / failure) / (2 * num_products - 1)) ** 2)
+
+
+def certified_tau(smallest: float, largest: float, certificate: float | None) -> float | None:
+    """The tau such that with probability 99 % no eigenvalue lies below -tau; None when nothing can be said.
+
+    Args:
+        smallest: Smallest Ritz value.
+        largest: Largest Ritz value.
+        certificate: The epsilon of :func:`random_start_certificate`, or None after a warm start.
+
+    Example:
+        >>> certified_tau(1.0, 9.0, 0.1), certified_tau(0.0, 9.0, 0.1), certified_tau(0.0, 9.0, None)
+        (0.0, 1.125, None)
+    """
+    if certificate is None or not certificate < 0.5:
+        return None
+    width = (largest - smallest) / (1 - 2 * certificate)
+    return max(0.0, certificate * width - smallest)

@@ -19,6 +19,7 @@ LEVELS = {
     "batches": 0,
     "config": 0,
     "context": 0,
+    "failpoints": 0,
     "objective": 1,
     "control": 1,
     "log": 1,
@@ -36,8 +37,8 @@ LEVELS = {
 
 ONLY_IN = {
     "wandb": ("optland/log/wandb_run.py",),
-    "torchvision": ("optland/train/data.py", "optland/train/models.py"),
-    "sklearn": ("optland/train/data.py", "optland/train/models.py"),
+    "torchvision": ("optland/train/data/", "optland/train/models/"),
+    "sklearn": ("optland/train/data/", "optland/train/models/"),
     "matplotlib": ("optland/plots.py", "optland/report/"),
     "plotly": ("optland/plots.py", "optland/report/"),
 }

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from optland import vectors
 from optland.context import rng_state
 from optland.curvature import critical_step, gradient_noise, hessian, lanczos
+from optland.curvature.fisher import fisher
+from optland.curvature.ggn import ggn
 from optland.objective import Objective
 
 PROBES: dict[str, Callable[[Objective], Any]] = {
@@ -24,6 +26,13 @@ PROBES: dict[str, Callable[[Objective], Any]] = {
     "lanczos, kept graph": lambda L: lanczos(hessian(L, method="kept_graph"), max_products=4),
     "lanczos, double backward": lambda L: lanczos(hessian(L, method="double_backward"), max_products=3),
     "lanczos, finite difference": lambda L: lanczos(hessian(L, method="finite_difference"), max_products=3),
+    "lanczos, forward over reverse": lambda L: lanczos(
+        hessian(L, method="forward_over_reverse"), max_products=3
+    ),
+    "gauss-newton": lambda L: lanczos(ggn(L, method="double_backward"), max_products=3),
+    "fisher": lambda L: lanczos(fisher(L, "gaussian", samples=2, method="double_backward"), max_products=3),
+    "check of an operator": lambda L: hessian(L, method="double_backward").check(),
+    "float64 copy": lambda L: L.double().gradient(L.displaced(vectors.random_unit(L.params, 0), 1.0)),
     "critical step": lambda L: critical_step(L, vectors.scaled(-0.1, L.gradient())),
     "critical step from elsewhere": lambda L: critical_step(
         L, vectors.random_unit(L.params, 1), origin=L.displaced(vectors.random_unit(L.params, 0), 0.5)
@@ -111,7 +120,7 @@ def test_probe_leaves_no_trace_when_the_loss_raises(probe: str, failing_call: in
     objective = Objective(model, failing, [data[:7], data[7:]], mode=mode)
     before = snapshot(model)
     # Two batches: these read the loss of each batch once, and are done before the third call.
-    done_early = probe in ("lanczos, kept graph", "value elsewhere", "gradient elsewhere")
+    done_early = probe in ("lanczos, kept graph", "value elsewhere", "gradient elsewhere", "float64 copy")
     expected = (
         nullcontext() if done_early and failing_call > 2 else pytest.raises(RuntimeError, match="out of luck")
     )

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.utils.checkpoint import checkpoint
 
 from optland import vectors
 from optland.curvature import HVP_GE, hessian
@@ -25,7 +26,7 @@ from optland.problems import (
     two_factor,
 )
 
-EXACT = ["kept_graph", "double_backward"]
+EXACT = ["kept_graph", "double_backward", "forward_over_reverse"]
 METHODS = [*EXACT, "finite_difference"]
 D = torch.float64
 
@@ -177,7 +178,7 @@ def test_auto_falls_back_to_finite_differences_and_says_why() -> None:
 @pytest.mark.parametrize("method", EXACT)
 def test_a_backward_without_a_graph_is_not_taken_for_zero_curvature(method: Any) -> None:
     objective = function_objective(lambda w: DetachedCube.apply(w).sum(), torch.ones(2, dtype=D))
-    with pytest.raises(RuntimeError, match="no correct derivative"):
+    with pytest.raises(RuntimeError, match=r"no correct derivative|implement the jvp"):
         hessian(objective, method=method).matvec([torch.ones(2, dtype=D)])
     H = hessian(objective)
     close(H.to_dense(), 6 * torch.eye(2, dtype=D), "finite_difference")
@@ -243,6 +244,31 @@ def test_attention_is_differentiated_twice_by_the_math_kernel(module: type[nn.Mo
     exact, approximate = hessian(objective), hessian(objective, method="finite_difference")
     torch.testing.assert_close(exact.matvec(v), approximate.matvec(v), rtol=1e-5, atol=1e-8)
     assert exact.method == "kept_graph"
+    forward = hessian(objective, method="forward_over_reverse")
+    torch.testing.assert_close(forward.matvec(v), exact.matvec(v), rtol=1e-11, atol=1e-13)
+
+
+class Checkpointed(nn.Module):
+    """Runs its dropout again in the backward pass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Dropout(0.5))
+        self.head = nn.Linear(6, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(checkpoint(self.body, x, use_reentrant=False))
+
+
+@pytest.mark.parametrize("mode", ["eval", "train"])
+def test_a_checkpointed_model_is_run_again_in_its_own_mode_at_every_product(mode: Any) -> None:
+    torch.manual_seed(0)
+    model = Checkpointed().double().train(mode == "eval")  # the user's mode is the other one
+    objective = Objective(model, lambda m, x: m(x).square().mean(), [torch.randn(5, 4, dtype=D)], mode=mode)
+    v = vectors.random_unit(objective.params, 0)
+    kept, fresh = hessian(objective, method="kept_graph"), hessian(objective, method="double_backward")
+    for _ in range(3):
+        torch.testing.assert_close(kept.matvec(v), fresh.matvec(v), rtol=1e-11, atol=1e-13)
 
 
 def test_kept_graph_refuses_weights_that_moved(mlp: Objective) -> None:
@@ -362,7 +388,7 @@ def test_finite_difference_scales_with_the_vector() -> None:
 
 
 def test_wrong_usage_names_the_fix(mlp: Objective) -> None:
-    with pytest.raises(ValueError, match="'kept_graph', 'double_backward', 'finite_difference'"):
+    with pytest.raises(ValueError, match="'kept_graph', 'double_backward', 'forward_over_reverse'"):
         hessian(mlp, method="exact")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="one tensor for each"):
         hessian(mlp).matvec([torch.ones(2)])

@@ -1,0 +1,99 @@
+"""An objective taken apart: each of its batches, or each part of a batch, as an objective of its own.
+
+The pieces are views: they share the model, loss, mode and seed of the whole, and its cost meter.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from optland.batches import num_samples, split
+from optland.objective import Objective
+
+__all__ = ["each_batch", "each_part", "jackknife", "mean_and_error", "refuse_batch_statistics"]
+
+
+def each_batch(objective: Objective) -> Iterator[Objective]:
+    """Every batch as an objective.
+
+    Example:
+        >>> from optland.problems import linear_regression
+        >>> L = linear_regression(torch.eye(3), torch.ones(3, 1), sizes=[2, 1])
+        >>> [(piece.num_samples, piece.value()) for piece in each_batch(L)], L.cost_ge
+        ([(2, 1.0), (1, 1.0)], 1.0)
+    """
+    for batch in objective.batches:
+        yield _alone(objective, batch, _size(objective, batch))
+
+
+def each_part(objective: Objective, parts: int) -> Iterator[Objective]:
+    """Every batch cut into ``parts`` contiguous parts (single samples where it has fewer), as objectives.
+
+    Raises:
+        ValueError: ``parts`` is less than 1.
+    """
+    if parts < 1:
+        raise ValueError(f"parts={parts} must be at least 1")
+    for batch in objective.batches:
+        for part in split(batch, min(parts, num_samples(batch))):
+            yield _alone(objective, part, num_samples(part))
+
+
+def _alone(objective: Objective, batch: Any, samples: int) -> Objective:
+    piece = copy.copy(objective)
+    piece.batches, piece.num_samples = [batch], samples
+    return piece
+
+
+def _size(objective: Objective, batch: Any) -> int:
+    """Samples in a batch; an equal share of the total where batches of this type cannot be counted."""
+    try:
+        return num_samples(batch)
+    except TypeError:
+        return max(1, round(objective.num_samples / sum(1 for _ in objective.batches)))
+
+
+def mean_and_error(values: Sequence[float], weights: Sequence[float] | None = None) -> tuple[float, float]:
+    """Weighted mean of independent values and its standard error, NaN for a single value.
+
+    With weights w_i that sum to 1 and k values the squared error is k / (k - 1) sum w_i^2 (x_i - mean)^2, for equal
+    weights the usual s^2 / k.
+
+    Example:
+        >>> mean_and_error([1.0, 3.0, 5.0, 3.0])[0], mean_and_error([1.0, 4.0], [2.0, 1.0])[0]
+        (3.0, 2.0)
+    """
+    x = torch.tensor(values, dtype=torch.float64)
+    w = torch.ones_like(x) if weights is None else torch.tensor(weights, dtype=torch.float64)
+    w, k = w / w.sum(), len(x)
+    mean = float(w @ x)
+    if k < 2:
+        return mean, math.nan
+    return mean, math.sqrt(k / (k - 1) * float((w * (x - mean)).square().sum()))
+
+
+def jackknife(left_out: Tensor) -> Tensor:
+    """Standard error of a statistic from its values with each of k pieces left out in turn, (k, ...) to (...)."""
+    return ((len(left_out) - 1) * left_out.var(dim=0, correction=0)).sqrt()
+
+
+def refuse_batch_statistics(objective: Objective) -> None:
+    """Raise where a part of a batch has another loss function than the batch.
+
+    Raises:
+        ValueError: BatchNorm in train mode.
+    """
+    norm = next(
+        (m for m in objective.model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)), None
+    )
+    if norm is not None and objective.mode == "train":
+        raise ValueError(
+            f"the model has {type(norm).__name__} and the objective is in train mode: a part of a batch has other "
+            "batch statistics than the batch, so its gradient is another function's. Use Objective(..., mode='eval')."
+        )
