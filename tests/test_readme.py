@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
 import shlex
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +32,22 @@ def test_every_python_block_runs_in_order(capsys: Any) -> None:
 def test_every_command_is_valid(line: str, capsys: Any) -> None:
     from optland.cli import main
 
-    words = [word for word in shlex.split(line)[1:] if word != "--resume"]
-    assert main(["validate", *words[1:]]) == 0, capsys.readouterr().err
+    words = shlex.split(re.sub(r"--resume|--dry-run|--(grid|seeds) \S+", "", line), comments=True)
+    assert main(["validate", *words[2:]]) == 0, capsys.readouterr().err
+
+
+def test_the_loop_around_a_scheduler_that_kills_goes_on_until_the_run_is_done(tmp_path: Path) -> None:
+    """The shell line of the README, with a program in the place of ``optland`` that is stopped three times."""
+    (line,) = re.findall(r"```sh\n(.*?)\n```", TEXT, flags=re.S)
+    program = tmp_path / "optland"
+    program.write_text(
+        f'#!/bin/sh\necho "$@" >> {tmp_path}/calls\n[ $(wc -l < {tmp_path}/calls) = 4 ] || exit 75\n'
+    )
+    program.chmod(0o755)
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    assert subprocess.run(["sh", "-c", line], env={**os.environ, "PATH": path}, check=False).returncode == 0
+    calls = (tmp_path / "calls").read_text().splitlines()
+    assert calls == ["run landscape_train digits"] + 3 * ["run landscape_train digits --resume"]
 
 
 def test_every_measured_table_is_that_of_its_result_file() -> None:

@@ -1,0 +1,593 @@
+"""The curvature engine against PyHessian, curvlinops with SciPy's eigsh, and hessian-eigenthings.
+
+    python benchmarks/curvature.py                        # every part, about 40 minutes on an idle machine
+    python benchmarks/curvature.py --parts cold both      # some of them, kept beside the others in the result file
+
+Needs the peers (pip install --no-deps pyhessian curvlinops-for-pytorch hessian-eigenthings, and what they import) and
+`transformers` for the 124 M model; Fashion-MNIST from OPTLAND_DATA. A peer that is missing is left out and said so.
+
+cold      Largest eigenvalue from a random start. Every tool gets the same net, batch and precision (float32, eval
+          mode); an answer counts when it is within 1 % of the float64 value, from SciPy's eigsh on a product written
+          here. A peer has several settings, and the fastest with which it reaches 1 % for every seed is its time;
+          where there is none it missed. Ours has one setting. Times include the construction of the operator.
+warm      The tracker during training, every 10 steps, against a cold run of tight tolerance at the same weights.
+both      Products for both ends against products for the lower end alone.
+trace     30 products: error against the exact trace, Hutchinson's error at 30 products, coverage of 95 % intervals.
+scale     10 k to 124 M parameters: seconds a product a parameter, and the peak memory of lambda_max with its residual.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from optland.curvature import SpectrumTracker, hessian, lanczos, trace_per_layer
+from optland.objective import Objective
+from optland.train import (
+    BatchLoader,
+    DataConfig,
+    ModelConfig,
+    TextConfig,
+    TransformerConfig,
+    build_model,
+    load_data,
+    load_text,
+)
+
+Batch = tuple[Tensor, Tensor]
+TRUE_ERROR = 0.01
+SEEDS = 10
+CERTIFICATE_SEEDS = 20
+
+
+# ------------------------------------------------------------------ nets
+
+
+@dataclass(frozen=True)
+class Case:
+    """A net at some weights and the batch it is looked at on."""
+
+    name: str
+    model: nn.Module
+    batch: Batch
+
+    @property
+    def dim(self) -> int:
+        return sum(p.numel() for p in self.model.parameters())
+
+
+def loss_of_output(output: Tensor, target: Tensor) -> Tensor:
+    """Mean cross-entropy, of classes or of tokens."""
+    return F.cross_entropy(output.flatten(0, -2), target.flatten())
+
+
+def loss_fn(model: nn.Module, batch: Batch) -> Tensor:
+    """The same as a function of model and batch."""
+    return loss_of_output(model(batch[0]), batch[1])
+
+
+IMAGES = {
+    "digits CNN": (DataConfig("digits"), ModelConfig("cnn", width=16), 20),
+    "Fashion-MNIST CNN": (DataConfig("fashion_mnist", subset=4000), ModelConfig("cnn", width=16), 4),
+    "ResNet-8, BatchNorm": (DataConfig("digits"), ModelConfig("resnet8", width=16), 20),
+}
+
+
+def cases(names: list[str] | None = None) -> Iterator[Case]:
+    """Every net at initialisation and trained."""
+    for name, (data_config, model_config, epochs) in IMAGES.items():
+        if names and name not in names:
+            continue
+        data = load_data(data_config)
+        torch.manual_seed(0)
+        model = build_model(model_config, data.image_shape, data.num_classes)
+        batch = (data.normalise(data.train_x[:1024]), data.train_y[:1024])
+        yield from _both_states(name, model, batch, [data.normalise(data.train_x), data.train_y], epochs)
+    if not names or "2-layer GPT" in names:
+        text = load_text(TextConfig(max_bytes=200_000, context=64))
+        torch.manual_seed(0)
+        model = TransformerConfig(depth=2, width=64, heads=4).build(text.vocabulary, text.context)
+        x, y = text.windows("train")
+        yield from _both_states("2-layer GPT", model, (x[:128].clone(), y[:128].clone()), [x, y], 1)
+
+
+def _both_states(
+    name: str, model: nn.Module, batch: Batch, data: list[Tensor], epochs: int
+) -> Iterator[Case]:
+    model.eval()
+    yield Case(f"{name}, start", model, batch)
+    train(model, data, epochs)
+    model.eval()
+    yield Case(f"{name}, trained", model, batch)
+
+
+def train(
+    model: nn.Module, data: list[Tensor], epochs: int, after: Callable[[int], None] | None = None
+) -> None:
+    """AdamW at 2e-3, batches of 64 images or 16 windows."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
+    model.train()
+    size = 64 if data[0].is_floating_point() else 16
+    for step, batch in enumerate(BatchLoader(data, size, epochs=epochs, seed=0)):
+        optimizer.zero_grad()
+        loss_fn(model, (batch[0], batch[1])).backward()
+        optimizer.step()
+        if after is not None:
+            after(step)
+
+
+def double(case: Case) -> tuple[list[Tensor], Callable[[np.ndarray], np.ndarray], int]:
+    """Parameters, Hessian product and size in float64, written without the package: the reference."""
+    import copy
+
+    model = copy.deepcopy(case.model).double()
+    x = case.batch[0].double() if case.batch[0].is_floating_point() else case.batch[0]
+    params = [p for p in model.parameters() if p.requires_grad]
+    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+        loss = loss_fn(model, (x, case.batch[1]))
+        gradient = torch.cat([g.reshape(-1) for g in torch.autograd.grad(loss, params, create_graph=True)])
+
+    def product(v: np.ndarray) -> np.ndarray:
+        out = torch.autograd.grad(gradient, params, torch.as_tensor(v).reshape(-1), retain_graph=True)
+        return torch.cat([g.reshape(-1) for g in out]).numpy()
+
+    return params, product, gradient.numel()
+
+
+def reference(case: Case, which: str = "LA") -> float:
+    """An extreme eigenvalue in float64 to ten digits."""
+    from scipy.sparse.linalg import LinearOperator, eigsh
+
+    _, product, d = double(case)
+    operator = LinearOperator((d, d), matvec=product, dtype=np.float64)
+    value, _ = eigsh(operator, k=1, which=which, tol=1e-8, ncv=40, maxiter=100_000)
+    return float(value[0])
+
+
+# ------------------------------------------------------------------ the tools
+
+
+def ours(case: Case, seed: int) -> float:
+    objective = Objective(case.model, loss_fn, [case.batch])
+    with hessian(objective) as H:
+        return lanczos(H, ends="top", seed=seed).top.value
+
+
+def pyhessian(tolerance: float) -> Callable[[Case, int], float]:
+    def run(case: Case, seed: int) -> float:
+        from pyhessian import hessian as peer
+
+        torch.manual_seed(seed)
+        with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+            values, _ = peer(case.model, loss_of_output, data=case.batch, cuda=False).eigenvalues(
+                maxIter=1000, tol=tolerance
+            )
+        case.model.zero_grad()
+        return float(values[0])
+
+    return run
+
+
+def curvlinops(tolerance: float) -> Callable[[Case, int], float]:
+    def run(case: Case, seed: int) -> float:
+        from curvlinops import HessianLinearOperator
+        from scipy.sparse.linalg import eigsh
+
+        params = [p for p in case.model.parameters() if p.requires_grad]
+        flat = _Flat(case.model)
+        with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+            H = HessianLinearOperator(
+                flat, nn.CrossEntropyLoss(), params, [(case.batch[0], case.batch[1].flatten())],
+                check_deterministic=False, num_data=len(case.batch[1].flatten()),
+                batch_size_fn=lambda x: len(x) * (1 if x.is_floating_point() else x.shape[1]),
+            ).to_scipy()  # fmt: skip
+            start = np.random.default_rng(seed).standard_normal(H.shape[0]).astype(np.float32)
+            values, _ = eigsh(H, k=1, which="LA", tol=tolerance, v0=start)
+        return float(values[0])
+
+    return run
+
+
+class _Flat(nn.Module):
+    """Token logits as rows, which is what curvlinops' losses take."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        output: Tensor = self.model(x)
+        return output.flatten(0, -2)
+
+
+def eigenthings(steps: int) -> Callable[[Case, int], float]:
+    def run(case: Case, seed: int) -> float:
+        from hessian_eigenthings import HessianOperator
+        from hessian_eigenthings import lanczos as peer
+
+        with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+            H = HessianOperator(case.model, [case.batch], loss_fn)
+            found = peer(H, k=1, max_iter=steps, which="LA", seed=seed, reorthogonalize=True)
+        return float(found.eigenvalues[0])
+
+    return run
+
+
+PEERS: dict[str, dict[str, Callable[[Case, int], float]]] = {
+    "PyHessian": {f"tol {t:g}": pyhessian(t) for t in (1e-2, 1e-3, 1e-4)},
+    "curvlinops + eigsh": {f"tol {t:g}": curvlinops(t) for t in (1e-1, 1e-2)},
+    "hessian-eigenthings": {f"{m} steps": eigenthings(m) for m in (10, 20, 40)},
+}
+PACKAGES = {
+    "PyHessian": "pyhessian",
+    "curvlinops + eigsh": "curvlinops-for-pytorch",
+    "hessian-eigenthings": "hessian-eigenthings",
+}
+
+
+def versions() -> dict[str, str]:
+    """Names and versions of the peers that are installed."""
+    found = {}
+    for name, package in PACKAGES.items():
+        try:
+            found[name] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+# ------------------------------------------------------------------ cold
+
+
+def timed(tool: Callable[[Case, int], float], case: Case, seed: int) -> tuple[float, float]:
+    started = time.perf_counter()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        value = tool(case, seed)
+    return time.perf_counter() - started, value
+
+
+def cold(seeds: int) -> dict[str, Any]:
+    """Time to 1 % true error, ours and the peers', seeds interleaved."""
+    table = {}
+    settings = {
+        "ours": {"default": ours},
+        **{k: v for k, v in PEERS.items() if versions()[k] != "not installed"},
+    }
+    for case in cases():
+        truth = reference(case)
+        tools = {(name, key): tool for name, some in settings.items() for key, tool in some.items()}
+        seconds: dict[tuple[str, str], list[float]] = {key: [] for key in tools}
+        missed = dict.fromkeys(tools, 0)
+        for tool in tools.values():
+            timed(tool, case, 999)  # warm
+        for seed in range(seeds):
+            for key, tool in tools.items():
+                took, value = timed(tool, case, seed)
+                seconds[key].append(took)
+                missed[key] += not abs(value - truth) <= TRUE_ERROR * abs(truth)
+        rows = {}
+        for name, some in settings.items():
+            reached = [k for k in some if missed[name, k] == 0]
+            best = min(reached, key=lambda k: statistics.median(seconds[name, k]), default=None)
+            rows[name] = {
+                "setting": best,
+                "seconds": None if best is None else statistics.median(seconds[name, best]),
+                "missed": {k: missed[name, k] for k in some},
+                "all_seconds": {k: statistics.median(seconds[name, k]) for k in some},
+            }
+        peers = {k: r["seconds"] for k, r in rows.items() if k != "ours" and r["seconds"] is not None}
+        fastest = min(peers, key=lambda k: peers[k], default=None)
+        mine = rows["ours"]["seconds"]
+        ratio = None if fastest is None or mine is None else mine / peers[fastest]
+        table[case.name] = {"d": case.dim, "truth": truth, "tools": rows, "fastest": fastest, "ratio": ratio}
+        print(
+            f"{case.name}: {ratio and round(ratio, 3)} of {fastest}; missed {rows['ours']['missed']}",
+            flush=True,
+        )
+    ratios = [row["ratio"] for row in table.values() if row["ratio"] is not None]
+    return {
+        "cases": table,
+        "seeds": seeds,
+        "geometric mean": statistics.geometric_mean(ratios) if ratios else None,
+        "largest": max(ratios, default=None),
+    }
+
+
+def certificates(seeds: int) -> dict[str, Any]:
+    """Whether residual intervals hold an eigenvalue and random-start certificates hold the extremes."""
+    rows = {}
+    for case in cases():
+        top, bottom = reference(case), reference(case, "SA")
+        held = 0
+        for seed in range(seeds):
+            with hessian(Objective(case.model, loss_fn, [case.batch])) as H:
+                found = lanczos(H, seed=seed)
+            slack = 1e-4 * (top - bottom)  # float32 against float64
+            assert found.certificate is not None
+            reach = found.certificate * (top - bottom) + slack
+            inside = top - found.top.value <= reach and found.bottom.value - bottom <= reach
+            sound = found.negative_curvature != "certified" or bottom < 0
+            tau = found.tau is None or bottom >= -found.tau - slack
+            held += inside and sound and tau
+        rows[case.name] = {"held": held, "of": seeds}
+        print(f"certificates, {case.name}: {held} of {seeds}", flush=True)
+    return {
+        "cases": rows,
+        "share": sum(r["held"] for r in rows.values()) / sum(r["of"] for r in rows.values()),
+    }
+
+
+def both(seeds: int) -> dict[str, Any]:
+    """Products for both ends over products for the lower end alone, same tolerance and start."""
+    rows = {}
+    for case in cases():
+        counts = {"both": 0, "bottom": 0}
+        for seed in range(seeds):
+            for ends in counts:
+                with hessian(Objective(case.model, loss_fn, [case.batch])) as H:
+                    counts[ends] += lanczos(H, ends=ends, max_products=400, seed=seed).num_products
+        rows[case.name] = counts["both"] / counts["bottom"]
+        print(f"both ends, {case.name}: {rows[case.name]:.3f} of the products of the lower end", flush=True)
+    return {"cases": rows, "largest": max(rows.values()), "mean": statistics.geometric_mean(rows.values())}
+
+
+# ------------------------------------------------------------------ warm
+
+
+def warm(steps: int = 300, every: int = 10) -> dict[str, Any]:
+    """Products of the tracker at the top, audits included, and its distance from a cold run of tight tolerance."""
+    rows = {}
+    for rule in ("SGD", "AdamW"):
+        for name, model, batch, data in _fresh_nets():
+            rows[f"{name}, {rule}"] = row = _follow(model, batch, data, rule, steps, every)
+            print(
+                f"warm, {name}, {rule}: {row['products']:.2f} products, {row['within 2 %']:.3f} agree",
+                flush=True,
+            )
+    return {
+        "cases": rows,
+        "mean products": statistics.mean(r["products"] for r in rows.values()),
+        "mean cold products": statistics.mean(r["cold products"] for r in rows.values()),
+        "within 2 %": statistics.mean(r["within 2 %"] for r in rows.values()),
+    }
+
+
+def _fresh_nets() -> Iterator[tuple[str, nn.Module, Batch, list[Tensor]]]:
+    for name, (data_config, model_config, _) in IMAGES.items():
+        data = load_data(data_config)
+        torch.manual_seed(0)
+        model = build_model(model_config, data.image_shape, data.num_classes)
+        x = data.normalise(data.train_x)
+        yield name, model, (x[:256].clone(), data.train_y[:256].clone()), [x, data.train_y]
+    text = load_text(TextConfig(max_bytes=400_000, context=64))
+    torch.manual_seed(0)
+    model = TransformerConfig(depth=2, width=64, heads=4).build(text.vocabulary, text.context)
+    x, y = text.windows("train")
+    yield "2-layer GPT", model, (x[:16].clone(), y[:16].clone()), [x, y]
+
+
+def _follow(
+    model: nn.Module, batch: Batch, data: list[Tensor], rule: str, steps: int, every: int
+) -> dict[str, Any]:
+    """Train for some steps, and look with the tracker and with a cold run every so many."""
+    tracker = SpectrumTracker(ends="top")
+    products, cold_products, errors = [], [], []
+
+    def look() -> None:
+        objective = Objective(model, loss_fn, [batch])
+        with hessian(objective) as H:
+            found = tracker.probe(H)
+        with hessian(objective) as H:
+            usual = lanczos(H, ends="top", seed=1)
+        with hessian(objective) as H:
+            truth = lanczos(H, ends="top", tol=1e-3, max_products=200, start="random", seed=2).top.value
+        products.append(found.num_products)
+        cold_products.append(usual.num_products)
+        errors.append(abs(found.spectrum.top.value - truth) / abs(truth))
+
+    params = list(model.parameters())
+    optimizer: torch.optim.Optimizer = torch.optim.AdamW(params, lr=1e-3)
+    if rule == "SGD":
+        optimizer = torch.optim.SGD(params, lr=0.02, momentum=0.9)
+    size = 64 if data[0].is_floating_point() else 16
+    model.train()
+    for step, part in enumerate(BatchLoader(data, size, epochs=1000, seed=0)):
+        if step == steps:
+            break
+        optimizer.zero_grad()
+        loss_fn(model, (part[0], part[1])).backward()
+        optimizer.step()
+        if step % every == every - 1:
+            look()
+    return {
+        "products": statistics.mean(products),
+        "cold products": statistics.mean(cold_products),
+        "within 2 %": sum(e <= 0.02 for e in errors) / len(errors),
+        "largest error": max(errors),
+        "probes": len(errors),
+    }
+
+
+# ------------------------------------------------------------------ trace
+
+
+SMALL = {
+    "digits MLP": ModelConfig("mlp", width=24),
+    "digits CNN": ModelConfig("cnn", width=4),
+    "ResNet-8, BatchNorm": ModelConfig("resnet8", width=4),
+}
+
+
+def traces(seeds: int = 200, products: int = 30) -> dict[str, Any]:
+    """Error at 30 products over Hutchinson's (in closed form from the matrix), and coverage of 95 % intervals."""
+    rows = {}
+    for case in _small_cases():
+        with hessian(Objective(case.model, loss_fn, [case.batch]).double()) as H:
+            dense = H.to_dense()
+        truth = float(dense.diagonal().sum())
+        hutchinson = math.sqrt(2 * float(dense.square().sum() - dense.diagonal().square().sum()) / products)
+        errors, covered = [], 0
+        for seed in range(seeds):
+            with hessian(Objective(case.model, loss_fn, [case.batch])) as H:
+                found = trace_per_layer(H, max_products=products, seed=seed)
+            low, high = found.interval(0.95)
+            errors.append(found.total.value - truth)
+            covered += low <= truth <= high
+        rms = math.sqrt(statistics.mean(e * e for e in errors))
+        rows[case.name] = {
+            "d": case.dim,
+            "trace": truth,
+            "ratio": rms / hutchinson,
+            "coverage": covered / seeds,
+        }
+        print(
+            f"trace, {case.name}: {rms / hutchinson:.3f} of Hutchinson's, coverage {covered / seeds:.3f}",
+            flush=True,
+        )
+    return {
+        "cases": rows,
+        "seeds": seeds,
+        "products": products,
+        "geometric mean": statistics.geometric_mean(r["ratio"] for r in rows.values()),
+        "largest": max(r["ratio"] for r in rows.values()),
+        "coverage": [min(r["coverage"] for r in rows.values()), max(r["coverage"] for r in rows.values())],
+    }
+
+
+def _small_cases() -> Iterator[Case]:
+    """Trained nets whose whole Hessian can be formed."""
+    data = load_data(DataConfig())
+    x = data.normalise(data.train_x)
+    for name, config in SMALL.items():
+        torch.manual_seed(0)
+        model = build_model(config, data.image_shape, data.num_classes)
+        *_, trained = _both_states(name, model, (x[:256], data.train_y[:256]), [x, data.train_y], 20)
+        yield trained
+    text = load_text(TextConfig(max_bytes=100_000, context=32))
+    torch.manual_seed(0)
+    model = TransformerConfig(depth=2, width=16, heads=2).build(text.vocabulary, text.context)
+    tokens, targets = text.windows("train")
+    batch = (tokens[:16].clone(), targets[:16].clone())
+    *_, trained = _both_states("2-layer GPT", model, batch, [tokens, targets], 2)
+    yield trained
+
+
+# ------------------------------------------------------------------ scale
+
+
+WIDTHS = {"10 k": (1, 24), "100 k": (2, 64), "1 M": (4, 144), "10 M": (6, 368), "124 M": (0, 0)}
+"""Depth and width of transformers; the last is GPT-2 small from `transformers` with random weights."""
+
+
+def scale() -> dict[str, Any]:
+    """Each size in a process of its own, whose peak memory is that of the probe."""
+    rows = {}
+    for name in WIDTHS:
+        command = [sys.executable, __file__, "--one-size", name]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        rows[name] = json.loads(done.stdout.splitlines()[-1])
+        print(f"scale, {name}: {rows[name]}", flush=True)
+    large = [r for r in rows.values() if r["d"] > 5e5]
+    x = [math.log(r["d"]) for r in large]
+    y = [math.log(r["seconds a product"]) for r in large]
+    slope = statistics.linear_regression(x, y).slope
+    return {"sizes": rows, "exponent from 1 M on": slope}
+
+
+def one_size(name: str) -> dict[str, Any]:
+    """lambda_max of one model on 1 x 64 tokens."""
+    torch.manual_seed(0)
+    depth, width = WIDTHS[name]
+    if depth:
+        model: nn.Module = TransformerConfig(depth=depth, width=width, heads=4).build(100, 64)
+        tokens = torch.randint(100, (1, 65))
+        loss: Any = loss_fn
+    else:
+        from transformers import GPT2Config, GPT2LMHeadModel
+
+        model = GPT2LMHeadModel(GPT2Config())
+        tokens = torch.randint(50257, (1, 65))
+
+        def loss(model: nn.Module, batch: Batch) -> Tensor:
+            return loss_of_output(model(batch[0]).logits, batch[1])
+
+    model.eval()
+    with hessian(Objective(model, loss, [(tokens[:, :-1], tokens[:, 1:])])) as H:
+        started = time.perf_counter()
+        H.matvec([torch.zeros_like(p) for p in H.like])
+        setup = time.perf_counter() - started
+        started = time.perf_counter()
+        found = lanczos(H, ends="top")
+        seconds = time.perf_counter() - started
+    return {
+        "d": sum(p.numel() for p in model.parameters()),
+        "lambda_max": found.top.value,
+        "residual": found.top.error,
+        "converged": found.top.converged,
+        "products": found.num_products,
+        "seconds a product": seconds / found.num_products,
+        "setup seconds": setup,
+        "peak GiB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+    }
+
+
+PARTS: dict[str, Callable[[], dict[str, Any]]] = {
+    "cold": lambda: cold(SEEDS),
+    "certificates": lambda: certificates(CERTIFICATE_SEEDS),
+    "both": lambda: both(5),
+    "warm": warm,
+    "trace": traces,
+    "scale": scale,
+}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--one-size", choices=WIDTHS, help=argparse.SUPPRESS)
+    parser.add_argument("--result", type=Path, default=Path("benchmarks/results/curvature.json"))
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    if arguments.one_size:
+        print(json.dumps(one_size(arguments.one_size)))
+        return 0
+    known = (
+        json.loads(arguments.result.read_text()) if arguments.result.exists() else {"benchmark": "curvature"}
+    )
+    known["machine"] = {
+        "torch": torch.__version__,
+        "cpus": os.cpu_count(),
+        "python": platform.python_version(),
+    }
+    known["peers"] = versions()
+    for part in arguments.parts:
+        known[part] = PARTS[part]()
+        arguments.result.parent.mkdir(parents=True, exist_ok=True)
+        arguments.result.write_text(json.dumps(known, indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
