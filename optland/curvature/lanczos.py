@@ -19,7 +19,7 @@ ends took 0.1 % more products than the bottom alone, and about 25 where the top 
 
 **Stops.** ``stop="residual"`` holds the residual to ``tol``: some eigenvalue lies that near. ``"value"`` takes
 the error of a value for min(r, r^2 / gap), with the gap to the nearest interval of another Ritz value, once r is
-within ten times ``tol``; it saves one to three products. The gap is an estimate, since an eigenvalue may be
+within three times ``tol``; it saves one to three products. The gap is an estimate, since an eigenvalue may be
 unseen: on {10, 9.9, 9.8, 1, ...} such a stop can take 9.8 for the top. ``"sign"`` ends as soon as negative
 curvature is certified, or nothing below -tol ||H|| is left with probability 99 %.
 
@@ -81,7 +81,7 @@ MIN_BASIS = 12
 SPARE = 4
 """Rows that a basis needs beside the wanted pairs."""
 
-VALUE_MARGIN = 10.0
+VALUE_MARGIN = 3.0
 """``stop="value"`` believes r^2 / gap only of residuals up to this many times the tolerance."""
 
 COARSE_SEED = 2**32

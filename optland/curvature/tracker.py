@@ -53,7 +53,7 @@ from typing import Any
 from torch import Tensor
 
 from optland import vectors
-from optland.curvature.lanczos import Ends, lanczos
+from optland.curvature.lanczos import Ends, Stop, lanczos
 from optland.curvature.operators import CurvatureOperator, Method, declared_product_cost
 from optland.curvature.spectrum import Spectrum
 from optland.objective import Objective
@@ -105,6 +105,7 @@ class SpectrumTracker:
         k: Number of pairs at each end.
         ends: Which ends have to converge.
         tol: Wanted error relative to the eigenvalue, as in :func:`~optland.curvature.lanczos.lanczos`.
+        stop: What ends a run, as there.
         audit_every: Probes from one audit to the next.
         admixture: Length of the random part of a warm start.
         max_products: Most products of one run; an audited probe has two runs.
@@ -130,6 +131,7 @@ class SpectrumTracker:
         *,
         ends: Ends = "both",
         tol: float = 1e-2,
+        stop: Stop = "residual",
         audit_every: int = 20,
         admixture: float = 0.03,
         max_products: int = 40,
@@ -139,6 +141,7 @@ class SpectrumTracker:
         if audit_every < 1:
             raise ValueError(f"audit_every={audit_every} must be at least 1; 1 audits every probe")
         self.k, self.ends, self.tol = k, ends, tol
+        self.stop: Stop = stop
         self.audit_every, self.admixture, self.seed = audit_every, admixture, seed
         self.max_products, self.max_basis = max_products, max_basis
         self.num_probes = 0
@@ -180,6 +183,7 @@ class SpectrumTracker:
             self.k,
             ends=self.ends,
             tol=self.tol,
+            stop=self.stop,
             start=None if cold else self._kept,
             admixture=self.admixture,
             max_products=self.max_products,
