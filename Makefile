@@ -23,8 +23,10 @@ lint: $(VENV)/test.stamp
 	$(BIN)/ruff format --check optland recipes tests benchmarks
 	$(BIN)/mypy
 
-bench: $(VENV)/demo.stamp
+bench: $(VENV)/bench.stamp
 	$(BIN)/python benchmarks/demo.py --seeds 1 2 3 4 5 --result benchmarks/results/demo.json
+	$(BIN)/python benchmarks/loop.py
+	$(BIN)/python benchmarks/curvature.py
 	$(BIN)/python benchmarks/readme.py
 
 $(VENV)/bin/python:
@@ -36,10 +38,10 @@ $(VENV)/demo.stamp: pyproject.toml | $(VENV)/bin/python
 	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[recipes]'
 	touch $@
 
-# pip's own --group came late (25.1), so the test tools are read out of pyproject.toml here.
-$(VENV)/test.stamp: $(VENV)/demo.stamp
-	$(BIN)/python -c 'import tomllib; print("\n".join(tomllib.load(open("pyproject.toml", "rb"))["dependency-groups"]["test"]))' > $(VENV)/test.txt
-	$(BIN)/pip install --quiet --disable-pip-version-check -r $(VENV)/test.txt
+# pip's own --group came late (25.1), so the groups are read out of pyproject.toml here.
+$(VENV)/test.stamp $(VENV)/bench.stamp: $(VENV)/%.stamp: $(VENV)/demo.stamp
+	$(BIN)/python -c 'import tomllib; print("\n".join(tomllib.load(open("pyproject.toml", "rb"))["dependency-groups"]["$*"]))' > $(VENV)/$*.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check -r $(VENV)/$*.txt
 	touch $@
 
 clean:
