@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import math
 import statistics
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from optland.config import UserError
 
-__all__ = ["plot_comparison", "plot_grid", "plot_run"]
+if TYPE_CHECKING:
+    from optland.curvature.density import Density
+    from optland.curvature.portrait import Portrait
+    from optland.curvature.spectrum import Spectrum
+    from optland.curvature.trace import Trace
+
+__all__ = ["plot_comparison", "plot_grid", "plot_portrait", "plot_run"]
 
 Row = Mapping[str, Any]
 
@@ -121,6 +128,117 @@ def plot_grid(
     if len(lines) > 1:
         axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize=9)
     figure.savefig(path, dpi=110)
+
+
+def plot_portrait(portrait: Portrait, path: str | Path, *, title: str = "", verdict: str = "") -> None:
+    """Draw the curvature at a point: density with outliers as spikes, extreme eigenvalues, trace by layer, verdict.
+
+    A spike is as high as its kernel would be, so that it and the curve share one unit. What did not converge is hollow.
+
+    Args:
+        portrait: The point.
+        path: Where to write the PNG.
+        title: What was measured, and on what.
+        verdict: Sentences to set below.
+
+    Raises:
+        UserError: matplotlib is not installed.
+    """
+    figure = _figure(12, 9.5)
+    above, below = figure.subfigures(
+        2, 1
+    )  # apart, so that long names of layers leave the upper row its width
+    upper = [["density", "density", "values"]] if portrait.density is not None else [["values"]]
+    axes = above.subplot_mosaic(upper)
+    axes |= below.subplot_mosaic([["layers", "text"]], width_ratios=[1.6, 1])
+    if portrait.density is not None:
+        _density(axes["density"], portrait.density)
+    _extremes(axes["values"], portrait.spectrum)
+    _layers(axes["layers"], portrait.trace)
+    axes["text"].axis("off")
+    long = len(verdict) > _LETTERS_OF_VERDICT
+    axes["text"].text(0.0, 1.0, textwrap.fill(verdict, 66 if long else 52), va="top", fontsize=8 if long else 10,
+                      transform=axes["text"].transAxes)  # fmt: skip
+    figure.suptitle(title)
+    figure.savefig(path, dpi=110)
+
+
+_LETTERS_OF_VERDICT = 1100  # more than this would run out of the figure
+
+_FAR = 3.0  # outliers beyond this many widths of the bulk would squeeze it into a line
+
+
+def _density(axis: Any, density: Density) -> None:
+    """The smoothed bulk with its error, and every outlier by itself."""
+    curve, outliers = density.curve(), density.outliers
+    peak = float(curve.value.max(initial=0.0))
+    heights = [spike.mass.value / (curve.sigma * math.sqrt(2 * math.pi)) for spike in outliers]
+    shown = [height for height in [peak, *heights] if height > 0 and math.isfinite(height)]
+    bottom = min([height / 10 for height in shown] + [1e-4 * peak or 1e-4])
+    axis.semilogy(curve.grid, curve.value.clip(bottom / 10), color=_COLOURS["blue"], label="bulk")
+    low, high = (curve.value - curve.error).clip(bottom / 10), (curve.value + curve.error).clip(bottom / 10)
+    axis.fill_between(
+        curve.grid, low, high, color=_COLOURS["blue"], alpha=0.2, linewidth=0, label="standard error"
+    )
+    places = [spike.value.value for spike in outliers]
+    axis.vlines(places, bottom, heights, color=_COLOURS["red"], linewidth=1)
+    axis.plot(places, heights, "o", color=_COLOURS["red"], markersize=4, label="outliers" if places else None)
+    axis.axvline(0.0, color=_COLOURS["grey"], linewidth=0.8, linestyle=":")
+    axis.set_ylim(bottom, 3 * max(shown, default=1.0))
+    bulk = float(abs(curve.grid).max(initial=0.0))
+    if places and max(map(abs, places)) > _FAR * bulk > 0:
+        axis.set_xscale("symlog", linthresh=bulk, linscale=2)
+        axis.set_xlim(1.3 * min(curve.grid[0], *places), 1.3 * max(curve.grid[-1], *places))
+        axis.xaxis.set_major_formatter("{x:g}")
+    axis.set_xlabel(f"eigenvalue{', logarithmic beyond the bulk' if axis.get_xscale() == 'symlog' else ''}")
+    axis.set_ylabel("density")
+    axis.set_title(f"density of {density.d} eigenvalues", fontsize=10)
+    axis.legend(frameon=False, fontsize=9)
+    axis.grid(alpha=0.25)
+
+
+def _extremes(axis: Any, spectrum: Spectrum) -> None:
+    """The eigenvalues at both ends with their residuals, largest on the left."""
+    for place, value in enumerate(spectrum.values):
+        face = _COLOURS["blue"] if value.converged else "none"
+        bar = value.error if math.isfinite(value.error) else 0.0
+        axis.errorbar([place], [value.value], yerr=bar, fmt="o", color=_COLOURS["blue"], markerfacecolor=face,
+                      markersize=7, capsize=3)  # fmt: skip
+        axis.annotate(f"{value.value:.3g}", (place, value.value + bar), xytext=(0, 7),
+                      textcoords="offset points", ha="center", fontsize=8)  # fmt: skip
+    count, top = len(spectrum.values), spectrum.num_top
+    names = [f"top {i + 1}" if i < top else f"low {count - i}" for i in range(count)]
+    axis.set_xticks(range(count), names, rotation=45 if count > 4 else 0, fontsize=9)
+    axis.set_xlim(-0.6, count - 0.4)
+    axis.margins(y=0.18)
+    axis.axhline(0.0, color=_COLOURS["grey"], linewidth=0.8, linestyle=":")
+    axis.set_title("extreme eigenvalues, bar: residual", fontsize=10)
+    axis.set_xlabel("" if spectrum.converged else "hollow: NOT CONVERGED")
+    axis.grid(alpha=0.25)
+
+
+_LAYERS_SHOWN = 24  # more bars than this cannot be read
+
+
+def _layers(axis: Any, trace: Trace) -> None:
+    """The trace of every layer with its standard error, in the model's order; of many, those of the largest trace."""
+    largest = sorted(trace.per_layer, key=lambda name: -abs(trace.per_layer[name].value))[:_LAYERS_SHOWN]
+    names = [name for name in trace.per_layer if name in largest]
+    parts = [trace.per_layer[name] for name in names]
+    errors = [part.error if math.isfinite(part.error) else 0.0 for part in parts]
+    faces = [_COLOURS["green"] if part.converged else "none" for part in parts]
+    axis.barh(range(len(names)), [part.value for part in parts], xerr=errors, color=faces, capsize=3,
+              edgecolor=_COLOURS["green"], ecolor=_COLOURS["grey"])  # fmt: skip
+    axis.set_yticks(range(len(names)), [name if len(name) < 44 else f"...{name[-40:]}" for name in names],
+                    fontsize=8)  # fmt: skip
+    axis.invert_yaxis()
+    axis.axvline(0.0, color=_COLOURS["grey"], linewidth=0.8, linestyle=":")
+    total, left = trace.total, len(trace.per_layer) - len(names)
+    state = "" if total.converged else ", NOT CONVERGED"
+    axis.set_title(f"trace by layer, in all {total.value:.4g} ± {total.error:.2g}{state}", fontsize=10)
+    rest = f"; {left} smaller ones left out" if left else ""
+    axis.set_xlabel(f"trace (hollow: not known to a tenth{rest})")
+    axis.grid(alpha=0.25, axis="x")
 
 
 def _grid_line(

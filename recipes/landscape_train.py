@@ -22,6 +22,7 @@ from optland.train import (
     Checkpoint,
     DataConfig,
     History,
+    ImageData,
     ModelConfig,
     Pilot,
     RunFolder,
@@ -64,13 +65,18 @@ def loss_fn(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
     return F.cross_entropy(model(x), y)
 
 
+def build(config: Config, device: str) -> tuple[nn.Module, ImageData]:
+    """The model, freshly initialised, and its data: for ``main``, and for ``optland probe`` after it."""
+    data = load_data(config.data).to(device)
+    return build_model(config.model, data.image_shape, data.num_classes).to(device), data
+
+
 def main(config: Config, *, resume: bool = False) -> int:
     """Train, log, draw and summarise one run."""
     torch.set_num_threads(config.threads)
     seed_everything(config.seed)
     device = "cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu"
-    data = load_data(config.data).to(device)
-    model = build_model(config.model, data.image_shape, data.num_classes).to(device)
+    model, data = build(config, device)
     net = config.precision.prepare(model)
     optimizer = config.optimizer.build(net)
     precision = config.precision.build(optimizer, device)
@@ -121,6 +127,7 @@ def main(config: Config, *, resume: bool = False) -> int:
                 checkpoint.save(pilot.step)
                 stop.leave()
 
+        checkpoint.save(pilot.step)
         plot_run(run.rows(), run.events(), run.path / "curves.png")
         run.log.image("summary/curves", run.path / "curves.png")
         run.finish(summarise(pilot, history, run.rows(), run.events()))

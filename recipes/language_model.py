@@ -29,7 +29,7 @@ from optland.train import (
 from optland.train.interrupt import GracefulStop
 from optland.train.schedule import schedule_by_name
 from optland.train.settings import RunConfig
-from optland.train.text import TextConfig, TextHistory, load_text, summarise_text
+from optland.train.text import TextConfig, TextData, TextHistory, load_text, summarise_text
 from optland.train.transformer import TransformerConfig
 
 
@@ -56,13 +56,18 @@ def loss_fn(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
     return F.cross_entropy(model(x).flatten(0, 1), y.flatten())
 
 
+def build(config: Config, device: str) -> tuple[nn.Module, TextData]:
+    """The model, freshly initialised, and its text: for ``main``, and for ``optland probe`` after it."""
+    data = load_text(config.data).to(device)
+    return config.model.build(data.vocabulary, data.context).to(device), data
+
+
 def main(config: Config, *, resume: bool = False) -> int:
     """Train, log, draw and summarise one run."""
     torch.set_num_threads(config.threads)
     seed_everything(config.seed)
     device = "cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu"
-    data = load_text(config.data).to(device)
-    model = config.model.build(data.vocabulary, data.context).to(device)
+    model, data = build(config, device)
     net = config.precision.prepare(model)
     optimizer = config.optimizer.build(net)
     precision = config.precision.build(optimizer, device)
@@ -110,6 +115,7 @@ def main(config: Config, *, resume: bool = False) -> int:
                 checkpoint.save(pilot.step)
                 stop.leave()
 
+        checkpoint.save(pilot.step)
         plot_run(run.rows(), run.events(), run.path / "curves.png")
         run.log.image("summary/curves", run.path / "curves.png")
         run.finish(summarise_text(pilot, history, data, run.rows(), run.events()))

@@ -15,6 +15,8 @@ from typing import Any, NoReturn
 
 from optland import __version__
 from optland.cli.copying import copy_recipe
+from optland.cli.probe_options import EXAMPLES as _PROBE_EXAMPLES
+from optland.cli.probe_options import OPTIONS, add_probe_arguments
 from optland.cli.recipes import ROOT_VARIABLE, Recipe, all_recipes, find_recipe, first_comment, roots
 from optland.cli.terminal import DONE, INTERRUPTED, REFUSED, STOPPED, complain, say
 from optland.config import UserError, did_you_mean, load, redact_item, to_yaml
@@ -31,6 +33,7 @@ _EXAMPLES = f"""examples:
   optland validate landscape_train digits epochs=3
   optland cp landscape_train digits my_experiment
   optland run my_experiment/landscape_train.py my_experiment/digits.yaml
+  optland probe runs/landscape_train/digits
 
 Recipes of your own: set {ROOT_VARIABLE} to a folder that holds recipes/ and configs/.
 """
@@ -63,7 +66,7 @@ _CP_EXAMPLES = """examples:
   optland cp landscape_train digits my_experiment/mine.py
 """
 
-_COMMANDS = ["ls", "run", "validate", "cp"]
+_COMMANDS = ["ls", "run", "validate", "cp", "probe"]
 _OPTIONS = ["--resume", "--validate", "--dry-run", "--grid", "--seeds", "--workers", "--help"]
 
 
@@ -97,6 +100,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         elif arguments.command == "cp":
             _no_more(extra, "optland cp RECIPE [CONFIG] DEST")
             copy_recipe(find_recipe(arguments.recipe), arguments.config, arguments.destination)
+        elif arguments.command == "probe":
+            _no_more(extra, "optland probe RUN [--options]", [*OPTIONS, "--help"])
+            from optland.cli.probe import probe  # PyTorch, which the other commands do not need
+
+            return probe(arguments)
         else:
             return _run(arguments, _overrides(arguments, extra))
     except UserError as error:
@@ -180,6 +188,8 @@ def _parser() -> argparse.ArgumentParser:
         commands, "validate", "check a config and print it in full, without running", _VALIDATE_EXAMPLES
     )
     copy = _command(commands, "cp", "copy a recipe and its configs, to be edited", _CP_EXAMPLES)
+    probe = _command(commands, "probe", "measure the landscape around a trained run", _PROBE_EXAMPLES)
+    add_probe_arguments(probe)
     for command in (run, validate):
         command.add_argument("recipe", metavar="RECIPE", help="a name from `optland ls`, or a script")
         _add_config(command)
@@ -231,10 +241,10 @@ def _overrides(arguments: argparse.Namespace, extra: Sequence[str]) -> list[str]
     return [*arguments.overrides, *extra]
 
 
-def _no_more(extra: Sequence[str], usage: str) -> None:
+def _no_more(extra: Sequence[str], usage: str, options: Sequence[str] = _OPTIONS) -> None:
     for item in extra:
         if item.startswith("-"):
-            raise UserError(_unknown_option(item))
+            raise UserError(_unknown_option(item, options))
         raise UserError(f"'{item}' is one argument too many. Write: {usage}")
 
 
@@ -274,12 +284,12 @@ def _meant(message: str) -> str:
     return did_you_mean(written.group(1), _COMMANDS) if written else ""
 
 
-def _unknown_option(option: str) -> str:
+def _unknown_option(option: str, options: Sequence[str] = _OPTIONS) -> str:
     name = option.lstrip("-")
-    known = option.partition("=")[0] in _OPTIONS
+    known = option.partition("=")[0] in options
     if "=" in name and not known:
         return f"unknown option {option}. Config values are written without dashes: {name}"
-    return f"unknown option {option}.{did_you_mean(option, _OPTIONS)} See --help"
+    return f"unknown option {option}.{did_you_mean(option, options)} See --help"
 
 
 def _refuse(error: UserError) -> int:

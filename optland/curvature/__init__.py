@@ -9,8 +9,9 @@ whole spectrum      :func:`trace`, :func:`trace_per_layer`, :func:`diagonal`, :f
                     :func:`spectral_summary`
 lines               :func:`critical_step`, :func:`curvature_along`, :func:`ceiling`, :func:`batch_sharpness`
 noise               :func:`gradient_noise`, :func:`noise_scale`, :func:`per_sample_gradients`
-stability           :func:`stability_threshold`, :func:`stability_ratio`
+stability           :func:`stability_threshold`, :func:`stability_ratio`, :func:`stable_rate`
 critical points     :func:`classify`, :func:`find_critical_points`, :func:`certify` on independent batches
+all of it           :func:`portrait`
 ==================  ===============================================================================================
 
 Each probe has a ``declared_cost`` in gradient evaluations beside it, known before it runs: import it from the probe's
@@ -41,6 +42,7 @@ from optland.curvature.linear_operator import CurvatureOperator, OperatorCheck
 from optland.curvature.noise_scale import NoiseScale, noise_scale
 from optland.curvature.operators import hessian
 from optland.curvature.per_sample import PerSample, per_sample_gradients
+from optland.curvature.portrait import Portrait, portrait
 from optland.curvature.power import PowerIteration, power_iteration
 from optland.curvature.preconditioner import preconditioner
 from optland.curvature.products import HVP_GE
@@ -49,6 +51,7 @@ from optland.curvature.spectral_summary import SpectralSummary, spectral_summary
 from optland.curvature.spectrum import Spectrum
 from optland.curvature.spikes import Spike
 from optland.curvature.stability import StabilityRatio, stability_ratio
+from optland.curvature.stable_rate import StableRate, stable_rate
 from optland.curvature.thresholds import Threshold, stability_threshold
 from optland.curvature.trace import Trace, frobenius, trace, trace_per_layer
 from optland.curvature.tracker import SpectrumTracker, Tracked
@@ -78,12 +81,14 @@ __all__ = [
     "NoiseScale",
     "OperatorCheck",
     "PerSample",
+    "Portrait",
     "PowerIteration",
     "SpectralSummary",
     "Spectrum",
     "SpectrumTracker",
     "Spike",
     "StabilityRatio",
+    "StableRate",
     "Threshold",
     "Trace",
     "Tracked",
@@ -111,6 +116,7 @@ __all__ = [
     "per_layer",
     "per_sample_gradients",
     "pooled",
+    "portrait",
     "power_iteration",
     "preconditioned",
     "preconditioner",
@@ -118,6 +124,7 @@ __all__ = [
     "spectral_summary",
     "stability_ratio",
     "stability_threshold",
+    "stable_rate",
     "starts_around",
     "subset",
     "to_scipy",

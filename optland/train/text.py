@@ -31,6 +31,7 @@ from torch.nn import functional as F
 from optland.config import UserError
 from optland.context import preserve_modes, set_modes
 from optland.control import advise
+from optland.train.data.splits import random_draw
 from optland.train.pilot import Pilot
 
 __all__ = ["TextConfig", "TextData", "TextHistory", "evaluate_text", "load_text", "summarise_text"]
@@ -110,6 +111,24 @@ class TextData:
         pieces = tokens.unfold(0, self.context + 1, self.context)
         return pieces[:, :-1], pieces[:, 1:]
 
+    def size(self, split: Literal["train", "val", "test"]) -> int:
+        """Number of windows of a split."""
+        return len(self.windows(split)[0])
+
+    def sample(
+        self, split: Literal["train", "val", "test"], num: int, seed: int = 0
+    ) -> tuple[Tensor, Tensor]:
+        """Windows of a split, drawn at random without replacement: inputs and targets, each ``(num, context)``.
+
+        Args:
+            split: Which split.
+            num: How many; all of them, in reading order, where there are no more.
+            seed: Seed of the draw.
+        """
+        x, y = self.windows(split)
+        chosen = random_draw(len(x), num, seed).to(x.device)
+        return x[chosen], y[chosen]
+
     def decode(self, tokens: Tensor) -> str:
         """The text of some tokens."""
         if self.alphabet is None:
@@ -148,8 +167,8 @@ def load_text(config: TextConfig) -> TextData:
     for name, tokens in zip(("training", "validation", "test"), numbered, strict=True):
         if len(tokens) <= config.context:
             raise UserError(
-                f"data.paths: the {name} text has {len(tokens)} tokens, a window with its targets needs "
-                f"{config.context + 1}; give more text, or a smaller data.context"
+                f"data.paths: the {name} text of {_named(config.paths)} has {len(tokens)} tokens, a window with its "
+                f"targets needs {config.context + 1}; give more text, or a data.context below {len(tokens)}"
             )
     train, val, test = (torch.from_numpy(tokens.astype(np.int64)) for tokens in numbered)
     return TextData(alphabet, config.context, train, val, test)

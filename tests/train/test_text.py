@@ -178,7 +178,10 @@ def test_what_is_no_text_is_named_with_its_fix(tmp_path: Path) -> None:
         ("zero", r"a\.txt is not text, it holds a zero byte; leave it out.*data\.tokens=bytes"),
         ("latin", r"a\.txt is not UTF-8 text \(byte 2\).*data\.tokens=bytes"),
         ("empty", r"empty; give files with some text"),
-        ("small", r"validation text has 5 tokens, a window with its targets needs 33.*smaller data\.context"),
+        (
+            "small",
+            r"validation text of .* has 5 tokens, a window with its targets needs 33.*data\.context below 5",
+        ),
         ("hollow", r"there is no file at .*hollow; give a file, a folder or a pattern"),
         ("missing/*.txt", r"there is no file at .*missing"),
     ):

@@ -7,11 +7,13 @@ the small sets of real numbers are standardised once, on loading. :meth:`ImageDa
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from optland.train.data.splits import random_draw
 
 __all__ = ["CROP_PADDING", "ImageData", "crop_and_flip"]
 
@@ -90,6 +92,24 @@ class ImageData:
                 )
             x = crop_and_flip(x, generator, padding=CROP_PADDING if self.crop else 0, flip=self.flip)
         return self.normalise(x), y
+
+    def size(self, split: Literal["train", "val", "test"]) -> int:
+        """Number of samples of a split."""
+        return len(getattr(self, f"{split}_y"))
+
+    def sample(
+        self, split: Literal["train", "val", "test"], num: int, seed: int = 0
+    ) -> tuple[Tensor, Tensor]:
+        """Images of a split, drawn at random without replacement, as the model takes them, and their labels.
+
+        Args:
+            split: Which split; its labels are those that a run sees, noisy ones included. Nothing is augmented.
+            num: How many; all of them, in their order, where there are no more.
+            seed: Seed of the draw.
+        """
+        chosen = random_draw(self.size(split), num, seed).to(self.train_y.device)
+        x, y = getattr(self, f"{split}_x"), getattr(self, f"{split}_y")
+        return self.normalise(x[chosen]), y[chosen]
 
     def to(self, device: torch.device | str) -> ImageData:
         """The same data on ``device``."""

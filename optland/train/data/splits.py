@@ -1,11 +1,11 @@
-"""Stratified splits and label noise, each a function of its own seed."""
+"""Stratified splits, draws without replacement and label noise, each a function of its own seed."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-__all__ = ["add_label_noise", "stratified_split"]
+__all__ = ["add_label_noise", "random_draw", "stratified_split"]
 
 
 def stratified_split(labels: Tensor, sizes: tuple[int, ...], seed: int) -> list[Tensor]:
@@ -36,3 +36,19 @@ def add_label_noise(labels: Tensor, share: float, num_classes: int, seed: int) -
     redrawn[torch.randperm(len(labels), generator=generator)[: round(share * len(labels))]] = True
     random = torch.randint(num_classes, labels.shape, generator=generator)
     return torch.where(redrawn, random, labels), redrawn
+
+
+def random_draw(size: int, num: int, seed: int) -> Tensor:
+    """Indices of ``num`` of ``size`` samples, drawn without replacement and in ascending order; all where no more.
+
+    Raises:
+        ValueError: ``num`` is below 1.
+
+    Example:
+        >>> random_draw(3, 5, seed=0).tolist(), len(set(random_draw(1000, 20, seed=0).tolist()))
+        ([0, 1, 2], 20)
+    """
+    if num < 1:
+        raise ValueError(f"{num} samples are none; draw at least 1")
+    order = torch.randperm(size, generator=torch.Generator().manual_seed(seed))
+    return torch.sort(order[:num]).values

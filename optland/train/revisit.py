@@ -1,0 +1,285 @@
+"""Back to a trained run: its weights, its optimizer, the learning rates it used, and a sample of its data to probe.
+
+Which weights: those that the run was evaluated with, the average where it kept one; the stability of training is that
+of the weights that the optimizer steps, which are then others. Which learning rate: under a schedule that decays, the
+last one is next to 0 and says nothing, so the median and the peak of the logged ones stand beside it.
+
+Nothing of the run is changed; a checkpoint that was damaged gives way to the one before it.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import statistics
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from optland.batches import num_samples, split
+from optland.config import UserError, did_you_mean
+from optland.log import read_jsonl
+from optland.objective import LossFn, Objective
+from optland.train.checkpoint import CheckpointError, load_checkpoint
+
+__all__ = [
+    "ProbeData",
+    "Split",
+    "TrainedRun",
+    "disagreement",
+    "find_checkpoint",
+    "probe_objective",
+    "revisit",
+]
+
+CHECKPOINT = "checkpoint.pt"
+
+Split = Literal["train", "val", "test"]
+
+SPLITS = {"train": "training", "val": "validation", "test": "test"}
+
+SAME_LOSS = 1e-3
+"""Relative difference up to which two losses on the same data are the same: machines and batch sizes round apart."""
+
+
+class ProbeData(Protocol):
+    """Data that a run can be probed on: :class:`ImageData`, :class:`TextData`, or a recipe's own."""
+
+    def size(self, split: Split) -> int:
+        """Number of samples of a split."""
+
+    def sample(self, split: Split, num: int, seed: int = 0) -> Any:
+        """A batch of random samples of a split, as ``loss_fn`` takes it; all of them where there are no more."""
+
+
+@dataclass(frozen=True)
+class TrainedRun:
+    """A run as its checkpoint left it.
+
+    Attributes:
+        folder: Where the checkpoint lies.
+        step: Optimizer steps it was taken after.
+        model: The weights of the last step, which ``optimizer`` holds.
+        evaluated: The weights that the run was evaluated with: ``model``, or a copy with the averaged ones.
+        optimizer: The optimizer with its state; None where it could not be had.
+        rates: Logged learning rates up to ``step``: ``last``, ``median`` and ``peak``; empty without a log.
+        val_loss: Validation loss that the run logged at ``step``; None where it logged none there.
+        notes: Sentences about what is not as it should be.
+    """
+
+    folder: Path
+    step: int
+    model: nn.Module
+    evaluated: nn.Module
+    optimizer: Optimizer | None
+    rates: dict[str, float]
+    val_loss: float | None
+    notes: tuple[str, ...]
+
+    @property
+    def averaged(self) -> bool:
+        """Whether the run was evaluated with an average of its weights."""
+        return self.evaluated is not self.model
+
+
+def find_checkpoint(path: Path) -> Path:
+    """The checkpoint of a run folder, or the file itself.
+
+    Raises:
+        UserError: There is nothing of that name, or a folder without a checkpoint.
+    """
+    if path.is_file():
+        return path
+    if not path.is_dir():
+        here = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
+        raise UserError(
+            f"{path}: there is no such run folder or checkpoint.{did_you_mean(path.name, here)} "
+            "Name the folder that a run printed at its end, for example runs/landscape_train/digits"
+        )
+    checkpoint = path / CHECKPOINT
+    if checkpoint.exists() or next(path.glob(f"{CHECKPOINT}.previous*"), None) is not None:
+        return checkpoint
+    inside = sorted({str(file.parent) for file in path.glob(f"*/**/{CHECKPOINT}")})
+    if inside:
+        raise UserError(f"{path} is no run folder, but holds some: name one of them, such as {inside[0]}")
+    what = "its run has saved none" if (path / "config.yaml").exists() else "it is no run folder"
+    raise UserError(
+        f"{path}: there is no {CHECKPOINT} ({what}); name the folder of a run, or a checkpoint file"
+    )
+
+
+def revisit(checkpoint: Path, model: nn.Module, optimizer: Optimizer | None = None) -> TrainedRun:
+    """Load a checkpoint into a model and optimizer as the run built them.
+
+    Args:
+        checkpoint: The file; where it is damaged, the one before it is taken, and ``notes`` say so.
+        model: A freshly built model; its weights are overwritten.
+        optimizer: A freshly built optimizer on ``model``; its state is overwritten.
+
+    Returns:
+        A :class:`TrainedRun`.
+
+    Raises:
+        UserError: No checkpoint that can be read, one of another model, or weights that are not finite.
+    """
+    saved, notes = _load(checkpoint)
+    parts, step = saved["parts"], int(saved["step"])
+    _fill(model, parts["model"], checkpoint)
+    evaluated = model
+    if "ema" in parts:
+        evaluated = copy.deepcopy(model)
+        averaged = parts["ema"]["average"]
+        _fill(
+            evaluated,
+            {k.removeprefix("module."): v for k, v in averaged.items() if k != "n_averaged"},
+            checkpoint,
+        )
+    _require_finite(evaluated, step)
+    if optimizer is not None:
+        try:
+            optimizer.load_state_dict(parts["optimizer"])
+        except (KeyError, ValueError) as error:
+            optimizer = None
+            notes.append(
+                f"The optimizer's state could not be loaded ({error}), so there is no stability ratio."
+            )
+    rows = _rows(checkpoint.parent, step, notes)
+    notes += _not_the_end(checkpoint.parent, step)
+    val = [row["val/loss"] for row in rows if row.get("val/loss") is not None and row["step"] == step]
+    return TrainedRun(
+        checkpoint.parent, step, model, evaluated, optimizer, _rates(rows), val[-1] if val else None, tuple(notes)
+    )  # fmt: skip
+
+
+def probe_objective(
+    model: nn.Module,
+    loss_fn: LossFn,
+    data: ProbeData,
+    *,
+    split_name: Split,
+    num: int,
+    seed: int,
+    batch_size: int,
+) -> Objective:
+    """The loss on random samples of a split, without augmentation and in evaluation mode.
+
+    Args:
+        model: The model.
+        loss_fn: The run's loss.
+        data: The run's data.
+        split_name: Which split.
+        num: Samples; all where there are no more.
+        seed: Seed of the draw.
+        batch_size: Samples at a time; memory alone depends on it.
+
+    Example:
+        >>> from optland.train.data import DataConfig, load_data
+        >>> data = load_data(DataConfig("teacher", num_samples=100))
+        >>> net = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+        >>> mean_loss = lambda net, batch: nn.functional.cross_entropy(net(batch[0]), batch[1])
+        >>> L = probe_objective(net, mean_loss, data, split_name="train", num=30, seed=0, batch_size=8)
+        >>> L.data, len(L.batches), L.mode
+        ('30 of 70 training samples', 4, 'eval')
+    """
+    total = data.size(split_name)
+    batch = data.sample(split_name, num, seed)
+    count = num_samples(batch)
+    which = f"all {count}" if count == total else f"{count} of {total}"
+    pieces = split(batch, math.ceil(count / batch_size))
+    return Objective(model, loss_fn, pieces, data=f"{which} {SPLITS[split_name]} samples", seed=seed)
+
+
+def disagreement(run: TrainedRun, loss_fn: LossFn, data: ProbeData, batch_size: int) -> str:
+    """Whether recipe, data and weights give the validation loss that the run logged; a sentence where they do not.
+
+    The proof that what is probed is what was trained: a recipe that was edited, or data that changed, show here. Costs
+    a forward pass over the validation split, and nothing where the run logged no loss at the checkpoint's step.
+    """
+    if run.val_loss is None or not math.isfinite(run.val_loss):
+        return ""
+    num = data.size("val")
+    objective = probe_objective(
+        run.evaluated, loss_fn, data, split_name="val", num=num, seed=0, batch_size=batch_size
+    )
+    found = objective.value()
+    if abs(found - run.val_loss) <= SAME_LOSS * max(abs(run.val_loss), SAME_LOSS):
+        return ""
+    return (
+        f"The validation loss is {found:.6g}, but the run logged {run.val_loss:.6g} at this step: the recipe or the "
+        "data are not those of the run, or it logged another loss."
+    )
+
+
+def _load(checkpoint: Path) -> tuple[dict[str, Any], list[str]]:
+    """The newest usable state, and why it is not the newest file's."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        saved = load_checkpoint(checkpoint, _accept)
+    notes = [f"{str(warning.message)[0].upper()}{str(warning.message)[1:]}." for warning in caught]
+    if not checkpoint.exists():
+        notes.append(f"{checkpoint.name} is missing; the one before it was used.")
+    return saved, notes
+
+
+def _accept(saved: Mapping[str, Any]) -> None:
+    if not {"step", "parts"} <= set(saved):
+        raise CheckpointError("it is not the checkpoint of a run: step or parts are missing")
+    if "model" not in saved["parts"]:
+        raise CheckpointError(
+            f"it holds {sorted(saved['parts'])} and no 'model'; save the weights under that name"
+        )
+
+
+def _fill(model: nn.Module, state: Mapping[str, Any], checkpoint: Path) -> None:
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        lines = [line.strip() for line in str(error).splitlines()[1:]]
+        raise UserError(
+            f"{checkpoint}: its weights do not fit the model that the recipe builds from this config "
+            f"({lines[0] if lines else error}); name the recipe and the config that the run was started with"
+        ) from error
+
+
+def _require_finite(model: nn.Module, step: int) -> None:
+    for name, p in model.named_parameters():
+        bad = int((~torch.isfinite(p)).sum())
+        if bad:
+            raise UserError(
+                f"{bad} of {p.numel()} values of {name!r} are not finite after step {step}: the run has diverged, and "
+                "there is no curvature to measure; probe an earlier checkpoint, such as checkpoint.pt.previous"
+            )
+
+
+def _rows(folder: Path, step: int, notes: list[str]) -> list[dict[str, Any]]:
+    """The logged rows up to the checkpoint."""
+    try:
+        rows = read_jsonl(folder / "log.jsonl", kind="row")
+    except (ValueError, KeyError) as error:
+        notes.append(f"log.jsonl cannot be read ({error}), so the run's learning rates are not known.")
+        return []
+    return [row for row in rows if row["step"] <= step]
+
+
+def _not_the_end(folder: Path, step: int) -> list[str]:
+    """A finished run whose last checkpoint is not of its last step."""
+    try:
+        end = json.loads((folder / "summary.json").read_text(encoding="utf-8"))["train/steps"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+    if end == step:
+        return []
+    return [f"The run went on to step {end}: these are not its final weights, but the last that were saved."]
+
+
+def _rates(rows: list[dict[str, Any]]) -> dict[str, float]:
+    logged = [float(row["lr/applied"]) for row in rows if row.get("lr/applied") is not None]
+    used = [rate for rate in logged if math.isfinite(rate) and rate >= 0]
+    return {"last": used[-1], "median": statistics.median(used), "peak": max(used)} if used else {}
