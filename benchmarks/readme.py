@@ -43,7 +43,32 @@ def demo_table(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-TABLES = {"demo": demo_table}
+def curvature_table(result: dict[str, Any]) -> str:
+    """Time to the largest eigenvalue within 1 %, ours and the peers'."""
+    peers = list(result["peers"])
+    lines = [
+        "| net | weights | optland, s | " + " | ".join(f"{p}, s" for p in peers) + " |",
+        "|---|---:|---:|" + "---:|" * len(peers),
+    ]
+    for name, case in result["cold"]["cases"].items():
+        cells = [_seconds(case["tools"][tool]) for tool in ("ours", *peers)]
+        lines.append(f"| {name} | {case['d']:,} | " + " | ".join(cells) + " |")
+    cold = result["cold"]
+    lines += [
+        "",
+        f"Geometric mean of optland over the fastest peer: {cold['geometric mean']:.2f}, largest "
+        f"{cold['largest']:.2f}. Median of {cold['seeds']} seeds; of each peer the fastest setting that is within "
+        f"1 % for every seed. {', '.join(f'{k} {v}' for k, v in result['peers'].items())}; "
+        f"torch {result['machine']['torch']}, one CPU thread.",
+    ]
+    return "\n".join(lines)
+
+
+def _seconds(row: dict[str, Any]) -> str:
+    return "missed" if row["seconds"] is None else f"{row['seconds']:.2f}"
+
+
+TABLES = {"demo": demo_table, "curvature": curvature_table}
 
 
 def filled(text: str) -> str:
