@@ -390,7 +390,7 @@ def _follow(
     model: nn.Module, batch: Batch, data: list[Tensor], rule: str, steps: int, every: int
 ) -> dict[str, Any]:
     """Train for some steps, and look with the tracker and with a cold run every so many."""
-    tracker = SpectrumTracker(ends="top")
+    tracker = SpectrumTracker(ends="top", stop="value")
     products, cold_products, errors = [], [], []
 
     def look() -> None:
