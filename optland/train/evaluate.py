@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from optland.context import preserve_modes, set_modes
 from optland.train.data import ImageData
 
-__all__ = ["History", "evaluate"]
+__all__ = ["History", "Records", "evaluate"]
 
 
 @torch.no_grad()
@@ -44,11 +44,28 @@ def evaluate(
     return {"loss": loss / len(y), "acc": 100.0 * correct / len(y)}
 
 
-class History:
-    """Evaluations in order; the best is the one of highest validation accuracy, ties going to the lower loss."""
+class Records:
+    """Evaluations in order: what the histories of images and of text have in common."""
 
     def __init__(self) -> None:
         self.records: list[dict[str, float]] = []
+
+    @property
+    def last(self) -> dict[str, float]:
+        """The latest evaluation."""
+        return self.records[-1]
+
+    def state_dict(self) -> dict[str, Any]:
+        """The records."""
+        return {"records": [dict(r) for r in self.records]}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue where :meth:`state_dict` was taken."""
+        self.records = [dict(r) for r in state["records"]]
+
+
+class History(Records):
+    """Evaluations in order; the best is the one of highest validation accuracy, ties going to the lower loss."""
 
     def measure(self, model: nn.Module, data: ImageData, epoch: int) -> dict[str, float]:
         """Evaluate on the validation and test splits; returns a row of the metric vocabulary."""
@@ -60,19 +77,6 @@ class History:
         return row
 
     @property
-    def last(self) -> dict[str, float]:
-        """The latest evaluation."""
-        return self.records[-1]
-
-    @property
     def best(self) -> dict[str, float]:
         """The evaluation that early stopping on the validation split would have kept."""
         return max(self.records, key=lambda r: (r["val/acc"], -r["val/loss"]))
-
-    def state_dict(self) -> dict[str, Any]:
-        """The records."""
-        return {"records": [dict(r) for r in self.records]}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue where :meth:`state_dict` was taken."""
-        self.records = [dict(r) for r in state["records"]]

@@ -9,7 +9,7 @@ from optland.control import advise
 from optland.train.evaluate import History
 from optland.train.pilot import Pilot
 
-__all__ = ["summarise"]
+__all__ = ["summarise", "what_it_took"]
 
 
 def summarise(
@@ -30,6 +30,21 @@ def summarise(
         "epoch best by validation": int(best["epoch"]),
         "val/acc last epoch": last["val/acc"],
         "val/acc best": best["val/acc"],
+        **what_it_took(pilot, rows, events),
+    }
+
+
+def what_it_took(
+    pilot: Pilot, rows: Sequence[Mapping[str, Any]], events: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
+    """The part of a closing table that every kind of run has: steps, cost, decisions, advice.
+
+    Args:
+        pilot: The run's pilot.
+        rows: Its logged rows.
+        events: Its logged decisions.
+    """
+    return {
         "train/steps": pilot.step,
         "train/seconds": pilot.seconds,
         "budget/ge": pilot.budget.train_ge + pilot.budget.probe_ge,

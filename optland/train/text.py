@@ -30,9 +30,10 @@ from torch.nn import functional as F
 
 from optland.config import UserError
 from optland.context import preserve_modes, set_modes
-from optland.control import advise
 from optland.train.data.splits import random_draw
+from optland.train.evaluate import Records
 from optland.train.pilot import Pilot
+from optland.train.summary import what_it_took
 
 __all__ = ["TextConfig", "TextData", "TextHistory", "evaluate_text", "load_text", "summarise_text"]
 
@@ -280,11 +281,8 @@ def evaluate_text(model: nn.Module, windows: tuple[Tensor, Tensor], batch_size: 
     return {"loss": loss, "bpc": loss / math.log(2), "perplexity": math.exp(min(loss, 700.0))}
 
 
-class TextHistory:
+class TextHistory(Records):
     """Evaluations in order; the best is the one of lowest validation loss."""
-
-    def __init__(self) -> None:
-        self.records: list[dict[str, float]] = []
 
     def measure(self, model: nn.Module, data: TextData, epoch: int) -> dict[str, float]:
         """Evaluate on the validation and test text; returns a row of the metric vocabulary."""
@@ -296,22 +294,9 @@ class TextHistory:
         return row
 
     @property
-    def last(self) -> dict[str, float]:
-        """The latest evaluation."""
-        return self.records[-1]
-
-    @property
     def best(self) -> dict[str, float]:
         """The evaluation that early stopping on the validation text would have kept."""
         return min(self.records, key=lambda r: r["val/loss"] if math.isfinite(r["val/loss"]) else math.inf)
-
-    def state_dict(self) -> dict[str, Any]:
-        """The records."""
-        return {"records": [dict(r) for r in self.records]}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue where :meth:`state_dict` was taken."""
-        self.records = [dict(r) for r in state["records"]]
 
 
 def summarise_text(
@@ -339,12 +324,5 @@ def summarise_text(
         "val/bpc best": best["val/bpc"],
         "data/tokens": sum(len(t) for t in (data.train, data.val, data.test)),
         "data/fingerprint": data.fingerprint,
-        "train/steps": pilot.step,
-        "train/seconds": pilot.seconds,
-        "budget/ge": pilot.budget.train_ge + pilot.budget.probe_ge,
-        "budget/probe_frac": pilot.budget.used,
-        "budget/probe_ms": 1e3 * pilot.probe_seconds,
-        "ctl/decisions": len(pilot.decisions),
-        "ctl/rewinds": sum(d.actuator == "rewind" for d in pilot.decisions),
-        "summary/advice": advise(rows, events, pilot.budget.fraction),
+        **what_it_took(pilot, rows, events),
     }
