@@ -12,6 +12,7 @@ rank's shard.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -24,11 +25,13 @@ __all__ = [
     "clone",
     "combine",
     "copy_",
+    "direction_length",
     "dot",
     "flatten",
     "norm",
     "numel",
     "random_unit",
+    "require_shapes",
     "scaled",
     "subtract",
     "unflatten",
@@ -148,6 +151,36 @@ def combine(weights: Sequence[float], vectors: Sequence[Vector]) -> list[Tensor]
     for weight, vector in zip(weights[1:], vectors[1:], strict=True):
         axpy_(weight, vector, out)
     return out
+
+
+def require_shapes(x: Vector, like: Vector, name: str) -> None:
+    """Refuse a vector that is not one of the same parameters.
+
+    Raises:
+        ValueError: The shapes of ``x`` are not those of ``like``; the message calls it ``name``.
+    """
+    given, wanted = [tuple(t.shape) for t in x], [tuple(t.shape) for t in like]
+    if given == wanted:
+        return
+    where = f"{len(given)} tensors for {len(wanted)} parameters"
+    if len(given) == len(wanted):
+        i = next(i for i, (a, b) in enumerate(zip(given, wanted, strict=True)) if a != b)
+        where = f"tensor {i} is {given[i]}, the parameter {wanted[i]}"
+    raise ValueError(
+        f"{name} has other shapes than the trainable parameters ({where}): pass one tensor for each of them"
+    )
+
+
+def direction_length(x: Vector, name: str) -> float:
+    """The norm of a vector that is to give a direction.
+
+    Raises:
+        ValueError: It is zero or not finite; the message calls the vector ``name``.
+    """
+    length = float(norm(x))
+    if not 0.0 < length < math.inf:
+        raise ValueError(f"the length of {name} is {length}: a direction is finite and not zero")
+    return length
 
 
 def flatten(x: Vector) -> Tensor:

@@ -114,7 +114,8 @@ def ceiling(objective: Objective, update: Vector, fresh: Objective, *, method: M
         >>> [round(e.value, 4) for e in (found.own, found.fresh, found.best, found.critical_batch)]
         [10.0, 6.6667, 3.3333, 1.0]
     """
-    length = _length(objective, update)
+    vectors.require_shapes(update, objective.params, "update")
+    length = vectors.direction_length(update, "update")
     u = vectors.scaled(1.0 / length, update)
     spent = (objective.cost_ge, fresh.cost_ge)
     slope, curvature, source = _along(objective, u, method)
@@ -224,14 +225,3 @@ def _judged(terms: Tensor, num_batches: int) -> tuple[bool, str]:
     if not float(curvatures[0]) > SIGNIFICANCE * float(jackknife(curvatures[1:])):
         return False, "The curvature along the update is not significantly positive."
     return True, ""
-
-
-def _length(objective: Objective, update: Vector) -> float:
-    if [t.shape for t in update] != [p.shape for p in objective.params]:
-        raise ValueError(
-            "update has other shapes than the trainable parameters: pass one tensor for each of them"
-        )
-    length = float(vectors.norm(update))
-    if not 0.0 < length < math.inf:
-        raise ValueError(f"the length of update is {length}: an update is finite and not zero")
-    return length

@@ -162,13 +162,9 @@ def find_critical_points(
         raise ValueError(f"tol={tol} must be positive: it is the norm of the gradient to reach")
     if max_steps < 1 or max_products < 1:
         raise ValueError(f"max_steps={max_steps} and max_products={max_products} must be at least 1")
-    shapes = [p.shape for p in objective.params]
     found = []
     for i, start in enumerate(starts):
-        if [t.shape for t in start] != shapes:
-            raise ValueError(
-                f"start {i} has other shapes than the trainable parameters; pass one tensor for each of them"
-            )
+        vectors.require_shapes(start, objective.params, f"start {i}")
         spent = objective.cost_ge
         search = _Search(objective, start, tol, method)
         search.run(max_steps, max_products)

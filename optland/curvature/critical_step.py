@@ -291,9 +291,6 @@ def _check(
         raise ValueError(
             "max_forwards leaves no trial beside the loss at the origin; use at least 2, or give base_loss"
         )
-    shapes = [p.shape for p in objective.params]
     for name, vector in (("direction", direction), ("origin", origin)):
-        if vector is not None and [t.shape for t in vector] != shapes:
-            raise ValueError(
-                f"{name} has other shapes than the trainable parameters: pass one tensor for each of them"
-            )
+        if vector is not None:
+            vectors.require_shapes(vector, objective.params, name)

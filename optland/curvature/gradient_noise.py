@@ -213,10 +213,7 @@ def scales(objective: Objective, preconditioner: Vector | None) -> list[Tensor] 
     """
     if preconditioner is None:
         return None
-    if [t.shape for t in preconditioner] != [p.shape for p in objective.params]:
-        raise ValueError(
-            "preconditioner has other shapes than the trainable parameters: pass one tensor for each of them"
-        )
+    vectors.require_shapes(preconditioner, objective.params, "preconditioner")
     return [p.rsqrt() for p in preconditioner]
 
 

@@ -183,10 +183,7 @@ def divided(x: Vector, preconditioner: Vector) -> list[Tensor]:
     Raises:
         ValueError: P has other shapes than x.
     """
-    if [t.shape for t in preconditioner] != [t.shape for t in x]:
-        raise ValueError(
-            "the preconditioner has other shapes than the parameters: pass one tensor for each of them"
-        )
+    vectors.require_shapes(preconditioner, x, "the preconditioner")
     return [(t / p).to(t.dtype) for t, p in zip(x, preconditioner, strict=True)]
 
 
@@ -218,13 +215,8 @@ def _second_difference(objective: Objective, direction: Vector, step: float | No
 
 
 def _check(objective: Objective, direction: Vector, method: str, step: float | None) -> None:
-    if [t.shape for t in direction] != [p.shape for p in objective.params]:
-        raise ValueError(
-            "direction has other shapes than the trainable parameters: pass one tensor for each of them"
-        )
-    length = float(vectors.norm(direction))
-    if not 0.0 < length < math.inf:
-        raise ValueError(f"the length of direction is {length}: a direction is finite and not zero")
+    vectors.require_shapes(direction, objective.params, "direction")
+    vectors.direction_length(direction, "direction")
     if step is not None and method != "forward":
         raise ValueError(f"step={step} belongs to method='forward', not to {method!r}; leave it out")
     if step is not None and not 0.0 < step < math.inf:

@@ -296,10 +296,6 @@ class _Shifted(_Transformed):
 
 
 def _check_diagonal(H: CurvatureOperator, D: Vector, name: str) -> None:
-    shapes = [tuple(t.shape) for t in H.like]
-    if [tuple(t.shape) for t in D] != shapes:
-        raise ValueError(
-            f"{name} has other shapes than the parameters {shapes}; pass one tensor for each of them"
-        )
+    vectors.require_shapes(D, H.like, name)
     if not bool(torch.isfinite(vectors.norm(D))):
         raise ValueError(f"{name} has entries that are not finite")

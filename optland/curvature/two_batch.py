@@ -165,7 +165,4 @@ def _checked(vector: Vector, sign: str, confidence: float) -> Vector:
         raise ValueError(f"sign={sign!r} is not known; use 'negative' or 'positive'")
     if not 0.5 < confidence < 1.0:
         raise ValueError(f"confidence={confidence} must lie between 0.5 and 1, for example 0.99")
-    length = float(vectors.norm(vector))
-    if not 0.0 < length < math.inf:
-        raise ValueError(f"the length of vector is {length}: a direction is finite and not zero")
-    return vectors.scaled(1.0 / length, vector)
+    return vectors.scaled(1.0 / vectors.direction_length(vector, "vector"), vector)

@@ -141,3 +141,21 @@ def test_vectors_of_different_lengths_are_refused() -> None:
         vectors.dot(draw(0), draw(0)[:2])
     with pytest.raises(ValueError):
         vectors.combine([1.0, 2.0], [draw(0)])
+
+
+def test_a_vector_of_other_parameters_is_refused_with_what_differs() -> None:
+    like = [torch.zeros(2, 2), torch.zeros(3)]
+    vectors.require_shapes([torch.ones(2, 2), torch.ones(3)], like, "start")
+    with pytest.raises(
+        ValueError, match=r"start has other shapes .*tensor 1 is \(1, 3\), the parameter \(3,\)"
+    ):
+        vectors.require_shapes([torch.ones(2, 2), torch.ones(1, 3)], like, "start")
+    with pytest.raises(ValueError, match="1 tensors for 2 parameters"):
+        vectors.require_shapes(like[:1], like, "start")
+
+
+@pytest.mark.parametrize("x", [0.0, float("nan"), float("inf")])
+def test_a_direction_has_a_length(x: float) -> None:
+    assert vectors.direction_length([torch.tensor([3.0, 4.0])], "step") == 5.0
+    with pytest.raises(ValueError, match="the length of step is"):
+        vectors.direction_length([torch.tensor([x, x])], "step")
