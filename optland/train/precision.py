@@ -195,17 +195,16 @@ class Precision:
         Raises:
             ValueError: Every count was 0.
         """
-        if self.accumulation == 1:
-            return self._backward_whole(loss_fn, model, batch)
         samples = num_samples(batch)
         losses, seen = [], 0.0
-        for part in split(batch, min(self.accumulation, samples)):
+        parts = split(batch, min(self.accumulation, samples)) if self.accumulation > 1 else [batch]
+        for part in parts:
             with self.autocast():
                 loss, count = _share(loss_fn(model, part), part, samples)
             self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
             losses.append(loss.detach())
             seen += count
-        total = torch.stack(losses).sum()
+        total = losses[0] if len(losses) == 1 else torch.stack(losses).sum()
         if seen == samples:
             return total
         # Known only now: a token-level loss counts tokens, and the samples stood in for them.
@@ -213,18 +212,6 @@ class Precision:
             raise ValueError("the batch has a total count of 0; there is no mean loss")
         _multiply_gradients(self.optimizer, samples / seen)
         return total * (samples / seen)
-
-    def _backward_whole(self, loss_fn: LossFn, model: nn.Module, batch: Any) -> Tensor:
-        """The same for a batch in one piece, which needs no shares."""
-        with self.autocast():
-            loss = loss_fn(model, batch)
-            if isinstance(loss, Sequence):
-                if not float(loss[1]) > 0:
-                    raise ValueError("the batch has a total count of 0; there is no mean loss")
-                loss = loss[0] / loss[1]
-        self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-        mean: Tensor = loss.detach()
-        return mean
 
     def step(self, closure: Callable[[], Any]) -> Any:
         """One optimizer step; returns the loss at the weights before it.
@@ -288,7 +275,7 @@ def _share(loss: Any, part: Any, samples: int) -> tuple[Tensor, float]:
     if isinstance(loss, Sequence):
         return loss[0] / samples, float(loss[1])
     count = num_samples(part)
-    return loss * (count / samples), float(count)
+    return loss if count == samples else loss * (count / samples), float(count)
 
 
 def _multiply_gradients(optimizer: Optimizer, factor: float) -> None:
