@@ -21,20 +21,21 @@ from optland.train import (
     BatchLoader,
     Checkpoint,
     DataConfig,
+    GracefulStop,
     History,
     ImageData,
     ModelConfig,
     Pilot,
+    RunConfig,
     RunFolder,
     build_model,
+    check_model,
+    choose_device,
     load_data,
+    schedule_by_name,
     seed_everything,
     summarise,
 )
-from optland.train.interrupt import GracefulStop
-from optland.train.models.build import check_model
-from optland.train.schedule import schedule_by_name
-from optland.train.settings import RunConfig
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ def main(config: Config, *, resume: bool = False) -> int:
     """Train, log, draw and summarise one run."""
     torch.set_num_threads(config.threads)
     seed_everything(config.seed)
-    device = "cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu"
+    device = choose_device(config.device)
     model, data = build(config, device)
     net = config.precision.prepare(model)
     optimizer = config.optimizer.build(net)

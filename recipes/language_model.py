@@ -20,17 +20,22 @@ from optland.plots import plot_run
 from optland.train import (
     BatchLoader,
     Checkpoint,
+    GracefulStop,
     OptimizerConfig,
     Pilot,
     PilotConfig,
+    RunConfig,
     RunFolder,
+    TextConfig,
+    TextData,
+    TextHistory,
+    TransformerConfig,
+    choose_device,
+    load_text,
+    schedule_by_name,
     seed_everything,
+    summarise_text,
 )
-from optland.train.interrupt import GracefulStop
-from optland.train.schedule import schedule_by_name
-from optland.train.settings import RunConfig
-from optland.train.text import TextConfig, TextData, TextHistory, load_text, summarise_text
-from optland.train.transformer import TransformerConfig
 
 
 @dataclass(frozen=True)
@@ -66,7 +71,7 @@ def main(config: Config, *, resume: bool = False) -> int:
     """Train, log, draw and summarise one run."""
     torch.set_num_threads(config.threads)
     seed_everything(config.seed)
-    device = "cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu"
+    device = choose_device(config.device)
     model, data = build(config, device)
     net = config.precision.prepare(model)
     optimizer = config.optimizer.build(net)

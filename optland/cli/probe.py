@@ -48,6 +48,7 @@ from optland.train.revisit import (
     probe_objective,
     revisit,
 )
+from optland.train.settings import choose_device
 
 __all__ = ["probe"]
 
@@ -324,10 +325,10 @@ def _built(script: types.ModuleType, config: Any, device: str, recipe: Recipe) -
 
 
 def _device(asked: Literal["auto", "cpu", "cuda"]) -> str:
-    there = torch.cuda.is_available()
-    if asked == "cuda" and not there:
-        raise UserError("--device: cuda is not available here; use cpu")
-    return "cuda" if asked != "cpu" and there else "cpu"
+    try:
+        return choose_device(asked)
+    except ValueError as error:
+        raise UserError(f"--{error}") from error
 
 
 def _writable(folder: Path) -> Path:

@@ -14,7 +14,7 @@ from optland.train.precision import Precision, PrecisionConfig
 from optland.train.run import RunFolder
 from optland.train.schedule import ScheduleName, check_schedule, cosine_schedule, schedule_by_name
 from optland.train.seeding import seed_everything
-from optland.train.settings import LogConfig, OptimizerConfig, PilotConfig, RunConfig
+from optland.train.settings import LogConfig, OptimizerConfig, PilotConfig, RunConfig, choose_device
 from optland.train.summary import summarise
 from optland.train.text import TextConfig, TextData, TextHistory, load_text, summarise_text
 from optland.train.transformer import TransformerConfig
@@ -48,6 +48,7 @@ __all__ = [
     "build_model",
     "check_model",
     "check_schedule",
+    "choose_device",
     "cosine_schedule",
     "evaluate",
     "load_checkpoint",

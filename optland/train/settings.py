@@ -16,7 +16,7 @@ from optland.optim.registry import BASES, METHODS
 from optland.train.precision import PrecisionConfig
 from optland.train.schedule import ScheduleName, check_schedule
 
-__all__ = ["LogConfig", "OptimizerConfig", "PilotConfig", "RunConfig"]
+__all__ = ["LogConfig", "OptimizerConfig", "PilotConfig", "RunConfig", "choose_device"]
 
 _WITH_MOMENTUM = ("sgd", "rmsprop")
 
@@ -164,6 +164,18 @@ class LogConfig:
             raise ValueError(f"tags: {self.tags} names one twice; leave the second out")
 
 
+def choose_device(asked: Literal["auto", "cpu", "cuda"]) -> str:
+    """``cuda`` where it is asked for or, by ``auto``, where there is one; else ``cpu``.
+
+    Raises:
+        ValueError: ``cuda`` is asked for and not available.
+    """
+    there = torch.cuda.is_available()
+    if asked == "cuda" and not there:
+        raise ValueError("device: cuda is not available here; use auto or cpu")
+    return "cuda" if asked != "cpu" and there else "cpu"
+
+
 @dataclass(frozen=True)
 class RunConfig:
     """What every recipe's configuration has; a recipe's ``Config`` inherits it and adds its data and model.
@@ -215,6 +227,5 @@ class RunConfig:
             )
         if not self.out.strip():
             raise ValueError(f"out: {self.out!r} names no folder; use for example runs/mine")
-        if self.device == "cuda" and not torch.cuda.is_available():
-            raise ValueError("device: cuda is not available here; use auto or cpu")
+        choose_device(self.device)
         check_schedule(self.schedule, sets_the_rate=self.pilot.sets_the_rate)
