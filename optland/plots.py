@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 from optland.config import UserError
 
 if TYPE_CHECKING:
-    from optland.curvature.density import Density
-    from optland.curvature.portrait import Portrait
-    from optland.curvature.spectrum import Spectrum
-    from optland.curvature.trace import Trace
+    from optland.curvature.eigen.spectrum import Spectrum
+    from optland.curvature.points.portrait import Portrait
+    from optland.curvature.stochastic.density import Density
+    from optland.curvature.stochastic.trace import Trace
 
 __all__ = ["plot_comparison", "plot_grid", "plot_portrait", "plot_run"]
 

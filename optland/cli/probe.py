@@ -35,10 +35,10 @@ from optland.cli.probe_report import Report
 from optland.cli.recipes import Recipe, find_recipe
 from optland.cli.terminal import DONE, INTERRUPTED, complain, say
 from optland.config import UserError, load
-from optland.curvature.portrait import Portrait, portrait
-from optland.curvature.portrait import declared_cost as portrait_cost
-from optland.curvature.stable_rate import StableRate, stable_rate
-from optland.curvature.stable_rate import declared_cost as rate_cost
+from optland.curvature.points.portrait import Portrait, portrait
+from optland.curvature.points.portrait import declared_cost as portrait_cost
+from optland.curvature.stability.stable_rate import StableRate, stable_rate
+from optland.curvature.stability.stable_rate import declared_cost as rate_cost
 from optland.objective import Objective
 from optland.plots import plot_portrait
 from optland.train.revisit import (

@@ -9,10 +9,10 @@ from typing import Any
 
 from rich.table import Table
 
-from optland.curvature.density import Density
-from optland.curvature.portrait import Portrait
-from optland.curvature.stability import StabilityRatio
-from optland.curvature.stable_rate import StableRate
+from optland.curvature.points.portrait import Portrait
+from optland.curvature.stability.ratio import StabilityRatio
+from optland.curvature.stability.stable_rate import StableRate
+from optland.curvature.stochastic.density import Density
 from optland.estimate import Estimate
 
 __all__ = ["Report"]

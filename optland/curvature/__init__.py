@@ -15,47 +15,29 @@ all of it           :func:`portrait`
 ==================  ===============================================================================================
 
 Each probe has a ``declared_cost`` in gradient evaluations beside it, known before it runs: import it from the probe's
-module, ``from optland.curvature.lanczos import declared_cost``.
+module, ``from optland.curvature.eigen.lanczos import declared_cost``.
 """
 
 from __future__ import annotations
 
-from optland.curvature.ceiling import Ceiling, ceiling, ceiling_from_steps
-from optland.curvature.critical_point import CriticalPoint
-from optland.curvature.critical_points import classify
-from optland.curvature.critical_search import (
-    FoundPoint,
-    IndexAgainstLoss,
-    find_critical_points,
-    index_against_loss,
-    starts_around,
-)
-from optland.curvature.critical_step import CriticalStep, critical_step
-from optland.curvature.density import Curve, Density, density
-from optland.curvature.diagonal import Diagonal, diagonal
-from optland.curvature.fisher import empirical_fisher, fisher
-from optland.curvature.ggn import ggn
-from optland.curvature.gradient_noise import GradientNoise, from_norms, gradient_noise, pooled
-from optland.curvature.lanczos import lanczos
-from optland.curvature.line import batch_sharpness, curvature_along
-from optland.curvature.linear_operator import CurvatureOperator, OperatorCheck
-from optland.curvature.noise_scale import NoiseScale, noise_scale
-from optland.curvature.operators import hessian
-from optland.curvature.per_sample import PerSample, per_sample_gradients
-from optland.curvature.portrait import Portrait, portrait
-from optland.curvature.power import PowerIteration, power_iteration
-from optland.curvature.preconditioner import preconditioner
-from optland.curvature.products import HVP_GE
-from optland.curvature.scipy_operator import to_scipy
-from optland.curvature.spectral_summary import SpectralSummary, spectral_summary
-from optland.curvature.spectrum import Spectrum
-from optland.curvature.spikes import Spike
-from optland.curvature.stability import StabilityRatio, stability_ratio
-from optland.curvature.stable_rate import StableRate, stable_rate
-from optland.curvature.thresholds import Threshold, stability_threshold
-from optland.curvature.trace import Trace, frobenius, trace, trace_per_layer
-from optland.curvature.tracker import SpectrumTracker, Tracked
-from optland.curvature.transforms import (
+from optland.curvature.eigen.lanczos import lanczos
+from optland.curvature.eigen.power import PowerIteration, power_iteration
+from optland.curvature.eigen.spectrum import Spectrum
+from optland.curvature.eigen.tracker import SpectrumTracker, Tracked
+from optland.curvature.lines.ceiling import Ceiling, ceiling, ceiling_from_steps
+from optland.curvature.lines.critical_step import CriticalStep, critical_step
+from optland.curvature.lines.line import batch_sharpness, curvature_along
+from optland.curvature.noise.gradient_noise import GradientNoise, from_norms, gradient_noise, pooled
+from optland.curvature.noise.noise_scale import NoiseScale, noise_scale
+from optland.curvature.noise.per_sample import PerSample, per_sample_gradients
+from optland.curvature.operators.fisher import empirical_fisher, fisher
+from optland.curvature.operators.ggn import ggn
+from optland.curvature.operators.hessian import hessian
+from optland.curvature.operators.linear_operator import CurvatureOperator, OperatorCheck
+from optland.curvature.operators.preconditioner import preconditioner
+from optland.curvature.operators.products import HVP_GE
+from optland.curvature.operators.scipy_operator import to_scipy
+from optland.curvature.operators.transforms import (
     in_metric,
     per_layer,
     preconditioned,
@@ -63,7 +45,25 @@ from optland.curvature.transforms import (
     subset,
     with_weight_decay,
 )
-from optland.curvature.two_batch import Certificate, certify
+from optland.curvature.points.classify import classify
+from optland.curvature.points.portrait import Portrait, portrait
+from optland.curvature.points.search import (
+    FoundPoint,
+    IndexAgainstLoss,
+    find_critical_points,
+    index_against_loss,
+    starts_around,
+)
+from optland.curvature.points.two_batch import Certificate, certify
+from optland.curvature.points.verdict import CriticalPoint
+from optland.curvature.stability.ratio import StabilityRatio, stability_ratio
+from optland.curvature.stability.stable_rate import StableRate, stable_rate
+from optland.curvature.stability.thresholds import Threshold, stability_threshold
+from optland.curvature.stochastic.density import Curve, Density, density
+from optland.curvature.stochastic.diagonal import Diagonal, diagonal
+from optland.curvature.stochastic.spectral_summary import SpectralSummary, spectral_summary
+from optland.curvature.stochastic.spikes import Spike
+from optland.curvature.stochastic.trace import Trace, frobenius, trace, trace_per_layer
 
 __all__ = [
     "HVP_GE",

@@ -28,7 +28,7 @@ from optland.curvature import (
     hessian,
     lanczos,
 )
-from optland.curvature.lanczos import declared_cost
+from optland.curvature.eigen.lanczos import declared_cost
 from optland.failpoints import reach
 from optland.objective import FORWARD_GE, LossFn, Objective
 from optland.vectors import Vector

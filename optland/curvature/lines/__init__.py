@@ -1,0 +1,1 @@
+"""Curvature and largest steps along one direction."""

@@ -1,0 +1,1 @@
+"""Gradient noise: from parts of a batch, from single samples, and weighed by curvature."""

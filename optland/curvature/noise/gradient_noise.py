@@ -1,0 +1,303 @@
+r"""The gradient noise scale: up to which batch size more samples pay, from gradients of parts of a batch.
+
+.. math:: B_\mathrm{simple} = \frac{\mathrm{tr}\,\Sigma}{|G|^2}, \qquad
+          \mathrm{tr}\,\Sigma = \frac{1}{k-1} \sum_{i=1}^{k} n_i\,|g_i - g_B|^2, \qquad
+          |G|^2 = |g_B|^2 - \frac{\mathrm{tr}\,\Sigma}{N},
+
+where g_i is the mean gradient of part i with n_i samples, g_B that of all N = sum n_i samples, G the true
+gradient and Sigma the covariance of one sample's gradient. Both are unbiased. For equal parts they are the
+estimator from two batch sizes of McCandlish et al.; this form is right for unequal parts too.
+
+**Cost.** 1 gradient evaluation a sample, the same as one gradient, and k gradients in memory. Free where the
+parts exist anyway (accumulation, several ranks): pass their squared norms to :func:`from_norms`.
+
+**When.** To choose a batch size, or to see that the noise dominates the step. B_simple takes the Hessian for
+a multiple of the identity; the scale that weighs noise by curvature needs Hessian products
+(:func:`optland.curvature.noise.noise_scale.noise_scale`).
+
+**Defaults.** ``parts`` 8: with k parts the relative error of tr Sigma is at best sqrt(2 / (k - 1)).
+
+**Caveats.** |G|^2 is a small difference of large numbers near a minimum and can come out negative; then the
+scale is *unresolved*, which is not the same as infinite: :func:`pooled` averages numerator and denominator
+over several probes, never the ratio, whose mean is biased. Parts of a batch under batch statistics are not
+parts of the same function, so a model in train mode with BatchNorm is refused. Dropout in train mode counts
+as noise.
+
+**References.** McCandlish et al. 2018, arXiv:1812.06162.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from optland import vectors
+from optland.batches import num_samples, split
+from optland.curvature.operators.batchwise import jackknife, refuse_batch_statistics
+from optland.estimate import Estimate, Provenance
+from optland.objective import Objective
+from optland.vectors import Vector
+
+__all__ = ["GradientNoise", "declared_cost", "from_norms", "gradient_noise", "pooled"]
+
+SIGNIFICANCE = 2.0
+"""|G|^2 has to exceed this many of its standard errors before a ratio is formed."""
+
+
+@dataclass(frozen=True, slots=True)
+class GradientNoise:
+    """Noise and signal in the gradient, and their ratio where there is one.
+
+    Attributes:
+        trace_cov: tr Sigma, the variance of one sample's gradient summed over coordinates.
+        grad_sq: |G|^2, the squared norm of the true gradient; may be negative.
+        b_simple: tr Sigma / |G|^2 in samples; None when not resolved.
+        resolved: Whether |G|^2 is significantly positive (by two standard errors).
+        micro_batch: Mean number of samples in a part.
+        large_batch: Number of samples in all parts.
+        cost_ge: Gradient evaluations spent.
+    """
+
+    trace_cov: Estimate
+    grad_sq: Estimate
+    b_simple: float | None
+    resolved: bool
+    micro_batch: float
+    large_batch: float
+    cost_ge: float
+
+    def __str__(self) -> str:
+        ratio = "unresolved" if self.b_simple is None else f"{self.b_simple:.4g}"
+        return f"B_simple {ratio} (tr Sigma {self.trace_cov}, |G|^2 {self.grad_sq})"
+
+
+def declared_cost(objective: Objective) -> float:
+    """Cost of :func:`gradient_noise` in gradient evaluations, known before it runs."""
+    return float(objective.num_samples)
+
+
+def gradient_noise(
+    objective: Objective, *, parts: int = 8, preconditioner: Vector | None = None
+) -> GradientNoise:
+    r"""Measure the noise from the gradients of parts of every batch.
+
+    Args:
+        objective: The loss; its samples should be drawn as the training batches are.
+        parts: Number of parts each batch is cut into; a batch with fewer samples is cut into single samples.
+        preconditioner: The diagonal P of an adaptive optimizer
+            (:func:`~optland.curvature.operators.preconditioner.preconditioner`), in the shapes of the parameters. The
+            noise is then that of P^{-1/2} g, the gradient in the coordinates where the optimizer descends plainly:
+            tr(P^{-1} Sigma) over G'P^{-1}G. That is the scale to use with Adam.
+
+    Returns:
+        A :class:`GradientNoise` whose standard errors come from leaving out one part at a time (from three
+        parts on).
+
+    Raises:
+        ValueError: Fewer than two parts in all, or BatchNorm with batch statistics, or a ``preconditioner`` of
+            other shapes.
+
+    Example:
+        >>> from optland.problems import linear_regression
+        >>> X = torch.tensor([[1.0], [1.0], [1.0], [1.0]], dtype=torch.float64)
+        >>> Y = torch.tensor([[1.0], [2.0], [3.0], [2.0]], dtype=torch.float64)
+        >>> noise = gradient_noise(linear_regression(X, Y), parts=4)      # gradients -2, -4, -6, -4
+        >>> round(noise.trace_cov.value, 4), round(noise.grad_sq.value, 4)
+        (2.6667, 15.3333)
+    """
+    refuse_batch_statistics(objective)
+    cost_before = objective.cost_ge
+    if parts < 1:
+        raise ValueError(f"parts={parts} must be at least 1")
+    gram, counts, samples = _parts(objective, parts, scales(objective, preconditioner))
+    if len(counts) < 2:
+        raise ValueError(
+            "the objective holds a single part; noise needs at least two (more samples, or parts=2)"
+        )
+    objective.cost_ge += samples
+    # A token-level loss weighs its parts by tokens; this puts the weights in units of samples.
+    n = [count * samples / sum(counts) for count in counts]
+    trace_cov, grad_sq = _with_errors(gram, torch.tensor(n, dtype=torch.float64))
+    cost = objective.cost_ge - cost_before
+    what = "gradients" if preconditioner is None else "preconditioned gradients"
+    source = objective.provenance(f"{what} of {len(n)} parts", objective.seed)
+    return from_terms(trace_cov, grad_sq, samples / len(n), samples, cost, source)
+
+
+def from_norms(
+    micro_sq_norms: Sequence[float],
+    large_sq_norm: float,
+    micro_batch: int | Sequence[int],
+    *,
+    provenance: Provenance | None = None,
+) -> GradientNoise:
+    """Noise from squared gradient norms that a run has anyway: of its parts, and of their weighted mean.
+
+    Args:
+        micro_sq_norms: |g_i|^2 of every part (each accumulation micro-batch, or each rank before the
+            reduction).
+        large_sq_norm: |g_B|^2 of the mean over all samples of the same parts.
+        micro_batch: Samples in each part, one number for all or one for each.
+        provenance: Where the norms come from.
+
+    Returns:
+        A :class:`GradientNoise` without standard errors, at no cost; not resolved until several are
+        :func:`pooled`.
+
+    Raises:
+        ValueError: Fewer than two parts, or as many sizes as parts are not given.
+
+    Example:
+        >>> noise = from_norms([4.0, 16.0, 36.0, 16.0], 16.0, 1)
+        >>> round(noise.trace_cov.value, 4), round(noise.grad_sq.value, 4), noise.resolved
+        (2.6667, 15.3333, False)
+    """
+    k = len(micro_sq_norms)
+    n = [micro_batch] * k if isinstance(micro_batch, int) else list(micro_batch)
+    if k < 2 or len(n) != k:
+        raise ValueError(
+            f"{k} squared norms and {len(n)} part sizes: pass at least two of each, as many as each other"
+        )
+    total = sum(n)
+    between = sum(size * sq for size, sq in zip(n, micro_sq_norms, strict=True)) - total * large_sq_norm
+    trace_cov = between / (k - 1)
+    source = provenance or Provenance(
+        "squared norms of gradients that the run had", total, "step batch", "train"
+    )
+    grad_sq = large_sq_norm - trace_cov / total
+    return from_terms((trace_cov, math.nan), (grad_sq, math.nan), total / k, total, 0.0, source)
+
+
+def pooled(noises: Sequence[GradientNoise]) -> GradientNoise:
+    """One estimate from several: numerator and denominator averaged apart, errors from their spread.
+
+    Raises:
+        ValueError: Nothing to pool.
+
+    Example:
+        >>> steps = [from_norms([4.0, 16.0, 36.0, 16.0], 16.0, 1), from_norms([9.0, 16.0, 25.0, 16.0], 16.0, 1)]
+        >>> round(pooled(steps).trace_cov.value, 4), pooled(steps).resolved
+        (1.6667, True)
+    """
+    if not noises:
+        raise ValueError("there is no noise estimate to pool; pass at least one")
+    if len(noises) == 1:
+        return noises[0]
+    first = noises[0]
+    source = Provenance(
+        method=f"mean of {len(noises)} noise estimates",
+        num_samples=sum(noise.trace_cov.provenance.num_samples for noise in noises),
+        data=first.trace_cov.provenance.data,
+        mode=first.trace_cov.provenance.mode,
+        dtype=first.trace_cov.provenance.dtype,
+    )
+    return from_terms(
+        _mean_and_error([noise.trace_cov for noise in noises]),
+        _mean_and_error([noise.grad_sq for noise in noises]),
+        sum(noise.micro_batch for noise in noises) / len(noises),
+        sum(noise.large_batch for noise in noises) / len(noises),
+        sum(noise.cost_ge for noise in noises),
+        source,
+    )
+
+
+def scales(objective: Objective, preconditioner: Vector | None) -> list[Tensor] | None:
+    """P^-1/2 in the shapes of the parameters; None for the identity.
+
+    Raises:
+        ValueError: ``preconditioner`` has other shapes than the parameters.
+    """
+    if preconditioner is None:
+        return None
+    vectors.require_shapes(preconditioner, objective.params, "preconditioner")
+    return [p.rsqrt() for p in preconditioner]
+
+
+def part_gradients(
+    objective: Objective, parts: int, scale: Vector | None
+) -> Iterator[tuple[tuple[Tensor, ...], float, int]]:
+    """Mean gradient (times ``scale``), count and samples of every part of every batch, at one pass over the data.
+
+    To be run inside the objective's context, where the random state goes on from part to part: parts with the same
+    dropout masks would not be independent.
+    """
+    for batch in objective.batches:
+        for part in split(batch, min(parts, num_samples(batch))):
+            loss, count = objective.loss(part)
+            pieces = torch.autograd.grad(
+                loss / count, objective.params, allow_unused=True, materialize_grads=True
+            )
+            if scale is not None:
+                pieces = tuple(g * s for g, s in zip(pieces, scale, strict=True))
+            yield pieces, count, num_samples(part)
+
+
+def _parts(objective: Objective, parts: int, scale: Vector | None) -> tuple[Tensor, list[float], int]:
+    """<g_i, g_j> (k, k) and the counts of the parts of every batch, and the number of samples."""
+    gradients: list[Tensor] = []
+    products: list[Tensor] = []
+    counts: list[float] = []
+    samples = 0
+    with objective.context(), torch.enable_grad():
+        for pieces, count, size in part_gradients(objective, parts, scale):
+            gradients.append(vectors.flatten(pieces))
+            products.append(torch.stack([gradients[-1] @ g for g in gradients]))  # row of the lower triangle
+            counts.append(count)
+            samples += size
+    lower = nn.utils.rnn.pad_sequence(products, batch_first=True).to("cpu", torch.float64)
+    return lower + lower.tril(-1).T, counts, samples
+
+
+def _estimators(gram: Tensor, n: Tensor) -> tuple[float, float]:
+    """Unbiased (tr Sigma, |G|^2) from the inner products of the parts' gradients and their sizes."""
+    total = n.sum()
+    g_B_sq = n @ gram @ n / total**2
+    trace_cov = (n @ gram.diagonal() - total * g_B_sq) / (len(n) - 1)
+    return float(trace_cov), float(g_B_sq - trace_cov / total)
+
+
+def _with_errors(gram: Tensor, n: Tensor) -> tuple[tuple[float, float], tuple[float, float]]:
+    """Both estimates with jackknife standard errors; NaN errors when two parts leave nothing to leave out."""
+    k = len(n)
+    values = _estimators(gram, n)
+    if k < 3:
+        return (values[0], math.nan), (values[1], math.nan)
+    kept = [[j for j in range(k) if j != i] for i in range(k)]
+    left_out = torch.tensor(
+        [_estimators(gram[rows][:, rows], n[rows]) for rows in kept], dtype=torch.float64
+    )  # (k, 2)
+    errors = jackknife(left_out)
+    return (values[0], float(errors[0])), (values[1], float(errors[1]))
+
+
+def _mean_and_error(estimates: Sequence[Estimate]) -> tuple[float, float]:
+    """Mean, and the larger of the error from the spread and the error carried by the estimates themselves."""
+    k = len(estimates)
+    values = torch.tensor([e.value for e in estimates], dtype=torch.float64)
+    spread = float(values.std() / math.sqrt(k))
+    carried = math.sqrt(sum(e.error**2 for e in estimates)) / k
+    return float(values.mean()), max(spread, carried) if math.isfinite(carried) else spread
+
+
+def from_terms(
+    trace_cov: tuple[float, float],
+    grad_sq: tuple[float, float],
+    micro_batch: float,
+    large_batch: float,
+    cost: float,
+    source: Provenance,
+) -> GradientNoise:
+    """Both terms, each a value with its standard error (NaN when unknown), and the scale where it is resolved."""
+
+    def estimate(value: float, error: float) -> Estimate:
+        known = math.isfinite(error)
+        return Estimate(value, error, "standard_error" if known else "none", known, cost, source)
+
+    noise, signal = estimate(*trace_cov), estimate(*grad_sq)
+    resolved = signal.converged and signal.value > SIGNIFICANCE * signal.error
+    b_simple = max(noise.value, 0.0) / signal.value if resolved else None
+    return GradientNoise(noise, signal, b_simple, resolved, float(micro_batch), float(large_batch), cost)

@@ -1,0 +1,294 @@
+r"""Fisher matrices: exact and sampled from the model's own predictions, and the empirical one from the data.
+
+.. math:: F = \frac{1}{C} \sum_n J_n^T \,\mathbb{E}_{y \sim p(\cdot \mid z_n)}\!\big[s s^T\big] J_n, \quad
+          s = -\nabla_z \log p(y \mid z_n); \qquad
+          F_{\text{emp}} = \frac{1}{C} \sum_n g_n g_n^T
+
+g_n is the gradient of the loss of sample n with its actual label.
+
+==============  ============================================================  ==========================
+kind            labels                                                        it is
+==============  ============================================================  ==========================
+exact           summed over the model's predictive distribution               the Gauss-Newton matrix
+monte_carlo     drawn once from it, with a seed                               unbiased, low rank
+empirical       those of the data                                             the gradients' second moment
+==============  ============================================================  ==========================
+
+**How.** The expectation has a closed form: diag(p) - p p' for the categorical distribution of a softmax, p (1
+- p) for the Bernoulli one, the identity for the Gaussian. How much each prediction weighs (class weights,
+ignored labels, token weights, the factor of a mean squared error) is read off the loss, and a loss that is
+not the negative log likelihood asked for is refused.
+
+**Cost.** As for the Gauss-Newton matrix.
+
+**Caveats.** The empirical Fisher is neither the Fisher nor the Gauss-Newton matrix: where the data are fitted
+its gradients, and so it, vanish before those do (Kunstner, Hennig & Balles 2019, arXiv:1905.12558).
+
+**References.** Amari 1998; Martens 2020, arXiv:1412.1193; Kunstner et al. 2019.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from optland.batches import num_samples
+from optland.curvature.operators.ggn import loss_hessian
+from optland.curvature.operators.hessian import CurvatureOperator, Method, PassOperator
+from optland.curvature.operators.linearised import Middle, linearised
+from optland.curvature.operators.outputs import Piece, Split
+from optland.objective import Objective
+
+__all__ = ["Likelihood", "empirical_fisher", "fisher"]
+
+Likelihood = Literal["categorical", "bernoulli", "gaussian"]
+
+MISMATCH = 1e-3
+"""Relative distance between the loss's curvature and the likelihood's at which the loss is refused."""
+
+
+def fisher(
+    objective: Objective,
+    likelihood: Likelihood = "categorical",
+    *,
+    samples: int | None = None,
+    class_dim: int = -1,
+    seed: int = 0,
+    split: Split | None = None,
+    method: Method = "auto",
+) -> CurvatureOperator:
+    """The Fisher matrix of the model's own predictive distribution.
+
+    Args:
+        objective: Model, loss and data; the loss is a weighted negative log likelihood of the outputs.
+        likelihood: ``"categorical"`` for cross entropy of logits, ``"bernoulli"`` for binary cross entropy of logits,
+            ``"gaussian"`` for squared error.
+        samples: None sums over all labels in closed form. A number draws that many labels of every
+        prediction, once, and
+            the matrix is a Monte-Carlo estimate, labelled so.
+        class_dim: Dimension of the outputs that holds the classes: -1, or 1 for dense predictions (n, classes, h, w).
+        seed: Seed of the draws.
+        split: How to take the loss apart; see :func:`~optland.curvature.operators.ggn.ggn`.
+        method: How products are computed.
+
+    Returns:
+        An operator of kind "Fisher" or "Monte-Carlo Fisher".
+
+    Raises:
+        ValueError: Unknown likelihood, or fewer than 1 sample; at the first product, a loss that is not
+        the negative log
+            likelihood asked for.
+
+    Example:
+        >>> net = nn.Linear(2, 3, bias=False)
+        >>> _ = nn.init.zeros_(net.weight)
+        >>> x, y = torch.eye(2), torch.tensor([0, 1])
+        >>> L = Objective(net, lambda m, b: nn.functional.cross_entropy(m(b[0]), b[1]), [(x, y)])
+        >>> round(fisher(L).to_dense().trace().item(), 6)  # (1/2) 2 samples (1 - 1/3)
+        0.666667
+    """
+    if likelihood not in LIKELIHOODS:
+        raise ValueError(f"likelihood {likelihood!r} is not known; use {', '.join(map(repr, LIKELIHOODS))}")
+    if samples is not None and samples < 1:
+        raise ValueError(f"samples={samples} must be at least 1, or None for the sum over all labels")
+    model = LIKELIHOODS[likelihood](class_dim)
+    if samples is None:
+        return PassOperator(objective, linearised("Fisher", _exact(model), split), method)
+    kind = f"Monte-Carlo Fisher ({samples} drawn labels a prediction, seed {seed})"
+    return PassOperator(objective, linearised(kind, _sampled(model, samples, seed), split), method)
+
+
+def empirical_fisher(
+    objective: Objective, *, split: Split | None = None, method: Method = "auto"
+) -> CurvatureOperator:
+    """The second moment of the gradients of single samples, with the labels of the data.
+
+    The gradient of sample n comes from row n of the outputs: the model must treat samples independently and the loss
+    must be a sum over them.
+
+    Args:
+        objective: Model, loss and data; the first dimension of the outputs runs over the samples.
+        split: How to take the loss apart; see :func:`~optland.curvature.operators.ggn.ggn`.
+        method: How products are computed.
+
+    Returns:
+        An operator of kind "empirical Fisher". With a loss that returns ``(sum, count)`` the gradients are those of the
+        sums of a sample, and C is the count.
+
+    Raises:
+        ValueError: BatchNorm in train mode couples the samples; at the first product, outputs without a row for every
+            sample.
+
+    Example:
+        >>> net = nn.Linear(1, 1, bias=False)
+        >>> _ = nn.init.ones_(net.weight)
+        >>> L = Objective(net, lambda m, x: m(x).square().mean() / 2, [torch.tensor([[1.0], [2.0]])])
+        >>> empirical_fisher(L).to_dense().item()  # gradients 1 and 4
+        8.5
+    """
+    coupled = [m for m in objective.model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    if objective.mode == "train" and coupled:
+        raise ValueError(
+            f"the model has {type(coupled[0]).__name__} and the objective is in train mode, where no sample has a "
+            "gradient of its own; use Objective(..., mode='eval')"
+        )
+    return PassOperator(objective, linearised("empirical Fisher", _actual_scores, split), method)
+
+
+class _Categorical:
+    """The distribution over classes of a softmax."""
+
+    def __init__(self, class_dim: int) -> None:
+        self.dim = class_dim
+
+    def row_sum(self, t: Tensor) -> Tensor:
+        """Sum over the entries that belong to one prediction."""
+        return t.sum(self.dim, keepdim=True)
+
+    def covariance(self, z: Tensor, u: Tensor) -> Tensor:
+        """E[s s'] u = (diag p - p p') u."""
+        p = z.softmax(self.dim)
+        return p * (u - self.row_sum(p * u))
+
+    def score(self, z: Tensor, generator: torch.Generator) -> Tensor:
+        """S = p - e_y for a drawn label y."""
+        p = z.detach().softmax(self.dim).movedim(self.dim, -1)
+        # Drawn on the CPU, so that a seed gives the same labels on every device.
+        rows = p.reshape(-1, p.shape[-1]).double().cpu()
+        y = torch.multinomial(rows, 1, generator=generator).squeeze(1).to(z.device)
+        hot = nn.functional.one_hot(y, p.shape[-1]).reshape(p.shape)
+        return (p - hot).movedim(-1, self.dim)
+
+
+class _Bernoulli:
+    """Independent binary labels with logits z."""
+
+    def __init__(self, class_dim: int) -> None:
+        del class_dim  # every entry is a prediction of its own
+
+    def row_sum(self, t: Tensor) -> Tensor:
+        return t
+
+    def covariance(self, z: Tensor, u: Tensor) -> Tensor:
+        p = z.sigmoid()
+        return p * (1 - p) * u
+
+    def score(self, z: Tensor, generator: torch.Generator) -> Tensor:
+        p = z.detach().sigmoid()
+        draws = torch.rand(p.shape, generator=generator, dtype=torch.float64).to(p.device)
+        return p - (draws < p).to(p.dtype)
+
+
+class _Gaussian:
+    """Normal labels with mean z; their variance is the inverse of the weight that the loss gives."""
+
+    def __init__(self, class_dim: int) -> None:
+        del class_dim
+
+    def row_sum(self, t: Tensor) -> Tensor:
+        return t
+
+    def covariance(self, z: Tensor, u: Tensor) -> Tensor:
+        return u
+
+    def score(self, z: Tensor, generator: torch.Generator) -> Tensor:
+        draws = torch.randn(z.shape, generator=generator, dtype=torch.float64)
+        return draws.to(device=z.device, dtype=z.dtype)
+
+
+Model = _Categorical | _Bernoulli | _Gaussian
+
+LIKELIHOODS: dict[str, Callable[[int], Model]] = {
+    "categorical": _Categorical,
+    "bernoulli": _Bernoulli,
+    "gaussian": _Gaussian,
+}
+
+
+def _exact(model: Model) -> Middle:
+    def middle(number: int, piece: Piece) -> Callable[[list[Tensor]], list[Tensor]]:
+        z, weights = piece.leaves, _weights(model, piece)
+
+        def multiply(u: list[Tensor]) -> list[Tensor]:
+            return [(w * model.covariance(t, x)).detach() for w, t, x in zip(weights, z, u, strict=True)]
+
+        return multiply
+
+    return middle
+
+
+def _sampled(model: Model, samples: int, seed: int) -> Middle:
+    def middle(number: int, piece: Piece) -> Callable[[list[Tensor]], list[Tensor]]:
+        generator = torch.Generator().manual_seed(seed + 1_000_003 * number)
+        drawn: list[_Draws] = [
+            _Draws(w / samples, [model.score(z, generator) for _ in range(samples)])
+            for w, z in zip(_weights(model, piece), piece.leaves, strict=True)
+        ]
+
+        def multiply(u: list[Tensor]) -> list[Tensor]:
+            return [
+                draws.weight * torch.stack([s * model.row_sum(s * x) for s in draws.scores]).sum(0)
+                for draws, x in zip(drawn, u, strict=True)
+            ]
+
+        return multiply
+
+    return middle
+
+
+@dataclass(frozen=True, slots=True)
+class _Draws:
+    weight: Tensor
+    scores: list[Tensor]
+
+
+def _actual_scores(number: int, piece: Piece) -> Callable[[list[Tensor]], list[Tensor]]:
+    n, scores = num_samples(piece.batch), [s.detach() for s in piece.gradient()]
+    wrong = [tuple(s.shape) for s in scores if s.ndim == 0 or s.shape[0] != n]
+    if wrong:
+        raise ValueError(
+            f"the outputs have shape {wrong[0]} for a batch of {n} samples: the first dimension has to "
+            f"run over the samples; "
+            "pass split=(outputs, loss) with such outputs"
+        )
+
+    def multiply(u: list[Tensor]) -> list[Tensor]:
+        along = torch.stack([(s * x).reshape(n, -1).sum(1) for s, x in zip(scores, u, strict=True)]).sum(0)
+        return [s * along.view(n, *[1] * (s.ndim - 1)) for s in scores]
+
+    return multiply
+
+
+def _weights(model: Model, piece: Piece) -> list[Tensor]:
+    """The weight of every prediction in the loss, which is then held against a second direction.
+
+    Raises:
+        ValueError: The loss is not a weighted negative log likelihood of this kind.
+    """
+    z = [t.detach() for t in piece.leaves]
+    generator = torch.Generator().manual_seed(0)
+    first, second = ([torch.randn(t.shape, generator=generator).to(t) for t in z] for _ in range(2))
+    H_first, H_second = loss_hessian(piece, first), loss_hessian(piece, second)
+    weights, apart, size = [], 0.0, 0.0
+    for t, u, x, Hu, Hx in zip(z, first, second, H_first, H_second, strict=True):
+        quadratic = model.row_sum(u * model.covariance(t, u))
+        floor = torch.finfo(t.dtype).tiny
+        w = torch.where(quadratic > floor, model.row_sum(u * Hu) / quadratic.clamp_min(floor), 0.0)
+        apart += float((w * model.covariance(t, x) - Hx).square().sum())
+        size += float(Hx.square().sum())
+        weights.append(w)
+    wrong = next((float(w.min()) for w in weights if w.numel() and not float(w.min()) > -MISMATCH), None)
+    finite = bool(torch.isfinite(piece.loss.detach()))  # of another loss the product is not a number anyway
+    if finite and (not apart <= MISMATCH**2 * size or wrong is not None):
+        name = type(model).__name__.removeprefix("_").lower()
+        raise ValueError(
+            f"the loss is not a negative log likelihood of a {name} distribution of the outputs: its "
+            f"curvature in them is "
+            f"{(apart / max(size, 1e-300)) ** 0.5:.3g} away, relatively. Choose another likelihood or class_dim, or "
+            "use ggn(objective)"
+        )
+    return weights

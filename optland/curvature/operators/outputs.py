@@ -1,0 +1,148 @@
+r"""A loss taken apart into a model and a function of its outputs, which Gauss-Newton and Fisher matrices need.
+
+.. math:: L(\theta) = \frac{1}{C} \sum_b f_b\big(z_b(\theta)\big)
+
+**How.** Where the user says nothing, a forward hook on the model of the objective replaces what it returns by
+detached tensors: the loss is then a function of these alone, whatever the batch type, the reduction or the
+weights of its terms. What would make the split wrong is noticed and refused: a loss that does not call the
+model or calls it twice, that uses the weights beside the outputs (a penalty), or that the model has computed
+itself. ``split=(outputs, loss)`` says it explicitly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from optland.batches import map_tensors
+from optland.curvature.operators.products import primal
+from optland.objective import Objective
+
+__all__ = ["Piece", "Split", "evaluate", "pieces"]
+
+Split = tuple[Callable[[nn.Module, Any], Any], Callable[[Any, Any], Any]]
+"""``outputs(model, batch)``, a tensor or any structure of tensors, and ``loss(outputs, batch)``, a mean "
+"or (sum, count)."""
+
+REMEDY = "pass split=(outputs, loss) with outputs(model, batch) and loss(outputs, batch)"
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """One batch, taken apart.
+
+    Attributes:
+        batch: The batch.
+        outputs: What the model gave, with its graph to the weights.
+        leaves: The same values as leaves of the graph of ``loss``.
+        loss: Sum of the losses as a function of ``leaves``.
+        count: How many losses it sums.
+    """
+
+    batch: Any
+    outputs: list[Tensor]
+    leaves: list[Tensor]
+    loss: Tensor
+    count: float
+
+    def gradient(self, *, create_graph: bool = False) -> list[Tensor]:
+        """Derivative of the loss sum by the outputs."""
+        return list(
+            torch.autograd.grad(
+                self.loss,
+                self.leaves,
+                create_graph=create_graph,
+                retain_graph=True,
+                allow_unused=True,
+                materialize_grads=True,
+            )
+        )
+
+
+def pieces(objective: Objective, split: Split | None) -> Iterator[Piece]:
+    """Every batch taken apart; run it inside the objective's context.
+
+    Raises:
+        ValueError: The loss is no function of the outputs of one call of the model.
+    """
+    for batch in objective.batches:
+        yield evaluate(objective, split, batch)
+
+
+def evaluate(objective: Objective, split: Split | None, batch: Any) -> Piece:
+    """One batch taken apart."""
+    capture = _Capture()
+    if split is None:
+        total, count = _hooked(objective, batch, capture)
+    else:
+        outputs, loss = split
+        detached = capture(outputs(objective.model, batch))
+        total, count = objective.loss(batch, lambda model, b: loss(detached, b))
+    if not torch.is_grad_enabled():
+        return Piece(batch, capture.outputs, capture.leaves, total, count)
+    if not total.requires_grad:  # all terms masked: a constant, whose derivatives are zero
+        total = total + 0.0 * torch.stack([leaf.sum() for leaf in capture.leaves]).sum()
+    _refuse_other_paths(objective, total)
+    piece = Piece(batch, capture.outputs, capture.leaves, total, count)
+    used = [leaf for leaf, g in zip(capture.leaves, _used(piece), strict=True) if g is not None]
+    if any(leaf.ndim == 0 for leaf in used):
+        raise ValueError(f"the model returns the loss itself, so there are no outputs to linearise; {REMEDY}")
+    return piece
+
+
+class _Capture:
+    """Replaces every differentiable tensor of a structure by a leaf with the same value, and keeps both."""
+
+    def __init__(self) -> None:
+        self.outputs: list[Tensor] = []
+        self.leaves: list[Tensor] = []
+
+    def __call__(self, structure: Any) -> Any:
+        return map_tensors(structure, self._replace)
+
+    def _replace(self, t: Tensor) -> Tensor:
+        if not t.is_floating_point() or (torch.is_grad_enabled() and not t.requires_grad):
+            return t
+        leaf: Tensor = primal(t).detach().requires_grad_(torch.is_grad_enabled())
+        self.outputs.append(t)
+        self.leaves.append(leaf)
+        return leaf
+
+
+def _hooked(objective: Objective, batch: Any, capture: _Capture) -> tuple[Tensor, float]:
+    calls = 0
+
+    def replace(module: nn.Module, inputs: Any, output: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        return capture(output)
+
+    handle = objective.model.register_forward_hook(replace)
+    try:
+        total, count = objective.loss(batch)
+    finally:
+        handle.remove()
+    if calls != 1:
+        raise ValueError(
+            f"loss_fn calls model(...) {calls} times for a batch, so the loss is no function of one set "
+            f"of outputs; {REMEDY}"
+        )
+    return total, count
+
+
+def _refuse_other_paths(objective: Objective, total: Tensor) -> None:
+    reached = torch.autograd.grad(total, objective.params, allow_unused=True, retain_graph=True)
+    beside = [name for name, g in zip(objective.names, reached, strict=True) if g is not None]
+    if beside:
+        raise ValueError(
+            f"the loss depends on {beside[0]!r} beside the outputs of the model; leave penalties on the weights out of "
+            f"loss_fn and add them with shifted(G, weight_decay), or {REMEDY}"
+        )
+
+
+def _used(piece: Piece) -> tuple[Tensor | None, ...]:
+    return torch.autograd.grad(piece.loss, piece.leaves, allow_unused=True, retain_graph=True)

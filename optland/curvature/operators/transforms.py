@@ -1,0 +1,301 @@
+r"""Operators made from operators: in another metric, preconditioned, shifted, restricted to some parameters.
+
+.. math:: P^{-1/2} H P^{-1/2}, \qquad T H T, \qquad H + \sigma I, \qquad H_{BB}
+
+**Cost.** A product is one product of the operator underneath, which is charged once; a block takes gradients
+for its own parameters alone, though its declared cost is that of the whole.
+
+**When.** Preconditioned: how far an adaptive optimizer is from its edge of stability. In the metric of the
+weights: adaptive sharpness, which rescaling a homogeneous layer leaves alone. Blocks: which layer is sharp.
+
+**Caveats.** T and P are read when the operator is made: make it again after a step. Adaptive sharpness does
+not change under rescalings, but does under other reparametrisations, and weights at zero drop out of it.
+
+**References.** Cohen et al. 2022, arXiv:2207.14484; Kwon et al. 2021, arXiv:2102.11600 (adaptive sharpness).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from fnmatch import fnmatchcase
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.optim import Adam, AdamW
+
+from optland import vectors
+from optland.curvature.operators.linear_operator import CurvatureOperator
+from optland.curvature.operators.preconditioner import innermost, preconditioner
+from optland.objective import Objective
+from optland.vectors import Vector
+
+__all__ = ["in_metric", "per_layer", "preconditioned", "shifted", "subset", "with_weight_decay"]
+
+
+def preconditioned(H: CurvatureOperator, optimizer: Any) -> CurvatureOperator:
+    """P^(-1/2) H P^(-1/2), whose largest eigenvalue decides whether ``optimizer`` is stable.
+
+    It has the eigenvalues of P^(-1) H and is symmetric; its eigenvectors are P^(1/2) times those of P^(-1) H.
+
+    Args:
+        H: The operator.
+        optimizer: SGD (P = 1), Adam, AdamW, RMSprop or Adagrad after a step, or a wrapper of one; or P itself, one
+            positive tensor for each parameter.
+
+    Returns:
+        The operator, for P of now.
+
+    Raises:
+        TypeError: The optimizer's P is not known.
+        ValueError: No step was made yet, parameters do not match, or P is not positive.
+
+    Example:
+        >>> from optland.curvature.operators.hessian import hessian
+        >>> from optland.problems import saddle
+        >>> P = [torch.tensor([4.0, 0.25], dtype=torch.float64)]
+        >>> preconditioned(hessian(saddle()), P).to_dense().diagonal().tolist()
+        [0.5, -8.0]
+    """
+    if isinstance(optimizer, Sequence):
+        P, owner = list(optimizer), "a given diagonal"
+    else:
+        P, owner = preconditioner(optimizer, H.objective), type(innermost(optimizer)).__name__
+    _check_diagonal(H, P, "P")
+    if not all(bool((t > 0).all()) for t in P):
+        raise ValueError("P has entries that are not positive; a preconditioner divides by them")
+    return _Scaled(H, [t.rsqrt() for t in P], f"{H.kind} preconditioned by {owner}")
+
+
+def in_metric(H: CurvatureOperator, T: Vector | Literal["weights"]) -> CurvatureOperator:
+    r"""T H T for a diagonal T: the curvature with steps measured in units of T.
+
+    Args:
+        H: The operator.
+        T: One tensor for each parameter, or ``"weights"`` for \\|theta\\|, the metric of adaptive sharpness.
+
+    Returns:
+        The operator, for T of now.
+
+    Raises:
+        ValueError: T has other shapes than the parameters, or is another name.
+
+    Example:
+        On the valley ab = 1 adaptive sharpness is 2 everywhere, though the Hessian's is a^2 + b^2.
+
+        >>> from optland.curvature.operators.hessian import hessian
+        >>> from optland.problems import two_factor
+        >>> A = in_metric(hessian(two_factor(4.0, 0.25)), "weights")
+        >>> torch.linalg.eigvalsh(A.to_dense()).tolist()
+        [0.0, 2.0]
+    """
+    if isinstance(T, str):
+        if T != "weights":
+            raise ValueError(f"T={T!r} is not known; use 'weights' or one tensor for each parameter")
+        return _Scaled(H, [p.detach().abs() for p in H.like], f"{H.kind} in the metric of the weights")
+    _check_diagonal(H, T, "T")
+    return _Scaled(H, list(T), f"{H.kind} in a diagonal metric")
+
+
+def shifted(H: CurvatureOperator, sigma: float, *, note: str = "") -> CurvatureOperator:
+    """H + sigma I: every eigenvalue moves by sigma.
+
+    Args:
+        H: The operator.
+        sigma: The shift, in the unit of the curvature.
+        note: Words for ``kind``, such as why.
+
+    Example:
+        >>> from optland.curvature.operators.hessian import hessian
+        >>> from optland.problems import saddle
+        >>> shifted(hessian(saddle()), 0.5).to_dense().diagonal().tolist()
+        [2.5, -1.5]
+    """
+    kind = note or f"{H.kind} {'-' if sigma < 0 else '+'} {abs(sigma):g} I"
+    return _Shifted(H, [torch.full((), sigma, dtype=t.dtype, device=t.device) for t in H.like], kind)
+
+
+def with_weight_decay(H: CurvatureOperator, optimizer: Any) -> CurvatureOperator:
+    r"""H with the curvature of the L2 penalty that ``optimizer`` adds to the loss, group by group.
+
+    Args:
+        H: The operator of the loss without the penalty.
+        optimizer: Its ``weight_decay`` lambda adds (lambda/2) \\|theta\\|^2 to the loss and lambda to the diagonal.
+
+    Raises:
+        ValueError: The decay is decoupled (AdamW) and belongs to no loss, or the optimizer lacks a parameter.
+
+    Example:
+        >>> from optland.curvature.operators.hessian import hessian
+        >>> from optland.problems import saddle
+        >>> H = hessian(saddle())
+        >>> decayed = with_weight_decay(H, torch.optim.SGD(H.like, lr=0.1, weight_decay=0.5))
+        >>> decayed.to_dense().diagonal().tolist()
+        [2.5, -1.5]
+    """
+    inner = innermost(optimizer)
+    groups = {id(p): group for group in inner.param_groups for p in group["params"]}
+    shifts = []
+    for name, p, like in zip(H.objective.names, H.objective.sources, H.like, strict=True):
+        if id(p) not in groups:
+            raise ValueError(
+                f"the optimizer does not hold parameter {name!r}; pass the one that trains this model"
+            )
+        group = groups[id(p)]
+        decoupled = isinstance(inner, AdamW) or (
+            isinstance(inner, Adam) and group.get("decoupled_weight_decay")
+        )
+        decay = float(group.get("weight_decay", 0.0))
+        if decoupled and decay:
+            raise ValueError(
+                f"{type(inner).__name__} decays weights beside the gradient, which is the slope of no loss and adds no "
+                "curvature; use shifted(H, ...) for a penalty of your own"
+            )
+        shifts.append(torch.full((), decay, dtype=like.dtype, device=like.device))
+    return _Shifted(H, shifts, f"{H.kind} with weight decay")
+
+
+def subset(
+    H: CurvatureOperator, names: str | Sequence[str] | Callable[[str, Tensor], bool]
+) -> CurvatureOperator:
+    """The diagonal block of some parameters, the others held where they are.
+
+    Args:
+        H: The operator.
+        names: A glob pattern over parameter names or several (``"layer1.*"``, ``"*.weight"``), or a
+        predicate of name and
+            parameter.
+
+    Returns:
+        An operator on those parameters alone: ``like`` and ``dim`` are theirs.
+
+    Raises:
+        ValueError: A pattern matches nothing, or nothing is left.
+
+    Example:
+        >>> from optland.curvature.operators.hessian import hessian
+        >>> from optland.problems import linear_regression
+        >>> H = hessian(linear_regression(torch.eye(2), torch.ones(2, 1)))
+        >>> subset(H, "*weight").dim
+        2
+    """
+    all_names, params = H.objective.names, H.like
+    if callable(names):
+        return H.restricted(
+            [i for i, (n, p) in enumerate(zip(all_names, params, strict=True)) if names(n, p)]
+        )
+    patterns = [names] if isinstance(names, str) else list(names)
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in all_names):
+            raise ValueError(f"{pattern!r} matches no parameter; the names are {', '.join(all_names)}")
+    return H.restricted(
+        [i for i, name in enumerate(all_names) if any(fnmatchcase(name, p) for p in patterns)]
+    )
+
+
+def per_layer(H: CurvatureOperator) -> dict[str, CurvatureOperator]:
+    """The diagonal block of every module that has parameters of its own, by its name.
+
+    Example:
+        >>> from optland.curvature.operators.hessian import hessian
+        >>> from optland.objective import Objective
+        >>> net = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Tanh(), torch.nn.Linear(3, 1))
+        >>> L = Objective(net, lambda m, x: m(x).square().mean(), [torch.ones(4, 2)])
+        >>> {name: block.dim for name, block in per_layer(hessian(L)).items()}
+        {'0': 9, '2': 4}
+    """
+    layers: dict[str, list[int]] = {}
+    for i, name in enumerate(H.objective.names):
+        layers.setdefault(name.rpartition(".")[0], []).append(i)
+    return {layer: H.restricted(indices) for layer, indices in layers.items()}
+
+
+class _Transformed(CurvatureOperator):
+    """Works through one product of the operator underneath."""
+
+    def __init__(self, H: CurvatureOperator, kind: str) -> None:
+        super().__init__(H.objective, H.method, H.reason)
+        self.inner = H
+        self.kind = kind
+
+    @property
+    def like(self) -> list[Tensor]:
+        return self.inner.like
+
+    @property
+    def product_ge(self) -> float:
+        return self.inner.product_ge
+
+    @property
+    def setup_ge(self) -> float:
+        return self.inner.setup_ge
+
+    @property
+    def product_error(self) -> float:
+        return self.inner.product_error
+
+    def close(self) -> None:
+        """Close the operator underneath too."""
+        super().close()
+        self.inner.close()
+
+    def _through(self, v: Vector) -> list[Tensor]:
+        spent = self.inner.cost_ge
+        try:
+            return self.inner.matvec(v)
+        finally:
+            self.cost_ge += self.inner.cost_ge - spent
+            self.method, self.reason = self.inner.method, self.inner.reason
+
+
+class _Scaled(_Transformed):
+    """D A D for a diagonal D."""
+
+    def __init__(self, H: CurvatureOperator, D: list[Tensor], kind: str) -> None:
+        super().__init__(H, kind)
+        self.D = D
+
+    def _multiply(self, v: Vector) -> list[Tensor]:
+        return self._scaled(self._through(self._scaled(v)))
+
+    def _scaled(self, v: Vector) -> list[Tensor]:
+        return [(d * t).to(like.dtype) for d, t, like in zip(self.D, v, self.like, strict=True)]
+
+    @property
+    def product_error(self) -> float:
+        """At most the largest entry of D squared times that of the operator underneath."""
+        if self.inner.product_error == 0.0:
+            return 0.0
+        return max(float(d.abs().max()) for d in self.D if d.numel()) ** 2 * self.inner.product_error
+
+    def on(self, objective: Objective) -> CurvatureOperator | None:
+        inner = self.inner.on(objective)
+        return None if inner is None else _Scaled(inner, self.D, self.kind)
+
+    def restricted(self, indices: Sequence[int]) -> CurvatureOperator:
+        return _Scaled(self.inner.restricted(indices), [self.D[i] for i in indices], self.kind)
+
+
+class _Shifted(_Transformed):
+    """A + sum of a multiple of the identity on every parameter."""
+
+    def __init__(self, H: CurvatureOperator, shifts: list[Tensor], kind: str) -> None:
+        super().__init__(H, kind)
+        self.shifts = shifts
+
+    def _multiply(self, v: Vector) -> list[Tensor]:
+        product = self._through(v)
+        return [a + s * t.to(a.dtype) for a, s, t in zip(product, self.shifts, v, strict=True)]
+
+    def on(self, objective: Objective) -> CurvatureOperator | None:
+        inner = self.inner.on(objective)
+        return None if inner is None else _Shifted(inner, self.shifts, self.kind)
+
+    def restricted(self, indices: Sequence[int]) -> CurvatureOperator:
+        return _Shifted(self.inner.restricted(indices), [self.shifts[i] for i in indices], self.kind)
+
+
+def _check_diagonal(H: CurvatureOperator, D: Vector, name: str) -> None:
+    vectors.require_shapes(D, H.like, name)
+    if not bool(torch.isfinite(vectors.norm(D))):
+        raise ValueError(f"{name} has entries that are not finite")

@@ -1,0 +1,1 @@
+"""What kind of point this is: verdicts, their evidence, and a search for critical points."""

@@ -1,0 +1,1 @@
+"""What an optimizer can stand, and how far it is from that."""

@@ -1,0 +1,319 @@
+r"""Unbiased samples of the diagonal of a matrix: what trace, diagonal and Frobenius norm are averages of.
+
+.. math:: x = \mathrm{diag}(K) + w \circ (P A P w), \qquad E[x] = \mathrm{diag}\,A, \qquad
+          E\,\|P A P w\|^2 + \|K\|_F^2 = \|A\|_F^2
+
+with random vectors w and the known part K of :mod:`~optland.curvature.stochastic.deflation`. The methods differ in
+what K is:
+
+==============  ===============================================  =====================================================
+method          known part                                       samples from n products
+==============  ===============================================  =====================================================
+hutchinson      nothing                                          n
+krylov          a Krylov space of dimension 0.6 n                0.4 n
+hutch++         the range of A on n / 3 random vectors           n / 3
+xtrace          the range of A on all test vectors but one       n / 2, each with a known part of its own
+auto            columns, where d <= n; else krylov               as krylov; stops at 2 where A is diagonal
+==============  ===============================================  =====================================================
+
+**Why krylov.** A Krylov space knows its own products, so n products deflate n directions, while a random sketch costs
+two products a direction. At 30 products on the Hessians of six small trained nets its rms error was 0.73 to 0.91 of
+XTrace's and 0.5 to 0.7 of Hutch++'s, and as its samples are independent, Student's t interval covers.
+
+**References.** Hutchinson 1990; Meyer et al. 2021, arXiv:2010.09649 (Hutch++); Epperly et al. 2024, arXiv:2301.07825
+(XTrace, XDiag); Chen and Hallman 2023, arXiv:2205.01736 (Krylov-aware trace estimation).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from optland import vectors
+from optland.curvature.eigen.spectrum import Spectrum
+from optland.curvature.operators.hessian import CurvatureOperator
+from optland.curvature.stochastic.deflation import Array, Deflation
+from optland.curvature.stochastic.leave_one_out import leave_one_out
+from optland.curvature.stochastic.random_vectors import Distribution, RandomVectors
+from optland.curvature.stochastic.student import student_quantile
+from optland.vectors import Vector
+
+__all__ = ["MIN_SAMPLES", "DiagonalSamples", "TraceMethod", "check_probing", "layer_names", "probe"]
+
+TraceMethod = Literal["auto", "krylov", "hutchinson", "hutch++", "xtrace"]
+
+KRYLOV_SHARE = 0.6
+"""Share of the products spent on the Krylov space. Measured at 30 products, where 0.5 to 0.75 hardly differ."""
+
+MIN_SAMPLES = 8
+"""Samples before a tolerance may stop the probing: a spread from fewer is itself a guess."""
+
+WIDENING = {"xtrace": (1.25, 1.6)}
+"""Factors on the spread of samples that share their sketch, and so agree better with one another than with the truth:
+for sums of the diagonal and for the Frobenius norm, from 100 seeds on trained nets and closed-form spectra."""
+
+
+@dataclass
+class DiagonalSamples:
+    """Running statistics of samples of diag A."""
+
+    sizes: list[int]  # coordinates of every layer
+    want_diagonal: bool
+    layers: list[Array] = field(default_factory=list)  # of every sample, its sums over the layers
+    squares: list[float] = field(default_factory=list)  # of every sample, its value of ||A||_F^2
+    mean: Tensor | None = None  # (d,) of the diagonal
+    spread: Tensor | None = None  # (d,) sum of squared deviations from it
+    exact: bool = False
+    failed: bool = False
+    basis_size: int = 0
+    widening: float = 1.0
+    square_widening: float = 1.0
+    note: str = ""
+
+    def add(self, x: Tensor, square: float) -> None:
+        """Take in one sample."""
+        sums = torch.stack([part.sum(dtype=_sum_type(x)) for part in torch.split(x, self.sizes)])
+        self.layers.append(sums.to("cpu", torch.float64).numpy())
+        self.squares.append(square)
+        if not self.want_diagonal:
+            return
+        if self.mean is None or self.spread is None:
+            self.mean, self.spread = x.clone(), torch.zeros_like(x)
+            return
+        step = x - self.mean
+        self.mean = self.mean + step / self.num
+        self.spread = self.spread + step * (x - self.mean)
+
+    @property
+    def num(self) -> int:
+        """Samples so far."""
+        return len(self.layers)
+
+    def mean_and_error(self, values: Sequence[float], widening: float) -> tuple[float, float]:
+        """Mean of one number a sample, and its standard error; NaN where one sample tells no spread."""
+        if self.failed or not values:
+            return math.nan, math.nan
+        if self.exact:
+            return float(np.mean(values)), 0.0
+        spread = float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
+        return float(np.mean(values)), widening * spread / math.sqrt(len(values))
+
+    @property
+    def totals(self) -> list[float]:
+        """The trace according to every sample."""
+        return [float(sums.sum()) for sums in self.layers]
+
+    def within(self, tol: float, confidence: float) -> bool:
+        """Whether the interval of the trace is narrower than ``tol`` of it."""
+        value, error = self.mean_and_error(self.totals, self.widening)
+        return self.quantile(confidence) * error <= tol * abs(value)
+
+    def quantile(self, confidence: float) -> float:
+        """Half an interval of this confidence in standard errors: Student's t."""
+        return student_quantile((1 + confidence) / 2, max(1, self.num - 1))
+
+
+def _sum_type(x: Tensor) -> torch.dtype:
+    return torch.float32 if x.device.type == "mps" else torch.float64  # the Apple backend has no float64
+
+
+class Products:
+    """B = A - M on flat vectors, with M = U' diag(lam) U from known eigenpairs: the control variate of a warm start."""
+
+    def __init__(self, H: CurvatureOperator, limit: int) -> None:
+        self.H, self.limit, self.used = H, limit, 0
+        self.flat = vectors.flatten(H.like)
+        self.U, self.lam = self.flat.new_empty((0, self.flat.numel())), self.flat.new_empty(0)
+        self.failed = False
+
+    @property
+    def left(self) -> int:
+        return 0 if self.failed else self.limit - self.used
+
+    def known(self, w: Tensor) -> Tensor:
+        """M w, (d,)."""
+        return (self.lam * (self.U @ w)) @ self.U
+
+    def plain(self, w: Tensor) -> Tensor:
+        """A w, (d,)."""
+        self.used += 1
+        product = vectors.flatten(self.H.matvec(vectors.unflatten(w, self.H.like)))
+        self.failed = self.failed or not bool(torch.isfinite(product).all())
+        return product
+
+    def __call__(self, w: Tensor) -> Tensor:
+        """B w, (d,)."""
+        product = self.plain(w)
+        return product - self.known(w) if len(self.lam) else product
+
+    def known_diagonal(self) -> Tensor:
+        diagonal = torch.zeros_like(self.flat)
+        for lam, u in zip(self.lam, self.U, strict=True):
+            diagonal += lam * u * u
+        return diagonal
+
+    def square(self, w: Tensor, product: Tensor, square: float) -> float:
+        """A sample of ||A||_F^2 from one of ||B||_F^2: ||A||^2 = ||B||^2 + 2 <M, B> + ||M||^2."""
+        if not len(self.lam):
+            return square
+        return square + 2 * float(self.known(w) @ product) + float(self.lam.square().sum())
+
+    def warm(self, start: Spectrum | Sequence[Vector]) -> None:
+        """Take the eigenpairs of a spectrum, at no cost, or those of A on the span of vectors, at a product each."""
+        rows = [vectors.flatten(v) for v in (start.vectors if isinstance(start, Spectrum) else start)]
+        if not rows:
+            return
+        Q = torch.linalg.qr(torch.stack(rows).T).Q.T.contiguous()
+        if isinstance(start, Spectrum):
+            # Orthonormal vectors, whose order and signs the factorisation keeps up to the sign.
+            self.U = Q
+            self.lam = self.flat.new_tensor([value.value for value in start.values])
+            return
+        T = Q @ torch.stack([self.plain(q) for q in Q]).T
+        self.lam, S = torch.linalg.eigh((T + T.T) / 2)
+        self.U = S.T @ Q
+
+
+def probe(
+    H: CurvatureOperator,
+    *,
+    method: TraceMethod,
+    max_products: int,
+    tol: float | None,
+    confidence: float,
+    start: Spectrum | Sequence[Vector] | None,
+    seed: int,
+    distribution: Distribution,
+    want_diagonal: bool = False,
+) -> DiagonalSamples:
+    """Samples of diag H from at most ``max_products`` products; the arguments are those of ``trace``."""
+    A, draws = Products(H, max_products), RandomVectors(H.like, seed, distribution)
+    samples = DiagonalSamples([t.numel() for t in H.like], want_diagonal)
+    samples.widening, samples.square_widening = WIDENING.get(method, (1.0, 1.0))
+    if method == "auto" and H.dim <= max_products:
+        _columns(A, samples)
+    else:
+        if start is not None:
+            A.warm(start)
+        for x, square in _sampler(A, draws, method, samples):
+            if A.failed:
+                break
+            samples.add(x, square)
+            if samples.exact or (
+                tol is not None and samples.num >= MIN_SAMPLES and samples.within(tol, confidence)
+            ):
+                break
+    samples.failed = A.failed
+    return samples
+
+
+def _sampler(
+    A: Products, draws: RandomVectors, method: TraceMethod, samples: DiagonalSamples
+) -> Iterator[tuple[Tensor, float]]:
+    if method == "xtrace":
+        for x, square, w, product in leave_one_out(A, draws):
+            yield x + A.known_diagonal(), A.square(w, product, square)
+        return
+    pairs = []
+    if method == "auto" and draws.distribution == "rademacher" and A.left >= 2:
+        pairs = [(w, A(w)) for w in (draws.next(), draws.next())]
+        if _diagonal_shows(A, pairs):
+            samples.exact, samples.note = (
+                True,
+                "The matrix is diagonal, which one Rademacher vector resolves.",
+            )
+            w, product = pairs[0]
+            yield w * product + A.known_diagonal(), A.square(w, product, float(product @ product))
+            return
+    K = _deflation(A, draws, method)
+    samples.basis_size = K.size
+    known, known_square = K.diagonal() + A.known_diagonal(), K.square()
+    while pairs or A.left > 0:
+        w, product = pairs.pop() if pairs else _pair(A, draws)
+        rest = K.rest(w, product)
+        yield known + w * rest, A.square(w, product, known_square + float(rest @ rest))
+
+
+def _pair(A: Products, draws: RandomVectors) -> tuple[Tensor, Tensor]:
+    w = draws.next()
+    return w, A(w)
+
+
+def _deflation(A: Products, draws: RandomVectors, method: TraceMethod) -> Deflation:
+    """The known part, from its share of the products that are left."""
+    if method == "hutch++":
+        sketch = [A(draws.next()) for _ in range(A.left // 3)]
+        K = Deflation(A.flat, len(sketch))
+        for y in sketch:
+            q = K.orthonormal(y)
+            if q is not None and not A.failed:
+                K.take(q, A(q))
+        return K
+    share = 0 if method == "hutchinson" else round(KRYLOV_SHARE * A.limit)
+    K = Deflation(A.flat, max(0, min(share, A.left - 1)))
+    ahead: Tensor | None = draws.direction()
+    while ahead is not None and K.size < K.capacity and not A.failed:
+        K.take(ahead, A(ahead))
+        ahead = K.next_in_krylov()
+    return K
+
+
+def _diagonal_shows(A: Products, pairs: Sequence[tuple[Tensor, Tensor]]) -> bool:
+    """Whether w * Aw is the same vector for two random w, as it is for diagonal matrices and no others."""
+    if A.failed or A.H.product_error > 0:
+        return False
+    first, second = (w * product for w, product in pairs)
+    eps = 100 * torch.finfo(A.H.like[0].dtype).eps
+    return float(vectors.norm([first - second])) <= eps * float(vectors.norm([first]))
+
+
+def _columns(A: Products, samples: DiagonalSamples) -> None:
+    """The diagonal itself, entry by entry."""
+    x, square = torch.zeros_like(A.flat), 0.0
+    for i in range(len(x)):
+        unit = torch.zeros_like(A.flat)
+        unit[i] = 1.0
+        column = A.plain(unit)
+        x[i] = column[i]
+        square += float(vectors.norm([column])) ** 2
+    samples.exact, samples.note = True, f"Exact: d = {len(x)} products give every column."
+    samples.add(x, square)
+
+
+def layer_names(H: CurvatureOperator) -> list[str]:
+    """Name of the parameter behind every entry of ``H.like``."""
+    names = {id(p): name for p, name in zip(H.objective.params, H.objective.names, strict=True)}
+    return [names.get(id(t), f"block {i}") for i, t in enumerate(H.like)]
+
+
+def check_probing(
+    H: CurvatureOperator,
+    method: str,
+    max_products: int,
+    tol: float | None,
+    confidence: float,
+    start: Spectrum | Sequence[Vector] | None,
+) -> None:
+    """Refuse arguments that no probing can use."""
+    if method not in get_args(TraceMethod):
+        raise ValueError(f"method {method!r} is not known; use {', '.join(map(repr, get_args(TraceMethod)))}")
+    if max_products < 1:
+        raise ValueError(f"max_products={max_products} must be at least 1")
+    if tol is not None and not tol > 0:
+        raise ValueError(f"tol={tol} must be positive (relative to the trace), or None to use every product")
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence={confidence} must lie between 0 and 1, for example 0.95")
+    warm = list(start.vectors if isinstance(start, Spectrum) else start or [])
+    shapes = [p.shape for p in H.like]
+    if any([t.shape for t in y] != shapes for y in warm):
+        raise ValueError("start belongs to other parameters: its vectors have other shapes")
+    if len(warm) and not isinstance(start, Spectrum) and len(warm) >= max_products:
+        raise ValueError(
+            f"start has {len(warm)} vectors, a product each, of max_products={max_products}; raise it"
+        )

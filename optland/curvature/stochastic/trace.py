@@ -1,0 +1,264 @@
+r"""The trace of a curvature operator, whole and by layer, and its Frobenius norm, from a few random probes.
+
+.. math:: \mathrm{tr}\,A = \mathrm{tr}\,K + E\,[w^\top P A P w], \qquad
+          \mathrm{SE}^2 = \frac{1}{n (n - 1)} \sum_{j=1}^{n} (x_j - \bar x)^2
+
+with a known part K (see :mod:`~optland.curvature.stochastic.probing`) and n independent samples x_j.
+
+**Cost.** At most ``max_products`` products. Memory: the Krylov method keeps 0.6 ``max_products`` vectors, Hutch++
+as many as products, XTrace twice as many; Hutchinson a handful, for models at the edge of memory.
+
+**When.** Mean curvature tr(A) / d, the expected rise of the loss under random perturbations, sharpness by layer. Where
+few eigenvalues dominate, as in a trained net, 30 products give the trace to a few per cent, a third or less of
+Hutchinson's error; where the bulk dominates (label noise, an early stop), the gain is smaller and the error says so.
+
+**Defaults.** ``max_products`` 30. ``method="auto"``: every column where d <= ``max_products``; two Rademacher probes,
+which show a diagonal (or zero) matrix to be one; else a Krylov space and probes outside it, indefinite or not.
+``confidence`` 0.95.
+
+**Caveats.** Probing stops when the interval is narrower than ``tol``, never because the running mean rests: a mean of
+n samples moves by 1 / n of their spread and rests long before it is right. ``error`` is one standard error; from a
+dozen samples an interval takes Student's t, which :meth:`Trace.interval` does. Errors are those of the estimator on
+these data, not of the data.
+
+**References.** Hutchinson 1990; Meyer et al. 2021, arXiv:2010.09649; Epperly et al. 2024, arXiv:2301.07825; Chen and
+Hallman 2023, arXiv:2205.01736.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from optland import archive
+from optland.curvature.eigen.spectrum import Spectrum
+from optland.curvature.operators.hessian import CurvatureOperator, Method, declared_product_cost
+from optland.curvature.stochastic.probing import (
+    DiagonalSamples,
+    TraceMethod,
+    check_probing,
+    layer_names,
+    probe,
+)
+from optland.curvature.stochastic.random_vectors import Distribution
+from optland.curvature.stochastic.student import student_quantile
+from optland.estimate import Estimate, Provenance
+from optland.objective import Objective
+from optland.vectors import Vector
+
+__all__ = ["Trace", "declared_cost", "frobenius", "trace", "trace_per_layer"]
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    r"""The trace, its parts, and the Frobenius norm from the same products.
+
+    Attributes:
+        total: tr A with its standard error.
+        per_layer: tr of the diagonal block of every parameter tensor, by its name; they add up to ``total``.
+        frobenius: |A|_F^2, the sum of the squared eigenvalues.
+        num_samples: Samples behind the standard errors, n.
+        basis_size: Directions in which A is known exactly.
+        num_products: Products with the operator.
+        cost_ge: Gradient evaluations spent.
+        provenance: Method, data, mode and seed.
+    """
+
+    total: Estimate
+    per_layer: dict[str, Estimate]
+    frobenius: Estimate
+    num_samples: int
+    basis_size: int
+    num_products: int
+    cost_ge: float
+    provenance: Provenance
+
+    def interval(self, confidence: float = 0.95, *, layer: str | None = None) -> tuple[float, float]:
+        """Interval that holds the trace (of ``layer``, where named) with this confidence, by Student's t.
+
+        Raises:
+            ValueError: No layer has that name.
+        """
+        if layer is not None and layer not in self.per_layer:
+            raise ValueError(f"layer {layer!r} is not known; use one of {', '.join(self.per_layer)}")
+        estimate = self.total if layer is None else self.per_layer[layer]
+        if estimate.error == 0.0:
+            return estimate.value, estimate.value
+        half = estimate.error * student_quantile((1 + confidence) / 2, max(1, self.num_samples - 1))
+        return estimate.value - half, estimate.value + half
+
+    def save(self, path: str | Path) -> None:
+        """Write ``path``.npz and ``path``.json."""
+        archive.save(self, path)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Trace:
+        """Read what :meth:`save` wrote."""
+        return archive.load(path, cls)
+
+    def __str__(self) -> str:
+        width = max((len(name) for name in self.per_layer), default=0)
+        head = f"trace: {self.total}, {self.num_products} products, {self.cost_ge:.4g} GE"
+        lines = [f"  {name:<{width}}  {part}" for name, part in self.per_layer.items()]
+        return "\n".join([head, *lines, f"  ||A||_F^2 {self.frobenius}"])
+
+
+def declared_cost(objective: Objective, max_products: int = 30, *, method: Method = "auto") -> float:
+    """The most that :func:`trace` on a fresh Hessian of ``objective`` can cost, in gradient evaluations."""
+    return declared_product_cost(objective, max_products, method=method)
+
+
+def trace(
+    H: CurvatureOperator,
+    *,
+    method: TraceMethod = "auto",
+    max_products: int = 30,
+    tol: float | None = None,
+    confidence: float = 0.95,
+    start: Spectrum | Sequence[Vector] | None = None,
+    seed: int = 0,
+    distribution: Distribution = "rademacher",
+) -> Estimate:
+    """Estimate tr H.
+
+    Args:
+        H: The operator.
+        method: ``"auto"``, ``"krylov"``, ``"hutchinson"``, ``"hutch++"`` or ``"xtrace"``.
+        max_products: Most products with ``H``, never exceeded.
+        tol: Wanted half width of the interval relative to the trace; None uses every product. XTrace needs all of
+            its products before the first sample, so there it only decides ``converged``.
+        confidence: Confidence of that interval.
+        start: Eigenpairs of a spectrum of the same parameters, however old, as a control variate: it costs nothing
+            and leaves the estimate unbiased. Vectors alone cost a product each.
+        seed: Seed of the test vectors.
+        distribution: Of the test vectors; see :mod:`~optland.curvature.stochastic.random_vectors`.
+
+    Returns:
+        An :class:`~optland.estimate.Estimate` with a standard error, converged when the interval is within ``tol``
+        (without one: when there is a standard error). :func:`trace_per_layer` gives more for the same products.
+
+    Raises:
+        ValueError: An argument is out of range, or ``start`` has other shapes.
+
+    Example:
+        >>> import torch
+        >>> from optland.curvature import hessian
+        >>> from optland.problems import quadratic
+        >>> print(trace(hessian(quadratic(torch.diag(torch.arange(100.0))))))     # diagonal: exact
+        4950 ± 0 (standard_error)
+    """
+    return trace_per_layer(
+        H,
+        method=method,
+        max_products=max_products,
+        tol=tol,
+        confidence=confidence,
+        start=start,
+        seed=seed,
+        distribution=distribution,
+    ).total
+
+
+def trace_per_layer(
+    H: CurvatureOperator,
+    *,
+    method: TraceMethod = "auto",
+    max_products: int = 30,
+    tol: float | None = None,
+    confidence: float = 0.95,
+    start: Spectrum | Sequence[Vector] | None = None,
+    seed: int = 0,
+    distribution: Distribution = "rademacher",
+) -> Trace:
+    r"""Estimate tr H, the trace of every layer's block, and |H|_F^2, all from the products of :func:`trace`.
+
+    Args and errors are those of :func:`trace`; ``tol`` is that of the total.
+
+    Example:
+        >>> import torch
+        >>> from optland.curvature import hessian
+        >>> from optland.problems import linear_regression
+        >>> L = linear_regression(torch.eye(2), torch.zeros(2, 1))
+        >>> print(trace_per_layer(hessian(L)))
+        trace: 2 ± 0 (standard_error), 2 products, 13 GE
+          weight  2 ± 0 (standard_error)
+          ||A||_F^2 2 ± 0 (standard_error)
+    """
+    check_probing(H, method, max_products, tol, confidence, start)
+    spent, already = H.cost_ge, H.num_products
+    samples = probe(
+        H,
+        method=method,
+        max_products=max_products,
+        tol=tol,
+        confidence=confidence,
+        start=start,
+        seed=seed,
+        distribution=distribution,
+    )
+    source = H.provenance(f"{method} trace, {distribution}", seed)
+    cost = H.cost_ge - spent
+    layers, total, square = estimates(samples, layer_names(H), cost, source, tol, confidence)
+    return Trace(
+        total, layers, square, samples.num, samples.basis_size, H.num_products - already, cost, source
+    )
+
+
+def frobenius(
+    H: CurvatureOperator,
+    *,
+    method: TraceMethod = "auto",
+    max_products: int = 30,
+    seed: int = 0,
+    distribution: Distribution = "rademacher",
+) -> Estimate:
+    r"""Estimate ||H||_F^2 = sum of the squared eigenvalues, as the mean of ||Hw||^2 around a known part.
+
+    Args and errors are those of :func:`trace`.
+
+    Example:
+        >>> import torch
+        >>> from optland.curvature import hessian
+        >>> from optland.problems import quadratic
+        >>> print(frobenius(hessian(quadratic(torch.diag(torch.tensor([3.0, -4.0]))))))
+        25 ± 0 (standard_error)
+    """
+    return trace_per_layer(
+        H, method=method, max_products=max_products, seed=seed, distribution=distribution
+    ).frobenius
+
+
+def estimates(
+    samples: DiagonalSamples,
+    names: Sequence[str],
+    cost: float,
+    source: Provenance,
+    tol: float | None,
+    confidence: float,
+) -> tuple[dict[str, Estimate], Estimate, Estimate]:
+    """The trace by layer, in all, and the squared Frobenius norm, from their samples."""
+    t = samples.quantile(confidence)
+
+    def estimate(values: Sequence[float], widening: float = samples.widening) -> Estimate:
+        value, error = samples.mean_and_error(values, widening)
+        met = math.isfinite(error) and (tol is None or t * error <= tol * abs(value))
+        return Estimate(value, error, "standard_error", met, cost, source, _note(samples))
+
+    columns = {name: [float(sums[i]) for sums in samples.layers] for i, name in enumerate(names)}
+    return (
+        {name: estimate(values) for name, values in columns.items()},
+        estimate(samples.totals),
+        estimate(samples.squares, samples.square_widening),
+    )
+
+
+def _note(samples: DiagonalSamples) -> str:
+    if samples.failed:
+        return "A product with H was not finite."
+    if samples.num == 0:
+        return "The products allow no sample; raise max_products."
+    if samples.num == 1 and not samples.exact:
+        return "A single sample has no standard error; raise max_products."
+    return samples.note

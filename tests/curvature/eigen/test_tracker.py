@@ -1,0 +1,159 @@
+"""The tracker on matrices whose spectrum is known at every step: agreement, cost, audits, exact resume."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from optland.curvature import CurvatureOperator, hessian, lanczos
+from optland.curvature.eigen.tracker import SpectrumTracker, Tracked, declared_cost
+from optland.problems import function_objective, quadratic, with_spectrum
+
+D = torch.float64
+
+
+def drifting(step: int, speed: float = 0.0015) -> Tensor:
+    """A matrix whose eigenvectors turn and whose ends move slowly."""
+    generator = torch.Generator().manual_seed(7)
+    skew = torch.randn(60, 60, dtype=D, generator=generator)
+    turn = torch.linalg.matrix_exp(speed * step * (skew - skew.T))
+    top, bottom = 30.0 + 0.2 * step, -9.0 - 0.1 * step
+    A = turn @ with_spectrum([top, 20.0, 12.0, *np.linspace(0, 3, 56).tolist(), bottom]) @ turn.T
+    return (A + A.T) / 2
+
+
+def probe(tracker: SpectrumTracker, A: Tensor) -> Tracked:
+    return tracker.probe(hessian(quadratic(A)))
+
+
+@pytest.mark.parametrize("ends", ["top", "both"])
+def test_it_follows_a_turning_spectrum_for_fewer_products_than_cold_runs(ends: Any) -> None:
+    tracker, cold = SpectrumTracker(ends=ends, audit_every=10), 0
+    for step in range(21):
+        A = drifting(step)
+        exact = torch.linalg.eigvalsh(A)
+        H = hessian(quadratic(A))
+        found = tracker.probe(H)
+        assert H.num_products == found.num_products
+        assert H.cost_ge <= declared_cost(H.objective)
+        assert found.spectrum.top.value == pytest.approx(float(exact[-1]), rel=0.01)
+        assert found.spectrum.top.error <= 0.01 * float(exact[-1])
+        if ends == "both":
+            assert found.spectrum.bottom.value == pytest.approx(float(exact[0]), rel=0.02)
+        cold += lanczos(hessian(quadratic(A)), ends=ends, seed=step).num_products
+    assert (tracker.num_audits, tracker.num_replaced) == (3, 0)  # the first probe, and two that were due
+    assert tracker.num_products < 0.8 * cold  # audits included
+
+
+def test_a_still_matrix_costs_one_product_a_probe() -> None:
+    tracker = SpectrumTracker(ends="top", admixture=0.0)
+    counts = [probe(tracker, drifting(0)).num_products for _ in range(5)]
+    assert counts[1:] == [1, 1, 1, 1]
+
+
+def crossing(step: int) -> CurvatureOperator:
+    """Diagonal: the eigenvalue that was the top stays, and another, orthogonal to all that is kept, passes it."""
+    a = torch.linspace(0, 3, 60, dtype=D)
+    a[0], a[1] = 10.0, 4.0 + 1.5 * step
+    return hessian(function_objective(lambda w: 0.5 * (a * w * w).sum(), torch.ones(60, dtype=D)))
+
+
+def test_an_audit_replaces_a_pair_that_is_no_longer_extreme_and_says_so() -> None:
+    """Without admixture a converged start never sees the other eigenvector: its residual is right all the same."""
+    tracker = SpectrumTracker(ends="top", tol=1e-6, audit_every=8, admixture=0.0)
+    found = [tracker.probe(crossing(step)) for step in range(9)]
+    locked = found[6]
+    assert locked.spectrum.top.converged
+    assert locked.spectrum.top.value == pytest.approx(10.0)
+    audited = found[8]
+    assert (audited.why, audited.replaced) == ("due", True)
+    assert audited.spectrum.top.value == pytest.approx(16.0)
+    assert "WARM RUN REPLACED" in str(audited)
+    assert tracker.num_replaced == 1
+    assert audited.spectrum.certificate is not None
+
+
+def test_a_random_part_finds_the_new_top_without_an_audit() -> None:
+    tracker = SpectrumTracker(ends="top", tol=1e-6, audit_every=100, admixture=0.1)
+    found = [tracker.probe(crossing(step)) for step in range(9)]
+    assert found[8].spectrum.top.value == pytest.approx(16.0, rel=1e-6)
+
+
+@pytest.mark.parametrize("factor", [3.0, 0.2, -1.0])
+def test_a_jump_is_audited_at_once(factor: float) -> None:
+    tracker = SpectrumTracker()
+    probe(tracker, drifting(0))
+    found = probe(tracker, factor * drifting(0))
+    assert found.why == "jump"
+    exact = torch.linalg.eigvalsh(factor * drifting(0))
+    assert found.spectrum.top.value == pytest.approx(float(exact[-1]), rel=0.02)
+    assert found.spectrum.bottom.value == pytest.approx(float(exact[0]), rel=0.02)
+
+
+def test_a_run_that_does_not_converge_is_audited_and_marked() -> None:
+    tracker = SpectrumTracker(ends="top", tol=1e-9, max_products=4)
+    probe(tracker, drifting(0))
+    found = probe(tracker, drifting(2))
+    assert found.why == "not converged"
+    assert found.num_products == 8
+    assert not found.spectrum.converged
+
+
+def test_products_that_are_not_finite_are_marked_and_forgotten() -> None:
+    tracker = SpectrumTracker()
+    probe(tracker, drifting(0))
+    broken = function_objective(lambda w: (w - 1.0).abs().sqrt().sum(), torch.ones(60, dtype=D))
+    found = tracker.probe(hessian(broken))
+    assert not found.spectrum.converged
+    again = probe(tracker, drifting(0))
+    assert again.why == "first"
+    assert again.spectrum.converged
+
+
+def test_between_audits_nothing_is_certified_about_what_was_not_seen() -> None:
+    A = with_spectrum([10.0, 5.0, *np.linspace(0.5, 1, 8).tolist()])
+    tracker = SpectrumTracker(tol=1e-6)
+    assert probe(tracker, A).spectrum.negative_curvature == "none below -tau"
+    assert probe(tracker, A).spectrum.negative_curvature == "unknown"
+
+
+@pytest.mark.parametrize("cut", [0, 1, 4, 7])
+def test_it_resumes_exactly(cut: int) -> None:
+    """Values, products and audits after a reload are those of the unbroken tracker, bit for bit."""
+
+    def fresh() -> SpectrumTracker:
+        return SpectrumTracker(audit_every=4, seed=3)
+
+    unbroken, first = fresh(), fresh()
+    expected = [probe(unbroken, drifting(step)) for step in range(9)]
+    for step in range(cut):
+        probe(first, drifting(step))
+    buffer = io.BytesIO()
+    torch.save(first.state_dict(), buffer)
+    buffer.seek(0)
+    resumed = fresh()
+    resumed.load_state_dict(torch.load(buffer, weights_only=True))
+    for step in range(cut, 9):
+        found = probe(resumed, drifting(step))
+        assert found.spectrum.ritz_values == expected[step].spectrum.ritz_values
+        assert (found.why, found.num_products) == (expected[step].why, expected[step].num_products)
+    assert resumed.num_products == unbroken.num_products
+
+
+def test_a_state_is_a_copy() -> None:
+    tracker = SpectrumTracker()
+    probe(tracker, drifting(0))
+    state = tracker.state_dict()
+    before = [t.clone() for y in state["kept"] for t in y]
+    probe(tracker, drifting(5))
+    assert all(torch.equal(a, b) for a, b in zip(before, [t for y in state["kept"] for t in y], strict=True))
+
+
+def test_wrong_usage_names_the_fix() -> None:
+    with pytest.raises(ValueError, match="audit_every=0 must be at least 1"):
+        SpectrumTracker(audit_every=0)

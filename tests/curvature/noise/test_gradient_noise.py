@@ -1,0 +1,182 @@
+"""The noise estimator against the known noise of a mean, and the ways in which noise scales go wrong."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from optland import vectors
+from optland.batches import split
+from optland.curvature import GradientNoise, from_norms, gradient_noise, pooled
+from optland.curvature.noise.gradient_noise import declared_cost
+from optland.objective import Objective
+from optland.problems import Point, linear_regression
+
+D = torch.float64
+SCALES = torch.tensor([3.0, 2.0, 1.0, 0.5], dtype=D)
+TRACE = float(SCALES.square().sum())  # of Sigma = diag(SCALES^2)
+
+
+def mean_of_samples(x: Tensor, mean: float, sizes: list[int]) -> Objective:
+    """L(w) = mean |w - x_i|^2 / 2 at w = 0: sample gradients -x_i, so G = -mean and Sigma = cov(x)."""
+
+    def loss(model: nn.Module, batch: Tensor) -> Tensor:
+        return 0.5 * (model() - batch).square().sum(dim=1).mean()
+
+    return Objective(Point(torch.zeros(4, dtype=D)), loss, list(x.split(sizes)))
+
+
+def draws(count: int, sizes: list[int], mean: float, parts: int) -> list[GradientNoise]:
+    generator = torch.Generator().manual_seed(0)
+    noises = []
+    for _ in range(count):
+        x = mean + SCALES * torch.randn(sum(sizes), 4, generator=generator, dtype=D)
+        noises.append(gradient_noise(mean_of_samples(x, mean, sizes), parts=parts))
+    return noises
+
+
+@pytest.mark.parametrize(("sizes", "parts"), [([32], 8), ([16, 16], 4), ([7, 10], 3), ([11], 11), ([8], 2)])
+def test_both_terms_are_unbiased(sizes: list[int], parts: int) -> None:
+    noises = draws(120, sizes, mean=1.0, parts=parts)
+    for values, truth in (
+        (torch.tensor([n.trace_cov.value for n in noises]), TRACE),
+        (torch.tensor([n.grad_sq.value for n in noises]), 4.0),
+    ):
+        standard_error = float(values.std()) / math.sqrt(len(values))
+        assert abs(float(values.mean()) - truth) < 3.5 * standard_error
+        assert standard_error < 0.2 * truth  # so that the line above can fail
+
+
+def test_reported_standard_errors_match_the_spread() -> None:
+    noises = draws(150, [32], mean=1.0, parts=8)
+    for kind in ("trace_cov", "grad_sq"):
+        spread = float(torch.tensor([getattr(n, kind).value for n in noises]).std())
+        reported = float(torch.tensor([getattr(n, kind).error for n in noises]).square().mean().sqrt())
+        assert reported == pytest.approx(spread, rel=0.25)
+
+
+def test_equal_parts_give_the_two_batch_size_formula() -> None:
+    torch.manual_seed(0)
+    x = 1.0 + torch.randn(32, 4, dtype=D)
+    objective = mean_of_samples(x, 1.0, [32])
+    noise = gradient_noise(objective, parts=8)
+    small = [
+        float(vectors.norm(Objective(objective.model, objective.loss_fn, [part]).gradient())) ** 2
+        for part in split(x, 8)
+    ]
+    large, b, B = float(vectors.norm(objective.gradient())) ** 2, 4, 32
+    mean_small = sum(small) / 8
+    assert noise.trace_cov.value == pytest.approx((mean_small - large) / (1 / b - 1 / B))
+    assert noise.grad_sq.value == pytest.approx((B * large - b * mean_small) / (B - b))
+    assert (noise.micro_batch, noise.large_batch) == (4.0, 32.0)
+    free = from_norms(small, large, b)
+    assert free.trace_cov.value == pytest.approx(noise.trace_cov.value)
+    assert free.grad_sq.value == pytest.approx(noise.grad_sq.value)
+    assert (free.cost_ge, free.resolved, free.trace_cov.error_kind) == (0.0, False, "none")
+
+
+def test_pooling_averages_terms_and_not_ratios() -> None:
+    noises = draws(100, [32], mean=1.0, parts=8)
+    joint = pooled(noises)
+    assert joint.resolved
+    assert joint.b_simple == pytest.approx(TRACE / 4.0, rel=0.1)
+    assert joint.trace_cov.value == pytest.approx(sum(n.trace_cov.value for n in noises) / 100)
+    ratios = [n.trace_cov.value / n.grad_sq.value for n in noises]
+    assert abs(sum(ratios) / 100 - TRACE / 4.0) > abs(joint.b_simple - TRACE / 4.0)
+    assert joint.cost_ge == 100 * 32
+    assert pooled(noises[:1]) is noises[0]
+
+
+def test_pooled_free_norms_become_resolved() -> None:
+    noises = [
+        from_norms([n.grad_sq.value + n.trace_cov.value / 4] * 8, n.grad_sq.value + n.trace_cov.value / 32, 4)
+        for n in draws(40, [32], mean=2.0, parts=8)
+    ]
+    assert not noises[0].resolved
+    joint = pooled(noises)
+    assert joint.resolved
+    assert joint.trace_cov.error_kind == "standard_error"
+
+
+def test_at_a_minimum_the_scale_is_unresolved_and_never_infinite() -> None:
+    noises = draws(50, [32], mean=0.0, parts=8)
+    assert any(n.grad_sq.value < 0 for n in noises)
+    for noise in [*noises, pooled(noises)]:
+        assert noise.resolved == (noise.b_simple is not None)
+        assert noise.b_simple is None or math.isfinite(noise.b_simple)
+    assert sum(n.resolved for n in noises) < 10
+    assert "unresolved" in str(pooled(noises))
+
+
+def test_two_parts_have_no_standard_error_and_stay_unresolved() -> None:
+    (noise,) = draws(1, [32], mean=10.0, parts=2)
+    assert math.isnan(noise.grad_sq.error)
+    assert not noise.grad_sq.converged
+    assert (noise.b_simple, noise.resolved) == (None, False)
+
+
+def test_no_noise_at_all() -> None:
+    noise = gradient_noise(mean_of_samples(torch.ones(8, 4, dtype=D), 1.0, [8]), parts=4)
+    assert noise.trace_cov.value == pytest.approx(0.0, abs=1e-12)
+    assert noise.b_simple == pytest.approx(0.0, abs=1e-12)
+
+
+def test_small_and_ragged_batches_are_cut_as_far_as_they_go() -> None:
+    noise = draws(1, [8, 3, 1], mean=1.0, parts=4)[0]
+    assert noise.micro_batch == 12 / 8
+    assert noise.trace_cov.provenance.method == "gradients of 8 parts"
+
+
+def test_token_weighted_losses_are_in_units_of_samples() -> None:
+    """Every sample carries 5 equal tokens: the noise per sample must not depend on counting by tokens."""
+    torch.manual_seed(0)
+    x = 1.0 + torch.randn(24, 4, dtype=D)
+
+    def by_tokens(model: nn.Module, batch: Tensor) -> tuple[Tensor, int]:
+        return 5 * 0.5 * (model() - batch).square().sum(), 5 * len(batch)
+
+    tokens = gradient_noise(Objective(Point(torch.zeros(4, dtype=D)), by_tokens, [x]))
+    samples = gradient_noise(mean_of_samples(x, 1.0, [24]))
+    assert tokens.trace_cov.value == pytest.approx(samples.trace_cov.value)
+    assert tokens.b_simple == pytest.approx(samples.b_simple)
+
+
+def test_a_gradient_of_the_whole_is_the_weighted_mean_of_the_parts() -> None:
+    torch.manual_seed(1)
+    X, Y = torch.randn(10, 3, dtype=D), torch.randn(10, 1, dtype=D)
+    objective = linear_regression(X, Y, sizes=[7, 3])
+    noise = gradient_noise(objective, parts=3)
+    large = noise.grad_sq.value + noise.trace_cov.value / 10
+    assert large == pytest.approx(float(vectors.norm(objective.gradient())) ** 2)
+
+
+def test_batch_statistics_are_refused() -> None:
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 1))
+
+    def objective(mode: Any) -> Objective:
+        return Objective(model, lambda m, x: m(x).square().mean(), [torch.randn(16, 3)], mode=mode)
+
+    with pytest.raises(ValueError, match=r"BatchNorm1d .* mode='eval'"):
+        gradient_noise(objective("train"))
+    assert gradient_noise(objective("eval")).trace_cov.value > 0
+
+
+def test_cost_is_one_gradient_and_declared() -> None:
+    objective = mean_of_samples(torch.ones(12, 4, dtype=D), 1.0, [12])
+    noise = gradient_noise(objective)
+    assert noise.cost_ge == objective.cost_ge == declared_cost(objective) == 12
+
+
+def test_wrong_usage_names_the_fix() -> None:
+    with pytest.raises(ValueError, match="single part"):
+        gradient_noise(mean_of_samples(torch.ones(1, 4, dtype=D), 1.0, [1]))
+    with pytest.raises(ValueError, match="parts=0"):
+        gradient_noise(mean_of_samples(torch.ones(4, 4, dtype=D), 1.0, [4]), parts=0)
+    with pytest.raises(ValueError, match="2 squared norms and 3 part sizes"):
+        from_norms([1.0, 2.0], 1.0, [1, 2, 3])
+    with pytest.raises(ValueError, match="at least one"):
+        pooled([])
