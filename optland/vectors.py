@@ -115,6 +115,8 @@ def clone(x: Vector) -> list[Tensor]:
 @torch.no_grad()
 def copy_(target: Vector, source: Vector) -> None:
     """Overwrite ``target`` with ``source`` bit for bit, keeping the storage of ``target``."""
+    if not target:
+        return
     if any(hasattr(t, "full_tensor") for t in target):  # the fused copy has no sharding rule for DTensor
         for t, s in zip(target, source, strict=True):
             t.copy_(s)
@@ -125,6 +127,8 @@ def copy_(target: Vector, source: Vector) -> None:
 @torch.no_grad()
 def axpy_(alpha: float | Tensor, x: Vector, y: Vector) -> None:
     """In place y <- y + alpha x; a tensor ``alpha`` stays on its device."""
+    if not y:
+        return
     if isinstance(alpha, Tensor):
         # The product first, in the wider type of the two: alpha cast to half precision could underflow to zero.
         torch._foreach_add_(list(y), [(_wide(a) * alpha.to(_wide(a).dtype)).to(a.dtype) for a in x])
@@ -141,7 +145,7 @@ def scaled(alpha: float | Tensor, x: Vector) -> list[Tensor]:
 @torch.no_grad()
 def subtract(x: Vector, y: Vector) -> list[Tensor]:
     """A new vector x - y."""
-    return list(torch._foreach_sub(list(x), list(y)))
+    return list(torch._foreach_sub(list(x), list(y))) if x else []
 
 
 @torch.no_grad()

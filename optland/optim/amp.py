@@ -20,6 +20,9 @@ USAGES = (
 class ScalerAware(Method):
     """Refuses the steps of a GradScaler that come at the wrong moment."""
 
+    _scale_told = False
+    """Whether the loss scale of this step was given."""
+
     _pending = False
     """Both passes are done and the weights restored: ``.grad`` is what the base optimizer shall receive."""
 
@@ -31,7 +34,16 @@ class ScalerAware(Method):
         optimizer. At any other moment it is yes: the scaler then announces itself by setting ``found_inf``
         here, and the misuse (above all a positional closure, which the scaler itself lets through) is refused
         instead of training with gradients that are too large by the loss scale.
+
+        Raises:
+            RuntimeError: The perturbation of this method depends on the length of the gradient, and the scaler's scale
+                is not known.
         """
+        if self._pending and self.true_units and not self._scale_told:
+            raise RuntimeError(
+                f"{type(self).__name__} measures its perturbation by the length of the gradient and was not told the "
+                "loss scale; call optimizer.perturb(loss_scale=scaler.get_scale())"
+            )
         return not self._pending
 
     def _refuse_scaler(self, what: str) -> None:

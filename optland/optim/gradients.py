@@ -16,7 +16,7 @@ from torch import Tensor
 
 from optland.optim.delegate import Closure
 
-__all__ = ["call_alone", "is_spent", "require_dense", "spend"]
+__all__ = ["call_alone", "is_spent", "own", "require_dense", "spend"]
 
 _MARK = "_optland_spent"
 
@@ -34,6 +34,22 @@ def require_dense(gradient: Tensor) -> Tensor:
             "use sparse=False in embeddings, or real and imaginary parts as separate parameters"
         )
     return gradient
+
+
+def own(gradients: dict[Tensor, Tensor]) -> dict[Tensor, Tensor]:
+    """Gradients to keep, and ``.grad`` emptied for the next pass.
+
+    They are taken rather than copied where nobody else writes to their memory. DDP's may be views of its buckets, and
+    FSDP2's are shards that it may reduce into again: of these, copies are kept, and the originals zeroed.
+    """
+    shared = [p for p, g in gradients.items() if g._is_view() or hasattr(g, "to_local")]
+    kept = dict(gradients)
+    for p, copy in zip(shared, [gradients[p].detach().clone() for p in shared], strict=True):
+        kept[p] = copy
+        gradients[p].zero_()
+    for p in gradients.keys() - set(shared):
+        p.grad = None
+    return kept
 
 
 def _version(gradient: Tensor) -> int:

@@ -109,11 +109,15 @@ class PassGuard:
             stack.enter_context(preserve_buffers(self.model))
         if self._start is not None or self.model is not None:
             stack.callback(load_rng_state, rng_state())
+        self._stack = stack
+        self.repeat_second()
+
+    def repeat_second(self) -> None:
+        """Another pass like the second begins: the same draws once more."""
         if self._start is not None:
             load_rng_state(self._start)
         else:
             self._recorder.start("replay")
-        self._stack = stack
 
     def end_second(self) -> None:
         """Pass two is over; buffers and random state are those of one pass. Does nothing outside pass two."""

@@ -75,7 +75,7 @@ class LegacyForm(TwoPass):
         if zero_grad:
             self.zero_grad()
 
-    def metric(self, p: Tensor, group: dict[str, Any]) -> Tensor | None:
+    def metric(self, p: Tensor, g: Tensor, group: dict[str, Any]) -> Tensor | None:
         """T = |w| in groups with ``adaptive=True``, of every parameter and without a floor."""
         return p.abs() if group.get("adaptive") else None
 
@@ -86,7 +86,8 @@ class LegacyForm(TwoPass):
             raise RuntimeError(
                 "step(closure) of the class form starts from existing gradients; run backward first"
             )
-        self.telemetry.clear()
+        self._forget_step()
+        self._begin()
         self._call_perturbed(closure)
         self._update()
         return None

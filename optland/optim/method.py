@@ -1,86 +1,142 @@
-r"""What makes one two-pass method differ from another: six choices, each one function.
+r"""What makes one two-pass method differ from another: a handful of choices, each one function.
 
-.. math:: \epsilon = \rho \, \frac{T^2 d}{\|T d\|}
+.. math:: \epsilon = \rho \, \frac{T^2 d}{\|T d\|}, \qquad g = \nabla L(w), \quad h = \nabla L(w + \epsilon)
 
-=====================  ==============================================  ==================
-choice                 question                                        default
-=====================  ==============================================  ==================
-``direction``          which way d is up?                              g
-``metric``             in which diagonal metric T?                     identity
-``radius``             how far?                                        the group's rho
-``combine``            what does the base optimizer receive?           h
-``due``                does this step pay for the second pass?         where some rho > 0
-``selects``            which parameters are perturbed?                 all
-=====================  ==============================================  ==================
+=====================  ====================================================  ==================
+choice                 question                                              default
+=====================  ====================================================  ==================
+``direction``          which way d is up?                                    g
+``metric``             in which diagonal metric T?                           identity
+``radius``             how far?                                              the group's rho
+``p``, ``scope``       in which norm, over which tensors?                    2, all together
+``two_sided``          also at w - eps?                                      no
+``combine``            what does the base optimizer receive?                 h
+``reuse``              and in a step without a second pass?                  g
+``due``                does this step pay for the second pass?               what the gate says
+``selected``           which parameters are perturbed?                       all
+``remembers``          which tensors are kept from step to step?             none
+=====================  ====================================================  ==================
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from optland import vectors
-from optland.optim.delegate import Delegating
+from optland.optim.memory import Remembering
+from optland.optim.radius import Scope, dual_norm, scopes, steepest, times
 
-__all__ = ["Method"]
+__all__ = ["Gradients", "Method"]
 
 
-class Method(Delegating):
+@dataclass(slots=True)
+class Gradients:
+    """Parameters with their groups and the gradients that a step has seen so far, entry by entry.
+
+    Attributes:
+        params: The parameters.
+        groups: The group of each.
+        g: Gradients at w.
+        h: Gradients at w + eps, once they are there.
+        opposite: Gradients at w - eps, for methods that look there.
+        loss_scale: The factor that the loss, and so g, h and opposite, were multiplied by.
+    """
+
+    params: list[Tensor]
+    groups: list[dict[str, Any]]
+    g: list[Tensor]
+    h: list[Tensor]
+    opposite: list[Tensor]
+    loss_scale: float | Tensor = 1.0
+
+    def of(self, name: str) -> list[float]:
+        """A hyper-parameter, entry by entry."""
+        return [float(group[name]) for group in self.groups]
+
+
+class Method(Remembering):
     """The choices of a method, to be overridden, and the perturbation that follows from them."""
+
+    p: float = 2.0
+    scope: Scope = "global"
+
+    two_sided: ClassVar[bool] = False
+    """Whether there is a third pass, at w - eps."""
+
+    @property
+    def true_units(self) -> bool:
+        """Whether the length of g decides the perturbation, so that a loss scale has to be taken out of it."""
+        return False
 
     @property
     def evaluations(self) -> int:
         """Gradient evaluations a sample that a full step costs."""
-        return 2
+        return 3 if self.two_sided else 2
 
-    def direction(self, params: list[Tensor], g: list[Tensor]) -> list[Tensor]:
-        """Ascent direction d of the perturbed parameters; never write into ``g``."""
-        return g
+    def direction(self, at: Gradients) -> list[Tensor]:
+        """Ascent direction d of the perturbed parameters; never write into ``at.g``."""
+        return at.g
 
-    def metric(self, p: Tensor, group: dict[str, Any]) -> Tensor | None:
+    def metric(self, p: Tensor, g: Tensor, group: dict[str, Any]) -> Tensor | None:
         """Diagonal of T in the shape of ``p``; None is the identity."""
         return None
 
     def radius(self, group: dict[str, Any], length: Tensor) -> Tensor | float:
-        """The radius rho of a group, given the length ||T d|| over all groups."""
+        """The radius rho of a group, given the length of T d that its perturbation is divided by."""
         rho: Tensor | float = group["rho"]
         return rho
 
-    def combine(self, g: list[Tensor], h: list[Tensor]) -> list[Tensor]:
-        """The gradient for the base optimizer; never write into ``g`` or ``h``.
+    def combine(self, at: Gradients) -> list[Tensor]:
+        """The gradient for the base optimizer; never write into what is given.
 
-        Both may carry the same loss scale, so the result has to scale with them.
+        All gradients may carry the same loss scale, so the result has to scale with them.
         """
-        return h
+        return at.h
+
+    def reuse(self, at: Gradients) -> list[Tensor]:
+        """The gradient for the base optimizer in a step without a second pass; there is no ``at.h`` then."""
+        return at.g
 
     def due(self) -> bool:
-        """Gate of the closure form. With every rho at 0 a second pass would only find h = g."""
-        return any(group["rho"] != 0 for group in self.param_groups)
-
-    def selects(self, p: Tensor, group: dict[str, Any]) -> bool:
-        """Filter: whether this parameter is perturbed."""
+        """Whether this step takes its second pass; asked once a step, after pass one."""
         return True
 
-    @torch.no_grad()
-    def perturbation(self, entries: list[tuple[Tensor, Tensor, dict[str, Any]]]) -> list[Tensor]:
-        """The perturbation eps of each entry (parameter, gradient, group); 0 where d is zero or not finite.
+    def after_update(self) -> None:
+        """The base has made its update; what a decoupled method adds to it goes here."""
 
-        There is one norm over all entries: with a norm for each tensor or group, the radius would grow with
-        the square root of their number.
+    @torch.no_grad()
+    def perturbation(self, at: Gradients) -> list[Tensor]:
+        """The perturbation eps of each entry, 0 where d is zero or not finite.
+
+        By default there is one norm over all entries: with a norm for each tensor, the radius of the whole would grow
+        with the square root of their number.
         """
-        params = [p for p, _, _ in entries]
-        T = [self.metric(p, group) for p, _, group in entries]
-        d = self.direction(params, [g for _, g, _ in entries])
-        Td = [x if t is None else t * x for t, x in zip(T, d, strict=True)]
-        length = vectors.norm(Td)
-        usable = length.isfinite() & (length > 0)
-        inverse = torch.where(usable, 1.0 / length, torch.zeros_like(length))  # decided on the device
-        eps = []
-        for (p, _, group), t, td in zip(entries, T, Td, strict=True):
-            factor = (self.radius(group, length) * inverse).to(p.device)
-            # A half-precision factor may underflow, hence the product in float32; and 0 * inf would be NaN.
-            wide = td.to(torch.promote_types(td.dtype, torch.float32)).nan_to_num(0.0, 0.0, 0.0).mul_(factor)
-            eps.append((wide if t is None else wide.mul_(t)).to(p.dtype))
-        return eps
+        T = [self.metric(p, g, group) for p, g, group in zip(at.params, at.g, at.groups, strict=True)]
+        d = self.direction(at)
+        x = [di if t is None else t * di for t, di in zip(T, d, strict=True)]
+        eps = list(x)
+        for indices in scopes(at.groups, self.scope):
+            part = [x[i] for i in indices]
+            length = dual_norm(part, self.p)
+            for group, where in _by_group(at.groups, indices):
+                steep = steepest([x[i] for i in where], self.p)
+                for i, e in zip(where, times(steep, self.radius(group, length), length, self.p), strict=True):
+                    eps[i] = e
+        return [
+            (e if t is None else e * t.to(e.dtype)).to(p.dtype)
+            for e, t, p in zip(eps, T, at.params, strict=True)
+        ]
+
+
+def _by_group(groups: list[dict[str, Any]], indices: list[int]) -> Iterator[tuple[dict[str, Any], list[int]]]:
+    """Indices that belong to the same group; each group may have a radius of its own."""
+    owners = {id(groups[i]): groups[i] for i in indices}
+    if len(owners) == 1:
+        yield groups[indices[0]], indices
+        return
+    for owner, group in owners.items():
+        yield group, [i for i in indices if id(groups[i]) == owner]

@@ -11,8 +11,8 @@ import torch
 from torch.optim import Optimizer
 
 from optland.config import did_you_mean
-from optland.optim.sam import ASAM, SAM
-from optland.optim.two_pass import TwoPass
+from optland.optim.cards import CARDS
+from optland.optim.two_pass import EngineOptions, TwoPass
 
 __all__ = ["available", "create"]
 
@@ -22,7 +22,7 @@ BASES: dict[str, type[Optimizer]] = {
     "rmsprop": torch.optim.RMSprop,
     "sgd": torch.optim.SGD,
 }
-METHODS: dict[str, type[TwoPass]] = {"asam": ASAM, "sam": SAM}
+METHODS: dict[str, type[TwoPass]] = {card.name: card.method for card in CARDS}
 
 _FORM_ARGUMENTS = {"self", "base", "base_class", "adaptive", "params"}
 
@@ -31,8 +31,8 @@ def available(pattern: str = "*") -> list[str]:
     """Names that :func:`create` knows and that match a shell pattern, sorted.
 
     Example:
-        >>> available("*sam*")
-        ['asam', 'sam']
+        >>> available("[aul]*sam")
+        ['asam', 'lesam', 'looksam', 'usam']
     """
     return sorted(fnmatch.filter([*METHODS, *BASES, "none"], pattern))
 
@@ -75,7 +75,8 @@ def create(name: str, params: Iterable[Any], base: str | None = None, **options:
 def _options(cls: type) -> set[str]:
     """Names that a constructor takes beside parameters or base."""
     parameters = inspect.signature(cls).parameters.values()
-    return {p.name for p in parameters if p.kind is not p.VAR_KEYWORD} - _FORM_ARGUMENTS
+    engine = set(EngineOptions.__annotations__) if issubclass(cls, TwoPass) else set()
+    return ({p.name for p in parameters if p.kind is not p.VAR_KEYWORD} | engine) - _FORM_ARGUMENTS
 
 
 def _check(what: str, given: str, known: list[str]) -> None:

@@ -3,6 +3,8 @@ r"""Sharpness-aware minimization: descend with the gradient of the worst point n
 .. math::
     \text{SAM:}  \quad \epsilon = \rho \, g / \|g\|            \qquad
     \text{ASAM:} \quad \epsilon = \rho \, T^2 g / \|T g\|, \; T = |w| + \eta    \qquad
+    \text{USAM:} \quad \epsilon = \rho \, (1 - \lambda + \lambda / \|g\|) \, g
+.. math::
     w \leftarrow \text{base}(w, \nabla L(w + \epsilon))
 
 **Cost.** 2 gradient evaluations a sample and step; two transient copies of the weights; no state.
@@ -22,21 +24,26 @@ base optimizer, outside the perturbation. BatchNorm and dropout need ``model=``
 
 References: Foret, Kleiner, Mobahi & Neyshabur, "Sharpness-Aware Minimization for Efficiently Improving
 Generalization", 2021, arXiv:2010.01412. Kwon, Kim, Park & Choi, "ASAM: Adaptive Sharpness-Aware Minimization
-for Scale-Invariant Learning of Deep Neural Networks", 2021, arXiv:2102.11600.
+for Scale-Invariant Learning of Deep Neural Networks", 2021, arXiv:2102.11600. Andriushchenko & Flammarion,
+"Towards Understanding Sharpness-Aware Minimization", 2022, arXiv:2206.06232 (unnormalised). Liu, Mai, Chen,
+Hsieh & You, "Towards Efficient and Scalable Sharpness-Aware Minimization", 2022, arXiv:2203.02714 (by layer).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Unpack
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from optland.optim.gates import Gate
 from optland.optim.legacy import LegacyForm, make_base
-from optland.optim.two_pass import TwoPass
+from optland.optim.radius import Scope, check_ball
+from optland.optim.selection import Selection
+from optland.optim.two_pass import EngineOptions, TwoPass
 
-__all__ = ["ASAM", "SAM"]
+__all__ = ["ASAM", "SAM", "USAM"]
 
 
 class SAM(LegacyForm):
@@ -49,13 +56,19 @@ class SAM(LegacyForm):
         rho: Radius of the ascent in weight space, ||eps||. A group may have its own; the norm is over all
             groups.
         adaptive: Class form only: T = |w| for every parameter.
+        p: The ball is that of the p-norm; 2 is the paper's choice, ``math.inf`` moves each weight by +-rho.
+        scope: What has the length rho: all parameters together, each group, or each tensor. By tensor, the whole
+            has sqrt(number of tensors) times that.
         model: The module that the loop calls, to guard BatchNorm statistics and dropout masks.
         check_finite: Skip steps with a non-finite gradient, at the price of one host decision a step.
+        gate: Which steps take the second pass (:mod:`optland.optim.gates`).
+        only: Which parameters are perturbed (:mod:`optland.optim.selection`).
+        telemetry_every: Steps from one measurement of curvature and angle to the next; 0 for none.
         **base_options: Class form only: options of the base optimizer.
 
     Raises:
         TypeError: ``base`` is not an optimizer instance, or arguments of the two forms were mixed.
-        ValueError: ``rho`` is negative or not finite.
+        ValueError: ``rho`` is negative or not finite, ``p`` is not above 1, or a name is not known.
 
     Example:
         >>> import torch
@@ -80,13 +93,28 @@ class SAM(LegacyForm):
         rho: float = 0.05,
         adaptive: bool = False,
         *,
+        p: float = 2.0,
+        scope: Scope = "global",
         model: nn.Module | None = None,
         check_finite: bool = True,
+        gate: Gate | None = None,
+        only: Selection = "all",
+        telemetry_every: int = 1,
         **base_options: Any,
     ) -> None:
+        check_ball(p, scope)
         inner = make_base(type(self).__name__, base, base_class, adaptive, base_options)
         options = {"rho": rho} if base_class is None else {"rho": rho, "adaptive": adaptive}
-        super().__init__(inner, options, model=model, check_finite=check_finite)
+        super().__init__(
+            inner,
+            options,
+            model=model,
+            check_finite=check_finite,
+            gate=gate,
+            only=only,
+            telemetry_every=telemetry_every,
+        )
+        self.p, self.scope = p, scope
         self._legacy = base_class is not None
 
 
@@ -102,8 +130,7 @@ class ASAM(TwoPass):
         base: The optimizer that makes the update.
         rho: Radius in the scaled metric, ||eps / T||.
         eta: Floor of T, so that zero weights move too, in units of a weight. 0 is exactly scale-invariant.
-        model: The module that the loop calls, to guard BatchNorm statistics and dropout masks.
-        check_finite: Skip steps with a non-finite gradient, at the price of one host decision a step.
+        **engine: Options of :class:`~optland.optim.two_pass.TwoPass`.
 
     Raises:
         TypeError: ``base`` is not an optimizer instance.
@@ -120,16 +147,59 @@ class ASAM(TwoPass):
     """
 
     def __init__(
-        self,
-        base: Optimizer,
-        rho: float = 0.5,
-        eta: float = 0.01,
-        *,
-        model: nn.Module | None = None,
-        check_finite: bool = True,
+        self, base: Optimizer, rho: float = 0.5, eta: float = 0.01, **engine: Unpack[EngineOptions]
     ) -> None:
-        super().__init__(base, {"rho": rho, "eta": eta}, model=model, check_finite=check_finite)
+        super().__init__(base, {"rho": rho, "eta": eta}, **engine)
 
-    def metric(self, p: Tensor, group: dict[str, Any]) -> Tensor | None:
+    def metric(self, p: Tensor, g: Tensor, group: dict[str, Any]) -> Tensor | None:
         """T = |w| + eta on weight matrices, the identity elsewhere."""
         return p.abs().add_(group["eta"]) if p.ndim >= 2 else None
+
+
+class USAM(TwoPass):
+    """SAM with the length of the gradient left in: unnormalised, or anywhere between that and SAM.
+
+    The perturbation shrinks with the gradient, so that it vanishes at a critical point, and near a minimum plain
+    descent is stable for lr * lam * (1 + rho * lam) < 2.
+
+    Args:
+        base: The optimizer that makes the update.
+        rho: Radius per unit of gradient; with ``normalised`` 1 the radius itself.
+        normalised: lambda: 0 leaves the length in, 1 is SAM. It may be scheduled in the groups.
+        **engine: Options of :class:`~optland.optim.two_pass.TwoPass`.
+
+    Raises:
+        TypeError: ``base`` is not an optimizer instance.
+        ValueError: ``rho`` is negative or not finite, or ``normalised`` is not within 0 and 1.
+
+    Example:
+        >>> import torch
+        >>> w = torch.nn.Parameter(torch.tensor([3.0, 4.0]))
+        >>> optimizer = USAM(torch.optim.SGD([w], lr=0.1), rho=0.5)
+        >>> (0.5 * w.square().sum()).backward()
+        >>> with optimizer.perturbed():
+        ...     print(w.tolist())
+        [4.5, 6.0]
+    """
+
+    @property
+    def true_units(self) -> bool:
+        """The length of the gradient matters."""
+        return True
+
+    def __init__(
+        self, base: Optimizer, rho: float = 0.05, normalised: float = 0.0, **engine: Unpack[EngineOptions]
+    ) -> None:
+        super().__init__(base, {"rho": rho, "normalised": normalised}, **engine)
+
+    def _validate(self, group: dict[str, Any]) -> None:
+        super()._validate(group)
+        if not 0.0 <= group.get("normalised", 0.0) <= 1.0:
+            raise ValueError(
+                f"normalised={group['normalised']} is not within 0 and 1; 1 is SAM, 0 leaves the length in"
+            )
+
+    def radius(self, group: dict[str, Any], length: Tensor) -> Tensor | float:
+        """Rho ((1 - lambda) |g| + lambda)."""
+        share = group["normalised"]
+        return group["rho"] * ((1.0 - share) * length + share)  # type: ignore[no-any-return]

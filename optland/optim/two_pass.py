@@ -7,7 +7,7 @@ r"""The engine of every method that takes its gradient somewhere else than at th
 A method is six small choices (:mod:`optland.optim.method`). Everything that is hard is here, once.
 
 **Cost.** 2 gradient evaluations a sample; two transient copies (weights, g) during the second pass and two more
-(eps, h - g) for a moment after it, none between steps, none in a checkpoint.
+(eps, h - g) for a moment after it, none between steps, none in a checkpoint but what a method remembers.
 
 **Two forms, equal numbers.** The closure form, ``optimizer.step(closure)``, for plain loops, Lightning and
 Fabric. The phase form, for loss scaling, accumulation and trainers that own the backward pass::
@@ -16,6 +16,15 @@ Fabric. The phase form, for loss scaling, accumulation and trainers that own the
     optimizer.perturb()                   # to w + eps; the gradients are zeroed
     loss_fn(model, batch).backward()      # h; the same micro-batches
     optimizer.step()                      # back to w exactly, then the update
+
+``perturb()`` returns False where a gate leaves out the second pass; go to ``step()`` then.
+
+Micro-batches have two meanings. Several backward passes before ``perturb()`` and again after it share one eps: the
+same numbers as their batch in one piece. An eps for each of them is *m-sharpness*, and streams::
+
+    for part in parts:                        # each loss divided by len(parts)
+        optimizer.accumulate(closure_of(part))    # or backward, perturb(), backward, accumulate()
+    optimizer.step()
 
 With a GradScaler: ``scaler.scale(loss).backward()``, ``perturb(loss_scale=scaler.get_scale())``,
 ``scaler.scale(loss).backward()``, ``restore()``, ``scaler.step(optimizer)``, ``scaler.update()``. The scale
@@ -34,35 +43,33 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypedDict
 
-import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from optland import vectors
-from optland.failpoints import reach
-from optland.optim.amp import USAGES, ScalerAware
+from optland.optim.amp import USAGES
+from optland.optim.closure_form import ClosureForm
 from optland.optim.delegate import Closure
-from optland.optim.gradients import call_alone, is_spent, require_dense, spend
-from optland.optim.guards import PassGuard
-from optland.optim.telemetry import Telemetry, largest
+from optland.optim.gates import Gate
+from optland.optim.micro_batches import BackwardWatch, GradientSum
+from optland.optim.selection import Selection
 
-__all__ = ["TwoPass"]
-
-
-@dataclass(slots=True)
-class _Ascent:
-    """A step in flight: what pass one leaves for the way back."""
-
-    moved: list[Tensor]  # the perturbed parameters
-    weights: list[Tensor]  # their values at w, bit for bit
-    length: Tensor  # ||eps|| as asked for
-    gradients: dict[Tensor, Tensor] = field(default_factory=dict)  # g of every parameter that had one
+__all__ = ["EngineOptions", "TwoPass"]
 
 
-class TwoPass(ScalerAware):
+class EngineOptions(TypedDict, total=False):
+    """What every method takes; see :class:`TwoPass`."""
+
+    model: nn.Module | None
+    check_finite: bool
+    gate: Gate | None
+    only: Selection
+    telemetry_every: int
+
+
+class TwoPass(ClosureForm):
     """SAM-type steps around any optimizer instance; see the module docstring.
 
     Args:
@@ -76,6 +83,10 @@ class TwoPass(ScalerAware):
         check_finite: Leave weights and state untouched when a gradient of either pass is not finite. This is
             the one place in a step where the host waits for the device; False removes it, and a non-finite
             gradient then reaches the base optimizer.
+        gate: Which steps take the second pass (:mod:`optland.optim.gates`); the others are plain steps of the base.
+        only: Which parameters are perturbed (:mod:`optland.optim.selection`); all are updated.
+        telemetry_every: Steps from one measurement of curvature and angle to the next; 0 for none.
+        counts: Whether the method counts its updates.
 
     Attributes:
         telemetry: Scalars of the last step; ``telemetry.read()``.
@@ -93,6 +104,10 @@ class TwoPass(ScalerAware):
         *,
         model: nn.Module | None = None,
         check_finite: bool = True,
+        gate: Gate | None = None,
+        only: Selection = "all",
+        telemetry_every: int = 1,
+        counts: bool = False,
     ) -> None:
         if isinstance(base, TwoPass):
             raise TypeError(
@@ -100,23 +115,18 @@ class TwoPass(ScalerAware):
             )
         if model is not None and not isinstance(model, nn.Module):
             raise TypeError(f"model is a {type(model).__name__}; pass the nn.Module that the loop calls")
-        super().__init__(base, hyperparameters)
-        self.check_finite = check_finite
-        self.telemetry = Telemetry()
-        self.last_evaluations = 0
-        self._guard = PassGuard(model)
-        self._ascent: _Ascent | None = None
-        self._norms: list[Tensor] = []  # of the gradients of this step, for the finite check
-
-    @property
-    def model(self) -> nn.Module | None:
-        """The guarded module."""
-        return self._guard.model
-
-    @property
-    def is_perturbed(self) -> bool:
-        """Whether the weights are at w + eps now."""
-        return self._ascent is not None
+        super().__init__(
+            base,
+            hyperparameters,
+            model=model,
+            check_finite=check_finite,
+            gate=gate,
+            only=only,
+            telemetry_every=telemetry_every,
+            counts=counts,
+        )
+        self._sum = GradientSum()
+        self._watch = BackwardWatch()
 
     # Closure form ----------------------------------------------------------------------------------
 
@@ -125,8 +135,8 @@ class TwoPass(ScalerAware):
 
         Args:
             closure: Zeroes the gradients, runs forward and backward, returns the loss; called as often as the
-                method needs. None completes a step in phase form, restoring the weights first where that was
-                not done.
+                method needs. None completes a step in phase form or of micro-batches, restoring the weights
+                first where that was not done.
 
         Returns:
             What the closure returned at the unperturbed weights; None in phase form.
@@ -140,6 +150,10 @@ class TwoPass(ScalerAware):
         else:
             self._refuse_in_flight("step(closure)")
             self._refuse_scaler("GradScaler.step(optimizer, closure) would apply loss-scaled gradients.")
+            if self._sum:
+                raise RuntimeError(
+                    "step(closure) after accumulate() would lose what was accumulated; use step()"
+                )
         return self._step_with_hooks(self._advance, closure)
 
     # Keeps torch from wrapping step() in the hooks: they have to see w, never w + eps.
@@ -152,86 +166,118 @@ class TwoPass(ScalerAware):
             self._pending = False
             self._update()
         else:
-            self.telemetry.clear()
+            self._forget_step()
             self.base.step()  # all gradients are zero: a checkpointer materialises the state
+            self._materialise()
         return None
-
-    def _closure_step(self, closure: Closure) -> Any:
-        self._pending = False
-        self.telemetry.clear()
-        self._guard.begin_closure()
-        try:
-            loss = call_alone(closure, self._params)
-            if self.due() and self._gradients():
-                self._second_pass(closure, loss)
-            else:
-                self._single_pass()
-        finally:
-            self._guard.end_second()
-        self._update()
-        spend(self._params)
-        return loss
-
-    def _second_pass(self, closure: Closure, loss: Any) -> None:
-        loss_up = self._call_perturbed(closure)
-        if loss is not None and loss_up is not None:
-            self.telemetry.note(loss=loss, loss_up=loss_up)
-
-    def _call_perturbed(self, closure: Closure) -> Any:
-        """Call the closure at w + eps, and be back at w whatever happens in it."""
-        self._ascend()
-        try:
-            with torch.enable_grad():
-                loss = closure()
-        except BaseException:
-            self._abandon()
-            raise
-        self.restore()
-        self._require_pending()
-        return loss
-
-    def _single_pass(self) -> None:
-        self._norms, self.last_evaluations = [vectors.norm([g for _, g in self._gradients()])], 1
-        self.telemetry.note(g_norm=self._norms[0], eps_norm=0.0)
 
     # Phase form ------------------------------------------------------------------------------------
 
-    def perturb(self, *, loss_scale: float | Tensor = 1.0) -> None:
-        """Go from w to w + eps with the gradients in ``.grad``; keep them as g and zero them for pass two.
+    def perturb(self, *, loss_scale: float | Tensor | None = None) -> bool:
+        """Go from w to w + eps with the gradients in ``.grad``; keep them as g and empty ``.grad`` for pass two.
+
+        A method with a third pass (``evaluations`` 3) is called again after the second: to w - eps.
 
         Args:
             loss_scale: The factor that the loss was multiplied by (``scaler.get_scale()``). It cancels in the
-                step; it is needed for telemetry in true units.
+                step of most methods (the others insist on it); telemetry needs it for true units.
+
+        Returns:
+            Whether the weights were moved. Where a gate leaves out the second pass they were not, and the next
+            call is ``step()`` (with a GradScaler, ``scaler.step(optimizer)``).
 
         Raises:
             RuntimeError: The weights are perturbed already, or there is no gradient yet.
         """
+        if self.two_sided and self._ascent is not None and self._ascent.beyond is None and self._seen():
+            self._cross(self._ascent)
+            return True
         self._refuse_in_flight("perturb()")
         if not self._gradients():
             raise RuntimeError(
                 "perturb() found no gradient; run the first backward pass before it. " + USAGES
             )
-        self._pending = False
-        self.telemetry.clear()
-        self.telemetry.note(loss_scale=loss_scale)
+        if not self._sum:
+            self._forget_step()
+        self._begin(loss_scale)
+        if not self.due():
+            self._single_pass()
+            self._pending = True
+            self._watch.start(self._gradients()[0][0])
+            return False
         self._ascend()
+        return True
+
+    def passes(self, *, loss_scale: float | Tensor | None = None) -> Iterator[int]:
+        """Go through the passes of one step in phase form, whatever the method and its gate ask for.
+
+        Written like this, a loop serves every method::
+
+            optimizer.zero_grad()
+            for _ in optimizer.passes():
+                loss_fn(model, batch).backward()
+            optimizer.step()
+
+        Args:
+            loss_scale: As for :meth:`perturb`.
+
+        Yields:
+            The number of the pass, from 0; the weights are where its gradient has to be taken.
+        """
+        yield 0
+        if self.perturb(loss_scale=loss_scale):
+            yield 1
+            if self.two_sided:
+                self.perturb()
+                yield 2
 
     def restore(self) -> None:
         """Put back the weights bit for bit; ``.grad`` becomes what the base optimizer shall receive.
 
         Without a backward pass since :meth:`perturb` this calls the step off: ``.grad`` is that of pass one
-        again.
+        again. After :meth:`accumulate` it puts the sum into ``.grad``.
 
         Raises:
-            RuntimeError: The weights are not perturbed.
+            RuntimeError: The weights are not perturbed, and nothing was accumulated.
         """
+        if self._ascent is None and self._sum:
+            self._sum.place(self._params)
+            self._pending = True
+            return
+        if self._ascent is None and self._pending:
+            return  # a closed gate left them where they are
         if self._ascent is None:
             raise RuntimeError("restore() without perturb(): the weights are not perturbed. " + USAGES)
-        if all(is_spent(g) for _, g in self._gradients()):
-            self._abandon()
-            return
-        self._descend(self._ascent)
-        self._pending, self.last_evaluations = True, self.evaluations
+        self._return(self._ascent)
+
+    def accumulate(self, closure: Closure | None = None) -> Any:
+        """Finish the passes of one micro-batch, with an eps of its own, and add its gradient to a sum for :meth:`step`.
+
+        Args:
+            closure: The closure of this micro-batch, its loss divided by their number; None after ``perturb()``
+                and a second backward pass.
+
+        Returns:
+            What the closure returned at the unperturbed weights; None in phase form.
+
+        Raises:
+            RuntimeError: In phase form, without ``perturb()`` before.
+        """
+        loss = None
+        if closure is not None:
+            self._refuse_in_flight("accumulate(closure)")
+            if not self._sum:
+                self._forget_step()
+            loss = self._passes(closure)
+        elif self.is_perturbed:
+            self.restore()
+            self._require_pending()
+        elif not self._pending:
+            raise RuntimeError("accumulate() comes after perturb() and a second backward pass. " + USAGES)
+        self._require_unwatched("accumulate()")
+        self._pending = False
+        self._sum.take(self._params)
+        return loss
 
     @contextmanager
     def perturbed(self) -> Iterator[None]:
@@ -248,7 +294,9 @@ class TwoPass(ScalerAware):
         if not g or not bool(vectors.norm(list(g.values())).isfinite()):
             raise RuntimeError("perturbed() needs finite gradients in .grad; run a backward pass before it")
         with self._guard.unrecorded():
-            self._ascent = self._climb()
+            proposed = {name: dict(values) for name, values in self._proposed.items()}
+            self._ascent = self._climb(g)
+            self._proposed = proposed
             for p in g:
                 p.grad = None
             try:
@@ -262,107 +310,19 @@ class TwoPass(ScalerAware):
         """Zero the gradients of the base optimizer's parameters."""
         if not self.is_perturbed:
             self._pending = False
+            self._watch.stop()
             self._guard.forget_forwards()
         self.base.zero_grad(set_to_none=set_to_none)
 
-    # The way up and the way back -------------------------------------------------------------------
-
-    def _gradients(self) -> list[tuple[Tensor, Tensor]]:
-        """All (parameter, gradient) pairs there are now."""
-        return [(p, require_dense(p.grad)) for p in self._params if p.grad is not None]
-
-    @torch.no_grad()
-    def _ascend(self) -> None:
-        pairs = self._gradients()
-        g = [gradient for _, gradient in pairs]
-        # Copies, because DDP may reuse the memory of .grad in the second pass.
-        copies = dict(zip((p for p, _ in pairs), vectors.clone(g), strict=True))
-        self._norms = [vectors.norm(g)]
-        self._guard.begin_second()
-        try:
-            self._ascent = self._climb()
-        except BaseException:
-            self._guard.end_second()
-            raise
-        self._ascent.gradients = copies
-        self.telemetry.note(g_norm=self._norms[0], eps_norm=self._ascent.length)
-        torch._foreach_zero_(g)
-        spend(self._params)
-        reach("optim.between_passes")
-
-    def _climb(self) -> _Ascent:
-        """Move the weights to w + eps."""
-        entries = [
-            (p, p.grad, group)
-            for group in self.param_groups
-            for p in group["params"]
-            if p.grad is not None and self.selects(p, group)
-        ]
-        eps = self.perturbation(entries)
-        ascent = _Ascent(
-            [p for p, _, _ in entries], vectors.clone([p for p, _, _ in entries]), vectors.norm(eps)
-        )
-        try:
-            vectors.axpy_(1.0, eps, ascent.moved)
-        except BaseException:  # an interrupt half way through must not leave some tensors perturbed
-            vectors.copy_(ascent.moved, ascent.weights)
-            raise
-        return ascent
-
-    @torch.no_grad()
-    def _descend(self, ascent: _Ascent) -> None:
-        """Back to w with both gradients in hand: telemetry, and the combined gradient into ``.grad``."""
-        h_of = dict(self._gradients())
-        eps = vectors.subtract(ascent.moved, ascent.weights)  # as realised in the weights' own precision
-        self._land()
-        self._guard.end_second()
-        params = list(h_of | ascent.gradients)
-        g = [ascent.gradients[p] if p in ascent.gradients else torch.zeros_like(p) for p in params]
-        h = [h_of[p] if p in h_of else torch.zeros_like(p) for p in params]
-        change = dict(zip(params, vectors.subtract(h, g), strict=True))
-        self._norms.append(vectors.norm(h))
-        self.telemetry.note(
-            h_norm=self._norms[1],
-            g_dot_h=vectors.dot(g, h),
-            eps_change=vectors.dot(eps, [change[p] for p in ascent.moved]),
-            eps_norm_realised=vectors.norm(eps),
-        )
-        # A GradScaler leaves step() out where this says so.
-        self.telemetry.note(skipped=1.0 - self._finite().to(torch.float32))
-        combined = self.combine(g, h)
-        if combined is not h:
-            for p, gradient in zip(params, combined, strict=True):
-                p.grad = gradient
-
-    def _abandon(self) -> None:
-        """Back to w as if the second pass had not begun."""
-        ascent = self._land()
-        self._guard.end_second()
-        for p in self._params:
-            p.grad = ascent.gradients.get(p)
-
-    def _land(self) -> _Ascent:
-        """Restore by copy: adding and then subtracting would leave rounding behind, other on every rank."""
-        ascent, self._ascent = self._ascent, None
-        assert ascent is not None
-        vectors.copy_(ascent.moved, ascent.weights)
-        return ascent
-
-    # The update ------------------------------------------------------------------------------------
-
-    def _finite(self) -> Tensor:
-        return torch.stack(self._norms).isfinite().all()
-
-    def _update(self) -> None:
-        if self.check_finite and not bool(self._finite()):
-            self.telemetry.note(skipped=1.0)
-            return
-        self.telemetry.note(skipped=0.0)
-        if isinstance(self.base, torch.optim.SGD):
-            self.telemetry.note(lr=largest([group["lr"] for group in self.param_groups]))
-        self.base.step()
-
     # Misuse ----------------------------------------------------------------------------------------
+
+    def _require_unwatched(self, action: str) -> None:
+        if self._watch.stop():
+            self._pending = False
+            raise RuntimeError(
+                f"{action}: perturb() returned False, as the gate leaves out the second pass of this step, and a "
+                "backward pass after it has added to the gradient. Write: if optimizer.perturb(): loss.backward()"
+            )
 
     def _refuse_in_flight(self, action: str) -> None:
         if self.is_perturbed:
@@ -371,19 +331,16 @@ class TwoPass(ScalerAware):
                 "Finish the step first, or call restore(), also where a GradScaler may skip the step."
             )
 
-    def _require_pending(self) -> None:
-        """After a closure at w + eps; it must have brought gradients."""
-        if not self._pending:
-            raise RuntimeError(
-                "the closure ran no backward pass when it was called at w + eps; the step was undone"
-            )
-        self._pending = False
-
     def _prepare_phase_step(self) -> None:
         """Bring the weights back, and refuse a step whose gradients never saw the second pass."""
         if self.is_perturbed:
             self._refuse_scaler("scaler.step(optimizer) while perturbed would unscale h but not g.")
             self.restore()
+        self._require_unwatched("step()")
+        if self._sum:
+            self._refuse_scaler("scaler.step(optimizer) after accumulate() needs restore() before it.")
+            self._sum.place(self._params)
+            self._pending = True
         if not self._pending and any(bool(g.count_nonzero()) for _, g in self._gradients()):
             self._refuse_scaler("scaler.step(optimizer) without a second pass.")
             raise RuntimeError(

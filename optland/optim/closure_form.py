@@ -1,0 +1,116 @@
+"""The closure form of a two-pass step, and what ends a step in either form."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from optland.optim.ascent import Ascent, Climber
+from optland.optim.delegate import Closure
+from optland.optim.gradients import call_alone, is_spent, spend
+from optland.optim.telemetry import largest
+
+__all__ = ["ClosureForm"]
+
+
+class ClosureForm(Climber):
+    """Evaluates a closure at each place that a step looks at, and makes the update."""
+
+    def _closure_step(self, closure: Closure) -> Any:
+        self._forget_step()
+        loss = self._passes(closure)
+        self._update()
+        spend(self._params)
+        return loss
+
+    def _passes(self, closure: Closure) -> Any:
+        """Evaluate the closure as often as the method wants; ``.grad`` is then what the base shall receive."""
+        self._guard.begin_closure()
+        try:
+            loss = call_alone(closure, self._params)
+            self._begin()
+            if self._worthwhile() and self.due() and self._gradients():
+                self._second_pass(closure, loss)
+            else:
+                self._single_pass()
+        finally:
+            self._guard.end_second()
+        return loss
+
+    def _worthwhile(self) -> bool:
+        """With every rho at 0 a second pass would only find h = g."""
+        return any(group["rho"] != 0 for group in self.param_groups)
+
+    def _second_pass(self, closure: Closure, loss: Any) -> None:
+        loss_up = self._call_perturbed(closure)
+        if loss is not None and loss_up is not None:
+            self.telemetry.note(loss=loss, loss_up=loss_up)
+
+    def _call_perturbed(self, closure: Closure) -> Any:
+        """Call the closure at w + eps (and at w - eps), and be back at w whatever happens in it."""
+        self._ascend()
+        try:
+            with torch.enable_grad():
+                loss = closure()
+            if self.two_sided and self._ascent is not None and self._seen():
+                self._cross(self._ascent)
+                with torch.enable_grad():
+                    closure()
+        except BaseException:
+            self._abandon()
+            raise
+        if self._ascent is not None:  # a closure of the phase form has come back by itself
+            self._return(self._ascent)
+        self._require_pending()
+        return loss
+
+    @torch.no_grad()
+    def _single_pass(self) -> None:
+        self.last_evaluations = 1
+        self.telemetry.note(g_norm=self._g_norm, eps_norm=0.0, loss_scale=self._loss_scale)
+        at = self._at(dict(self._gradients()))
+        reused = self.reuse(at)
+        if reused is not at.g:
+            for p, gradient in zip(at.params, reused, strict=True):
+                p.grad = gradient
+
+    def _seen(self) -> bool:
+        """Whether a backward pass has been made since the weights were moved."""
+        return not all(is_spent(g) for _, g in self._gradients())
+
+    def _return(self, ascent: Ascent) -> None:
+        """Back to w: with the combined gradient, or calling the step off where a pass is missing."""
+        if not self._seen():
+            self._abandon()
+            return
+        if self.two_sided and ascent.beyond is None:
+            self._abandon()
+            raise RuntimeError(
+                f"{type(self).__name__} takes three passes: backward, perturb(), backward, perturb(), backward, "
+                "step(); the third is missing and the step was undone"
+            )
+        self._descend(ascent)
+        # A GradScaler leaves step() out where this says so.
+        self.telemetry.note(skipped=1.0 - self._finite().to(torch.float32))
+        self._pending, self.last_evaluations = True, self.evaluations
+
+    def _require_pending(self) -> None:
+        """After a closure at w + eps; it must have brought gradients."""
+        if not self._pending:
+            raise RuntimeError(
+                "the closure ran no backward pass when it was called at w + eps; the step was undone"
+            )
+        self._pending = False
+
+    def _update(self) -> None:
+        if self.check_finite and not self._is_finite():
+            self.telemetry.note(skipped=1.0)
+            self._drop_proposals()
+            return
+        self.telemetry.note(skipped=0.0)
+        if isinstance(self.base, torch.optim.SGD):
+            self.telemetry.note(lr=largest([group["lr"] for group in self.param_groups]))
+        self.base.step()
+        self.after_update()
+        self._write_down()

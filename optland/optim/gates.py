@@ -1,0 +1,229 @@
+r"""When a step pays for its second pass: every k-th, at random, at the end, where the gradient is large, or by rule.
+
+A gate is a function of the optimizer, called once a step after pass one, that says whether pass two shall follow; a
+step without one is a plain step of the base. It may look at ``optimizer.steps`` (updates made), ``param_groups`` (the
+learning rate), ``optimizer.gradient_norm()`` and ``optimizer.telemetry``; a sharpness that someone else measures plugs
+in as ``gate=lambda optimizer: sharpness() > 10``.
+
+====================  ==========================================  =====================================
+gate                  second pass                                 cost, gradient evaluations a sample
+====================  ==========================================  =====================================
+``Every(k)``          each k-th step                              1 + 1/k
+``Bernoulli(p)``      with probability p                          1 + p
+``Tail(total, s)``    in the last share s of the run              1 + s
+``LatePhase(f)``      once the rate is below f of its peak        1 + the share of such steps
+``LargeGradient``     where ||g||^2 is large for its history      about 1.5
+``Stationary``        once the loss has stopped falling           1 + the share of such steps
+====================  ==========================================  =====================================
+
+Gates decide from counts, rates and gradients alone, so that a resumed run and every rank decide alike; what a gate
+remembers lies in the parameter groups (``gate_*``) and travels in the checkpoint.
+
+References: interval, MosaicML Composer; Bernoulli, Zhao, Zhang & Hu 2022, "SS-SAM", arXiv:2203.09962; tail, Zhou et
+al. 2024, "Sharpness-Aware Minimization Efficiently Selects Flatter Minima Late in Training", arXiv:2410.10373; large
+gradients, Jiang, Yang, Zhang & Kwok 2023, "An Adaptive Policy to Employ Sharpness-Aware Minimization" (AE-SAM),
+arXiv:2304.14647.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+if TYPE_CHECKING:
+    from optland.optim.two_pass import TwoPass
+
+__all__ = ["Bernoulli", "Every", "Gate", "LargeGradient", "LatePhase", "Stationary", "Tail", "gate_state"]
+
+
+class Gate(Protocol):
+    """Says whether this step takes its second pass."""
+
+    def __call__(self, optimizer: TwoPass, /) -> bool:
+        """Decide, after pass one."""
+        ...
+
+
+def gate_state(gate: Gate | None) -> dict[str, float]:
+    """What a gate remembers, with its values at the start: names of ``gate_*`` entries of the groups."""
+    return dict(getattr(gate, "state", {}))
+
+
+class _Own:
+    """A gate of this module: its settings are its representation."""
+
+    def __repr__(self) -> str:
+        settings = ", ".join(f"{name}={value!r}" for name, value in vars(self).items())
+        return f"{type(self).__name__}({settings})"
+
+
+class Every(_Own):
+    """The second pass in each k-th step, the first step included.
+
+    Args:
+        k: Steps from one to the next. The perturbed steps are fewer, so they may be larger: the authors of this
+            gate scale rho with k, from 0.05 at k = 1 to 0.5 at k = 10.
+
+    Raises:
+        ValueError: ``k`` is not positive.
+    """
+
+    def __init__(self, k: int) -> None:
+        if k < 1:
+            raise ValueError(f"k={k} is not possible; use 1 for every step or more")
+        self.k = k
+
+    def __call__(self, optimizer: TwoPass, /) -> bool:
+        """True in steps 0, k, 2k, ..."""
+        return optimizer.steps % self.k == 0
+
+
+class Bernoulli(_Own):
+    """The second pass with probability p, drawn from seed and step count: the same on every rank and after a resume.
+
+    Args:
+        p: Probability.
+        seed: Seed.
+
+    Raises:
+        ValueError: ``p`` is not a probability.
+    """
+
+    def __init__(self, p: float, seed: int = 0) -> None:
+        _check_share("p", p)
+        self.p, self.seed = p, seed
+
+    def __call__(self, optimizer: TwoPass, /) -> bool:
+        """Draw."""
+        return random.Random(f"{self.seed}/{optimizer.steps}").random() < self.p
+
+
+class Tail(_Own):
+    """The second pass in the last share of the run: most of what SAM gives is given there.
+
+    Args:
+        total_steps: Updates in the run.
+        share: Length of the tail.
+
+    Raises:
+        ValueError: ``share`` is not within 0 and 1, or ``total_steps`` is not positive.
+    """
+
+    def __init__(self, total_steps: int, share: float = 0.25) -> None:
+        if total_steps < 1:
+            raise ValueError(
+                f"total_steps={total_steps} is not possible; pass the number of updates of the run"
+            )
+        _check_share("share", share)
+        self.total_steps, self.share = total_steps, share
+
+    def __call__(self, optimizer: TwoPass, /) -> bool:
+        """True from step (1 - share) total on."""
+        return optimizer.steps >= (1.0 - self.share) * self.total_steps
+
+
+class LatePhase(_Own):
+    """The second pass once the learning rate has decayed below a fraction of the largest so far.
+
+    Args:
+        below: That fraction. The default starts SAM in the last third of a cosine.
+
+    Raises:
+        ValueError: ``below`` is not within 0 and 1.
+    """
+
+    state: ClassVar[dict[str, float]] = {"gate_lr_peak": 0.0}
+
+    def __init__(self, below: float = 0.25) -> None:
+        _check_share("below", below)
+        self.below = below
+
+    def __call__(self, optimizer: TwoPass, /) -> bool:
+        """Compare with the peak, of the first group."""
+        group = optimizer.param_groups[0]
+        rate = float(group["lr"])
+        group["gate_lr_peak"] = max(group["gate_lr_peak"], rate)
+        return rate <= self.below * float(group["gate_lr_peak"])
+
+
+class LargeGradient(_Own):
+    r"""The second pass where \|g\|^2 >= mu + c sigma, with running mean mu and deviation sigma of \|g\|^2 (AE-SAM).
+
+    c falls linearly from ``start`` to ``end`` over the run, so that SAM becomes more frequent. Reading the norm makes
+    the host wait for the device, once a step.
+
+    Args:
+        total_steps: Updates in the run.
+        decay: Of the running moments.
+        start: c at the beginning.
+        end: c at the end.
+
+    Raises:
+        ValueError: ``total_steps`` is not positive, or ``decay`` is not within 0 and 1.
+    """
+
+    state: ClassVar[dict[str, float]] = {"gate_mean": 0.0, "gate_variance": 0.0}
+
+    def __init__(self, total_steps: int, decay: float = 0.9, start: float = 1.0, end: float = -1.0) -> None:
+        if total_steps < 1:
+            raise ValueError(
+                f"total_steps={total_steps} is not possible; pass the number of updates of the run"
+            )
+        _check_share("decay", decay)
+        self.total_steps, self.decay, self.start, self.end = total_steps, decay, start, end
+
+    def __call__(self, optimizer: TwoPass, /) -> bool:
+        """Update the moments with this step's norm, then compare."""
+        square = optimizer.gradient_norm() ** 2
+        if not math.isfinite(square):
+            return False  # the step will be skipped; its norm shall not stay in the mean for ever
+        group = optimizer.param_groups[0]
+        first = group["gate_mean"] == 0.0
+        mean = square if first else self.decay * group["gate_mean"] + (1 - self.decay) * square
+        variance = self.decay * group["gate_variance"] + (1 - self.decay) * (square - mean) ** 2
+        group["gate_mean"], group["gate_variance"] = mean, variance
+        progress = min(1.0, optimizer.steps / self.total_steps)
+        c = self.start + (self.end - self.start) * progress
+        return square >= mean + c * math.sqrt(variance)
+
+
+class Stationary(_Own):
+    """The second pass once the gradient has stopped shrinking: its slow mean is no longer above its fast one.
+
+    Args:
+        slow: Decay of the slow mean of the gradient norm.
+        fast: Decay of the fast mean.
+        tolerance: Relative fall that still counts as shrinking.
+        warmup: Updates before the first decision, which both means need to mean anything.
+
+    Raises:
+        ValueError: A decay is not within 0 and 1, or the slow mean is not the slower one.
+    """
+
+    state: ClassVar[dict[str, float]] = {"gate_slow": 0.0, "gate_fast": 0.0}
+
+    def __init__(
+        self, slow: float = 0.99, fast: float = 0.9, tolerance: float = 0.05, warmup: int = 100
+    ) -> None:
+        _check_share("slow", slow)
+        _check_share("fast", fast)
+        if not fast < slow:
+            raise ValueError(f"fast={fast} is not below slow={slow}; the slow mean has the larger decay")
+        self.slow, self.fast, self.tolerance, self.warmup = slow, fast, tolerance, warmup
+
+    def __call__(self, optimizer: TwoPass, /) -> bool:
+        """Update both means, then compare."""
+        norm = optimizer.gradient_norm()
+        if not math.isfinite(norm):
+            return False
+        group = optimizer.param_groups[0]
+        for key, decay in (("gate_slow", self.slow), ("gate_fast", self.fast)):
+            group[key] = norm if group[key] == 0.0 else decay * group[key] + (1 - decay) * norm
+        settled = group["gate_fast"] >= (1 - self.tolerance) * group["gate_slow"]
+        return optimizer.steps >= self.warmup and settled
+
+
+def _check_share(name: str, value: Any) -> None:
+    if not 0.0 <= value <= 1.0:
+        raise ValueError(f"{name}={value} is not within 0 and 1")

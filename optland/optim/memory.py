@@ -1,0 +1,91 @@
+"""What a method remembers from one step to the next, kept in the base optimizer's own state.
+
+Tensors lie beside the base's own (``state[p]["ema"]``), counts in the parameter groups, so that both travel in every
+checkpoint, also in a sharded one, without a second state dict. Two rules make that safe. A method *proposes* what to
+remember while a step is in flight, and it is written down only when the base has stepped: a step that is skipped or
+called off leaves nothing behind. And nothing is written before the base's own first step, because many optimizers take
+an empty ``state[p]`` for the sign that theirs has to be made.
+
+Tensors are kept in the type of their parameter, which is what ``load_state_dict`` would make of them anyway.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from optland.optim.delegate import Delegating
+
+__all__ = ["STEPS", "Remembering"]
+
+STEPS = "sam_step"
+"""Key in the parameter groups of the number of updates made; only where a method or its gate counts."""
+
+
+class Remembering(Delegating):
+    """Adds memory to an optimizer that acts through another one.
+
+    Args:
+        base: The optimizer that owns groups and state.
+        hyperparameters: As for :class:`~optland.optim.delegate.Delegating`.
+        counts: Whether updates are counted, in the groups under ``sam_step``.
+    """
+
+    remembers: ClassVar[tuple[str, ...]] = ()
+    """Names of the tensors that this method keeps for each parameter."""
+
+    def __init__(self, base: Optimizer, hyperparameters: dict[str, Any], *, counts: bool = False) -> None:
+        super().__init__(base, {**hyperparameters, **({STEPS: 0} if counts else {})})
+        self._proposed: dict[str, dict[Tensor, Tensor]] = {}
+
+    @property
+    def steps(self) -> int:
+        """Updates made so far, of the first group; 0 where nothing counts them."""
+        return int(self.param_groups[0].get(STEPS, 0))
+
+    def recall(self, name: str, params: Sequence[Tensor]) -> list[Tensor]:
+        """What was remembered for each parameter, zeros where nothing was; never write into it."""
+        proposed = self._proposed.get(name, {})
+        found = [proposed[p] if p in proposed else self._state_of(p).get(name) for p in params]
+        return [torch.zeros_like(p) if x is None else x for x, p in zip(found, params, strict=True)]
+
+    def is_new(self, name: str, group: dict[str, Any]) -> bool:
+        """Whether nothing has been remembered under this name in this group, by an update or in this step."""
+        return group[STEPS] == 0 and not self._proposed.get(name)
+
+    def remember(self, name: str, params: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+        """Propose values, which the next update writes down."""
+        assert name in self.remembers, f"{name!r} is not among the names of {type(self).__name__}.remembers"
+        self._proposed.setdefault(name, {}).update(zip(params, values, strict=True))
+
+    def _state_of(self, p: Tensor) -> dict[str, Any]:
+        # Not self.state[p]: reading would make an entry where there is none.
+        found: dict[str, Any] = self.state.get(p, {})
+        return found
+
+    def _drop_proposals(self) -> None:
+        self._proposed = {}
+
+    @torch.no_grad()
+    def _write_down(self) -> None:
+        """After an update of the base: keep what was proposed, and count the update."""
+        for name, values in self._proposed.items():
+            for p, value in values.items():
+                if p.grad is not None:  # the base has left the others out, and may have no state for them yet
+                    self.state[p][name] = value.to(p.dtype)
+        self._proposed = {}
+        for group in self.param_groups:
+            if STEPS in group:
+                group[STEPS] += 1
+
+    @torch.no_grad()
+    def _materialise(self) -> None:
+        """Make room for everything there will be: a checkpointer reads back only what it has seen."""
+        for p in self._params:
+            if p.grad is not None:
+                for name in self.remembers:
+                    self.state[p].setdefault(name, torch.zeros_like(p))

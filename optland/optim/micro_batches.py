@@ -1,0 +1,74 @@
+"""Gradients gathered from micro-batches that each had an eps of their own, and a watch on passes nobody asked for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.hooks import RemovableHandle
+
+from optland.optim.gradients import is_spent
+
+__all__ = ["BackwardWatch", "GradientSum"]
+
+
+class GradientSum:
+    """The sum of the combined gradients so far, kept out of ``.grad``, where the next micro-batch needs room."""
+
+    def __init__(self) -> None:
+        self._of: dict[Tensor, Tensor] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._of)
+
+    @torch.no_grad()
+    def take(self, params: list[Tensor]) -> None:
+        """Add what is in ``.grad``, and empty it."""
+        for p in params:
+            if p.grad is not None:
+                self._of[p] = self._of[p] + p.grad if p in self._of else p.grad
+                p.grad = None
+
+    def place(self, params: list[Tensor]) -> None:
+        """Put the sum into ``.grad`` and start again from nothing.
+
+        Raises:
+            RuntimeError: There are gradients that are not part of the sum.
+        """
+        if any(p.grad is not None and not is_spent(p.grad) and bool(p.grad.count_nonzero()) for p in params):
+            raise RuntimeError(
+                "gradients were made after accumulate() and are not part of its sum; finish their passes with "
+                "perturb(), backward and accumulate(), or zero them, before step()"
+            )
+        for p in params:
+            p.grad = self._of.get(p)
+        self._of = {}
+
+
+class BackwardWatch:
+    """Notices a backward pass between a ``perturb()`` that said no and the step: it would add g to itself."""
+
+    def __init__(self) -> None:
+        self._handle: RemovableHandle | None = None
+        self._seen = False
+
+    def start(self, p: Tensor) -> None:
+        """Watch for gradients that reach ``p``."""
+        self.stop()
+
+        def notice(_: Tensor) -> None:
+            self._seen = True
+
+        self._handle = p.register_post_accumulate_grad_hook(notice)  # type: ignore[no-untyped-call]
+
+    def stop(self) -> bool:
+        """Watch no longer; whether a backward pass was seen."""
+        seen, self._seen = self._seen, False
+        if self._handle is not None:
+            self._handle.remove()
+            self._handle = None
+        return seen
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_handle": None, "_seen": False}

@@ -1,0 +1,29 @@
+"""The part of one vector that lies across another."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from optland import vectors
+
+__all__ = ["across"]
+
+_ROUNDING = 32.0
+"""Multiples of the machine's precision below which the part across is nothing but rounding."""
+
+
+@torch.no_grad()
+def across(x: list[Tensor], y: list[Tensor]) -> list[Tensor]:
+    """X - (<x, y> / |y|^2) y, all tensors together; zero where x is parallel to y up to rounding, or y is zero.
+
+    Example:
+        >>> across([torch.tensor([3.0, 4.0])], [torch.tensor([2.0, 0.0])])
+        [tensor([0., 4.])]
+    """
+    square = vectors.dot(y, y)
+    share = torch.where(square > 0, vectors.dot(x, y) / square, torch.zeros_like(square))
+    rest = [a - share.to(device=a.device, dtype=a.dtype) * b for a, b in zip(x, y, strict=True)]
+    precision = max((torch.finfo(a.dtype).eps for a in x), default=0.0)
+    real = (square > 0) & (vectors.norm(rest) > _ROUNDING * precision * vectors.norm(x))
+    return [torch.where(real.to(a.device), a, torch.zeros_like(a)) for a in rest]
