@@ -13,6 +13,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from optland.optim import CARDS
+
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
 
@@ -68,14 +70,33 @@ def _seconds(row: dict[str, Any]) -> str:
     return "missed" if row["seconds"] is None else f"{row['seconds']:.2f}"
 
 
+def methods_table() -> str:
+    """The methods of the registry, from their cards."""
+    lines = [
+        "| name | class | gradients a step | kept | use it when | rho | source |",
+        "|---|---|---:|---:|---|---|---|",
+    ]
+    for card in CARDS:
+        cells = [f"`{card.name}`", f"`{card.method.__name__}`", f"{card.gradients:g}", str(card.state)]
+        lines.append("| " + " | ".join([*cells, card.when, card.rho, card.reference]) + " |")
+    lines += [
+        "",
+        "*Gradients*: forward and backward passes of a sample in a step, at the defaults. *Kept*: copies of the "
+        "weights in the state, beside the base's own; during the second pass there are two more.",
+    ]
+    return "\n".join(lines)
+
+
 TABLES = {"demo": demo_table, "curvature": curvature_table}
 
 
 def filled(text: str) -> str:
     """The README with every marked table made anew."""
+    tables = {"methods": methods_table()}
     for name, make in TABLES.items():
         path = ROOT / "benchmarks" / "results" / f"{name}.json"
-        table = make(json.loads(path.read_text()))
+        tables[name] = make(json.loads(path.read_text()))
+    for name, table in tables.items():
         pattern = rf"(<!-- begin {name} -->\n).*?(<!-- end {name} -->)"
         text, count = re.subn(pattern, lambda m, table=table: f"{m[1]}{table}\n{m[2]}", text, flags=re.S)
         if count != 1:

@@ -137,14 +137,20 @@ class MSAM(TwoPass):
 
     @torch.no_grad()
     def _rise(self) -> None:
+        self._ascent = self._climb({})
+        self._ascent.gradients = dict(self._gradients())
+
+    def _climb(self, g: dict[Tensor, Tensor]) -> Ascent:
+        """To w + eps along the momentum; the gradient has no part in it."""
         found = {p: v for p in self._params if (v := self._velocity(p)) is not None}
         if not found and any(self._state_of(p) for p in self._params):
             raise ValueError(
                 f"{type(self.base).__name__} keeps no momentum under {' or '.join(_VELOCITIES)}, so MSAM cannot "
                 "perturb along it; use SGD with momentum, AdamW, or a relative of theirs"
             )
-        self._ascent = self._climb(found)
-        self._ascent.gradients = dict(self._gradients())
+        ascent = super()._climb(found)
+        ascent.gradients = g
+        return ascent
 
     def _velocity(self, p: Tensor) -> Tensor | None:
         state = self._state_of(p)
