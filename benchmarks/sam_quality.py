@@ -54,9 +54,8 @@ class Task:
     model: dict[str, Any]
     epochs: int
     seconds: float
-    lrs: tuple[float, ...] = (0.02, 0.05, 0.1, 0.2)
+    lrs: tuple[float, ...] = (0.01, 0.02, 0.05, 0.1, 0.2)
     halved: bool = False  # images of half the height and width: a quarter of the time
-    radius: float = 1.0  # noisy labels want larger radii: what every candidate's are multiplied by
 
 
 def tasks() -> dict[str, Task]:
@@ -70,7 +69,7 @@ def tasks() -> dict[str, Task]:
     clean = {"digits": digits, "mnist1d": mnist1d, "fashion": fashion}
     noisy = {
         f"{name}_noisy": replace(
-            task, title=f"{task.title}, 40 % noise", data=task.data | {"label_noise": 0.4}, radius=2.0
+            task, title=f"{task.title}, 40 % noise", data=task.data | {"label_noise": 0.4}
         )
         for name, task in clean.items()
     }
@@ -117,13 +116,13 @@ class Candidate:
 CANDIDATES = {
     BASE: Candidate("sgd"),
     LONGER: Candidate("sgd", longer=2),
-    SAM: Candidate("sam", (0.05, 0.1, 0.2), cost=2.0),
-    "asam": Candidate("asam", (0.5, 1.0, 2.0), cost=2.0),
-    "msam": Candidate("msam", (0.5, 1.0, 2.0), cost=1.0),
-    "looksam, k = 5": Candidate("looksam", (0.05, 0.1, 0.2), lambda steps, seed: {"k": 5}, cost=1.2),
-    "sam, every 5th step": Candidate("sam", (0.1, 0.2, 0.4), _every, cost=1.2),
-    "sam, 1 step in 4 at random": Candidate("sam", (0.1, 0.2, 0.4), _bernoulli, cost=1.25),
-    "sam, last quarter": Candidate("sam", (0.05, 0.1, 0.2), _tail, cost=1.25),
+    SAM: Candidate("sam", (0.05, 0.1, 0.2, 0.4), cost=2.0),
+    "asam": Candidate("asam", (0.25, 0.5, 1.0, 2.0), cost=2.0),
+    "msam": Candidate("msam", (0.25, 0.5, 1.0, 2.0), cost=1.0),
+    "looksam, k = 5": Candidate("looksam", (0.05, 0.1, 0.2, 0.4), lambda steps, seed: {"k": 5}, cost=1.2),
+    "sam, every 5th step": Candidate("sam", (0.1, 0.2, 0.4, 0.8), _every, cost=1.2),
+    "sam, 1 step in 4 at random": Candidate("sam", (0.1, 0.2, 0.4, 0.8), _bernoulli, cost=1.25),
+    "sam, last quarter": Candidate("sam", (0.05, 0.1, 0.2, 0.4), _tail, cost=1.25),
 }  # a line each; the first three are what the others are measured by
 
 
@@ -317,8 +316,7 @@ def run_by_name(job: Job, task: Task) -> dict[str, Any]:
 
 def tuning(setup: Setup, task: str, name: str, lrs: Sequence[float]) -> list[Job]:
     """The jobs that choose a candidate's setting."""
-    radius = setup.tasks[task].radius
-    rhos = [None if rho is None else rho * radius for rho in setup.candidates[name].rhos]
+    rhos = setup.candidates[name].rhos
     return [Job(task, name, lr, rho, seed) for lr in lrs for rho in rhos for seed in setup.tune_seeds]
 
 
