@@ -29,6 +29,8 @@ from optland.train.settings import OptimizerConfig, RunConfig
 
 __all__ = ["CompareConfig", "ComparedRunConfig", "Comparison"]
 
+_TIMES_THE_DEFAULT = (1, 2, 4)
+
 
 @dataclass(frozen=True)
 class CompareConfig:
@@ -36,14 +38,15 @@ class CompareConfig:
 
     Attributes:
         lrs: Learning rates of the base; the method takes the best.
-        rhos: Radii of the method; empty for a method that has none, or to take ``optimizer.rho`` as it is.
+        rhos: Radii of the method. Null takes ``optimizer.rho`` where that is given, else 1, 2 and 4 times the method's
+            own default; a method without a radius has nothing to be tuned.
         tune_seeds: Seeds that settings are chosen on, from the config's seed on.
         seeds: Fresh seeds after those, which are reported.
         equal: ``epochs``, ``ge`` (gradient evaluations), or both.
     """
 
     lrs: list[float] = field(default_factory=lambda: [0.02, 0.05, 0.1, 0.2])
-    rhos: list[float] = field(default_factory=lambda: [0.05, 0.1, 0.2])
+    rhos: list[float] | None = None
     tune_seeds: int = 1
     seeds: int = 3
     equal: list[Literal["epochs", "ge"]] = field(default_factory=lambda: ["epochs", "ge"])
@@ -59,10 +62,10 @@ class CompareConfig:
         if not self.equal:
             raise ValueError("equal: the list is empty; use [epochs], [ge] or [epochs, ge]")
         for key in ("lrs", "rhos", "equal"):
-            values = getattr(self, key)
+            values = getattr(self, key) or []
             if len(set(values)) < len(values):
                 raise ValueError(f"{key}: {values} names one twice; leave the second out")
-        for key, values in (("lrs", self.lrs), ("rhos", self.rhos)):
+        for key, values in (("lrs", self.lrs), ("rhos", self.rhos or [])):
             if any(not value > 0 for value in values):
                 raise ValueError(f"{key}: {values} must all be above 0, for example 0.1")
 
@@ -91,11 +94,10 @@ class ComparedRunConfig(RunConfig):
                 f"optimizer.name: {name} is a base alone and there is nothing to compare it with; name a method, or "
                 "use compare: null for a single run"
             )
-        for rho in self.compare.rhos:
-            try:
-                replace(self.optimizer, rho=rho)
-            except ValueError as error:
-                raise ValueError(f"compare.rhos: {error}; use [] for {name}") from error
+        if self.compare.rhos is not None and self.optimizer.own_rho is None:
+            raise ValueError(
+                f"compare.rhos: {self.compare.rhos} mean nothing for {name}, which has no radius; use null"
+            )
 
 
 Config = TypeVar("Config", bound=ComparedRunConfig)
@@ -112,8 +114,8 @@ class Arm:
     def name(self) -> str:
         """Short, unique within a comparison, and fit for a folder."""
         o = self.optimizer
-        rho = f"-rho{o.rho:g}" if o.rho is not None else ""
-        return f"{o.name}-lr{o.lr:g}{rho}-{self.epochs}epochs"
+        rho = f"-rho{o.rho}" if o.rho is not None else ""
+        return f"{o.name}-lr{o.lr}{rho}-{self.epochs}epochs"
 
     @property
     def label(self) -> str:
@@ -218,7 +220,12 @@ class Comparison(Generic[Config]):
 
     @property
     def _radii(self) -> Sequence[float | None]:
-        return self.compare.rhos or [self.config.optimizer.rho]
+        given, own = self.config.optimizer.rho, self.config.optimizer.own_rho
+        if self.compare.rhos is not None:
+            return self.compare.rhos
+        return (
+            [given] if given is not None or own is None else [factor * own for factor in _TIMES_THE_DEFAULT]
+        )
 
     def _tuned(self, arms: Sequence[Arm]) -> Generator[tuple[Arm, int], None, Arm]:
         """Run every arm on the tuning seeds; returns the best. A single one has nothing to be chosen from."""

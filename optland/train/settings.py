@@ -76,6 +76,14 @@ class OptimizerConfig:
         """Whether there is a method around the base."""
         return self.name in METHODS
 
+    @property
+    def own_rho(self) -> float | None:
+        """The method's own default radius; None for one that has none, and for a base alone."""
+        if not self.is_method or "rho" not in options_of(self.name, self._base):
+            return None
+        made = replace(self, rho=None)._create([nn.Parameter(torch.zeros(1))])
+        return float(made.param_groups[0]["rho"])
+
     def build(self, model: nn.Module) -> Optimizer:
         """The optimizer on the model's parameters."""
         return self._create(list(model.parameters()), model=model)

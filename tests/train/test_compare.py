@@ -100,12 +100,20 @@ def test_the_base_gets_the_epochs_that_pay_for_the_method_rounded_up(
     assert len(trainer.made) == len(set(trainer.made)), "no run is made twice"
 
 
-def test_equal_ge_alone_and_no_radii(tmp_path: Path) -> None:
+def test_equal_ge_alone_and_a_radius_that_is_given(tmp_path: Path) -> None:
     trainer = Trainer()
-    found = compare(tmp_path / "run", trainer, compare=replace(FULL, rhos=[], equal=["ge"]))
+    found = compare(tmp_path / "run", trainer, compare=replace(FULL, rhos=None, equal=["ge"]),
+                    optimizer=OptimizerConfig(rho=0.3))  # fmt: skip
     assert [side["equal"] for side in found["sides"]] == ["", "GE"]
-    assert {m[2] for m in trainer.made} == {None}
+    assert {m[2] for m in trainer.made} == {None, 0.3}
     assert sum(m[0] == "sam" for m in trainer.made) == 3, "there is no radius to be chosen"
+
+
+@pytest.mark.parametrize(("name", "radii"), [("sam", {0.05, 0.1, 0.2}), ("asam", {0.5, 1.0, 2.0})])
+def test_where_no_radii_are_given_they_suit_the_method(tmp_path: Path, name: str, radii: set[float]) -> None:
+    trainer = Trainer()
+    compare(tmp_path / "run", trainer, compare=replace(FULL, rhos=None), optimizer=OptimizerConfig(name))
+    assert {m[2] for m in trainer.made if m[0] == name} == radii
 
 
 def test_what_is_finished_is_not_run_again(tmp_path: Path) -> None:
@@ -136,6 +144,7 @@ def test_null_is_one_run_in_the_folder_itself(tmp_path: Path) -> None:
         ({"lrs": []}, "^lrs: the list is empty; give at least one"),
         ({"lrs": [0.1, -0.1]}, r"^lrs: \[0.1, -0.1\] must all be above 0"),
         ({"rhos": [0.1, 0.1]}, "^rhos: .* names one twice"),
+        ({"rhos": []}, "^rhos: the list is empty; use null"),
         ({"equal": []}, r"^equal: the list is empty; use \[epochs\]"),
         ({"seeds": 0}, "^seeds: 0 must be at least 1"),
         ({"tune_seeds": 0}, "^tune_seeds: 0 must be at least 1"),
