@@ -59,6 +59,8 @@ class CompareConfig:
             raise ValueError(
                 "lrs: the list is empty; give at least one learning rate, for example [0.05, 0.1]"
             )
+        if self.rhos == []:
+            raise ValueError("rhos: the list is empty; use null for the radii that suit the method")
         if not self.equal:
             raise ValueError("equal: the list is empty; use [epochs], [ge] or [epochs, ge]")
         for key in ("lrs", "rhos", "equal"):
