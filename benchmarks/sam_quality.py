@@ -60,11 +60,11 @@ class Task:
 
 def tasks() -> dict[str, Task]:
     """Every data set twice, clean and noisy."""
-    digits = Task("digits", {"name": "digits"}, {"name": "cnn", "width": 16}, 25, 2.0)
-    mnist1d = Task("MNIST-1D", {"name": "mnist1d"}, {"name": "cnn", "width": 16}, 15, 4.0)
+    digits = Task("digits", {"name": "digits"}, {"name": "cnn", "width": 16}, 20, 2.7)
+    mnist1d = Task("MNIST-1D", {"name": "mnist1d"}, {"name": "cnn", "width": 16}, 12, 3.4)
     fashion = Task(
         "Fashion-MNIST 10k, 14 x 14", {"name": "fashion_mnist", "subset": 10_000},
-        {"name": "cnn", "width": 8}, 6, 6.0, halved=True,
+        {"name": "cnn", "width": 8}, 5, 6.5, halved=True,
     )  # fmt: skip
     clean = {"digits": digits, "mnist1d": mnist1d, "fashion": fashion}
     noisy = {
