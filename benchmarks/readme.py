@@ -80,7 +80,8 @@ def sam_quality_table(result: dict[str, Any]) -> str:
         not_there = ", ".join(titles[task] for task in bars["SAM does not help"]) or "none"
         bar = next(key for key in bars if key.startswith("at most"))
         keeps = ", ".join(bars[bar]) or "none"
-        lines.append(f"{label} SAM gains on {gains}; not on: {not_there}. Of those {bar}: {keeps}.")
+        cheap = f" Of the cheap ones ({bar}): {keeps}." if bars["SAM gains"] else ""
+        lines.append(f"{label} SAM gains on {gains}; not on: {not_there}.{cheap}")
     lines.append(
         f"First row: accuracy of the base, SGD with its learning rate tuned; below: what is added to it, in points, "
         f"paired over {len(seeds['report'])} fresh seeds with its 95 % interval. All settings were chosen by clean "
