@@ -211,7 +211,7 @@ def draw(runs: list[dict[str, Any]], seed: int, path: Path) -> None:
         chosen = {"SGD, lr 0.1": mine[USUAL], f"SGD, tuned lr {tuned['lr']:g}": tuned}
         chosen |= {"landscape_train, no lr": mine[None]}
         panels[title] = {
-            name: [(samples * r["ge"] / r["curve"][-1][0], accuracy) for samples, accuracy in r["curve"]]
+            name: [[(samples * r["ge"] / r["curve"][-1][0], accuracy) for samples, accuracy in r["curve"]]]
             for name, r in chosen.items()
         }
     plot_comparison(panels, path)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["plot_comparison", "plot_grid", "plot_portrait", "plot_run"]
 
 Row = Mapping[str, Any]
+Curve = Sequence[tuple[float, float]]
 
 _COLOURS = {"blue": "#2b6cb0", "red": "#c53030", "green": "#2f855a", "grey": "#718096", "orange": "#c05621"}
 _BINDING = {
@@ -58,36 +59,40 @@ def plot_run(rows: Sequence[Row], events: Sequence[Row], path: str | Path) -> No
     figure.savefig(path, dpi=110)
 
 
-def plot_comparison(
-    panels: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]], path: str | Path
-) -> None:
+def plot_comparison(panels: Mapping[str, Mapping[str, Sequence[Curve]]], path: str | Path) -> None:
     """Draw test accuracy against gradient evaluations, a panel for each data set.
 
+    A line is the mean over the runs of a method, which are evaluated at the same points; the band is their range.
+
     Args:
-        panels: By title, then by name of the method: pairs (gradient evaluations, accuracy in percent).
+        panels: By title, then by name of the method: for every run, pairs (gradient evaluations, accuracy in percent).
         path: Where to write the PNG.
 
     Raises:
         UserError: matplotlib is not installed.
     """
-    figure = _figure(11, 4)
-    for axis, (title, curves) in zip(
+    figure = _figure(max(7.0, 5.5 * len(panels)), 4)
+    colours = ("grey", "orange", "blue", "green", "red")
+    for axis, (title, methods) in zip(
         figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True
     ):
-        for (name, points), colour in zip(curves.items(), ("grey", "orange", "blue"), strict=False):
-            axis.plot(
-                [x for x, _ in points],
-                [y for _, y in points],
-                color=_COLOURS[colour],
-                label=name,
-                linewidth=1.6,
-            )
+        shown: list[float] = []
+        for number, (name, runs) in enumerate(methods.items()):
+            colour = _COLOURS[colours[number % len(colours)]]
+            points = [list(zip(*together, strict=True)) for together in zip(*runs, strict=False)]
+            cost = [statistics.fmean(spent) for spent, _ in points]
+            mean = [statistics.fmean(reached) for _, reached in points]
+            axis.plot(cost, mean, ".-", color=colour, label=name, linewidth=1.6, markersize=4)
+            low, high = ([edge(reached) for _, reached in points] for edge in (min, max))
+            axis.fill_between(cost, low, high, color=colour, alpha=0.15, linewidth=0)
+            shown += low[len(low) // 4 :] + high[len(high) // 4 :]
+        # The first epochs are alike and would squeeze what is to be compared.
+        axis.set_ylim(max(-1.0, min(shown, default=0.0) - 2.0), min(101.0, max(shown, default=100.0) + 2.0))
         axis.set_title(title)
         axis.set_xlabel("gradient evaluations")
         axis.set_ylabel("test accuracy, %")
-        axis.set_ylim(50, 101)
         axis.grid(alpha=0.25)
-        axis.legend(loc="lower right", frameon=False)
+        axis.legend(loc="lower right", frameon=False, fontsize=9)
     figure.savefig(path, dpi=110)
 
 

@@ -30,7 +30,8 @@ GROUPS = {
     "landscape": "slices, paths and other pictures of the loss",
     "data": "tokens, fingerprint: what a text model was trained on, written once at the end",
     "time": "wall-clock readings, for display only",
-    "summary": "robust_ok, max_edge_ratio, probe_frac, advice, curves (a picture): the outcome, written once at the "
+    "summary": "robust_ok, max_edge_ratio, probe_frac, advice, curves (a picture), comparison (a table), "
+    "gain and chosen (of a method against its base): the outcome, written once at the "
     "end; error or stopped where the run broke off",
 }
 """Every group of keys, with the names it holds. :data:`PLANNED` says which of them nothing measures yet."""

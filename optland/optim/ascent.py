@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 from optland import vectors
 from optland.failpoints import reach
 from optland.optim.amp import ScalerAware
-from optland.optim.gates import Gate, gate_state
+from optland.optim.gates import Gate, as_gate, gate_state
 from optland.optim.gradients import own, require_dense, spend
 from optland.optim.guards import PassGuard
 from optland.optim.method import Gradients
@@ -48,7 +48,7 @@ class Climber(ScalerAware):
         *,
         model: nn.Module | None,
         check_finite: bool,
-        gate: Gate | None,
+        gate: Gate | str | None,
         only: Selection,
         telemetry_every: int,
         counts: bool,

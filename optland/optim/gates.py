@@ -16,6 +16,8 @@ gate                  second pass                                 cost, gradient
 ``Stationary``        once the loss has stopped falling           1 + the share of such steps
 ====================  ==========================================  =====================================
 
+In a configuration a gate is its call as text: ``gate="every(5)"``, ``"tail(1000, share=0.5)"``.
+
 Gates decide from counts, rates and gradients alone, so that a resumed run and every rank decide alike; what a gate
 remembers lies in the parameter groups (``gate_*``) and travels in the checkpoint.
 
@@ -27,14 +29,27 @@ arXiv:2304.14647.
 
 from __future__ import annotations
 
+import ast
 import math
 import random
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
+from optland.config import did_you_mean
+
 if TYPE_CHECKING:
     from optland.optim.two_pass import TwoPass
 
-__all__ = ["Bernoulli", "Every", "Gate", "LargeGradient", "LatePhase", "Stationary", "Tail", "gate_state"]
+__all__ = [
+    "Bernoulli",
+    "Every",
+    "Gate",
+    "LargeGradient",
+    "LatePhase",
+    "Stationary",
+    "Tail",
+    "as_gate",
+    "gate_state",
+]
 
 
 class Gate(Protocol):
@@ -43,6 +58,49 @@ class Gate(Protocol):
     def __call__(self, optimizer: TwoPass, /) -> bool:
         """Decide, after pass one."""
         ...
+
+
+def as_gate(gate: Gate | str | None) -> Gate | None:
+    """A gate as given, or made from its call as text.
+
+    Raises:
+        ValueError: The text is not the call of a gate with plain numbers, or its numbers are not possible.
+        TypeError: ``gate`` is neither text nor callable.
+
+    Example:
+        >>> as_gate("every(5)"), as_gate("late_phase"), as_gate("tail(1000, share=0.5)")
+        (Every(k=5), LatePhase(below=0.25), Tail(total_steps=1000, share=0.5))
+    """
+    if gate is None or callable(gate):
+        return gate
+    if not isinstance(gate, str):
+        raise TypeError(
+            f"gate={gate!r} is a {type(gate).__name__}; use a function of the optimizer, or 'every(5)'"
+        )
+    call = _call(gate)
+    name = call.func.id if isinstance(call.func, ast.Name) else ""
+    if name not in _BY_NAME:
+        hint = did_you_mean(name, list(_BY_NAME))
+        raise ValueError(
+            f"gate={gate!r} is not known; use one of {', '.join(_BY_NAME)}, such as 'every(5)'.{hint}"
+        )
+    try:
+        arguments = [ast.literal_eval(x) for x in call.args]
+        options = {str(x.arg): ast.literal_eval(x.value) for x in call.keywords}
+        made: Gate = _BY_NAME[name](*arguments, **options)
+    except TypeError as error:
+        raise ValueError(f"gate={gate!r}: {error}") from error
+    return made
+
+
+def _call(text: str) -> ast.Call:
+    try:
+        tree = ast.parse(text if "(" in text else f"{text}()", mode="eval").body
+    except SyntaxError as error:
+        raise ValueError(f"gate={text!r} cannot be read; write a call such as 'every(5)'") from error
+    if not isinstance(tree, ast.Call):
+        raise ValueError(f"gate={text!r} is not a call; write for example 'every(5)'")
+    return tree
 
 
 def gate_state(gate: Gate | None) -> dict[str, float]:
@@ -227,3 +285,13 @@ class Stationary(_Own):
 def _check_share(name: str, value: Any) -> None:
     if not 0.0 <= value <= 1.0:
         raise ValueError(f"{name}={value} is not within 0 and 1")
+
+
+_BY_NAME: dict[str, Any] = {
+    "every": Every,
+    "bernoulli": Bernoulli,
+    "tail": Tail,
+    "late_phase": LatePhase,
+    "large_gradient": LargeGradient,
+    "stationary": Stationary,
+}

@@ -14,7 +14,7 @@ from optland.config import did_you_mean
 from optland.optim.cards import CARDS
 from optland.optim.two_pass import EngineOptions, TwoPass
 
-__all__ = ["available", "create"]
+__all__ = ["available", "create", "options_of"]
 
 BASES: dict[str, type[Optimizer]] = {
     "adam": torch.optim.Adam,
@@ -62,14 +62,28 @@ def create(name: str, params: Iterable[Any], base: str | None = None, **options:
         )
     base = name if name in BASES else base or "sgd"
     _check("base optimizer", base, sorted(BASES))
-    of_base, of_method = _options(BASES[base]), _options(METHODS[name]) if name in METHODS else {"model"}
     for key in options:
-        _check(f"option of {name!r} over {base!r}", key, sorted(of_base | of_method))
+        _check(f"option of {name!r} over {base!r}", key, options_of(name, base))
+    of_base, of_method = _options(BASES[base]), _options(METHODS[name]) if name in METHODS else {"model"}
     inner = BASES[base](params, **{key: value for key, value in options.items() if key in of_base})
     if name not in METHODS:
         return inner
     build: Callable[..., TwoPass] = METHODS[name]
     return build(inner, **{key: value for key, value in options.items() if key in of_method})
+
+
+def options_of(name: str, base: str = "sgd") -> list[str]:
+    """Names of the options that :func:`create` takes for a method over a base, sorted.
+
+    Args:
+        name: A name of :func:`available`.
+        base: The base optimizer; the name itself where that is a base alone.
+
+    Example:
+        >>> "rho" in options_of("sam"), "rho" in options_of("adamw", "adamw"), "betas" in options_of("sam", "adamw")
+        (True, False, True)
+    """
+    return sorted(_options(BASES[base]) | (_options(METHODS[name]) if name in METHODS else {"model"}))
 
 
 def _options(cls: type) -> set[str]:

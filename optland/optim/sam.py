@@ -97,7 +97,7 @@ class SAM(LegacyForm):
         scope: Scope = "global",
         model: nn.Module | None = None,
         check_finite: bool = True,
-        gate: Gate | None = None,
+        gate: Gate | str | None = None,
         only: Selection = "all",
         telemetry_every: int = 1,
         **base_options: Any,

@@ -64,7 +64,7 @@ class EngineOptions(TypedDict, total=False):
 
     model: nn.Module | None
     check_finite: bool
-    gate: Gate | None
+    gate: Gate | str | None
     only: Selection
     telemetry_every: int
 
@@ -104,7 +104,7 @@ class TwoPass(ClosureForm):
         *,
         model: nn.Module | None = None,
         check_finite: bool = True,
-        gate: Gate | None = None,
+        gate: Gate | str | None = None,
         only: Selection = "all",
         telemetry_every: int = 1,
         counts: bool = False,

@@ -1,6 +1,7 @@
 """What a training loop is made of: pilot, data, models, loaders, precision, checkpoints, evaluation, run folders."""
 
 from optland.train.checkpoint import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
+from optland.train.compare import CompareConfig, ComparedRunConfig, Comparison
 from optland.train.data import DataConfig, ImageData, load_data
 from optland.train.dataset_loader import DatasetLoader
 from optland.train.ema import Ema
@@ -9,6 +10,7 @@ from optland.train.interrupt import RESUMABLE, GracefulStop
 from optland.train.loader import BatchLoader, ResumableLoader
 from optland.train.models import ModelConfig, build_model
 from optland.train.models.build import check_model
+from optland.train.paired import Gain, best_setting, paired_gain
 from optland.train.pilot import Pilot
 from optland.train.precision import Precision, PrecisionConfig
 from optland.train.run import RunFolder
@@ -24,9 +26,13 @@ __all__ = [
     "BatchLoader",
     "Checkpoint",
     "CheckpointError",
+    "CompareConfig",
+    "ComparedRunConfig",
+    "Comparison",
     "DataConfig",
     "DatasetLoader",
     "Ema",
+    "Gain",
     "GracefulStop",
     "History",
     "ImageData",
@@ -45,6 +51,7 @@ __all__ = [
     "TextData",
     "TextHistory",
     "TransformerConfig",
+    "best_setting",
     "build_model",
     "check_model",
     "check_schedule",
@@ -54,6 +61,7 @@ __all__ = [
     "load_checkpoint",
     "load_data",
     "load_text",
+    "paired_gain",
     "save_checkpoint",
     "schedule_by_name",
     "seed_everything",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -12,13 +12,14 @@ from torch.optim import Optimizer
 from optland.config import did_you_mean
 from optland.control.policies import POLICIES, AutoLR, NoiseBatch, SafeLR
 from optland.optim import available, create
-from optland.optim.registry import BASES, METHODS
+from optland.optim.registry import BASES, METHODS, options_of
 from optland.train.precision import PrecisionConfig
 from optland.train.schedule import ScheduleName, check_schedule
 
 __all__ = ["LogConfig", "OptimizerConfig", "PilotConfig", "RunConfig", "choose_device"]
 
 _WITH_MOMENTUM = ("sgd", "rmsprop")
+_KEYS = ("lr", "momentum", "weight_decay", "rho")
 
 _MOST_THREADS = 1024
 
@@ -39,7 +40,12 @@ class OptimizerConfig:
         lr: Learning rate; under ``auto_lr`` only the ratios between parameter groups count.
         momentum: For bases that have one (``sgd``, ``rmsprop``).
         weight_decay: L2 or decoupled decay, as the base defines it.
-        rho: Radius of the perturbation of SAM-type optimizers.
+        rho: Radius of the perturbation of SAM-type optimizers; null takes the method's own default (0.05 for SAM, 0.5
+            for ASAM). A base alone has no use for it.
+        options: Any other option of the method or of its base, by name: ``{eta: 0.0, nesterov: true}``.
+
+    Raises:
+        ValueError: A name or an option that is not known, or a value that cannot be.
     """
 
     name: str = "sam"
@@ -47,7 +53,8 @@ class OptimizerConfig:
     lr: float = 0.1
     momentum: float = 0.9
     weight_decay: float = 0.0
-    rho: float = 0.1
+    rho: float | None = None
+    options: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for key, value, known in (("name", self.name, available()), ("base", self.base, sorted(BASES))):
@@ -60,18 +67,66 @@ class OptimizerConfig:
             raise ValueError(f"momentum: {self.momentum} is not in [0, 1); use for example 0.9")
         if self.weight_decay < 0:
             raise ValueError(f"weight_decay: {self.weight_decay} is negative; use 0 or more")
-        if self.rho < 0:
+        if self.rho is not None and self.rho < 0:
             raise ValueError(f"rho: {self.rho} is negative; use 0 or more, for example 0.1")
+        self._check_options()
+
+    @property
+    def is_method(self) -> bool:
+        """Whether there is a method around the base."""
+        return self.name in METHODS
+
+    @property
+    def own_rho(self) -> float | None:
+        """The method's own default radius; None for one that has none, and for a base alone."""
+        if not self.is_method or "rho" not in options_of(self.name, self._base):
+            return None
+        made = replace(self, rho=None)._create([nn.Parameter(torch.zeros(1))])
+        return float(made.param_groups[0]["rho"])
 
     def build(self, model: nn.Module) -> Optimizer:
         """The optimizer on the model's parameters."""
-        base = self.name if self.name in BASES else self.base
+        return self._create(list(model.parameters()), model=model)
+
+    def alone(self) -> OptimizerConfig:
+        """The base without the method, with the same settings: what the method is compared with."""
+        base = self._base
+        kept = {key: value for key, value in self.options.items() if key in options_of("none", base)}
+        return replace(self, name=base, base=base, rho=None, options=kept)
+
+    @property
+    def _base(self) -> str:
+        return self.name if self.name in BASES else self.base
+
+    def _create(self, params: list[nn.Parameter], **more: Any) -> Optimizer:
         options: dict[str, Any] = {"lr": self.lr, "weight_decay": self.weight_decay}
-        if base in _WITH_MOMENTUM:
+        if self._base in _WITH_MOMENTUM:
             options["momentum"] = self.momentum
-        if self.name in METHODS:
-            options |= {"rho": self.rho, "model": model}
-        return create(self.name, model.parameters(), base=base, **options)
+        if self.is_method and self.rho is not None:
+            options["rho"] = self.rho
+        return create(self.name, params, base=self._base, **options, **self.options, **more)
+
+    def _check_options(self) -> None:
+        """Refuse an option before data are read: by its name, or by what the optimizer itself says of its value."""
+        known = sorted(set(options_of(self.name, self._base)) - {"model", *_KEYS})
+        if self.is_method and self.rho is not None and "rho" not in options_of(self.name, self._base):
+            raise ValueError(f"rho: {self.rho} means nothing for {self.name!r}; use null")
+        for key, value in self.options.items():
+            if key in _KEYS:
+                raise ValueError(
+                    f"options: {key} is a key of this section; write {key}: {value} outside of options"
+                )
+            if key not in known:
+                hint = did_you_mean(key, known)
+                raise ValueError(
+                    f"options: {self.name!r} over {self._base!r} has no option {key!r} (given: {value!r}); "
+                    f"choose from {known}.{hint}"
+                )
+        if self.options:
+            try:
+                self._create([nn.Parameter(torch.zeros(1))])
+            except (TypeError, ValueError) as error:
+                raise ValueError(f"options: {self.options} cannot be used: {error}") from error
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from optland.config import ConfigError
-from optland.train import DataConfig, ModelConfig, PilotConfig, load_data
+from optland.optim import ASAM
+from optland.train import DataConfig, ModelConfig, OptimizerConfig, PilotConfig, load_data
 from optland.train.models.build import check_model
 from optland.train.models.registry import MODELS
 from optland.train.settings import RunConfig
@@ -60,3 +61,48 @@ def test_what_is_not_refused_ahead_can_be_built_and_used(name: str, shape: tuple
         return
     out = MODELS[name].make(shape, 10, config.plan()).eval()(torch.zeros(1, *shape))
     assert out.shape == (1, 10)
+
+
+def test_any_option_of_the_method_and_of_its_base_is_taken_by_name() -> None:
+    options = {"eta": 0.0, "nesterov": True}
+    config = OptimizerConfig(name="asam", lr=0.3, rho=0.7, options=options)
+    model = torch.nn.Linear(2, 1)
+    optimizer = config.build(model)
+    assert isinstance(optimizer, ASAM)
+    assert optimizer.model is model
+    group = optimizer.param_groups[0]
+    assert [group[k] for k in ("lr", "rho", "eta", "nesterov", "momentum")] == [0.3, 0.7, 0.0, True, 0.9]
+    alone = config.alone().build(model)
+    assert type(alone) is torch.optim.SGD
+    assert alone.param_groups[0]["nesterov"]
+    assert alone.param_groups[0]["lr"] == 0.3
+
+
+def test_without_a_radius_a_method_takes_its_own() -> None:
+    rhos = {
+        name: OptimizerConfig(name).build(torch.nn.Linear(2, 1)).param_groups[0]["rho"]
+        for name in ("sam", "asam")
+    }
+    assert rhos == {"sam": 0.05, "asam": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        (
+            {"options": {"etta": 0.5}},
+            r"^options: 'asam' over 'sgd' has no option 'etta' \(given: 0.5\).*Did you mean 'eta'",
+        ),
+        ({"options": {"eta": -1}}, "^options: .*eta=-1.0 is not possible; use a finite value >= 0"),
+        ({"options": {"eta": "wide"}}, "^options: .*'wide'"),
+        ({"options": {"rho": 0.5}}, "^options: rho is a key of this section; write rho: 0.5 outside"),
+        ({"options": {"model": 1}}, "^options: .* has no option 'model'"),
+        (
+            {"momentum": 0.0, "options": {"nesterov": True}},
+            "^options: .*Nesterov momentum requires a momentum",
+        ),
+    ],
+)
+def test_an_option_that_cannot_be_is_refused(values: dict[str, Any], says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        OptimizerConfig(**{"name": "asam", **values})
