@@ -55,13 +55,11 @@ class Climber(ScalerAware):
     ) -> None:
         if telemetry_every < 0:
             raise ValueError(f"telemetry_every={telemetry_every} is negative; 1 measures every step, 0 none")
-        super().__init__(base, {**hyperparameters, **gate_state(gate)}, counts=counts or gate is not None)
-        self.check_finite, self.gate, self.only, self.telemetry_every = (
-            check_finite,
-            gate,
-            only,
-            telemetry_every,
+        self.gate = as_gate(gate)
+        super().__init__(
+            base, {**hyperparameters, **gate_state(self.gate)}, counts=counts or gate is not None
         )
+        self.check_finite, self.only, self.telemetry_every = check_finite, only, telemetry_every
         self.telemetry = Telemetry()
         self.last_evaluations = 0
         self._guard = PassGuard(model)
