@@ -32,7 +32,7 @@ def available(pattern: str = "*") -> list[str]:
 
     Example:
         >>> available("[aul]*sam")
-        ['asam', 'lesam', 'looksam', 'usam']
+        ['adam_sam', 'asam', 'lesam', 'looksam', 'usam']
     """
     return sorted(fnmatch.filter([*METHODS, *BASES, "none"], pattern))
 
