@@ -27,12 +27,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
-from optland import archive, vectors
+from optland import vectors
+from optland.archive import Archived
 from optland.curvature.eigen.krylov import Array, Krylov
 from optland.curvature.operators.hessian import CurvatureOperator, Method, declared_product_cost
 from optland.curvature.stochastic.random_vectors import RandomVectors
@@ -47,7 +47,7 @@ KERNEL = math.sqrt(8 * math.log(3.0))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Curve:
+class Curve(Archived):
     r"""A smoothed density on a grid.
 
     Attributes:
@@ -68,7 +68,7 @@ class Curve:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Density:
+class Density(Archived):
     r"""Quadrature nodes and weights of every start.
 
     Attributes:
@@ -202,15 +202,6 @@ class Density:
                 ]
             )
         )
-
-    def save(self, path: str | Path) -> None:
-        """Write ``path``.npz and ``path``.json."""
-        archive.save(self, path)
-
-    @classmethod
-    def load(cls, path: str | Path) -> Density:
-        """Read what :meth:`save` wrote."""
-        return archive.load(path, cls)
 
     def __str__(self) -> str:
         outliers, shown = self.outliers, 5

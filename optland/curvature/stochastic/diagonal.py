@@ -23,12 +23,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from optland import archive, vectors
+from optland import vectors
+from optland.archive import Archived
 from optland.curvature.eigen.spectrum import Spectrum
 from optland.curvature.operators.hessian import CurvatureOperator, Method, declared_product_cost
 from optland.curvature.stochastic.probing import (
@@ -48,7 +48,7 @@ __all__ = ["Diagonal", "declared_cost", "diagonal"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Diagonal:
+class Diagonal(Archived):
     """The diagonal of A, with errors.
 
     Attributes:
@@ -76,15 +76,6 @@ class Diagonal:
         """Root of the sum of squared errors over that of the squared values: how far single entries can be read."""
         size = float(vectors.norm(self.values))
         return float(vectors.norm(self.errors)) / size if size > 0 else math.nan
-
-    def save(self, path: str | Path) -> None:
-        """Write ``path``.npz and ``path``.json."""
-        archive.save(self, path)
-
-    @classmethod
-    def load(cls, path: str | Path) -> Diagonal:
-        """Read what :meth:`save` wrote; tensors come back on the CPU."""
-        return archive.load(path, cls)
 
     def __str__(self) -> str:
         entries = sum(t.numel() for t in self.values)

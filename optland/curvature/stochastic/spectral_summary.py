@@ -27,6 +27,7 @@ from typing import Literal
 import numpy as np
 
 from optland import vectors
+from optland.archive import Archived
 from optland.curvature.eigen.eigenvalues import (
     Eigenvalues,
     budget,
@@ -57,7 +58,7 @@ SHORT = 3
 
 
 @dataclass(frozen=True, slots=True)
-class SpectralSummary:
+class SpectralSummary(Archived):
     """A spectrum in numbers.
 
     Attributes:

@@ -30,9 +30,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
-from optland import archive
+from optland.archive import Archived
 from optland.curvature.eigen.spectrum import Spectrum
 from optland.curvature.operators.hessian import CurvatureOperator, Method, declared_product_cost
 from optland.curvature.stochastic.probing import (
@@ -52,7 +51,7 @@ __all__ = ["Trace", "declared_cost", "frobenius", "trace", "trace_per_layer"]
 
 
 @dataclass(frozen=True, slots=True)
-class Trace:
+class Trace(Archived):
     r"""The trace, its parts, and the Frobenius norm from the same products.
 
     Attributes:
@@ -88,15 +87,6 @@ class Trace:
             return estimate.value, estimate.value
         half = estimate.error * student_quantile((1 + confidence) / 2, max(1, self.num_samples - 1))
         return estimate.value - half, estimate.value + half
-
-    def save(self, path: str | Path) -> None:
-        """Write ``path``.npz and ``path``.json."""
-        archive.save(self, path)
-
-    @classmethod
-    def load(cls, path: str | Path) -> Trace:
-        """Read what :meth:`save` wrote."""
-        return archive.load(path, cls)
 
     def __str__(self) -> str:
         width = max((len(name) for name in self.per_layer), default=0)
