@@ -216,8 +216,10 @@ def _decode(value: Any, arrays: dict[str, NumpyArray]) -> Any:
     if kind == "packed":
         name, dtype, shape = content
         return torch.from_numpy(arrays[name]).view(getattr(torch, dtype)).reshape(shape)
-    array = {"tensor": torch.from_numpy, "array": lambda a: a, "scalar": lambda a: a[()]}[kind]
-    return array(arrays[content])
+    if kind not in ("tensor", "array", "scalar"):
+        raise ValueError(f"it holds a {kind!r}")
+    array = arrays[content]
+    return torch.from_numpy(array) if kind == "tensor" else array if kind == "array" else array[()]
 
 
 def _result_class(name: str) -> Any:
