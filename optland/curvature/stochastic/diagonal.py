@@ -30,7 +30,7 @@ from torch import Tensor
 from optland import vectors
 from optland.archive import Archived
 from optland.curvature.eigen.spectrum import Spectrum
-from optland.curvature.operators.hessian import CurvatureOperator, Method, declared_product_cost
+from optland.curvature.operators.hessian import CurvatureOperator, Method
 from optland.curvature.stochastic.probing import (
     DiagonalSamples,
     TraceMethod,
@@ -38,6 +38,7 @@ from optland.curvature.stochastic.probing import (
     layer_names,
     probe,
 )
+from optland.curvature.stochastic.probing import declared_cost as probing_cost
 from optland.curvature.stochastic.random_vectors import Distribution
 from optland.curvature.stochastic.trace import estimates
 from optland.estimate import Estimate, Provenance
@@ -88,7 +89,7 @@ class Diagonal(Archived):
 
 def declared_cost(objective: Objective, max_products: int = 30, *, method: Method = "auto") -> float:
     """The most that :func:`diagonal` on a fresh Hessian of ``objective`` can cost, in gradient evaluations."""
-    return declared_product_cost(objective, max_products, method=method)
+    return probing_cost(objective, max_products, method)
 
 
 def diagonal(
