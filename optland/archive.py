@@ -1,30 +1,67 @@
 """Results on disk: numbers and words in a ``.json``, arrays and tensors in the ``.npz`` beside it.
 
-Frozen dataclasses, nested in one another, in tuples and in dictionaries, are written field by field, so that the JSON
-can be read without this package. Nothing is unpickled: a file can give wrong numbers, never run code.
+Every frozen dataclass of this package can be saved: its fields are written one by one, through dataclasses, tuples,
+lists and dictionaries nested in it, so that the JSON can be read without this package. What comes back is equal bit
+for bit, NaN, infinities and half-precision tensors included; tensors come back on the CPU.
+
+**Safety.** Nothing is unpickled, and only frozen dataclasses of this package are made: a file can give wrong numbers,
+never run code. The JSON holds a version, the name of the class, and a sum over both files, so a file that is
+damaged, foreign, or beside the arrays of another result is refused.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import importlib
+import io
 import json
+import math
+import os
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["load", "save"]
+__all__ = ["Archived", "load", "save"]
 
 T = TypeVar("T")
+NumpyArray = np.ndarray[Any, Any]
 
 PACKAGE = "optland"
+FORMAT = "optland result"
+VERSION = 1
+
+
+class Archived:
+    """A result that can be saved and loaded: what the frozen dataclasses of this package inherit."""
+
+    __slots__ = ()
+
+    def save(self, path: str | Path) -> None:
+        """Write the result to ``path``.json and its arrays to ``path``.npz.
+
+        Raises:
+            TypeError: A field holds something that has no place in either file.
+        """
+        save(self, path)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Read what :meth:`save` wrote.
+
+        Raises:
+            FileNotFoundError: One of the two files is not there.
+            ValueError: The files are damaged, or no result of this package.
+            TypeError: They hold a result of another type.
+        """
+        return load(path, cls)
 
 
 def save(result: Any, path: str | Path) -> None:
-    """Write ``result``, a dataclass, to ``path``.json and its arrays to ``path``.npz.
+    """Write ``result``, a frozen dataclass of this package, to ``path``.json and its arrays to ``path``.npz.
 
     Raises:
         TypeError: A field holds something that has no place in either file.
@@ -37,75 +74,159 @@ def save(result: Any, path: str | Path) -> None:
         >>> load(file, Estimate).value
         2.0
     """
-    arrays: dict[str, np.ndarray[Any, Any]] = {}
-    text = json.dumps(_encode(result, arrays), indent=1)
+    if not _is_result(type(result)):
+        raise TypeError(f"a {type(result).__name__} cannot be saved; pass a result of {PACKAGE}")
+    arrays: dict[str, NumpyArray] = {}
+    content = _encode(result, arrays)
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)  # type: ignore[arg-type]  # the stub knows no names
+    head = {"format": FORMAT, "version": VERSION, "sum": _sum(content, buffer.getvalue())}
+    text = json.dumps({**head, "result": content}, indent=1, allow_nan=False)
     stem = _stem(path)
-    stem.parent.mkdir(parents=True, exist_ok=True)
-    np.savez(f"{stem}.npz", **arrays)  # type: ignore[arg-type]  # the stub knows no names
-    Path(f"{stem}.json").write_text(text + "\n", encoding="utf-8")
+    Path(stem).parent.mkdir(parents=True, exist_ok=True)
+    _write(f"{stem}.npz", buffer.getvalue())
+    _write(f"{stem}.json", text.encode() + b"\n")
 
 
 def load(path: str | Path, cls: type[T]) -> T:
     """Read the result of type ``cls`` that :func:`save` wrote to ``path``.
 
     Raises:
-        TypeError: The file holds another type.
+        FileNotFoundError: One of the two files is not there.
+        ValueError: The files are damaged, or no result of this package.
+        TypeError: They hold a result of another type.
     """
     stem = _stem(path)
-    with np.load(f"{stem}.npz", allow_pickle=False) as file:
-        arrays = {name: file[name] for name in file.files}
-    found = _decode(json.loads(Path(f"{stem}.json").read_text(encoding="utf-8")), arrays)
+    content, packed = _read(stem)
+    try:
+        with np.load(io.BytesIO(packed), allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+        found = _decode(content, arrays)
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError, ImportError) as error:
+        raise ValueError(
+            f"{stem}.json is no result that this version of {PACKAGE} knows: {error}; load it with the version that "
+            "saved it"
+        ) from error
     if not isinstance(found, cls):
         raise TypeError(f"{stem}.json holds a {type(found).__name__}, not a {cls.__name__}; load it as that")
     return found
 
 
-def _stem(path: str | Path) -> Path:
+def _read(stem: str) -> tuple[Any, bytes]:
+    """What the JSON says, and the bytes of the arrays, once the sum over both has been found right."""
+    text, packed = Path(f"{stem}.json").read_bytes(), Path(f"{stem}.npz").read_bytes()
+    try:
+        document = json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"{stem}.json is damaged or no JSON: {error}") from error
+    if not isinstance(document, dict) or document.get("format") != FORMAT:
+        raise ValueError(f"{stem}.json is no result of {PACKAGE}: it does not call itself {FORMAT!r}")
+    if document.get("version") != VERSION:
+        raise ValueError(
+            f"{stem}.json has version {document.get('version')!r}, and this package reads {VERSION}; "
+            "load it with the version that saved it"
+        )
+    content = document.get("result")
+    if document.get("sum") != _sum(content, packed):
+        raise ValueError(
+            f"{stem}.json and {stem}.npz are not what was saved together: one is damaged, edited or of another result; "
+            "save the result again"
+        )
+    return content, packed
+
+
+def _sum(content: Any, packed: bytes) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode() + packed).hexdigest()
+
+
+def _write(path: str, content: bytes) -> None:
+    """Whole or not at all, so that a save that is cut off leaves what was there before."""
+    part = Path(f"{path}.part")
+    part.write_bytes(content)
+    os.replace(part, path)
+
+
+def _stem(path: str | Path) -> str:
     path = Path(path)
-    return path.with_suffix("") if path.suffix in (".npz", ".json") else path
+    return str(path.with_suffix("") if path.suffix in (".npz", ".json") else path)
 
 
-def _encode(value: Any, arrays: dict[str, np.ndarray[Any, Any]]) -> Any:
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+def _is_result(cls: type[Any]) -> bool:
+    """Whether this is a frozen dataclass of this package."""
+    parameters = getattr(cls, "__dataclass_params__", None)
+    return bool(parameters and parameters.frozen and cls.__module__.startswith(f"{PACKAGE}."))
+
+
+def _encode(value: Any, arrays: dict[str, NumpyArray]) -> Any:
+    """``value`` in what JSON knows; its arrays go to ``arrays``."""
+    if value is None or type(value) in (bool, int, str):
+        return value
+    if type(value) is float:
+        return value if math.isfinite(value) else {"float": repr(value)}
+    if _is_result(type(value)):
         fields = {f.name: _encode(getattr(value, f.name), arrays) for f in dataclasses.fields(value)}
         return {"type": f"{type(value).__module__}:{type(value).__qualname__}", "fields": fields}
-    if isinstance(value, Tensor | np.ndarray):
-        name = f"array_{len(arrays)}"
-        tensor = isinstance(value, Tensor)
-        arrays[name] = value.detach().cpu().numpy() if isinstance(value, Tensor) else value
-        return {"tensor" if tensor else "array": name}
-    if isinstance(value, tuple | list):
+    if type(value) in (tuple, list):
         return {type(value).__name__: [_encode(item, arrays) for item in value]}
-    if isinstance(value, dict):
-        return {"dict": [[key, _encode(item, arrays)] for key, item in value.items()]}
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
+    if type(value) is dict:
+        return {"dict": [[_encode(key, arrays), _encode(item, arrays)] for key, item in value.items()]}
+    if isinstance(value, Tensor):
+        return _encode_tensor(value, arrays)
+    if isinstance(value, np.ndarray) and value.dtype.kind in "biufc":
+        return {"array": _keep(value, arrays)}
+    if isinstance(value, np.generic) and value.dtype.kind in "biufc":
+        return {"scalar": _keep(np.asarray(value), arrays)}
     raise TypeError(
         f"a {type(value).__name__} cannot be saved; results hold numbers, words, arrays and tensors"
     )
 
 
-def _decode(value: Any, arrays: dict[str, np.ndarray[Any, Any]]) -> Any:
+def _encode_tensor(tensor: Tensor, arrays: dict[str, NumpyArray]) -> dict[str, Any]:
+    """As bytes, where NumPy lacks the type (bfloat16, eight bits)."""
+    tensor = tensor.detach().cpu().contiguous().resolve_conj().resolve_neg()
+    try:
+        return {"tensor": _keep(tensor.numpy(), arrays)}
+    except TypeError:
+        packed = tensor.reshape(-1).view(torch.uint8).numpy()
+        kind = str(tensor.dtype).removeprefix("torch.")
+        return {"packed": [_keep(packed, arrays), kind, list(tensor.shape)]}
+
+
+def _keep(array: NumpyArray, arrays: dict[str, NumpyArray]) -> str:
+    name = f"array_{len(arrays)}"
+    arrays[name] = array
+    return name
+
+
+def _decode(value: Any, arrays: dict[str, NumpyArray]) -> Any:
+    """What :func:`_encode` was given."""
     if not isinstance(value, dict):
         return value
     if "type" in value:
         fields = {name: _decode(item, arrays) for name, item in value["fields"].items()}
-        return _dataclass(value["type"])(**fields)
+        return _result_class(value["type"])(**fields)
     ((kind, content),) = value.items()
-    if kind in ("tensor", "array"):
-        return torch.from_numpy(arrays[content]) if kind == "tensor" else arrays[content]
+    if kind == "float":
+        return float(content)
     if kind == "dict":
-        return {key: _decode(item, arrays) for key, item in content}
-    items = [_decode(item, arrays) for item in content]
-    return tuple(items) if kind == "tuple" else items
+        return {_decode(key, arrays): _decode(item, arrays) for key, item in content}
+    if kind in ("tuple", "list"):
+        items = [_decode(item, arrays) for item in content]
+        return tuple(items) if kind == "tuple" else items
+    if kind == "packed":
+        name, dtype, shape = content
+        return torch.from_numpy(arrays[name]).view(getattr(torch, dtype)).reshape(shape)
+    if kind not in ("tensor", "array", "scalar"):
+        raise ValueError(f"it holds a {kind!r}")
+    array = arrays[content]
+    return torch.from_numpy(array) if kind == "tensor" else array if kind == "array" else array[()]
 
 
-def _dataclass(name: str) -> Any:
-    """The dataclass of this package with this name, and nothing else that a file might name."""
+def _result_class(name: str) -> Any:
+    """The frozen dataclass of this package with this name, and nothing else that a file might name."""
     module, _, qualname = name.partition(":")
-    found = (
-        getattr(importlib.import_module(module), qualname, None) if module.startswith(f"{PACKAGE}.") else None
-    )
-    if not (isinstance(found, type) and dataclasses.is_dataclass(found)):
-        raise TypeError(f"the file names {name!r}, which is no result of {PACKAGE}")
+    inside = module.startswith(f"{PACKAGE}.")
+    found = getattr(importlib.import_module(module), qualname, None) if inside else None
+    if not (isinstance(found, type) and _is_result(found)):
+        raise TypeError(f"{name!r} is no result of {PACKAGE}")
     return found

@@ -10,6 +10,8 @@ import math
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from optland.archive import Archived
+
 __all__ = ["ErrorKind", "Estimate", "Provenance"]
 
 ErrorKind = Literal["residual", "standard_error", "certificate", "bracket", "none"]
@@ -37,7 +39,7 @@ class Provenance:
 
 
 @dataclass(frozen=True, slots=True)
-class Estimate:
+class Estimate(Archived):
     """A value with its error and its price.
 
     Attributes:

@@ -28,6 +28,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from optland import vectors
+from optland.archive import Archived
 from optland.curvature.eigen.lanczos import FLOOR
 from optland.curvature.operators.hessian import CurvatureOperator, Method, declared_product_cost
 from optland.estimate import Estimate
@@ -37,7 +38,7 @@ __all__ = ["PowerIteration", "declared_cost", "power_iteration"]
 
 
 @dataclass(frozen=True, slots=True)
-class PowerIteration:
+class PowerIteration(Archived):
     """What power iteration has found.
 
     Attributes:

@@ -19,6 +19,7 @@ from typing import Literal
 
 from torch import Tensor
 
+from optland.archive import Archived
 from optland.estimate import Estimate, Provenance
 
 __all__ = ["Spectrum", "Verdict", "certified_tau", "random_start_certificate"]
@@ -30,7 +31,7 @@ CONFIDENCE = 0.99
 
 
 @dataclass(frozen=True, slots=True)
-class Spectrum:
+class Spectrum(Archived):
     """Extreme eigenvalues and eigenvectors of a curvature operator.
 
     Attributes:

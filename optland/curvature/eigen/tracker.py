@@ -57,6 +57,7 @@ from typing import Any
 from torch import Tensor
 
 from optland import vectors
+from optland.archive import Archived
 from optland.curvature.eigen.lanczos import Ends, Stop, lanczos
 from optland.curvature.eigen.spectrum import Spectrum
 from optland.curvature.operators.hessian import CurvatureOperator, Method, declared_product_cost
@@ -72,7 +73,7 @@ SEED_STRIDE = 2
 
 
 @dataclass(frozen=True, slots=True)
-class Tracked:
+class Tracked(Archived):
     """One probe of a tracker.
 
     Attributes:

@@ -34,6 +34,7 @@ import torch
 from torch import Tensor
 
 from optland import vectors
+from optland.archive import Archived
 from optland.curvature.lines.critical_step import CriticalStep
 from optland.curvature.operators.batchwise import each_batch, jackknife
 from optland.curvature.operators.hessian import Method, declared_product_cost, hessian
@@ -50,7 +51,7 @@ FEWEST_BATCHES = 3
 
 
 @dataclass(frozen=True, slots=True)
-class Ceiling:
+class Ceiling(Archived):
     """Where the loss along an update is level and where it is lowest, on its own batch and on fresh data.
 
     Attributes:

@@ -36,6 +36,7 @@ from typing import Literal
 import torch
 
 from optland import vectors
+from optland.archive import Archived
 from optland.estimate import Estimate
 from optland.objective import FORWARD_GE, Objective
 from optland.vectors import Vector
@@ -60,7 +61,7 @@ NOTES: dict[Status, str] = {
 
 
 @dataclass(frozen=True, slots=True)
-class CriticalStep:
+class CriticalStep(Archived):
     """What the search along one direction found.
 
     Attributes:

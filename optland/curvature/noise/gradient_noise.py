@@ -36,6 +36,7 @@ import torch
 from torch import Tensor, nn
 
 from optland import vectors
+from optland.archive import Archived
 from optland.batches import num_samples, split
 from optland.curvature.operators.batchwise import jackknife, refuse_batch_statistics
 from optland.estimate import Estimate, Provenance
@@ -49,7 +50,7 @@ SIGNIFICANCE = 2.0
 
 
 @dataclass(frozen=True, slots=True)
-class GradientNoise:
+class GradientNoise(Archived):
     """Noise and signal in the gradient, and their ratio where there is one.
 
     Attributes:

@@ -42,6 +42,7 @@ import torch
 from torch import Tensor
 
 from optland import vectors
+from optland.archive import Archived
 from optland.curvature.noise.gradient_noise import SIGNIFICANCE, part_gradients, scales
 from optland.curvature.operators.batchwise import each_part, jackknife, refuse_batch_statistics
 from optland.curvature.operators.hessian import Method, declared_product_cost, hessian
@@ -56,7 +57,7 @@ FEWEST_PARTS = 4
 
 
 @dataclass(frozen=True, slots=True)
-class NoiseScale:
+class NoiseScale(Archived):
     """Gradient, curvature and noise along the gradient, and the ratios where they are resolved.
 
     Attributes:

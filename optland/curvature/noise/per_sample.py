@@ -32,6 +32,7 @@ import torch
 from torch import Tensor, nn
 
 from optland import vectors
+from optland.archive import Archived
 from optland.batches import map_tensors, num_samples, split
 from optland.curvature.noise.gradient_noise import GradientNoise, from_terms, scales
 from optland.curvature.operators.batchwise import jackknife, refuse_batch_statistics
@@ -52,7 +53,7 @@ Chunk = tuple[Tensor, Tensor, Tensor]
 
 
 @dataclass(frozen=True, slots=True)
-class PerSample:
+class PerSample(Archived):
     """Lengths of the gradients of single samples.
 
     Attributes:

@@ -222,6 +222,8 @@ class PassOperator(CurvatureOperator):
         self.cost_ge += self.setup_ge + self.product_ge
         self._product = self.family.ways[self.method](self.objective)
         product = self._product(v)
+        if self._product.note:
+            self.reason = f"{self.reason}; {self._product.note}"
         if not self._product.trusted:
             self._compare(product, v)
             self._check = None  # passed, and of no more use

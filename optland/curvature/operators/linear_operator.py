@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from optland import vectors
+from optland.archive import Archived
 from optland.estimate import Estimate, Provenance
 from optland.objective import Objective
 from optland.vectors import Vector
@@ -32,7 +33,7 @@ ROUNDING = 100.0
 
 
 @dataclass(frozen=True, slots=True)
-class OperatorCheck:
+class OperatorCheck(Archived):
     r"""What :meth:`CurvatureOperator.check` found.
 
     Attributes:

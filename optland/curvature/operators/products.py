@@ -18,6 +18,7 @@ it take two and a half. Finite differences are in :mod:`optland.curvature.operat
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -43,6 +44,7 @@ __all__ = [
     "counted_forwards",
     "dual_weights",
     "has_custom_backward",
+    "kinks",
     "poisoned",
     "primal",
     "tangent",
@@ -72,10 +74,12 @@ class Product:
         error: Size of the error of H v for a unit vector v; 0 where the product is exact to rounding.
         trusted: False once a backward written by hand was seen: PyTorch may differentiate such a one twice without
             an error and without its curvature (``once_differentiable``, or a detached tensor inside).
+        note: What the record should say of the products, after the first of them.
     """
 
     error = 0.0
     trusted = True
+    note = ""
 
     def __init__(self, objective: Objective) -> None:
         self.objective = objective
@@ -232,16 +236,41 @@ def _backward_again(gradient: Vector, params: Vector, v: Vector, *, keep: bool) 
 
 def has_custom_backward(loss: Tensor) -> bool:
     """Whether the graph of ``loss`` holds a backward written by hand, in Python or C++."""
+    return any(
+        isinstance(node, torch.autograd.function.BackwardCFunction) or "CppNode" in node.name()
+        for node in _graph(loss)
+    )
+
+
+KINKS = (
+    "Relu", "LeakyRelu", "Prelu", "PreluKernel", "Rrelu", "RreluWithNoise", "Hardtanh", "Hardsigmoid", "Hardswish",
+    "Hardshrink", "Softshrink", "Threshold", "Abs", "Clamp", "ClampMin", "ClampMax", "Max", "Min", "Maximum", "Minimum",
+    "Amax", "Amin", "Median", "Topk", "Sort", "MaxPool", "AdaptiveMaxPool", "FractionalMaxPool",
+)  # fmt: skip
+"""Operations whose derivative jumps, by the names of their backward nodes without what follows a digit."""
+
+
+def kinks(loss: Tensor) -> set[str]:
+    """Operations in the graph of ``loss`` whose derivative jumps; not those inside a backward written by hand.
+
+    Example:
+        >>> sorted(kinks(nn.ReLU()(torch.ones(2, requires_grad=True)).sum()))
+        ['Relu']
+    """
+    names = {re.sub(r"(Backward.*|\d.*)$", "", node.name()) for node in _graph(loss)}
+    return names & set(KINKS)
+
+
+def _graph(loss: Tensor) -> Iterator[torch.autograd.graph.Node]:
+    """Every node behind ``loss``, once."""
     seen, waiting = set(), [loss.grad_fn]
     while waiting:
         node = waiting.pop()
         if node is None or node in seen:
             continue
-        if isinstance(node, torch.autograd.function.BackwardCFunction) or "CppNode" in node.name():
-            return True
         seen.add(node)
+        yield node
         waiting.extend(parent for parent, _ in node.next_functions)
-    return False
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from optland import vectors
+from optland.archive import Archived
 from optland.curvature.eigen.lanczos import declared_cost as lanczos_cost
 from optland.curvature.eigen.lanczos import lanczos
 from optland.curvature.eigen.spectrum import Spectrum
@@ -43,7 +44,7 @@ DENSITY_STEPS, DENSITY_STARTS = 64, 4
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Portrait:
+class Portrait(Archived):
     """What was measured at one point.
 
     Attributes:

@@ -31,6 +31,7 @@ import torch
 from torch import Tensor
 
 from optland import vectors
+from optland.archive import Archived
 from optland.curvature.eigen.eigenvalues import eigenvalues
 from optland.curvature.operators.hessian import Method, declared_product_cost, hessian
 from optland.curvature.points.classify import classify
@@ -72,7 +73,7 @@ DECREASE = 1e-9
 
 
 @dataclass(frozen=True, slots=True)
-class FoundPoint:
+class FoundPoint(Archived):
     """Where one search ended.
 
     Attributes:
@@ -274,7 +275,7 @@ def starts_around(
 
 
 @dataclass(frozen=True, slots=True)
-class IndexAgainstLoss:
+class IndexAgainstLoss(Archived):
     """Share of negative eigenvalues against the loss, over the critical points of a search: the data of a plot.
 
     Attributes:

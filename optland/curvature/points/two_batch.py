@@ -32,6 +32,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from optland import vectors
+from optland.archive import Archived
 from optland.curvature.operators.batchwise import each_batch, mean_and_error
 from optland.curvature.operators.hessian import Method, declared_product_cost, hessian
 from optland.curvature.stochastic.student import student_quantile
@@ -47,7 +48,7 @@ FEWEST_BATCHES = 3
 
 
 @dataclass(frozen=True, slots=True)
-class Certificate:
+class Certificate(Archived):
     """What independent batches say about the curvature along one direction.
 
     Attributes:

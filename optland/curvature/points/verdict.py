@@ -23,6 +23,7 @@ from typing import Literal
 
 from torch import Tensor
 
+from optland.archive import Archived
 from optland.estimate import Estimate, Provenance
 
 __all__ = ["CriticalPoint", "FloorKind", "PointKind"]
@@ -41,7 +42,7 @@ FloorKind = Literal["rounding", "standard error", "tolerance"]
 
 
 @dataclass(frozen=True, slots=True)
-class CriticalPoint:
+class CriticalPoint(Archived):
     """A verdict on one point, with all that it rests on.
 
     Attributes:

@@ -33,6 +33,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from optland import vectors
+from optland.archive import Archived
 from optland.curvature.eigen.lanczos import declared_cost as lanczos_cost
 from optland.curvature.eigen.lanczos import lanczos
 from optland.curvature.eigen.spectrum import Spectrum
@@ -60,7 +61,7 @@ _BEYOND = "weight decay alone is beyond the stability edge in group {} ({}); low
 
 
 @dataclass(frozen=True, slots=True)
-class StabilityRatio:
+class StabilityRatio(Archived):
     """Sharpness over threshold, in a number and in words.
 
     Attributes:

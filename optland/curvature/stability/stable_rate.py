@@ -29,6 +29,7 @@ from dataclasses import dataclass, replace
 from torch.optim import Optimizer
 
 from optland import vectors
+from optland.archive import Archived
 from optland.curvature.eigen.lanczos import declared_cost as lanczos_cost
 from optland.curvature.eigen.lanczos import lanczos
 from optland.curvature.eigen.spectrum import Spectrum
@@ -50,7 +51,7 @@ HALVINGS = 120
 
 
 @dataclass(frozen=True, slots=True)
-class StableRate:
+class StableRate(Archived):
     """Where the edge of stability is, in learning rates of the first parameter group.
 
     Attributes:

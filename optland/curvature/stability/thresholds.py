@@ -38,13 +38,14 @@ from typing import Any
 import torch
 from torch.optim import Optimizer
 
+from optland.archive import Archived
 from optland.curvature.operators.preconditioner import innermost
 
 __all__ = ["Threshold", "stability_threshold"]
 
 
 @dataclass(frozen=True, slots=True)
-class Threshold:
+class Threshold(Archived):
     """The largest stable sharpness of one parameter group.
 
     Attributes:

@@ -105,6 +105,21 @@ class Deflation:
             diagonal += 2 * self._Q[j] * tail
         return diagonal
 
+    def times(self, v: Tensor) -> Tensor:
+        """K v, (d,)."""
+        inside = self.Q @ v
+        T = torch.as_tensor(self._T[: self.size, : self.size]).to(self._Q)
+        product: Tensor = (T @ inside) @ self.Q
+        for j, tail in self._tails.items():
+            product = product + inside[j] * tail + (tail @ v) * self._Q[j]
+        return product
+
+    def project(self, rows: Tensor) -> Tensor:
+        """P on vectors (..., d)."""
+        for _ in range(2):
+            rows = rows - (rows @ self.Q.T) @ self.Q
+        return rows
+
     def square(self) -> float:
         """||K||_F^2."""
         outside = sum(float(vectors.norm([t])) ** 2 for t in self._tails.values())

@@ -3,8 +3,8 @@ r"""The spectral density of a curvature operator by stochastic Lanczos quadratur
 .. math:: \phi(t) = \frac1d \sum_{i=1}^{d} \delta(t - \lambda_i) \approx
           \frac1s \sum_{r=1}^{s} \sum_{i=1}^{m} \tau_{ri}^2\, K_\sigma(t - \theta_{ri})
 
-with the Ritz values theta of m products from a random unit vector v and the squared first components tau^2 of their
-eigenvectors: the Gauss quadrature of v's own spectral measure, exact for polynomials up to degree 2m - 1.
+with the nodes theta and weights tau^2 of m products from each of s random unit vectors
+(:mod:`~optland.curvature.stochastic.quadrature`).
 
 **Cost.** ``steps`` times ``starts`` products; ``steps`` + 1 vectors of memory.
 
@@ -19,22 +19,22 @@ counted. Nodes of small residual that every start has found are drawn as spikes:
 single. The share below a value is the quadrature's; between two starts it varies by its standard error, within one it
 is known to the weight of the nearest node.
 
-**References.** Ghorbani et al. 2019, arXiv:1901.10159; Lin et al. 2016, arXiv:1308.5467 (width of the kernel);
-Golub and Meurant 2010 (quadrature).
+**References.** Ghorbani et al. 2019, arXiv:1901.10159; Lin et al. 2016, arXiv:1308.5467 (width of the kernel).
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
-from optland import archive, vectors
-from optland.curvature.eigen.krylov import Array, Krylov
+from optland import vectors
+from optland.archive import Archived
+from optland.curvature.eigen.krylov import Array
 from optland.curvature.operators.hessian import CurvatureOperator, Method, declared_product_cost
+from optland.curvature.stochastic.quadrature import Quadrature, quadrature
 from optland.curvature.stochastic.random_vectors import RandomVectors
 from optland.curvature.stochastic.spikes import Spike, spikes
 from optland.estimate import Estimate, Provenance
@@ -47,7 +47,7 @@ KERNEL = math.sqrt(8 * math.log(3.0))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Curve:
+class Curve(Archived):
     r"""A smoothed density on a grid.
 
     Attributes:
@@ -68,7 +68,7 @@ class Curve:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Density:
+class Density(Archived):
     r"""Quadrature nodes and weights of every start.
 
     Attributes:
@@ -203,15 +203,6 @@ class Density:
             )
         )
 
-    def save(self, path: str | Path) -> None:
-        """Write ``path``.npz and ``path``.json."""
-        archive.save(self, path)
-
-    @classmethod
-    def load(cls, path: str | Path) -> Density:
-        """Read what :meth:`save` wrote."""
-        return archive.load(path, cls)
-
     def __str__(self) -> str:
         outliers, shown = self.outliers, 5
         lines = [
@@ -283,23 +274,13 @@ def density(H: CurvatureOperator, *, steps: int = 64, starts: int = 4, seed: int
     if steps < 1 or starts < 1:
         raise ValueError(f"steps={steps} and starts={starts} must both be at least 1")
     spent, already = H.cost_ge, H.num_products
-    draws, failed = RandomVectors(H.like, seed), False
-    nodes, weights, residuals = [], [], []
-    for _ in range(starts):
-        space = Krylov(H, min(steps, H.dim))
-        space.start(vectors.unflatten(draws.direction(), H.like))
-        while space.size < min(steps, H.dim) and not (space.broke_down or space.failed):
-            space.extend()
-        failed = failed or space.failed
-        if space.size:
-            ritz = space.ritz()
-            nodes.append(ritz.theta.copy())
-            weights.append(ritz.s[0] ** 2)
-            residuals.append(ritz.residual.copy())
-        if space.failed:
-            break
+    draws, found = RandomVectors(H.like, seed), list[Quadrature]()
+    while len(found) < starts and not any(q.failed for q in found):
+        found.append(quadrature(H, vectors.unflatten(draws.direction(), H.like), steps))
+    failed, found = found[-1].failed, [q for q in found if len(q.nodes)]
     return Density(
-        tuple(nodes), tuple(weights), tuple(residuals), H.dim, H.num_products - already, H.cost_ge - spent,
+        tuple(q.nodes for q in found), tuple(q.weights for q in found), tuple(q.residuals for q in found),
+        H.dim, H.num_products - already, H.cost_ge - spent,
         H.provenance(f"Lanczos quadrature of {steps} steps", seed),
         "A product with H was not finite." if failed else "",
     )  # fmt: skip

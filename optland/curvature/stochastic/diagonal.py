@@ -23,14 +23,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from optland import archive, vectors
+from optland import vectors
+from optland.archive import Archived
 from optland.curvature.eigen.spectrum import Spectrum
-from optland.curvature.operators.hessian import CurvatureOperator, Method, declared_product_cost
+from optland.curvature.operators.hessian import CurvatureOperator, Method
 from optland.curvature.stochastic.probing import (
     DiagonalSamples,
     TraceMethod,
@@ -38,6 +38,7 @@ from optland.curvature.stochastic.probing import (
     layer_names,
     probe,
 )
+from optland.curvature.stochastic.probing import declared_cost as probing_cost
 from optland.curvature.stochastic.random_vectors import Distribution
 from optland.curvature.stochastic.trace import estimates
 from optland.estimate import Estimate, Provenance
@@ -48,7 +49,7 @@ __all__ = ["Diagonal", "declared_cost", "diagonal"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Diagonal:
+class Diagonal(Archived):
     """The diagonal of A, with errors.
 
     Attributes:
@@ -77,15 +78,6 @@ class Diagonal:
         size = float(vectors.norm(self.values))
         return float(vectors.norm(self.errors)) / size if size > 0 else math.nan
 
-    def save(self, path: str | Path) -> None:
-        """Write ``path``.npz and ``path``.json."""
-        archive.save(self, path)
-
-    @classmethod
-    def load(cls, path: str | Path) -> Diagonal:
-        """Read what :meth:`save` wrote; tensors come back on the CPU."""
-        return archive.load(path, cls)
-
     def __str__(self) -> str:
         entries = sum(t.numel() for t in self.values)
         head = (
@@ -97,7 +89,7 @@ class Diagonal:
 
 def declared_cost(objective: Objective, max_products: int = 30, *, method: Method = "auto") -> float:
     """The most that :func:`diagonal` on a fresh Hessian of ``objective`` can cost, in gradient evaluations."""
-    return declared_product_cost(objective, max_products, method=method)
+    return probing_cost(objective, max_products, method)
 
 
 def diagonal(

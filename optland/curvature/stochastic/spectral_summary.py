@@ -27,6 +27,7 @@ from typing import Literal
 import numpy as np
 
 from optland import vectors
+from optland.archive import Archived
 from optland.curvature.eigen.eigenvalues import (
     Eigenvalues,
     budget,
@@ -35,8 +36,9 @@ from optland.curvature.eigen.eigenvalues import (
     end,
     takes_dense,
 )
-from optland.curvature.eigen.krylov import Array, Krylov
+from optland.curvature.eigen.krylov import Array
 from optland.curvature.operators.hessian import CurvatureOperator, Method, declared_product_cost
+from optland.curvature.stochastic.quadrature import quadrature
 from optland.estimate import Estimate, Provenance
 from optland.objective import Objective
 
@@ -57,7 +59,7 @@ SHORT = 3
 
 
 @dataclass(frozen=True, slots=True)
-class SpectralSummary:
+class SpectralSummary(Archived):
     """A spectrum in numbers.
 
     Attributes:
@@ -183,15 +185,9 @@ def spectral_summary(
 
 def _short_starts(H: CurvatureOperator, number: int, seed: int) -> Array:
     """(v'Hv, v'H^2 v, v'H^4 v) of random unit vectors, (number, 3)."""
-    rows = []
-    for i in range(number):
-        space = Krylov(H, SHORT)
-        space.start(vectors.random_unit(H.like, seed + 1000003 * (i + 1)))
-        while space.size < SHORT and not (space.broke_down or space.failed):
-            space.extend()
-        if not space.failed and space.size > 0:
-            ritz = space.ritz()
-            rows.append([float(ritz.s[0] ** 2 @ ritz.theta**p) for p in (1, 2, 4)])
+    starts = (vectors.random_unit(H.like, seed + 1000003 * (i + 1)) for i in range(number))
+    found = [quadrature(H, start, SHORT) for start in starts]
+    rows = [[q.moment(p) for p in (1, 2, 4)] for q in found if not q.failed]
     return np.array(rows).reshape(-1, 3)
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from optland.archive import Archived
 from optland.curvature.eigen.krylov import Array
 from optland.estimate import Estimate
 
@@ -23,7 +24,7 @@ SMALL = 0.1
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Spike:
+class Spike(Archived):
     """One resolved eigenvalue.
 
     Attributes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -118,3 +119,82 @@ def test_the_error_of_one_unit_is_the_error_of_any_length() -> None:
     once = H.matvec(v)
     hundredfold = H.matvec(vectors.scaled(100.0, v))
     torch.testing.assert_close(vectors.scaled(0.01, hundredfold), once, rtol=1e-2, atol=1e-5)
+
+
+def piecewise_linear(kind: str, samples: int, steps: int) -> Objective:
+    """A ReLU net in float32, trained for some steps on random labels."""
+    torch.manual_seed(samples)
+    if kind == "mlp":
+        x = torch.randn(samples, 12)
+        model = nn.Sequential(
+            nn.Linear(12, 24), nn.ReLU(), nn.Linear(24, 24), nn.LeakyReLU(), nn.Linear(24, 4)
+        )
+    else:
+        x = torch.randn(samples, 1, 8, 8)
+        model = nn.Sequential(
+            nn.Conv2d(1, 6, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(96, 4)
+        )
+    y = torch.randint(4, (samples,))
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        F.cross_entropy(model(x), y).backward()
+        optimizer.step()
+    return Objective(model, lambda m, b: F.cross_entropy(m(b[0]), b[1]), [(x, y)])
+
+
+@pytest.mark.parametrize("kind", ["mlp", "cnn"])
+@pytest.mark.parametrize(("samples", "steps"), [(32, 0), (32, 60), (400, 0), (400, 60)])
+def test_errors_cover_on_nets_of_kinks(kind: str, samples: int, steps: int) -> None:
+    """Against double backward in float64; a new operator for every direction, so that each states its own error."""
+    L = piecewise_linear(kind, samples, steps)
+    exact = hessian(L.double())
+    errors, inside = [], 0
+    for seed in range(60):
+        u = vectors.random_unit(L.params, seed)
+        H = hessian(L, method="finite_difference")
+        product, truth = H.matvec(u), exact.matvec([t.double() for t in u])
+        assert "the gradient jumps" in H.reason
+        error = float(vectors.norm(vectors.subtract([t.double() for t in product], truth)))
+        inside += error <= H.product_error
+        errors.append(error / float(vectors.norm(truth)))
+    assert inside >= 0.95 * len(errors)
+    assert float(np.median(errors)) < 0.1
+
+
+def test_products_in_a_row_stay_between_the_kinks() -> None:
+    """A step once found serves the products after it, and what is computed again stays within the declared cost."""
+    L = piecewise_linear("mlp", 400, 60)
+    exact, errors = hessian(L.double()), []
+    H = hessian(L, method="finite_difference")
+    gradients = count_gradients(L)
+    for seed in range(60):
+        u = vectors.random_unit(L.params, seed)
+        truth = exact.matvec([t.double() for t in u])
+        product = [t.double() for t in H.matvec(u)]
+        errors.append(float(vectors.norm(vectors.subtract(product, truth)) / vectors.norm(truth)))
+    assert float(np.median(errors)) < 0.1
+    assert float(np.quantile(errors, 0.8)) < 0.3
+    assert len(gradients) * L.num_samples <= H.cost_ge
+
+
+def count_gradients(L: Objective) -> list[int]:
+    """One entry for every gradient from now on."""
+    seen: list[int] = []
+    original = L.value_and_gradient
+
+    def counted(point: Any = None) -> Any:
+        seen.append(1)
+        return original(point)
+
+    L.value_and_gradient = counted  # type: ignore[method-assign]
+    return seen
+
+
+def test_smooth_nets_have_no_kinks() -> None:
+    L = Objective(
+        nn.Sequential(nn.Linear(3, 3), nn.Tanh()), lambda m, x: m(x).square().mean(), [torch.ones(2, 3)]
+    )
+    H = hessian(L, method="finite_difference")
+    H.matvec(vectors.random_unit(L.params, 0))
+    assert H.reason == "asked for"
