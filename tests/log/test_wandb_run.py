@@ -220,6 +220,12 @@ def test_a_process_that_hangs_does_not_stop_training(tmp_path: Path, monkeypatch
     assert time.monotonic() - started < 10
 
 
+def three_rows(group: LoggerGroup) -> None:
+    for step in range(3):
+        group.log({"step": step})
+    group.finish({})
+
+
 @pytest.mark.parametrize("how", ["raises", "dies", "cannot_start"])
 def test_a_process_that_fails_is_told_once_in_its_own_words(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
@@ -228,32 +234,25 @@ def test_a_process_that_fails_is_told_once_in_its_own_words(
     monkeypatch.setattr(wandb_logger, "_PROCESS", f"log.processes.{how}")
     group = LoggerGroup([WandbLogger(tmp_path)])
     with pytest.warns(RuntimeWarning, match=said[how]) as warned:
-        for step in range(3):
-            group.log({"step": step})
-        group.finish({})
+        three_rows(group)
     assert len(warned) == 1
 
 
-def test_a_row_arrives_as_its_own_history_row(tmp_path: Path) -> None:
+def records(folder: Path | None, kind: str) -> list[dict[str, Any]]:
+    command = [*LEET, "inspect", "--json", str(folder)]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return [record[kind] for line in shown.splitlines() if (record := json.loads(line))["type"] == kind]
+
+
+def test_every_row_arrives_as_its_own_history_row(tmp_path: Path) -> None:
     log = WandbLogger(tmp_path)
-    for step in range(1, 301):
-        log.log(
-            {
-                "step": step,
-                "train/loss": np.float32(1 / step),
-                "val/acc": np.float64(step),
-                "ok": step % 2 == 0,
-            }
-        )
+    for step in range(10, 3010, 10):
+        log.log({"step": step, "train/loss": np.float32(1 / step), "sam/active": step % 20 == 0})
     log.finish({})
-    history = [
-        record for line in inspect(log).splitlines() if (record := json.loads(line))["type"] == "history"
+    rows = [item["item"] for item in records(log.run_dir, "history")]
+    assert [(row["step"], row["train/loss"], row["sam/active"]) for row in rows] == [
+        (step, float(np.float32(1 / step)), step % 20 == 0) for step in range(10, 3010, 10)
     ]
-    rows = [
-        {item["key"] if "key" in item else item["nested_key"][0]: item for item in r["items"]}
-        for r in history
-    ]
-    assert len(rows) == 300
 
 
 def test_the_training_process_imports_no_wandb_and_wandbs_no_torch(tmp_path: Path) -> None:
@@ -278,11 +277,10 @@ def test_the_command_line_on_record_is_that_of_the_run(tmp_path: Path) -> None:
     script = tmp_path / "mine.py"
     script.write_text(textwrap.dedent(ALONE))  # no guard: what it starts must not run it again
     subprocess.run([sys.executable, str(script), str(tmp_path), "lr=0.1"], check=True, timeout=60)
-    (metadata,) = tmp_path.glob("wandb/offline-run-*/files/wandb-metadata.json")
-    recorded = json.loads(metadata.read_text())
+    (folder,) = tmp_path.glob("wandb/offline-run-*")
+    recorded = {key: value for item in records(folder, "environment") for key, value in item.items()}
     assert recorded["args"] == [str(tmp_path), "lr=0.1"]
     assert recorded["program"] == str(script)
-    assert len(list(tmp_path.glob("wandb/offline-run-*"))) == 1
 
 
 def test_a_forked_process_leaves_the_run_alone(tmp_path: Path) -> None:
@@ -314,8 +312,7 @@ def test_a_failed_run_raises_an_alert_with_its_reason(tmp_path: Path) -> None:
 
 
 def alerts(log: WandbLogger) -> list[str]:
-    records = [json.loads(line) for line in inspect(log).splitlines()]
-    return [json.dumps(record) for record in records if record["type"] == "alert"]
+    return [json.dumps(alert) for alert in records(log.run_dir, "alert")]
 
 
 def test_the_first_loss_that_is_not_finite_raises_an_alert(tmp_path: Path) -> None:

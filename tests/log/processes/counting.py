@@ -17,7 +17,7 @@ def main() -> None:
     post = Post(lambda: None, patience=0.5)
     note = None
     for name, *arguments in post.orders():
-        print("a stray print")
+        sys.stdout.write("a stray print\n")
         if name == "note":
             note = Path(arguments[0])
         if name == "sleep":
