@@ -38,7 +38,9 @@ _PIECE = 1 << 16
 _CAPACITY = 1 << 26  # bytes that may wait in the parent; more and the process is taken to hang
 _ORDERS = 10_000  # that may wait in the process, before it leaves the others in the pipe
 _LAST_WORDS = 500  # characters
-_KILLED = 1.0  # seconds until a killed process is gone
+_DROPPED = 1.0  # seconds for a process to end once its pipe is closed
+_KILLED = 1.0  # seconds for a killed process to be gone
+_SURE = 0.2  # seconds until a parent that dies is seen to be gone; its pipes close a moment before
 
 
 class Child:
@@ -134,17 +136,18 @@ class Child:
         """See to it that the process ends.
 
         Args:
-            patience: Seconds that it has to end by itself. After them the pipe is closed, and after as many again the
-                process is killed.
+            patience: Seconds that it has to end by itself. After them the pipe is closed, which makes it drop what it
+                is at, and a second later the process is killed.
         """
-        for step in (self._orders.close, self._process.kill):
+        for seconds, step in (
+            (patience, self._orders.close),
+            (_DROPPED, self._process.kill),
+            (_KILLED, self._reports.close),
+        ):
             with contextlib.suppress(subprocess.TimeoutExpired):
-                self._process.wait(patience)
-            if self.gone:
+                self._process.wait(seconds)
                 break
             step()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(_KILLED)
         self._orders.close()
         self._reports.close()
 
@@ -162,7 +165,8 @@ class Post:
 
     Args:
         last_resort: Called before the process is ended although an order has not come back.
-        patience: Seconds for the orders that are left when the parent is gone.
+        patience: Seconds for the orders that are left when the parent is gone; one that is there and has closed the
+            pipe waits for nothing any more.
     """
 
     def __init__(self, last_resort: Callable[[], object], *, patience: float = 5.0) -> None:
@@ -194,9 +198,14 @@ class Post:
         for line in self._lines():
             self._waiting.put(json.loads(line))
         self._waiting.put(None)
-        time.sleep(self._patience)
+        time.sleep(_SURE)
+        if self._orphaned():
+            time.sleep(self._patience)
         self._last_resort()
         os._exit(1)
+
+    def _orphaned(self) -> bool:
+        return os.getppid() != self.parent
 
     def _lines(self) -> Iterator[bytes]:
         rest = b""
@@ -207,7 +216,7 @@ class Post:
             events = dict(there.poll(100 if full else 1000)).get(self._in, 0)
             if not events & select.POLLIN:
                 # Other processes may hold the pipe open: the children that a killed parent had forked.
-                if events or os.getppid() != self.parent:
+                if events or self._orphaned():
                     return
                 continue
             piece = os.read(self._in, _PIECE)

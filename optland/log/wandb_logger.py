@@ -46,7 +46,7 @@ _ALARMING = ("rewind", "rollback")
 _SUMMARY_EVENTS = 100  # a wandb value should stay below a megabyte
 _ERROR = "summary/error"
 _LOSS = "train/loss"
-_STARTING = 4.0  # seconds more that the end of a run waits for wandb where it has not even started yet
+_STARTING = 3.5  # seconds from the first row that wandb has to start, before its time to finish runs
 _ENDING = 1.0  # seconds for the process to end once it has said that it is through
 _KINDS = {kind.__name__: kind for kind in (OSError, PermissionError, TimeoutError, ConnectionError)}
 
@@ -102,7 +102,7 @@ class WandbLogger:
         self._child: Child | None = None
         self._owner = os.getpid()
         self._started = False
-        self._ready_at: float | None = None  # when wandb's local part was up
+        self._ready_at = 0.0  # when wandb's local part was up, or should have been
         self._finished = False
         self._failure: Exception | None = None
         self._run_dir: Path | None = None
@@ -224,6 +224,7 @@ class WandbLogger:
             # wandb would quietly write to the system's temporary folder.
             raise PermissionError(f"{self._directory} cannot be written to. {ELSEWHERE}")
         child = self._child = Child(_PROCESS, _with_program(os.environ))
+        self._ready_at = time.monotonic() + _STARTING
         atexit.register(self._abandon)
         argv = [redact_item(item) for item in sys.argv]
         child.send("start", self._mode, self._run_id, os.path.abspath(self._directory), argv, self._options)
@@ -237,7 +238,7 @@ class WandbLogger:
         gone = child.gone  # before the reports, of which the last may come with its end
         for kind, *words in child.reports():
             if kind == "ready":
-                self._ready_at = time.monotonic()
+                self._ready_at = min(self._ready_at, time.monotonic())
             elif kind == "begun":
                 folder, self._run_id = words
                 self._run_dir = None if folder is None else Path(folder)
@@ -254,16 +255,13 @@ class WandbLogger:
         """Wait until the process says that the run is finished."""
         assert self._child is not None
         began = time.monotonic()
-        latest = began + self._timeout + _STARTING
         while True:
             self._hear()
             if self._failure is not None:
                 raise self._failure
             if self._finished:
                 return
-            if self._ready_at is not None:
-                latest = min(latest, max(self._ready_at, began) + self._timeout)
-            left = latest - time.monotonic()
+            left = max(began, self._ready_at) + self._timeout - time.monotonic()
             if left <= 0:
                 raise TimeoutError(f"it did not answer for {self._timeout:g} s")
             self._child.wait(min(left, 0.2))
