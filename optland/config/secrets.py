@@ -7,6 +7,7 @@ only sound like it (``pad_token``, ``max_tokens``, ``key_dim``) are left alone.
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 from collections.abc import Mapping
@@ -28,6 +29,7 @@ _URL_PASSWORD = re.compile(r"(?<=://)([^\s/:@]*):([^\s/@]+)(?=@)")
 _SHORTEST = 8  # a shorter value would be found inside ordinary words
 
 
+@functools.lru_cache(maxsize=4096)  # a log asks for the same keys in every row
 def is_secret(key: str) -> bool:
     """Whether the last part of a dotted key is the name of a secret.
 
@@ -45,6 +47,8 @@ def redact(tree: Any) -> Any:
         >>> redact({"lr": 0.1, "hub": {"token": "hf_abcdefgh", "url": "https://me:pass@host/x"}})
         {'lr': 0.1, 'hub': {'token': '[redacted]', 'url': 'https://[redacted]@host/x'}}
     """
+    if isinstance(tree, int | float):
+        return tree
     if isinstance(tree, Mapping):
         return {key: _entry(str(key), value) for key, value in tree.items()}
     if isinstance(tree, list | tuple):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from optland.log.jsonl import JsonlLogger, read_jsonl
 from optland.log.logger import Logger, LoggerGroup, NullLogger
 from optland.log.vocabulary import BINDING, GROUPS, Scalar, estimate_row
-from optland.log.wandb_run import WandbLogger
+from optland.log.wandb_logger import WandbLogger
 
 if TYPE_CHECKING:
     from optland.log.console import ConsoleLogger

@@ -45,27 +45,45 @@ def evaluate(
 
 
 class Records:
-    """Evaluations in order: what the histories of images and of text have in common."""
+    """The latest and the best of a run's evaluations: what the histories of images and of text have in common.
+
+    The others are in the log: a run of many short epochs would otherwise grow with every one of them.
+    """
 
     def __init__(self) -> None:
-        self.records: list[dict[str, float]] = []
+        self._kept: dict[str, dict[str, float]] = {}
 
     @property
     def last(self) -> dict[str, float]:
         """The latest evaluation."""
-        return self.records[-1]
+        return self._kept["last"]
+
+    @property
+    def best(self) -> dict[str, float]:
+        """The evaluation that early stopping on the validation split would have kept."""
+        return self._kept["best"]
+
+    def rank(self, row: Mapping[str, float]) -> tuple[float, ...]:
+        """What the best evaluation has the highest of; of equal ones the first is the best."""
+        raise NotImplementedError
+
+    def add(self, row: dict[str, float]) -> None:
+        """Take an evaluation in."""
+        if not self._kept or self.rank(row) > self.rank(self.best):
+            self._kept["best"] = row
+        self._kept["last"] = row
 
     def state_dict(self) -> dict[str, Any]:
-        """The records."""
-        return {"records": [dict(r) for r in self.records]}
+        """The latest and the best."""
+        return {name: dict(row) for name, row in self._kept.items()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue where :meth:`state_dict` was taken."""
-        self.records = [dict(r) for r in state["records"]]
+        self._kept = {name: dict(row) for name, row in state.items()}
 
 
 class History(Records):
-    """Evaluations in order; the best is the one of highest validation accuracy, ties going to the lower loss."""
+    """Evaluations of a classifier; the best has the highest validation accuracy, ties going to the lower loss."""
 
     def measure(self, model: nn.Module, data: ImageData, epoch: int) -> dict[str, float]:
         """Evaluate on the validation and test splits; returns a row of the metric vocabulary."""
@@ -73,10 +91,9 @@ class History(Records):
         test = evaluate(model, data.test_x, data.test_y, normalise=data.normalise)
         row = {"epoch": float(epoch)}
         row |= {f"val/{k}": v for k, v in val.items()} | {f"test/{k}": v for k, v in test.items()}
-        self.records.append(row)
+        self.add(row)
         return row
 
-    @property
-    def best(self) -> dict[str, float]:
-        """The evaluation that early stopping on the validation split would have kept."""
-        return max(self.records, key=lambda r: (r["val/acc"], -r["val/loss"]))
+    def rank(self, row: Mapping[str, float]) -> tuple[float, ...]:
+        """Validation accuracy, then the lower loss."""
+        return row["val/acc"], -row["val/loss"]

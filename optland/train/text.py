@@ -282,7 +282,7 @@ def evaluate_text(model: nn.Module, windows: tuple[Tensor, Tensor], batch_size: 
 
 
 class TextHistory(Records):
-    """Evaluations in order; the best is the one of lowest validation loss."""
+    """Evaluations of a language model; the best is the one of lowest validation loss."""
 
     def measure(self, model: nn.Module, data: TextData, epoch: int) -> dict[str, float]:
         """Evaluate on the validation and test text; returns a row of the metric vocabulary."""
@@ -290,13 +290,13 @@ class TextHistory(Records):
         for split in ("val", "test"):
             values = evaluate_text(model, data.windows(split))
             row |= {f"{split}/{name}": value for name, value in values.items()}
-        self.records.append(row)
+        self.add(row)
         return row
 
-    @property
-    def best(self) -> dict[str, float]:
-        """The evaluation that early stopping on the validation text would have kept."""
-        return min(self.records, key=lambda r: r["val/loss"] if math.isfinite(r["val/loss"]) else math.inf)
+    def rank(self, row: Mapping[str, float]) -> tuple[float, ...]:
+        """The lower validation loss; one that is not finite is the last of all."""
+        loss = row["val/loss"]
+        return (-loss if math.isfinite(loss) else -math.inf,)
 
 
 def summarise_text(

@@ -123,16 +123,49 @@ def wait_for_rows(log: Path, count: int, process: subprocess.Popen[str]) -> None
         time.sleep(0.01)
 
 
+def below(pid: int) -> Iterator[int]:
+    """The processes that a process has started, and those that they have."""
+    with contextlib.suppress(FileNotFoundError):
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            for child in map(int, (task / "children").read_text().split()):
+                yield child
+                yield from below(child)
+
+
 def service_of(pid: int) -> int:
     """wandb's service process below a run, as soon as there is one."""
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
-        for task in Path(f"/proc/{pid}/task").iterdir():
-            for child in (task / "children").read_text().split():
-                if "wandb-core" in Path(f"/proc/{child}/comm").read_text():
-                    return int(child)
+        for child in below(pid):
+            if "wandb-core" in Path(f"/proc/{child}/comm").read_text():
+                return child
         time.sleep(0.01)
     raise AssertionError("wandb has started no service")
+
+
+def host_of(pid: int) -> int:
+    """The process of a run that has wandb in it, once its service is up."""
+    return int(Path(f"/proc/{service_of(pid)}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+def wait_for_the_file(folder: Path) -> None:
+    """Until wandb has begun to write."""
+    deadline = time.monotonic() + 30
+    while not list(folder.glob("wandb/*run-*/*.wandb")):
+        assert time.monotonic() < deadline, "wandb has written nothing"
+        time.sleep(0.01)
+
+
+def ended(pid: int) -> bool:
+    state = Path(f"/proc/{pid}/stat")
+    return not state.exists() or state.read_text().rpartition(")")[2].split()[0] in "ZX"
+
+
+def wait_for_the_end(pid: int, seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not ended(pid):
+        assert time.monotonic() < deadline, f"process {pid} was left behind"
+        time.sleep(0.02)
 
 
 def test_all_is_well(tmp_path: Path) -> None:
@@ -152,12 +185,58 @@ def test_a_service_that_stops_answering(tmp_path: Path) -> None:
     stopped: list[int] = []
 
     def stop(pid: int) -> None:
+        wait_for_the_file(tmp_path / "run")
         stopped.append(service_of(pid))
         os.kill(stopped[0], signal.SIGSTOP)
 
     warned_once(small(tmp_path, midway=stop), "did not answer for 5 s")
-    state = Path(f"/proc/{stopped[0]}/stat")
-    assert not state.exists() or state.read_text().split()[2] in "ZX", "the stopped service was left behind"
+    assert ended(stopped[0]), "the stopped service was left behind"
+
+
+def test_a_killed_host(tmp_path: Path) -> None:
+    """The process that wandb runs in is killed; the service sees that and ends too."""
+    found: list[int] = []
+
+    def kill(pid: int) -> None:
+        found.append(service_of(pid))
+        os.kill(host_of(pid), signal.SIGKILL)
+
+    warned_once(small(tmp_path, rows=QUICK, midway=kill), "WandbLogger failed", "exit code -9")
+    wait_for_the_end(found[0], 10)
+
+
+@pytest.mark.slow
+def test_a_host_that_stops_answering(tmp_path: Path) -> None:
+    found: list[int] = []
+
+    def stop(pid: int) -> None:
+        wait_for_the_file(tmp_path / "run")
+        found.extend((host_of(pid), service_of(pid)))
+        os.kill(found[0], signal.SIGSTOP)
+
+    outcome = small(tmp_path, midway=stop)
+    warned_once(outcome, "did not answer for 5 s")
+    assert ended(found[0])
+    wait_for_the_end(found[1], 10)
+
+
+def test_a_killed_run_leaves_nothing_behind_and_can_be_read(tmp_path: Path) -> None:
+    """The run itself is killed, with no chance to say anything: what it has sent is closed as failed."""
+    folder = tmp_path / "run"
+    env = environment(tmp_path)
+    with subprocess.Popen([*SMALL, str(folder), "offline", "3000"], env=env, text=True) as process:
+        wait_for_rows(folder / "log.jsonl", 10, process)
+        left = [host_of(process.pid), service_of(process.pid)]
+        wait_for_rows(folder / "log.jsonl", 100, process)
+        process.kill()
+    rows = [row["step"] for row in read_jsonl(folder / "log.jsonl", kind="row")]
+    for pid in left:
+        wait_for_the_end(pid, 10)
+    (run,) = {file.parent for file in folder.glob("wandb/*run-*/*.wandb")}
+    command = [WANDB, "leet", "inspect", "--json", "--summary", str(run)]
+    shown = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
+    assert (shown["state"], shown["exit_code"]) == ("failed", 1)
+    assert rows[-1] - 1 <= shown["summary"]["step"] <= rows[-1]
 
 
 @contextlib.contextmanager

@@ -7,7 +7,6 @@ import sys
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from threading import Event
 from typing import Any
 
 import pytest
@@ -24,7 +23,6 @@ from optland.log import (
     estimate_row,
     read_jsonl,
 )
-from optland.log.background import Background
 
 
 class Broken(NullLogger):
@@ -94,37 +92,6 @@ def test_an_estimate_is_logged_with_its_error_and_whether_it_converged() -> None
     row = estimate_row("curv/trace", Estimate(3.0, 0.5, "residual", False, 9.0, Provenance("lanczos")))
     assert row == {"curv/trace": 3.0, "curv/trace_error": 0.5, "curv/trace_converged": False}
     assert "curv" in GROUPS
-
-
-def test_background_calls_keep_their_order_and_hand_errors_back() -> None:
-    background, seen = Background(), []
-    for number in range(100):
-        background.submit(lambda number=number: seen.append(number))
-    background.drain(timeout=30)
-    assert seen == list(range(100))
-    background.submit(lambda: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        background.drain(timeout=30)
-    with pytest.raises(ZeroDivisionError):
-        background.submit(lambda: None)
-
-
-def test_background_never_waits_for_a_call_that_hangs() -> None:
-    hang = Event()
-    full, slow = Background(capacity=2), Background()
-    full.submit(hang.wait)
-    while not full._calls.empty():  # until the thread has taken the call that hangs
-        pass
-    full.submit(lambda: None)
-    full.submit(lambda: None)
-    with pytest.raises(TimeoutError, match="2 calls are waiting"):
-        full.submit(lambda: None)
-    slow.submit(hang.wait)
-    with pytest.raises(TimeoutError, match=r"did not answer for 0\.01 s"):
-        slow.drain(timeout=0.01)
-    hang.set()
-    assert full.failed
-    assert slow.failed
 
 
 def test_loggers_are_imported_without_torch_wandb_and_rich() -> None:

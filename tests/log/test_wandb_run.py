@@ -9,15 +9,14 @@ import shlex
 import subprocess
 import sys
 import textwrap
-import types
+import time
 from pathlib import Path
-from threading import Event
 from typing import Any
 
 import numpy as np
 import pytest
 
-from optland.log import LoggerGroup, WandbLogger, wandb_run
+from optland.log import LoggerGroup, WandbLogger, wandb_logger, wandb_run
 
 LEET = [str(Path(sys.executable).with_name("wandb")), "leet"]
 REWIND = {
@@ -155,9 +154,11 @@ def test_online_without_a_login_is_offline_with_a_warning(tmp_path: Path) -> Non
 
 
 def test_a_server_that_does_not_answer_means_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The orders of the process, obeyed here, with a wandb that cannot reach its server."""
     import wandb
 
     calls: list[str] = []
+    said: list[tuple[object, ...]] = []
     real = wandb.init
 
     def unreachable(**arguments: Any) -> Any:
@@ -169,11 +170,22 @@ def test_a_server_that_does_not_answer_means_offline(tmp_path: Path, monkeypatch
     monkeypatch.setattr(wandb, "login", lambda **_: True)
     monkeypatch.setattr(wandb, "init", unreachable)
     monkeypatch.setattr(wandb_run, "silence", lambda url: "")
-    log = WandbLogger(tmp_path, mode="online")
-    with pytest.warns(RuntimeWarning, match=r"did not answer \(Timed out\)"):
-        one_row(log)
+    run = wandb_run.Run(lambda *words: said.append(words), parent=os.getpid())
+    run.start("online", "first", str(tmp_path), ["x.py"], {"project": "optland"})
+    run.log({"step": 1, "train/loss": 0.5})
+    run.finish({}, 0)
     assert calls == ["online", "offline"]
-    assert summary(log)["summary"]["train/loss"] == 0.5
+    ready, notice, begun, finished = said
+    assert (ready, finished) == (("ready",), ("finished",))
+    assert "did not answer (Timed out); the run is written offline" in str(notice[1])
+    folder, run_id = begun[1:]
+    assert run_id != "first"  # the service may still try to open that one
+    shown = json.loads(
+        subprocess.run(
+            [*LEET, "inspect", "--json", "--summary", str(folder)], capture_output=True, check=True
+        ).stdout
+    )
+    assert shown["summary"]["train/loss"] == 0.5
 
 
 ABANDONED = """
@@ -198,29 +210,97 @@ def test_a_run_that_dies_keeps_its_decisions(tmp_path: Path) -> None:
     assert run["summary"]["ctl/events_text"] == "step 30: safe_lr: lr 1 -> 2: x"
 
 
-class Hanging:
-    """A run whose service accepts calls and never returns from them."""
-
-    disabled = False
-    settings = types.SimpleNamespace(sync_dir="offline-run-x")
-
-    def define_metric(self, *arguments: object, **options: object) -> None:
-        """Return at once, as the real one does."""
-
-    def log(self, row: object) -> None:
-        """Hang."""
-        Event().wait()
-
-
-def test_a_hanging_service_does_not_stop_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(wandb_run.WandbLogger, "_connected", lambda self: Hanging())
-    monkeypatch.setattr(
-        wandb_run, "_end_service", lambda *_, **__: None
-    )  # other tests of this process use it
+def test_a_process_that_hangs_does_not_stop_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wandb_logger, "_PROCESS", "log.processes.hanging")
     group = LoggerGroup([WandbLogger(tmp_path, timeout=0.01)])
+    started = time.monotonic()
     group.log({"step": 1})
     with pytest.warns(RuntimeWarning, match=r"did not answer for 0\.01 s; .*wandb sync .*offline-run-x"):
         group.finish({})
+    assert time.monotonic() - started < 10
+
+
+def three_rows(group: LoggerGroup) -> None:
+    for step in range(3):
+        group.log({"step": step})
+    group.finish({})
+
+
+@pytest.mark.parametrize("how", ["raises", "dies", "cannot_start"])
+def test_a_process_that_fails_is_told_once_in_its_own_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    said = {"raises": "PermissionError.*not yours", "dies": "exit code 7", "cannot_start": "No module named"}
+    monkeypatch.setattr(wandb_logger, "_PROCESS", f"log.processes.{how}")
+    group = LoggerGroup([WandbLogger(tmp_path)])
+    with pytest.warns(RuntimeWarning, match=said[how]) as warned:
+        three_rows(group)
+    assert len(warned) == 1
+
+
+def records(folder: Path | None, kind: str) -> list[dict[str, Any]]:
+    command = [*LEET, "inspect", "--json", str(folder)]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return [record[kind] for line in shown.splitlines() if (record := json.loads(line))["type"] == kind]
+
+
+def test_every_row_arrives_as_its_own_history_row(tmp_path: Path) -> None:
+    log = WandbLogger(tmp_path)
+    for step in range(10, 3010, 10):
+        log.log({"step": step, "train/loss": np.float32(1 / step), "sam/active": step % 20 == 0})
+    log.finish({})
+    rows = [item["item"] for item in records(log.run_dir, "history")]
+    assert [(row["step"], row["train/loss"], row["sam/active"]) for row in rows] == [
+        (step, float(np.float32(1 / step)), step % 20 == 0) for step in range(10, 3010, 10)
+    ]
+
+
+def test_the_training_process_imports_no_wandb_and_wandbs_no_torch(tmp_path: Path) -> None:
+    code = """
+        import json, sys, time
+        from pathlib import Path
+        from optland.log import WandbLogger
+        log = WandbLogger(sys.argv[1])
+        log.log({"step": 1})
+        while log.run_dir is None:
+            time.sleep(0.02)
+        maps = Path(f"/proc/{log._child.pid}/maps").read_text()
+        log.finish({})
+        print(json.dumps(["wandb" in sys.modules, "torch" in maps, "wandb" in maps or "pydantic" in maps]))
+    """
+    command = [sys.executable, "-c", textwrap.dedent(code), str(tmp_path)]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    assert json.loads(ran.stdout) == [False, False, True]
+
+
+def test_the_command_line_on_record_is_that_of_the_run(tmp_path: Path) -> None:
+    script = tmp_path / "mine.py"
+    script.write_text(textwrap.dedent(ALONE))  # no guard: what it starts must not run it again
+    subprocess.run([sys.executable, str(script), str(tmp_path), "lr=0.1"], check=True, timeout=60)
+    (folder,) = tmp_path.glob("wandb/offline-run-*")
+    recorded = {key: value for item in records(folder, "environment") for key, value in item.items()}
+    assert recorded["args"] == [str(tmp_path), "lr=0.1"]
+    assert recorded["program"] == str(script)
+
+
+def test_a_forked_process_leaves_the_run_alone(tmp_path: Path) -> None:
+    log = WandbLogger(tmp_path)
+    log.log({"step": 1, "train/loss": 2.0})
+    if (pid := os.fork()) == 0:  # as a loader's worker is made
+        try:
+            log.log({"step": 2})
+        except RuntimeError as error:
+            os._exit(5 if "belongs to process" in str(error) else 6)
+        os._exit(7)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 5
+    log.log({"step": 3, "train/loss": 1.0})
+    log.finish({})
+    assert summary(log)["summary"]["step"] == 3
+
+
+def test_an_image_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="landscape/slice"):
+        WandbLogger(tmp_path).image("landscape/slice", tmp_path / "none.png")
 
 
 def test_a_failed_run_raises_an_alert_with_its_reason(tmp_path: Path) -> None:
@@ -232,8 +312,7 @@ def test_a_failed_run_raises_an_alert_with_its_reason(tmp_path: Path) -> None:
 
 
 def alerts(log: WandbLogger) -> list[str]:
-    records = [json.loads(line) for line in inspect(log).splitlines()]
-    return [json.dumps(record) for record in records if record["type"] == "alert"]
+    return [json.dumps(alert) for alert in records(log.run_dir, "alert")]
 
 
 def test_the_first_loss_that_is_not_finite_raises_an_alert(tmp_path: Path) -> None:

@@ -130,3 +130,17 @@ def test_a_channel_that_never_changes_becomes_zero() -> None:
     x[:, 1] = 9
     mean, std = _moments(x)
     assert torch.equal((x[:, 1].float() - mean[1]) / std[1], torch.zeros(20, 4, 4))
+
+
+def test_the_first_of_the_most_accurate_evaluations_with_the_lowest_loss_is_the_best() -> None:
+    history = History()
+    for epoch, (accuracy, loss) in enumerate(
+        [(90.0, 0.3), (95.0, 0.4), (95.0, 0.2), (95.0, 0.2), (80.0, 0.1)], 1
+    ):
+        history.add({"epoch": float(epoch), "val/acc": accuracy, "val/loss": loss})
+    assert (history.best["epoch"], history.last["epoch"]) == (3.0, 5.0)
+    resumed = History()
+    resumed.load_state_dict(history.state_dict())
+    resumed.add({"epoch": 6.0, "val/acc": 95.0, "val/loss": 0.1})
+    assert (resumed.best["epoch"], history.best["epoch"]) == (6.0, 3.0)
+    assert len(resumed.state_dict()) == 2

@@ -1,0 +1,325 @@
+"""A run in Weights & Biases, offline by default.
+
+The run starts with the first row, so that a resumed run knows its id by then. Offline, a resumed run makes
+a second folder with the same id: ``wandb sync`` joins them. The axis of every chart is our own key
+``step``; wandb's counter is never used, because a rewound or resumed run could not go back on it.
+
+wandb's environment variables win over the arguments: ``WANDB_MODE``, ``WANDB_PROJECT``, ``WANDB_ENTITY``,
+``WANDB_NAME``, ``WANDB_TAGS``, ``WANDB_RUN_GROUP``, ``WANDB_JOB_TYPE``, ``WANDB_RUN_ID``, ``WANDB_DIR``,
+and all others that wandb itself reads. The exception is ``WANDB_SERVICE``: a run has a service process of
+its own, because one that another process started may be gone, or go while the run needs it. Mode ``online``
+without a login, or with a server that does not answer, becomes ``offline`` with a warning.
+
+Nothing here holds up training. wandb runs in a process of its own (:mod:`optland.log.wandb_run`), which is
+fed over a pipe: a row costs the training process some 50 microseconds, and neither starting, connecting nor
+a server that hangs cost it anything. The end of the run waits a few seconds and no more; then the process is
+ended, and wandb's service with it. When the training process dies, the run is closed as failed. What had
+reached the disk by then stays readable and can be sent later with ``wandb sync``.
+"""
+
+from __future__ import annotations
+
+import atexit
+import math
+import os
+import shlex
+import sys
+import time
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from optland.config import redact, redact_item, redact_text
+from optland.log.child import Child
+from optland.log.vocabulary import STEP, Scalar
+from optland.log.wandb_run import ELSEWHERE, new_id
+
+__all__ = ["WandbLogger"]
+
+Mode = Literal["offline", "online", "disabled"]
+
+_PROCESS = "optland.log.wandb_run"
+_EVENTS = "ctl/events"
+_EVENT_COLUMNS = [STEP, "policy", "actuator", "old", "new", "reason", "taken", "signals"]
+_ALARMING = ("rewind", "rollback")
+_SUMMARY_EVENTS = 100  # a wandb value should stay below a megabyte
+_ERROR = "summary/error"
+_LOSS = "train/loss"
+_STARTING = 3.5  # seconds from the first row that wandb has to start, before its time to finish runs
+_ENDING = 1.0  # seconds for the process to end once it has said that it is through
+_KINDS = {kind.__name__: kind for kind in (OSError, PermissionError, TimeoutError, ConnectionError)}
+
+
+class WandbLogger:
+    """Writes a run to wandb.
+
+    Args:
+        directory: Folder under which wandb makes its ``wandb`` folder.
+        project: Project name.
+        mode: ``offline`` writes to disk only, ``online`` sends as it goes, ``disabled`` does nothing.
+        config: The resolved configuration, shown beside the run and used by wandb to filter and group.
+        run_id: Id of the run; a fresh one by default.
+        group: Runs to show together, such as one experiment's seeds.
+        job_type: What kind of job it is, such as ``train`` or ``probe``.
+        tags: Labels.
+        name: Display name.
+        timeout: Seconds to wait for wandb when the run finishes; what is not sent by then is sent by
+            ``wandb sync``. The default keeps what a dead server costs, all in all, below 10 s.
+    """
+
+    def __init__(
+        self,
+        directory: str | Path,
+        *,
+        project: str = "optland",
+        mode: Mode = "offline",
+        config: Mapping[str, Any] | None = None,
+        run_id: str | None = None,
+        group: str | None = None,
+        job_type: str | None = None,
+        tags: Sequence[str] = (),
+        name: str | None = None,
+        timeout: float = 5.0,
+    ) -> None:
+        self._directory = Path(_setting("WANDB_DIR", str(directory)))
+        self._mode: str = _setting("WANDB_MODE", mode)
+        self._run_id = _setting("WANDB_RUN_ID", run_id or new_id())
+        labels = os.environ.get("WANDB_TAGS")
+        options = {
+            "config": dict(config or {}),
+            "project": _setting("WANDB_PROJECT", project),
+            "entity": _setting("WANDB_ENTITY", None),
+            "group": _setting("WANDB_RUN_GROUP", group),
+            "job_type": _setting("WANDB_JOB_TYPE", job_type),
+            "name": _setting("WANDB_NAME", name),
+            "tags": labels.split(",") if labels else list(tags),
+        }
+        self._options = redact(options)
+        self._timeout = timeout
+        self._events: list[list[Any]] = []
+        self._step = 0
+        self._child: Child | None = None
+        self._owner = os.getpid()
+        self._started = False
+        self._ready_at = 0.0  # when wandb's local part was up, or should have been
+        self._finished = False
+        self._failure: Exception | None = None
+        self._run_dir: Path | None = None
+        self._notices: list[str] = []
+        self._lost = False  # the loss was not finite
+
+    @property
+    def run_dir(self) -> Path | None:
+        """The run's own folder; None before it has begun and in mode ``disabled``."""
+        self._hear()
+        return self._run_dir
+
+    def view_command(self) -> str | None:
+        """The shell command that shows the run in the terminal; None where there is nothing to show."""
+        folder = self.run_dir
+        if folder is None:
+            return None
+        wandb = Path(sys.executable).with_name("wandb")
+        program = os.path.relpath(wandb) if wandb.exists() else "wandb"
+        return f"{shlex.quote(program)} leet {shlex.quote(os.path.relpath(folder))}"
+
+    def log(self, row: Mapping[str, Scalar]) -> None:
+        """Write the scalars of one step; the first loss that is not finite also raises an alert."""
+        self._note_step(row)
+        self._send("log", {STEP: self._step, **redact(row)})
+        loss = row.get(_LOSS)
+        if isinstance(loss, float) and not math.isfinite(loss) and not self._lost:
+            self._lost = True
+            self._alert(f"the loss is {loss} at step {self._step}", f"{_LOSS} is not finite", "ERROR")
+
+    def event(self, event: Mapping[str, object]) -> None:
+        """Keep a decision for the table ``ctl/events``; a rewind also raises an alert."""
+        self._note_step(event)
+        self._events.append([_cell(column, event.get(column)) for column in _EVENT_COLUMNS])
+        if event.get("actuator") in _ALARMING:
+            title = f"{event.get('policy')}: {event.get('actuator')} at step {self._step}"
+            self._alert(title, str(event.get("reason")), "WARN")
+
+    def image(self, name: str, path: Path) -> None:
+        """Upload an image.
+
+        Raises:
+            FileNotFoundError: There is no such file.
+        """
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"image {name}: {path} is not a file")
+        self._send("image", self._step, name, os.path.abspath(path))
+
+    def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+        """Upload a table."""
+        self._send("table", self._step, name, list(columns), redact([list(row) for row in rows]))
+
+    def finish(self, summary: Mapping[str, object], exit_code: int = 0) -> None:
+        """Write the decisions and the summary, and wait for wandb, at most ``timeout`` seconds.
+
+        Raises:
+            TimeoutError: wandb did not answer in that time.
+            OSError: wandb's file is shorter than what was logged, or its disk is full.
+            RuntimeError: Whatever wandb raised before, in words.
+        """
+        if self._mode == "disabled":
+            return
+        if self._events:
+            self.table(_EVENTS, _EVENT_COLUMNS, self._events)
+        texts = [_sentence(event) for event in self._events[-_SUMMARY_EVENTS:]]
+        values = {**summary, **({f"{_EVENTS}_text": "\n".join(texts)} if texts else {})}
+        if _ERROR in summary:
+            self._alert("run failed", str(summary[_ERROR]), "ERROR")
+        self._send("finish", redact(values), exit_code)
+        try:
+            self._await_end()
+        except TimeoutError as error:
+            self._notices.clear()  # one warning is enough
+            raise TimeoutError(f"{error}; {self._rest()}") from error
+        finally:
+            self._close()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The run's id and the decisions so far."""
+        self._hear()  # a server that did not answer has cost the run its first id
+        return {"run_id": self._run_id, "events": [list(event) for event in self._events]}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on with the same run id."""
+        if self._started:
+            raise RuntimeError("the wandb run has started already: load its state before the first row")
+        self._run_id = state["run_id"]
+        self._events = [list(event) for event in state["events"]]
+
+    # ------------------------------------------------------------------ the process
+
+    def _send(self, *order: object) -> None:
+        """Give an order; the first one starts the process.
+
+        Raises:
+            Exception: Whatever an earlier order met with, once.
+        """
+        if self._mode == "disabled":
+            return
+        if os.getpid() != self._owner:
+            raise RuntimeError(f"the wandb run belongs to process {self._owner}: log in that process alone")
+        try:
+            child = self._child or self._start()
+            self._hear()
+            self._tell()
+            if self._failure is not None:
+                raise self._failure
+            child.send(*order)
+        except Exception:
+            self._close()
+            raise
+
+    def _start(self) -> Child:
+        if self._started:
+            raise RuntimeError("the wandb run is over; make a new WandbLogger")
+        self._started = True
+        self._directory.mkdir(parents=True, exist_ok=True)
+        if not os.access(self._directory, os.W_OK):
+            # wandb would quietly write to the system's temporary folder.
+            raise PermissionError(f"{self._directory} cannot be written to. {ELSEWHERE}")
+        child = self._child = Child(_PROCESS, _with_program(os.environ))
+        self._ready_at = time.monotonic() + _STARTING
+        atexit.register(self._abandon)
+        argv = [redact_item(item) for item in sys.argv]
+        child.send("start", self._mode, self._run_id, os.path.abspath(self._directory), argv, self._options)
+        return child
+
+    def _hear(self) -> None:
+        """Take in what the process has reported."""
+        child = self._child
+        if child is None or os.getpid() != self._owner:
+            return
+        gone = child.gone  # before the reports, of which the last may come with its end
+        for kind, *words in child.reports():
+            if kind == "ready":
+                self._ready_at = min(self._ready_at, time.monotonic())
+            elif kind == "begun":
+                folder, self._run_id = words
+                self._run_dir = None if folder is None else Path(folder)
+            elif kind == "notice":
+                self._notices.append(redact_text(words[0]))
+            elif kind == "finished":
+                self._finished = True
+            elif self._failure is None:
+                self._failure = _KINDS.get(words[0], RuntimeError)(redact_text(words[1]))
+        if gone and not self._finished and self._failure is None:
+            self._failure = ConnectionError(child.obituary())
+
+    def _await_end(self) -> None:
+        """Wait until the process says that the run is finished."""
+        assert self._child is not None
+        began = time.monotonic()
+        while True:
+            self._hear()
+            if self._failure is not None:
+                raise self._failure
+            if self._finished:
+                return
+            left = max(began, self._ready_at) + self._timeout - time.monotonic()
+            if left <= 0:
+                raise TimeoutError(f"it did not answer for {self._timeout:g} s")
+            self._child.wait(min(left, 0.2))
+
+    def _close(self) -> None:
+        """Leave nothing behind that could hold up the end of the process."""
+        atexit.unregister(self._abandon)
+        child, self._child = self._child, None
+        if child is not None:
+            # One that has said its last word ends by itself; one that hangs has had its time.
+            child.end(_ENDING if self._finished or self._failure is not None else 0.1)
+        self._tell()
+
+    def _abandon(self) -> None:
+        """The process ends without `finish`, by a crash or Ctrl-C: that is when the decisions matter most."""
+        if os.getpid() != self._owner:
+            return
+        try:
+            self.finish({}, exit_code=1)
+        except Exception as error:  # nobody is left to handle it: the interpreter is ending
+            warnings.warn(f"wandb: {error}", RuntimeWarning, stacklevel=1)
+
+    def _tell(self) -> None:
+        """Give the warnings of the process to the caller."""
+        while self._notices:
+            warnings.warn(self._notices.pop(0), RuntimeWarning, stacklevel=5)
+
+    def _rest(self) -> str:
+        """What became of the rows that were not sent."""
+        if self._run_dir is None:
+            return "nothing of the run has reached wandb"
+        return f"what it had written down can be sent with: wandb sync {shlex.quote(str(self._run_dir))}"
+
+    def _alert(self, title: str, text: str, level: str) -> None:
+        self._send("alert", redact_text(title), redact_text(text), level)
+
+    def _note_step(self, row: Mapping[str, Any]) -> None:
+        self._step = int(row.get(STEP, self._step))
+
+
+def _with_program(environment: Mapping[str, str]) -> dict[str, str]:
+    """The environment, with the script of this process where wandb looks for it."""
+    main = sys.modules.get("__main__")
+    spec, file = getattr(main, "__spec__", None), getattr(main, "__file__", None)
+    program = file if spec is None else f"-m {spec.name}"
+    return {**({} if program is None else {"WANDB_PROGRAM": str(program)}), **environment}
+
+
+def _setting(variable: str, value: Any) -> Any:
+    """The environment's word, read here because wandb reads its variables once a process only."""
+    return os.environ.get(variable) or value
+
+
+def _cell(column: str, value: object) -> object:
+    """One type a column, which wandb's tables want: the step a number, ``taken`` a boolean, all else text."""
+    return value if column in (STEP, "taken") else redact_text(str(value))
+
+
+def _sentence(event: Sequence[Any]) -> str:
+    step, policy, actuator, old, new, reason, taken, _ = event
+    return f"step {step}: {policy}: {'' if taken else 'would set '}{actuator} {old} -> {new}: {reason}"
