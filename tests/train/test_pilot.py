@@ -381,7 +381,8 @@ def test_curvature_probes_are_warm_and_audited_and_cost_no_more_than_declared(
     run.train()
     whys = [why for why, _, _ in seen]
     assert whys[0] == "first"
-    assert {"due", "jump"} & set(whys)  # a jump is audited with the probe after it, and puts off the next that is due
+    # A jump is audited with the probe after it, and puts off the audit that would have been due.
+    assert {"due", "jump"} & set(whys)
     assert set(whys) <= {"first", "", "due", "jump"}
     assert all(why or not cold for why, cold, _ in seen)
     cheapest = min(declared for _, _, declared in seen)
