@@ -16,19 +16,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from optland.batches import num_samples, take
 from optland.control.signals import Signal
 from optland.curvature import (
     CriticalStep,
-    Spectrum,
+    SpectrumTracker,
+    Tracked,
     critical_step,
     gradient_noise,
     hessian,
-    lanczos,
 )
-from optland.curvature.eigen.lanczos import declared_cost
 from optland.failpoints import reach
 from optland.objective import FORWARD_GE, LossFn, Objective
 from optland.vectors import Vector
@@ -37,8 +36,10 @@ __all__ = ["Probes", "Reading"]
 
 EDGE_FORWARDS = 5  # base loss, a warm bracket of two, two refinements
 NOISE_PARTS = 4
-LANCZOS_PRODUCTS = 8
-LANCZOS_TOL = 0.05  # a rate is scheduled on it, not a figure printed in a paper
+SPECTRUM_PRODUCTS = 8  # of one run; an audited probe has two
+SPECTRUM_TOL = 0.05  # a rate is scheduled on it, not a figure printed in a paper
+AUDIT_EVERY = 8
+"""Probes from one audit of the spectrum to the next: they are far apart in steps, so more turns in between."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,14 @@ class Probes:
         self.edge_start = 1.0
         self.count = {"edge": 0, "noise": 0, "curvature": 0}
         self._probe_set: Objective | None = None
-        self._warm: list[list[Tensor]] = []
+        # Jumps are audited with the probe that follows, so that what a probe declares is what it can cost.
+        self.tracker = SpectrumTracker(
+            tol=SPECTRUM_TOL,
+            max_products=SPECTRUM_PRODUCTS,
+            audit_every=AUDIT_EVERY,
+            audit_jumps="next",
+            seed=seed,
+        )
 
     def see(self, batch: Any) -> None:
         """Keep the first samples of the first batch as the probe set: one fixed set makes a series comparable."""
@@ -82,12 +90,15 @@ class Probes:
             )
 
     def declared(self, probe: str, batch_size: int) -> float:
-        """The most the probe can cost now, in gradient evaluations; infinite while it has nothing to look at."""
+        """The most the probe can cost now, in gradient evaluations; infinite while it has nothing to look at.
+
+        A curvature probe whose audit is due declares both of its runs: the budget waits until it can pay for them.
+        """
         if probe == "edge":
             return FORWARD_GE * EDGE_FORWARDS * batch_size
         if probe == "noise":
             return float(batch_size)
-        return math.inf if self._probe_set is None else declared_cost(self._probe_set, LANCZOS_PRODUCTS)
+        return math.inf if self._probe_set is None else self.tracker.next_cost(self._probe_set)
 
     def edge(self, step: int, batch: Any, origin: Vector, update: Vector, lr: float) -> Reading:
         """Critical step along the realised update, from the weights before the step, as the step saw the net."""
@@ -143,26 +154,21 @@ class Probes:
         return Reading("noise", signals, metrics, noise.cost_ge)
 
     def curvature(self, step: int) -> Reading:
-        """Both ends of the Hessian's spectrum on the fixed probe set, warm-started, with a cold audit."""
+        """Both ends of the Hessian's spectrum on the fixed probe set: warm-started, and audited by cold runs."""
         if self._probe_set is None:
             raise RuntimeError("the probe set is not known yet; call see(batch) first")
-        # A warm start can lock on to the wrong pair with a small residual: every eighth probe starts cold.
-        start = None if self.count["curvature"] % 8 == 0 else self._warm
         with hessian(self._probe_set) as H:
             reach("probe.curvature")
-            spectrum = lanczos(
-                H, tol=LANCZOS_TOL, start=start, max_products=LANCZOS_PRODUCTS, seed=self.seed + step
-            )
+            found = self.tracker.probe(H)
         self.count["curvature"] += 1
-        self._warm = [list(v) for v in spectrum.vectors]
-        return Reading("curvature", *_curvature_signals(spectrum, step), spectrum.cost_ge)
+        return Reading("curvature", *_curvature_signals(found, step), found.cost_ge)
 
     def state_dict(self) -> dict[str, Any]:
-        """Warm starts and the probe set; a resumed run probes as the unbroken one would."""
+        """Warm starts, audits and the probe set; a resumed run probes as the unbroken one would."""
         return {
             "probe_batch": self.probe_batch,
             "edge_start": self.edge_start,
-            "warm": self._warm,
+            "tracker": self.tracker.state_dict(),
             "count": dict(self.count),
         }
 
@@ -170,7 +176,7 @@ class Probes:
         """Continue where :meth:`state_dict` was taken."""
         self.probe_batch = state["probe_batch"]
         self.edge_start = state["edge_start"]
-        self._warm = [list(v) for v in state["warm"]]
+        self.tracker.load_state_dict(state["tracker"])
         self._probe_set = None
         self.count = dict(state["count"])
 
@@ -198,9 +204,9 @@ def _edge_signals(
     return {"edge": signal}, metrics
 
 
-def _curvature_signals(spectrum: Spectrum, step: int) -> tuple[dict[str, Signal], dict[str, float]]:
-    """Extreme eigenvalues with their residuals and whether they converged."""
-    top, bottom = spectrum.top, spectrum.bottom
+def _curvature_signals(found: Tracked, step: int) -> tuple[dict[str, Signal], dict[str, float]]:
+    """Extreme eigenvalues with their residuals and whether they converged; products of the audit included."""
+    top, bottom = found.spectrum.top, found.spectrum.bottom
     metrics = {
         "curv/lambda_max": top.value,
         "curv/lambda_max_error": top.error,
@@ -209,7 +215,7 @@ def _curvature_signals(spectrum: Spectrum, step: int) -> tuple[dict[str, Signal]
         "curv/lambda_min_error": bottom.error,
         "curv/lambda_min_converged": float(bottom.converged),
         "curv/ncr": -bottom.value / top.value if top.value > 0 else math.nan,
-        "curv/products": float(spectrum.num_products),
+        "curv/products": float(found.num_products),
     }
     signals = {
         "lambda_max": Signal(

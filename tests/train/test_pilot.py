@@ -361,6 +361,56 @@ def test_probes_stay_within_the_budget(budget: float) -> None:
         assert run.pilot.budget.used > 0.15
 
 
+def test_curvature_probes_are_warm_and_audited_and_cost_no_more_than_declared(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Every eighth probe has two runs, and the budget waits until it can pay for both."""
+    run = Run(batch=8, epochs=8, budget=2 * LOADS_OF_PROBES, policies=["auto_lr"])
+    probes, seen = run.pilot.probes, []
+    probe = probes.tracker.probe
+
+    def watched(H: Any) -> Any:
+        declared = probes.declared("curvature", 8)
+        assert run.pilot.budget.affords("curvature", declared)
+        found = probe(H)
+        assert found.cost_ge <= declared
+        seen.append((found.why, found.spectrum.cold, declared))
+        return found
+
+    monkeypatch.setattr(probes.tracker, "probe", watched)
+    run.train()
+    whys = [why for why, _, _ in seen]
+    assert whys[0] == "first"
+    # A jump is audited with the probe after it, and puts off the audit that would have been due.
+    assert {"due", "jump"} & set(whys)
+    assert set(whys) <= {"first", "", "due", "jump"}
+    assert all(why or not cold for why, cold, _ in seen)
+    cheapest = min(declared for _, _, declared in seen)
+    assert all(declared > 1.5 * cheapest for why, _, declared in seen if why in ("due", "jump"))
+    assert run.pilot.budget.probe_ge <= 2 * LOADS_OF_PROBES * run.pilot.budget.train_ge
+
+
+def test_a_resumed_pilot_audits_when_the_unbroken_one_does() -> None:
+    def fresh() -> Run:
+        return Run(mode="monitor", batch=8, epochs=8, budget=2 * LOADS_OF_PROBES)
+
+    def spectra(run: Run, after: int) -> list[dict[str, float]]:
+        rows = [row for row in run.log.rows if row["step"] > after and row.get("probe/age_curvature") == 0]
+        return [{k: v for k, v in row.items() if k.startswith("curv/")} for row in rows]
+
+    whole, resumed, stop = fresh().train(), fresh(), 101
+    saved = _state(fresh().train(stop))
+    for name in ("model", "optimizer", "loader", "pilot"):
+        getattr(resumed, name).load_state_dict(saved[name])
+    load_rng_state(saved["rng"])
+    resumed.train()
+    tracker = whole.pilot.probes.tracker
+    assert_same_bits(tracker.state_dict(), resumed.pilot.probes.tracker.state_dict())
+    assert tracker.num_audits >= 2
+    assert len(spectra(whole, stop)) >= 5
+    assert_same_bits(spectra(whole, stop), spectra(resumed, stop))
+
+
 def test_rows_carry_the_vocabulary_and_every_probe_its_error_and_age() -> None:
     run = Run(rho=0.05, policies=["auto_lr"], budget=LOADS_OF_PROBES).train()
     keys = set().union(*run.log.rows)
@@ -404,7 +454,7 @@ def test_a_resumed_run_is_bit_identical_with_controllers_in_play(
     resumed.optimizer.load_state_dict(saved["optimizer"])
     resumed.loader.load_state_dict(saved["loader"])
     resumed.pilot.load_state_dict(saved["pilot"])
-    resumed.pilot.probes.seed = whole.pilot.probes.seed
+    resumed.pilot.probes.seed = resumed.pilot.probes.tracker.seed = whole.pilot.probes.seed
     load_rng_state(saved["rng"])
     resumed.train()
     one, two = whole.bits(), resumed.bits()

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from optland.curvature import CurvatureOperator, hessian, lanczos
 from optland.curvature.eigen.tracker import SpectrumTracker, Tracked, declared_cost
-from optland.problems import function_objective, quadratic, with_spectrum
+from optland.problems import function_objective, linear_regression, quadratic, with_spectrum
 
 D = torch.float64
 
@@ -95,6 +95,43 @@ def test_a_jump_is_audited_at_once(factor: float) -> None:
     assert found.spectrum.bottom.value == pytest.approx(float(exact[0]), rel=0.02)
 
 
+def test_a_jump_may_be_audited_with_the_next_probe_and_no_probe_costs_more_than_it_declared() -> None:
+    """Scales 1, 3, 3, ...: the third probe pays for the jump of the second, the sixth is due."""
+    tracker = SpectrumTracker(ends="top", audit_jumps="next", audit_every=4, max_products=10)
+    whys, declared = [], []
+    for scale in (1.0, 3.0, 3.0, 3.0, 3.0, 3.0, 3.0):
+        H = hessian(quadratic(scale * drifting(0)))
+        declared.append(tracker.next_cost(H.objective))
+        found = tracker.probe(H)
+        whys.append(found.why)
+        assert found.cost_ge == H.cost_ge <= declared[-1]
+        assert found.spectrum.top.value == pytest.approx(30.0 * scale, rel=0.01)
+    assert whys == ["first", "", "jump", "", "", "", "due"]
+    one, two = declared[1], declared[2]
+    assert two > 1.5 * one
+    assert declared == [one, one, two, one, one, one, two]
+
+
+def test_a_run_of_few_products_owes_no_audit_that_would_have_no_more() -> None:
+    tracker = SpectrumTracker(ends="top", tol=1e-9, max_products=4, audit_jumps="next")
+    found = [probe(tracker, drifting(step)) for step in range(3)]
+    assert [f.why for f in found] == ["first", "", ""]
+    assert not found[2].spectrum.converged
+    assert found[2].num_products == 4
+
+
+@pytest.mark.parametrize("jumps", ["at once", "next"])
+def test_the_declared_cost_covers_the_start_of_an_audit_on_a_part_of_the_data(jumps: Any) -> None:
+    generator = torch.Generator().manual_seed(0)
+    X = torch.randn(512, 30, generator=generator, dtype=D)
+    tracker = SpectrumTracker(ends="top", tol=1e-14, max_products=3, audit_every=2, audit_jumps=jumps)
+    for _ in range(3):
+        H = hessian(linear_regression(X, torch.zeros(512, 1, dtype=D)))
+        declared = tracker.next_cost(H.objective)
+        assert tracker.probe(H).cost_ge == H.cost_ge <= declared
+        assert declared <= declared_cost(H.objective, 3, ends="top")
+
+
 def test_a_run_that_does_not_converge_is_audited_and_marked() -> None:
     tracker = SpectrumTracker(ends="top", tol=1e-9, max_products=4)
     probe(tracker, drifting(0))
@@ -122,24 +159,30 @@ def test_between_audits_nothing_is_certified_about_what_was_not_seen() -> None:
     assert probe(tracker, A).spectrum.negative_curvature == "unknown"
 
 
+def leaping(step: int) -> Tensor:
+    """As :func:`drifting`, with a jump at step 3."""
+    return drifting(step) if step < 3 else 3.0 * drifting(step)
+
+
+@pytest.mark.parametrize("jumps", ["at once", "next"])
 @pytest.mark.parametrize("cut", [0, 1, 4, 7])
-def test_it_resumes_exactly(cut: int) -> None:
+def test_it_resumes_exactly(cut: int, jumps: Any) -> None:
     """Values, products and audits after a reload are those of the unbroken tracker, bit for bit."""
 
     def fresh() -> SpectrumTracker:
-        return SpectrumTracker(audit_every=4, seed=3)
+        return SpectrumTracker(audit_every=4, audit_jumps=jumps, seed=3)
 
     unbroken, first = fresh(), fresh()
-    expected = [probe(unbroken, drifting(step)) for step in range(9)]
+    expected = [probe(unbroken, leaping(step)) for step in range(9)]
     for step in range(cut):
-        probe(first, drifting(step))
+        probe(first, leaping(step))
     buffer = io.BytesIO()
     torch.save(first.state_dict(), buffer)
     buffer.seek(0)
     resumed = fresh()
     resumed.load_state_dict(torch.load(buffer, weights_only=True))
     for step in range(cut, 9):
-        found = probe(resumed, drifting(step))
+        found = probe(resumed, leaping(step))
         assert found.spectrum.ritz_values == expected[step].spectrum.ritz_values
         assert (found.why, found.num_products) == (expected[step].why, expected[step].num_products)
     assert resumed.num_products == unbroken.num_products
@@ -157,3 +200,5 @@ def test_a_state_is_a_copy() -> None:
 def test_wrong_usage_names_the_fix() -> None:
     with pytest.raises(ValueError, match="audit_every=0 must be at least 1"):
         SpectrumTracker(audit_every=0)
+    with pytest.raises(ValueError, match=r"audit_jumps='later' is not known; use 'at once' or 'next'"):
+        SpectrumTracker(audit_jumps="later")  # type: ignore[arg-type]
