@@ -1,0 +1,204 @@
+"""What a check works with: the registry of checks, and one subject in one precision."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from optland.optim.conformance.problems import Problem
+from optland.optim.conformance.subject import Base, Subject
+
+__all__ = [
+    "CHECKS",
+    "Bench",
+    "Check",
+    "Measured",
+    "NotApplicableError",
+    "Step",
+    "ViolationError",
+    "check",
+    "differing",
+]
+
+
+class NotApplicableError(Exception):
+    """The subject does not claim what the check is about; the message says why."""
+
+
+class ViolationError(Exception):
+    """The subject fails in a way that has no figure; the message says how."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A deviation, the largest that passes, and what to know about it."""
+
+    figure: float
+    tolerance: float
+    detail: str = ""
+
+    @property
+    def passed(self) -> bool:
+        """NaN does not pass."""
+        return self.figure <= self.tolerance
+
+
+@dataclass(frozen=True)
+class Check:
+    """A check as registered.
+
+    Attributes:
+        id: Identifier, in kebab case.
+        kind: One of :data:`optland.optim.conformance.finding.KINDS`.
+        title: The statement in one line.
+        run: Measures a bench.
+        methods: Methods that it applies to; None for all.
+        variants: Pairs (precision, foreach) in which it runs; the worst counts.
+    """
+
+    id: str
+    kind: str
+    title: str
+    run: Callable[[Bench], Measured]
+    methods: frozenset[str] | None
+    variants: tuple[tuple[torch.dtype, bool], ...]
+
+
+CHECKS: dict[str, Check] = {}
+"""All checks, in the order of the report."""
+
+_VARIANTS: dict[str, tuple[tuple[torch.dtype, bool], ...]] = {
+    "all": tuple(itertools.product((torch.float64, torch.float32), (False, True))),
+    "float64": ((torch.float64, False), (torch.float64, True)),
+    "float32": ((torch.float32, False), (torch.float32, True)),
+    "one": ((torch.float64, False),),
+    "one32": ((torch.float32, False),),
+}
+
+
+def check(
+    id: str,
+    kind: str,
+    title: str,
+    *,
+    methods: set[str] | None = None,
+    variants: Literal["all", "float64", "float32", "one", "one32"] = "all",
+) -> Callable[[Callable[[Bench], Measured]], Callable[[Bench], Measured]]:
+    """Register a function as a check."""
+
+    def register(run: Callable[[Bench], Measured]) -> Callable[[Bench], Measured]:
+        chosen = None if methods is None else frozenset(methods)
+        CHECKS[id] = Check(id, kind, title, run, chosen, _VARIANTS[variants])
+        return run
+
+    return register
+
+
+@dataclass(frozen=True)
+class Step:
+    """One update as seen from outside."""
+
+    before: Tensor  # (d,)
+    points: list[Tensor]  # where the gradient was taken
+    after: Tensor  # (d,)
+    returned: Any
+
+    @property
+    def eps(self) -> Tensor:
+        """The perturbation: the second point minus the first."""
+        if len(self.points) < 2:
+            raise ViolationError(f"the step took {len(self.points)} gradient evaluation(s), not 2")
+        return self.points[1] - self.points[0]
+
+    def received(self, lr: float) -> Tensor:
+        """What plain SGD was handed."""
+        return (self.before - self.after) / lr
+
+
+@dataclass(frozen=True)
+class Bench:
+    """One subject in one precision.
+
+    Attributes:
+        subject: Under test.
+        dtype: Of weights and data.
+        foreach: Whether the base optimizer is asked for its multi-tensor path.
+    """
+
+    subject: Subject
+    dtype: torch.dtype
+    foreach: bool
+
+    @property
+    def options(self) -> Mapping[str, Any]:
+        """The parameters of the claim."""
+        return self.subject.claim.options
+
+    @property
+    def tolerance(self) -> float:
+        """Relative deviation that rounding may make.
+
+        In float64 it allows for a norm that was accumulated in float32 (1e-8); ``norm-precision`` looks at
+        that.
+        """
+        return 1e-7 if self.dtype == torch.float64 else 1e-4
+
+    def require(self, *names: str) -> None:
+        """Go on only where the claim has these parameters."""
+        missing = [name for name in names if name not in self.options]
+        if missing:
+            raise NotApplicableError(f"has no parameter {', '.join(missing)}")
+
+    def build(
+        self,
+        problem: Problem,
+        base: Literal["sgd", "adamw"] = "sgd",
+        *,
+        lr: float = 0.1,
+        momentum: float = 0.0,
+        decay: float = 0.0,
+        groups: bool = False,
+        params: list[nn.Parameter] | None = None,
+        **options: Any,
+    ) -> Any:
+        """The subject's optimizer on a problem, every parameter in its own group with ``groups``.
+
+        The random state is seeded, so that runs of a method that draws numbers can be compared.
+        """
+        torch.manual_seed(0)
+        chosen: list[Any] = list(problem.model.parameters()) if params is None else params
+        settings: dict[str, Any] = {"lr": lr, "weight_decay": decay, "foreach": self.foreach}
+        if base == "sgd":
+            settings["momentum"] = momentum
+        if groups:
+            chosen = [{"params": [p]} for p in chosen]
+        return self.subject.make(chosen, Base(base, settings), problem.model, {**self.options, **options})
+
+    def trace(self, optimizer: Any, problem: Problem, steps: int) -> list[Step]:
+        """Make steps and write down what could be seen."""
+        out = []
+        for _ in range(steps):
+            before, start = problem.flat(), len(problem.points)
+            returned = self.subject.drive.step(optimizer, problem)
+            out.append(Step(before, problem.points[start:], problem.flat(), returned))
+        return out
+
+    def steps(self, optimizer: Any, problem: Problem, count: int) -> None:
+        """Make steps."""
+        for _ in range(count):
+            self.subject.drive.step(optimizer, problem)
+
+
+def differing(a: list[Tensor], b: list[Tensor]) -> int:
+    """Number of entries that are not the same bit for bit (NaN differs from everything)."""
+    return sum(int((x != y).sum()) for x, y in zip(a, b, strict=True))
+
+
+def relative(a: Tensor, b: Tensor, scale: Tensor | None = None) -> float:
+    """||a - b|| / ||scale||, of b unless given."""
+    return float((a - b).norm() / (b if scale is None else scale).norm())

@@ -1,0 +1,13 @@
+"""The checks, one area a file; importing this registers them."""
+
+from optland.optim.conformance.checks import (
+    contract,
+    identities,
+    model_state,
+    passes,
+    scaling,
+    steps,
+    weights,
+)
+
+__all__ = ["contract", "identities", "model_state", "passes", "scaling", "steps", "weights"]

@@ -1,0 +1,228 @@
+"""What loops, schedulers, checkpoints and copies expect of anything that is a ``torch.optim.Optimizer``."""
+
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+import warnings
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.optim import lr_scheduler
+
+from optland.optim.conformance.bench import (
+    Bench,
+    Measured,
+    NotApplicableError,
+    ViolationError,
+    check,
+    differing,
+)
+from optland.optim.conformance.problems import Problem, Slope, network, on
+
+BaseName = Literal["sgd", "adamw"]
+
+
+def _bases(bench: Bench) -> list[BaseName]:
+    return ["sgd"] if bench.subject.claim.method == "msam" else ["sgd", "adamw"]
+
+
+def _path(bench: Bench, optimizer: Any, problem: Problem, steps: int) -> list[Tensor]:
+    path = []
+    for _ in range(steps):
+        bench.subject.drive.step(optimizer, problem)
+        path.extend(problem.bits())
+    return path
+
+
+@check("resume", "contract", "3 steps, save, load, 3 steps are 6 steps, bit for bit", variants="all")
+def resume(bench: Bench) -> Measured:
+    """Section 7.18: into a fresh model and optimizer, through a file. Figure: entries that differ."""
+    worst = 0
+    for base in _bases(bench):
+        straight = network(bench.dtype)
+        expected = _path(bench, bench.build(straight, base, momentum=0.9, lr=0.05), straight, 6)
+        problem = network(bench.dtype)
+        optimizer = bench.build(problem, base, momentum=0.9, lr=0.05)
+        path = _path(bench, optimizer, problem, 3)
+        file = io.BytesIO()
+        torch.save({"model": problem.model.state_dict(), "optimizer": optimizer.state_dict()}, file)
+        file.seek(0)
+        drawn = torch.get_rng_state()
+        saved = torch.load(file, weights_only=False)
+        fresh = network(bench.dtype)
+        fresh.model.load_state_dict(saved["model"])
+        resumed = bench.build(fresh, base, momentum=0.9, lr=0.05)
+        resumed.load_state_dict(saved["optimizer"])
+        torch.set_rng_state(drawn)
+        path += _path(bench, resumed, fresh, 3)
+        worst = max(worst, differing(path, expected))
+    return Measured(worst, 0.0)
+
+
+@check("resume-settings", "contract", "the learning rate of the checkpoint is in force after loading")
+def resume_settings(bench: Bench) -> Measured:
+    """Loading rebinds ``param_groups``; a wrapper and its base must not part there, or schedules have no effect.
+
+    On a linear loss the step of SGD is -lr c. Figure: relative deviation, after loading lr = 0.02 into an
+    optimizer made with 0.5, and after setting lr = 0.03 in its groups then.
+    """
+    first = on(Slope(bench.dtype), bench.dtype)
+    saved = _simple(bench, first, 0.02)
+    bench.steps(saved, first, 1)
+    problem = on(Slope(bench.dtype), bench.dtype)
+    optimizer = _simple(bench, problem, 0.5)
+    optimizer.load_state_dict(copy.deepcopy(saved.state_dict()))
+    worst = abs(_rate(bench, optimizer, problem) / 0.02 - 1.0)
+    for group in optimizer.param_groups:
+        group["lr"] = 0.03
+    worst = max(worst, abs(_rate(bench, optimizer, problem) / 0.03 - 1.0))
+    return Measured(worst, 10 * bench.tolerance)
+
+
+def _simple(bench: Bench, problem: Problem, lr: float, momentum: float = 0.0) -> Any:
+    """On a linear loss every method is its base; LookSAM only without reuse, whose g_v would be rounding."""
+    options: dict[str, Any] = {"k": 1} if "k" in bench.options else {}
+    return bench.build(problem, lr=lr, momentum=momentum, **options)
+
+
+def _rate(bench: Bench, optimizer: Any, problem: Problem) -> float:
+    """The learning rate that one step was made with."""
+    step = bench.trace(optimizer, problem, 1)[0]
+    return float((step.before - step.after).norm() / problem.gradient(step.before).norm())
+
+
+SCHEDULERS: dict[str, Callable[[Any], Any]] = {
+    "cosine": lambda o: lr_scheduler.CosineAnnealingLR(o, 6),
+    "onecycle": lambda o: lr_scheduler.OneCycleLR(o, max_lr=0.3, total_steps=6),
+    "plateau": lambda o: lr_scheduler.ReduceLROnPlateau(o, patience=0, threshold=10.0),
+    "restarts": lambda o: lr_scheduler.CosineAnnealingWarmRestarts(o, 2),
+}
+
+
+def _scheduled(bench: Bench, name: str) -> Measured:
+    """Five steps under a scheduler against plain SGD under the same one, on a linear loss."""
+    problem, plain = on(Slope(bench.dtype), bench.dtype), on(Slope(bench.dtype), bench.dtype)
+    optimizer = _simple(bench, problem, 0.1, momentum=0.9)
+    base = torch.optim.SGD(plain.model.parameters(), lr=0.1, momentum=0.9)
+    start, worst = plain.flat(), 0.0
+    schedulers = [SCHEDULERS[name](o) for o in (optimizer, base)]
+    for _ in range(5):
+        bench.subject.drive.step(optimizer, problem)
+        base.zero_grad()
+        plain.backward()
+        base.step()
+        for scheduler in schedulers:
+            scheduler.step(*([1.0] if name == "plateau" else []))
+        worst = max(worst, float((problem.flat() - plain.flat()).norm() / (plain.flat() - start).norm()))
+    return Measured(worst, 10 * bench.tolerance, f"under {name}")
+
+
+@check("schedulers", "contract", "schedulers attach, act, and do not warn", variants="one")
+def schedulers(bench: Bench) -> Measured:
+    """Cosine, OneCycle (which cycles the momentum too), plateau, warm restarts, on a linear loss.
+
+    Figure: largest deviation from plain SGD under the same schedule, over the distance travelled.
+    """
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        worst = max((_scheduled(bench, name) for name in SCHEDULERS), key=lambda m: m.figure)
+    about = [str(w.message) for w in caught if "lr_scheduler" in str(w.message)]
+    if about:
+        raise ViolationError(f"warns: {about[0][:120]}")
+    return worst
+
+
+def _copied(bench: Bench, copier: Callable[[Any], Any]) -> Measured:
+    """A copy of model and optimizer goes on with the same numbers, and the original does not notice."""
+    worst = 0
+    for base in _bases(bench):
+        problem = network(bench.dtype)
+        optimizer = bench.build(problem, base, momentum=0.9)
+        bench.steps(optimizer, problem, 2)
+        twin = network(bench.dtype)
+        twin.model, twin_optimizer = copier((problem.model, optimizer))
+        before = problem.bits()
+        drawn = torch.get_rng_state()
+        ahead = _path(bench, twin_optimizer, twin, 2)
+        torch.set_rng_state(drawn)
+        worst = max(worst, differing(problem.bits(), before))
+        worst = max(worst, differing(ahead, _path(bench, optimizer, problem, 2)))
+    return Measured(worst, 0.0, "entries that differ")
+
+
+@check("deepcopy", "contract", "a deep copy goes on by itself with the same numbers", variants="one")
+def deepcopy(bench: Bench) -> Measured:
+    """Copied together with its model. Figure: entries that differ, in the copy or in the original."""
+    return _copied(bench, copy.deepcopy)
+
+
+@check("pickle", "contract", "a pickled optimizer goes on with the same numbers", variants="one")
+def pickled(bench: Bench) -> Measured:
+    """Pickled together with its model. Figure: entries that differ, in the copy or in the original."""
+    return _copied(bench, lambda pair: pickle.loads(pickle.dumps(pair)))
+
+
+@check("hooks", "contract", "step hooks fire once an update", variants="one")
+def hooks(bench: Bench) -> Measured:
+    """Whatever number of passes it takes. Figure: calls more or fewer in three updates, before and after."""
+    problem, counts = network(bench.dtype), {"before": 0, "after": 0}
+    optimizer = bench.build(problem)
+
+    def count(key: str) -> Callable[..., None]:
+        def hook(*_: Any) -> None:
+            counts[key] += 1
+
+        return hook
+
+    optimizer.register_step_pre_hook(count("before"))
+    optimizer.register_step_post_hook(count("after"))
+    bench.steps(optimizer, problem, 3)
+    return Measured(max(abs(c - 3) for c in counts.values()), 0.0, f"calls {counts} in 3 updates")
+
+
+def _through_checkpoint(bench: Bench, before: int) -> Measured:
+    """Save and load by name with ``torch.distributed.checkpoint`` after some steps; then three more."""
+    from torch.distributed.checkpoint import state_dict as dcp
+
+    straight, problem, fresh = (network(bench.dtype) for _ in range(3))
+    expected = _path(bench, bench.build(straight, momentum=0.9), straight, before + 3)
+    optimizer = bench.build(problem, momentum=0.9)
+    path = _path(bench, optimizer, problem, before)
+    drawn = torch.get_rng_state()
+    saved = copy.deepcopy(dcp.get_optimizer_state_dict(problem.model, optimizer))
+    fresh.model.load_state_dict(problem.model.state_dict())
+    resumed = bench.build(fresh, momentum=0.9)
+    dcp.set_optimizer_state_dict(fresh.model, resumed, saved)
+    torch.set_rng_state(drawn)
+    return Measured(differing(path + _path(bench, resumed, fresh, 3), expected), 0.0, "entries that differ")
+
+
+@check("checkpoint-first", "contract", "distributed checkpoints before the first step", variants="one")
+def checkpoint_first(bench: Bench) -> Measured:
+    """``get_optimizer_state_dict`` makes the state by a step with zero gradients. Figure: entries that differ."""
+    return _through_checkpoint(bench, 0)
+
+
+@check("checkpoint-later", "contract", "distributed checkpoints after some steps", variants="one")
+def checkpoint_later(bench: Bench) -> Measured:
+    """Save after two steps, load, three more. Figure: entries that differ from five steps."""
+    return _through_checkpoint(bench, 2)
+
+
+@check("added-group", "contract", "a group added later is trained", variants="one")
+def added_group(bench: Bench) -> Measured:
+    """``add_param_group`` on the wrapper reaches the base. Figure: 1 when its parameters did not move."""
+    problem = network(bench.dtype)
+    params = list(problem.model.parameters())
+    optimizer = bench.build(problem, params=params[:2])
+    if not hasattr(optimizer, "add_param_group"):
+        raise NotApplicableError("has no add_param_group")
+    optimizer.add_param_group({"params": params[2:]})
+    before = [p.detach().clone() for p in params[2:]]
+    bench.steps(optimizer, problem, 1)
+    moved = all(not torch.equal(p, b) for p, b in zip(params[2:], before, strict=True))
+    return Measured(0.0 if moved else 1.0, 0.0)

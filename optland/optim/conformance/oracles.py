@@ -1,0 +1,204 @@
+r"""Slow, literal oracles: each method from the equations of its paper, in float64, on one flat vector.
+
+Nothing of the package is used. An oracle is called with the weights and the gradient as a function of them,
+and returns what the base optimizer receives; its own state (a moving average, a cached gradient) is in it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["ORACLES", "Handed", "Oracle", "adamw", "sgd", "unit"]
+
+Gradient = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Handed:
+    """What one step hands to the base optimizer."""
+
+    gradient: Tensor
+    correction: Tensor | None = None  # w -= lr * correction after the base's step
+
+
+Oracle = Callable[[Tensor, Gradient, Tensor], Handed]
+"""(weights, gradient function, base's momentum buffer) -> what the base receives."""
+
+
+def unit(g: Tensor) -> Tensor:
+    """G / ||g||, and 0 for 0."""
+    length = math.sqrt(sum(x * x for x in g.tolist()))
+    return g / length if length > 0 else torch.zeros_like(g)
+
+
+def sam(o: Mapping[str, Any], scaled: Tensor) -> Oracle:
+    """Foret et al. 2021: h = grad(w + rho g / ||g||)."""
+    return lambda w, f, v: Handed(f(w + o["rho"] * unit(f(w))))
+
+
+def usam(o: Mapping[str, Any], scaled: Tensor) -> Oracle:
+    """Andriushchenko & Flammarion 2022: eps = rho (1 - lam + lam / ||g||) g; lam = 0 unless given."""
+    lam = o.get("lam", 0.0)
+    return lambda w, f, v: Handed(f(w + o["rho"] * ((1 - lam) * f(w) + lam * unit(f(w)))))
+
+
+def asam(o: Mapping[str, Any], scaled: Tensor) -> Oracle:
+    """Kwon et al. 2021: eps = rho T^2 g / ||T g||, T = |w| + eta on the coordinates ``scaled``, else 1."""
+
+    def step(w: Tensor, f: Gradient, v: Tensor) -> Handed:
+        T = torch.where(scaled, w.abs() + o["eta"], torch.ones_like(w))
+        return Handed(f(w + o["rho"] * T * unit(T * f(w))))
+
+    return step
+
+
+def gsam(o: Mapping[str, Any], scaled: Tensor) -> Oracle:
+    """Zhuang et al. 2022: h - alpha (g - proj_h g)."""
+
+    def step(w: Tensor, f: Gradient, v: Tensor) -> Handed:
+        g = f(w)
+        h = f(w + o["rho"] * unit(g))
+        return Handed(h - o["alpha"] * (g - (g @ unit(h)) * unit(h)))
+
+    return step
+
+
+def wsam(o: Mapping[str, Any], scaled: Tensor) -> Oracle:
+    """Yue et al. 2023: (1 - a) g + a h with a = gamma / (1 - gamma), or the base with g and then -lr a (h - g)."""
+    a = o["gamma"] / (1.0 - o["gamma"])
+
+    def step(w: Tensor, f: Gradient, v: Tensor) -> Handed:
+        g = f(w)
+        h = f(w + o["rho"] * unit(g))
+        return Handed(g, a * (h - g)) if o.get("decouple", False) else Handed((1 - a) * g + a * h)
+
+    return step
+
+
+def looksam(o: Mapping[str, Any], scaled: Tensor) -> Oracle:
+    """Liu et al. 2022: every k-th step h, of which g_v = h - proj_g h is kept; else g + alpha ||g|| g_v / ||g_v||."""
+    kept: list[Tensor] = []
+
+    def step(w: Tensor, f: Gradient, v: Tensor) -> Handed:
+        g, count = f(w), len(kept)
+        if count % o["k"] == 0:
+            h = f(w + o["rho"] * unit(g))
+            kept.append(h - (h @ unit(g)) * unit(g))
+            return Handed(h)
+        kept.append(kept[-1])
+        return Handed(g + o["alpha"] * math.sqrt(float(g @ g)) * unit(kept[-1]))
+
+    return step
+
+
+def fsam(o: Mapping[str, Any], scaled: Tensor) -> Oracle:
+    """Li et al. 2024: eps along d = g - sigma m, m <- lam m + (1 - lam) g.
+
+    The paper and its code differ in whether m holds this step's g yet and in where it starts; ``fresh`` and
+    ``start`` choose.
+    """
+    held: list[Tensor] = []
+
+    def step(w: Tensor, f: Gradient, v: Tensor) -> Handed:
+        g = f(w)
+        first = not held
+        old = held[-1] if held else (torch.zeros_like(g) if o.get("start") == "zero" else g)
+        m = o["lam"] * old + (1 - o["lam"]) * g
+        held.append(m)
+        d = g - o["sigma"] * (m if o.get("fresh") else old)
+        if first and not o.get("fresh"):
+            d = g
+        return Handed(f(w + o["rho"] * unit(d)))
+
+    return step
+
+
+def vasso(o: Mapping[str, Any], scaled: Tensor) -> Oracle:
+    """Li & Giannakis 2023: eps along m <- (1 - theta) m + theta g, started at 0 or at the first g."""
+    held: list[Tensor] = []
+
+    def step(w: Tensor, f: Gradient, v: Tensor) -> Handed:
+        g = f(w)
+        old = held[-1] if held else (torch.zeros_like(g) if o.get("start") == "zero" else g)
+        held.append((1 - o["theta"]) * old + o["theta"] * g)
+        return Handed(f(w + o["rho"] * unit(held[-1])))
+
+    return step
+
+
+def msam(o: Mapping[str, Any], scaled: Tensor) -> Oracle:
+    """Becker et al. 2024: the one gradient is taken at w - rho v / ||v||, v the momentum before this step."""
+    return lambda w, f, v: Handed(f(w - o["rho"] * unit(v)))
+
+
+def lesam(o: Mapping[str, Any], scaled: Tensor) -> Oracle:
+    """SAM with the radius min(sigma / ||g||, rho): a fixed first-order rise of the loss."""
+
+    def step(w: Tensor, f: Gradient, v: Tensor) -> Handed:
+        g = f(w)
+        return Handed(f(w + min(o["sigma"] / math.sqrt(float(g @ g)), o["rho"]) * unit(g)))
+
+    return step
+
+
+def fishersam(o: Mapping[str, Any], scaled: Tensor) -> Oracle:
+    """Kim et al. 2022: eps = rho F^-1 g / sqrt(g' F^-1 g), with F = 1 + eta g^2 on the diagonal."""
+
+    def step(w: Tensor, f: Gradient, v: Tensor) -> Handed:
+        g = f(w)
+        down = g / (1.0 + o["eta"] * g * g)
+        return Handed(f(w + o["rho"] * down / math.sqrt(float(g @ down))))
+
+    return step
+
+
+def crsam(o: Mapping[str, Any], scaled: Tensor) -> Oracle:
+    """Wu et al. 2024: h+ + alpha (h+ + h- - 2 g) + beta (h+ - h-), h+- at w +- eps."""
+
+    def step(w: Tensor, f: Gradient, v: Tensor) -> Handed:
+        g = f(w)
+        up, down = f(w + o["rho"] * unit(g)), f(w - o["rho"] * unit(g))
+        return Handed(up + o["alpha"] * (up + down - 2 * g) + o["beta"] * (up - down))
+
+    return step
+
+
+ORACLES: dict[str, Callable[[Mapping[str, Any], Tensor], Oracle]] = {
+    f.__name__: f for f in (sam, usam, asam, gsam, wsam, looksam, fsam, vasso, msam, lesam, fishersam, crsam)
+}
+
+
+def sgd(
+    w: Tensor, f: Gradient, method: Oracle, steps: int, lr: float, momentum: float = 0.0, decay: float = 0.0
+) -> list[Tensor]:
+    """Heavy-ball SGD around a method: the weights after each step."""
+    v, path = torch.zeros_like(w), []
+    for t in range(steps):
+        handed = method(w, f, v)
+        d = handed.gradient + decay * w
+        v = d if t == 0 else momentum * v + d
+        w = w - lr * v
+        if handed.correction is not None:
+            w = w - lr * handed.correction
+        path.append(w)
+    return path
+
+
+def adamw(w: Tensor, f: Gradient, method: Oracle, steps: int, lr: float, decay: float) -> list[Tensor]:
+    """AdamW (Loshchilov & Hutter 2019) with betas (0.9, 0.999) around a method: the weights after each step."""
+    m, s, path = torch.zeros_like(w), torch.zeros_like(w), []
+    for t in range(1, steps + 1):
+        handed = method(w, f, m)
+        m = 0.9 * m + 0.1 * handed.gradient
+        s = 0.999 * s + 0.001 * handed.gradient**2
+        w = w * (1 - lr * decay) - lr * (m / (1 - 0.9**t)) / ((s / (1 - 0.999**t)).sqrt() + 1e-8)
+        if handed.correction is not None:
+            w = w - lr * handed.correction
+        path.append(w)
+    return path

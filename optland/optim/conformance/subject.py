@@ -1,0 +1,193 @@
+"""What is tested: how an optimizer is built, how it is driven, and what it claims to be.
+
+A subject says these three things and no more, so that a package is judged by its own documented way of use:
+a calling convention (:class:`Drive`), a method with its parameters in the letters of its paper
+(:class:`Claim`), and, by check, what it says itself that it does not support.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from optland.optim.conformance.problems import Problem
+
+__all__ = [
+    "Base",
+    "Claim",
+    "Drive",
+    "FirstSecond",
+    "GradientFirst",
+    "Phases",
+    "SetClosure",
+    "Subject",
+]
+
+
+@dataclass(frozen=True)
+class Base:
+    """The base optimizer that a check asks for.
+
+    Calling it makes an instance; packages that take a class and options take :attr:`cls` and :attr:`options`.
+
+    Example:
+        >>> type(Base("sgd", {"lr": 0.1})([nn.Parameter(torch.ones(1))])).__name__
+        'SGD'
+    """
+
+    name: Literal["sgd", "adamw"]
+    options: Mapping[str, Any]
+
+    @property
+    def cls(self) -> type[Optimizer]:
+        """The class of the base optimizer."""
+        return torch.optim.SGD if self.name == "sgd" else torch.optim.AdamW
+
+    def __call__(self, params: Any) -> Optimizer:
+        """A base optimizer over these parameters or groups."""
+        make: Callable[..., Optimizer] = self.cls
+        return make(params, **self.options)
+
+
+Make = Callable[[list[Any], Base, nn.Module, Mapping[str, Any]], Any]
+"""(parameters or groups, base, model, options of the method) -> optimizer."""
+
+
+class Drive:
+    """One step by closure, as ``torch.optim`` has it: zero, forward, backward, return the loss."""
+
+    returns_loss = True
+    """Whether ``step`` owes the loss; False where the caller has computed it himself."""
+    takes_parts = True
+    """Whether the caller owns the backward pass and can make it of several micro-batches."""
+    takes_closure = True
+    """Whether ``step`` takes a closure."""
+
+    def closure(self, optimizer: Any, problem: Problem) -> Callable[..., Tensor]:
+        """The closure that is passed to ``step``."""
+
+        def closure() -> Tensor:
+            optimizer.zero_grad()
+            return problem.backward()
+
+        return closure
+
+    def prepare(self, optimizer: Any, problem: Problem) -> None:
+        """What the caller does before ``step``."""
+
+    def step(self, optimizer: Any, problem: Problem) -> Any:
+        """Make one update; return what the optimizer's ``step`` returned."""
+        self.prepare(optimizer, problem)
+        return optimizer.step(self.closure(optimizer, problem))
+
+
+class GradientFirst(Drive):
+    """The caller computes the first gradient, and the closure is for the second."""
+
+    returns_loss = False
+
+    def prepare(self, optimizer: Any, problem: Problem) -> None:
+        """The first gradient."""
+        self.closure(optimizer, problem)()
+
+
+class FirstSecond(Drive):
+    """``first_step`` and ``second_step`` between two backward passes, as the most used implementation has it."""
+
+    returns_loss = False
+    takes_closure = False
+
+    def step(self, optimizer: Any, problem: Problem) -> Any:
+        """Backward, first_step, backward, second_step."""
+        problem.backward()
+        optimizer.first_step(zero_grad=True)
+        problem.backward()
+        optimizer.second_step(zero_grad=True)
+
+
+class Phases(Drive):
+    """``perturb`` and ``step`` between two backward passes."""
+
+    returns_loss = False
+    takes_closure = False
+
+    def step(self, optimizer: Any, problem: Problem) -> Any:
+        """Zero, backward, perturb, backward, step."""
+        optimizer.zero_grad()
+        problem.backward()
+        optimizer.perturb()
+        problem.backward()
+        optimizer.step()
+
+
+class SetClosure(Drive):
+    """Loss function and batch are handed over with ``set_closure``, then ``step()`` does everything."""
+
+    takes_parts = False
+    takes_closure = False
+
+    def step(self, optimizer: Any, problem: Problem) -> Any:
+        """``set_closure(criterion, x, y)``, then ``step()``, which returns (outputs, loss)."""
+        optimizer.set_closure(problem.judge, problem.x, problem.y)
+        returned = optimizer.step()
+        return returned[1] if isinstance(returned, tuple) else returned
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A method by name and its parameters, in the paper's letters.
+
+    Args:
+        method: ``"sam"``, ``"asam"``, ``"usam"``, ``"gsam"``, ``"wsam"``, ``"looksam"``, ``"fsam"``,
+            ``"vasso"``, ``"msam"``, ``"lesam"``, ``"fishersam"``, ``"crsam"``; any other name is held to the
+            general checks alone.
+        options: Parameters with the values that general checks use. Those here, and no others, may be varied
+            by a check.
+        off: Options under which the method is its base optimizer; None where there are none.
+    """
+
+    method: str
+    options: Mapping[str, Any] = field(default_factory=lambda: {"rho": 0.3})
+    off: Mapping[str, Any] | None = field(default_factory=lambda: {"rho": 0.0})
+
+
+@dataclass(frozen=True)
+class Subject:
+    """An optimizer under test.
+
+    Args:
+        name: Shown in reports.
+        make: Builds the optimizer from parameters (or groups), a :class:`Base`, the model, and the options of
+            the :class:`Claim`.
+        claim: What it claims to be.
+        drive: Its documented way of making a step.
+        halves: Names of the two calls of a step in two halves, where there are such; the second takes no
+            argument.
+        scaled: One step under a ``GradScaler``, in the documented way; None where none is documented.
+        micro: One step with a perturbation for each of the parts of the batch (m-sharpness), in the
+            documented way; None where it is not offered.
+        disclaims: Check id -> the package's own statement that it does not support this.
+
+    Example:
+        >>> import torch
+        >>> from optland.optim import SAM
+        >>> def make(params, base, model, options):
+        ...     return SAM(base(params), rho=options["rho"], model=model)
+        >>> from optland.optim.conformance import run
+        >>> str(run(Subject("mine", make, Claim("sam")), only=("step",)).findings[0].status)
+        'passed'
+    """
+
+    name: str
+    make: Make
+    claim: Claim
+    drive: Drive = field(default_factory=Drive)
+    halves: tuple[str, str] | None = None
+    scaled: Callable[[Any, Problem, torch.amp.GradScaler], None] | None = None
+    micro: Callable[[Any, Problem, list[slice]], None] | None = None
+    disclaims: Mapping[str, str] = field(default_factory=dict)
