@@ -65,6 +65,7 @@ class PassGuard:
 
     def __init__(self, model: nn.Module | None) -> None:
         self.model = model
+        self.beginnings = 0  # of a pass one, or of what may become one
         self._recorder = ForwardRecorder()
         self._stack: ExitStack | None = None
         self._start: dict[str, Any] | None = None
@@ -75,11 +76,13 @@ class PassGuard:
 
     def forget(self) -> None:
         """A new pass one begins, or may begin: drop what was recorded."""
+        self.beginnings += 1
         self._start = None
         self._recorder.start("record")
 
     def forget_forwards(self) -> None:
         """Gradients were zeroed in phase form: the forwards so far belong to no pass."""
+        self.beginnings += 1
         if self._recorder.mode == "record":
             self._recorder.start("record")
 
@@ -97,6 +100,7 @@ class PassGuard:
 
     def begin_closure(self) -> None:
         """Pass one is a closure: its random state is known from the start, so no hook is needed."""
+        self.beginnings += 1
         self._recorder.start("off")
         self._start = rng_state()
 

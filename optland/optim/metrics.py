@@ -70,7 +70,8 @@ class FisherSAM(TwoPass):
 
     def metric(self, p: Tensor, g: Tensor, group: dict[str, Any]) -> Tensor | None:
         """T = F^(-1/2)."""
-        return g.square().mul_(group["eta"]).add_(1.0).rsqrt_()
+        # A NaN would come through the zero radius that such a gradient gets: 0 * NaN is NaN.
+        return g.square().mul_(group["eta"]).add_(1.0).rsqrt_().nan_to_num_(0.0)
 
 
 class PreconditionedSAM(TwoPass):
@@ -111,6 +112,7 @@ class PreconditionedSAM(TwoPass):
         state = self._state_of(p)
         if "exp_avg_sq" not in state:
             return g
-        correction = 1.0 - group["betas"][1] ** torch.as_tensor(state["step"], device=g.device)
-        second: Tensor = state["exp_avg_sq"] / correction
-        return g / second.sqrt_().add_(group["delta"])
+        second: Tensor = state["exp_avg_sq"]
+        if "step" in state:  # where it is counted elsewhere: the correction cancels in d / |d|, but for delta
+            second = second / (1.0 - group["betas"][1] ** torch.as_tensor(state["step"], device=g.device))
+        return g / second.sqrt().add_(group["delta"])

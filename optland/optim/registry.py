@@ -63,11 +63,19 @@ def create(name: str, params: Iterable[Any], base: str | None = None, **options:
     base = name if name in BASES else base or "sgd"
     _check("base optimizer", base, sorted(BASES))
     of_base, of_method = _options(BASES[base]), _options(METHODS[name]) if name in METHODS else {"model"}
+    for key in sorted(of_base & of_method & options.keys()):
+        raise ValueError(
+            f"{key!r} is an option of {name!r} and of {base!r}, which mean different things by it; make the base "
+            "yourself and hand it to the class of the method"
+        )
     for key in options:
         _check(f"option of {name!r} over {base!r}", key, sorted(of_base | of_method))
     inner = BASES[base](params, **{key: value for key, value in options.items() if key in of_base})
     if name not in METHODS:
         return inner
+    missing = _required(METHODS[name]) - options.keys()
+    if missing:
+        raise ValueError(f"{name!r} needs {', '.join(f'{key}=' for key in sorted(missing))}; pass it")
     build: Callable[..., TwoPass] = METHODS[name]
     return build(inner, **{key: value for key, value in options.items() if key in of_method})
 
@@ -77,6 +85,14 @@ def _options(cls: type) -> set[str]:
     parameters = inspect.signature(cls).parameters.values()
     engine = set(EngineOptions.__annotations__) if issubclass(cls, TwoPass) else set()
     return ({p.name for p in parameters if p.kind is not p.VAR_KEYWORD} | engine) - _FORM_ARGUMENTS
+
+
+def _required(cls: type) -> set[str]:
+    """Options without a default."""
+    parameters = inspect.signature(cls).parameters.values()
+    return {
+        p.name for p in parameters if p.default is p.empty and p.kind is not p.VAR_KEYWORD
+    } - _FORM_ARGUMENTS
 
 
 def _check(what: str, given: str, known: list[str]) -> None:
