@@ -114,5 +114,7 @@ class EigenSAM(TwoPass):
                     max_products=self.max_products,
                     seed=self.steps,
                 )
-            self.remember(_VECTOR, params, found.vectors[0])
+            mine = set(self._params)  # the objective may see parameters that another optimizer trains
+            kept = [(p, v) for p, v in zip(params, found.vectors[0], strict=True) if p in mine]
+            self.remember(_VECTOR, [p for p, _ in kept], [v for _, v in kept])
         return self.recall(_VECTOR, at.params)

@@ -110,8 +110,13 @@ class PreconditionedSAM(TwoPass):
 
     def _divided(self, p: Tensor, g: Tensor, group: dict[str, Any]) -> Tensor:
         state = self._state_of(p)
-        if "exp_avg_sq" not in state:
+        if not state:
             return g
+        if "exp_avg_sq" not in state:
+            raise ValueError(
+                f"{type(self.base).__name__} keeps no second moment under exp_avg_sq, so PreconditionedSAM has no "
+                "metric; use Adam, AdamW or a relative of theirs, or SAM"
+            )
         second: Tensor = state["exp_avg_sq"]
         if "step" in state:  # where it is counted elsewhere: the correction cancels in d / |d|, but for delta
             second = second / (1.0 - group["betas"][1] ** torch.as_tensor(state["step"], device=g.device))
