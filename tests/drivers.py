@@ -38,6 +38,8 @@ class Lion(Optimizer):
 
     @torch.no_grad()
     def step(self, closure=None):
+        with torch.enable_grad():
+            loss = None if closure is None else closure()
         for group in self.param_groups:
             one, two = group["betas"]
             for p in group["params"]:
@@ -47,6 +49,7 @@ class Lion(Optimizer):
                 p.mul_(1 - group["lr"] * group["weight_decay"])
                 p.sub_(group["lr"] * (one * m + (1 - one) * p.grad).sign())
                 m.mul_(two).add_(p.grad, alpha=1 - two)
+        return loss
 
 
 def schedule_free(params, lr, **options):

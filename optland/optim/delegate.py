@@ -127,6 +127,13 @@ class Delegating(Optimizer):
         self._validate(param_group)
         self.base.add_param_group(param_group)
 
+    def __getattr__(self, name: str) -> Any:
+        # Schedule-free optimizers switch between two sets of weights; trainers ask whether there is such a switch.
+        if name in ("train", "eval") and "base" in self.__dict__:
+            self._refuse_in_flight(f"{name}()")
+            return getattr(self.base, name)
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
     # Saving and loading ----------------------------------------------------------------------------
 
     def _refuse_in_flight(self, action: str) -> None:

@@ -41,6 +41,7 @@ from optland.optim.two_pass import EngineOptions, TwoPass
 
 __all__ = ["MSAM"]
 
+_NORM = "gate_norm"
 _VELOCITIES = ("momentum_buffer", "exp_avg")
 
 
@@ -74,7 +75,9 @@ class MSAM(TwoPass):
     """
 
     def __init__(self, base: Optimizer, rho: float = 0.3, **engine: Unpack[EngineOptions]) -> None:
-        super().__init__(base, {"rho": rho}, **engine)
+        # A gate decides before the pass, by the norm of the update before, which a checkpoint has to hold.
+        norm = {} if engine.get("gate") is None else {_NORM: 0.0}
+        super().__init__(base, {"rho": rho, **norm}, **engine)
         if not all(_has_momentum(group) for group in self.param_groups):
             raise ValueError(
                 f"MSAM perturbs along the momentum of its base, and this {type(base).__name__} has none; "
@@ -88,6 +91,17 @@ class MSAM(TwoPass):
     def evaluations(self) -> int:
         """One gradient a sample."""
         return 1
+
+    def gradient_norm(self) -> float:
+        """The length of the gradient of the last update."""
+        group = self.param_groups[0]
+        return float(group[_NORM]) if _NORM in group else super().gradient_norm()
+
+    def _write_down(self) -> None:
+        super()._write_down()
+        for group in self.param_groups:
+            if _NORM in group:
+                group[_NORM] = super().gradient_norm()
 
     def direction(self, at: Gradients) -> list[Tensor]:
         """-v; the engine is given the momentum in the place of the gradient."""
