@@ -32,7 +32,16 @@ class ForwardRecorder:
         self.position = 0
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> None:
-        """Record or replay; evaluations (no gradient, or eval mode) are not part of a pass."""
+        """Record or replay; evaluations (no gradient, or eval mode) are not part of a pass.
+
+        Raises:
+            RuntimeError: An evaluation in the middle of pass two: its result would be that of w + eps.
+        """
+        if self.mode == "replay" and not (module.training or torch.is_grad_enabled()):
+            raise RuntimeError(
+                "the model is evaluated while the weights are perturbed (between perturb() and step()); finish the "
+                "step or call restore() first. To evaluate at w + eps, use: with optimizer.perturbed()"
+            )
         if self.mode == "off" or not (module.training and torch.is_grad_enabled()):
             return
         if self.mode == "record":

@@ -28,7 +28,6 @@ from __future__ import annotations
 
 from typing import Any, Unpack
 
-import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -119,5 +118,7 @@ class PreconditionedSAM(TwoPass):
             )
         second: Tensor = state["exp_avg_sq"]
         if "step" in state:  # where it is counted elsewhere: the correction cancels in d / |d|, but for delta
-            second = second / (1.0 - group["betas"][1] ** torch.as_tensor(state["step"], device=g.device))
+            step = state["step"]  # in float32, which is not enough for beta^step; on a device it stays there
+            steps = step.to(second.dtype) if step.device.type != "cpu" else float(step)
+            second = second / (1.0 - group["betas"][1] ** steps)
         return g / second.sqrt().add_(group["delta"])
