@@ -2,6 +2,7 @@
 
 from functools import partial
 
+import pytest
 import torch
 from torch import nn
 from torch.optim import SGD, Adam, AdamW, Muon, Optimizer, RMSprop
@@ -10,7 +11,16 @@ from optland.objective import Objective
 from optland.optim.registry import METHODS
 
 __all__ = ["ALL", "BASES", "PASSES", "TRUE_UNITS", "Lion", "assert_identical", "fits", "fitting", "make"]
-__all__ += ["assert_same_state", "mean_loss", "passes_of", "run", "run_phases", "snapshot", "wrap"]
+__all__ += [
+    "assert_same_state",
+    "mean_loss",
+    "passes_of",
+    "run",
+    "run_phases",
+    "slow_unless",
+    "snapshot",
+    "wrap",
+]
 
 ALL = list(METHODS)
 
@@ -28,6 +38,11 @@ def passes_of(name):
 
 PASSES = [(name, number) for name in ALL for number in range(1, passes_of(name) + 1)]
 """All (method, number of a pass)."""
+
+
+def slow_unless(wanted, *values):
+    """A row of a table, in the default tier where ``wanted``."""
+    return pytest.param(*values, marks=() if wanted else pytest.mark.slow)
 
 
 class Lion(Optimizer):

@@ -49,7 +49,7 @@ def held(size):
     """Copies of the weights that live now, counted by their memory."""
     memory = {}
     for x in gc.get_objects():
-        if issubclass(type(x), torch.Tensor):  # isinstance would wake lazy modules
+        if type(x) in (torch.Tensor, nn.Parameter):  # isinstance would wake lazy modules
             storage = x.untyped_storage()
             memory[storage.data_ptr()] = storage.nbytes()
     return sum(memory.values()) / size

@@ -15,6 +15,7 @@ from drivers import (
     passes_of,
     run,
     run_phases,
+    slow_unless,
     snapshot,
     wrap,
 )
@@ -123,8 +124,14 @@ SCHEDULERS = {
 
 
 @EVERY
-@FORMS
-@pytest.mark.parametrize("scheduler_name", SCHEDULERS)
+@pytest.mark.parametrize(
+    ("scheduler_name", "form"),
+    [
+        slow_unless(form is run or key == "onecycle", key, form)
+        for key in SCHEDULERS
+        for form in (run, run_phases)
+    ],
+)
 def test_schedulers_attach_and_drive_the_base(name, make_network, scheduler_name, form):
     network, other = make_network(), make_network()
     optimizer = make(name, network)
@@ -344,13 +351,13 @@ def test_restore_is_exact_after_many_rounds(name, make_network):
     optimizer = make(name, network, rho=0.3)
     run(network, optimizer, 2)  # momentum SAM needs a momentum
     weights, moved = network.weights(), 0
-    for _ in range(50):
+    for _ in range(12):
         optimizer.zero_grad()
         for _ in optimizer.passes():
             moved += not torch.equal(network.model[0].weight, weights[0])
             network.loss().backward()
         optimizer.restore()
-    assert moved == 50 * max(1, passes_of(name) - 1)
+    assert moved == 12 * max(1, passes_of(name) - 1)
     assert_identical(network.weights(), weights)
 
 

@@ -6,7 +6,17 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from drivers import ALL, assert_identical, assert_same_state, make, passes_of, run, run_phases, snapshot
+from drivers import (
+    ALL,
+    assert_identical,
+    assert_same_state,
+    make,
+    passes_of,
+    run,
+    run_phases,
+    slow_unless,
+    snapshot,
+)
 from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
@@ -89,8 +99,14 @@ def test_late_phase_follows_the_schedule(make_network):
     assert sum(calls) == 12 + 4
 
 
-@pytest.mark.parametrize("name", ALL)
-@pytest.mark.parametrize("gate", GATES)
+@pytest.mark.parametrize(
+    ("name", "gate"),
+    [
+        slow_unless(name in ("sam", "msam") or gate == "callable", name, gate)
+        for name in ALL
+        for gate in GATES
+    ],
+)
 def test_both_forms_agree_and_the_cost_is_what_the_gate_says(name, gate, make_network):
     one, two = make_network(nn.Dropout(0.3)), make_network(nn.Dropout(0.3))
     optimizers = [make(name, network, rho=0.2, gate=GATES[gate]()) for network in (one, two)]

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from drivers import ALL, assert_identical, make, run
+from drivers import ALL, assert_identical, make, run, slow_unless
 from torch import nn
 
 from optland.optim import SAM, Every
@@ -40,11 +40,19 @@ def by_phases(network, optimizer, steps):
         optimizer.step()
 
 
+STOCHASTIC = (nn.BatchNorm1d(8), nn.Dropout(0.3))
+
+
 @EVERY
 @pytest.mark.parametrize(
-    "layers", [(), (nn.BatchNorm1d(8), nn.Dropout(0.3))], ids=["plain", "dropout and batchnorm"]
+    ("layers", "gate"),
+    [
+        ((), None),
+        (STOCHASTIC, Every(2)),
+        slow_unless(False, (), Every(2)),
+        slow_unless(False, STOCHASTIC, None),
+    ],
 )
-@pytest.mark.parametrize("gate", [None, Every(2)], ids=["always", "every"])
 def test_both_forms_agree_bit_for_bit(name, make_network, layers, gate):
     one, two = (make_network(*copy.deepcopy(layers)) for _ in range(2))
     for network, form in ((one, by_closures), (two, by_phases)):
