@@ -69,11 +69,17 @@ class Climber(ScalerAware):
         self._norms: list[Tensor] = []  # of all gradients of this step, for the finite check
         self._selected = selected(only, self._params, model)
         self._until_measured = 0
+        self._gate_before: list[dict[str, Any]] = []  # what the gate remembered before this step asked it
 
     @property
     def model(self) -> nn.Module | None:
         """The guarded module."""
         return self._guard.model
+
+    @property
+    def beginnings(self) -> int:
+        """A number that changes whenever a pass one begins, or may begin."""
+        return self._guard.beginnings
 
     @property
     def is_perturbed(self) -> bool:
@@ -82,7 +88,12 @@ class Climber(ScalerAware):
 
     def due(self) -> bool:
         """Whether this step takes its second pass: what the gate says."""
-        return self.gate is None or bool(self.gate(self))  # type: ignore[arg-type]  # always a TwoPass
+        if self.gate is None:
+            return True
+        self._gate_before = self._gate_before or [
+            {key: group[key] for key in gate_state(self.gate)} for group in self.param_groups
+        ]
+        return bool(self.gate(self))  # type: ignore[arg-type]  # always a TwoPass
 
     def gradient_norm(self) -> float:
         """The length of g, in the units of the unscaled loss; the host waits for it."""
@@ -92,6 +103,22 @@ class Climber(ScalerAware):
         """Add a group to the base optimizer; hyper-parameters it does not name take their defaults."""
         super().add_param_group(param_group)
         self._selected = selected(self.only, self._params, self.model)
+
+    def _drop_proposals(self) -> None:
+        super()._drop_proposals()
+        for i, before in enumerate(self._gate_before):
+            self.param_groups[i].update(before)
+        self._gate_before = []
+
+    def _write_down(self) -> None:
+        super()._write_down()
+        self._gate_before = []
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load what :meth:`state_dict` returned, or a plain base optimizer's; rho then keeps its default."""
+        super().load_state_dict(state_dict)
+        self._gate_before = []
+        self._drop_proposals()
 
     # Beginning ---------------------------------------------------------------------------------------
 
@@ -163,6 +190,10 @@ class Climber(ScalerAware):
             vectors.copy_(ascent.moved, ascent.weights)
             raise
         return ascent
+
+    def _visit(self, g: dict[Tensor, Tensor]) -> Ascent:
+        """The ascent of :meth:`perturbed`, given the present gradients."""
+        return self._climb(g)
 
     def _unscaled(self, g: list[Tensor]) -> list[Tensor]:
         scale = self._loss_scale

@@ -19,7 +19,11 @@ class ClosureForm(Climber):
 
     def _closure_step(self, closure: Closure) -> Any:
         self._forget_step()
-        loss = self._passes(closure)
+        try:
+            loss = self._passes(closure)
+        except BaseException:
+            self._drop_proposals()
+            raise
         self._update()
         spend(self._params)
         return loss

@@ -7,6 +7,7 @@ learning-rate schedule.
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable
 from typing import Any
@@ -34,8 +35,8 @@ class Delegating(Optimizer):
 
     Raises:
         TypeError: ``base`` is not an optimizer instance.
-        ValueError: ``base`` evaluates the closure by itself (LBFGS), or a hyper-parameter has no possible
-            value.
+        ValueError: ``base`` evaluates the closure by itself (LBFGS), has a hyper-parameter of the same name, or a
+            hyper-parameter has no possible value.
     """
 
     base: Optimizer
@@ -52,6 +53,12 @@ class Delegating(Optimizer):
             raise ValueError(
                 f"LBFGS evaluates the closure by itself and cannot be the base of {type(self).__name__}; "
                 "use a one-gradient optimizer such as SGD or AdamW"
+            )
+        taken = sorted(hyperparameters.keys() & inspect.signature(type(base)).parameters.keys())
+        if taken:
+            raise ValueError(
+                f"{type(base).__name__} has a hyper-parameter {taken[0]!r} of its own, and one group cannot hold two; "
+                f"use another base for {type(self).__name__}"
             )
         self.base = base
         self._own = dict(hyperparameters)
@@ -119,6 +126,13 @@ class Delegating(Optimizer):
         self._refuse_in_flight("add_param_group()")
         self._validate(param_group)
         self.base.add_param_group(param_group)
+
+    def __getattr__(self, name: str) -> Any:
+        # Schedule-free optimizers switch between two sets of weights; trainers ask whether there is such a switch.
+        if name in ("train", "eval") and "base" in self.__dict__:
+            self._refuse_in_flight(f"{name}()")
+            return getattr(self.base, name)
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     # Saving and loading ----------------------------------------------------------------------------
 

@@ -32,6 +32,7 @@ from torch.optim import Optimizer
 from optland import vectors
 from optland.curvature import hessian, lanczos
 from optland.objective import Objective
+from optland.optim.memory import dated
 from optland.optim.method import Gradients
 from optland.optim.two_pass import EngineOptions, TwoPass
 
@@ -85,7 +86,7 @@ class EigenSAM(TwoPass):
             )
         if refresh < 1:
             raise ValueError(f"refresh={refresh} is not possible; use 1 for every step, or more")
-        super().__init__(base, {"rho": rho, "alpha": alpha}, counts=True, **engine)
+        super().__init__(base, {"rho": rho, "alpha": alpha, dated(_VECTOR): 0}, counts=True, **engine)
         self.objective, self.refresh, self.tol, self.max_products = objective, refresh, tol, max_products
 
     def direction(self, at: Gradients) -> list[Tensor]:
@@ -101,10 +102,10 @@ class EigenSAM(TwoPass):
         ]
 
     def _eigenvector(self, at: Gradients) -> list[Tensor]:
-        if self.steps % self.refresh == 0 and not self._proposed.get(_VECTOR):
+        if self.is_stale(_VECTOR, self.refresh):
             params = list(self.objective.sources)
             last = self.recall(_VECTOR, params)
-            with hessian(self.objective) as H:
+            with self._guard.unrecorded(), hessian(self.objective) as H:
                 found = lanczos(
                     H,
                     ends="top",
@@ -113,5 +114,7 @@ class EigenSAM(TwoPass):
                     max_products=self.max_products,
                     seed=self.steps,
                 )
-            self.remember(_VECTOR, params, found.vectors[0])
+            mine = set(self._params)  # the objective may see parameters that another optimizer trains
+            kept = [(p, v) for p, v in zip(params, found.vectors[0], strict=True) if p in mine]
+            self.remember(_VECTOR, [p for p, _ in kept], [v for _, v in kept])
         return self.recall(_VECTOR, at.params)

@@ -20,7 +20,6 @@ Reference: Singh, Mobahi, Agarwala & Dauphin, "Avoiding spurious sharpness minim
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -62,9 +61,15 @@ class FunctionalLoss:
                 f"FunctionalLoss works with the two passes of SAM and was given a {type(optimizer).__name__}; "
                 "wrap it: SAM(optimizer)"
             )
+        if optimizer.evaluations < 2:
+            raise TypeError(
+                f"{type(optimizer).__name__} has no pass at w that the slope could come from; use SAM or another "
+                "method with two passes"
+            )
         self.optimizer, self.loss_fn = optimizer, loss_fn
-        self._slopes: deque[Tensor] = deque()
-        self._was_perturbed = False
+        self._slopes: list[Tensor] = []
+        self._used = 0
+        self._beginning = -1
 
     def __call__(self, outputs: Tensor, targets: Any) -> Tensor:
         """The loss in pass one; in pass two its value with the gradient J' slope.
@@ -72,27 +77,29 @@ class FunctionalLoss:
         Raises:
             RuntimeError: Pass two has more forwards than pass one, or outputs of another shape.
         """
-        perturbed = self.optimizer.is_perturbed
-        if self._was_perturbed and not perturbed:
-            self._slopes.clear()  # a new step begins
-        self._was_perturbed = perturbed
         if not torch.is_grad_enabled():
             return self.loss_fn(outputs, targets)
-        if perturbed:
+        if self.optimizer.is_perturbed:
             return self._with_old_slope(outputs, targets)
+        if self._beginning != self.optimizer.beginnings:
+            self._beginning, self._slopes, self._used = self.optimizer.beginnings, [], 0
         leaf = outputs.detach().requires_grad_()
         (slope,) = torch.autograd.grad(self.loss_fn(leaf, targets), leaf)
         self._slopes.append(slope)
         return self.loss_fn(outputs, targets)
 
     def _with_old_slope(self, outputs: Tensor, targets: Any) -> Tensor:
-        if not self._slopes or self._slopes[0].shape != outputs.shape:
-            was = tuple(self._slopes[0].shape) if self._slopes else "none left"
+        passes = self.optimizer.evaluations - 1  # at w + eps, and at w - eps where a method goes there
+        left = self._used < passes * len(self._slopes)
+        slope = self._slopes[self._used % len(self._slopes)] if left else None
+        if slope is None or slope.shape != outputs.shape:
+            was = "none left" if slope is None else tuple(slope.shape)
             raise RuntimeError(
                 f"pass two called the loss with outputs of shape {tuple(outputs.shape)}, where pass one had {was}: "
                 "both passes need the same forwards in the same order"
             )
-        surrogate = (outputs * self._slopes.popleft()).sum()
+        self._used += 1
+        surrogate = (outputs * slope).sum()
         with torch.no_grad():
             value = self.loss_fn(outputs, targets)
         return surrogate + (value - surrogate.detach())

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from optland.optim.delegate import Closure
 
-__all__ = ["call_alone", "is_spent", "own", "require_dense", "spend"]
+__all__ = ["call_alone", "is_shared", "is_spent", "own", "require_dense", "spend"]
 
 _MARK = "_optland_spent"
 
@@ -36,13 +36,18 @@ def require_dense(gradient: Tensor) -> Tensor:
     return gradient
 
 
+def is_shared(gradient: Tensor) -> bool:
+    """Whether someone else may write to the memory of this gradient: it is a view, or a shard."""
+    return gradient._is_view() or hasattr(gradient, "to_local")
+
+
 def own(gradients: dict[Tensor, Tensor]) -> dict[Tensor, Tensor]:
     """Gradients to keep, and ``.grad`` emptied for the next pass.
 
     They are taken rather than copied where nobody else writes to their memory. DDP's may be views of its buckets, and
     FSDP2's are shards that it may reduce into again: of these, copies are kept, and the originals zeroed.
     """
-    shared = [p for p, g in gradients.items() if g._is_view() or hasattr(g, "to_local")]
+    shared = [p for p, g in gradients.items() if is_shared(g)]
     kept = dict(gradients)
     for p, copy in zip(shared, [gradients[p].detach().clone() for p in shared], strict=True):
         kept[p] = copy

@@ -75,15 +75,17 @@ class GSAM(TwoPass):
             raise ValueError(f"descend={descend!r} is not known; use 'w+eps' or 'w'")
         if lr_max is not None and not lr_max > lr_min:
             raise ValueError(f"lr_max={lr_max} is not above lr_min={lr_min}; give the ends of the schedule")
-        tie = {} if lr_max is None else {"rho_min": rho_min, "lr_max": lr_max, "lr_min": lr_min}
+        # Named apart from the lr_max that some bases keep in their groups.
+        tie = {} if lr_max is None else {"rho_min": rho_min, "rho_lr_max": lr_max, "rho_lr_min": lr_min}
         super().__init__(base, {"rho": rho, "alpha": alpha, **tie}, **engine)
         self.descend = descend
 
     def radius(self, group: dict[str, Any], length: Tensor) -> Tensor | float:
         """rho, scaled with the learning rate between its ends."""
-        if "lr_max" not in group:
+        if "rho_lr_max" not in group:
             return super().radius(group, length)
-        share = float((group["lr"] - group["lr_min"]) / (group["lr_max"] - group["lr_min"]))
+        low_rate, high_rate = float(group["rho_lr_min"]), float(group["rho_lr_max"])
+        share = (float(group["lr"]) - low_rate) / (high_rate - low_rate)
         low, high = float(group["rho_min"]), float(group["rho"])
         return low + (high - low) * min(1.0, max(0.0, share))
 

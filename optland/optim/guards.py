@@ -32,7 +32,16 @@ class ForwardRecorder:
         self.position = 0
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> None:
-        """Record or replay; evaluations (no gradient, or eval mode) are not part of a pass."""
+        """Record or replay; evaluations (no gradient, or eval mode) are not part of a pass.
+
+        Raises:
+            RuntimeError: An evaluation in the middle of pass two: its result would be that of w + eps.
+        """
+        if self.mode == "replay" and not (module.training or torch.is_grad_enabled()):
+            raise RuntimeError(
+                "the model is evaluated while the weights are perturbed (between perturb() and step()); finish the "
+                "step or call restore() first. To evaluate at w + eps, use: with optimizer.perturbed()"
+            )
         if self.mode == "off" or not (module.training and torch.is_grad_enabled()):
             return
         if self.mode == "record":
@@ -65,6 +74,7 @@ class PassGuard:
 
     def __init__(self, model: nn.Module | None) -> None:
         self.model = model
+        self.beginnings = 0  # of a pass one, or of what may become one
         self._recorder = ForwardRecorder()
         self._stack: ExitStack | None = None
         self._start: dict[str, Any] | None = None
@@ -75,11 +85,13 @@ class PassGuard:
 
     def forget(self) -> None:
         """A new pass one begins, or may begin: drop what was recorded."""
+        self.beginnings += 1
         self._start = None
         self._recorder.start("record")
 
     def forget_forwards(self) -> None:
         """Gradients were zeroed in phase form: the forwards so far belong to no pass."""
+        self.beginnings += 1
         if self._recorder.mode == "record":
             self._recorder.start("record")
 
@@ -97,6 +109,7 @@ class PassGuard:
 
     def begin_closure(self) -> None:
         """Pass one is a closure: its random state is known from the start, so no hook is needed."""
+        self.beginnings += 1
         self._recorder.start("off")
         self._start = rng_state()
 

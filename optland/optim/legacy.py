@@ -88,7 +88,10 @@ class LegacyForm(TwoPass):
             )
         self._forget_step()
         self._begin()
-        self._call_perturbed(closure)
+        if self.due():
+            self._call_perturbed(closure)
+        else:
+            self._single_pass()
         self._update()
         return None
 

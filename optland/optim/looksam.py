@@ -97,6 +97,9 @@ class LookSAM(TwoPass):
 
     def reuse(self, at: Gradients) -> list[Tensor]:
         """G + alpha |g| / |g_v| g_v."""
+        if not self._worthwhile():  # rho has gone to 0, where h = g and nothing lies across
+            self.remember(_DIRECTION, at.params, [torch.zeros_like(g) for g in at.g])
+            return at.g
         g_v = self.recall(_DIRECTION, at.params)
         length = vectors.norm(g_v)
         scale = torch.where(length > 0, vectors.norm(at.g) / length, torch.zeros_like(length))

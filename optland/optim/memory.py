@@ -20,10 +20,15 @@ from torch.optim import Optimizer
 
 from optland.optim.delegate import Delegating
 
-__all__ = ["STEPS", "Remembering"]
+__all__ = ["STEPS", "Remembering", "dated"]
 
 STEPS = "sam_step"
 """Key in the parameter groups of the number of updates made; only where a method or its gate counts."""
+
+
+def dated(name: str) -> str:
+    """Key in the parameter groups of the update that made what is remembered under a name, counted from 1."""
+    return f"{name}_made"
 
 
 class Remembering(Delegating):
@@ -57,6 +62,17 @@ class Remembering(Delegating):
         """Whether nothing has been remembered under this name in this group, by an update or in this step."""
         return group[STEPS] == 0 and not self._proposed.get(name)
 
+    def is_stale(self, name: str, updates: int) -> bool:
+        """Whether what is remembered under this name is this many updates old, or was never made in some group.
+
+        The name has to be dated: a hyper-parameter :func:`dated` of it, 0 at the start. Counting from the last time,
+        and not in multiples of ``updates``, is right also where a gate leaves out just that step.
+        """
+        if self._proposed.get(name):
+            return False
+        made = min(int(group[dated(name)]) for group in self.param_groups)
+        return made == 0 or self.steps + 1 - made >= updates
+
     def remember(self, name: str, params: Sequence[Tensor], values: Sequence[Tensor]) -> None:
         """Propose values, which the next update writes down."""
         assert name in self.remembers, f"{name!r} is not among the names of {type(self).__name__}.remembers"
@@ -74,6 +90,9 @@ class Remembering(Delegating):
     def _write_down(self) -> None:
         """After an update of the base: keep what was proposed, and count the update."""
         for name, values in self._proposed.items():
+            for group in self.param_groups:
+                if dated(name) in group:
+                    group[dated(name)] = group[STEPS] + 1
             for p, value in values.items():
                 if p.grad is not None:  # the base has left the others out, and may have no state for them yet
                     self.state[p][name] = value.to(p.dtype)

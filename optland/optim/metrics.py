@@ -28,7 +28,6 @@ from __future__ import annotations
 
 from typing import Any, Unpack
 
-import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -70,7 +69,8 @@ class FisherSAM(TwoPass):
 
     def metric(self, p: Tensor, g: Tensor, group: dict[str, Any]) -> Tensor | None:
         """T = F^(-1/2)."""
-        return g.square().mul_(group["eta"]).add_(1.0).rsqrt_()
+        # A NaN would come through the zero radius that such a gradient gets: 0 * NaN is NaN.
+        return g.square().mul_(group["eta"]).add_(1.0).rsqrt_().nan_to_num_(0.0)
 
 
 class PreconditionedSAM(TwoPass):
@@ -109,8 +109,16 @@ class PreconditionedSAM(TwoPass):
 
     def _divided(self, p: Tensor, g: Tensor, group: dict[str, Any]) -> Tensor:
         state = self._state_of(p)
-        if "exp_avg_sq" not in state:
+        if not state:
             return g
-        correction = 1.0 - group["betas"][1] ** torch.as_tensor(state["step"], device=g.device)
-        second: Tensor = state["exp_avg_sq"] / correction
-        return g / second.sqrt_().add_(group["delta"])
+        if "exp_avg_sq" not in state:
+            raise ValueError(
+                f"{type(self.base).__name__} keeps no second moment under exp_avg_sq, so PreconditionedSAM has no "
+                "metric; use Adam, AdamW or a relative of theirs, or SAM"
+            )
+        second: Tensor = state["exp_avg_sq"]
+        if "step" in state:  # where it is counted elsewhere: the correction cancels in d / |d|, but for delta
+            step = state["step"]  # in float32, which is not enough for beta^step; on a device it stays there
+            steps = step.to(second.dtype) if step.device.type != "cpu" else float(step)
+            second = second / (1.0 - group["betas"][1] ** steps)
+        return g / second.sqrt().add_(group["delta"])

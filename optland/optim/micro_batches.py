@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
-from optland.optim.gradients import is_spent
+from optland.optim.gradients import is_shared, is_spent
 
 __all__ = ["BackwardWatch", "GradientSum"]
 
@@ -26,9 +26,13 @@ class GradientSum:
     def take(self, params: list[Tensor]) -> None:
         """Add what is in ``.grad``, and empty it."""
         for p in params:
-            if p.grad is not None:
-                self._of[p] = self._of[p] + p.grad if p in self._of else p.grad
-                p.grad = None
+            if p.grad is None:
+                continue
+            if p in self._of:
+                self._of[p] = self._of[p] + p.grad
+            else:  # memory that DDP or FSDP2 will write to again is copied
+                self._of[p] = p.grad.detach().clone() if is_shared(p.grad) else p.grad
+            p.grad = None
 
     def place(self, params: list[Tensor]) -> None:
         """Put the sum into ``.grad`` and start again from nothing.

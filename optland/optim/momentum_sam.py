@@ -41,6 +41,7 @@ from optland.optim.two_pass import EngineOptions, TwoPass
 
 __all__ = ["MSAM"]
 
+_NORM = "gate_norm"
 _VELOCITIES = ("momentum_buffer", "exp_avg")
 
 
@@ -74,36 +75,53 @@ class MSAM(TwoPass):
     """
 
     def __init__(self, base: Optimizer, rho: float = 0.3, **engine: Unpack[EngineOptions]) -> None:
-        super().__init__(base, {"rho": rho}, **engine)
+        # A gate decides before the pass, by the norm of the update before, which a checkpoint has to hold.
+        norm = {} if engine.get("gate") is None else {_NORM: 0.0}
+        super().__init__(base, {"rho": rho, **norm}, **engine)
         if not all(_has_momentum(group) for group in self.param_groups):
             raise ValueError(
                 f"MSAM perturbs along the momentum of its base, and this {type(base).__name__} has none; "
                 "use for example torch.optim.SGD(params, lr=0.1, momentum=0.9), or AdamW"
             )
 
+    _waiting = False
+    """In phase form a gate has left the weights at w, and the only pass is still to come."""
+
     @property
     def evaluations(self) -> int:
         """One gradient a sample."""
         return 1
+
+    def gradient_norm(self) -> float:
+        """The length of the gradient of the last update."""
+        group = self.param_groups[0]
+        return float(group[_NORM]) if _NORM in group else super().gradient_norm()
+
+    def _write_down(self) -> None:
+        super()._write_down()
+        for group in self.param_groups:
+            if _NORM in group:
+                group[_NORM] = super().gradient_norm()
 
     def direction(self, at: Gradients) -> list[Tensor]:
         """-v; the engine is given the momentum in the place of the gradient."""
         return [-v for v in at.g]
 
     def _passes(self, closure: Closure) -> Any:
+        self._guard.forget()
+        self._waiting = False
         if not (self._worthwhile() and self.due()):
             loss = call_alone(closure, self._params)
             self._begin()
             self._single_pass()
             return loss
-        self._rise()
+        ascent = self._rise()
         try:
             loss = call_alone(closure, self._params)
         except BaseException:
             self._land()
             raise
-        assert self._ascent is not None
-        self._return(self._ascent)
+        self._return(ascent)
         self._require_pending()
         return loss
 
@@ -123,12 +141,32 @@ class MSAM(TwoPass):
         if not self._sum:
             self._forget_step()
         self._loss_scale, self._pending = 1.0 if loss_scale is None else loss_scale, False
+        self._guard.forget()
+        self._waiting = False
         spend(self._params)
         if not self.due():
-            self._pending = True
+            self._pending = self._waiting = True
             return False
-        self._rise()
+        ascent = self._rise()
+        ascent.gradients = dict(self._gradients())  # in place again where the step is called off
         return True
+
+    def restore(self) -> None:
+        """Put back the weights bit for bit; ``.grad`` is what the base optimizer shall receive."""
+        self._note_flat_pass()
+        super().restore()
+
+    def accumulate(self, closure: Closure | None = None) -> Any:
+        """Add the gradient of one micro-batch to a sum for :meth:`step`; see :meth:`TwoPass.accumulate`."""
+        if closure is None:
+            self._note_flat_pass()
+        return super().accumulate(closure)
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Zero the gradients; after a ``perturb()`` that returned False the step still goes on."""
+        waiting = self._waiting
+        super().zero_grad(set_to_none=set_to_none)
+        self._pending = self._pending or waiting
 
     def passes(self, *, loss_scale: float | Tensor | None = None) -> Iterator[int]:
         """The one pass of a step, at w + eps."""
@@ -136,37 +174,55 @@ class MSAM(TwoPass):
         yield 0
 
     @torch.no_grad()
-    def _rise(self) -> None:
-        self._ascent = self._climb({})
-        self._ascent.gradients = dict(self._gradients())
+    def _rise(self) -> Ascent:
+        self._ascent = ascent = self._climb(self._velocities())
+        ascent.gradients = {}
+        return ascent
 
-    def _climb(self, g: dict[Tensor, Tensor]) -> Ascent:
-        """To w + eps along the momentum; the gradient has no part in it."""
+    def _velocities(self) -> dict[Tensor, Tensor]:
         found = {p: v for p in self._params if (v := self._velocity(p)) is not None}
         if not found and any(self._state_of(p) for p in self._params):
             raise ValueError(
                 f"{type(self.base).__name__} keeps no momentum under {' or '.join(_VELOCITIES)}, so MSAM cannot "
                 "perturb along it; use SGD with momentum, AdamW, or a relative of theirs"
             )
-        ascent = super()._climb(found)
-        ascent.gradients = g
-        return ascent
+        return found
+
+    def _visit(self, g: dict[Tensor, Tensor]) -> Ascent:
+        return self._climb(self._velocities())
 
     def _velocity(self, p: Tensor) -> Tensor | None:
         state = self._state_of(p)
         return next((state[key] for key in _VELOCITIES if state.get(key) is not None), None)
 
     def _update(self) -> None:
-        if not self._norms:  # phase form after a closed gate: the pass has been made since
-            self._norms = [vectors.norm([g for _, g in self._gradients()])]
+        self._note_flat_pass()
         super()._update()
+
+    @torch.no_grad()
+    def _note_flat_pass(self) -> None:
+        """In phase form a closed gate decides before the pass; this is after it, and before a scaler unscales."""
+        if not self._waiting:
+            return
+        self._waiting = False
+        if not self._seen():
+            self._pending = False
+            raise RuntimeError(
+                "no backward pass after perturb(): MSAM perturbs before the only pass of a step, also where a gate "
+                "leaves the weights where they are. Write: perturb(), backward, step()"
+            )
+        self._norms.append(self._note_norm())
+        self._single_pass()
+
+    def _note_norm(self) -> Tensor:
+        self._g_norm = vectors.norm([g for _, g in self._gradients()])
+        return self._g_norm
 
     @torch.no_grad()
     def _descend(self, ascent: Ascent) -> None:
         measured = vectors.norm(vectors.subtract(ascent.moved, ascent.weights)) if self._measuring else None
         self._land()
-        self._g_norm = vectors.norm([g for _, g in self._gradients()])
-        self._norms.append(self._g_norm)
+        self._norms.append(self._note_norm())
         self.telemetry.note(g_norm=self._g_norm, loss_scale=self._loss_scale)
         if measured is not None and ascent.length is not None:
             self.telemetry.note(eps_norm=ascent.length, eps_norm_realised=measured)

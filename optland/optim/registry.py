@@ -31,8 +31,8 @@ def available(pattern: str = "*") -> list[str]:
     """Names that :func:`create` knows and that match a shell pattern, sorted.
 
     Example:
-        >>> available("[aul]*sam")
-        ['adam_sam', 'asam', 'lesam', 'looksam', 'usam']
+        >>> available("[ul]*sam")
+        ['lesam', 'looksam', 'usam']
     """
     return sorted(fnmatch.filter([*METHODS, *BASES, "none"], pattern))
 
@@ -68,6 +68,9 @@ def create(name: str, params: Iterable[Any], base: str | None = None, **options:
     inner = BASES[base](params, **{key: value for key, value in options.items() if key in of_base})
     if name not in METHODS:
         return inner
+    missing = _required(METHODS[name]) - options.keys()
+    if missing:
+        raise ValueError(f"{name!r} needs {', '.join(f'{key}=' for key in sorted(missing))}; pass it")
     build: Callable[..., TwoPass] = METHODS[name]
     return build(inner, **{key: value for key, value in options.items() if key in of_method})
 
@@ -91,6 +94,14 @@ def _options(cls: type) -> set[str]:
     parameters = inspect.signature(cls).parameters.values()
     engine = set(EngineOptions.__annotations__) if issubclass(cls, TwoPass) else set()
     return ({p.name for p in parameters if p.kind is not p.VAR_KEYWORD} | engine) - _FORM_ARGUMENTS
+
+
+def _required(cls: type) -> set[str]:
+    """Options without a default."""
+    parameters = inspect.signature(cls).parameters.values()
+    return {
+        p.name for p in parameters if p.default is p.empty and p.kind is not p.VAR_KEYWORD
+    } - _FORM_ARGUMENTS
 
 
 def _check(what: str, given: str, known: list[str]) -> None:

@@ -24,10 +24,11 @@ from __future__ import annotations
 
 from typing import Any, Unpack
 
-import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from optland import vectors
+from optland.optim.memory import dated
 from optland.optim.method import Gradients
 from optland.optim.two_pass import EngineOptions, TwoPass
 
@@ -72,7 +73,7 @@ class SparseSAM(TwoPass):
     ) -> None:
         if refresh < 1:
             raise ValueError(f"refresh={refresh} is not possible; use 1 for a new mask every step, or more")
-        super().__init__(base, {"rho": rho, "sparsity": sparsity}, counts=True, **engine)
+        super().__init__(base, {"rho": rho, "sparsity": sparsity, dated(_MASK): 0}, counts=True, **engine)
         self.refresh = refresh
 
     def _validate(self, group: dict[str, Any]) -> None:
@@ -87,9 +88,9 @@ class SparseSAM(TwoPass):
         return [m * e for m, e in zip(self._mask(at), super().perturbation(at), strict=True)]
 
     def _mask(self, at: Gradients) -> list[Tensor]:
-        if self.steps % self.refresh == 0:
+        if self.is_stale(_MASK, self.refresh):
             sparsity = max(at.of("sparsity"))
-            magnitudes = torch.cat([g.detach().abs().flatten().float() for g in at.g])
+            magnitudes = vectors.flatten(at.g).abs()
             rank = int(sparsity * magnitudes.numel())  # coordinates to leave out
             threshold = magnitudes.kthvalue(rank).values if rank else magnitudes.new_tensor(-1.0)
             kept = [(g.abs() > threshold).to(p.dtype) for g, p in zip(at.g, at.params, strict=True)]

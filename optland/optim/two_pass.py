@@ -53,6 +53,7 @@ from optland.optim.amp import USAGES
 from optland.optim.closure_form import ClosureForm
 from optland.optim.delegate import Closure
 from optland.optim.gates import Gate
+from optland.optim.gradients import spend
 from optland.optim.micro_batches import BackwardWatch, GradientSum
 from optland.optim.selection import Selection
 
@@ -165,6 +166,7 @@ class TwoPass(ClosureForm):
         if self._pending:
             self._pending = False
             self._update()
+            spend(self._params)
         else:
             self._forget_step()
             self.base.step()  # all gradients are zero: a checkpointer materialises the state
@@ -202,6 +204,7 @@ class TwoPass(ClosureForm):
         self._begin(loss_scale)
         if not self.due():
             self._single_pass()
+            self._guard.forget()
             self._pending = True
             self._watch.start(self._gradients()[0][0])
             return False
@@ -280,11 +283,14 @@ class TwoPass(ClosureForm):
         return loss
 
     @contextmanager
-    def perturbed(self) -> Iterator[None]:
+    def perturbed(self, *, loss_scale: float | Tensor | None = None) -> Iterator[None]:
         """Run a block at w + eps of the present gradients: an evaluation of the perturbed model.
 
         Weights, gradients, random state and (with ``model=``) buffers are what they were afterwards, also
         when the block raises.
+
+        Args:
+            loss_scale: The factor that the present gradients are too large by.
 
         Raises:
             RuntimeError: The weights are perturbed already, or there is no finite gradient.
@@ -295,8 +301,11 @@ class TwoPass(ClosureForm):
             raise RuntimeError("perturbed() needs finite gradients in .grad; run a backward pass before it")
         with self._guard.unrecorded():
             proposed = {name: dict(values) for name, values in self._proposed.items()}
-            self._ascent = self._climb(g)
-            self._proposed = proposed
+            scale, self._loss_scale = self._loss_scale, 1.0 if loss_scale is None else loss_scale
+            try:
+                self._ascent = self._visit(g)
+            finally:
+                self._proposed, self._loss_scale = proposed, scale
             for p in g:
                 p.grad = None
             try:

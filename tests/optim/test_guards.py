@@ -5,6 +5,7 @@ import gc
 
 import pytest
 import torch
+from drivers import ALL, make, run, run_phases
 from torch import nn
 
 from optland.optim import SAM
@@ -59,6 +60,22 @@ def test_statistics_are_those_of_the_first_pass(make_network, step):
         for a, b in zip(network.model.buffers(), plain.model.buffers(), strict=True):
             assert torch.equal(a, b)
     assert network.model[1].num_batches_tracked.item() == network.model[2].seen.item() == 3
+
+
+@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("form", [run, run_phases])
+def test_every_method_draws_one_mask_a_step_and_counts_one_batch(make_network, name, form):
+    network = make_network(nn.BatchNorm1d(8), MaskRecorder())
+    optimizer, masks = make(name, network), network.model[2].masks
+    firsts = []
+    for step in range(1, 5):
+        masks.clear()
+        form(network, optimizer, 1)
+        assert len(masks) == optimizer.last_evaluations
+        assert all(torch.equal(mask, masks[0]) for mask in masks)
+        assert network.model[1].num_batches_tracked.item() == network.model[2].seen.item() == step
+        firsts.append(masks[0])
+    assert not torch.equal(firsts[0], firsts[1])
 
 
 def test_without_the_model_the_statistics_move_twice(make_network):

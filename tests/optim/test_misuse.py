@@ -5,6 +5,7 @@ import pickle
 
 import pytest
 import torch
+from drivers import ALL, make, run
 from torch import nn
 
 from optland.optim import ASAM, SAM
@@ -77,6 +78,62 @@ def test_half_way_through_a_step(network, optimizer, action):
     with pytest.raises(RuntimeError, match="while the weights are perturbed"):
         action(optimizer)
     assert optimizer.is_perturbed
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_half_way_through_a_step_of_any_method(make_network, name):
+    network = make_network()
+    optimizer = make(name, network)
+    run(network, optimizer, 2)
+    weights = network.weights()
+    optimizer.zero_grad()
+    for _ in optimizer.passes():
+        network.loss().backward()
+    actions = [
+        lambda: optimizer.perturb(),
+        lambda: optimizer.state_dict(),
+        lambda: optimizer.load_state_dict({}),
+        lambda: optimizer.step(lambda: None),
+        lambda: optimizer.accumulate(lambda: None),
+        lambda: optimizer.perturbed().__enter__(),
+        lambda: copy.deepcopy(optimizer),
+    ]
+    for action in actions:
+        with pytest.raises(RuntimeError, match="while the weights are perturbed"):
+            action()
+        assert optimizer.is_perturbed
+    optimizer.restore()
+    assert all(torch.equal(a, b) for a, b in zip(network.weights(), weights, strict=True))
+    optimizer.step()
+
+
+def test_a_third_pass_that_was_left_out(make_network):
+    network = make_network()
+    optimizer = make("crsam", network)
+    weights = network.weights()
+    network.loss().backward()
+    optimizer.perturb()
+    network.loss().backward()
+    with pytest.raises(RuntimeError, match=r"takes three passes.*the third is missing"):
+        optimizer.step()
+    assert not optimizer.is_perturbed
+    assert all(torch.equal(a, b) for a, b in zip(network.weights(), weights, strict=True))
+
+
+def test_an_evaluation_half_way_through_a_step(network, optimizer):
+    network.loss().backward()
+    optimizer.perturb()
+    network.model.eval()
+    with torch.no_grad(), pytest.raises(RuntimeError, match="evaluated while the weights are perturbed"):
+        network.model(network.x)
+    optimizer.restore()
+    with torch.no_grad():
+        network.model(network.x)
+    network.loss().backward()  # a model that is trained in evaluation mode
+    with optimizer.perturbed(), torch.no_grad():
+        network.model(network.x)
+        with pytest.raises(RuntimeError, match="while the weights are perturbed"):
+            optimizer.perturbed().__enter__()
 
 
 def test_restore_and_perturb_out_of_order(optimizer):

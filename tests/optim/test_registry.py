@@ -4,7 +4,9 @@ import pytest
 import torch
 from torch import nn
 
+from optland.objective import Objective
 from optland.optim import ASAM, SAM, available, create
+from optland.optim.registry import METHODS
 
 
 @pytest.fixture
@@ -12,11 +14,16 @@ def model():
     return nn.Linear(2, 1)
 
 
-def test_every_name_trains(model):
+def test_every_name_trains():
     for name in available():
-        optimizer = create(name, model.parameters(), base=None, lr=0.01, model=model)
+        torch.manual_seed(0)
+        model = nn.Linear(2, 1)
+        objective = Objective(model, lambda m, x: (m(x) - 1).square().mean(), [torch.ones(4, 2)])
+        needed = {"objective": objective} if name == "eigensam" else {}
+        base = "adamw" if name in METHODS else None
+        optimizer = create(name, model.parameters(), base=base, lr=0.01, model=model, **needed)
 
-        def closure(optimizer=optimizer):
+        def closure(optimizer=optimizer, model=model):
             optimizer.zero_grad()
             loss = (model(torch.ones(4, 2)) - 1).square().mean()
             loss.backward()

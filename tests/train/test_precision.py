@@ -18,6 +18,7 @@ from optland import vectors
 from optland.config import UserError
 from optland.objective import Objective
 from optland.optim import ASAM, SAM
+from optland.optim.method import Gradients
 from optland.train import BatchLoader, Checkpoint, Pilot
 from optland.train.models import ModelConfig, build_model
 from optland.train.precision import Precision, PrecisionConfig
@@ -330,8 +331,8 @@ def test_under_sam_what_the_base_receives_is_clipped_and_the_perturbation_is_not
     class Shy(method):  # type: ignore[misc]
         """Combines both gradients, so that a clipped g would show."""
 
-        def combine(self, g: list[Tensor], h: list[Tensor]) -> list[Tensor]:
-            return [2 * b - a for a, b in zip(g, h, strict=True)]
+        def combine(self, at: Gradients) -> list[Tensor]:
+            return [2 * b - a for a, b in zip(at.g, at.h, strict=True)]
 
     a, b, received = make(), make(), []
     ours(PrecisionConfig(clip=0.2), lambda m: Shy(sgd(m), rho=0.1, model=m), a)
