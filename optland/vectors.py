@@ -69,6 +69,23 @@ def _whole(t: Tensor) -> Tensor:
     return t.full_tensor() if hasattr(t, "full_tensor") else t
 
 
+def _is_sharded(x: Vector) -> bool:
+    return any(hasattr(t, "full_tensor") for t in x)
+
+
+_SHORT = 2**16
+"""Coordinates up to which a flat copy in float64 costs less than a call for every tensor: half a megabyte."""
+
+
+def _is_short(x: Vector) -> bool:
+    return all(t.is_cpu for t in x) and numel(x) <= _SHORT and not _is_sharded(x)
+
+
+def _flat(x: Vector) -> Tensor:
+    """One flat tensor in float64."""
+    return torch._utils._flatten_dense_tensors(x).double()  # type: ignore[no-untyped-call,no-any-return]
+
+
 @torch.no_grad()
 def dot(x: Vector, y: Vector) -> Tensor:
     """Inner product <x, y>, a 0-d tensor on the device of the first entry (no host synchronisation).
@@ -79,6 +96,10 @@ def dot(x: Vector, y: Vector) -> Tensor:
     """
     if not x:
         return torch.zeros(())
+    if len(x) != len(y):
+        raise ValueError(f"a vector of {len(x)} tensors has no inner product with one of {len(y)}")
+    if _is_short(x) and _is_short(y):
+        return _narrowed(torch.dot(_flat(x), _flat(y)), [*x, *y])
     wide = _sum_type(x)
     parts = [_whole((_wide(a) * _wide(b)).sum(dtype=wide)) for a, b in zip(x, y, strict=True)]
     return _narrowed(torch.stack([p.to(parts[0].device) for p in parts]).sum(), [*x, *y])
@@ -94,7 +115,9 @@ def norm(x: Vector) -> Tensor:
     """
     if not x:
         return torch.zeros(())
-    if any(hasattr(t, "full_tensor") for t in x):
+    if _is_short(x):
+        return _narrowed(torch.linalg.vector_norm(_flat(x)), x)
+    if _is_sharded(x):
         norms = torch._foreach_norm([_wide(t) for t in x])
     else:
         norms = torch._foreach_norm(list(x), 2, _sum_type(x))
@@ -109,7 +132,14 @@ def accumulator(like: Vector) -> list[Tensor]:
 
 def clone(x: Vector) -> list[Tensor]:
     """A detached copy of every entry, in its own memory."""
+    if _foreach_clone is not None and x and not _is_sharded(x):
+        with torch.no_grad():
+            return list(_foreach_clone(list(x)))
     return [t.detach().clone() for t in x]
+
+
+_foreach_clone = getattr(torch, "_foreach_clone", None)
+"""One call for all tensors, in the PyTorch versions that have it."""
 
 
 @torch.no_grad()
@@ -117,7 +147,7 @@ def copy_(target: Vector, source: Vector) -> None:
     """Overwrite ``target`` with ``source`` bit for bit, keeping the storage of ``target``."""
     if not target:
         return
-    if any(hasattr(t, "full_tensor") for t in target):  # the fused copy has no sharding rule for DTensor
+    if _is_sharded(target):  # the fused copy has no sharding rule for DTensor
         for t, s in zip(target, source, strict=True):
             t.copy_(s)
     else:

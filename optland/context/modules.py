@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from torch import Tensor, nn
+from torch import nn
 
 __all__ = ["preserve_buffers", "preserve_modes", "set_modes"]
 
@@ -35,15 +35,25 @@ def preserve_buffers(model: nn.Module) -> Iterator[None]:
     writes its statistics, so the counter cannot tell what changed; and since the bits are those of before, an
     autograd graph of the caller that holds the buffer stays right, and must not be declared stale.
     """
-    saved: list[tuple[nn.Module, str, Tensor | None, Tensor | None]] = [
-        (module, name, buffer, None if buffer is None else buffer.detach().clone())
-        for module in model.modules()
-        for name, buffer in module._buffers.items()
-    ]
+    saved = [(m, name, buffer) for m in _modules(model) for name, buffer in m._buffers.items()]
+    # Not b.detach(), which shares the version counter.
+    bits = [(b.data, b.detach().clone()) for _, _, b in saved if b is not None]
     try:
         yield
     finally:
-        for module, name, buffer, copy in saved:
+        for module, name, buffer in saved:
             module._buffers[name] = buffer
-            if buffer is not None and copy is not None:
-                buffer.data.copy_(copy)
+        for bit, copy in bits:
+            bit.copy_(copy)
+
+
+def _modules(model: nn.Module) -> Iterator[nn.Module]:
+    """Every module once, as ``model.modules()``, whose nested generators take longer than a small net's forward."""
+    seen: set[int] = set()
+    left = [model]
+    while left:
+        module = left.pop()
+        if id(module) not in seen:
+            seen.add(id(module))
+            yield module
+            left.extend(child for child in module._modules.values() if child is not None)

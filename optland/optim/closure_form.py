@@ -8,7 +8,7 @@ import torch
 
 from optland.optim.ascent import Ascent, Climber
 from optland.optim.delegate import Closure
-from optland.optim.gradients import call_alone, is_spent, spend
+from optland.optim.gradients import call_alone, is_spent, present, spend
 from optland.optim.telemetry import largest
 
 __all__ = ["ClosureForm"]
@@ -69,7 +69,7 @@ class ClosureForm(Climber):
     def _single_pass(self) -> None:
         self.last_evaluations = 1
         self.telemetry.note(g_norm=self._g_norm, eps_norm=0.0, loss_scale=self._loss_scale)
-        at = self._at(dict(self._gradients()))
+        at = self._at(present(self._params))
         reused = self.reuse(at)
         if reused is not at.g:
             for p, gradient in zip(at.params, reused, strict=True):
@@ -77,7 +77,7 @@ class ClosureForm(Climber):
 
     def _seen(self) -> bool:
         """Whether a backward pass has been made since the weights were moved."""
-        return not all(is_spent(g) for _, g in self._gradients())
+        return any(g is not None and not is_spent(g) for g in present(self._params))
 
     def _return(self, ascent: Ascent) -> None:
         """Back to w: with the combined gradient, or calling the step off where a pass is missing."""
@@ -91,8 +91,6 @@ class ClosureForm(Climber):
                 "step(); the third is missing and the step was undone"
             )
         self._descend(ascent)
-        # A GradScaler leaves step() out where this says so.
-        self.telemetry.note(skipped=1.0 - self._finite().to(torch.float32))
         self._pending, self.last_evaluations = True, self.evaluations
 
     def _require_pending(self) -> None:

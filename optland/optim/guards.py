@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from optland.context import load_rng_state, preserve_buffers, preserve_rng, rng_state
+from optland.context import RandomSnapshot, preserve_buffers, preserve_rng
 
 __all__ = ["ForwardRecorder", "PassGuard"]
 
@@ -28,7 +28,7 @@ class ForwardRecorder:
 
     def __init__(self, mode: Literal["off", "record", "replay"] = "record") -> None:
         self.mode = mode
-        self.states: list[dict[str, Any]] = []
+        self.states: list[RandomSnapshot] = []
         self.position = 0
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> None:
@@ -36,9 +36,9 @@ class ForwardRecorder:
         if self.mode == "off" or not (module.training and torch.is_grad_enabled()):
             return
         if self.mode == "record":
-            self.states.append(rng_state())
+            self.states.append(RandomSnapshot())
         elif self.position < len(self.states):
-            load_rng_state(self.states[self.position])
+            self.states[self.position].restore()
             self.position += 1
 
     def start(self, mode: Literal["off", "record", "replay"]) -> None:
@@ -67,7 +67,7 @@ class PassGuard:
         self.model = model
         self._recorder = ForwardRecorder()
         self._stack: ExitStack | None = None
-        self._start: dict[str, Any] | None = None
+        self._start: RandomSnapshot | None = None
         if model is not None:
             handle = model.register_forward_pre_hook(self._recorder)
             # The hook leaves the model together with its optimizer.
@@ -98,7 +98,7 @@ class PassGuard:
     def begin_closure(self) -> None:
         """Pass one is a closure: its random state is known from the start, so no hook is needed."""
         self._recorder.start("off")
-        self._start = rng_state()
+        self._start = RandomSnapshot()
 
     def begin_second(self) -> None:
         """Pass two begins; calling it twice is the same as once."""
@@ -108,14 +108,14 @@ class PassGuard:
         if self.model is not None:
             stack.enter_context(preserve_buffers(self.model))
         if self._start is not None or self.model is not None:
-            stack.callback(load_rng_state, rng_state())
+            stack.callback(RandomSnapshot().restore)
         self._stack = stack
         self.repeat_second()
 
     def repeat_second(self) -> None:
         """Another pass like the second begins: the same draws once more."""
         if self._start is not None:
-            load_rng_state(self._start)
+            self._start.restore()
         else:
             self._recorder.start("replay")
 

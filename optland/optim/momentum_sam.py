@@ -35,7 +35,7 @@ from torch.optim import Optimizer
 from optland import vectors
 from optland.optim.ascent import Ascent
 from optland.optim.delegate import Closure
-from optland.optim.gradients import call_alone, spend
+from optland.optim.gradients import call_alone, present, spend
 from optland.optim.method import Gradients
 from optland.optim.two_pass import EngineOptions, TwoPass
 
@@ -137,14 +137,14 @@ class MSAM(TwoPass):
 
     @torch.no_grad()
     def _rise(self) -> None:
-        found = {p: v for p in self._params if (v := self._velocity(p)) is not None}
-        if not found and any(self._state_of(p) for p in self._params):
+        found = [self._velocity(p) for p in self._params]
+        if all(v is None for v in found) and any(self._state_of(p) for p in self._params):
             raise ValueError(
                 f"{type(self.base).__name__} keeps no momentum under {' or '.join(_VELOCITIES)}, so MSAM cannot "
                 "perturb along it; use SGD with momentum, AdamW, or a relative of theirs"
             )
         self._ascent = self._climb(found)
-        self._ascent.gradients = dict(self._gradients())
+        self._ascent.gradients = present(self._params)
 
     def _velocity(self, p: Tensor) -> Tensor | None:
         state = self._state_of(p)

@@ -45,6 +45,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, TypedDict
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -53,6 +54,7 @@ from optland.optim.amp import USAGES
 from optland.optim.closure_form import ClosureForm
 from optland.optim.delegate import Closure
 from optland.optim.gates import Gate
+from optland.optim.gradients import present
 from optland.optim.micro_batches import BackwardWatch, GradientSum
 from optland.optim.selection import Selection
 
@@ -249,6 +251,8 @@ class TwoPass(ClosureForm):
         if self._ascent is None:
             raise RuntimeError("restore() without perturb(): the weights are not perturbed. " + USAGES)
         self._return(self._ascent)
+        if self._pending:  # a GradScaler leaves step() out where this says so
+            self.telemetry.note(skipped=1.0 - self._finite().to(torch.float32))
 
     def accumulate(self, closure: Closure | None = None) -> Any:
         """Finish the passes of one micro-batch, with an eps of its own, and add its gradient to a sum for :meth:`step`.
@@ -290,21 +294,22 @@ class TwoPass(ClosureForm):
             RuntimeError: The weights are perturbed already, or there is no finite gradient.
         """
         self._refuse_in_flight("perturbed()")
-        g = dict(self._gradients())
-        if not g or not bool(vectors.norm(list(g.values())).isfinite()):
+        g = present(self._params)
+        length = vectors.norm([x for x in g if x is not None])
+        if not any(x is not None for x in g) or not bool(length.isfinite()):
             raise RuntimeError("perturbed() needs finite gradients in .grad; run a backward pass before it")
         with self._guard.unrecorded():
             proposed = {name: dict(values) for name, values in self._proposed.items()}
-            self._ascent = self._climb(g)
+            self._ascent = self._climb(g, length)
             self._proposed = proposed
-            for p in g:
+            for p in self._params:
                 p.grad = None
             try:
                 yield
             finally:
                 self._land()
-                for p in self._params:
-                    p.grad = g.get(p)
+                for p, x in zip(self._params, g, strict=True):
+                    p.grad = x
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Zero the gradients of the base optimizer's parameters."""
