@@ -55,7 +55,8 @@ class Climber(ScalerAware):
     ) -> None:
         if telemetry_every < 0:
             raise ValueError(f"telemetry_every={telemetry_every} is negative; 1 measures every step, 0 none")
-        super().__init__(base, {**hyperparameters, **gate_state(gate)}, counts=counts or gate is not None)
+        counts = counts or gate is not None or telemetry_every > 1
+        super().__init__(base, {**hyperparameters, **gate_state(gate)}, counts=counts)
         self.check_finite, self.gate, self.only, self.telemetry_every = (
             check_finite,
             gate,
@@ -70,7 +71,6 @@ class Climber(ScalerAware):
         self._g_norm = torch.zeros(())
         self._norms: list[Tensor] = []  # of all gradients of this step, for the finite check
         self._selected = selected(only, self._params, model)
-        self._until_measured = 0
 
     @property
     def model(self) -> nn.Module | None:
@@ -102,7 +102,7 @@ class Climber(ScalerAware):
         self._pending = False
         self._scale_told = loss_scale is not None
         self._loss_scale = 1.0 if loss_scale is None else loss_scale
-        self._g_norm = vectors.norm([g for g in present(self._params) if g is not None])
+        self._g_norm = vectors.norm([g for _, g in self._gradients()])
         self._norms.append(self._g_norm)
 
     def _forget_step(self) -> None:
@@ -110,13 +110,10 @@ class Climber(ScalerAware):
         self._norms = []
         self._drop_proposals()
         self.telemetry.clear()
-        self._until_measured -= 1
-        if self._until_measured < 0:
-            self._until_measured = self.telemetry_every - 1
 
     @property
     def _measuring(self) -> bool:
-        return self.telemetry_every > 0 and self._until_measured == self.telemetry_every - 1
+        return self.telemetry_every > 0 and self.steps % self.telemetry_every == 0
 
     def _gradients(self) -> list[tuple[Tensor, Tensor]]:
         """All (parameter, gradient) pairs there are now."""
@@ -138,7 +135,7 @@ class Climber(ScalerAware):
 
     # Up ----------------------------------------------------------------------------------------------
 
-    @torch.no_grad()
+    @vectors.no_graph
     def _ascend(self) -> None:
         g = present(self._params)
         self._guard.begin_second()
@@ -174,7 +171,7 @@ class Climber(ScalerAware):
         scale = self._loss_scale
         return g if isinstance(scale, float) and scale == 1.0 else [x / scale for x in g]
 
-    @torch.no_grad()
+    @vectors.no_graph
     def _cross(self, ascent: Ascent) -> None:
         """From w + eps, where h is known, to w - eps."""
         ascent.beyond = own(self._params, present(self._params))
@@ -185,10 +182,13 @@ class Climber(ScalerAware):
 
     # Back --------------------------------------------------------------------------------------------
 
-    @torch.no_grad()
+    @vectors.no_graph
     def _descend(self, ascent: Ascent) -> None:
         """Back to w with all gradients in hand: telemetry, and the combined gradient into ``.grad``."""
         params, last = self._params, present(self._params)
+        for x in last:
+            if x is not None:
+                require_dense(x)
         h, opposite = (last, None) if ascent.beyond is None else (ascent.beyond, last)
         eps = vectors.subtract(ascent.moved, ascent.weights) if self._measuring else []
         self._land()

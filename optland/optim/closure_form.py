@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from optland import vectors
 from optland.optim.ascent import Ascent, Climber
 from optland.optim.delegate import Closure
 from optland.optim.gradients import call_alone, is_spent, present, spend
@@ -65,7 +66,7 @@ class ClosureForm(Climber):
         self._require_pending()
         return loss
 
-    @torch.no_grad()
+    @vectors.no_graph
     def _single_pass(self) -> None:
         self.last_evaluations = 1
         self.telemetry.note(g_norm=self._g_norm, eps_norm=0.0, loss_scale=self._loss_scale)

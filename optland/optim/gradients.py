@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from optland import vectors
 from optland.optim.delegate import Closure
 
 __all__ = ["call_alone", "is_spent", "own", "present", "require_dense", "spend"]
@@ -37,15 +38,11 @@ def require_dense(gradient: Tensor) -> Tensor:
 
 
 def present(params: list[Tensor]) -> list[Tensor | None]:
-    """The gradient of each parameter, None where there is none.
-
-    Raises:
-        TypeError: A gradient is sparse or complex.
-    """
-    return [None if p.grad is None else require_dense(p.grad) for p in params]
+    """The gradient of each parameter, None where there is none."""
+    return [p.grad for p in params]
 
 
-@torch.no_grad()
+@vectors.no_graph
 def own(params: list[Tensor], gradients: list[Tensor | None]) -> list[Tensor | None]:
     """Gradients to keep, and ``.grad`` emptied for the next pass, with what is left there marked as spent.
 
@@ -121,7 +118,7 @@ def call_alone(closure: Closure, params: list[Tensor]) -> Any:
     return loss
 
 
-@torch.no_grad()
+@vectors.no_graph
 def _drop_leftovers(params: list[Tensor]) -> list[tuple[Tensor, Tensor]]:
     """Prepare ``.grad`` for a closure; return what others contributed, as (parameter, gradient) pairs.
 
@@ -146,7 +143,7 @@ def _drop_leftovers(params: list[Tensor]) -> list[tuple[Tensor, Tensor]]:
     return foreign
 
 
-@torch.no_grad()
+@vectors.no_graph
 def _zeroed(contributions: list[tuple[Tensor, Tensor]], loss: Any) -> bool:
     """Whether the NaN is gone; with a loss that is not finite there is no telling, and the step is skipped."""
     if isinstance(loss, Tensor) and not bool(loss.isfinite().all()):

@@ -24,9 +24,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 
+from optland import vectors
 from optland.optim.memory import Remembering
 from optland.optim.radius import Scope, dual_norm, scopes, steepest, times
 
@@ -110,7 +110,7 @@ class Method(Remembering):
     def after_update(self) -> None:
         """The base has made its update; what a decoupled method adds to it goes here."""
 
-    @torch.no_grad()
+    @vectors.no_graph
     def perturbation(self, at: Gradients) -> list[Tensor]:
         """The perturbation eps of each entry, 0 where d is zero or not finite.
 

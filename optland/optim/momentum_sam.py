@@ -28,7 +28,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, Unpack
 
-import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -135,7 +134,7 @@ class MSAM(TwoPass):
         self.perturb(loss_scale=loss_scale)
         yield 0
 
-    @torch.no_grad()
+    @vectors.no_graph
     def _rise(self) -> None:
         found = [self._velocity(p) for p in self._params]
         if all(v is None for v in found) and any(self._state_of(p) for p in self._params):
@@ -155,7 +154,7 @@ class MSAM(TwoPass):
             self._norms = [vectors.norm([g for _, g in self._gradients()])]
         super()._update()
 
-    @torch.no_grad()
+    @vectors.no_graph
     def _descend(self, ascent: Ascent) -> None:
         measured = vectors.norm(vectors.subtract(ascent.moved, ascent.weights)) if self._measuring else None
         self._land()

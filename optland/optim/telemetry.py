@@ -7,6 +7,9 @@ realised it:
           \cos = \frac{g^T h}{\|g\| \|h\|}, \qquad
           \text{stability} = \eta \lambda (1 + \|\epsilon\| \lambda / \|g\|)
 
+They need reductions over all weights, and are taken in the first of every ``telemetry_every`` updates; in the others
+they are absent. The loss at both places, the norm of g and whether the step was skipped are known in every step.
+
 On a quadratic the first is the Rayleigh quotient of the Hessian along eps, exactly. The last is the SAM
 stability ratio of gradient descent: above 2 the step overshoots along the ascent direction (Agarwala &
 Dauphin 2023, arXiv:2302.08692).
@@ -20,7 +23,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-__all__ = ["Telemetry", "largest"]
+__all__ = ["TELEMETRY_EVERY", "Telemetry", "largest"]
+
+TELEMETRY_EVERY = 10
+"""Steps from one measurement to the next: the five reductions of one cost a tenth of a step of a very small net."""
 
 Scalar = Tensor | float
 

@@ -57,6 +57,7 @@ from optland.optim.gates import Gate
 from optland.optim.gradients import present
 from optland.optim.micro_batches import BackwardWatch, GradientSum
 from optland.optim.selection import Selection
+from optland.optim.telemetry import TELEMETRY_EVERY
 
 __all__ = ["EngineOptions", "TwoPass"]
 
@@ -87,7 +88,8 @@ class TwoPass(ClosureForm):
             gradient then reaches the base optimizer.
         gate: Which steps take the second pass (:mod:`optland.optim.gates`); the others are plain steps of the base.
         only: Which parameters are perturbed (:mod:`optland.optim.selection`); all are updated.
-        telemetry_every: Steps from one measurement of curvature and angle to the next; 0 for none.
+        telemetry_every: Steps from one measurement of curvature and angle to the next; 0 for none. The default keeps
+            them below 2 % of a step of a millisecond; where a step takes 10 ms, 1 does too.
         counts: Whether the method counts its updates.
 
     Attributes:
@@ -108,7 +110,7 @@ class TwoPass(ClosureForm):
         check_finite: bool = True,
         gate: Gate | None = None,
         only: Selection = "all",
-        telemetry_every: int = 1,
+        telemetry_every: int = TELEMETRY_EVERY,
         counts: bool = False,
     ) -> None:
         if isinstance(base, TwoPass):
