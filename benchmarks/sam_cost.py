@@ -5,8 +5,8 @@
 
 Needs `pip install pytorch_optimizer` for the peers; without it they are left out and said so.
 
-Time    Every variant trains its own copy of a net, on one batch, from the same weights, with one thread. In each round
-        all variants take a few steps, in an order drawn anew, and the ratios are taken within the round; the table holds
+Time    Every variant trains its own copy of a net, on one batch, from the same weights, on one thread. In a round all
+        variants take a few steps, in an order drawn anew, and the ratios are taken within the round; the table holds
         their medians. "Two passes" is forward and backward twice and one update of the base: what no SAM can go below.
         Ours is built as documented, with ``model=``, so that it also guards BatchNorm statistics and random draws,
         which the peers' SAM does not do.

@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from typing import ParamSpec, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 __all__ = [
     "Vector",
@@ -92,8 +92,11 @@ def _whole(t: Tensor) -> Tensor:
     return t.full_tensor() if hasattr(t, "full_tensor") else t
 
 
+_PLAIN = {Tensor, nn.Parameter}
+
+
 def _is_sharded(x: Vector) -> bool:
-    return any(hasattr(t, "full_tensor") for t in x)
+    return not {type(t) for t in x} <= _PLAIN and any(hasattr(t, "full_tensor") for t in x)
 
 
 _SHORT = 2**16
@@ -101,7 +104,8 @@ _SHORT = 2**16
 
 
 def _is_short(x: Vector) -> bool:
-    return all(t.is_cpu for t in x) and numel(x) <= _SHORT and not _is_sharded(x)
+    # A list, as a generator takes longer.
+    return all(t.is_cpu for t in x) and sum([t.numel() for t in x]) <= _SHORT and not _is_sharded(x)
 
 
 def _flat(x: Vector) -> Tensor:

@@ -102,7 +102,9 @@ class Climber(ScalerAware):
         self._pending = False
         self._scale_told = loss_scale is not None
         self._loss_scale = 1.0 if loss_scale is None else loss_scale
-        self._g_norm = vectors.norm([g for _, g in self._gradients()])
+        g = present(self._params)
+        require_dense(g)
+        self._g_norm = vectors.norm([x for x in g if x is not None])
         self._norms.append(self._g_norm)
 
     def _forget_step(self) -> None:
@@ -117,21 +119,23 @@ class Climber(ScalerAware):
 
     def _gradients(self) -> list[tuple[Tensor, Tensor]]:
         """All (parameter, gradient) pairs there are now."""
-        return [(p, require_dense(p.grad)) for p in self._params if p.grad is not None]
+        return [(p, p.grad) for p in self._params if p.grad is not None]
 
     def _at(self, g: list[Tensor | None], *, perturbed_only: bool = False) -> Gradients:
         """The entries of a step, those with a gradient, in the order of the groups."""
-        at = Gradients([], [], [], [], [], self._loss_scale)
+        params = self._params
+        groups = [group for group in self.param_groups for _ in group["params"]]
+        gradients = [x for x in g if x is not None]
         only = self._selected if perturbed_only else None
-        left = iter(g)
-        for group in self.param_groups:
-            for p in group["params"]:
-                x = next(left)
-                if x is not None and (only is None or p in only):
-                    at.params.append(p)
-                    at.groups.append(group)
-                    at.g.append(x)
-        return at
+        if only is not None or len(gradients) < len(params):
+            kept = [
+                i
+                for i, (p, x) in enumerate(zip(params, g, strict=True))
+                if x is not None and (only is None or p in only)
+            ]
+            params, groups = [params[i] for i in kept], [groups[i] for i in kept]
+            gradients = [x for i in kept if (x := g[i]) is not None]
+        return Gradients(params, groups, gradients, [], [], self._loss_scale)
 
     # Up ----------------------------------------------------------------------------------------------
 
@@ -186,9 +190,7 @@ class Climber(ScalerAware):
     def _descend(self, ascent: Ascent) -> None:
         """Back to w with all gradients in hand: telemetry, and the combined gradient into ``.grad``."""
         params, last = self._params, present(self._params)
-        for x in last:
-            if x is not None:
-                require_dense(x)
+        require_dense(last)
         h, opposite = (last, None) if ascent.beyond is None else (ascent.beyond, last)
         eps = vectors.subtract(ascent.moved, ascent.weights) if self._measuring else []
         self._land()

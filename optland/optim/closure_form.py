@@ -31,7 +31,7 @@ class ClosureForm(Climber):
         try:
             loss = call_alone(closure, self._params)
             self._begin()
-            if self._worthwhile() and self.due() and self._gradients():
+            if self._worthwhile() and self.due() and any(p.grad is not None for p in self._params):
                 self._second_pass(closure, loss)
             else:
                 self._single_pass()
@@ -107,9 +107,10 @@ class ClosureForm(Climber):
             self.telemetry.note(skipped=1.0)
             self._drop_proposals()
             return
-        self.telemetry.note(skipped=0.0)
         if isinstance(self.base, torch.optim.SGD):
-            self.telemetry.note(lr=largest([group["lr"] for group in self.param_groups]))
+            self.telemetry.note(skipped=0.0, lr=largest([group["lr"] for group in self.param_groups]))
+        else:
+            self.telemetry.note(skipped=0.0)
         self.base.step()
         self.after_update()
         self._write_down()

@@ -22,19 +22,19 @@ __all__ = ["call_alone", "is_spent", "own", "present", "require_dense", "spend"]
 _MARK = "_optland_spent"
 
 
-def require_dense(gradient: Tensor) -> Tensor:
-    """The gradient itself, if a global norm can be taken over it.
+def require_dense(gradients: Iterable[Tensor | None]) -> None:
+    """Refuse gradients that a global norm cannot be taken over.
 
     Raises:
-        TypeError: The gradient is sparse or complex.
+        TypeError: A gradient is sparse or complex.
     """
-    if gradient.layout != torch.strided or gradient.is_complex():
-        kind = "complex" if gradient.is_complex() else str(gradient.layout)
-        raise TypeError(
-            f"a two-pass step needs dense real gradients and found a {kind} one, of shape {tuple(gradient.shape)}; "
-            "use sparse=False in embeddings, or real and imaginary parts as separate parameters"
-        )
-    return gradient
+    for g in gradients:
+        if g is not None and (g.layout is not torch.strided or g.is_complex()):
+            kind = "complex" if g.is_complex() else str(g.layout)
+            raise TypeError(
+                f"a two-pass step needs dense real gradients and found a {kind} one, of shape {tuple(g.shape)}; "
+                "use sparse=False in embeddings, or real and imaginary parts as separate parameters"
+            )
 
 
 def present(params: list[Tensor]) -> list[Tensor | None]:

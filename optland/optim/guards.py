@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from optland.context import RandomSnapshot, preserve_buffers, preserve_rng
+from optland.context import BufferSnapshot, RandomSnapshot, preserve_buffers, preserve_rng
 
 __all__ = ["ForwardRecorder", "PassGuard"]
 
@@ -66,7 +66,9 @@ class PassGuard:
     def __init__(self, model: nn.Module | None) -> None:
         self.model = model
         self._recorder = ForwardRecorder()
-        self._stack: ExitStack | None = None
+        self._in_second = False
+        self._buffers: BufferSnapshot | None = None
+        self._end: RandomSnapshot | None = None  # of pass one
         self._start: RandomSnapshot | None = None
         if model is not None:
             handle = model.register_forward_pre_hook(self._recorder)
@@ -102,14 +104,13 @@ class PassGuard:
 
     def begin_second(self) -> None:
         """Pass two begins; calling it twice is the same as once."""
-        if self._stack is not None:
+        if self._in_second:
             return
-        stack = ExitStack()
+        self._in_second = True
         if self.model is not None:
-            stack.enter_context(preserve_buffers(self.model))
+            self._buffers = BufferSnapshot(self.model)
         if self._start is not None or self.model is not None:
-            stack.callback(RandomSnapshot().restore)
-        self._stack = stack
+            self._end = RandomSnapshot()
         self.repeat_second()
 
     def repeat_second(self) -> None:
@@ -121,9 +122,11 @@ class PassGuard:
 
     def end_second(self) -> None:
         """Pass two is over; buffers and random state are those of one pass. Does nothing outside pass two."""
-        stack, self._stack = self._stack, None
-        if stack is not None:
-            stack.close()
+        if self._buffers is not None:
+            self._buffers.restore()
+        if self._end is not None:
+            self._end.restore()
+        self._in_second, self._buffers, self._end = False, None, None
         self.forget()
 
     def __getstate__(self) -> dict[str, Any]:
