@@ -84,7 +84,7 @@ def _sum_type(x: Vector) -> torch.dtype:
 
 def _narrowed(total: Tensor, x: Vector) -> Tensor:
     """A reduced scalar in the type that results have: the widest of the entries, at least float32."""
-    return total.to(torch.float64 if any(t.dtype == torch.float64 for t in x) else torch.float32)
+    return total.to(torch.float64 if torch.float64 in {t.dtype for t in x} else torch.float32)
 
 
 def _whole(t: Tensor) -> Tensor:

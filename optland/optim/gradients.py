@@ -81,13 +81,14 @@ def spend(params: Iterable[Tensor]) -> None:
     for that of a later tensor at the same address.
     """
     for p in params:
-        if p.grad is not None:
-            setattr(p.grad, _MARK, _version(p.grad))
+        if (g := p.grad) is not None:
+            setattr(g, _MARK, _version(g))
 
 
 def is_spent(gradient: Tensor) -> bool:
     """Whether nobody wrote to this gradient since it was marked."""
-    return getattr(gradient, _MARK, None) == _version(gradient)
+    mark = getattr(gradient, _MARK, None)
+    return mark is not None and mark == _version(gradient)
 
 
 def call_alone(closure: Closure, params: list[Tensor]) -> Any:

@@ -89,7 +89,7 @@ def test_learning_rates_may_be_tensors(quadratic):
 
 
 def test_what_was_not_measured_is_absent_and_nothing_is_ever_nan(quadratic):
-    optimizer = SAM(torch.optim.SGD(quadratic.params, lr=0.1), rho=0.0)
+    optimizer = SAM(torch.optim.SGD(quadratic.params, lr=0.1), rho=0.0, telemetry_every=1)
     assert optimizer.telemetry.read() == {}
     optimizer.step(quadratic.closure(optimizer))
     assert set(optimizer.telemetry.read()) == {"update/grad_norm", "sam/rho", "sam/skipped"}
