@@ -54,6 +54,7 @@ def load_rng_state(state: dict[str, Any]) -> None:
     random.setstate((version, tuple(words), gauss))
     kind, keys, position, has_gauss, cached = state["numpy"]
     np.random.set_state((kind, keys.numpy().astype(np.uint32), position, has_gauss, cached))  # noqa: NPY002
+    _NumPyState.forget()
     if "cuda" in state:
         torch.cuda.set_rng_state_all(state["cuda"])
 
@@ -110,6 +111,11 @@ class _NumPyState:
         if last is None or not last._is_told_by(words):
             cls._last = last = cls(words)
         return last
+
+    @classmethod
+    def forget(cls) -> None:
+        """A state was loaded: with the same words it may have another number kept aside."""
+        cls._last = None
 
     def restore(self) -> None:
         """Make it the present state."""

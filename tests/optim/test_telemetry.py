@@ -126,3 +126,33 @@ def test_reading_is_lazy_and_repeatable(quadratic):
     assert first == optimizer.telemetry.read()
     optimizer.step(quadratic.closure(optimizer))
     assert optimizer.telemetry.read() != first
+
+
+def test_curvature_is_measured_in_every_tenth_update_and_after_a_resume_in_the_same_ones(quadratic):
+    def measured(optimizer, updates):
+        found = []
+        for _ in range(updates):
+            optimizer.step(quadratic.closure(optimizer))
+            metrics = optimizer.telemetry.read()
+            assert {"sam/loss_gap", "update/grad_norm", "sam/skipped"} <= set(metrics)
+            found.append("sam/curvature" in metrics)
+        return found
+
+    optimizer = SAM(torch.optim.SGD(quadratic.params, lr=0.01), rho=0.1)
+    assert measured(optimizer, 14) == [step % 10 == 0 for step in range(14)]
+    resumed = SAM(torch.optim.SGD(quadratic.params, lr=0.01), rho=0.1)
+    resumed.load_state_dict(optimizer.state_dict())
+    assert measured(resumed, 10) == [step % 10 == 0 for step in range(14, 24)]
+
+
+@pytest.mark.parametrize("every", [0, 1, 3])
+def test_measuring_leaves_the_weights_alone(make_network, every):
+    weights = []
+    for telemetry_every in (every, 10):
+        network = make_network(dtype=torch.float32)
+        base = torch.optim.SGD(network.model.parameters(), lr=0.1)
+        optimizer = SAM(base, rho=0.3, telemetry_every=telemetry_every)
+        for _ in range(5):
+            optimizer.step(network.closure(optimizer))
+        weights.append(network.weights())
+    assert all(torch.equal(a, b) for a, b in zip(*weights, strict=True))
