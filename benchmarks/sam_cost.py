@@ -396,7 +396,10 @@ def copies(base_name: str, method: str) -> tuple[float, float]:
         loss = model(x).square().mean()
         loss.backward()
         if looking:
+            # A gradient that nobody has asked for is a tensor in C++ alone, which the collector does not know.
+            gradients = [p.grad for p in model.parameters()]
             seen.append(live_bytes())
+            del gradients
         return loss.detach()
 
     looking = False
@@ -405,6 +408,8 @@ def copies(base_name: str, method: str) -> tuple[float, float]:
     gc.collect()
     looking = True
     optimizer.step(closure)  # LookSAM looks in this one
+    gradients = [p.grad for p in model.parameters()]
+    assert all(g is not None for g in gradients)
     # Weights, gradients, and the base's own state are there with any optimizer.
     own = weights * (2 + (2 if base_name == "adamw" else 1)) + x.numel() * 4
     return (live_bytes() - own) / weights, (max(seen) - own) / weights
