@@ -112,7 +112,7 @@ def mean_loss(model, batch):
 
 def wrap(name, base, network, *, guarded=True, **options):
     """The method around a base that is there already."""
-    options = {**SHORT.get(name, {}), **options}
+    options = {**SHORT.get(name, {}), "telemetry_every": 1, **options}
     if name == "eigensam":
         options.setdefault("objective", Objective(network.model, mean_loss, [(network.x, network.y)]))
     if guarded:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from torch import Tensor, nn
+from torch import nn
 
-__all__ = ["preserve_buffers", "preserve_modes", "set_modes"]
+__all__ = ["BufferSnapshot", "preserve_buffers", "preserve_modes", "set_modes"]
 
 
 def set_modes(model: nn.Module, *, training: bool) -> None:
@@ -27,23 +27,46 @@ def preserve_modes(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-@contextmanager
-def preserve_buffers(model: nn.Module) -> Iterator[None]:
-    """Restore every buffer, both its identity and its bits (BatchNorm's running statistics and counters).
+class BufferSnapshot:
+    """Every buffer of a model at this moment, its identity and its bits (BatchNorm's statistics and counters).
 
     The bits are written behind the version counter: batch norm's kernel does not advance the counter when it
     writes its statistics, so the counter cannot tell what changed; and since the bits are those of before, an
     autograd graph of the caller that holds the buffer stays right, and must not be declared stale.
     """
-    saved: list[tuple[nn.Module, str, Tensor | None, Tensor | None]] = [
-        (module, name, buffer, None if buffer is None else buffer.detach().clone())
-        for module in model.modules()
-        for name, buffer in module._buffers.items()
-    ]
+
+    __slots__ = ("_bits", "_owners")
+
+    def __init__(self, model: nn.Module) -> None:
+        self._owners = [(m, name, b) for m in _with_buffers(model) for name, b in m._buffers.items()]
+        self._bits = [(b.data, b.detach().clone()) for _, _, b in self._owners if b is not None]
+
+    def restore(self) -> None:
+        """Put all buffers back."""
+        for module, name, buffer in self._owners:
+            module._buffers[name] = buffer
+        for data, copy in self._bits:
+            data.copy_(copy)
+
+
+def _with_buffers(model: nn.Module) -> list[nn.Module]:
+    """Modules that have buffers; ``model.modules()`` and its nested generators take longer than a small net's layer."""
+    found, every, seen = [], [model], {id(model)}
+    for module in every:  # which grows meanwhile
+        if module._buffers:
+            found.append(module)
+        for child in module._modules.values():
+            if child is not None and id(child) not in seen:
+                seen.add(id(child))
+                every.append(child)
+    return found
+
+
+@contextmanager
+def preserve_buffers(model: nn.Module) -> Iterator[None]:
+    """Restore every buffer after the block."""
+    saved = BufferSnapshot(model)
     try:
         yield
     finally:
-        for module, name, buffer, copy in saved:
-            module._buffers[name] = buffer
-            if buffer is not None and copy is not None:
-                buffer.data.copy_(copy)
+        saved.restore()

@@ -18,7 +18,7 @@ from optland import vectors
 from optland.failpoints import reach
 from optland.optim.amp import ScalerAware
 from optland.optim.gates import Gate, as_gate, gate_state
-from optland.optim.gradients import own, require_dense, spend
+from optland.optim.gradients import own, present, require_dense
 from optland.optim.guards import PassGuard
 from optland.optim.method import Gradients
 from optland.optim.selection import Selection, selected
@@ -34,8 +34,8 @@ class Ascent:
     moved: list[Tensor]  # the perturbed parameters
     weights: list[Tensor]  # their values at w, bit for bit
     length: Tensor | None  # ||eps|| as asked for, where telemetry wants it
-    gradients: dict[Tensor, Tensor]  # g of every parameter that had one
-    beyond: dict[Tensor, Tensor] | None = None  # h, once the weights have gone on to w - eps
+    gradients: list[Tensor | None]  # g of every parameter, None where there was none
+    beyond: list[Tensor | None] | None = None  # h, once the weights have gone on to w - eps
 
 
 class Climber(ScalerAware):
@@ -57,7 +57,9 @@ class Climber(ScalerAware):
             raise ValueError(f"telemetry_every={telemetry_every} is negative; 1 measures every step, 0 none")
         self.gate = as_gate(gate)
         super().__init__(
-            base, {**hyperparameters, **gate_state(self.gate)}, counts=counts or gate is not None
+            base,
+            {**hyperparameters, **gate_state(self.gate)},
+            counts=counts or gate is not None or telemetry_every > 1,
         )
         self.check_finite, self.only, self.telemetry_every = check_finite, only, telemetry_every
         self.telemetry = Telemetry()
@@ -68,7 +70,8 @@ class Climber(ScalerAware):
         self._g_norm = torch.zeros(())
         self._norms: list[Tensor] = []  # of all gradients of this step, for the finite check
         self._selected = selected(only, self._params, model)
-        self._until_measured = 0
+        self._measuring = False
+        self._last_measured: int | None = None  # the period of the last measurement
         self._gate_before: list[dict[str, Any]] = []  # what the gate remembered before this step asked it
 
     @property
@@ -127,7 +130,9 @@ class Climber(ScalerAware):
         self._pending = False
         self._scale_told = loss_scale is not None
         self._loss_scale = 1.0 if loss_scale is None else loss_scale
-        self._g_norm = vectors.norm([g for _, g in self._gradients()])
+        g = present(self._params)
+        require_dense(g)
+        self._g_norm = vectors.norm([x for x in g if x is not None])
         self._norms.append(self._g_norm)
 
     def _forget_step(self) -> None:
@@ -135,52 +140,58 @@ class Climber(ScalerAware):
         self._norms = []
         self._drop_proposals()
         self.telemetry.clear()
-        self._until_measured -= 1
-        if self._until_measured < 0:
-            self._until_measured = self.telemetry_every - 1
+        every = self.telemetry_every
+        self._measuring = every == 1 or (every > 1 and self._period != self._last_measured)
 
     @property
-    def _measuring(self) -> bool:
-        return self.telemetry_every > 0 and self._until_measured == self.telemetry_every - 1
+    def _period(self) -> int:
+        """The ``telemetry_every`` updates that this one belongs to; the log's rows close one each."""
+        return (self.steps + 1) // self.telemetry_every
 
     def _gradients(self) -> list[tuple[Tensor, Tensor]]:
         """All (parameter, gradient) pairs there are now."""
-        return [(p, require_dense(p.grad)) for p in self._params if p.grad is not None]
+        return [(p, p.grad) for p in self._params if p.grad is not None]
 
-    def _at(self, g: dict[Tensor, Tensor], *, perturbed_only: bool = False) -> Gradients:
-        """The entries of a step, in the order of the groups."""
-        at = Gradients([], [], [], [], [], self._loss_scale)
-        for group in self.param_groups:
-            for p in group["params"]:
-                if p in g and not (perturbed_only and self._selected is not None and p not in self._selected):
-                    at.params.append(p)
-                    at.groups.append(group)
-                    at.g.append(g[p])
-        return at
+    def _at(self, g: list[Tensor | None], *, perturbed_only: bool = False) -> Gradients:
+        """The entries of a step, those with a gradient, in the order of the groups."""
+        params = self._params
+        groups = [group for group in self.param_groups for _ in group["params"]]
+        gradients = [x for x in g if x is not None]
+        only = self._selected if perturbed_only else None
+        if only is not None or len(gradients) < len(params):
+            kept = [
+                i
+                for i, (p, x) in enumerate(zip(params, g, strict=True))
+                if x is not None and (only is None or p in only)
+            ]
+            params, groups = [params[i] for i in kept], [groups[i] for i in kept]
+            gradients = [x for i in kept if (x := g[i]) is not None]
+        return Gradients(params, groups, gradients, [], [], self._loss_scale)
 
     # Up ----------------------------------------------------------------------------------------------
 
-    @torch.no_grad()
+    @vectors.no_graph
     def _ascend(self) -> None:
-        g = dict(self._gradients())
+        g = present(self._params)
         self._guard.begin_second()
         try:
-            self._ascent = self._climb(g)
+            self._ascent = self._climb(g, self._g_norm)
         except BaseException:
             self._guard.end_second()
             raise
-        self._ascent.gradients = own(g)
-        spend(self._params)
+        self._ascent.gradients = own(self._params, g)
         self.telemetry.note(g_norm=self._g_norm)
         if self._ascent.length is not None:
             self.telemetry.note(eps_norm=self._ascent.length)
         reach("optim.between_passes")
 
-    def _climb(self, g: dict[Tensor, Tensor]) -> Ascent:
-        """Move the weights to w + eps."""
+    def _climb(self, g: list[Tensor | None], g_norm: Tensor | None = None) -> Ascent:
+        """Move the weights to w + eps; ``g_norm`` is the length of all of g, where it is known."""
         at = self._at(g, perturbed_only=True)
         if self.true_units or self.remembers:
             at.g = self._unscaled(at.g)
+        elif self._selected is None:
+            at.g_norm = g_norm
         eps = self.perturbation(at)
         length = vectors.norm(eps) if self._measuring else None
         ascent = Ascent(at.params, vectors.clone(at.params), length, g)
@@ -191,7 +202,7 @@ class Climber(ScalerAware):
             raise
         return ascent
 
-    def _visit(self, g: dict[Tensor, Tensor]) -> Ascent:
+    def _visit(self, g: list[Tensor | None]) -> Ascent:
         """The ascent of :meth:`perturbed`, given the present gradients."""
         return self._climb(g)
 
@@ -199,31 +210,30 @@ class Climber(ScalerAware):
         scale = self._loss_scale
         return g if isinstance(scale, float) and scale == 1.0 else [x / scale for x in g]
 
-    @torch.no_grad()
+    @vectors.no_graph
     def _cross(self, ascent: Ascent) -> None:
         """From w + eps, where h is known, to w - eps."""
-        ascent.beyond = own(dict(self._gradients()))
+        ascent.beyond = own(self._params, present(self._params))
         eps = vectors.subtract(ascent.moved, ascent.weights)
         vectors.copy_(ascent.moved, ascent.weights)
         vectors.axpy_(-1.0, eps, ascent.moved)
         self._guard.repeat_second()
-        spend(self._params)
 
     # Back --------------------------------------------------------------------------------------------
 
-    @torch.no_grad()
+    @vectors.no_graph
     def _descend(self, ascent: Ascent) -> None:
         """Back to w with all gradients in hand: telemetry, and the combined gradient into ``.grad``."""
-        last = dict(self._gradients())
-        h, opposite = (last, {}) if ascent.beyond is None else (ascent.beyond, last)
+        params, last = self._params, present(self._params)
+        require_dense(last)
+        h, opposite = (last, None) if ascent.beyond is None else (ascent.beyond, last)
         eps = vectors.subtract(ascent.moved, ascent.weights) if self._measuring else []
         self._land()
         self._guard.end_second()
-        at = self._at(_filled(ascent.gradients, h | opposite))
-        at.h = [h[p] if p in h else torch.zeros_like(p) for p in at.params]
-        at.opposite = (
-            [opposite[p] if p in opposite else torch.zeros_like(p) for p in at.params] if opposite else []
-        )
+        seen = [g for g in (ascent.gradients, h, opposite) if g is not None]
+        at = self._at(_filled(params, ascent.gradients, seen))
+        at.h = [x for x in _filled(params, h, seen) if x is not None]
+        at.opposite = [x for x in _filled(params, opposite, seen) if x is not None] if opposite else []
         if self.check_finite or self._measuring:
             self._norms += [vectors.norm(x) for x in (at.h, at.opposite) if x]
         if self._measuring:
@@ -252,8 +262,8 @@ class Climber(ScalerAware):
         """Back to w as if the second pass had not begun."""
         ascent = self._land()
         self._guard.end_second()
-        for p in self._params:
-            p.grad = ascent.gradients.get(p)
+        for p, g in zip(self._params, ascent.gradients, strict=True):
+            p.grad = g
 
     def _land(self) -> Ascent:
         ascent, self._ascent = self._ascent, None
@@ -266,11 +276,19 @@ class Climber(ScalerAware):
 
     def _is_finite(self) -> bool:
         """The one place in a step where the host waits for the device; on the CPU it has not to wait."""
-        if all(n.device.type == "cpu" for n in self._norms):
+        if all(n.is_cpu for n in self._norms):
             return all(math.isfinite(n.item()) for n in self._norms)
         return bool(self._finite())
 
 
-def _filled(g: dict[Tensor, Tensor], h: dict[Tensor, Tensor]) -> dict[Tensor, Tensor]:
-    """G of every parameter that either pass used; zero where only the later one did."""
-    return g | {p: torch.zeros_like(p) for p in h if p not in g}
+def _filled(
+    params: list[Tensor], gradients: list[Tensor | None], passes: list[list[Tensor | None]]
+) -> list[Tensor | None]:
+    """Gradients of one pass, zero where only another of the passes used the parameter."""
+    if all(g is not None for g in gradients):
+        return gradients
+    used = [any(x is not None for x in of_passes) for of_passes in zip(*passes, strict=True)]
+    return [
+        torch.zeros_like(p) if g is None and is_used else g
+        for p, g, is_used in zip(params, gradients, used, strict=True)
+    ]

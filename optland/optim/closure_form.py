@@ -6,9 +6,10 @@ from typing import Any
 
 import torch
 
+from optland import vectors
 from optland.optim.ascent import Ascent, Climber
 from optland.optim.delegate import Closure
-from optland.optim.gradients import call_alone, is_spent, spend
+from optland.optim.gradients import call_alone, is_spent, present, spend
 from optland.optim.telemetry import largest
 
 __all__ = ["ClosureForm"]
@@ -34,7 +35,7 @@ class ClosureForm(Climber):
         try:
             loss = call_alone(closure, self._params)
             self._begin()
-            if self._worthwhile() and self.due() and self._gradients():
+            if self._worthwhile() and self.due() and any(p.grad is not None for p in self._params):
                 self._second_pass(closure, loss)
             else:
                 self._single_pass()
@@ -69,11 +70,11 @@ class ClosureForm(Climber):
         self._require_pending()
         return loss
 
-    @torch.no_grad()
+    @vectors.no_graph
     def _single_pass(self) -> None:
         self.last_evaluations = 1
         self.telemetry.note(g_norm=self._g_norm, eps_norm=0.0, loss_scale=self._loss_scale)
-        at = self._at(dict(self._gradients()))
+        at = self._at(present(self._params))
         reused = self.reuse(at)
         if reused is not at.g:
             for p, gradient in zip(at.params, reused, strict=True):
@@ -81,7 +82,7 @@ class ClosureForm(Climber):
 
     def _seen(self) -> bool:
         """Whether a backward pass has been made since the weights were moved."""
-        return not all(is_spent(g) for _, g in self._gradients())
+        return any(g is not None and not is_spent(g) for g in present(self._params))
 
     def _return(self, ascent: Ascent) -> None:
         """Back to w: with the combined gradient, or calling the step off where a pass is missing."""
@@ -95,8 +96,6 @@ class ClosureForm(Climber):
                 "step(); the third is missing and the step was undone"
             )
         self._descend(ascent)
-        # A GradScaler leaves step() out where this says so.
-        self.telemetry.note(skipped=1.0 - self._finite().to(torch.float32))
         self._pending, self.last_evaluations = True, self.evaluations
 
     def _require_pending(self) -> None:
@@ -112,9 +111,13 @@ class ClosureForm(Climber):
             self.telemetry.note(skipped=1.0)
             self._drop_proposals()
             return
-        self.telemetry.note(skipped=0.0)
         if isinstance(self.base, torch.optim.SGD):
-            self.telemetry.note(lr=largest([group["lr"] for group in self.param_groups]))
+            self.telemetry.note(skipped=0.0, lr=largest([group["lr"] for group in self.param_groups]))
+        else:
+            self.telemetry.note(skipped=0.0)
+        if self._measuring and self.telemetry.has_measurement:
+            self.telemetry.keep()
+            self._last_measured = self._period
         self.base.step()
         self.after_update()
         self._write_down()

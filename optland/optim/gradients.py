@@ -14,26 +14,27 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from optland import vectors
 from optland.optim.delegate import Closure
 
-__all__ = ["call_alone", "is_shared", "is_spent", "own", "require_dense", "spend"]
+__all__ = ["call_alone", "is_shared", "is_spent", "own", "present", "require_dense", "spend"]
 
 _MARK = "_optland_spent"
 
 
-def require_dense(gradient: Tensor) -> Tensor:
-    """The gradient itself, if a global norm can be taken over it.
+def require_dense(gradients: Iterable[Tensor | None]) -> None:
+    """Refuse gradients that a global norm cannot be taken over.
 
     Raises:
-        TypeError: The gradient is sparse or complex.
+        TypeError: A gradient is sparse or complex.
     """
-    if gradient.layout != torch.strided or gradient.is_complex():
-        kind = "complex" if gradient.is_complex() else str(gradient.layout)
-        raise TypeError(
-            f"a two-pass step needs dense real gradients and found a {kind} one, of shape {tuple(gradient.shape)}; "
-            "use sparse=False in embeddings, or real and imaginary parts as separate parameters"
-        )
-    return gradient
+    for g in gradients:
+        if g is not None and (g.layout is not torch.strided or g.is_complex()):
+            kind = "complex" if g.is_complex() else str(g.layout)
+            raise TypeError(
+                f"a two-pass step needs dense real gradients and found a {kind} one, of shape {tuple(g.shape)}; "
+                "use sparse=False in embeddings, or real and imaginary parts as separate parameters"
+            )
 
 
 def is_shared(gradient: Tensor) -> bool:
@@ -41,29 +42,38 @@ def is_shared(gradient: Tensor) -> bool:
     return gradient._is_view() or hasattr(gradient, "to_local")
 
 
-def own(gradients: dict[Tensor, Tensor]) -> dict[Tensor, Tensor]:
-    """Gradients to keep, and ``.grad`` emptied for the next pass.
+def present(params: list[Tensor]) -> list[Tensor | None]:
+    """The gradient of each parameter, None where there is none."""
+    return [p.grad for p in params]
+
+
+@vectors.no_graph
+def own(params: list[Tensor], gradients: list[Tensor | None]) -> list[Tensor | None]:
+    """Gradients to keep, and ``.grad`` emptied for the next pass, with what is left there marked as spent.
 
     They are taken rather than copied where nobody else writes to their memory. DDP's may be views of its buckets, and
     FSDP2's are shards that it may reduce into again: of these, copies are kept, and the originals zeroed.
     """
-    shared = [p for p, g in gradients.items() if is_shared(g)]
-    kept = dict(gradients)
-    for p, copy in zip(shared, [gradients[p].detach().clone() for p in shared], strict=True):
-        kept[p] = copy
-        gradients[p].zero_()
-    for p in gradients.keys() - set(shared):
-        p.grad = None
+    kept: list[Tensor | None] = []
+    for p, g in zip(params, gradients, strict=True):
+        if g is None or not is_shared(g):
+            kept.append(g)
+            p.grad = None
+            continue
+        kept.append(g.detach().clone())
+        g.zero_()
+        spend([p])
     return kept
 
 
 def _version(gradient: Tensor) -> int:
     """Number of in-place writes so far; FSDP2 writes to the local shard and not to the DTensor around it."""
-    local = gradient.to_local() if hasattr(gradient, "to_local") else gradient
-    return int(local._version)
+    if hasattr(gradient, "to_local"):
+        with torch.no_grad():
+            return int(gradient.to_local()._version)
+    return gradient._version
 
 
-@torch.no_grad()
 def spend(params: Iterable[Tensor]) -> None:
     """Mark the present gradients as used up: what is added to them from now on is a new contribution.
 
@@ -71,14 +81,14 @@ def spend(params: Iterable[Tensor]) -> None:
     for that of a later tensor at the same address.
     """
     for p in params:
-        if p.grad is not None:
-            setattr(p.grad, _MARK, _version(p.grad))
+        if (g := p.grad) is not None:
+            setattr(g, _MARK, _version(g))
 
 
-@torch.no_grad()
 def is_spent(gradient: Tensor) -> bool:
     """Whether nobody wrote to this gradient since it was marked."""
-    return getattr(gradient, _MARK, None) == _version(gradient)
+    mark = getattr(gradient, _MARK, None)
+    return mark is not None and mark == _version(gradient)
 
 
 def call_alone(closure: Closure, params: list[Tensor]) -> Any:
@@ -109,19 +119,24 @@ def call_alone(closure: Closure, params: list[Tensor]) -> Any:
     return loss
 
 
-@torch.no_grad()
+@vectors.no_graph
 def _drop_leftovers(params: list[Tensor]) -> list[tuple[Tensor, Tensor]]:
     """Prepare ``.grad`` for a closure; return what others contributed, as (parameter, gradient) pairs.
 
-    Leftovers are zeroed in place, which is right whether the closure zeroes to None, in place, or not at all.
-    Where a contribution is found, ``.grad`` becomes NaN, so that one can tell afterwards whether the closure
-    zeroed it. The host looks at values only in this second case.
+    Leftovers are dropped, those in shared memory zeroed there, which is right whether the closure zeroes to None, in
+    place, or not at all. Where a contribution is found, ``.grad`` becomes NaN, so that one can tell afterwards
+    whether the closure zeroed it. The host looks at values only in this second case.
     """
-    present = [(p, p.grad) for p in params if p.grad is not None]
-    leftovers = [g for _, g in present if is_spent(g)]
-    foreign = [(p, g) for p, g in present if not is_spent(g)]
-    if leftovers:
-        torch._foreach_zero_(leftovers)
+    foreign: list[tuple[Tensor, Tensor]] = []
+    for p in params:
+        if (g := p.grad) is None:
+            continue
+        if not is_spent(g):
+            foreign.append((p, g))
+        elif is_shared(g):
+            g.zero_()
+        else:
+            p.grad = None
     if not any(bool(g.count_nonzero()) for _, g in foreign):
         return []
     for p, g in foreign:
@@ -129,7 +144,7 @@ def _drop_leftovers(params: list[Tensor]) -> list[tuple[Tensor, Tensor]]:
     return foreign
 
 
-@torch.no_grad()
+@vectors.no_graph
 def _zeroed(contributions: list[tuple[Tensor, Tensor]], loss: Any) -> bool:
     """Whether the NaN is gone; with a loss that is not finite there is no telling, and the step is skipped."""
     if isinstance(loss, Tensor) and not bool(loss.isfinite().all()):

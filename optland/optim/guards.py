@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from optland.context import load_rng_state, preserve_buffers, preserve_rng, rng_state
+from optland.context import BufferSnapshot, RandomSnapshot, preserve_buffers, preserve_rng
 
 __all__ = ["ForwardRecorder", "PassGuard"]
 
@@ -28,7 +28,7 @@ class ForwardRecorder:
 
     def __init__(self, mode: Literal["off", "record", "replay"] = "record") -> None:
         self.mode = mode
-        self.states: list[dict[str, Any]] = []
+        self.states: list[RandomSnapshot] = []
         self.position = 0
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> None:
@@ -45,9 +45,9 @@ class ForwardRecorder:
         if self.mode == "off" or not (module.training and torch.is_grad_enabled()):
             return
         if self.mode == "record":
-            self.states.append(rng_state())
+            self.states.append(RandomSnapshot())
         elif self.position < len(self.states):
-            load_rng_state(self.states[self.position])
+            self.states[self.position].restore()
             self.position += 1
 
     def start(self, mode: Literal["off", "record", "replay"]) -> None:
@@ -76,8 +76,10 @@ class PassGuard:
         self.model = model
         self.beginnings = 0  # of a pass one, or of what may become one
         self._recorder = ForwardRecorder()
-        self._stack: ExitStack | None = None
-        self._start: dict[str, Any] | None = None
+        self._in_second = False
+        self._buffers: BufferSnapshot | None = None
+        self._end: RandomSnapshot | None = None  # of pass one
+        self._start: RandomSnapshot | None = None
         if model is not None:
             handle = model.register_forward_pre_hook(self._recorder)
             # The hook leaves the model together with its optimizer.
@@ -111,32 +113,33 @@ class PassGuard:
         """Pass one is a closure: its random state is known from the start, so no hook is needed."""
         self.beginnings += 1
         self._recorder.start("off")
-        self._start = rng_state()
+        self._start = RandomSnapshot()
 
     def begin_second(self) -> None:
         """Pass two begins; calling it twice is the same as once."""
-        if self._stack is not None:
+        if self._in_second:
             return
-        stack = ExitStack()
+        self._in_second = True
         if self.model is not None:
-            stack.enter_context(preserve_buffers(self.model))
+            self._buffers = BufferSnapshot(self.model)
         if self._start is not None or self.model is not None:
-            stack.callback(load_rng_state, rng_state())
-        self._stack = stack
+            self._end = RandomSnapshot()
         self.repeat_second()
 
     def repeat_second(self) -> None:
         """Another pass like the second begins: the same draws once more."""
         if self._start is not None:
-            load_rng_state(self._start)
+            self._start.restore()
         else:
             self._recorder.start("replay")
 
     def end_second(self) -> None:
         """Pass two is over; buffers and random state are those of one pass. Does nothing outside pass two."""
-        stack, self._stack = self._stack, None
-        if stack is not None:
-            stack.close()
+        if self._buffers is not None:
+            self._buffers.restore()
+        if self._end is not None:
+            self._end.restore()
+        self._in_second, self._buffers, self._end = False, None, None
         self.forget()
 
     def __getstate__(self) -> dict[str, Any]:

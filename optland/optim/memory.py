@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from optland import vectors
 from optland.optim.delegate import Delegating
 
 __all__ = ["STEPS", "Remembering", "dated"]
@@ -86,7 +87,7 @@ class Remembering(Delegating):
     def _drop_proposals(self) -> None:
         self._proposed = {}
 
-    @torch.no_grad()
+    @vectors.no_graph
     def _write_down(self) -> None:
         """After an update of the base: keep what was proposed, and count the update."""
         for name, values in self._proposed.items():
@@ -101,7 +102,7 @@ class Remembering(Delegating):
             if STEPS in group:
                 group[STEPS] += 1
 
-    @torch.no_grad()
+    @vectors.no_graph
     def _materialise(self) -> None:
         """Make room for everything there will be: a checkpointer reads back only what it has seen."""
         for p in self._params:

@@ -24,9 +24,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 
+from optland import vectors
 from optland.optim.memory import Remembering
 from optland.optim.radius import Scope, dual_norm, scopes, steepest, times
 
@@ -44,6 +44,7 @@ class Gradients:
         h: Gradients at w + eps, once they are there.
         opposite: Gradients at w - eps, for methods that look there.
         loss_scale: The factor that the loss, and so g, h and opposite, were multiplied by.
+        g_norm: The length of g, where it is known already.
     """
 
     params: list[Tensor]
@@ -52,6 +53,7 @@ class Gradients:
     h: list[Tensor]
     opposite: list[Tensor]
     loss_scale: float | Tensor = 1.0
+    g_norm: Tensor | None = None
 
     def of(self, name: str) -> list[float]:
         """A hyper-parameter, entry by entry."""
@@ -108,7 +110,7 @@ class Method(Remembering):
     def after_update(self) -> None:
         """The base has made its update; what a decoupled method adds to it goes here."""
 
-    @torch.no_grad()
+    @vectors.no_graph
     def perturbation(self, at: Gradients) -> list[Tensor]:
         """The perturbation eps of each entry, 0 where d is zero or not finite.
 
@@ -117,19 +119,27 @@ class Method(Remembering):
         """
         T = [self.metric(p, g, group) for p, g, group in zip(at.params, at.g, at.groups, strict=True)]
         d = self.direction(at)
-        x = [di if t is None else t * di for t, di in zip(T, d, strict=True)]
+        x = d if not any(t is not None for t in T) else [_scaled(t, di) for t, di in zip(T, d, strict=True)]
+        known = at.g_norm if x is at.g and self.p == 2 and self.scope == "global" else None
         eps = list(x)
         for indices in scopes(at.groups, self.scope):
-            part = [x[i] for i in indices]
-            length = dual_norm(part, self.p)
+            length = dual_norm([x[i] for i in indices], self.p) if known is None else known
             for group, where in _by_group(at.groups, indices):
                 steep = steepest([x[i] for i in where], self.p)
                 for i, e in zip(where, times(steep, self.radius(group, length), length, self.p), strict=True):
                     eps[i] = e
         return [
-            (e if t is None else e * t.to(e.dtype)).to(p.dtype)
+            _typed(e if t is None else e * t.to(e.dtype), p)
             for e, t, p in zip(eps, T, at.params, strict=True)
         ]
+
+
+def _scaled(t: Tensor | None, x: Tensor) -> Tensor:
+    return x if t is None else t * x
+
+
+def _typed(x: Tensor, like: Tensor) -> Tensor:
+    return x if x.dtype is like.dtype else x.to(like.dtype)
 
 
 def _by_group(groups: list[dict[str, Any]], indices: list[int]) -> Iterator[tuple[dict[str, Any], list[int]]]:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
+from optland import vectors
 from optland.optim.gradients import is_shared, is_spent
 
 __all__ = ["BackwardWatch", "GradientSum"]
@@ -22,7 +22,7 @@ class GradientSum:
     def __bool__(self) -> bool:
         return bool(self._of)
 
-    @torch.no_grad()
+    @vectors.no_graph
     def take(self, params: list[Tensor]) -> None:
         """Add what is in ``.grad``, and empty it."""
         for p in params:

@@ -28,14 +28,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, Unpack
 
-import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
 from optland import vectors
 from optland.optim.ascent import Ascent
 from optland.optim.delegate import Closure
-from optland.optim.gradients import call_alone, spend
+from optland.optim.gradients import call_alone, present, spend
 from optland.optim.method import Gradients
 from optland.optim.two_pass import EngineOptions, TwoPass
 
@@ -148,7 +147,7 @@ class MSAM(TwoPass):
             self._pending = self._waiting = True
             return False
         ascent = self._rise()
-        ascent.gradients = dict(self._gradients())  # in place again where the step is called off
+        ascent.gradients = present(self._params)  # in place again where the step is called off
         return True
 
     def restore(self) -> None:
@@ -173,22 +172,22 @@ class MSAM(TwoPass):
         self.perturb(loss_scale=loss_scale)
         yield 0
 
-    @torch.no_grad()
+    @vectors.no_graph
     def _rise(self) -> Ascent:
         self._ascent = ascent = self._climb(self._velocities())
-        ascent.gradients = {}
+        ascent.gradients = [None] * len(self._params)
         return ascent
 
-    def _velocities(self) -> dict[Tensor, Tensor]:
-        found = {p: v for p in self._params if (v := self._velocity(p)) is not None}
-        if not found and any(self._state_of(p) for p in self._params):
+    def _velocities(self) -> list[Tensor | None]:
+        found = [self._velocity(p) for p in self._params]
+        if all(v is None for v in found) and any(self._state_of(p) for p in self._params):
             raise ValueError(
                 f"{type(self.base).__name__} keeps no momentum under {' or '.join(_VELOCITIES)}, so MSAM cannot "
                 "perturb along it; use SGD with momentum, AdamW, or a relative of theirs"
             )
         return found
 
-    def _visit(self, g: dict[Tensor, Tensor]) -> Ascent:
+    def _visit(self, g: list[Tensor | None]) -> Ascent:
         return self._climb(self._velocities())
 
     def _velocity(self, p: Tensor) -> Tensor | None:
@@ -199,7 +198,7 @@ class MSAM(TwoPass):
         self._note_flat_pass()
         super()._update()
 
-    @torch.no_grad()
+    @vectors.no_graph
     def _note_flat_pass(self) -> None:
         """In phase form a closed gate decides before the pass; this is after it, and before a scaler unscales."""
         if not self._waiting:
@@ -218,7 +217,7 @@ class MSAM(TwoPass):
         self._g_norm = vectors.norm([g for _, g in self._gradients()])
         return self._g_norm
 
-    @torch.no_grad()
+    @vectors.no_graph
     def _descend(self, ascent: Ascent) -> None:
         measured = vectors.norm(vectors.subtract(ascent.moved, ascent.weights)) if self._measuring else None
         self._land()

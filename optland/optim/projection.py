@@ -13,7 +13,7 @@ _ROUNDING = 32.0
 """Multiples of the machine's precision below which the part across is nothing but rounding."""
 
 
-@torch.no_grad()
+@vectors.no_graph
 def across(x: list[Tensor], y: list[Tensor]) -> list[Tensor]:
     """X - (<x, y> / |y|^2) y, all tensors together; zero where x is parallel to y up to rounding, or y is zero.
 

@@ -7,6 +7,10 @@ realised it:
           \cos = \frac{g^T h}{\|g\| \|h\|}, \qquad
           \text{stability} = \eta \lambda (1 + \|\epsilon\| \lambda / \|g\|)
 
+They need reductions over all weights, and are taken once in ``telemetry_every`` updates; until the next time the last
+values stay, with their age in updates under ``probe/age_sam``. The loss at both places, the norm of g and whether the
+step was skipped are known in every step.
+
 On a quadratic the first is the Rayleigh quotient of the Hessian along eps, exactly. The last is the SAM
 stability ratio of gradient descent: above 2 the step overshoots along the ascent direction (Agarwala &
 Dauphin 2023, arXiv:2302.08692).
@@ -15,12 +19,15 @@ Dauphin 2023, arXiv:2302.08692).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
 
-__all__ = ["Telemetry", "largest"]
+__all__ = ["TELEMETRY_EVERY", "Telemetry", "largest"]
+
+TELEMETRY_EVERY = 10
+"""Steps from one measurement to the next: the five reductions of one cost a tenth of a step of a very small net."""
 
 Scalar = Tensor | float
 
@@ -37,10 +44,22 @@ class Telemetry:
 
     def __init__(self) -> None:
         self._raw: dict[str, Scalar] = {}
+        self._kept: dict[str, Scalar] = {}  # all of the last step with a measurement
+        self._age = 0
 
     def clear(self) -> None:
-        """Forget the last step."""
+        """A new step begins: what is measured once in a while stays, and grows older."""
         self._raw = {}
+        self._age += 1
+
+    @property
+    def has_measurement(self) -> bool:
+        """Whether this step was measured."""
+        return "eps_norm_realised" in self._raw
+
+    def keep(self) -> None:
+        """Remember this step's measurement until there is another."""
+        self._kept, self._age = dict(self._raw), 0
 
     def note(self, **scalars: Scalar) -> None:
         """Keep scalars under their raw names; a 0-d tensor stays on its device, without its graph."""
@@ -55,18 +74,28 @@ class Telemetry:
             that was asked for and ``sam/rho_realised`` of the one that the weights' precision let through;
             ``update/grad_norm`` ||g||, ``sam/grad_norm`` ||h||; ``sam/stability``, with SGD as the base
             (elsewhere the learning rate is not in the units of the curvature); ``sam/skipped`` 1 when the
-            step was left out because a gradient was not finite. What does not apply is absent.
+            step was left out because a gradient was not finite; ``probe/age_sam``, updates since curvature and
+            angle were measured. What does not apply is absent.
         """
-        raw = _to_host(self._raw)
-        metrics: dict[str, float] = {}
-        for key, derive in _METRICS.items():
-            try:
-                value = derive(raw)
-            except (KeyError, ZeroDivisionError, OverflowError):
-                continue  # not measured in this step, or not defined for it (a zero perturbation)
-            if math.isfinite(value):
-                metrics[key] = value
-        return metrics
+        now = _derived(self._raw, _METRICS)
+        if not self._kept:
+            return now
+        last = _derived(self._kept, _MEASURED)
+        known = last | now
+        return {key: known[key] for key in _METRICS if key in known} | {"probe/age_sam": float(self._age)}
+
+
+def _derived(scalars: dict[str, Scalar], keys: Iterable[str]) -> dict[str, float]:
+    raw = _to_host(scalars)
+    metrics: dict[str, float] = {}
+    for key in keys:
+        try:
+            value = _METRICS[key](raw)
+        except (KeyError, ZeroDivisionError, OverflowError):
+            continue  # not measured, or not defined for this step (a zero perturbation)
+        if math.isfinite(value):
+            metrics[key] = value
+    return metrics
 
 
 def largest(values: list[Scalar]) -> Scalar:
@@ -111,3 +140,6 @@ _METRICS: dict[str, Callable[[dict[str, float]], float]] = {
     "sam/stability": _stability,
     "sam/skipped": lambda r: r["skipped"],
 }
+
+_MEASURED = ("sam/curvature", "sam/cos", "sam/rho", "sam/rho_realised", "sam/grad_norm", "sam/stability")
+"""What is measured once in a while."""

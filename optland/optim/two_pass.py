@@ -45,6 +45,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, TypedDict
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -53,9 +54,10 @@ from optland.optim.amp import USAGES
 from optland.optim.closure_form import ClosureForm
 from optland.optim.delegate import Closure
 from optland.optim.gates import Gate
-from optland.optim.gradients import spend
+from optland.optim.gradients import present, spend
 from optland.optim.micro_batches import BackwardWatch, GradientSum
 from optland.optim.selection import Selection
+from optland.optim.telemetry import TELEMETRY_EVERY
 
 __all__ = ["EngineOptions", "TwoPass"]
 
@@ -86,7 +88,8 @@ class TwoPass(ClosureForm):
             gradient then reaches the base optimizer.
         gate: Which steps take the second pass (:mod:`optland.optim.gates`); the others are plain steps of the base.
         only: Which parameters are perturbed (:mod:`optland.optim.selection`); all are updated.
-        telemetry_every: Steps from one measurement of curvature and angle to the next; 0 for none.
+        telemetry_every: Updates from one measurement of curvature and angle to the next; 0 for none. The reductions
+            of one are a tenth of a step of a very small net, hence the default; larger nets do not feel 1.
         counts: Whether the method counts its updates.
 
     Attributes:
@@ -107,7 +110,7 @@ class TwoPass(ClosureForm):
         check_finite: bool = True,
         gate: Gate | str | None = None,
         only: Selection = "all",
-        telemetry_every: int = 1,
+        telemetry_every: int = TELEMETRY_EVERY,
         counts: bool = False,
     ) -> None:
         if isinstance(base, TwoPass):
@@ -252,6 +255,8 @@ class TwoPass(ClosureForm):
         if self._ascent is None:
             raise RuntimeError("restore() without perturb(): the weights are not perturbed. " + USAGES)
         self._return(self._ascent)
+        if self._pending:  # a GradScaler leaves step() out where this says so
+            self.telemetry.note(skipped=1.0 - self._finite().to(torch.float32))
 
     def accumulate(self, closure: Closure | None = None) -> Any:
         """Finish the passes of one micro-batch, with an eps of its own, and add its gradient to a sum for :meth:`step`.
@@ -296,8 +301,9 @@ class TwoPass(ClosureForm):
             RuntimeError: The weights are perturbed already, or there is no finite gradient.
         """
         self._refuse_in_flight("perturbed()")
-        g = dict(self._gradients())
-        if not g or not bool(vectors.norm(list(g.values())).isfinite()):
+        g = present(self._params)
+        length = vectors.norm([x for x in g if x is not None])
+        if not any(x is not None for x in g) or not bool(length.isfinite()):
             raise RuntimeError("perturbed() needs finite gradients in .grad; run a backward pass before it")
         with self._guard.unrecorded():
             proposed = {name: dict(values) for name, values in self._proposed.items()}
@@ -306,14 +312,14 @@ class TwoPass(ClosureForm):
                 self._ascent = self._visit(g)
             finally:
                 self._proposed, self._loss_scale = proposed, scale
-            for p in g:
+            for p in self._params:
                 p.grad = None
             try:
                 yield
             finally:
                 self._land()
-                for p in self._params:
-                    p.grad = g.get(p)
+                for p, x in zip(self._params, g, strict=True):
+                    p.grad = x
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Zero the gradients of the base optimizer's parameters."""

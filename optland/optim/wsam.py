@@ -99,7 +99,7 @@ class WSAM(TwoPass):
             self._correction[p] = self._correction[p] + a * c if p in self._correction else a * c
         return at.g
 
-    @torch.no_grad()
+    @vectors.no_graph
     def after_update(self) -> None:
         """W <- w - lr a (h - g)."""
         for group in self.param_groups:

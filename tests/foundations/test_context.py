@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from optland.context import (
+    RandomSnapshot,
     exact_precision,
     load_rng_state,
     preserve_buffers,
@@ -40,6 +41,47 @@ def test_random_state_is_restored_for_all_generators() -> None:
     with preserve_rng():
         inside = draw_from_all()
     assert inside == draw_from_all() == expected
+
+
+def test_a_snapshot_is_restored_as_often_as_wanted() -> None:
+    start = RandomSnapshot()
+    expected = draw_from_all(), draw_from_all()
+    for _ in range(2):
+        start.restore()
+        assert (draw_from_all(), draw_from_all()) == expected
+    start.restore()
+    again = RandomSnapshot()  # nothing drawn since
+    assert draw_from_all() == expected[0]
+    again.restore()
+    assert draw_from_all() == expected[0]
+
+
+def test_a_snapshot_knows_of_the_normal_number_that_numpy_keeps_aside() -> None:
+    """Of a pair the second is kept; using it up leaves all words of the generator as they were."""
+    np.random.seed(0)  # noqa: NPY002
+    state = rng_state()
+    for drawn_before in (0, 1, 2, 3):
+        load_rng_state(state)
+        RandomSnapshot()
+        for _ in range(drawn_before):
+            np.random.randn()  # noqa: NPY002
+        snapshot = RandomSnapshot()
+        expected = [np.random.randn() for _ in range(3)]  # noqa: NPY002
+        for drawn in (1, 2, 3):
+            snapshot.restore()
+            assert [np.random.randn() for _ in range(drawn)] == expected[:drawn]  # noqa: NPY002
+
+
+def test_a_snapshot_works_with_another_generator_in_numpy() -> None:
+    before = np.random.get_bit_generator()
+    np.random.set_bit_generator(np.random.PCG64(0))
+    try:
+        snapshot = RandomSnapshot()
+        drawn = np.random.rand()  # noqa: NPY002
+        snapshot.restore()
+        assert np.random.rand() == drawn  # noqa: NPY002
+    finally:
+        np.random.set_bit_generator(before)
 
 
 def test_seeded_blocks_repeat_for_all_generators() -> None:

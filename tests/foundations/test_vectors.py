@@ -159,3 +159,36 @@ def test_a_direction_has_a_length(x: float) -> None:
     assert vectors.direction_length([torch.tensor([3.0, 4.0])], "step") == 5.0
     with pytest.raises(ValueError, match="the length of step is"):
         vectors.direction_length([torch.tensor([x, x])], "step")
+
+
+def test_short_and_long_vectors_are_reduced_to_the_same_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, y = draw(0, torch.float32), draw(1, torch.float32)
+    exact = (flat(x).double() @ flat(y).double()).item(), flat(x).double().norm().item()
+    for limit in (24, 23):  # of 24 coordinates
+        monkeypatch.setattr(vectors, "_SHORT", limit)
+        assert float(vectors.dot(x, y)) == pytest.approx(exact[0], rel=1e-6)
+        assert float(vectors.norm(x)) == pytest.approx(exact[1], rel=1e-6)
+        assert vectors.dot(x, y).dtype == vectors.norm(x).dtype == torch.float32
+
+
+def test_a_short_vector_may_lie_in_memory_in_any_order() -> None:
+    x = torch.arange(24.0).view(2, 3, 2, 2)
+    y = torch.randn(2, 3, 2, 2, generator=torch.Generator().manual_seed(0))
+    last = x.to(memory_format=torch.channels_last)
+    assert float(vectors.dot([last], [y])) == pytest.approx(float((x * y).sum()), rel=1e-6)
+    assert vectors.clone([last])[0].stride() == last.stride()
+
+
+def test_no_graph_leaves_the_mode_as_it_was_also_when_the_function_raises() -> None:
+    @vectors.no_graph
+    def fail(x: Tensor) -> Tensor:
+        assert not torch.is_grad_enabled()
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail(torch.zeros(1))
+    assert torch.is_grad_enabled()
+    with torch.no_grad():
+        with pytest.raises(ZeroDivisionError):
+            fail(torch.zeros(1))
+        assert not torch.is_grad_enabled()

@@ -190,7 +190,7 @@ def test_running_means_at_their_ends_are_sam(quadratic):
 
 def test_a_constant_gradient_leaves_friendly_sam_nothing_to_climb():
     w = nn.Parameter(torch.zeros(3, dtype=torch.float64))
-    optimizer = FSAM(torch.optim.SGD([w], lr=0.1), rho=0.3, sigma=1.0)
+    optimizer = FSAM(torch.optim.SGD([w], lr=0.1), rho=0.3, sigma=1.0, telemetry_every=1)
     slope, lengths = torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64), []
     for _ in range(4):
         optimizer.zero_grad()

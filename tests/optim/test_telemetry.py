@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from optland.optim import ASAM, SAM
+from optland.optim import ASAM, SAM, Every
 
 
 def test_all_values_on_a_quadratic(quadratic):
@@ -28,6 +28,7 @@ def test_all_values_on_a_quadratic(quadratic):
             "sam/grad_norm": h.norm().item(),
             "sam/stability": 0.1 * lam * (1 + 0.3 * lam / g.norm().item()),
             "sam/skipped": 0.0,
+            "probe/age_sam": 0.0,
         },
         rel=1e-10,
     )
@@ -89,7 +90,7 @@ def test_learning_rates_may_be_tensors(quadratic):
 
 
 def test_what_was_not_measured_is_absent_and_nothing_is_ever_nan(quadratic):
-    optimizer = SAM(torch.optim.SGD(quadratic.params, lr=0.1), rho=0.0)
+    optimizer = SAM(torch.optim.SGD(quadratic.params, lr=0.1), rho=0.0, telemetry_every=1)
     assert optimizer.telemetry.read() == {}
     optimizer.step(quadratic.closure(optimizer))
     assert set(optimizer.telemetry.read()) == {"update/grad_norm", "sam/rho", "sam/skipped"}
@@ -126,3 +127,39 @@ def test_reading_is_lazy_and_repeatable(quadratic):
     assert first == optimizer.telemetry.read()
     optimizer.step(quadratic.closure(optimizer))
     assert optimizer.telemetry.read() != first
+
+
+def test_curvature_is_measured_at_the_start_and_in_every_tenth_update_and_grows_older(quadratic):
+    optimizer = SAM(torch.optim.SGD(quadratic.params, lr=0.01), rho=0.1)
+    ages, curvatures = [], []
+    for _ in range(14):
+        optimizer.step(quadratic.closure(optimizer))
+        metrics = optimizer.telemetry.read()
+        assert {"sam/loss_gap", "update/grad_norm", "sam/skipped"} <= set(metrics)
+        ages.append(metrics["probe/age_sam"])
+        curvatures.append(metrics["sam/curvature"])
+    assert ages == [*range(9), *range(5)]  # updates 0 and 9, so that a log row of every tenth step is fresh
+    assert len(set(curvatures[:9])) == len(set(curvatures[9:])) == 1
+    assert curvatures[8] != curvatures[9]
+
+
+def test_a_measurement_waits_for_a_step_that_looks(quadratic):
+    optimizer = SAM(torch.optim.SGD(quadratic.params, lr=0.01), rho=0.1, gate=Every(4), telemetry_every=2)
+    ages = []
+    for _ in range(9):
+        optimizer.step(quadratic.closure(optimizer))
+        ages.append(optimizer.telemetry.read()["probe/age_sam"])
+    assert ages == [0, 1, 2, 3, 0, 1, 2, 3, 0]
+
+
+@pytest.mark.parametrize("every", [0, 1, 3])
+def test_measuring_leaves_the_weights_alone(make_network, every):
+    weights = []
+    for telemetry_every in (every, 10):
+        network = make_network(dtype=torch.float32)
+        base = torch.optim.SGD(network.model.parameters(), lr=0.1)
+        optimizer = SAM(base, rho=0.3, telemetry_every=telemetry_every)
+        for _ in range(5):
+            optimizer.step(network.closure(optimizer))
+        weights.append(network.weights())
+    assert all(torch.equal(a, b) for a, b in zip(*weights, strict=True))
