@@ -137,7 +137,44 @@ def _gain(row: dict[str, Any], key: str) -> str:
     return f"{row[key]['mean']:+.2f}" + ("" if error is None else f" ± {error:.2f}")
 
 
-TABLES = {"demo": demo_table, "curvature": curvature_table, "sam_quality": sam_quality_table}
+def sam_cost_table(result: dict[str, Any]) -> str:
+    """Time of a step over that of the base, ours and the most used package's."""
+    columns = ["SAM", "ASAM", "LookSAM", "MSAM"]
+    lines = [
+        "| net | base step, ms | two passes | "
+        + " | ".join(columns)
+        + " | SAM above two passes, us | SAM over pytorch_optimizer's |",
+        "|---|---:|---:|" + "---:|" * (len(columns) + 2),
+    ]
+    for name, net in result["nets"].items():
+        rows = net["rows"]
+        cells = [f"{rows[c]['over_base']:.2f}" for c in ["two passes", *columns]]
+        peer = net["over_peer"].get("SAM")
+        lines.append(
+            f"| {name} | {rows['base']['us'] / 1e3:.2f} | "
+            + " | ".join(cells)
+            + f" | {rows['SAM']['us_above_two_passes']:.0f} | "
+            + ("-" if peer is None else f"{peer:.2f}")
+            + " |"
+        )
+    machine = result["machine"]
+    fewest = min(net["rounds"] for net in result["nets"].values())
+    lines += [
+        "",
+        f"Time of a step over that of the base optimizer; LookSAM with k = 5. Medians of {fewest} "
+        f"interleaved rounds or more, one CPU thread; torch {machine['torch']}"
+        + "".join(f", {name} {version}" for name, version in result["peers"].items())
+        + ".",
+    ]
+    return "\n".join(lines)
+
+
+TABLES = {
+    "demo": demo_table,
+    "curvature": curvature_table,
+    "sam_cost": sam_cost_table,
+    "sam_quality": sam_quality_table,
+}
 
 
 def filled(text: str) -> str:

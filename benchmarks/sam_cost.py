@@ -418,38 +418,6 @@ def copies(base_name: str, method: str) -> tuple[float, float]:
 # ------------------------------------------------------------------ output
 
 
-def table(result: dict[str, Any]) -> str:
-    """The README's table."""
-    columns = ["SAM", "ASAM", "LookSAM", "MSAM"]
-    lines = [
-        "| net | base step, ms | two passes | "
-        + " | ".join(columns)
-        + " | SAM above two passes, us | SAM over pytorch_optimizer's |",
-        "|---|---:|---:|" + "---:|" * (len(columns) + 2),
-    ]
-    for name, net in result["nets"].items():
-        rows = net["rows"]
-        cells = [f"{rows[c]['over_base']:.2f}" for c in ["two passes", *columns]]
-        peer = net["over_peer"].get("SAM")
-        lines.append(
-            f"| {name} | {rows['base']['us'] / 1e3:.2f} | "
-            + " | ".join(cells)
-            + f" | {rows['SAM']['us_above_two_passes']:.0f} | "
-            + ("-" if peer is None else f"{peer:.2f}")
-            + " |"
-        )
-    machine = result["machine"]
-    fewest = min(net["rounds"] for net in result["nets"].values())
-    lines += [
-        "",
-        f"Time of a step over that of the base optimizer; LookSAM with k = {K}. Medians of {fewest} "
-        f"interleaved rounds or more, one CPU thread; torch {machine['torch']}"
-        + "".join(f", {name} {version}" for name, version in result["peers"].items())
-        + ".",
-    ]
-    return "\n".join(lines)
-
-
 def show(name: str, net: dict[str, Any]) -> None:
     print(f"\n{name}")
     for variant, row in net["rows"].items():
@@ -509,7 +477,6 @@ def main() -> int:
         print(f"{name:12s} state {row['state']:.2f} transient {row['transient']:.2f} {row['as_declared']}")
     arguments.result.parent.mkdir(parents=True, exist_ok=True)
     arguments.result.write_text(json.dumps(found, indent=1) + "\n")
-    print(f"\n{table(found)}")
     return 0
 
 
