@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from optland.optim import CARDS
+from optland.optim.conformance.finding import KINDS
 
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
@@ -137,7 +138,33 @@ def _gain(row: dict[str, Any], key: str) -> str:
     return f"{row[key]['mean']:+.2f}" + ("" if error is None else f" ± {error:.2f}")
 
 
-TABLES = {"demo": demo_table, "curvature": curvature_table, "sam_quality": sam_quality_table}
+def conformance_table(result: dict[str, Any]) -> str:
+    """Passed of the checks that apply, by kind, one row an optimizer."""
+    lines = [
+        "| package | optimizer | " + " | ".join(KINDS) + " | all |",
+        "|---|---|" + "---:|" * (len(KINDS) + 1),
+    ]
+    for package, reports in result["reports"].items():
+        for report in reports:
+            cells = [_passed(report["findings"], kind) for kind in (*KINDS, None)]
+            lines.append(f"| {package} | {report['subject']} | " + " | ".join(cells) + " |")
+    said = [f"{kind}: {what}" for kind, what in KINDS.items()]
+    versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
+    lines += ["", f"Passed / applicable. {'; '.join(said)}. {versions}."]
+    return "\n".join(lines)
+
+
+def _passed(findings: list[dict[str, Any]], kind: str | None) -> str:
+    chosen = [f["status"] for f in findings if kind in (None, f["kind"]) and f["status"] != "not applicable"]
+    return f"{chosen.count('passed')}/{len(chosen)}"
+
+
+TABLES = {
+    "demo": demo_table,
+    "curvature": curvature_table,
+    "sam_quality": sam_quality_table,
+    "conformance": conformance_table,
+}
 
 
 def filled(text: str) -> str:
