@@ -107,10 +107,11 @@ def _mean_of_parts(bench: Bench, problem: Problem, w: Tensor, parts: list[tuple[
     """The mean of what the method's oracle hands over for each part, in its first step."""
     make = ORACLES[bench.subject.claim.method]
     scaled = scaled_coordinates(bench, problem)
-    oracle, total = make(bench.options, scaled), torch.zeros_like(w)
+    options = {**bench.options, "refresh": len(parts)}  # a mask lasts a whole step
+    oracle, total = make(options, scaled), torch.zeros_like(w)
     for x, y in parts:
         if bench.subject.claim.method not in ONE_MEMORY:
-            oracle = make(bench.options, scaled)
+            oracle = make(options, scaled)
 
         def gradient(at: Tensor, x: Tensor = x, y: Tensor = y) -> Tensor:
             return ((x @ at - y)[:, None] * x).mean(0)
