@@ -29,6 +29,7 @@ bench: $(VENV)/bench.stamp
 	$(BIN)/python benchmarks/curvature.py
 	$(BIN)/python benchmarks/sam_cost.py
 	$(BIN)/python benchmarks/sam_quality.py
+	$(BIN)/python benchmarks/conformance.py
 	$(BIN)/python benchmarks/readme.py
 
 $(VENV)/bin/python:

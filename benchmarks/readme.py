@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from optland.optim import CARDS
+from optland.optim.conformance.finding import KINDS
 
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
@@ -169,9 +170,34 @@ def sam_cost_table(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def conformance_table(result: dict[str, Any]) -> str:
+    """Passed of the checks that apply, by kind, one row an optimizer."""
+    lines = [
+        "| package | optimizer | " + " | ".join(KINDS) + " | all |",
+        "|---|---|" + "---:|" * (len(KINDS) + 1),
+    ]
+    for package, reports in result["reports"].items():
+        rows = {report["subject"]: report["findings"] for report in reports}
+        if package == "optland":  # a row for all, as long as there is nothing to tell them apart by
+            rows = {f"all {len(rows)} methods": [f for findings in rows.values() for f in findings]}
+        for subject, findings in rows.items():
+            cells = [_passed(findings, kind) for kind in (*KINDS, None)]
+            lines.append(f"| {package} | {subject} | " + " | ".join(cells) + " |")
+    said = [f"{kind}: {what}" for kind, what in KINDS.items()]
+    versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
+    lines += ["", f"Passed / applicable. {'; '.join(said)}. {versions}."]
+    return "\n".join(lines)
+
+
+def _passed(findings: list[dict[str, Any]], kind: str | None) -> str:
+    chosen = [f["status"] for f in findings if kind in (None, f["kind"]) and f["status"] != "not applicable"]
+    return f"{chosen.count('passed')}/{len(chosen)}"
+
+
 TABLES = {
     "demo": demo_table,
     "curvature": curvature_table,
+    "conformance": conformance_table,
     "sam_cost": sam_cost_table,
     "sam_quality": sam_quality_table,
 }

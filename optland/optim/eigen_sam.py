@@ -114,6 +114,8 @@ class EigenSAM(TwoPass):
                     max_products=self.max_products,
                     seed=self.steps,
                 )
+            if not found.vectors:  # the objective is not finite here: climb as SAM until it is
+                return self.recall(_VECTOR, at.params)
             mine = set(self._params)  # the objective may see parameters that another optimizer trains
             kept = [(p, v) for p, v in zip(params, found.vectors[0], strict=True) if p in mine]
             self.remember(_VECTOR, [p for p, _ in kept], [v for _, v in kept])

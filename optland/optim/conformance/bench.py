@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from optland.optim.conformance.problems import Problem
-from optland.optim.conformance.subject import Base, Subject
+from optland.optim.conformance.subject import Base, BaseName, Subject
 
 __all__ = [
     "CHECKS",
@@ -154,10 +154,25 @@ class Bench:
         if missing:
             raise NotApplicableError(f"has no parameter {', '.join(missing)}")
 
+    @property
+    def bases(self) -> tuple[BaseName, ...]:
+        """The base optimizers that the subject can do with."""
+        return self.subject.claim.bases
+
+    def base(
+        self, name: BaseName | None = None, *, lr: float = 0.1, momentum: float = 0.0, decay: float = 0.0
+    ) -> Base:
+        """A base optimizer, the preferred one unless named, with the least momentum that the claim asks for."""
+        chosen = self.bases[0] if name is None else name
+        settings: dict[str, Any] = {"lr": lr, "weight_decay": decay, "foreach": self.foreach}
+        if chosen == "sgd":
+            settings["momentum"] = max(momentum, self.subject.claim.momentum)
+        return Base(chosen, settings)
+
     def build(
         self,
         problem: Problem,
-        base: Literal["sgd", "adamw"] = "sgd",
+        base: BaseName | None = None,
         *,
         lr: float = 0.1,
         momentum: float = 0.0,
@@ -172,12 +187,10 @@ class Bench:
         """
         torch.manual_seed(0)
         chosen: list[Any] = list(problem.model.parameters()) if params is None else params
-        settings: dict[str, Any] = {"lr": lr, "weight_decay": decay, "foreach": self.foreach}
-        if base == "sgd":
-            settings["momentum"] = momentum
         if groups:
             chosen = [{"params": [p]} for p in chosen]
-        return self.subject.make(chosen, Base(base, settings), problem.model, {**self.options, **options})
+        inner = self.base(base, lr=lr, momentum=momentum, decay=decay)
+        return self.subject.make(chosen, inner, problem.model, {**self.options, **options})
 
     def trace(self, optimizer: Any, problem: Problem, steps: int) -> list[Step]:
         """Make steps and write down what could be seen."""

@@ -147,7 +147,7 @@ def lesam(o: Mapping[str, Any], scaled: Tensor) -> Oracle:
     return step
 
 
-def fishersam(o: Mapping[str, Any], scaled: Tensor) -> Oracle:
+def fisher_sam(o: Mapping[str, Any], scaled: Tensor) -> Oracle:
     """Kim et al. 2022: eps = rho F^-1 g / sqrt(g' F^-1 g), with F = 1 + eta g^2 on the diagonal."""
 
     def step(w: Tensor, f: Gradient, v: Tensor) -> Handed:
@@ -169,8 +169,70 @@ def crsam(o: Mapping[str, Any], scaled: Tensor) -> Oracle:
     return step
 
 
+def pgn(o: Mapping[str, Any], scaled: Tensor) -> Oracle:
+    """Zhao et al. 2022: (1 - a) g + a h."""
+    return lambda w, f, v: Handed((1 - o["a"]) * f(w) + o["a"] * f(w + o["rho"] * unit(f(w))))
+
+
+def stable_sam(o: Mapping[str, Any], scaled: Tensor) -> Oracle:
+    """Tan et al. 2025: along h with the length of g."""
+
+    def step(w: Tensor, f: Gradient, v: Tensor) -> Handed:
+        g = f(w)
+        return Handed(math.sqrt(float(g @ g)) * unit(f(w + o["rho"] * unit(g))))
+
+    return step
+
+
+def sparse_sam(o: Mapping[str, Any], scaled: Tensor) -> Oracle:
+    """Mi et al. 2022: SAM's eps on the share 1 - s of coordinates with the largest g^2 at the last refresh."""
+    masks: list[Tensor] = []
+
+    def step(w: Tensor, f: Gradient, v: Tensor) -> Handed:
+        g = f(w)
+        if len(masks) % o["refresh"] == 0:
+            order = sorted(range(len(g)), key=lambda i: abs(float(g[i])))
+            mask = torch.ones_like(g)
+            mask[order[: int(o["sparsity"] * len(g))]] = 0.0
+            masks.append(mask)
+        else:
+            masks.append(masks[-1])
+        return Handed(f(w + masks[-1] * o["rho"] * unit(g)))
+
+    return step
+
+
+def adam_sam(o: Mapping[str, Any], scaled: Tensor) -> Oracle:
+    """Singh et al. 2025: eps along g / (sqrt(v-hat) + delta), with AdamW's second moment before this step."""
+    received: list[Tensor] = []
+
+    def step(w: Tensor, f: Gradient, v: Tensor) -> Handed:
+        g, steps = f(w), len(received)
+        # v-hat as one weighted mean, where Adam has a recursion
+        weights = [0.999 ** (steps - 1 - i) for i in range(steps)]
+        second = sum((a * h * h for a, h in zip(weights, received, strict=True)), torch.zeros_like(g))
+        d = g / ((second / sum(weights)).sqrt() + o["delta"]) if received else g
+        received.append(f(w + o["rho"] * unit(d)))
+        return Handed(received[-1])
+
+    return step
+
+
+def eigensam(o: Mapping[str, Any], scaled: Tensor) -> Oracle:
+    """Luo et al. 2024, where the top eigenvector v is along (1, ..., 1): eps along ghat + alpha sign(ghat'v) v_perp."""
+
+    def step(w: Tensor, f: Gradient, v: Tensor) -> Handed:
+        g = unit(f(w))
+        top = unit(torch.ones_like(g))
+        along = float(g @ top)
+        return Handed(f(w + o["rho"] * unit(g + o["alpha"] * math.copysign(1.0, along) * (top - along * g))))
+
+    return step
+
+
 ORACLES: dict[str, Callable[[Mapping[str, Any], Tensor], Oracle]] = {
-    f.__name__: f for f in (sam, usam, asam, gsam, wsam, looksam, fsam, vasso, msam, lesam, fishersam, crsam)
+    **{f.__name__: f for f in (sam, usam, asam, gsam, wsam, pgn, looksam, fsam, vasso, msam, lesam)},
+    **{f.__name__: f for f in (fisher_sam, adam_sam, eigensam, stable_sam, sparse_sam, crsam)},
 }
 
 

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from optland.objective import Objective
 from optland.optim.conformance.problems import Problem
 from optland.optim.conformance.subject import Base, Claim, Drive, Phases, Subject
 from optland.optim.registry import METHODS
 
-__all__ = ["ours"]
+__all__ = ["LETTERS", "ours"]
 
 LETTERS: dict[str, dict[str, Any]] = {
     "sam": {"rho": 0.3, "p": 2.0},
@@ -21,32 +21,41 @@ LETTERS: dict[str, dict[str, Any]] = {
     "asam": {"rho": 0.3, "eta": 0.0},
     "gsam": {"rho": 0.3, "alpha": 0.2},
     "wsam": {"rho": 0.3, "gamma": 0.7, "decouple": False},
+    "pgn": {"rho": 0.3, "a": 0.6},
     "looksam": {"rho": 0.3, "k": 2, "alpha": 0.7},
     "fsam": {"rho": 0.3, "sigma": 1.0, "lam": 0.8},
     "vasso": {"rho": 0.3, "theta": 0.4},
     "msam": {"rho": 0.3},
     "lesam": {"rho": 0.5, "sigma": 0.1},
-    "fishersam": {"rho": 0.3, "eta": 1.0},
+    "fisher_sam": {"rho": 0.3, "eta": 1.0},
+    "adam_sam": {"rho": 0.3, "delta": 1e-8},
+    "eigensam": {"rho": 0.3, "alpha": 0.5, "refresh": 2, "tol": 1e-9},
+    "stable_sam": {"rho": 0.3},
+    "sparse_sam": {"rho": 0.3, "sparsity": 0.5, "refresh": 2},
     "crsam": {"rho": 0.3, "alpha": 0.1, "beta": 0.1},
 }
 """Parameters of each method in its paper's letters, with values at which every term of it is seen."""
 
-SPELLINGS: dict[str, tuple[str, ...]] = {
-    "alpha": ("alpha", "gamma"),
-    "decouple": ("decouple", "decoupled"),
-    "k": ("k", "every", "interval"),
-    "lam": ("lam", "decay", "beta", "momentum"),
-    "rho": ("rho", "gamma", "rho_max", "radius"),
-    "theta": ("theta", "decay", "beta"),
+NAMES: dict[str, dict[str, str]] = {
+    "usam": {"lam": "normalised"},
+    "wsam": {"decouple": "decoupled"},
+    "fsam": {"lam": "decay"},
+    "crsam": {"alpha": "gamma"},
 }
-"""Names under which a constructor may take a letter; the first that it has."""
+"""Letters that a constructor spells out."""
+
+NEEDS: dict[str, dict[str, Any]] = {
+    "msam": {"momentum": 0.9},
+    "adam_sam": {"bases": ("adamw",)},
+}
+"""What a method asks of its base."""
 
 
 def ours(form: Literal["closure", "phase"] = "closure") -> list[Subject]:
-    """A subject for every method of the registry, with all parameters that its constructor takes.
+    """A subject for every method of the registry, with the parameters of its paper.
 
     Args:
-        form: How they are driven; ``"phase"`` is ``perturb()`` and ``step()`` between two backward passes.
+        form: How they are driven; ``"phase"`` is a backward pass at each of ``passes()``, and ``step()``.
 
     Example:
         >>> sorted(subject.name for subject in ours())[:2]
@@ -56,42 +65,65 @@ def ours(form: Literal["closure", "phase"] = "closure") -> list[Subject]:
 
 
 def _subject(name: str, form: Literal["closure", "phase"]) -> Subject:
-    cls = METHODS[name]
-    accepted = inspect.signature(cls).parameters
-    letters = LETTERS.get(name, {"rho": 0.3})
-    taken: set[str] = set()
-    names: dict[str, str] = {}
-    for letter in letters:
-        spelled = next(
-            (s for s in SPELLINGS.get(letter, (letter,)) if s in accepted and s not in taken), None
-        )
-        if spelled is not None:
-            names[letter] = spelled
-            taken.add(spelled)
+    spelled = NAMES.get(name, {})
 
     def make(params: list[Any], base: Base, model: nn.Module, options: Mapping[str, Any]) -> Any:
-        chosen = {names[letter]: value for letter, value in options.items() if letter in names}
-        build: Any = cls
+        chosen = {spelled.get(letter, letter): value for letter, value in options.items()}
+        chosen.pop("matrices_only", None)  # a property, not an option
+        if name == "eigensam":
+            chosen["objective"] = Objective(model, _along_ones, [torch.ones(1)])
+        build: Any = METHODS[name]
         return build(base(params), model=model, **chosen)
 
-    options = {letter: value for letter, value in letters.items() if letter in names}
+    options = LETTERS.get(name, {"rho": 0.3})
     off = {"sigma": 0.0} if name == "lesam" else {"rho": 0.0}
     return Subject(
         name if form == "closure" else f"{name} ({form} form)",
         make,
-        Claim(name, {**options, "matrices_only": True} if name == "asam" else options, off),
+        Claim(
+            name,
+            {**options, "matrices_only": True} if name == "asam" else options,
+            off,
+            **NEEDS.get(name, {}),
+        ),
         drive=Drive() if form == "closure" else Phases(),
-        halves=("perturb", "step"),
+        halves=("perturb", "perturb", "step") if name == "crsam" else ("perturb", "step"),
         scaled=_scaled,
+        micro=_micro if form == "closure" else _micro_phases,
     )
+
+
+def _along_ones(model: nn.Module, batch: Tensor) -> Tensor:
+    """A loss of which the sharpest direction is known: (sum of the weights)^2 / 2, along (1, ..., 1)."""
+    return 0.5 * torch.stack([p.sum() for p in model.parameters() if p.requires_grad]).sum().square()
 
 
 def _scaled(optimizer: Any, problem: Problem, scaler: torch.amp.GradScaler) -> None:
     """The documented step under a scaler."""
-    problem.backward(scaler.scale)
-    optimizer.perturb(loss_scale=scaler.get_scale())
-    problem.backward(scaler.scale)
+    for _ in optimizer.passes(loss_scale=scaler.get_scale()):
+        problem.backward(scaler.scale)
     optimizer.restore()
     scaler.step(optimizer)
     scaler.update()
     optimizer.zero_grad()
+
+
+def _micro(optimizer: Any, problem: Problem, parts: list[slice]) -> None:
+    """A closure for each part, whose loss is weighted by the part's share."""
+    if optimizer.true_units:  # the share has to be told
+        _micro_phases(optimizer, problem, parts)
+        return
+    for part in parts:
+        problem.parts = [part]
+        optimizer.accumulate(Drive().closure(optimizer, problem))
+    optimizer.step()
+
+
+def _micro_phases(optimizer: Any, problem: Problem, parts: list[slice]) -> None:
+    """All passes of a part before the next; a loss weighted by a share is a scaled loss."""
+    for part in parts:
+        problem.parts = [part]
+        for _ in optimizer.passes(loss_scale=len(problem.x[part]) / len(problem.x)):
+            problem.backward()
+        optimizer.accumulate()
+    optimizer.step()

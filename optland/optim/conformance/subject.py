@@ -19,6 +19,7 @@ from optland.optim.conformance.problems import Problem
 
 __all__ = [
     "Base",
+    "BaseName",
     "Claim",
     "Drive",
     "FirstSecond",
@@ -27,6 +28,9 @@ __all__ = [
     "SetClosure",
     "Subject",
 ]
+
+
+BaseName = Literal["sgd", "adamw"]
 
 
 @dataclass(frozen=True)
@@ -40,7 +44,7 @@ class Base:
         'SGD'
     """
 
-    name: Literal["sgd", "adamw"]
+    name: BaseName
     options: Mapping[str, Any]
 
     @property
@@ -111,17 +115,16 @@ class FirstSecond(Drive):
 
 
 class Phases(Drive):
-    """``perturb`` and ``step`` between two backward passes."""
+    """``passes()`` says how often and where a backward pass is wanted; ``step()`` makes the update."""
 
     returns_loss = False
     takes_closure = False
 
     def step(self, optimizer: Any, problem: Problem) -> Any:
-        """Zero, backward, perturb, backward, step."""
+        """Zero, a backward pass at each place that the method asks for, step."""
         optimizer.zero_grad()
-        problem.backward()
-        optimizer.perturb()
-        problem.backward()
+        for _ in optimizer.passes():
+            problem.backward()
         optimizer.step()
 
 
@@ -143,17 +146,20 @@ class Claim:
     """A method by name and its parameters, in the paper's letters.
 
     Args:
-        method: ``"sam"``, ``"asam"``, ``"usam"``, ``"gsam"``, ``"wsam"``, ``"looksam"``, ``"fsam"``,
-            ``"vasso"``, ``"msam"``, ``"lesam"``, ``"fishersam"``, ``"crsam"``; any other name is held to the
-            general checks alone.
+        method: A name of :data:`optland.optim.conformance.oracles.ORACLES`, such as ``"sam"``; any other name is
+            held to the general checks alone.
         options: Parameters with the values that general checks use. Those here, and no others, may be varied
             by a check.
         off: Options under which the method is its base optimizer; None where there are none.
+        bases: Base optimizers that the method can do with, the one that checks prefer first.
+        momentum: Least momentum that the method asks of SGD.
     """
 
     method: str
     options: Mapping[str, Any] = field(default_factory=lambda: {"rho": 0.3})
     off: Mapping[str, Any] | None = field(default_factory=lambda: {"rho": 0.0})
+    bases: tuple[BaseName, ...] = ("sgd", "adamw")
+    momentum: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -166,8 +172,8 @@ class Subject:
             the :class:`Claim`.
         claim: What it claims to be.
         drive: Its documented way of making a step.
-        halves: Names of the two calls of a step in two halves, where there are such; the second takes no
-            argument.
+        halves: Names of the calls of a step in pieces, where there are such: what goes up, as often as it is
+            called, and what makes the update; neither needs an argument.
         scaled: One step under a ``GradScaler``, in the documented way; None where none is documented.
         micro: One step with a perturbation for each of the parts of the batch (m-sharpness), in the
             documented way; None where it is not offered.
@@ -187,7 +193,7 @@ class Subject:
     make: Make
     claim: Claim
     drive: Drive = field(default_factory=Drive)
-    halves: tuple[str, str] | None = None
+    halves: tuple[str, ...] | None = None
     scaled: Callable[[Any, Problem, torch.amp.GradScaler], None] | None = None
     micro: Callable[[Any, Problem, list[slice]], None] | None = None
     disclaims: Mapping[str, str] = field(default_factory=dict)

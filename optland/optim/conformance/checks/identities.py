@@ -32,7 +32,7 @@ def against_sam(bench: Bench, steps: int = 4, **options: Any) -> Measured:
     return Measured(relative(seen[-1].after, w, w - start), bench.tolerance)
 
 
-@check("radius", "method", "||eps|| is rho, over all tensors and groups", methods=NORMALISED)
+@check("radius", "method", "||eps|| is rho, over all tensors and groups", methods=NORMALISED | {"adam_sam"})
 def radius(bench: Bench) -> Measured:
     """Section 7.1: one norm over everything; one for each tensor would give rho sqrt(number of tensors).
 
@@ -44,7 +44,13 @@ def radius(bench: Bench) -> Measured:
     return Measured(abs(length / bench.options["rho"] - 1.0), bench.tolerance, f"||eps|| = {length:.4g}")
 
 
-@check("norm-precision", "method", "the norm has float64's digits", methods=NORMALISED, variants="float64")
+@check(
+    "norm-precision",
+    "method",
+    "the norm has float64's digits",
+    methods=NORMALISED | {"adam_sam"},
+    variants="float64",
+)
 def norm_precision(bench: Bench) -> Measured:
     """Float64 weights are used where digits matter: a norm summed in float32 has eight of them.
 
@@ -237,7 +243,7 @@ def lesam_rise(bench: Bench) -> Measured:
     return Measured(max(abs(rise / 0.05 - 1.0), abs(float(capped.eps.norm()) / 0.2 - 1.0)), bench.tolerance)
 
 
-@check("fisher-radius", "method", "eps' F eps = rho^2", methods={"fishersam"})
+@check("fisher-radius", "method", "eps' F eps = rho^2", methods={"fisher_sam"})
 def fisher_radius(bench: Bench) -> Measured:
     """Section 7.11 with F = 1 + eta g^2. Figure: relative deviation of the square root."""
     bench.require("rho", "eta")

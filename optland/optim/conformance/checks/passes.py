@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from optland.optim.conformance.bench import Bench, Measured, NotApplicableError, check, differing, relative
-from optland.optim.conformance.oracles import unit
+from optland.optim.conformance.checks.steps import scaled_coordinates
+from optland.optim.conformance.oracles import ORACLES, unit
 from optland.optim.conformance.problems import Problem, network
 
 HALVES = [slice(0, 5), slice(5, 12)]
@@ -37,7 +38,7 @@ def accumulation_misuse(bench: Bench) -> Measured:
     relative deviation from the latter, and 0 for an exception.
     """
     if not bench.subject.drive.takes_closure:
-        raise NotApplicableError("step takes no closure")
+        raise NotApplicableError("is not driven by a closure")
     whole, pieces = network(bench.dtype), network(bench.dtype)
     start = whole.flat()
     bench.steps(bench.build(whole), whole, 1)
@@ -60,31 +61,63 @@ def accumulation_misuse(bench: Bench) -> Measured:
     return Measured(moved, 10 * bench.tolerance, "the step is that of other gradients")
 
 
-@check("m-sharpness", "method", "a perturbation for each sample", variants="float64")
+@check("m-sharpness", "method", "a perturbation for each sample", methods=set(ORACLES), variants="float64")
 def m_sharpness(bench: Bench) -> Measured:
     """Section 7.15: on linear regression the mean of per-sample SAM gradients is g + rho mean(sign(r) ||x|| x).
 
-    One part with the whole batch is the plain step. Figure: relative deviation of what SGD receives.
+    Of other methods: the mean of what their oracle hands over for each sample. One part with the whole batch is
+    the plain step. Figure: relative deviation of what SGD receives.
     """
     micro = bench.subject.micro
     if micro is None:
         raise NotApplicableError("offers no micro-batches")
     bench.require("rho")
+    if bench.subject.claim.momentum > 0:
+        raise NotApplicableError("climbs along one momentum, the same for every sample")
+    if "sgd" not in bench.bases:
+        raise NotApplicableError("has no SGD as its base, which would show what it receives")
     worst, lr = 0.0, 0.1
     for each in (True, False):
         problem, x, y = _regression(bench.dtype)
         w = problem.flat()
         optimizer = bench.build(problem, lr=lr)
-        r = x @ w - y
-        g = (r[:, None] * x).mean(0)
-        rise = (r.sign()[:, None] * x.norm(dim=1, keepdim=True) * x).mean(0)
-        if not each:
-            u = unit(g)
-            rise = ((x @ u)[:, None] * x).mean(0)
-        micro(optimizer, problem, [slice(i, i + 1) for i in range(len(x))] if each else [slice(None)])
-        received = (w - problem.flat()) / lr
-        worst = max(worst, relative(received, g + bench.options["rho"] * rise))
+        parts = [slice(i, i + 1) for i in range(len(x))] if each else [slice(None)]
+        expected = _mean_of_parts(bench, problem, w, [(x[part], y[part]) for part in parts])
+        if bench.subject.claim.method == "sam":
+            expected = _sharp_regression(w, x, y, bench.options["rho"], each)
+        micro(optimizer, problem, parts)
+        worst = max(worst, relative((w - problem.flat()) / lr, expected))
     return Measured(worst, bench.tolerance)
+
+
+def _sharp_regression(w: Tensor, x: Tensor, y: Tensor, rho: float, each: bool) -> Tensor:
+    """What SAM with a perturbation for each sample, or one for all, hands to its base."""
+    r = x @ w - y
+    g = (r[:, None] * x).mean(0)
+    along = r.sign() * x.norm(dim=1) if each else x @ unit(g)  # of each sample's x with the direction of eps
+    sharp: Tensor = g + rho * (along[:, None] * x).mean(0)
+    return sharp
+
+
+ONE_MEMORY = {"fsam", "vasso", "sparse_sam"}
+"""Methods whose average or mask goes through the micro-batches of a step, one after the other."""
+
+
+def _mean_of_parts(bench: Bench, problem: Problem, w: Tensor, parts: list[tuple[Tensor, Tensor]]) -> Tensor:
+    """The mean of what the method's oracle hands over for each part, in its first step."""
+    make = ORACLES[bench.subject.claim.method]
+    scaled = scaled_coordinates(bench, problem)
+    options = {**bench.options, "refresh": len(parts)}  # a mask lasts a whole step
+    oracle, total = make(options, scaled), torch.zeros_like(w)
+    for x, y in parts:
+        if bench.subject.claim.method not in ONE_MEMORY:
+            oracle = make(options, scaled)
+
+        def gradient(at: Tensor, x: Tensor = x, y: Tensor = y) -> Tensor:
+            return ((x @ at - y)[:, None] * x).mean(0)
+
+        total += oracle(w, gradient, torch.zeros_like(w)).gradient / len(parts)
+    return total
 
 
 def _half_square(outputs: Tensor, target: Tensor) -> Tensor:
@@ -106,7 +139,7 @@ class _Interruption(Exception):
     pass
 
 
-@check("interrupted-step", "safety", "an exception in pass two leaves the weights at w")
+@check("interrupted-step", "safety", "an exception at w + eps leaves the weights at w")
 def interrupted_step(bench: Bench) -> Measured:
     """Out of memory, or Ctrl-C, happens in a forward pass; the handler then saves a checkpoint of the weights.
 
@@ -116,11 +149,12 @@ def interrupted_step(bench: Bench) -> Measured:
         raise NotApplicableError("between its two calls the caller is in control")
     problem = network(bench.dtype)
     optimizer = bench.build(problem)
-    bench.steps(optimizer, problem, 1)
+    bench.steps(optimizer, problem, bench.options.get("k", 1))  # on to a step that takes all its passes
     weights, start = problem.bits(), len(problem.points)
+    perturbed = 0 if bench.subject.claim.method == "msam" else 1  # the number of the pass at w + eps
 
     def interrupt(module: Any, args: Any) -> None:
-        if len(problem.points) - start == 1:
+        if len(problem.points) - start == perturbed:
             raise _Interruption
 
     handle = problem.model.register_forward_pre_hook(interrupt)
@@ -135,18 +169,20 @@ def interrupted_step(bench: Bench) -> Measured:
 
 @check("call-order", "safety", "halves of a step in the wrong order raise", variants="one")
 def call_order(bench: Bench) -> Measured:
-    """Three mistakes: the first half twice, the second half alone, ``state_dict`` between the two.
+    """Three mistakes: the first half once too often, the second half alone, ``state_dict`` between the two.
 
     The first would climb twice, the second would be a plain step of the base, the third a checkpoint in the
     middle of a step. Figure: mistakes that pass silently.
     """
     if bench.subject.halves is None:
         raise NotApplicableError("has no halves")
-    first, second = bench.subject.halves
+    *climbs, second = bench.subject.halves
+    first = climbs[0]
+    again = tuple(name for climb in climbs for name in (climb, "backward"))
     silent = [
         name
         for name, calls in {
-            f"{first} twice": (first, "backward", first),
+            f"{first} once too often": (*again, first),
             f"{second} alone": (second,),
             f"state_dict after {first}": (first, "state_dict"),
         }.items()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ from optland.optim.conformance.bench import (
     relative,
 )
 from optland.optim.conformance.problems import Problem, network
+from optland.optim.conformance.subject import BaseName
 
 SCALE = 1024.0
 
@@ -96,7 +97,7 @@ def _numbers(tree: Any) -> Iterator[Tensor]:
             yield from _numbers(value)
 
 
-def _spoiled(bench: Bench, number: int, base: Literal["sgd", "adamw"], value: float) -> int:
+def _spoiled(bench: Bench, number: int, base: BaseName, value: float) -> int:
     """Entries of weights and state that a bad gradient in pass ``number`` of the third step changed."""
     problem = network(bench.dtype)
     optimizer = bench.build(problem, base, momentum=0.9)
@@ -122,11 +123,8 @@ def _spoiled(bench: Bench, number: int, base: Literal["sgd", "adamw"], value: fl
 
 
 def _worst_spoiled(bench: Bench, number: int) -> Measured:
-    bases: list[Literal["sgd", "adamw"]] = (
-        ["sgd"] if bench.subject.claim.method == "msam" else ["sgd", "adamw"]
-    )
     changed = max(
-        _spoiled(bench, number, base, value) for base in bases for value in (float("inf"), float("nan"))
+        _spoiled(bench, number, base, value) for base in bench.bases for value in (float("inf"), float("nan"))
     )
     return Measured(changed, 0.0, "entries of weights and state that changed")
 
