@@ -100,9 +100,11 @@ class PrecisionConfig:
         """Lay the model's weights out in place, and return the module that the loop is to call.
 
         Raises:
-            UserError: ``compile`` on a CPU without a C++ compiler.
+            UserError: ``compile`` on a CPU without a C++ compiler, or ``channels_last`` on the CPU with a layer that
+                PyTorch's kernels cannot do.
         """
         if self.channels_last:
+            _require_safe_layout(model)
             model.to(memory_format=torch.channels_last)
         if not self.compile:
             return model
@@ -123,6 +125,26 @@ class PrecisionConfig:
 def _check_accumulation(accumulation: int) -> None:
     if accumulation < 1:
         raise ValueError(f"accumulation: {accumulation} micro-batches are too few; use at least 1")
+
+
+def _require_safe_layout(model: nn.Module) -> None:
+    """Refuse strided 1 x 1 convolutions of fewer than 8 channels.
+
+    Their backward pass in this layout writes outside its memory on the CPU (seen with torch 2.14.1), which ends the
+    process much later, somewhere else.
+    """
+    for name, layer in model.named_modules():
+        if (
+            isinstance(layer, nn.Conv2d)
+            and layer.weight.device.type == "cpu"
+            and layer.kernel_size == (1, 1)
+            and max(int(s) for s in layer.stride) > 1
+            and layer.in_channels < 8
+        ):
+            raise UserError(
+                f"channels_last: on the CPU PyTorch corrupts memory in strided 1 x 1 convolutions of fewer than 8 "
+                f"channels, and {name} has {layer.in_channels}; use channels_last=false, or a wider model"
+            )
 
 
 def _require_compiler(model: nn.Module) -> None:
