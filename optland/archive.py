@@ -19,16 +19,17 @@ import json
 import math
 import os
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-import numpy as np
-import torch
-from torch import Tensor
+if TYPE_CHECKING:  # every result is an archive, also where nothing is saved and numbers are all there is
+    import numpy as np
+    from torch import Tensor
+
+    NumpyArray = np.ndarray[Any, Any]
 
 __all__ = ["Archived", "load", "save"]
 
 T = TypeVar("T")
-NumpyArray = np.ndarray[Any, Any]
 
 PACKAGE = "optland"
 FORMAT = "optland result"
@@ -76,6 +77,8 @@ def save(result: Any, path: str | Path) -> None:
     """
     if not _is_result(type(result)):
         raise TypeError(f"a {type(result).__name__} cannot be saved; pass a result of {PACKAGE}")
+    import numpy as np
+
     arrays: dict[str, NumpyArray] = {}
     content = _encode(result, arrays)
     buffer = io.BytesIO()
@@ -96,6 +99,8 @@ def load(path: str | Path, cls: type[T]) -> T:
         ValueError: The files are damaged, or no result of this package.
         TypeError: They hold a result of another type.
     """
+    import numpy as np
+
     stem = _stem(path)
     content, packed = _read(stem)
     try:
@@ -170,6 +175,9 @@ def _encode(value: Any, arrays: dict[str, NumpyArray]) -> Any:
         return {type(value).__name__: [_encode(item, arrays) for item in value]}
     if type(value) is dict:
         return {"dict": [[_encode(key, arrays), _encode(item, arrays)] for key, item in value.items()]}
+    import numpy as np
+    from torch import Tensor
+
     if isinstance(value, Tensor):
         return _encode_tensor(value, arrays)
     if isinstance(value, np.ndarray) and value.dtype.kind in "biufc":
@@ -183,6 +191,8 @@ def _encode(value: Any, arrays: dict[str, NumpyArray]) -> Any:
 
 def _encode_tensor(tensor: Tensor, arrays: dict[str, NumpyArray]) -> dict[str, Any]:
     """As bytes, where NumPy lacks the type (bfloat16, eight bits)."""
+    import torch
+
     tensor = tensor.detach().cpu().contiguous().resolve_conj().resolve_neg()
     try:
         return {"tensor": _keep(tensor.numpy(), arrays)}
@@ -213,6 +223,8 @@ def _decode(value: Any, arrays: dict[str, NumpyArray]) -> Any:
     if kind in ("tuple", "list"):
         items = [_decode(item, arrays) for item in content]
         return tuple(items) if kind == "tuple" else items
+    import torch
+
     if kind == "packed":
         name, dtype, shape = content
         return torch.from_numpy(arrays[name]).view(getattr(torch, dtype)).reshape(shape)

@@ -41,7 +41,6 @@ from optland.optim.gates import Gate
 from optland.optim.legacy import LegacyForm, make_base
 from optland.optim.radius import Scope, check_ball
 from optland.optim.selection import Selection
-from optland.optim.telemetry import TELEMETRY_EVERY
 from optland.optim.two_pass import EngineOptions, TwoPass
 
 __all__ = ["ASAM", "SAM", "USAM"]
@@ -100,7 +99,7 @@ class SAM(LegacyForm):
         check_finite: bool = True,
         gate: Gate | str | None = None,
         only: Selection = "all",
-        telemetry_every: int = TELEMETRY_EVERY,
+        telemetry_every: int = 1,
         **base_options: Any,
     ) -> None:
         check_ball(p, scope)

@@ -24,10 +24,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor
 
-__all__ = ["TELEMETRY_EVERY", "Telemetry", "largest"]
-
-TELEMETRY_EVERY = 10
-"""Steps from one measurement to the next: the five reductions of one cost a tenth of a step of a very small net."""
+__all__ = ["Telemetry", "largest"]
 
 Scalar = Tensor | float
 

@@ -130,7 +130,7 @@ def test_reading_is_lazy_and_repeatable(quadratic):
 
 
 def test_curvature_is_measured_at_the_start_and_in_every_tenth_update_and_grows_older(quadratic):
-    optimizer = SAM(torch.optim.SGD(quadratic.params, lr=0.01), rho=0.1)
+    optimizer = SAM(torch.optim.SGD(quadratic.params, lr=0.01), rho=0.1, telemetry_every=10)
     ages, curvatures = [], []
     for _ in range(14):
         optimizer.step(quadratic.closure(optimizer))
