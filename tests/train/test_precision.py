@@ -444,7 +444,7 @@ class Run:
 
     def __init__(self, config: PrecisionConfig, make_optimizer: Any, **pilot: Any) -> None:
         # Strided convolutions of fewer channels cannot be laid out channels last on the CPU.
-        self.model = make("resnet8", dropout=0.2, width=8 if config.channels_last else 4)
+        self.model = make("resnet8", dropout=0.2, width=16 if config.channels_last else 4)
         self.net = config.prepare(self.model)
         self.optimizer = make_optimizer(self.net)
         self.precision = config.build(self.optimizer)
