@@ -17,13 +17,15 @@ GROUPS = {
     "lr": "learning rate: user (the schedule's), ceiling, applied, binding (which of them decided)",
     "edge": "ratio (lr over the critical step), eta_c, lambda_c, batch_sharpness, resolved, not_descent",
     "curv": "lambda_max, lambda_max_precond, lambda_min, ncr, trace, eta_lambda, products (HVPs spent)",
-    "noise": "b_simple, b_simple_precond, b_current (batch size in use), trace_cov, grad_sq, resolved, efficiency",
+    "noise": "b_simple, b_simple_precond, b_current (batch size in use), trace_cov, grad_sq, resolved, efficiency, "
+    "coherence (averaged cosine of successive gradients)",
     "train": "loss, loss_ema, acc; at the end: steps, seconds",
     "val": "loss, acc (bpc, perplexity for text) on the validation split",
     "test": "as val: loss, acc (bpc, perplexity); slope_t, sasa_stat and stationary of the stationarity tests",
     "update": "rel (lr times update norm over weight norm), grad_norm, cos_gu, clip_frac",
     "sam": "rho, rho_realised, active, loss_gap, curvature, stability, cos, grad_norm, skipped",
-    "ctl": "events (the decision table), rejects, rollbacks, lr_would_be (in shadow mode); at the end: decisions, "
+    "ctl": "events (the decision table), rejects, rollbacks, lr_would_be (in shadow mode), "
+    "pace (the relative step that auto_lr aims at); at the end: decisions, "
     "rewinds",
     "budget": "ge (gradient evaluations so far), probe_frac, allowed, probe_ms",
     "probe": "age_<probe>: steps since the probe last ran",

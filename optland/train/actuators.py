@@ -7,6 +7,7 @@ schedulers read ``lr`` back and would otherwise compound it.
 from __future__ import annotations
 
 import copy
+import math
 from collections import deque
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 from optland import vectors
 
-__all__ = ["HeldLearningRates", "SnapshotRing", "StepRecord", "relative_speed"]
+__all__ = ["GradientCoherence", "HeldLearningRates", "SnapshotRing", "StepRecord", "relative_speed"]
 
 
 class HeldLearningRates:
@@ -106,6 +107,38 @@ class StepRecord:
     def drop(self) -> None:
         """Forget the step; the memory is kept for the next."""
         self.before = None
+
+
+class GradientCoherence:
+    """The cosine of a step's gradient and the one before it; keeps one copy of the gradients.
+
+    It reads what the step left in ``.grad``: under SAM the gradient at the perturbed weights. A change of the loss
+    scale does not matter, since a cosine has no length.
+    """
+
+    def __init__(self, params: list[Tensor]) -> None:
+        self.params = params
+        self.last: list[Tensor | None] | None = None
+
+    @torch.no_grad()
+    def measure(self) -> float:
+        """The cosine over the tensors that both steps have a dense gradient for; NaN where there is none."""
+        now = [p.grad if p.grad is not None and not p.grad.is_sparse else None for p in self.params]
+        before = self.last or [None] * len(now)
+        pairs = [(a, b) for a, b in zip(now, before, strict=True) if a is not None and b is not None]
+        cosine = math.nan
+        if pairs:
+            x, y = [a for a, _ in pairs], [b for _, b in pairs]
+            product, x_norm, y_norm = torch.stack(
+                [vectors.dot(x, y), vectors.norm(x), vectors.norm(y)]
+            ).tolist()
+            cosine = product / (x_norm * y_norm) if x_norm * y_norm > 0 else math.nan
+        self.last = [None if g is None else g.detach().clone() for g in now]
+        return cosine
+
+    def forget(self) -> None:
+        """After a rewind the next gradient belongs to other weights."""
+        self.last = None
 
 
 @torch.no_grad()

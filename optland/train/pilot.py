@@ -33,7 +33,6 @@ from torch.optim import Optimizer
 from optland.batches import num_samples
 from optland.control import AutoLR, Decision, NoiseBatch, ProbeBudget, RatioEMA, SafeLR
 from optland.control.policies import POLICIES
-from optland.control.policies.auto_lr import default_pace
 from optland.failpoints import reach
 from optland.log import Logger, NullLogger
 from optland.objective import LossFn
@@ -112,7 +111,6 @@ class Pilot:
         self.budget = ProbeBudget(budget, shares, horizon_ge=horizon)
         self.probes = Probes(model, loss_fn, seed=seed)
         self.steering = Steering(optimizer, model, lr_policy, act=mode == "control")
-        self._pace_follows_length = "auto_lr" in policies and passes > 1
         self.noise = RatioEMA(0.8)
         self.step = 0
         self.samples = 0
@@ -193,11 +191,8 @@ class Pilot:
         return self._seconds_before + self._ended - self._started
 
     def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        if self._pace_follows_length and self.step == 0 and self._loader is not None and self.total_samples:
-            # By name, auto_lr takes the pace that suits the run's length in steps, known with the first batch.
-            policy = self.steering.policy
-            if isinstance(policy, AutoLR):
-                policy.tau = default_pace(two_pass=True, steps=self._steps_in_run())
+        if self.step == 0 and self.total_samples and isinstance(self.steering.policy, AutoLR):
+            self.steering.policy.begin(self._steps_in_run())
         self.steering.before(measure=self._due("edge", self.step + 1))
 
     def _after_update(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:

@@ -17,7 +17,13 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from optland.control import AutoLR, Decision, RewindGuard, SafeLR
-from optland.train.actuators import HeldLearningRates, SnapshotRing, StepRecord, relative_speed
+from optland.train.actuators import (
+    GradientCoherence,
+    HeldLearningRates,
+    SnapshotRing,
+    StepRecord,
+    relative_speed,
+)
 
 __all__ = ["BINDING", "Steering"]
 
@@ -41,7 +47,9 @@ class Steering:
         self.policy = policy
         self.act = act
         self.rates = HeldLearningRates(optimizer)
-        self.record = StepRecord([p for g in optimizer.param_groups for p in g["params"] if p.requires_grad])
+        params = [p for g in optimizer.param_groups for p in g["params"] if p.requires_grad]
+        self.record = StepRecord(params)
+        self.gradients = GradientCoherence(params)
         self.snapshots = SnapshotRing(model, optimizer)
         self.guard = RewindGuard()
         self.applied = math.nan
@@ -82,6 +90,8 @@ class Steering:
         trial = self._height if self.act and isinstance(self.policy, AutoLR) else self.applied
         speed, self.relative = relative_speed(update, self.record.before)
         if isinstance(self.policy, AutoLR):
+            if self.policy.adaptive:
+                self.policy.observe_coherence(self.gradients.measure())
             self._steer(self.policy, update, speed, trial, step, progress)
         else:
             self.update = update
@@ -105,7 +115,7 @@ class Steering:
         if self.wanted > 0:
             # The next trial runs at the unscheduled height: near the end of the schedule the step itself is so
             # small that w_after - w_before would lose its digits.
-            self._height = policy.tau / speed
+            self._height = policy.pace / speed
         factor = self.wanted / trial
         self.record.rescale(update, factor)
         self.applied, self.relative = self.wanted, self.relative * factor
@@ -134,6 +144,7 @@ class Steering:
         if self.act:
             snapshot = self.snapshots.rewind()
             self.guard.rewind(snapshot["mark"])
+            self.gradients.forget()
             old, new = self.policy.on_rewind()
             reason = f"{trouble}; weights and optimizer go back to step {snapshot['step']}, the data go on"
         else:
@@ -179,6 +190,9 @@ class Steering:
             row["ctl/lr_would_be"] = self.wanted
         if math.isfinite(self.relative):
             row["update/rel"] = self.relative
+        if isinstance(self.policy, AutoLR) and self.policy.coherence.numerator is not None:
+            row["noise/coherence"] = self.policy.coherence.numerator
+            row["ctl/pace"] = self.policy.pace
         if math.isfinite(self.guard.average):
             row["train/loss_ema"] = self.guard.average
         if isinstance(self.policy, SafeLR):
@@ -194,6 +208,7 @@ class Steering:
             "alarmed": self._alarmed,
             "guard": self.guard.state_dict(),
             "snapshots": self.snapshots.state_dict(),
+            "gradients": self.gradients.last,
             "policy": None if self.policy is None else self.policy.state_dict(),
         }
 
@@ -202,6 +217,7 @@ class Steering:
         self._height, self._alarmed = state["height"], state["alarmed"]
         self.guard.load_state_dict(state["guard"])
         self.snapshots.load_state_dict(state["snapshots"])
+        self.gradients.last = state["gradients"]
         if self.policy is not None and state["policy"] is not None:
             self.policy.load_state_dict(state["policy"])
 

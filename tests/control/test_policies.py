@@ -29,8 +29,55 @@ def test_a_step_without_a_length_gets_rate_zero(speed: float) -> None:
     assert AutoLR().step_size(speed, 1.0) == (0.0, "guard")
 
 
-def test_two_pass_optimizers_get_a_slower_pace() -> None:
-    assert AutoLR(two_pass=True).tau < AutoLR().tau
+def test_a_short_run_takes_longer_steps() -> None:
+    """h(T) = (1000 / T)^(1/3) between 1 and 2.2."""
+    paces = {}
+    for steps in (60, 125, 1000, 8000):
+        policy = AutoLR()
+        policy.begin(steps)
+        paces[steps] = policy.pace
+    assert paces == pytest.approx({60: 0.11, 125: 0.1, 1000: 0.05, 8000: 0.05})
+
+
+def test_noise_slows_the_pace_and_coherence_does_not_hasten_it() -> None:
+    """n(gamma) = sqrt(gamma / 0.15), at most 1, by hand."""
+    policy = AutoLR(steps=1000)
+    for _ in range(200):
+        policy.observe_coherence(0.0375)
+    assert policy.pace == pytest.approx(0.025)
+    for _ in range(2000):
+        policy.observe_coherence(0.9)
+    assert policy.pace == pytest.approx(0.05)
+
+
+def test_noise_slows_sam_more_than_its_base() -> None:
+    sam, base = AutoLR(two_pass=True, steps=1000), AutoLR(steps=1000)
+    assert sam.pace < base.pace
+    for policy in (sam, base):
+        policy.observe_coherence(0.075)
+    assert sam.pace / AutoLR(two_pass=True, steps=1000).pace == pytest.approx(0.5)
+    assert base.pace / AutoLR(steps=1000).pace == pytest.approx(math.sqrt(0.5))
+
+
+def test_a_pace_that_is_given_is_kept() -> None:
+    policy = AutoLR(tau=0.03, steps=100)
+    policy.observe_coherence(0.001)
+    assert policy.pace == 0.03
+
+
+def test_a_rewind_halves_the_pace_whatever_the_noise() -> None:
+    policy = AutoLR(steps=125)
+    policy.observe_coherence(0.0375)
+    old, new = policy.on_rewind()
+    assert (old, new) == (pytest.approx(0.05), pytest.approx(0.025))
+
+
+def test_the_pace_resumes() -> None:
+    policy, resumed = AutoLR(steps=300), AutoLR()
+    for cosine in (0.3, 0.01, math.nan, 0.05):
+        policy.observe_coherence(cosine)
+    resumed.load_state_dict(policy.state_dict())
+    assert resumed.pace == policy.pace
 
 
 def test_the_users_shape_is_kept_behind_the_warm_up() -> None:

@@ -494,3 +494,28 @@ def test_a_closure_that_raises_leaves_the_users_rate_for_the_next_step() -> None
         run.optimizer.step(broken)
     run.train(4)
     assert run.optimizer.param_groups[0]["lr"] == 0.05
+
+
+def test_coherence_is_that_of_the_gradients_that_the_steps_left() -> None:
+    """The moving average of the cosines, taken from ``.grad`` outside the pilot, is what is logged."""
+    run = Run(policies=["auto_lr"], epochs=3, budget=0.0)
+    last: Tensor | None = None
+    total = weight = 0.0
+    for batch in run.pilot.batches(run.loader):
+
+        def closure(batch: Any = batch) -> Tensor:
+            run.optimizer.zero_grad()
+            loss = cross_entropy(run.model, batch)
+            loss.backward()
+            return loss
+
+        loss = run.optimizer.step(closure)
+        now = torch.cat([p.grad.flatten() for p in run.model.parameters() if p.grad is not None]).clone()
+        run.pilot.after_step(batch, loss)
+        if last is not None:
+            total = 0.95 * total + 0.05 * float(F.cosine_similarity(now, last, dim=0))
+            weight = 0.95 * weight + 0.05
+        last = now
+    assert weight > 0
+    assert run.log.rows[-1]["noise/coherence"] == pytest.approx(total / weight, rel=1e-5)
+    assert run.log.rows[-1]["ctl/pace"] == run.pilot.steering.policy.pace

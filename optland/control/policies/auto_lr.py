@@ -1,26 +1,33 @@
 r"""``auto_lr``: no learning rate to choose; the *relative* step is scheduled and the rate read off from it.
 
-.. math:: \eta_k = s_k\,\tau / R_k, \qquad
-          R_k = \sqrt{\sum_{l \in D} \bigl(\lVert u_l\rVert / \max(\lVert w_l\rVert, \phi_l)\bigr)^2}
+.. math:: \eta_k = s_k\,\pi_k / R_k, \qquad
+          R_k = \sqrt{\sum_{l \in D} \bigl(\lVert u_l\rVert / \max(\lVert w_l\rVert, \phi_l)\bigr)^2}, \qquad
+          \pi_k = \tau\, h(T)\, n(\gamma_k)
 
 u_l is the optimizer's whole proposed move of tensor l per unit of learning rate (momentum, preconditioner, weight
 decay included), D the tensors with two or more dimensions, s_k the schedule's shape: a warm-up over the first 5 % of
 the run, then linear to zero. The shape multiplies the whole; a ceiling outside it would leave the end undecayed.
 
-Cost: no gradient evaluation; one copy of the weights and two norms over them a step. When to use: a horizon is known
-(an epoch count or a scheduler). When not: fine-tuning with zero-initialised factors, and optimizers whose move is not
-linear in the learning rate (closures that search, schedule-free averages).
+The pace pi_k starts from one constant and follows two things that the run knows:
 
-Defaults: tau = 0.05 for a base optimizer, fixed on small image and text models. Under a SAM-type optimizer, whose
-stability edge lies below the base's and falls with the gradient norm, tau = 0.02 x 500 / steps, kept between 0.005 and
-0.04: at a fixed pace a run twice as long travels twice as far and, with noisy labels, ends by memorising what SAM had
-kept out. The critical step caps the rate where a step would raise the loss of its own batch
-(``ceiling`` times its average) and raises an alarm above ``alarm``.
+* its length T in steps, h = (1000 / T)^(1/3) between 1 and 2.2: a short run has to travel further in a step;
+* the coherence gamma of the gradients, the averaged cosine of two successive ones. For gradients g = G + noise of
+  successive batches it estimates |G|^2 / E|g|^2, the share of a step that is signal, and it falls below that where
+  the steps bounce between the walls of a sharp valley. The length of the noise-optimal step goes with the square
+  root of that share (McCandlish et al. 2018): n = (gamma / 0.15)^(1/2), at most 1. Noise only slows the pace. Under
+  SAM both the ascent and the descent follow a noisy gradient, and the share enters twice: n = gamma / 0.15.
 
-What it does not know: very short runs (100 to 250 steps) want a larger tau, very small batches a smaller one.
+Cost: no gradient evaluation; one copy of the weights and one of the gradients, and a few norms a step. When to use: a
+horizon is known (an epoch count or a scheduler). When not: fine-tuning with zero-initialised factors, and optimizers
+whose move is not linear in the learning rate (closures that search, schedule-free averages).
+
+Defaults: tau = 0.05, under SAM 0.03, at 1000 steps, fixed on small image models. The critical step caps the rate where a step would
+raise the loss of its own batch (``ceiling`` times its average) and raises an alarm above ``alarm``.
 
 Reference: the relative step generalises the update-to-weight ratio of LARS (You et al. 2017, arXiv:1708.03888) to
-the root-sum-square over tensors, any optimizer, and a schedule of the ratio itself.
+the root-sum-square over tensors, any optimizer, and a schedule of the ratio itself. Signal and noise of a gradient:
+McCandlish et al. 2018, arXiv:1812.06162; the cosine of successive gradients as a signal for the learning rate:
+Baydin et al. 2018, arXiv:1703.04782.
 """
 
 from __future__ import annotations
@@ -28,24 +35,47 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from optland.control.filters import LogEMA
+from optland.control.filters import LogEMA, RatioEMA
 
-__all__ = ["TAU", "TAU_TWO_PASS", "AutoLR", "default_pace", "linear_shape"]
+__all__ = ["TAU", "AutoLR", "horizon_factor", "linear_shape", "noise_factor"]
 
 TAU = 0.05
-TAU_TWO_PASS = 0.02
+"""Relative step of a run of 1000 steps while the gradients are coherent."""
+
+TAU_TWO_PASS = 0.03
+"""The same under SAM, whose stability edge lies below the base's and falls with the gradient norm."""
+
+COHERENT = 0.15
+"""Coherence down to which noise does not slow a step."""
+
+LONGEST = 2.2
+"""Bound on the horizon's factor, reached at 100 steps."""
 
 
-def default_pace(*, two_pass: bool, steps: int | None) -> float:
-    """Tau for a run of ``steps`` steps (None: of unknown length).
+def horizon_factor(steps: int | None) -> float:
+    """h(T): how much longer a step of a run of ``steps`` steps is than one of 1000 (None: of unknown length).
+
+    The exponent 1/3 lies between that of a straight path (1) and none at all. Above 1000 steps nothing was gained by
+    going slower, so the factor stays 1.
 
     Example:
-        >>> [round(default_pace(two_pass=True, steps=n), 3) for n in (125, 500, 1000, 10_000)]
-        [0.04, 0.02, 0.01, 0.005]
+        >>> [round(horizon_factor(n), 2) for n in (50, 125, 250, 1000, 100_000)]
+        [2.2, 2.0, 1.59, 1.0, 1.0]
     """
-    if not two_pass:
-        return TAU
-    return min(max(TAU_TWO_PASS * 500 / steps, 0.005), 0.04) if steps else TAU_TWO_PASS
+    return float(min(max((1000 / steps) ** (1 / 3), 1.0), LONGEST)) if steps else 1.0
+
+
+def noise_factor(coherence: float | None, *, two_pass: bool = False) -> float:
+    """n(gamma): how much the noise of the gradients shortens a step (None: not known yet).
+
+    Example:
+        >>> [round(noise_factor(c), 2) for c in (0.5, 0.15, 0.0375, -0.1)]
+        [1.0, 1.0, 0.5, 0.25]
+    """
+    if coherence is None:
+        return 1.0
+    power, least = (1.0, 0.2) if two_pass else (0.5, 0.25)
+    return float(min(max((max(coherence, 0.0) / COHERENT) ** power, least), 1.0))
 
 
 def linear_shape(progress: float, warmup: float = 0.05) -> float:
@@ -64,13 +94,14 @@ class AutoLR:
     """Relative step times schedule shape, under a critical-step ceiling.
 
     Args:
-        tau: Relative step at the peak of the schedule; None takes :func:`default_pace`.
+        tau: Relative step at the peak of the schedule, taken as it is; None takes 0.05 (0.03 under SAM) and lets
+            the run's length and the noise of its gradients set the pace.
         warmup: Share of the run over which the shape rises; 0.05.
         ceiling: The rate never exceeds this multiple of the averaged critical step; 1.0, because beyond it the next
             step raises the loss of its own batch.
         alarm: Edge ratio (rate over critical step) above which a decision of kind ``alarm`` is logged; 0.7.
-        two_pass: Whether the optimizer perturbs the weights (SAM); for the default of ``tau``.
-        steps: Steps of the run; for the default of ``tau``.
+        two_pass: Whether the optimizer perturbs the weights (SAM), which noise slows more.
+        steps: Steps of the run; None leaves it to :meth:`begin`.
 
     Raises:
         ValueError: A value outside its range.
@@ -94,7 +125,8 @@ class AutoLR:
         two_pass: bool = False,
         steps: int | None = None,
     ) -> None:
-        tau = default_pace(two_pass=two_pass, steps=steps) if tau is None else tau
+        self.adaptive = tau is None
+        tau = (TAU_TWO_PASS if two_pass else TAU) if tau is None else tau
         if not tau > 0 or not math.isfinite(tau):
             raise ValueError(f"tau: {tau} is not a relative step; use a number such as {TAU}")
         if not 0 < warmup < 1:
@@ -105,6 +137,9 @@ class AutoLR:
         self.warmup = warmup
         self.ceiling = ceiling
         self.alarm = alarm
+        self.two_pass = two_pass
+        self.steps = steps
+        self.coherence = RatioEMA(0.95)
         self.critical = LogEMA(0.9)
         self.rewinds = 0
 
@@ -132,7 +167,7 @@ class AutoLR:
         """
         if not (relative_speed > 0 and math.isfinite(relative_speed)):
             return 0.0, "guard"
-        rate = shape * self.tau / relative_speed
+        rate = shape * self.pace / relative_speed
         critical = self.critical.value
         if critical is not None and rate > self.ceiling * critical:
             return self.ceiling * critical, "edge"
@@ -142,22 +177,41 @@ class AutoLR:
         """Take in a resolved critical learning rate, measured along a step of rate ``applied``."""
         self.critical.update(eta_c)
 
+    def begin(self, steps: int) -> None:
+        """Take in the length of the run, known with its first batch; one given before stays."""
+        if self.steps is None:
+            self.steps = steps
+
+    def observe_coherence(self, cosine: float) -> None:
+        """Take in the cosine of the last two gradients; one that is not finite is left out."""
+        self.coherence.update(cosine, 1.0)
+
     @property
     def pace(self) -> float:
-        """What a rewind halves."""
-        return self.tau
+        """pi_k, the relative step at the schedule's peak; what a rewind halves."""
+        if not self.adaptive:
+            return self.tau
+        noise = noise_factor(self.coherence.numerator, two_pass=self.two_pass)
+        return self.tau * horizon_factor(self.steps) * noise
 
     def on_rewind(self) -> tuple[float, float]:
-        """Halve the pace after a rewind; returns tau before and after."""
-        old, self.tau = self.tau, self.tau / 2
+        """Halve the pace after a rewind; returns it before and after."""
+        old, self.tau = self.pace, self.tau / 2
         self.rewinds += 1
-        return old, self.tau
+        return old, self.pace
 
     def state_dict(self) -> dict[str, Any]:
         """Plain numbers for the checkpoint."""
-        return {"tau": self.tau, "rewinds": self.rewinds, "critical": self.critical.state_dict()}
+        return {
+            "tau": self.tau,
+            "rewinds": self.rewinds,
+            "steps": self.steps,
+            "critical": self.critical.state_dict(),
+            "coherence": self.coherence.state_dict(),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue where :meth:`state_dict` was taken."""
-        self.tau, self.rewinds = state["tau"], state["rewinds"]
+        self.tau, self.rewinds, self.steps = state["tau"], state["rewinds"], state["steps"]
         self.critical.load_state_dict(state["critical"])
+        self.coherence.load_state_dict(state["coherence"])

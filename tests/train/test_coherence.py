@@ -1,0 +1,63 @@
+"""Coherence of successive gradients: the cosine by hand, and the share of signal that it estimates."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from optland.train.actuators import GradientCoherence
+
+
+def given(params: list[nn.Parameter], gradients: list[torch.Tensor | None]) -> None:
+    for p, g in zip(params, gradients, strict=True):
+        p.grad = g
+
+
+def test_the_cosine_is_over_all_tensors_together() -> None:
+    params = [nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(1))]
+    coherence = GradientCoherence(params)
+    given(params, [torch.tensor([3.0, 0.0]), torch.tensor([4.0])])
+    assert math.isnan(coherence.measure())
+    given(params, [torch.tensor([1.0, 1.0]), torch.tensor([-1.0])])
+    assert coherence.measure() == pytest.approx((3.0 - 4.0) / (5.0 * math.sqrt(3.0)))
+    coherence.forget()
+    assert math.isnan(coherence.measure())
+
+
+def test_tensors_without_a_gradient_are_left_out() -> None:
+    params = [nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(2))]
+    coherence = GradientCoherence(params)
+    given(params, [torch.tensor([1.0, 0.0]), torch.tensor([9.0, 9.0])])
+    coherence.measure()
+    given(params, [torch.tensor([1.0, 1.0]), None])
+    assert coherence.measure() == pytest.approx(1.0 / math.sqrt(2.0))
+    given(params, [torch.tensor([2.0, 2.0]), torch.tensor([1.0, 0.0])])
+    assert coherence.measure() == pytest.approx(1.0)
+
+
+def test_a_zero_gradient_has_no_direction() -> None:
+    params = [nn.Parameter(torch.zeros(3))]
+    coherence = GradientCoherence(params)
+    given(params, [torch.zeros(3)])
+    coherence.measure()
+    given(params, [torch.ones(3)])
+    assert math.isnan(coherence.measure())
+
+
+def test_the_mean_cosine_is_the_share_of_signal() -> None:
+    """g = G + noise in d = 4096 dimensions: E[cos] -> |G|^2 / (|G|^2 + tr(Sigma)), here 1 / 5."""
+    generator = torch.Generator().manual_seed(0)
+    d, n = 4096, 200
+    G = torch.randn(d, generator=generator)
+    G *= 1.0 / G.norm()
+    params = [nn.Parameter(torch.zeros(d))]
+    coherence = GradientCoherence(params)
+    found = []
+    for _ in range(n):
+        given(params, [G + 2.0 * torch.randn(d, generator=generator) / math.sqrt(d)])
+        found.append(coherence.measure())
+    mean = sum(found[1:]) / (n - 1)
+    assert mean == pytest.approx(0.2, abs=4 * 0.015 / math.sqrt(n) + 0.002)
