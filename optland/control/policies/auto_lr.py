@@ -21,8 +21,9 @@ Cost: no gradient evaluation; one copy of the weights and one of the gradients, 
 horizon is known (an epoch count or a scheduler). When not: fine-tuning with zero-initialised factors, and optimizers
 whose move is not linear in the learning rate (closures that search, schedule-free averages).
 
-Defaults: tau = 0.05, under SAM 0.03, at 1000 steps, fixed on small image models. The critical step caps the rate where a step would
-raise the loss of its own batch (``ceiling`` times its average) and raises an alarm above ``alarm``.
+Defaults: tau = 0.05, under SAM 0.03, at 1000 steps, fixed on small image models. The critical step caps the
+rate where a step would raise the loss of its own batch (``ceiling`` times its average) and raises an alarm above
+``alarm``.
 
 Reference: the relative step generalises the update-to-weight ratio of LARS (You et al. 2017, arXiv:1708.03888) to
 the root-sum-square over tensors, any optimizer, and a schedule of the ratio itself. Signal and noise of a gradient:
