@@ -1,0 +1,231 @@
+r"""Directions in weight space: random, normalised, and those that training and curvature point out.
+
+Filter normalisation gives every filter of a random direction the norm of the filter it moves,
+
+.. math:: d_f \leftarrow \frac{d_f}{\lVert d_f \rVert}\, \lVert w_f \rVert .
+
+The norm of w *multiplies*; a frequent misprint puts both norms under one fraction bar, and then a net with smaller
+weights is moved further. A filter is what makes one output unit: a row of a linear layer (packed query, key and value
+weights included) or of an embedding, dimension 0 of a convolution, dimension 1 of a transposed one. Biases, gains
+and other tensors of fewer than two dimensions do not move. The picture is then invariant to a rescaling of filters
+that leaves the function as it is.
+
+References: Li et al. 2018, arXiv:1712.09913 (filter normalisation); Böttcher and Wheeler 2024, arXiv:2208.13219
+(what random directions cannot show).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from optland import vectors
+from optland.archive import Archived
+from optland.objective import Objective
+from optland.vectors import Vector
+
+__all__ = [
+    "Direction",
+    "Normalisation",
+    "cosine",
+    "difference",
+    "filter_normalised",
+    "gradient_direction",
+    "layer_normalised",
+    "random_direction",
+]
+
+Normalisation = Literal["filter", "layer", "unit", "none"]
+Distribution = Literal["gaussian", "sphere", "rademacher"]
+
+_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_NORMS = (
+    nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm,
+    nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d,
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Direction(Archived):
+    """A vector in the shapes of an objective's parameters, and where it came from.
+
+    Attributes:
+        tensors: d, one tensor for each parameter.
+        kind: In words: ``gaussian, filter-normalised``, ``gradient``, ``eigenvector 1``.
+        seed: Seed of a random direction; None otherwise.
+        norm: ||d||.
+        weight_norm: ||w|| at the point it was made for, the natural unit of a distance in weight space.
+
+    Example:
+        >>> net = nn.Linear(3, 2)
+        >>> L = Objective(net, lambda m, x: m(x).square().mean(), [torch.ones(4, 3)])
+        >>> d = random_direction(L, normalise="filter", seed=1)
+        >>> d.kind, bool(torch.allclose(d.tensors[0].norm(dim=1), net.weight.norm(dim=1)))
+        ('gaussian, filter-normalised', True)
+    """
+
+    tensors: tuple[Tensor, ...]
+    kind: str
+    seed: int | None
+    norm: float
+    weight_norm: float
+
+    def __str__(self) -> str:
+        seed = "" if self.seed is None else f", seed {self.seed}"
+        return f"{self.kind}{seed}, length {self.norm / max(self.weight_norm, 1e-30):.3g} ||w||"
+
+
+def made(objective: Objective, tensors: Vector, kind: str, seed: int | None = None) -> Direction:
+    """A :class:`Direction` for ``objective``, checked.
+
+    Raises:
+        ValueError: The shapes are not those of the parameters, or the direction is zero or not finite.
+    """
+    shapes, expected = [tuple(t.shape) for t in tensors], [tuple(p.shape) for p in objective.params]
+    if shapes != expected:
+        wrong = next(
+            (i for i, pair in enumerate(zip(shapes, expected, strict=False)) if pair[0] != pair[1]), None
+        )
+        where = (
+            f"{len(shapes)} tensors for {len(expected)} parameters"
+            if wrong is None
+            else f"shape {shapes[wrong]} for {objective.names[wrong]!r} of shape {expected[wrong]}"
+        )
+        raise ValueError(f"the direction {kind!r} does not fit the model: {where}")
+    norm = float(vectors.norm(tensors))
+    if not norm > 0 or not math.isfinite(norm):
+        raise ValueError(
+            f"the direction {kind!r} has norm {norm}; a slice needs one that is finite and not zero"
+        )
+    weight_norm = float(vectors.norm([p.detach() for p in objective.params]))
+    return Direction(tuple(t.detach() for t in tensors), kind, seed, norm, weight_norm)
+
+
+def random_direction(
+    objective: Objective,
+    distribution: Distribution = "gaussian",
+    *,
+    normalise: Normalisation = "filter",
+    seed: int = 0,
+) -> Direction:
+    """A random direction.
+
+    Args:
+        objective: The loss whose weights are to be moved.
+        distribution: Of the entries before normalisation: ``gaussian``, ``sphere`` (a Gaussian of unit length), or
+            ``rademacher`` (signs).
+        normalise: ``filter`` (default: comparable between nets), ``layer`` (each tensor gets the norm of its
+            weights), ``unit`` (length 1, for curvature along a ray), or ``none``.
+        seed: The direction depends on it and on the shapes alone, not on torch's global generator or the device.
+
+    Raises:
+        ValueError: Unknown distribution or normalisation, or a model all of whose weights are one-dimensional.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    draws = {
+        "gaussian": lambda p: torch.randn(p.shape, generator=generator, dtype=torch.float64),
+        "sphere": lambda p: torch.randn(p.shape, generator=generator, dtype=torch.float64),
+        "rademacher": lambda p: (torch.rand(p.shape, generator=generator) < 0.5).double() * 2.0 - 1.0,
+    }
+    if distribution not in draws:
+        raise ValueError(f"distribution {distribution!r} is not known; choose from {sorted(draws)}")
+    params = [p.detach() for p in objective.params]
+    d = [draws[distribution](p).to(device=p.device, dtype=p.dtype) for p in params]
+    if distribution == "sphere":
+        d = vectors.scaled(1.0 / float(vectors.norm(d)), d)
+    d, word = normalised(objective, d, normalise)
+    return made(objective, d, f"{distribution}{word}", seed)
+
+
+def normalised(objective: Objective, d: Vector, normalise: Normalisation) -> tuple[list[Tensor], str]:
+    """``d`` normalised, and the words that say so."""
+    if normalise == "filter":
+        return filter_normalised(objective, d), ", filter-normalised"
+    if normalise == "layer":
+        return layer_normalised(objective, d), ", layer-normalised"
+    if normalise == "unit":
+        return vectors.scaled(1.0 / float(vectors.norm(d)), d), ", of unit length"
+    if normalise == "none":
+        return list(d), ""
+    raise ValueError(f"normalise {normalise!r} is not known; choose from filter, layer, unit, none")
+
+
+def filter_normalised(objective: Objective, d: Vector) -> list[Tensor]:
+    """Every filter of ``d`` with the norm of its weights; zero where a filter is zero, and for gains and biases."""
+    axes = filter_axes(objective)
+    return [_matched(t, p.detach(), axis) for t, p, axis in zip(d, objective.params, axes, strict=True)]
+
+
+def layer_normalised(objective: Objective, d: Vector) -> list[Tensor]:
+    """Every tensor of ``d`` with the norm of its weights; gains and biases do not move."""
+    axes = filter_axes(objective)
+    return [
+        torch.zeros_like(t) if axis is None else _scaled_to(t, p.detach().norm() / t.norm())
+        for t, p, axis in zip(d, objective.params, axes, strict=True)
+    ]
+
+
+def filter_axes(objective: Objective) -> list[int | None]:
+    """By parameter: the dimension that numbers its filters; None for what does not move."""
+    owner: dict[int, nn.Module] = {}
+    for module in objective.model.modules():
+        for p in module.parameters(recurse=False):
+            owner.setdefault(id(p), module)
+    return [_axis(p, owner.get(id(p))) for p in objective.params]
+
+
+def _axis(p: Tensor, owner: nn.Module | None) -> int | None:
+    if p.ndim < 2 or isinstance(owner, _NORMS):
+        return None
+    return 1 if isinstance(owner, _TRANSPOSED) else 0
+
+
+def _matched(d: Tensor, w: Tensor, axis: int | None) -> Tensor:
+    if axis is None:
+        return torch.zeros_like(d)
+    others = [i for i in range(d.ndim) if i != axis]
+    length = torch.linalg.vector_norm(d, dim=others, keepdim=True)
+    return _scaled_to(d, torch.linalg.vector_norm(w, dim=others, keepdim=True) / length)
+
+
+def _scaled_to(d: Tensor, ratio: Tensor) -> Tensor:
+    return d * torch.nan_to_num(ratio, nan=0.0, posinf=0.0)
+
+
+def gradient_direction(objective: Objective) -> Direction:
+    """The gradient at the present weights; a step downhill is a negative distance along it. Cost: 1 GE a sample."""
+    return made(objective, objective.gradient(), "gradient")
+
+
+def difference(objective: Objective, target: Vector, kind: str = "checkpoint difference") -> Direction:
+    """``target`` minus the present weights: distance 1 along it is the other checkpoint."""
+    if len(target) != len(objective.params):
+        raise ValueError(f"{len(target)} tensors for {len(objective.params)} parameters; pass one for each")
+    shapes = [(tuple(t.shape), tuple(p.shape)) for t, p in zip(target, objective.params, strict=True)]
+    for (theirs, ours), name in zip(shapes, objective.names, strict=True):
+        if theirs != ours:
+            raise ValueError(
+                f"checkpoints differ: {name!r} has shape {theirs} in one and {ours} in the other"
+            )
+    return made(
+        objective, [t.detach() - p.detach() for t, p in zip(target, objective.params, strict=True)], kind
+    )
+
+
+def cosine(a: Direction | Vector, b: Direction | Vector) -> float:
+    """Cosine of the angle between two directions.
+
+    Example:
+        >>> cosine([torch.tensor([1.0, 0.0])], [torch.tensor([1.0, 1.0])])
+        0.7071067811865475
+    """
+    x = list(a.tensors) if isinstance(a, Direction) else list(a)
+    y = list(b.tensors) if isinstance(b, Direction) else list(b)
+    wide: Sequence[Tensor] = [t.double() for t in x]
+    other: Sequence[Tensor] = [t.double() for t in y]
+    return float(vectors.dot(wide, other) / (vectors.norm(wide) * vectors.norm(other)))

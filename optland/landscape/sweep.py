@@ -1,0 +1,152 @@
+r"""Losses along a list of points, one forward each: what slices, rays and paths are made of.
+
+The weights are written in place, point after point, and put back from a copy at the end: no copy a point, no gradient,
+and never a restore by subtraction. In eval mode one guard holds for the whole sweep; in train mode every point gets its
+own, since dropout masks and BatchNorm buffers must be the same at each.
+
+A long sweep keeps what it has in a file every few seconds, and goes on from there when it is started again with the
+same points.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from optland import vectors
+from optland.archive import Archived, load, save
+from optland.objective import FORWARD_GE, Objective
+from optland.vectors import Vector
+
+__all__ = ["Progress", "Sweep", "sweep"]
+
+Progress = Callable[[int, int, float], None]
+"""``progress(done, total, seconds_left)``, called at most a few times a second."""
+
+SAVE_EVERY = 5.0
+REPORT_EVERY = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class _Part(Archived):
+    """A sweep that is not done: which one, how far, and what was found."""
+
+    key: str
+    done: int
+    values: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Sweep:
+    """Losses at points, and the number of forward passes over the data that they took."""
+
+    values: Tensor
+    num_forwards: int
+    cost_ge: float
+
+
+def sweep(
+    objective: Objective,
+    directions: Sequence[Vector],
+    places: Sequence[Sequence[float]],
+    *,
+    origin: Vector | None = None,
+    partial: str | Path | None = None,
+    progress: Progress | None = None,
+) -> Sweep:
+    r"""L(w + sum_i t_i d_i) at every place t.
+
+    Args:
+        objective: The loss.
+        directions: d_i, each in the shapes of the parameters.
+        places: Multiples t_i, one for each direction.
+        origin: w; default the present weights.
+        partial: File (without ending) that an interrupted sweep continues from; removed when done.
+        progress: Told how far it is.
+
+    Returns:
+        Losses in float64, NaN or infinite where the loss is.
+    """
+    base = vectors.clone([p.detach() for p in objective.params] if origin is None else list(origin))
+    values = torch.full((len(places),), math.nan, dtype=torch.float64)
+    key = _key(objective, directions, places, base) if partial is not None else ""
+    first = _continue(partial, key, values)
+    started = saved = told = time.monotonic()
+    with _held(objective) as value:
+        for i in range(first, len(places)):
+            values[i] = value(base, directions, places[i])
+            now = time.monotonic()
+            if partial is not None and now - saved > SAVE_EVERY:
+                save(_Part(key, i + 1, values), partial)
+                saved = now
+            if progress is not None and (now - told > REPORT_EVERY or i + 1 == len(places)):
+                progress(i + 1, len(places), (now - started) / (i + 1 - first) * (len(places) - i - 1))
+                told = now
+    if partial is not None:
+        for ending in (".json", ".npz"):
+            Path(f"{partial}{ending}").unlink(missing_ok=True)
+    count = len(places) - first
+    return Sweep(values, count, count * FORWARD_GE * objective.num_samples)
+
+
+@contextmanager
+def _held(objective: Objective) -> Iterator[Callable[[Vector, Sequence[Vector], Sequence[float]], float]]:
+    """A function that gives the loss at a place, with the weights held for the whole block."""
+    weights = [p.data for p in objective.params]
+    whole = objective.mode == "eval"
+
+    def measure() -> float:
+        total, count = 0.0, 0.0
+        for loss, n in objective.losses():
+            total += float(loss)
+            count += n
+        return total / count
+
+    def value(base: Vector, directions: Sequence[Vector], place: Sequence[float]) -> float:
+        vectors.copy_(weights, base)
+        for t, d in zip(place, directions, strict=True):
+            if t != 0.0:
+                vectors.axpy_(t, d, weights)
+        objective.cost_ge += FORWARD_GE * objective.num_samples
+        if whole:
+            return measure()
+        with objective.context():
+            return measure()
+
+    with objective.at(weights), torch.no_grad():
+        if whole:
+            with objective.context():
+                yield value
+        else:
+            yield value
+
+
+def _continue(partial: str | Path | None, key: str, values: Tensor) -> int:
+    """Fill in what an interrupted sweep of the same points has found; returns where to go on."""
+    if partial is None or not Path(f"{partial}.json").exists():
+        return 0
+    part = load(partial, _Part)
+    if part.key != key:
+        raise ValueError(
+            f"{partial}.json belongs to another sweep (other weights, directions, points or data); remove it or "
+            "choose another file"
+        )
+    values[: part.done] = part.values[: part.done]
+    return part.done
+
+
+def _key(
+    objective: Objective, directions: Sequence[Vector], places: Sequence[Sequence[float]], base: Vector
+) -> str:
+    """Tells sweeps apart: the points, the data's name and size, and sums over every vector."""
+    sums = [[float(t.double().sum()), float(t.double().norm())] for v in (base, *directions) for t in v]
+    text = repr((objective.data, objective.num_samples, objective.mode, [list(p) for p in places], sums))
+    return hashlib.sha256(text.encode()).hexdigest()
