@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-__all__ = ["LogEMA", "RatioEMA"]
+__all__ = ["LogEMA", "Mean", "RatioEMA"]
 
 
 class LogEMA:
@@ -120,3 +120,46 @@ class RatioEMA:
         """Continue where :meth:`state_dict` was taken."""
         self._numerator, self._denominator = state["numerator"], state["denominator"]
         self._weight = state["weight"]
+
+
+class Mean:
+    """A mean of samples: of all so far with equal weights, or an exponential moving average.
+
+    Args:
+        beta: Weight of the past, in [0, 1); None gives every sample the same weight.
+
+    Example:
+        >>> mean = Mean()
+        >>> for x in (1.0, 2.0, math.nan, 6.0):
+        ...     mean.update(x)
+        >>> mean.value
+        3.0
+    """
+
+    def __init__(self, beta: float | None = None) -> None:
+        if beta is not None and not 0.0 <= beta < 1.0:
+            raise ValueError(f"beta {beta} is not in [0, 1); use for example 0.95, or None for a plain mean")
+        self.beta = beta
+        self._sum = 0.0
+        self._weight = 0.0
+
+    def update(self, x: float) -> None:
+        """Take in one sample; one that is not finite is left out."""
+        if not math.isfinite(x):
+            return
+        keep, new = (1.0, 1.0) if self.beta is None else (self.beta, 1.0 - self.beta)
+        self._sum = keep * self._sum + new * x
+        self._weight = keep * self._weight + new
+
+    @property
+    def value(self) -> float | None:
+        """The mean; None before the first sample."""
+        return self._sum / self._weight if self._weight > 0 else None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain numbers for the checkpoint."""
+        return {"sum": self._sum, "weight": self._weight}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue where :meth:`state_dict` was taken."""
+        self._sum, self._weight = state["sum"], state["weight"]

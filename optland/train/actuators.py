@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import math
 from collections import deque
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -109,15 +110,20 @@ class StepRecord:
         self.before = None
 
 
+_SECOND_MOMENTS = ("exp_avg_sq", "square_avg")
+
+
 class GradientCoherence:
     """The cosine of a step's gradient and the one before it; keeps one copy of the gradients.
 
     It reads what the step left in ``.grad``: under SAM the gradient at the perturbed weights. A change of the loss
-    scale does not matter, since a cosine has no length.
+    scale does not matter, since a cosine has no length. Where the optimizer's state has a second moment v (Adam and
+    its kin), both gradients are divided by sqrt(v) + 1e-8: the metric in which it makes its steps.
     """
 
-    def __init__(self, params: list[Tensor]) -> None:
+    def __init__(self, params: list[Tensor], optimizer: torch.optim.Optimizer | None = None) -> None:
         self.params = params
+        self.optimizer = optimizer
         self.last: list[Tensor | None] | None = None
 
     @torch.no_grad()
@@ -125,16 +131,29 @@ class GradientCoherence:
         """The cosine over the tensors that both steps have a dense gradient for; NaN where there is none."""
         now = [p.grad if p.grad is not None and not p.grad.is_sparse else None for p in self.params]
         before = self.last or [None] * len(now)
-        pairs = [(a, b) for a, b in zip(now, before, strict=True) if a is not None and b is not None]
+        both = [
+            i for i, (a, b) in enumerate(zip(now, before, strict=True)) if a is not None and b is not None
+        ]
         cosine = math.nan
-        if pairs:
-            x, y = [a for a, _ in pairs], [b for _, b in pairs]
+        if both:
+            x, y = (self._scaled(both, gradients) for gradients in (now, before))
             product, x_norm, y_norm = torch.stack(
                 [vectors.dot(x, y), vectors.norm(x), vectors.norm(y)]
             ).tolist()
             cosine = product / (x_norm * y_norm) if x_norm * y_norm > 0 else math.nan
         self.last = [None if g is None else g.detach().clone() for g in now]
         return cosine
+
+    def _scaled(self, both: list[int], gradients: Sequence[Tensor | None]) -> list[Tensor]:
+        """The gradients at these places, over sqrt(v) where there is one."""
+        found = []
+        for i in both:
+            g = gradients[i]
+            assert g is not None
+            state = {} if self.optimizer is None else self.optimizer.state.get(self.params[i], {})
+            v = next((state[name] for name in _SECOND_MOMENTS if name in state), None)
+            found.append(g if v is None or v.shape != g.shape else g / (v.sqrt() + 1e-8))
+        return found
 
     def forget(self) -> None:
         """After a rewind the next gradient belongs to other weights."""

@@ -49,7 +49,7 @@ class Steering:
         self.rates = HeldLearningRates(optimizer)
         params = [p for g in optimizer.param_groups for p in g["params"] if p.requires_grad]
         self.record = StepRecord(params)
-        self.gradients = GradientCoherence(params)
+        self.gradients = GradientCoherence(params, optimizer)
         self.snapshots = SnapshotRing(model, optimizer)
         self.guard = RewindGuard()
         self.applied = math.nan
@@ -190,8 +190,8 @@ class Steering:
             row["ctl/lr_would_be"] = self.wanted
         if math.isfinite(self.relative):
             row["update/rel"] = self.relative
-        if isinstance(self.policy, AutoLR) and self.policy.coherence.numerator is not None:
-            row["noise/coherence"] = self.policy.coherence.numerator
+        if isinstance(self.policy, AutoLR) and self.policy.coherence.value is not None:
+            row["noise/coherence"] = self.policy.coherence.value
             row["ctl/pace"] = self.policy.pace
         if math.isfinite(self.guard.average):
             row["train/loss_ema"] = self.guard.average

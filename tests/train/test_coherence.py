@@ -61,3 +61,22 @@ def test_the_mean_cosine_is_the_share_of_signal() -> None:
         found.append(coherence.measure())
     mean = sum(found[1:]) / (n - 1)
     assert mean == pytest.approx(0.2, abs=4 * 0.015 / math.sqrt(n) + 0.002)
+
+
+def test_an_adaptive_optimizers_metric_is_taken() -> None:
+    """Over sqrt(v): a coordinate of large gradients does not decide alone."""
+    p = nn.Parameter(torch.zeros(2, dtype=torch.float64))
+    optimizer = torch.optim.Adam([p], lr=0.0)
+    coherence = GradientCoherence([p], optimizer)
+    gradients = [torch.tensor([100.0, 1.0]).double(), torch.tensor([100.0, -1.0]).double()]
+    found = []
+    for g in gradients:
+        p.grad = g.clone()
+        optimizer.step()
+        found.append(coherence.measure())
+    v = torch.zeros(2).double()
+    for g in gradients:
+        v = 0.999 * v + 0.001 * g**2
+    x, y = (g / (v.sqrt() + 1e-8) for g in gradients)
+    assert found[1] == pytest.approx(float(x @ y / (x.norm() * y.norm())))
+    assert abs(found[1]) < 0.01

@@ -11,11 +11,14 @@ the run, then linear to zero. The shape multiplies the whole; a ceiling outside 
 The pace pi_k starts from one constant and follows two things that the run knows:
 
 * its length T in steps, h = (1000 / T)^(1/3) between 1 and 2.2: a short run has to travel further in a step;
-* the coherence gamma of the gradients, the averaged cosine of two successive ones. For gradients g = G + noise of
-  successive batches it estimates |G|^2 / E|g|^2, the share of a step that is signal, and it falls below that where
-  the steps bounce between the walls of a sharp valley. The length of the noise-optimal step goes with the square
-  root of that share (McCandlish et al. 2018): n = (gamma / 0.15)^(1/2), at most 1. Noise only slows the pace. Under
-  SAM both the ascent and the descent follow a noisy gradient, and the share enters twice: n = gamma / 0.15.
+* the coherence gamma of the gradients, the mean cosine of two successive ones (in the metric of an adaptive optimizer).
+  For gradients g = G + noise of successive batches it estimates |G|^2 / E|g|^2, the share of a step that is signal
+  (McCandlish et al. 2018), and it falls below that where the steps bounce between the walls of a sharp valley:
+  n = gamma / 0.15, between 0.25 and 1. Noise slows the pace, coherence never hastens it.
+
+The mean runs over the whole run: one that follows the present decay of the signal would add a second decay to the
+schedule's. Under SAM it is a moving average over about 20 steps: where labels are noisy, what SAM has kept out is
+learnt once the signal runs out, and the pace has to fall there.
 
 Cost: no gradient evaluation; one copy of the weights and one of the gradients, and a few norms a step. When to use: a
 horizon is known (an epoch count or a scheduler). When not: fine-tuning with zero-initialised factors, and optimizers
@@ -36,7 +39,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from optland.control.filters import LogEMA, RatioEMA
+from optland.control.filters import LogEMA, Mean
 
 __all__ = ["TAU", "AutoLR", "horizon_factor", "linear_shape", "noise_factor"]
 
@@ -48,6 +51,9 @@ TAU_TWO_PASS = 0.03
 
 COHERENT = 0.15
 """Coherence down to which noise does not slow a step."""
+
+SLOWEST = 0.25
+"""Bound on the noise's factor."""
 
 LONGEST = 2.2
 """Bound on the horizon's factor, reached at 100 steps."""
@@ -66,17 +72,14 @@ def horizon_factor(steps: int | None) -> float:
     return float(min(max((1000 / steps) ** (1 / 3), 1.0), LONGEST)) if steps else 1.0
 
 
-def noise_factor(coherence: float | None, *, two_pass: bool = False) -> float:
+def noise_factor(coherence: float | None) -> float:
     """n(gamma): how much the noise of the gradients shortens a step (None: not known yet).
 
     Example:
-        >>> [round(noise_factor(c), 2) for c in (0.5, 0.15, 0.0375, -0.1)]
+        >>> [round(noise_factor(c), 2) for c in (0.5, 0.15, 0.075, -0.1)]
         [1.0, 1.0, 0.5, 0.25]
     """
-    if coherence is None:
-        return 1.0
-    power, least = (1.0, 0.2) if two_pass else (0.5, 0.25)
-    return float(min(max((max(coherence, 0.0) / COHERENT) ** power, least), 1.0))
+    return 1.0 if coherence is None else float(min(max(coherence / COHERENT, SLOWEST), 1.0))
 
 
 def linear_shape(progress: float, warmup: float = 0.05) -> float:
@@ -101,7 +104,7 @@ class AutoLR:
         ceiling: The rate never exceeds this multiple of the averaged critical step; 1.0, because beyond it the next
             step raises the loss of its own batch.
         alarm: Edge ratio (rate over critical step) above which a decision of kind ``alarm`` is logged; 0.7.
-        two_pass: Whether the optimizer perturbs the weights (SAM), which noise slows more.
+        two_pass: Whether the optimizer perturbs the weights (SAM), which starts slower and follows the noise closer.
         steps: Steps of the run; None leaves it to :meth:`begin`.
 
     Raises:
@@ -140,7 +143,7 @@ class AutoLR:
         self.alarm = alarm
         self.two_pass = two_pass
         self.steps = steps
-        self.coherence = RatioEMA(0.95)
+        self.coherence = Mean(0.95 if two_pass else None)
         self.critical = LogEMA(0.9)
         self.rewinds = 0
 
@@ -185,15 +188,14 @@ class AutoLR:
 
     def observe_coherence(self, cosine: float) -> None:
         """Take in the cosine of the last two gradients; one that is not finite is left out."""
-        self.coherence.update(cosine, 1.0)
+        self.coherence.update(cosine)
 
     @property
     def pace(self) -> float:
         """pi_k, the relative step at the schedule's peak; what a rewind halves."""
         if not self.adaptive:
             return self.tau
-        noise = noise_factor(self.coherence.numerator, two_pass=self.two_pass)
-        return self.tau * horizon_factor(self.steps) * noise
+        return self.tau * horizon_factor(self.steps) * noise_factor(self.coherence.value)
 
     def on_rewind(self) -> tuple[float, float]:
         """Halve the pace after a rewind; returns it before and after."""
