@@ -4,6 +4,9 @@ Every result is a frozen dataclass with its objective, directions, seeds and cos
 ``optland.plots.plot`` draws it.
 """
 
+from optland.landscape.alignment import Alignment, align
+from optland.landscape.curves import Connection, connect
+from optland.landscape.dimension import EffectiveDimension, GradientSketch, effective_dimension, overlap
 from optland.landscape.directions import (
     Direction,
     cosine,
@@ -13,6 +16,7 @@ from optland.landscape.directions import (
     layer_normalised,
     random_direction,
 )
+from optland.landscape.paths import PathLoss, linear_path, recalibrated
 from optland.landscape.rays import GradientSmoothness, Rays, gradient_smoothness, rays
 from optland.landscape.sharpness import (
     Sharpness,
@@ -25,26 +29,37 @@ from optland.landscape.slices import Ruggedness, Slice, checkpoint_plane, line, 
 from optland.landscape.trajectory import TrajectoryPlane, trajectory_plane
 
 __all__ = [
+    "Alignment",
+    "Connection",
     "Direction",
+    "EffectiveDimension",
+    "GradientSketch",
     "GradientSmoothness",
+    "PathLoss",
     "Rays",
     "Ruggedness",
     "Sharpness",
     "Slice",
     "TrajectoryPlane",
+    "align",
     "average_sharpness",
     "checkpoint_plane",
+    "connect",
     "cosine",
     "difference",
+    "effective_dimension",
     "filter_normalised",
     "gradient_direction",
     "gradient_smoothness",
     "layer_normalised",
     "line",
+    "linear_path",
+    "overlap",
     "plane",
     "random_direction",
     "random_sharpness",
     "rays",
+    "recalibrated",
     "ruggedness",
     "sam_sharpness",
     "trajectory_plane",

@@ -54,7 +54,8 @@ class DenseNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map images ``(n, c, h, w)`` to logits ``(n, classes)``."""
-        return torch.as_tensor(self.head(self.dropout(self.features(x).mean(dim=(2, 3)))))
+        logits: Tensor = self.head(self.dropout(self.features(x).mean(dim=(2, 3))))
+        return logits
 
 
 def _transition(shape: ImageShape, channels: int, plan: Plan) -> list[nn.Module]:

@@ -10,7 +10,6 @@ depth = 1 + 2 blocks + 1, so 8 is one block a stage and 20 is three. Where a sta
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -64,4 +63,5 @@ class ResNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map images ``(n, c, h, w)`` to logits ``(n, classes)``."""
         features = self.blocks(self.stem(x)).mean(dim=(2, 3))
-        return torch.as_tensor(self.head(self.dropout(features)))
+        logits: Tensor = self.head(self.dropout(features))
+        return logits
