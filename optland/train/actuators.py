@@ -208,6 +208,11 @@ class SnapshotRing:
         else:
             self.recent.append(snapshot)
 
+    def drop_since(self, step: int) -> None:
+        """Drop the snapshots taken after ``step``, when the net was already broken; the first one stays."""
+        while self.recent and self.recent[-1]["step"] > step:
+            self.recent.pop()
+
     def rewind(self) -> dict[str, Any]:
         """Drop the newest snapshot if an older one is left, restore the newest remaining one and return it.
 

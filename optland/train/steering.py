@@ -24,6 +24,7 @@ from optland.train.actuators import (
     StepRecord,
     relative_speed,
 )
+from optland.train.collapse import SilentLayers
 
 __all__ = ["BINDING", "Steering"]
 
@@ -50,6 +51,7 @@ class Steering:
         params = [p for g in optimizer.param_groups for p in g["params"] if p.requires_grad]
         self.record = StepRecord(params)
         self.gradients = GradientCoherence(params, optimizer)
+        self.layers = SilentLayers(params)
         self.snapshots = SnapshotRing(model, optimizer)
         self.guard = RewindGuard()
         self.applied = math.nan
@@ -92,6 +94,7 @@ class Steering:
         if isinstance(self.policy, AutoLR):
             if self.policy.adaptive:
                 self.policy.observe_coherence(self.gradients.measure())
+            self.layers.observe()
             self._steer(self.policy, update, speed, trial, step, progress)
         else:
             self.update = update
@@ -136,15 +139,16 @@ class Steering:
         """
         if self.policy is None:
             return None
-        trouble = self.guard.observe(loss)
+        trouble = self.guard.observe(loss) or self.layers.trouble
         if trouble is None:
             if self.act and step % interval == 0:
                 self.snapshots.take(step, self.guard.mark())
             return None
+        self.gradients.forget()
         if self.act:
+            self.snapshots.drop_since(step - self.layers.steps)
             snapshot = self.snapshots.rewind()
             self.guard.rewind(snapshot["mark"])
-            self.gradients.forget()
             old, new = self.policy.on_rewind()
             reason = f"{trouble}; weights and optimizer go back to step {snapshot['step']}, the data go on"
         else:
@@ -152,6 +156,7 @@ class Steering:
             old = self.policy.pace
             new = old / 2
             reason = f"{trouble}; control mode would have gone back and halved it"
+        self.layers.forget()
         return Decision(step, "rewind_guard", "rewind", old, new, reason, self.act, {"train/loss": loss})
 
     def observe_edge(self, eta_c: float, step: int) -> Decision | None:
@@ -209,6 +214,7 @@ class Steering:
             "guard": self.guard.state_dict(),
             "snapshots": self.snapshots.state_dict(),
             "gradients": self.gradients.last,
+            "layers": self.layers.state_dict(),
             "policy": None if self.policy is None else self.policy.state_dict(),
         }
 
@@ -218,6 +224,7 @@ class Steering:
         self.guard.load_state_dict(state["guard"])
         self.snapshots.load_state_dict(state["snapshots"])
         self.gradients.last = state["gradients"]
+        self.layers.load_state_dict(state["layers"])
         if self.policy is not None and state["policy"] is not None:
             self.policy.load_state_dict(state["policy"])
 
