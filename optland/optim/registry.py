@@ -12,6 +12,16 @@ from torch.optim import Optimizer
 
 from optland.config import did_you_mean
 from optland.optim.cards import CARDS
+from optland.optim.saddle import (
+    CubicNewton,
+    NegativeCurvature,
+    NoisyGradient,
+    PerturbedGradient,
+    SaddleFreeNewton,
+    TrustRegionNewton,
+)
+from optland.optim.saddle.solvers import KrylovSolver
+from optland.optim.saddle.wrapper import SaddleWrapper
 from optland.optim.two_pass import EngineOptions, TwoPass
 
 __all__ = ["available", "create", "options_of"]
@@ -23,6 +33,19 @@ BASES: dict[str, type[Optimizer]] = {
     "sgd": torch.optim.SGD,
 }
 METHODS: dict[str, type[TwoPass]] = {card.name: card.method for card in CARDS}
+WRAPPERS: dict[str, type[SaddleWrapper]] = {
+    "negative_curvature": NegativeCurvature,
+    "noisy_gradient": NoisyGradient,
+    "perturbed_gradient": PerturbedGradient,
+}
+"""Saddle-escaping wrappers of a base."""
+
+SOLVERS: dict[str, type[KrylovSolver]] = {
+    "cubic_newton": CubicNewton,
+    "saddle_free_newton": SaddleFreeNewton,
+    "trust_region_newton": TrustRegionNewton,
+}
+"""Second-order solvers, which have no base."""
 
 _FORM_ARGUMENTS = {"self", "base", "base_class", "adaptive", "params"}
 
@@ -31,10 +54,10 @@ def available(pattern: str = "*") -> list[str]:
     """Names that :func:`create` knows and that match a shell pattern, sorted.
 
     Example:
-        >>> available("[ul]*sam")
-        ['lesam', 'looksam', 'usam']
+        >>> available("[ul]*sam"), available("*newton")
+        (['lesam', 'looksam', 'usam'], ['cubic_newton', 'saddle_free_newton', 'trust_region_newton'])
     """
-    return sorted(fnmatch.filter([*METHODS, *BASES, "none"], pattern))
+    return sorted(fnmatch.filter([*METHODS, *WRAPPERS, *SOLVERS, *BASES, "none"], pattern))
 
 
 def create(name: str, params: Iterable[Any], base: str | None = None, **options: Any) -> Optimizer:
@@ -60,19 +83,23 @@ def create(name: str, params: Iterable[Any], base: str | None = None, **options:
         raise ValueError(
             f"{name!r} is a base optimizer itself and cannot take base={base!r}; drop one of the two"
         )
+    if name in SOLVERS:
+        return _solver(name, params, base, options)
     base = name if name in BASES else base or "sgd"
     _check("base optimizer", base, sorted(BASES))
     for key in options:
         _check(f"option of {name!r} over {base!r}", key, options_of(name, base))
-    of_base, of_method = _options(BASES[base]), _options(METHODS[name]) if name in METHODS else {"model"}
+    of_base = _options(BASES[base])
     inner = BASES[base](params, **{key: value for key, value in options.items() if key in of_base})
-    if name not in METHODS:
+    method: type[TwoPass] | type[SaddleWrapper] | None = METHODS.get(name) or WRAPPERS.get(name)
+    if method is None:
         return inner
-    missing = _required(METHODS[name]) - options.keys()
+    missing = _required(method) - options.keys()
     if missing:
         raise ValueError(f"{name!r} needs {', '.join(f'{key}=' for key in sorted(missing))}; pass it")
-    build: Callable[..., TwoPass] = METHODS[name]
-    return build(inner, **{key: value for key, value in options.items() if key in of_method})
+    build: Callable[..., Optimizer] = method
+    taken = _options(method)
+    return build(inner, **{key: value for key, value in options.items() if key in taken})
 
 
 def options_of(name: str, base: str = "sgd") -> list[str]:
@@ -86,7 +113,29 @@ def options_of(name: str, base: str = "sgd") -> list[str]:
         >>> "rho" in options_of("sam"), "rho" in options_of("adamw", "adamw"), "betas" in options_of("sam", "adamw")
         (True, False, True)
     """
-    return sorted(_options(BASES[base]) | (_options(METHODS[name]) if name in METHODS else {"model"}))
+    if name in SOLVERS:
+        return sorted(_solver_options(name))
+    return sorted(_options(BASES[base]) | _of_method(name))
+
+
+def _of_method(name: str) -> set[str]:
+    """Options of a method or wrapper; ``model`` may always be given."""
+    method = METHODS.get(name) or WRAPPERS.get(name)
+    return {"model"} | (set() if method is None else _options(method))
+
+
+def _solver_options(name: str) -> set[str]:
+    """Options of a solver, those of all solvers included."""
+    return (_options(SOLVERS[name]) | _options(KrylovSolver)) - {"options"}
+
+
+def _solver(name: str, params: Iterable[Any], base: str | None, options: dict[str, Any]) -> Optimizer:
+    if base is not None:
+        raise ValueError(f"{name!r} makes its own steps and cannot take base={base!r}; drop it")
+    for key in options:
+        _check(f"option of {name!r}", key, sorted(_solver_options(name)))
+    build: Callable[..., Optimizer] = SOLVERS[name]
+    return build(params, **options)
 
 
 def _options(cls: type) -> set[str]:

@@ -78,3 +78,22 @@ def test_patterns():
 def test_unknown_names_and_options(model, name, options, message):
     with pytest.raises(ValueError, match=message):
         create(name, model.parameters(), **options)
+
+
+@pytest.mark.parametrize("name", ["negative_curvature", "perturbed_gradient", "noisy_gradient"])
+def test_saddle_wrappers_by_name(name):
+    w = nn.Parameter(torch.zeros(2))
+    optimizer = create(name, [w], base="adamw", lr=0.01, seed=3)
+    assert type(optimizer.base) is torch.optim.AdamW
+    assert optimizer.param_groups[0]["lr"] == 0.01
+    assert name in available()
+
+
+@pytest.mark.parametrize("name", ["cubic_newton", "saddle_free_newton", "trust_region_newton"])
+def test_solvers_by_name(name):
+    optimizer = create(name, [nn.Parameter(torch.zeros(2))], products=7)
+    assert optimizer.products == 7
+    with pytest.raises(ValueError, match="cannot take base='sgd'"):
+        create(name, [nn.Parameter(torch.zeros(2))], base="sgd")
+    with pytest.raises(ValueError, match="unknown option of"):
+        create(name, [nn.Parameter(torch.zeros(2))], momentum=0.9)

@@ -1,0 +1,133 @@
+r"""Loss and gradient of a closure at any point, and Hessian products by differences of its gradients.
+
+.. math:: H v \approx \frac{g(w + h v) - g(w - h v)}{2 h}, \qquad
+          h = \epsilon^{1/3} \max(1, \lVert w \rVert) / \lVert v \rVert
+
+The closure is the user's own (zero gradients, forward, backward, return the loss), so any model works, without double
+backward. Products are exact up to rounding on quadratics and have an error of h^2 elsewhere. Every evaluation of a
+step sees the same random state, so dropout masks agree; with ``model`` given, buffers such as BatchNorm's are put back
+after every evaluation but the first.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from optland import vectors
+from optland.context import load_rng_state, preserve_buffers, rng_state
+from optland.vectors import Vector
+
+__all__ = ["Evaluations"]
+
+
+class Evaluations:
+    """What one step sees of a closure; counts every call.
+
+    Args:
+        closure: Zeroes gradients, runs forward and backward, returns the loss.
+        params: The weights.
+        model: Its module, for buffers; None if it has none that change.
+    """
+
+    def __init__(
+        self, closure: Callable[[], Any], params: list[Tensor], model: nn.Module | None = None
+    ) -> None:
+        self.closure = closure
+        self.params = [p for p in params if p.requires_grad]
+        self.model = model
+        self.calls = 0
+        self.products = 0
+        self._rng = rng_state()
+
+    def here(self) -> tuple[float, list[Tensor]]:
+        """Loss and gradient at the present weights, as training sees them: buffers and random state move on."""
+        loss = self._call()
+        self.after = rng_state()
+        return loss, self.gradients()
+
+    def gradients(self) -> list[Tensor]:
+        """Copies of what the last call left in ``.grad``; zero where there is none."""
+        return [torch.zeros_like(p) if p.grad is None else p.grad.detach().clone() for p in self.params]
+
+    def at(self, point: Vector) -> tuple[float, list[Tensor]]:
+        """Loss and gradient at ``point``; the weights are put back bit for bit."""
+        with self._looking(), self._moved(point):
+            return self._call(), self.gradients()
+
+    def value(self, point: Vector) -> float:
+        """Loss at ``point``. A closure always runs backward, so this costs as much as :meth:`at`."""
+        return self.at(point)[0]
+
+    def displaced(self, direction: Vector, t: float) -> list[Tensor]:
+        """The point w + t d."""
+        return [p.detach() + t * d for p, d in zip(self.params, direction, strict=True)]
+
+    def doubt(self, v: Vector, curvature: float) -> float:
+        """Error of a curvature v'Hv: what it changes by at twice the distance. Two calls."""
+        return abs(float(vectors.dot(v, self.product(v, stretch=2.0))) - curvature)
+
+    def product(self, v: Vector, stretch: float = 1.0) -> list[Tensor]:
+        """H v by a central difference at ``stretch`` times the usual distance: two calls."""
+        length = float(vectors.norm(v))
+        if length == 0.0:
+            return [torch.zeros_like(t) for t in v]
+        size = float(vectors.norm([p.detach() for p in self.params]))
+        eps = max(torch.finfo(p.dtype).eps for p in self.params)
+        h = stretch * eps ** (1 / 3) * max(1.0, size) / length
+        self.products += 1
+        forth, back = self.at(self.displaced(v, h))[1], self.at(self.displaced(v, -h))[1]
+        return vectors.scaled(0.5 / h, vectors.subtract(forth, back))
+
+    def _call(self) -> float:
+        self.calls += 1
+        with torch.enable_grad():
+            loss = self.closure()
+        if loss is None:
+            raise ValueError("the closure returned None; return the loss: def closure(): ...; return loss")
+        return float(loss.detach() if isinstance(loss, Tensor) else loss)
+
+    @contextmanager
+    def _looking(self) -> Iterator[None]:
+        """The same random numbers as the first call; buffers put back."""
+        state = rng_state()
+        load_rng_state(self._rng)
+        try:
+            with preserve_buffers(self.model) if self.model is not None else nullcontext():
+                yield
+        finally:
+            load_rng_state(state)
+
+    @contextmanager
+    def _moved(self, point: Vector) -> Iterator[None]:
+        weights = [p.data for p in self.params]
+        saved = vectors.clone(weights)
+        try:
+            vectors.copy_(weights, list(point))
+            yield
+        finally:
+            vectors.copy_(weights, saved)
+
+    def settle(self, gradients: Vector) -> None:
+        """Leave these gradients in ``.grad``, for a base optimizer that steps next."""
+        for p, g in zip(self.params, gradients, strict=True):
+            p.grad = g.clone()
+
+    def move(self, point: Vector) -> None:
+        """Make ``point`` the weights."""
+        vectors.copy_([p.data for p in self.params], list(point))
+
+    @property
+    def rounding(self) -> float:
+        """Relative rounding of a loss."""
+        return 8.0 * max(torch.finfo(p.dtype).eps for p in self.params)
+
+
+def is_lower(new: float, old: float, rounding: float) -> bool:
+    """Whether a loss has fallen by more than rounding."""
+    return math.isfinite(new) and new < old - rounding * max(abs(old), 1e-300)

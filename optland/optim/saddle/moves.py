@@ -1,0 +1,78 @@
+r"""Moves away from a point: along negative curvature with a forward search, or a kick in a random direction.
+
+Along a direction v of curvature -a at a strict saddle the loss falls by about a t^2 / 2 until higher orders take over,
+so the length is found by doubling while the loss falls. Nothing is accepted that does not lower the loss beyond
+rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from optland import vectors
+from optland.optim.saddle.evaluations import Evaluations, is_lower
+from optland.vectors import Vector
+
+__all__ = ["Move", "forward_search", "kick_search", "uniform_in_ball"]
+
+Check = Callable[[Vector], float]
+
+
+@dataclass(frozen=True)
+class Move:
+    """An accepted move: the point, its loss, and the length of the way there."""
+
+    point: list[Tensor]
+    loss: float
+    length: float
+
+
+def forward_search(
+    seen: Evaluations, direction: Vector, loss: float, *, start: float, most: int = 40
+) -> Move | None:
+    """Double the step along a unit direction while the loss falls, from ``start`` on, both ways.
+
+    Where the first step does not fall it is made four times shorter, a few times. None where no step lowers the loss.
+    """
+    best: Move | None = None
+    for sign in (1.0, -1.0):
+        t, tries = start, 0
+        while tries < most:
+            point = seen.displaced(direction, sign * t)
+            value = seen.value(point)
+            tries += 1
+            if is_lower(value, loss if best is None else best.loss, seen.rounding):
+                best = Move(point, value, t)
+                t *= 2.0
+            elif best is None and t > start / 300:
+                t /= 4.0
+            else:
+                break
+        if best is not None:
+            return best
+    return None
+
+
+def kick_search(
+    seen: Evaluations, loss: float, *, radius: float, generator: torch.Generator, tries: int = 10
+) -> Move | None:
+    """Random directions, each looked along with :func:`forward_search`; None where the loss falls along none."""
+    for _ in range(tries):
+        u = uniform_in_ball(seen.params, 1.0, generator)
+        u = vectors.scaled(1.0 / float(vectors.norm(u)), u)
+        found = forward_search(seen, u, loss, start=radius)
+        if found is not None:
+            return found
+    return None
+
+
+def uniform_in_ball(params: Vector, radius: float, generator: torch.Generator) -> list[Tensor]:
+    """A point drawn uniformly from the ball of this radius: a Gaussian direction, length radius U^(1/d)."""
+    draw = [torch.randn(p.shape, generator=generator, dtype=torch.float64) for p in params]
+    length = float(torch.sqrt(sum((t.square().sum() for t in draw), torch.zeros((), dtype=torch.float64))))
+    share = float(torch.rand((), generator=generator, dtype=torch.float64)) ** (1.0 / vectors.numel(draw))
+    return [(t * (radius * share / max(length, 1e-300))).to(p) for t, p in zip(draw, params, strict=True)]

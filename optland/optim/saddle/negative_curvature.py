@@ -1,0 +1,186 @@
+r"""``NegativeCurvature``: any optimizer, and a way off its saddles along the most negative curvature.
+
+.. math:: w \leftarrow w \pm t\, v, \qquad v = \arg\min_{\lVert u \rVert = 1} u^\top H u
+
+While a sign of a standstill is missing (:mod:`~optland.optim.saddle.trigger`) each step is the base's own, bit for bit.
+When one shows, the curvature is explored in a Krylov space that starts at the gradient *and* at a random vector, so it
+works at an exactly zero gradient and on a stable ridge. A negative direction beyond its residual is a strict saddle:
+the length t is found by doubling while the loss falls, and the move is kept only if it does. A point whose curvature
+cannot be told from zero is degenerate and left by a random kick where the loss falls along one; a minimum is left
+alone. Where the budget was too small to tell, the verdict is ``unknown``.
+
+**Minibatches.** The most negative eigenvector of a minibatch is mostly noise. Give ``probe``, an objective over several
+batches, to look at, and ``check``, one over other data: an escape then needs the two-batch certificate (negative
+curvature along v on the independent batches, at 99 %) and a lower loss there.
+
+**Cost.** Two closure calls a product (a central difference of gradients), or one Hessian product with ``probe``;
+looks are rationed to 2 % of the training's calls beyond the first 100.
+
+References: Carmon et al. 2018, arXiv:1611.00756; Liu et al. 2018, arXiv:1709.08571 (negative curvature descent); Xu et
+al. 2018, arXiv:1711.01944 and Allen-Zhu & Li 2018, arXiv:1711.06673 (products from gradients alone).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+
+from optland import vectors
+from optland.curvature import certify, hessian
+from optland.objective import Objective
+from optland.optim.delegate import Closure
+from optland.optim.saddle.evaluations import Evaluations, is_lower
+from optland.optim.saddle.krylov import Krylov, explore
+from optland.optim.saddle.moves import Move, forward_search, kick_search
+from optland.optim.saddle.trigger import Trigger
+from optland.optim.saddle.verdict import Event, Verdict, judge
+from optland.optim.saddle.wrapper import SaddleWrapper
+
+__all__ = ["NegativeCurvature"]
+
+
+class NegativeCurvature(SaddleWrapper):
+    """Steps as ``base`` does and escapes from its saddles along negative curvature.
+
+    Args:
+        base: Any optimizer, also of the SAM family.
+        model: Its module; needed where buffers change in a forward pass (BatchNorm).
+        trigger: When to look; default: the gradient is small, or the weights stand still.
+        products: Hessian products of a look; 20. In d dimensions d of them see everything.
+        radius: First length tried along a direction; None takes 1 % of the weights' norm, at least 1e-3.
+        probe: Objective over batches to look at instead of the closure's own.
+        check: Objective over independent batches that has to agree; with ``probe``.
+        seed: Of the random parts.
+
+    Raises:
+        TypeError: ``base`` is not an optimizer instance.
+        ValueError: Fewer than 2 products, a radius that is not positive, or ``check`` without ``probe``.
+
+    Example:
+        >>> import torch
+        >>> w = torch.nn.Parameter(torch.zeros(2, dtype=torch.float64))        # the saddle of x^2 - y^2 + y^4
+        >>> optimizer = NegativeCurvature(torch.optim.SGD([w], lr=0.1))
+        >>> def closure():
+        ...     optimizer.zero_grad()
+        ...     loss = w[0] ** 2 - w[1] ** 2 + w[1] ** 4
+        ...     loss.backward()
+        ...     return loss
+        >>> for _ in range(30):
+        ...     _ = optimizer.step(closure)
+        >>> round(closure().item(), 3), optimizer.events[0].verdict
+        (-0.25, 'strict saddle')
+    """
+
+    def __init__(
+        self,
+        base: Optimizer,
+        *,
+        model: nn.Module | None = None,
+        trigger: Trigger | None = None,
+        products: int = 20,
+        radius: float | None = None,
+        probe: Objective | None = None,
+        check: Objective | None = None,
+        seed: int = 0,
+    ) -> None:
+        if products < 2:
+            raise ValueError(f"products {products}: curvature in more than one direction needs at least 2")
+        if radius is not None and not radius > 0:
+            raise ValueError(f"radius {radius} must be above 0, or None for 1 % of the weights' norm")
+        if check is not None and probe is None:
+            raise ValueError("check has to agree with a look at other data; give probe as well")
+        super().__init__(base, model=model, trigger=trigger, seed=seed)
+        self.products = products
+        self.radius = radius
+        self.probe = probe
+        self.check = check
+
+    def _act(self, closure: Closure, reason: str) -> None:
+        dim = vectors.numel(self._weights)
+        products = min(self.products, dim)
+        if not self.trigger.affords(1 if self.probe is not None else 2 * products + 10):
+            return
+        seen = Evaluations(closure, self._weights, self.model)
+        here = [p.detach().clone() for p in seen.params]
+        loss, g = seen.at(here)
+        if not (math.isfinite(loss) and math.isfinite(float(vectors.norm(g)))):
+            self.trigger.looked(seen.calls, moved=False)
+            return  # training has diverged; there is no curvature to look at
+        space = self._explore(seen, g, products)
+        verdict = judge(space, dim, rounding=1e-6)
+        move = self._leave(seen, space, verdict, loss, g)
+        kind, why = self._kind(verdict, move)
+        after, length = (loss, 0.0) if move is None else (move.loss, move.length)
+        if move is not None:
+            seen.move(move.point)
+        self.trigger.looked(seen.calls, moved=move is not None)
+        event = Event(
+            self._step, kind, verdict, space.lowest, loss, after, length, seen.calls, f"{reason}; {why}"
+        )
+        self._note(event, verdict)
+
+    def _explore(self, seen: Evaluations, g: list[Any], products: int) -> Krylov:
+        if self.probe is None:
+            return explore(
+                seen.product,
+                g,
+                budget=products,
+                generator=self.generator,
+                until_negative=True,
+                doubt=seen.doubt,
+            )
+        with hessian(self.probe) as H:
+            return explore(
+                H.matvec,
+                self.probe.gradient(),
+                budget=products,
+                generator=self.generator,
+                until_negative=True,
+            )
+
+    def _leave(
+        self, seen: Evaluations, space: Krylov, verdict: Verdict, loss: float, g: list[Any]
+    ) -> Move | None:
+        """The move away from the point, if its verdict calls for one and the loss agrees."""
+        start = self._first_length()
+        if verdict == "strict saddle":
+            unit = space.values.new_zeros(len(space.values))
+            unit[0] = 1.0
+            v = space.vector(unit)
+            if float(vectors.dot(v, g)) > 0:
+                v = vectors.scaled(-1.0, v)
+            if self.check is not None and not self._agrees(v):
+                return None
+            return self._confirmed(forward_search(seen, v, loss, start=start))
+        if verdict == "degenerate":
+            return self._confirmed(kick_search(seen, loss, radius=start, generator=self.generator))
+        return None
+
+    def _agrees(self, v: list[Any]) -> bool:
+        """Whether independent batches certify the curvature along v as negative."""
+        assert self.check is not None
+        return certify(v, self.check).verdict == "certified"
+
+    def _confirmed(self, move: Move | None) -> Move | None:
+        """The move, if the loss of the independent data falls too."""
+        if move is None or self.check is None:
+            return move
+        before = self.check.value()
+        return move if is_lower(self.check.value(move.point), before, 1e-6) else None
+
+    def _first_length(self) -> float:
+        if self.radius is not None:
+            return self.radius
+        size = float(vectors.norm([p.detach() for p in self._weights]))
+        return max(0.01 * size, 1e-3) if math.isfinite(size) else 1e-3
+
+    def _kind(self, verdict: Verdict, move: Move | None) -> tuple[str, str]:
+        if move is not None:
+            kind = "escape" if verdict == "strict saddle" else "kick"
+            return kind, f"{verdict}: moved by {move.length:.3g}"
+        if verdict in ("strict saddle", "degenerate"):
+            return "rejected", f"{verdict}, but no move lowered the loss where it was checked"
+        return "probe", f"{verdict}: the base optimizer goes on"

@@ -1,0 +1,176 @@
+r"""When to look at the curvature: signs that training has stopped getting anywhere, read from what each step gives.
+
+=========  =============================================================================================
+sign       holds when
+=========  =============================================================================================
+gradient   ||g|| is at most ``small`` times the largest so far (or zero)
+still      the weights moved by less than 1 % of their norm over ``patience`` steps
+plateau    the loss shows no significant fall over ``patience`` steps: the t statistic of a straight line
+           through them is above -2
+every      ``every`` steps have gone by
+=========  =============================================================================================
+
+A look costs tens of closure calls, so looks are rationed: after one that changed nothing the next has to wait twice as
+long, and all of them together may cost ``share`` of the calls that training made, beyond a first ``allowance``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from optland import vectors
+
+__all__ = ["SIGNS", "Trigger"]
+
+SIGNS = ("gradient", "still", "plateau", "every")
+STILL = 0.01
+
+
+class Trigger:
+    """Watches steps, says when to look, and keeps looks inside their ration.
+
+    Args:
+        signs: Which of the signs to heed.
+        small: Of ``gradient``; 0.05.
+        patience: Steps of ``still`` and ``plateau``; 20.
+        every: Of ``every``.
+        share: Closure calls of all looks, as a share of those of training; 0.02.
+        allowance: Calls that need no saving up; 100.
+
+    Raises:
+        ValueError: An unknown sign, or a value outside its range.
+    """
+
+    def __init__(
+        self,
+        signs: Sequence[str] = ("gradient", "still"),
+        *,
+        small: float = 0.05,
+        patience: int = 20,
+        every: int | None = None,
+        share: float = 0.02,
+        allowance: int = 100,
+    ) -> None:
+        unknown = [s for s in signs if s not in SIGNS]
+        if unknown:
+            raise ValueError(f"trigger {unknown[0]!r} is not known; choose from {', '.join(SIGNS)}")
+        if not 0 < small < 1:
+            raise ValueError(f"small {small} is not a share of the largest gradient; use for example 0.05")
+        if patience < 3:
+            raise ValueError(f"patience {patience} steps are too few to see a trend; use at least 3")
+        if ("every" in signs) != (every is not None) or (every is not None and every < 1):
+            raise ValueError(
+                f"every={every}: give the trigger 'every' together with a number of steps of at least 1"
+            )
+        if share < 0 or allowance < 0:
+            raise ValueError(f"share {share} and allowance {allowance} must be at least 0")
+        self.signs, self.small, self.patience, self.every = tuple(signs), small, patience, every
+        self.share, self.allowance = share, allowance
+        self.step = 0
+        self.largest = 0.0
+        self.wait = 1
+        self.ready_at = 0
+        self.spent = 0
+        self.calls = 0
+        self.reason: str | None = None
+        self._losses: deque[float] = deque(maxlen=patience)
+        self._weights: list[Tensor] | None = None
+        self._since = 0
+
+    def observe(self, params: Sequence[Tensor], loss: float, calls: int) -> None:
+        """Take in a step: the gradients are those that it left in ``.grad``.
+
+        Args:
+            params: The weights after the step.
+            loss: Its loss.
+            calls: Closure calls that it took.
+        """
+        self.step += 1
+        self.calls += calls
+        gradients = [p.grad for p in params if p.grad is not None]
+        norm = float(vectors.norm(gradients)) if gradients else 0.0
+        self._losses.append(loss)
+        self.reason = self._sign(params, norm) if self.step >= self.ready_at else None
+        self.largest = max(self.largest, norm) if math.isfinite(norm) else self.largest
+
+    def affords(self, calls: int) -> bool:
+        """Whether a look of this cost is within the ration."""
+        return self.spent + calls <= self.allowance + self.share * self.calls
+
+    def looked(self, calls: int, *, moved: bool) -> None:
+        """Book a look; one that changed nothing doubles the wait for the next."""
+        self.spent += calls
+        self.wait = 1 if moved else min(2 * max(self.wait, self.patience // 2), 100_000)
+        self.ready_at = self.step + self.wait
+        self.reason = None
+        self._weights = None
+        self._losses.clear()
+        if moved:
+            self.largest = 0.0  # the next critical point has a scale of its own
+
+    def _sign(self, params: Sequence[Tensor], norm: float) -> str | None:
+        largest = max(self.largest, norm)
+        if "gradient" in self.signs and norm <= self.small * largest:
+            return f"the gradient norm {norm:.3g} is at most {self.small:g} of the largest, {largest:.3g}"
+        if "every" in self.signs and self.every is not None and self.step % self.every == 0:
+            return f"{self.every} steps have gone by"
+        if "still" in self.signs and self._is_still(params):
+            return f"the weights moved by less than {STILL:.0%} of their norm in {self.patience} steps"
+        if "plateau" in self.signs and len(self._losses) == self.patience:
+            t = slope_t(list(self._losses))
+            if t > -2.0:
+                return f"the loss does not fall over {self.patience} steps (t = {t:.1f})"
+        return None
+
+    def _is_still(self, params: Sequence[Tensor]) -> bool:
+        now = [p.detach() for p in params]
+        if self._weights is None:
+            self._weights, self._since = vectors.clone(now), self.step
+            return False
+        if self.step - self._since < self.patience:
+            return False
+        moved = float(vectors.norm(vectors.subtract(now, self._weights)))
+        size = float(vectors.norm(now))
+        self._weights, self._since = vectors.clone(now), self.step
+        return moved <= STILL * size
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything, for an exact resume."""
+        return {
+            "step": self.step, "largest": self.largest, "wait": self.wait, "ready_at": self.ready_at,
+            "spent": self.spent, "calls": self.calls, "reason": self.reason, "losses": list(self._losses),
+            "weights": None if self._weights is None else [t.clone() for t in self._weights], "since": self._since,
+        }  # fmt: skip
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue where :meth:`state_dict` was taken."""
+        self.step, self.largest, self.wait = state["step"], state["largest"], state["wait"]
+        self.ready_at, self.spent, self.calls = state["ready_at"], state["spent"], state["calls"]
+        self.reason, self._since = state["reason"], state["since"]
+        self._losses.clear()
+        self._losses.extend(state["losses"])
+        self._weights = None if state["weights"] is None else [t.clone() for t in state["weights"]]
+
+
+def slope_t(losses: Sequence[float]) -> float:
+    """T statistic of the slope of a straight line through the losses; 0 where they do not vary.
+
+    Example:
+        >>> slope_t([1.0, 1.0, 1.0]), slope_t([3.0, 2.0, 1.1, 0.0]) < -10
+        (0.0, True)
+    """
+    n = len(losses)
+    x = torch.arange(n, dtype=torch.float64) - (n - 1) / 2
+    y = torch.tensor(losses, dtype=torch.float64)
+    slope = float((x * y).sum() / x.square().sum())
+    rest = y - y.mean() - slope * x
+    error = math.sqrt(float(rest.square().sum()) / (n - 2) / float(x.square().sum()))
+    if error == 0.0:
+        return 0.0 if slope == 0.0 else math.copysign(math.inf, slope)
+    return slope / error

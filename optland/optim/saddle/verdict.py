@@ -1,0 +1,70 @@
+"""What a saddle-escaping optimizer says of the point that it stands on, and what it has done."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from optland.optim.saddle.krylov import Krylov
+
+__all__ = ["Event", "Verdict", "judge"]
+
+Verdict = Literal["unknown", "not critical", "strict saddle", "minimum up to tau", "degenerate"]
+
+FLAT = 1e-3
+"""Curvature below this share of the largest counts as zero: degenerate, neither a minimum nor a strict saddle."""
+
+
+@dataclass(frozen=True)
+class Event:
+    """A look at the curvature, or a move, with its reason.
+
+    Attributes:
+        step: Number of the step.
+        kind: ``probe`` (looked and left the base optimizer to it), ``escape``, ``kick``, ``rejected``.
+        verdict: Of the point.
+        curvature: Smallest curvature seen, along the escape; NaN for a kick without a probe.
+        loss: Before.
+        loss_after: After; equal to ``loss`` where nothing moved.
+        length: Of the move.
+        calls: Closure calls that it took.
+        reason: In words.
+    """
+
+    step: int
+    kind: str
+    verdict: str
+    curvature: float
+    loss: float
+    loss_after: float
+    length: float
+    calls: int
+    reason: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """For a log."""
+        return asdict(self)
+
+
+def judge(space: Krylov, dim: int, *, rounding: float) -> Verdict:
+    """The verdict at a point whose gradient counts as zero.
+
+    ``strict saddle`` needs a Ritz value that is negative beyond its residual and rounding; ``minimum up to tau`` a
+    certificate that tau is small; ``degenerate`` one that the smallest eigenvalue is zero for all that can be told.
+    Everything else is ``unknown``.
+    """
+    size = space.size
+    floor = max(rounding * size, 2.0 * space.error)
+    if size <= floor:
+        return "degenerate" if space.complete or space.products >= 3 else "unknown"
+    if space.lowest < -max(FLAT * size, floor) and space.lowest + space.residual < 0:
+        return "strict saddle"
+    tau = space.tau(dim, rounding)
+    if tau is None:
+        return "unknown"
+    tau = max(tau, 2.0 * space.error)
+    if space.lowest > max(FLAT * size, floor) and tau <= FLAT * size:
+        return "minimum up to tau"
+    if space.complete or tau <= 2 * FLAT * size:
+        return "degenerate"
+    return "unknown"
