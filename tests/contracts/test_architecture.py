@@ -40,8 +40,8 @@ ONLY_IN = {
     "wandb": ("optland/log/wandb_run.py",),
     "torchvision": ("optland/train/data/", "optland/train/models/"),
     "sklearn": ("optland/train/data/", "optland/train/models/"),
-    "matplotlib": ("optland/plots.py", "optland/report/"),
-    "plotly": ("optland/plots.py", "optland/report/"),
+    "matplotlib": ("optland/plots/", "optland/report/"),
+    "plotly": ("optland/plots/", "optland/report/"),
 }
 
 MAX_LINES = {"optland/": 400, "recipes/": 150}

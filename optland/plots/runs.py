@@ -1,4 +1,4 @@
-"""Figures of a run. The one place, with the report, that imports matplotlib, and only inside functions."""
+"""Figures of runs, comparisons, grids, and of the curvature where a run ended."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from optland.config import UserError
+from optland.plots.figure import COLOURS, figure
 
 if TYPE_CHECKING:
     from optland.curvature.eigen.spectrum import Spectrum
@@ -22,7 +22,6 @@ __all__ = ["plot_comparison", "plot_grid", "plot_portrait", "plot_run"]
 Row = Mapping[str, Any]
 Curve = Sequence[tuple[float, float]]
 
-_COLOURS = {"blue": "#2b6cb0", "red": "#c53030", "green": "#2f855a", "grey": "#718096", "orange": "#c05621"}
 _BINDING = {
     0.0: ("user", "grey"),
     1.0: ("critical step", "red"),
@@ -46,8 +45,8 @@ def plot_run(rows: Sequence[Row], events: Sequence[Row], path: str | Path) -> No
     Raises:
         UserError: matplotlib is not installed.
     """
-    figure = _figure(11, 11)
-    axes = figure.subplots(5, 1, sharex=True)
+    page = figure(11, 11)
+    axes = page.subplots(5, 1, sharex=True)
     for axis, draw in zip(axes, (_loss, _rate, _sharpness, _noise, _quality), strict=True):
         draw(axis, rows)
         _decisions(axis, events, labels=axis is axes[0])
@@ -56,7 +55,7 @@ def plot_run(rows: Sequence[Row], events: Sequence[Row], path: str | Path) -> No
         if axis.get_legend_handles_labels()[0]:
             axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize=9)
     axes[-1].set_xlabel("step")
-    figure.savefig(path, dpi=110)
+    page.savefig(path, dpi=110)
 
 
 def plot_comparison(panels: Mapping[str, Mapping[str, Sequence[Curve]]], path: str | Path) -> None:
@@ -71,14 +70,14 @@ def plot_comparison(panels: Mapping[str, Mapping[str, Sequence[Curve]]], path: s
     Raises:
         UserError: matplotlib is not installed.
     """
-    figure = _figure(max(7.0, 5.5 * len(panels)), 4)
+    page = figure(max(7.0, 5.5 * len(panels)), 4)
     colours = ("grey", "orange", "blue", "green", "red")
     for axis, (title, methods) in zip(
-        figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True
+        page.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True
     ):
         shown: list[float] = []
         for number, (name, runs) in enumerate(methods.items()):
-            colour = _COLOURS[colours[number % len(colours)]]
+            colour = COLOURS[colours[number % len(colours)]]
             points = [list(zip(*together, strict=True)) for together in zip(*runs, strict=False)]
             cost = [statistics.fmean(spent) for spent, _ in points]
             mean = [statistics.fmean(reached) for _, reached in points]
@@ -93,7 +92,7 @@ def plot_comparison(panels: Mapping[str, Mapping[str, Sequence[Curve]]], path: s
         axis.set_ylabel("test accuracy, %")
         axis.grid(alpha=0.25)
         axis.legend(loc="lower right", frameon=False, fontsize=9)
-    figure.savefig(path, dpi=110)
+    page.savefig(path, dpi=110)
 
 
 def plot_grid(
@@ -113,8 +112,8 @@ def plot_grid(
     Raises:
         UserError: matplotlib is not installed.
     """
-    figure = _figure(8, 4.5)
-    axis = figure.subplots()
+    page = figure(8, 4.5)
+    axis = page.subplots()
     ticks = list(dict.fromkeys(point[0] if point else "all seeds" for point in values))
     lines = list(dict.fromkeys(point[1:] for point in values))
     for number, line in enumerate(lines):
@@ -132,7 +131,7 @@ def plot_grid(
     axis.grid(alpha=0.25)
     if len(lines) > 1:
         axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize=9)
-    figure.savefig(path, dpi=110)
+    page.savefig(path, dpi=110)
 
 
 def plot_portrait(portrait: Portrait, path: str | Path, *, title: str = "", verdict: str = "") -> None:
@@ -149,10 +148,8 @@ def plot_portrait(portrait: Portrait, path: str | Path, *, title: str = "", verd
     Raises:
         UserError: matplotlib is not installed.
     """
-    figure = _figure(12, 9.5)
-    above, below = figure.subfigures(
-        2, 1
-    )  # apart, so that long names of layers leave the upper row its width
+    page = figure(12, 9.5)
+    above, below = page.subfigures(2, 1)  # apart, so that long names of layers leave the upper row its width
     upper = [["density", "density", "values"]] if portrait.density is not None else [["values"]]
     axes = above.subplot_mosaic(upper)
     axes |= below.subplot_mosaic([["layers", "text"]], width_ratios=[1.6, 1])
@@ -164,8 +161,8 @@ def plot_portrait(portrait: Portrait, path: str | Path, *, title: str = "", verd
     long = len(verdict) > _LETTERS_OF_VERDICT
     axes["text"].text(0.0, 1.0, textwrap.fill(verdict, 66 if long else 52), va="top", fontsize=8 if long else 10,
                       transform=axes["text"].transAxes)  # fmt: skip
-    figure.suptitle(title)
-    figure.savefig(path, dpi=110)
+    page.suptitle(title)
+    page.savefig(path, dpi=110)
 
 
 _LETTERS_OF_VERDICT = 1100  # more than this would run out of the figure
@@ -180,15 +177,15 @@ def _density(axis: Any, density: Density) -> None:
     heights = [spike.mass.value / (curve.sigma * math.sqrt(2 * math.pi)) for spike in outliers]
     shown = [height for height in [peak, *heights] if height > 0 and math.isfinite(height)]
     bottom = min([height / 10 for height in shown] + [1e-4 * peak or 1e-4])
-    axis.semilogy(curve.grid, curve.value.clip(bottom / 10), color=_COLOURS["blue"], label="bulk")
+    axis.semilogy(curve.grid, curve.value.clip(bottom / 10), color=COLOURS["blue"], label="bulk")
     low, high = (curve.value - curve.error).clip(bottom / 10), (curve.value + curve.error).clip(bottom / 10)
     axis.fill_between(
-        curve.grid, low, high, color=_COLOURS["blue"], alpha=0.2, linewidth=0, label="standard error"
+        curve.grid, low, high, color=COLOURS["blue"], alpha=0.2, linewidth=0, label="standard error"
     )
     places = [spike.value.value for spike in outliers]
-    axis.vlines(places, bottom, heights, color=_COLOURS["red"], linewidth=1)
-    axis.plot(places, heights, "o", color=_COLOURS["red"], markersize=4, label="outliers" if places else None)
-    axis.axvline(0.0, color=_COLOURS["grey"], linewidth=0.8, linestyle=":")
+    axis.vlines(places, bottom, heights, color=COLOURS["red"], linewidth=1)
+    axis.plot(places, heights, "o", color=COLOURS["red"], markersize=4, label="outliers" if places else None)
+    axis.axvline(0.0, color=COLOURS["grey"], linewidth=0.8, linestyle=":")
     axis.set_ylim(bottom, 3 * max(shown, default=1.0))
     bulk = float(abs(curve.grid).max(initial=0.0))
     if places and max(map(abs, places)) > _FAR * bulk > 0:
@@ -205,9 +202,9 @@ def _density(axis: Any, density: Density) -> None:
 def _extremes(axis: Any, spectrum: Spectrum) -> None:
     """The eigenvalues at both ends with their residuals, largest on the left."""
     for place, value in enumerate(spectrum.values):
-        face = _COLOURS["blue"] if value.converged else "none"
+        face = COLOURS["blue"] if value.converged else "none"
         bar = value.error if math.isfinite(value.error) else 0.0
-        axis.errorbar([place], [value.value], yerr=bar, fmt="o", color=_COLOURS["blue"], markerfacecolor=face,
+        axis.errorbar([place], [value.value], yerr=bar, fmt="o", color=COLOURS["blue"], markerfacecolor=face,
                       markersize=7, capsize=3)  # fmt: skip
         axis.annotate(f"{value.value:.3g}", (place, value.value + bar), xytext=(0, 7),
                       textcoords="offset points", ha="center", fontsize=8)  # fmt: skip
@@ -216,7 +213,7 @@ def _extremes(axis: Any, spectrum: Spectrum) -> None:
     axis.set_xticks(range(count), names, rotation=45 if count > 4 else 0, fontsize=9)
     axis.set_xlim(-0.6, count - 0.4)
     axis.margins(y=0.18)
-    axis.axhline(0.0, color=_COLOURS["grey"], linewidth=0.8, linestyle=":")
+    axis.axhline(0.0, color=COLOURS["grey"], linewidth=0.8, linestyle=":")
     axis.set_title("extreme eigenvalues, bar: residual", fontsize=10)
     axis.set_xlabel("" if spectrum.converged else "hollow: NOT CONVERGED")
     axis.grid(alpha=0.25)
@@ -231,13 +228,13 @@ def _layers(axis: Any, trace: Trace) -> None:
     names = [name for name in trace.per_layer if name in largest]
     parts = [trace.per_layer[name] for name in names]
     errors = [part.error if math.isfinite(part.error) else 0.0 for part in parts]
-    faces = [_COLOURS["green"] if part.converged else "none" for part in parts]
+    faces = [COLOURS["green"] if part.converged else "none" for part in parts]
     axis.barh(range(len(names)), [part.value for part in parts], xerr=errors, color=faces, capsize=3,
-              edgecolor=_COLOURS["green"], ecolor=_COLOURS["grey"])  # fmt: skip
+              edgecolor=COLOURS["green"], ecolor=COLOURS["grey"])  # fmt: skip
     axis.set_yticks(range(len(names)), [name if len(name) < 44 else f"...{name[-40:]}" for name in names],
                     fontsize=8)  # fmt: skip
     axis.invert_yaxis()
-    axis.axvline(0.0, color=_COLOURS["grey"], linewidth=0.8, linestyle=":")
+    axis.axvline(0.0, color=COLOURS["grey"], linewidth=0.8, linestyle=":")
     total, left = trace.total, len(trace.per_layer) - len(names)
     state = "" if total.converged else ", NOT CONVERGED"
     axis.set_title(f"trace by layer, in all {total.value:.4g} ± {total.error:.2g}{state}", fontsize=10)
@@ -271,18 +268,6 @@ def _is_number(text: str) -> bool:
         return False
 
 
-def _figure(width: float, height: float) -> Any:
-    """An empty figure through the object interface: no display, no change to the user's own pyplot."""
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise UserError("the figure needs matplotlib; run: pip install 'optland[recipes]'") from error
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
-
-
 def _series(rows: Sequence[Row], key: str) -> tuple[list[float], list[float]]:
     """Steps and values of the rows that have ``key`` with a finite value."""
     pairs = [(r["step"], r[key]) for r in rows if r.get(key) is not None and math.isfinite(r[key])]
@@ -292,7 +277,7 @@ def _series(rows: Sequence[Row], key: str) -> tuple[list[float], list[float]]:
 def _line(axis: Any, rows: Sequence[Row], key: str, colour: str, label: str, **style: Any) -> None:
     steps, values = _series(rows, key)
     if steps:
-        axis.plot(steps, values, color=_COLOURS[colour], label=label, **{"linewidth": 1.4, **style})
+        axis.plot(steps, values, color=COLOURS[colour], label=label, **{"linewidth": 1.4, **style})
 
 
 def _positive_log(axis: Any) -> None:
@@ -324,12 +309,12 @@ def _sharpness(axis: Any, rows: Sequence[Row]) -> None:
     _line(axis, rows, "sam/curvature", "grey", "along the gradient", linewidth=0.8, alpha=0.7)
     _line(axis, rows, "edge/lambda_c", "red", "critical, 2 / eta_c", marker=".", linestyle="-", linewidth=0.8)
     for converged, face, label in (
-        (1.0, _COLOURS["blue"], "largest eigenvalue"),
+        (1.0, COLOURS["blue"], "largest eigenvalue"),
         (0.0, "none", "not converged"),
     ):
         steps, values, errors = _eigenvalues(rows, converged)
         if steps:
-            axis.errorbar(steps, values, yerr=errors, color=_COLOURS["blue"], markerfacecolor=face, fmt="o",
+            axis.errorbar(steps, values, yerr=errors, color=COLOURS["blue"], markerfacecolor=face, fmt="o",
                           markersize=5, capsize=2, label=label)  # fmt: skip
     axis.set_ylabel("sharpness")
     _positive_log(axis)
@@ -379,4 +364,4 @@ def _decisions(axis: Any, events: Sequence[Row], *, labels: bool) -> None:
         label, colour = _EVENTS[actuator]
         show = label if labels and actuator not in named else None
         named.add(actuator)
-        axis.axvline(float(event["step"]), color=_COLOURS[colour], linewidth=0.8, linestyle=":", label=show)
+        axis.axvline(float(event["step"]), color=COLOURS[colour], linewidth=0.8, linestyle=":", label=show)

@@ -1,0 +1,9 @@
+"""Pictures: of runs, of the curvature at a point, and of every result about the landscape.
+
+The one place, with the report, that imports matplotlib, and only inside functions.
+"""
+
+from optland.plots.landscape import plot
+from optland.plots.runs import plot_comparison, plot_grid, plot_portrait, plot_run
+
+__all__ = ["plot", "plot_comparison", "plot_grid", "plot_portrait", "plot_run"]

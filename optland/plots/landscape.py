@@ -1,0 +1,190 @@
+"""Pictures of results about the landscape: ``plot(result, path)`` draws each by its type."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from optland.landscape import Connection, EffectiveDimension, PathLoss, Rays, Sharpness, Slice
+from optland.plots.figure import COLOURS, figure
+
+__all__ = ["plot"]
+
+
+@functools.singledispatch
+def plot(result: Any, path: str | Path, *, title: str = "") -> None:
+    """Draw a result: a slice, a path, a connection, rays, a dimension, or a list of sharpness values.
+
+    Args:
+        result: What a function of :mod:`optland.landscape` returned.
+        path: Where to write the PNG.
+        title: Over the picture.
+
+    Raises:
+        TypeError: Nothing is known about drawing this type.
+        UserError: matplotlib is not installed.
+    """
+    raise TypeError(
+        f"there is no picture of a {type(result).__name__}; known are slices, paths, connections, rays, dimensions and "
+        "lists of sharpness values"
+    )
+
+
+@plot.register
+def _(result: Slice, path: str | Path, *, title: str = "") -> None:
+    _line(result, path, title) if len(result.coordinates) == 1 else _plane(result, path, title)
+
+
+def _line(found: Slice, path: str | Path, title: str) -> None:
+    page = figure(7.5, 4.2)
+    axis = page.subplots()
+    x = found.weight_units[0].tolist()
+    for (name, values), colour in zip(found.surfaces.items(), COLOURS.values(), strict=False):
+        axis.plot(x, values.tolist(), color=colour, linewidth=1.8, label=name)
+    axis.axvline(0.0, color=COLOURS["grey"], linewidth=0.8)
+    axis.set_xlabel(f"distance along the {found.directions[0].kind} direction, in units of |w|")
+    axis.set_ylabel("loss")
+    axis.set_title(title or _stamp(found), fontsize=10)
+    axis.grid(alpha=0.25)
+    if len(found.surfaces) > 1:
+        axis.legend(frameon=False)
+    page.savefig(path, dpi=110)
+
+
+def _plane(found: Slice, path: str | Path, title: str) -> None:
+    """The surface in three dimensions, and as a map with the centre and the markers."""
+    page = figure(12, 5)
+    rows, columns = found.weight_units
+    z = found.loss
+    shown = torch.where(torch.isfinite(z), z, torch.full_like(z, math.nan))
+    grid_x, grid_y = torch.meshgrid(rows, columns, indexing="ij")
+    surface = page.add_subplot(1, 2, 1, projection="3d")
+    surface.plot_surface(
+        grid_x.numpy(), grid_y.numpy(), shown.numpy(), cmap="viridis", linewidth=0, alpha=0.95
+    )
+    surface.set_zlabel("loss")
+    flat = page.add_subplot(1, 2, 2)
+    lines = flat.contourf(grid_x.numpy(), grid_y.numpy(), shown.numpy(), levels=24, cmap="viridis")
+    flat.contour(grid_x.numpy(), grid_y.numpy(), shown.numpy(), levels=12, colors="white", linewidths=0.4)
+    page.colorbar(lines, ax=flat, label="loss")
+    unit = [
+        float(w[-1] / c[-1]) if float(c[-1]) else 1.0
+        for w, c in zip(found.weight_units, found.coordinates, strict=True)
+    ]
+    for name, (a, b) in {"": (0.0, 0.0), **found.markers}.items():
+        flat.plot(a * unit[0], b * unit[1], "o", color=COLOURS["red"], markersize=6, markeredgecolor="white")
+        flat.annotate(
+            name, (a * unit[0], b * unit[1]), textcoords="offset points", xytext=(6, 4), color="white"
+        )
+    for axis in (surface, flat):
+        axis.set_xlabel(f"{found.directions[0].kind}, |w|", fontsize=8)
+        axis.set_ylabel(f"{found.directions[1].kind}, |w|", fontsize=8)
+    page.suptitle(title or _stamp(found), fontsize=10)
+    page.savefig(path, dpi=110)
+
+
+def _stamp(found: Slice) -> str:
+    words = [f"{found.provenance.data}, {found.provenance.num_samples} samples, {found.provenance.mode} mode"]
+    if all(math.isfinite(c) for c in found.curvature):
+        words.append("d'Hd = " + ", ".join(f"{c:.3g}" for c in found.curvature))
+    if len(found.directions) == 2:
+        words.append(f"cosine {found.cosine:.2f}")
+    return "; ".join(words)
+
+
+@plot.register
+def _(result: PathLoss, path: str | Path, *, title: str = "") -> None:
+    page = figure(7.5, 4.2)
+    axis = page.subplots()
+    _path(axis, result, "blue")
+    _finish(axis, title or str(result))
+    page.savefig(path, dpi=110)
+
+
+@plot.register
+def _(result: Connection, path: str | Path, *, title: str = "") -> None:
+    page = figure(7.5, 4.2)
+    axis = page.subplots()
+    _path(axis, result.linear, "red")
+    if result.curve is not None:
+        _path(axis, result.curve, "blue")
+    word = "connected" if result.connected else "not connected"
+    _finish(axis, title or f"{word} at {result.linear.threshold:g} times the larger end")
+    page.savefig(path, dpi=110)
+
+
+def _path(axis: Any, found: PathLoss, colour: str) -> None:
+    label = f"{found.kind}, barrier {found.above:.3g}"
+    axis.plot(found.t.tolist(), found.loss.tolist(), ".-", color=COLOURS[colour], label=label, markersize=4)
+    limit = found.threshold * max(found.ends)
+    axis.axhline(limit, color=COLOURS["grey"], linewidth=0.9, linestyle="--")
+
+
+def _finish(axis: Any, title: str) -> None:
+    axis.set_xlabel("t, from the first to the second minimum")
+    axis.set_ylabel("loss")
+    axis.set_title(title, fontsize=9)
+    axis.grid(alpha=0.25)
+    axis.legend(frameon=False)
+
+
+@plot.register
+def _(result: Rays, path: str | Path, *, title: str = "") -> None:
+    page = figure(5.5, 5)
+    axis = page.subplots()
+    exact = [ray[2] for ray in result.per_ray]
+    for index, (colour, label) in enumerate((("blue", f"h = {result.h:.3g}"), ("orange", "h / 2"))):
+        axis.plot(
+            exact, [ray[index] for ray in result.per_ray], "o", color=COLOURS[colour], label=label, alpha=0.8
+        )
+    low, high = min(exact), max(exact)
+    axis.plot([low, high], [low, high], color=COLOURS["grey"], linewidth=0.9)
+    axis.set_xlabel("Hessian, u'Hu")
+    axis.set_ylabel("second difference along the ray")
+    axis.set_title(
+        title or ("kinks: the rays are not the Hessian's" if result.kinks else "rays and Hessian agree")
+    )
+    axis.grid(alpha=0.25)
+    axis.legend(frameon=False)
+    page.savefig(path, dpi=110)
+
+
+@plot.register
+def _(result: EffectiveDimension, path: str | Path, *, title: str = "") -> None:
+    page = figure(6.5, 4.2)
+    axis = page.subplots()
+    share = (result.values.cumsum(0) / result.values.sum()).tolist()
+    axis.plot(range(1, len(share) + 1), share, ".-", color=COLOURS["blue"])
+    axis.axhline(0.9, color=COLOURS["grey"], linewidth=0.9, linestyle="--")
+    axis.axvline(result.k90, color=COLOURS["red"], linewidth=0.9)
+    axis.set_xlabel("directions")
+    axis.set_ylabel("share of the squared length")
+    axis.set_title(title or str(result), fontsize=10)
+    axis.grid(alpha=0.25)
+    page.savefig(path, dpi=110)
+
+
+@plot.register(list)
+@plot.register(tuple)
+def _(result: Sequence[Sharpness], path: str | Path, *, title: str = "") -> None:
+    strange = [type(r).__name__ for r in result if not isinstance(r, Sharpness)]
+    if strange or not result:
+        raise TypeError(f"a list to draw holds sharpness values; this one holds {strange[:1] or 'nothing'}")
+    page = figure(8.5, 1.2 + 0.45 * len(result))
+    axis = page.subplots()
+    errors = [0.0 if math.isnan(r.rise.error) else r.rise.error for r in result]
+    places = range(len(result))
+    axis.barh(
+        places, [r.rise.value for r in result], xerr=errors, color=COLOURS["blue"], ecolor=COLOURS["grey"]
+    )
+    axis.set_yticks(places, [r.name for r in result], fontsize=8)
+    axis.invert_yaxis()
+    axis.set_xlabel("rise of the loss")
+    axis.set_title(title, fontsize=10)
+    axis.grid(alpha=0.25, axis="x")
+    page.savefig(path, dpi=110)
