@@ -16,7 +16,6 @@ from torch import nn
 from torch.nn import functional as F
 
 from optland.optim import MSAM, SAM, LookSAM
-from optland.optim.saddle import NegativeCurvature
 from optland.train import ModelConfig, TransformerConfig, build_model
 
 RESULT = Path(__file__).resolve().parent / "results" / "cuda_cost.json"
@@ -42,7 +41,6 @@ METHODS: dict[str, Any] = {
     "SAM": lambda base, model: SAM(base, rho=0.05, model=model),
     "LookSAM, k = 5": lambda base, model: LookSAM(base, rho=0.05, k=5, model=model),
     "MSAM": lambda base, model: MSAM(base, rho=0.5, model=model),
-    "negative curvature": lambda base, model: NegativeCurvature(base, model=model),
 }
 
 

@@ -108,6 +108,20 @@ def _is_short(x: Vector) -> bool:
     return all(t.is_cpu for t in x) and sum([t.numel() for t in x]) <= _SHORT and not _is_sharded(x)
 
 
+_SINGLE = 2**26
+"""Coordinates up to which a GPU may hold two more copies of a vector for the time of an inner product."""
+
+
+def _is_on_one_gpu(x: Vector) -> bool:
+    return x[0].is_cuda and len({t.device for t in x}) == 1 and numel(x) <= _SINGLE and not _is_sharded(x)
+
+
+def _is_uniform(x: Vector) -> bool:
+    """Whether one multi-tensor kernel does for all: plain tensors of one wide type on one device."""
+    kinds = {(t.dtype, t.device) for t in x}
+    return len(kinds) == 1 and x[0].dtype in (torch.float32, torch.float64) and not _is_sharded(x)
+
+
 def _flat(x: Vector) -> Tensor:
     """One flat tensor in float64."""
     return torch._utils._flatten_dense_tensors(x).double()  # type: ignore[no-untyped-call,no-any-return]
@@ -128,6 +142,10 @@ def dot(x: Vector, y: Vector) -> Tensor:
     if _is_short(x) and _is_short(y):
         return _narrowed(torch.dot(_flat(x), _flat(y)), [*x, *y])
     wide = _sum_type(x)
+    if _is_on_one_gpu(x) and _is_on_one_gpu(y):
+        # Four launches for the whole vector in the place of three for every tensor.
+        products = torch._foreach_mul([_wide(a) for a in x], [_wide(b) for b in y])
+        return _narrowed(torch.cat([p.flatten() for p in products]).sum(dtype=wide), [*x, *y])
     parts = [_whole((_wide(a) * _wide(b)).sum(dtype=wide)) for a, b in zip(x, y, strict=True)]
     return _narrowed(torch.stack([p.to(parts[0].device) for p in parts]).sum(), [*x, *y])
 
@@ -186,7 +204,9 @@ def axpy_(alpha: float | Tensor, x: Vector, y: Vector) -> None:
     """In place y <- y + alpha x; a tensor ``alpha`` stays on its device."""
     if not y:
         return
-    if isinstance(alpha, Tensor):
+    if isinstance(alpha, Tensor) and _is_uniform(x):
+        torch._foreach_add_(list(y), torch._foreach_mul(list(x), alpha.to(x[0])))
+    elif isinstance(alpha, Tensor):
         # The product first, in the wider type of the two: alpha cast to half precision could underflow to zero.
         torch._foreach_add_(list(y), [(_wide(a) * alpha.to(_wide(a).dtype)).to(a.dtype) for a in x])
     else:
@@ -196,6 +216,8 @@ def axpy_(alpha: float | Tensor, x: Vector, y: Vector) -> None:
 @no_graph
 def scaled(alpha: float | Tensor, x: Vector) -> list[Tensor]:
     """A new vector alpha x."""
+    if x and _is_uniform(x) and not (isinstance(alpha, Tensor) and alpha.dtype != x[0].dtype):
+        return list(torch._foreach_mul(list(x), alpha))
     return [t * alpha for t in x]
 
 

@@ -24,14 +24,24 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a G
 def net(dtype: torch.dtype = torch.float64) -> nn.Sequential:
     torch.manual_seed(0)
     return nn.Sequential(
-        nn.Conv2d(1, 6, 3),
-        nn.BatchNorm2d(6),
-        nn.ReLU(),
-        nn.Flatten(),
-        nn.Linear(6 * 36, 16),
-        nn.Tanh(),
+        nn.Conv2d(1, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Flatten(), nn.Linear(6 * 36, 16), nn.Tanh(),
         nn.Linear(16, 4),
-    ).to(dtype)
+    ).to(dtype)  # fmt: skip
+
+
+def one_step(optimizer: Any, model: nn.Module, loss_fn: Any, batch: Any) -> Tensor:
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss: Tensor = loss_fn(model, batch)
+        loss.backward()
+        return loss
+
+    found: Tensor = optimizer.step(closure)
+    return found
+
+
+def cross_entropy(m: nn.Module, b: Any) -> Tensor:
+    return F.cross_entropy(m(b[0]), b[1])
 
 
 def data(dtype: torch.dtype = torch.float64, n: int = 64) -> tuple[Tensor, Tensor]:
@@ -146,7 +156,8 @@ def test_a_watched_run_is_bit_for_bit_the_unwatched_one_and_control_learns() -> 
         loader = BatchLoader([x.cuda(), y.cuda()], 32, epochs=6, seed=0)
         optimizer = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9)
 
-        pilot = Pilot(optimizer, model, cross_entropy, mode=mode, total_samples=loader.total_samples)  # type: ignore[arg-type]
+        total: Any = {"mode": mode, "total_samples": loader.total_samples}
+        pilot = Pilot(optimizer, model, cross_entropy, **total)
         for batch in pilot.batches(loader):
             loss = one_step(optimizer, model, cross_entropy, batch)
             pilot.after_step(batch, loss)
