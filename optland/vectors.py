@@ -162,6 +162,10 @@ def norm(x: Vector) -> Tensor:
         return torch.zeros(())
     if _is_short(x):
         return _narrowed(torch.linalg.vector_norm(_flat(x)), x)
+    if _is_on_one_gpu(x):
+        # A norm of many tensors that accumulates in float64 is a launch for each of them.
+        flat = torch.cat([_wide(t).flatten() for t in x])
+        return _narrowed(torch.linalg.vector_norm(flat, dtype=_sum_type(x)), x)
     if _is_sharded(x):
         norms = torch._foreach_norm([_wide(t) for t in x])
     else:

@@ -28,6 +28,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, Unpack
 
+import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -104,7 +105,7 @@ class MSAM(TwoPass):
 
     def direction(self, at: Gradients) -> list[Tensor]:
         """-v; the engine is given the momentum in the place of the gradient."""
-        return [-v for v in at.g]
+        return list(torch._foreach_neg(at.g)) if at.g else []
 
     def _passes(self, closure: Closure) -> Any:
         self._guard.forget()

@@ -86,6 +86,10 @@ def times(x: list[Tensor], radius: Tensor | float, length: Tensor, p: float) -> 
     usable = length.isfinite() & (length > 0)
     factor = torch.where(usable, radius / length**power, torch.zeros_like(length))
     # 0 * inf would be NaN.
+    if len({(t.dtype, t.device) for t in wide}) == 1:  # three launches in the place of two for every tensor
+        flat = torch.cat([t.flatten() for t in wide]).nan_to_num_(0.0, 0.0, 0.0)
+        pieces = torch.split(flat.mul_(factor.to(flat)), [t.numel() for t in wide])
+        return [piece.view(t.shape) for piece, t in zip(pieces, wide, strict=True)]
     return [t.nan_to_num(0.0, 0.0, 0.0).mul_(factor.to(device=t.device, dtype=t.dtype)) for t in wide]
 
 
