@@ -7,7 +7,21 @@ from typing import Any, Literal
 
 __all__ = ["Actuator", "Decision"]
 
-Actuator = Literal["lr", "batch_size", "rewind", "alarm"]
+Actuator = Literal[
+    "lr",
+    "batch_size",
+    "rewind",
+    "alarm",
+    "lr_factor",
+    "rho",
+    "sam_duty",
+    "clip",
+    "skip",
+    "rollback",
+    "escape",
+    "adam_v0",
+    "stop",
+]
 
 
 @dataclass(frozen=True, slots=True)

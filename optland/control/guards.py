@@ -88,3 +88,91 @@ class RewindGuard:
         """Continue where :meth:`state_dict` was taken."""
         self.first = state["first"]
         self.rewind(state)
+
+
+@dataclass
+class CollapseGuard:
+    """A dead network: the loss is no better than at the start and the gradient has vanished.
+
+    A net whose units are dead predicts a constant. Its loss is that of the trivial predictor, never above the first,
+    and there is nothing left to learn from; the loss alone looks like an initial plateau, the gradient tells them
+    apart.
+
+    Attributes:
+        vanished: Share of the gradient norm's running maximum below which it counts as vanished; 1e-3.
+        trivial: Share of the first loss above which nothing has been learnt; 0.9.
+        patience: Steps in a row that must say so; 10.
+    """
+
+    vanished: float = 1e-3
+    trivial: float = 0.9
+    patience: int = 10
+    first: float = field(default=math.nan, init=False)
+    largest: float = field(default=0.0, init=False)
+    votes: int = field(default=0, init=False)
+
+    def observe(self, loss: float, grad_norm: float) -> str | None:
+        """Take in a step; returns None, or the trouble in words."""
+        if not (math.isfinite(loss) and math.isfinite(grad_norm)):
+            return None
+        if math.isnan(self.first):
+            self.first = loss
+        self.largest = max(self.largest, grad_norm)
+        dead = grad_norm < self.vanished * self.largest and loss > self.trivial * self.first
+        self.votes = self.votes + 1 if dead else 0
+        if self.votes < self.patience:
+            return None
+        self.votes = 0
+        return (
+            f"the network is dead: the loss {loss:.3g} is no better than the first {self.first:.3g} and the gradient "
+            f"norm {grad_norm:.2g} is below {self.vanished:g} of its largest, {self.largest:.2g}"
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain numbers for the checkpoint."""
+        return {"first": self.first, "largest": self.largest, "votes": self.votes}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue where :meth:`state_dict` was taken."""
+        self.first, self.largest, self.votes = state["first"], state["largest"], state["votes"]
+
+
+@dataclass
+class CoolDown:
+    """After a rewind nothing grows for a while: neither the rate nor the batch.
+
+    Attributes:
+        steps: Length of the while; 20.
+    """
+
+    steps: int = 20
+    until: int = field(default=0, init=False)
+
+    def start(self, step: int) -> None:
+        """A rewind happened at ``step``."""
+        self.until = step + self.steps
+
+    def allows(self, step: int, old: float, new: float) -> bool:
+        """Whether a change from ``old`` to ``new`` may be made at ``step``; a reduction always may."""
+        return new <= old or step > self.until
+
+
+def clamp_factor(
+    old: float, new: float, *, growth: float = 2.0, low: float = 1e-4, high: float = 16.0
+) -> float:
+    """A factor on the learning rate within its bounds, at most ``growth`` times the one in force.
+
+    Args:
+        old: Factor in force.
+        new: Factor asked for.
+        growth: Largest growth in one decision; 2.
+        low: Smallest factor; 1e-4, below which nothing is learnt.
+        high: Largest factor; 16, what four doublings of the batch can call for.
+
+    Example:
+        >>> clamp_factor(0.1, 5.0), clamp_factor(1.0, 1e-9), clamp_factor(16.0, 20.0)
+        (0.2, 0.0001, 16.0)
+    """
+    if not math.isfinite(new):
+        return old
+    return min(max(new, low), growth * old, high)

@@ -31,16 +31,26 @@ from torch import nn
 from torch.optim import Optimizer
 
 from optland.batches import num_samples
-from optland.control import AutoLR, Decision, NoiseBatch, ProbeBudget, RatioEMA, SafeLR
-from optland.control.policies import POLICIES
-from optland.failpoints import reach
+from optland.control import (
+    AutoLR,
+    Decision,
+    NoiseBatch,
+    ProbeBudget,
+    RatioEMA,
+    SafeLR,
+    StepPolicy,
+)
 from optland.log import Logger, NullLogger
 from optland.objective import LossFn
+from optland.train.executor import Executor
+from optland.train.policies import build_policies
 from optland.train.probes import Probes, Reading
 from optland.train.steering import Steering, refuse_several_ranks
+from optland.train.step_policies import StepPolicies
 
 __all__ = ["MODES", "Mode", "Pilot"]
 
+Policy = AutoLR | SafeLR | NoiseBatch | StepPolicy
 Mode = Literal["off", "monitor", "shadow", "control"]
 MODES = ("off", "monitor", "shadow", "control")
 SHARES = {"edge": 0.25, "noise": 0.15, "curvature": 0.6}
@@ -54,14 +64,14 @@ BURN_IN = 20
 """Edge probes at the start of a run that need not wait: the edge moves fastest there, and a cap has to find it."""
 
 
-class Pilot:
+class Pilot(StepPolicies):
     """Watches and steers one training run.
 
     Args:
         optimizer: Any ``torch.optim.Optimizer``, also optland's SAM family.
         model: The module it trains.
         loss_fn: ``loss_fn(model, batch)``, the training loss; used by the probes.
-        policies: Names (``auto_lr``, ``safe_lr``, ``noise_batch``) or policy objects with other constants.
+        policies: Names of :data:`optland.control.POLICIES`, or policy objects with other constants.
         mode: ``off``, ``monitor``, ``shadow`` or ``control``.
         budget: Probe cost as a share of training cost, in declared gradient evaluations; 0.05.
         total_samples: Samples the whole run will see (epochs x training set). ``auto_lr`` needs it, or a scheduler
@@ -81,7 +91,7 @@ class Pilot:
         model: nn.Module,
         loss_fn: LossFn,
         *,
-        policies: Sequence[str | AutoLR | SafeLR | NoiseBatch] = ("auto_lr",),
+        policies: Sequence[str | Policy] = ("auto_lr",),
         mode: Mode = "control",
         budget: float = 0.05,
         total_samples: int | None = None,
@@ -103,14 +113,23 @@ class Pilot:
         self.log_every = log_every
         self.total_samples = total_samples
         passes = int(getattr(optimizer, "evaluations", 1))
-        lr_policy, self.batch_policy = _policies(policies, two_pass=passes > 1)
+        lr_policy, self.batch_policy, others = build_policies(policies, two_pass=passes > 1)
         if mode in ("off", "monitor"):
-            lr_policy = self.batch_policy = None
+            lr_policy, self.batch_policy, others = None, None, []
         horizon = None if total_samples is None else float(total_samples * passes)
         shares = CAP_SHARES if isinstance(lr_policy, SafeLR) else SHARES
         self.budget = ProbeBudget(budget, shares, horizon_ge=horizon)
         self.probes = Probes(model, loss_fn, seed=seed)
         self.steering = Steering(optimizer, model, lr_policy, act=mode == "control")
+        self.executor = Executor(optimizer, model, others, act=mode == "control")
+        self.executor.actions |= {
+            "lr_factor": self._set_factor,
+            "batch_size": self._set_batch,
+            "rollback": self._roll_back,
+            "escape": self._escape,
+        }
+        self._batch: Any = None
+        self._replaying = False
         self.noise = RatioEMA(0.8)
         self.step = 0
         self.samples = 0
@@ -123,8 +142,8 @@ class Pilot:
         self._started = self._ended = time.perf_counter()
         if isinstance(lr_policy, AutoLR) and total_samples is None and self.steering.rates.shape() is None:
             raise ValueError(
-                "auto_lr needs to know the length of the run: pass total_samples=epochs * len(dataset) to Pilot, "
-                "or attach a learning-rate scheduler to the optimizer before making the pilot"
+                f"{lr_policy.name} needs to know the length of the run: pass total_samples=epochs * len(dataset) to "
+                "Pilot, or attach a learning-rate scheduler to the optimizer before making the pilot"
             )
         if mode != "off":
             optimizer.register_step_pre_hook(self._before_step)
@@ -138,15 +157,19 @@ class Pilot:
         Raises:
             TypeError: ``noise_batch`` is to act, and the loader cannot change its batch size.
         """
-        if self.mode == "control" and self.batch_policy is not None and not hasattr(loader, "set_batch_size"):
+        growing = [p.name for p in self.executor.policies if "batch_size" in p.needs]
+        growing += [self.batch_policy.name] if self.batch_policy is not None else []
+        if self.mode == "control" and growing and not hasattr(loader, "set_batch_size"):
             raise TypeError(
-                f"noise_batch cannot change the batch size of a {type(loader).__name__}; use "
+                f"{growing[0]} cannot change the batch size of a {type(loader).__name__}; use "
                 "optland.train.BatchLoader, or mode='shadow' to log the advice only"
             )
         self._loader = loader
         for batch in loader:
             self._count = num_samples(batch)
             yield batch
+            if self.executor.stopped:
+                return
 
     def after_step(self, batch: Any, loss: float | torch.Tensor) -> None:
         """Count the step, rewind if the guard says so, probe if the budget allows, decide, act and log.
@@ -162,13 +185,18 @@ class Pilot:
         self.budget.train(self._count * int(getattr(self.optimizer, "last_evaluations", 1)))
         decided = len(self.decisions)
         fresh: dict[str, float] = {}
-        rewind = self.steering.rewound(value, self.step, interval=max(5, self._steps_in_run() // 20))
+        self._batch = batch
+        undone = self._step_policies(value)
+        rewind = None if undone else self._guarded(value)
         if rewind is not None:
             self.decisions.append(rewind)
-        elif self.mode != "off":
+        elif self.mode != "off" and not undone:
             started = time.perf_counter()
             fresh = self._probe(batch)
             self.probe_seconds += time.perf_counter() - started
+            self.executor.signals = {
+                k: fresh[k] for k in ("edge/ratio", "edge/lambda_c", "curv/ncr") if k in fresh
+            }
         for decision in self.decisions[decided:]:
             self.log.event(decision.to_dict())
         if fresh or len(self.decisions) > decided or self.step % self.log_every == 0:
@@ -190,13 +218,28 @@ class Pilot:
         """Wall time up to the last step, earlier parts of a resumed run included. Reported, never decided on."""
         return self._seconds_before + self._ended - self._started
 
-    def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+    def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
+        if self._replaying:
+            return None
         if self.step == 0 and self.total_samples and isinstance(self.steering.policy, AutoLR):
             self.steering.policy.begin(self._steps_in_run())
-        self.steering.before(measure=self._due("edge", self.step + 1))
+        replays = self.executor.wants_v0(self.step + 1)
+        self.steering.factor = self.executor.factor if self.mode == "control" else 1.0
+        self.steering.before(measure=replays or self.executor.reads_sasa or self._due("edge", self.step + 1))
+        return self.executor.before(args, kwargs)
 
     def _after_update(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        if self._replaying:
+            return
+        before = self.steering.record.before
+        if before is not None and self.executor.wants_v0(self.step + 1):
+            self._replaying = True
+            try:
+                self.executor.repeat_with_v0(before)
+            finally:
+                self._replaying = False
         self.steering.after(self.step + 1, self.progress)
+        self.executor.after(before, self.steering.applied)
 
     @property
     def _batch_size(self) -> int:
@@ -272,12 +315,13 @@ class Pilot:
             return
         new, reason = proposal
         if self.mode == "control":
-            self._loader.set_batch_size(new)
-            reach("pilot.batch_size")
+            self._set_batch(new)
         signals = {"noise/b_simple": self.noise.value or 0.0}
         self._append(
             Decision(self.step, policy.name, "batch_size", size, new, reason, self.mode == "control", signals)
         )
+        if policy.scale_lr:
+            self._co_scale(policy.name, new / size, size)
 
     def _append(self, decision: Decision | None) -> None:
         if decision is not None:
@@ -292,6 +336,7 @@ class Pilot:
             "samples": self.samples,
             "train/loss": loss,
             **self.steering.metrics(),
+            **self.executor.metrics(),
             "noise/b_current": float(self._batch_size),
             "budget/ge": self.budget.train_ge + self.budget.probe_ge,
             "budget/probe_frac": self.budget.used,
@@ -317,6 +362,7 @@ class Pilot:
             "probes": self.probes.state_dict(),
             "steering": self.steering.state_dict(),
             "noise": self.noise.state_dict(),
+            "executor": self.executor.state_dict(),
             "decisions": [d.to_dict() for d in self.decisions],
             "batch_policy": None if self.batch_policy is None else self.batch_policy.state_dict(),
         }
@@ -330,33 +376,8 @@ class Pilot:
         self.probes.load_state_dict(state["probes"])
         self.steering.load_state_dict(state["steering"])
         self.noise.load_state_dict(state["noise"])
+        self.executor.load_state_dict(state["executor"])
+        self.steering.factor = self.executor.factor if self.mode == "control" else 1.0
         self.decisions = [Decision(**d) for d in state["decisions"]]
         if self.batch_policy is not None and state["batch_policy"] is not None:
             self.batch_policy.load_state_dict(state["batch_policy"])
-
-
-def _policies(
-    policies: Sequence[str | AutoLR | SafeLR | NoiseBatch], *, two_pass: bool
-) -> tuple[AutoLR | SafeLR | None, NoiseBatch | None]:
-    """The learning-rate policy and the batch policy out of names and objects."""
-    if isinstance(policies, str):
-        raise ValueError(f"policies is the string {policies!r}; use a list: [{policies!r}]")
-    lr: AutoLR | SafeLR | None = None
-    batch: NoiseBatch | None = None
-    for item in policies:
-        policy = _by_name(item, two_pass=two_pass) if isinstance(item, str) else item
-        if isinstance(policy, NoiseBatch):
-            batch = policy
-        elif lr is not None:
-            raise ValueError(f"{lr.name} and {policy.name} both set the learning rate; choose one of them")
-        else:
-            lr = policy
-    return lr, batch
-
-
-def _by_name(name: str, *, two_pass: bool) -> AutoLR | SafeLR | NoiseBatch:
-    if name not in POLICIES:
-        raise ValueError(f"policy {name!r} is not known; choose from {sorted(POLICIES)}")
-    if name == "auto_lr":
-        return AutoLR(two_pass=two_pass)
-    return POLICIES[name]()

@@ -10,6 +10,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from optland.config import did_you_mean
+from optland.control import StepPolicy
 from optland.control.policies import POLICIES, AutoLR, NoiseBatch, SafeLR
 from optland.optim import available, create
 from optland.optim.registry import BASES, METHODS, options_of
@@ -20,6 +21,8 @@ __all__ = ["LogConfig", "OptimizerConfig", "PilotConfig", "RunConfig", "choose_d
 
 _WITH_MOMENTUM = ("sgd", "rmsprop")
 _KEYS = ("lr", "momentum", "weight_decay", "rho")
+
+_SET_THE_RATE = ("auto_lr", "safe_lr", "relative_step")
 
 _MOST_THREADS = 1024
 
@@ -152,8 +155,13 @@ class PilotConfig:
             if policy not in POLICIES:
                 hint = did_you_mean(policy, POLICIES)
                 raise ValueError(f"policies: {policy!r} is not known; choose from {sorted(POLICIES)}.{hint}")
-        if {"auto_lr", "safe_lr"} <= set(self.policies):
-            raise ValueError("policies: auto_lr and safe_lr both set the learning rate; choose one of them")
+        for rivals, what in (
+            (_SET_THE_RATE, "the learning rate"),
+            (("noise_batch", "seesaw"), "the batch size"),
+        ):
+            both = [name for name in rivals if name in self.policies]
+            if len(both) > 1:
+                raise ValueError(f"policies: {' and '.join(both)} both set {what}; choose one of them")
         if not 0 <= self.budget <= 1:
             raise ValueError(
                 f"budget: {self.budget} is not a share; use a number from 0 to 1, for example 0.05"
@@ -165,17 +173,19 @@ class PilotConfig:
 
     @property
     def sets_the_rate(self) -> bool:
-        """Whether ``auto_lr`` brings the whole schedule."""
-        return self.mode == "control" and "auto_lr" in self.policies
+        """Whether ``auto_lr`` or ``relative_step`` brings the whole schedule."""
+        return self.mode == "control" and bool({"auto_lr", "relative_step"} & set(self.policies))
 
-    def build_policies(self, *, two_pass: bool, steps: int) -> list[AutoLR | SafeLR | NoiseBatch]:
+    def build_policies(
+        self, *, two_pass: bool, steps: int
+    ) -> list[AutoLR | SafeLR | NoiseBatch | StepPolicy]:
         """The policy objects with this section's constants, for a run of about ``steps`` steps."""
-        made: dict[str, AutoLR | SafeLR | NoiseBatch] = {
+        made: dict[str, AutoLR | SafeLR | NoiseBatch | StepPolicy] = {
             "auto_lr": AutoLR(tau=self.tau, two_pass=two_pass, steps=steps),
             "safe_lr": SafeLR(),
             "noise_batch": NoiseBatch(max_batch=self.max_batch),
         }
-        return [made[name] for name in dict.fromkeys(self.policies)]
+        return [made[name] if name in made else POLICIES[name]() for name in dict.fromkeys(self.policies)]
 
 
 @dataclass(frozen=True)
@@ -284,3 +294,18 @@ class RunConfig:
             raise ValueError(f"out: {self.out!r} names no folder; use for example runs/mine")
         choose_device(self.device)
         check_schedule(self.schedule, sets_the_rate=self.pilot.sets_the_rate)
+        self._check_policies()
+
+    def _check_policies(self) -> None:
+        """Refuse a policy whose actuator this optimizer does not have, before data are read."""
+        if self.pilot.mode != "control":
+            return
+        for policy in self.pilot.policies:
+            if policy in ("late_sam", "rho") and not self.optimizer.is_method:
+                raise ValueError(f"policies: {policy} steers SAM; set optimizer.name to sam, or leave it out")
+            if policy == "rho" and self.optimizer.own_rho is None:
+                raise ValueError(f"policies: {self.optimizer.name!r} has no rho that could follow anything")
+            if policy == "gi_adam" and self.optimizer.name not in ("adam", "adamw"):
+                raise ValueError(
+                    "policies: gi_adam needs optimizer.name adam or adamw, without a method around it"
+                )

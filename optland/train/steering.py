@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from optland.control import AutoLR, Decision, RewindGuard, SafeLR
+from optland.control import AutoLR, Decision, RewindGuard, SafeLR, clamp_factor
 from optland.train.actuators import (
     GradientCoherence,
     HeldLearningRates,
@@ -65,24 +65,29 @@ class Steering:
         """The realised update of the last step, where it was measured."""
         self._height = 1e-3  # rate of the next trial step under auto_lr, which then gets the right length
         self._alarmed = False
+        self.factor = 1.0
+        """Factor on the rate that a step policy or a guard has set; 1 where nobody has."""
 
     def before(self, *, measure: bool) -> None:
         """Pre-hook: ``measure`` asks for a copy of the weights; auto_lr needs one at every step."""
         self.rates.release()  # a closure that raised has left the rates of its step in place
-        if self.act and self.policy is not None and self.snapshots.first is None:
+        if self.act and self.snapshots.first is None:
             self.snapshots.take(0, self.guard.mark())
         if measure or isinstance(self.policy, AutoLR):
             self.record.start()
         if self.act and isinstance(self.policy, AutoLR):
             self.rates.apply(self._height)
         elif self.act and isinstance(self.policy, SafeLR):
-            self.rates.apply(self.policy.cap(self.rates.user)[0])
+            self.rates.apply(self.policy.cap(self.rates.user * self.factor)[0])
+        elif self.act and self.factor != 1.0:
+            self.rates.apply(self.rates.user * self.factor)
 
     def after(self, step: int, progress: float | None) -> None:
         """Post-hook: the user's rate is put back, and the step measured and, under auto_lr, rescaled."""
         self.rates.release()
         user = self.rates.user
-        self.applied, self.wanted, self.binding = user, math.nan, "user"
+        user = user * self.factor if self.act else user
+        self.applied, self.wanted, self.binding = user, math.nan, "user" if self.factor == 1.0 else "guard"
         if isinstance(self.policy, SafeLR):
             self.wanted, self.binding = self.policy.cap(user)
             self.applied = self.wanted if self.act else user
@@ -110,7 +115,7 @@ class Steering:
     ) -> None:
         """Work out auto_lr's rate and, when acting, give the step that length."""
         speed = speed / trial if trial > 0 else math.nan
-        shape = policy.shape(progress, self.rates.shape(), step)
+        shape = policy.shape(progress, self.rates.shape(), step) * (self.factor if self.act else 1.0)
         self.wanted, self.binding = policy.step_size(speed, shape)
         self.update = update
         if not self.act:
@@ -129,17 +134,18 @@ class Steering:
         self.record.drop()
         self.update = None
 
-    def rewound(self, loss: float, step: int, interval: int) -> Decision | None:
+    def rewound(self, loss: float, step: int, interval: int, dead: str | None = None) -> Decision | None:
         """Watch the loss; on trouble rewind and halve the policy's pace or cap (or say that one would have).
 
         Args:
             loss: Loss of the step.
             step: Number of the step.
             interval: Steps between two snapshots.
+            dead: What the collapse guard says of the step.
         """
-        if self.policy is None:
+        if self.policy is None and not self.act:
             return None
-        trouble = self.guard.observe(loss) or self.layers.trouble
+        trouble = self.guard.observe(loss) or self.layers.trouble or dead
         if trouble is None:
             if self.act and step % interval == 0:
                 self.snapshots.take(step, self.guard.mark())
@@ -149,10 +155,15 @@ class Steering:
             self.snapshots.drop_since(step - self.layers.steps)
             snapshot = self.snapshots.rewind()
             self.guard.rewind(snapshot["mark"])
-            old, new = self.policy.on_rewind()
+            if self.policy is None:
+                old, self.factor = self.factor, clamp_factor(self.factor, self.factor / 2)
+                new = self.factor
+            else:
+                old, new = self.policy.on_rewind()
             reason = f"{trouble}; weights and optimizer go back to step {snapshot['step']}, the data go on"
         else:
             self.guard = RewindGuard()
+            assert self.policy is not None
             old = self.policy.pace
             new = old / 2
             reason = f"{trouble}; control mode would have gone back and halved it"

@@ -30,6 +30,8 @@ class NoiseBatch:
         patience: Successive probes that must say so; 3.
         interval: Fewest steps between two doublings; 50.
         max_batch: Largest batch; None takes an eighth of the training set.
+        scale_lr: Whether the learning rate follows the batch (:func:`optland.control.batch_gain`); False, since a
+            batch that grows in place of a decay wants the rate as it is.
 
     Raises:
         ValueError: A value outside its range.
@@ -45,6 +47,7 @@ class NoiseBatch:
         patience: int = 3,
         interval: int = 50,
         max_batch: int | None = None,
+        scale_lr: bool = False,
     ) -> None:
         if not margin >= 1:
             raise ValueError(
@@ -58,6 +61,7 @@ class NoiseBatch:
         self.patience = patience
         self.interval = interval
         self.max_batch = max_batch
+        self.scale_lr = scale_lr
         self.votes = 0
         self.last_change = 0
 

@@ -1,0 +1,138 @@
+r"""``plateau``: notices that the loss has stopped falling, says why, and does what that calls for.
+
+Two tests at the end of every window, and both have to agree. **Slope**: the least-squares slope of the loss over the
+window's newer part is not significantly below zero (one-sided t-test). **SASA+**: at stationarity of SGD with any
+heavy-ball momentum
+
+.. math:: E\bigl[\langle w_k, d_k\rangle - \tfrac{\eta}{2} |d_k|^2\bigr] = 0, \qquad w_{k+1} = w_k - \eta d_k,
+
+which says that |w|^2 no longer changes; its mean must lie within a t-interval around 0 with batch-means variance. Where
+the inner products are not measured the slope decides alone. Then the negative-curvature ratio NCR = -lambda_min /
+lambda_max, where a curvature probe has one, chooses: above ``saddle`` the run is held up by a saddle and an *escape*
+along the negative direction is asked for (once in a window); else it is a noise floor, and SAM starts if it waits
+for that, or the rate drops.
+
+Cost: none; two inner products a step, and the curvature probe inside the budget. When: a run without a schedule. When
+not: with ``auto_lr`` or a decaying schedule, which cuts the rate by plan; windows shorter than an epoch.
+
+Defaults: window 100 steps, since a t-test on fewer batch losses has no power; level 0.05; drop to half, the mildest cut
+that halves the noise floor; NCR 0.3: nets measured 0.86 at the initial plateau and below 0.1 later.
+
+Reference: Zhang et al. 2020 (SASA+, SLOPE), arXiv:2002.10597; Alain et al. 2019, arXiv:1902.02366.
+"""
+
+from __future__ import annotations
+
+import math
+
+from optland.control.statistics import mean_interval, slope_t
+from optland.control.view import Proposal, StepPolicy, StepView
+
+__all__ = ["Plateau"]
+
+
+class Plateau(StepPolicy):
+    """Drops the rate, escapes or starts SAM where the loss is flat.
+
+    Args:
+        window: Steps between two tests; 100.
+        drop: Factor on the rate at a noise floor; 0.5.
+        saddle: Negative-curvature ratio from which the plateau counts as a saddle; 0.3.
+        start_sam: Whether the first noise floor starts SAM in place of a drop (needs a SAM optimizer); False.
+        least: Smallest factor on the rate; 1e-3.
+
+    Raises:
+        ValueError: A value outside its range.
+
+    Example:
+        >>> policy = Plateau(window=20)
+        >>> flat = [policy.propose(StepView(k, 1.0 + 0.1 * (-1) ** k)) for k in range(1, 21)]
+        >>> flat[-1][0].actuator, flat[-1][0].new
+        ('lr_factor', 0.5)
+    """
+
+    name = "plateau"
+    needs = frozenset({"lr_factor"})
+    probes = frozenset({"curvature"})
+    reads = frozenset({"sasa"})
+    _kept = ("losses", "terms", "sam_started", "ncr", "slope", "stat")
+
+    def __init__(
+        self,
+        *,
+        window: int = 100,
+        drop: float = 0.5,
+        saddle: float = 0.3,
+        start_sam: bool = False,
+        least: float = 1e-3,
+    ) -> None:
+        if window < 16:
+            raise ValueError(
+                f"window: {window} steps are too few for a t-test; use 16 or more, for example 100"
+            )
+        if not 0 < drop < 1:
+            raise ValueError(f"drop: {drop} is not in (0, 1); use for example 0.5")
+        if not saddle > 0 or not 0 < least < 1:
+            raise ValueError(f"saddle {saddle} must be above 0 and least {least} in (0, 1); use 0.3 and 1e-3")
+        self.window, self.drop, self.saddle, self.least = window, drop, saddle, least
+        self.start_sam = start_sam
+        if start_sam:
+            self.needs = Plateau.needs | {"sam_duty"}  # type: ignore[misc]
+        self.losses: list[float] = []
+        self.terms: list[float] = []
+        self.sam_started = not start_sam
+        self.ncr: float | None = None
+        self.slope = math.nan
+        self.stat = math.nan
+
+    def propose(self, view: StepView) -> list[Proposal]:
+        """At the end of a window: nothing while the loss falls, else a drop, an escape, or SAM."""
+        if view.ncr is not None and math.isfinite(view.ncr):
+            self.ncr = view.ncr
+        waits = view.step == 1 and not self.sam_started
+        asked = [Proposal("sam_duty", 1.0, 0.0, "SAM waits for the first plateau")] if waits else []
+        if not math.isfinite(view.loss):
+            return asked
+        self.losses.append(view.loss)
+        term = view.w_dot_d - 0.5 * view.lr * view.factor * view.d_sq
+        if math.isfinite(term):
+            self.terms.append(term)
+        if len(self.losses) < self.window:
+            return asked
+        flat, why = self._flat()
+        self.losses, self.terms = [], []
+        return self._act(view, why) if flat else []
+
+    def _flat(self) -> tuple[bool, str]:
+        """Whether the newer part of the window (7 of 8, the rest is forgotten) is stationary, and why."""
+        newer = self.losses[len(self.losses) // 8 :]
+        self.slope, t, bound = slope_t(newer)
+        if t < bound:
+            return False, ""
+        why = f"the slope of the loss, {self.slope:.2g} a step, is not below zero (t = {t:.1f})"
+        terms = self.terms[len(self.terms) // 8 :]
+        if len(terms) < 16:
+            return True, why
+        self.stat, half = mean_interval(terms)
+        if abs(self.stat) > half:
+            return False, ""
+        return True, f"{why} and the length of the weights is stationary ({self.stat:.2g} +- {half:.2g})"
+
+    def _act(self, view: StepView, why: str) -> list[Proposal]:
+        signals = {"train/loss": view.loss, "test/slope": self.slope}
+        ncr, self.ncr = self.ncr, None  # a ratio from before an escape says nothing after it
+        if ncr is not None and ncr > self.saddle:
+            reason = f"{why}, with negative curvature {ncr:.2f} of the largest: a saddle, to be left along it"
+            return [Proposal("escape", 0.0, 1.0, reason, signals | {"curv/ncr": ncr})]
+        if not self.sam_started:
+            self.sam_started = True
+            return [Proposal("sam_duty", 0.0, 1.0, f"{why}: a noise floor, where SAM starts", signals)]
+        new = max(view.factor * self.drop, self.least)
+        if new >= view.factor:
+            return []
+        return [Proposal("lr_factor", view.factor, new, f"{why}: a noise floor, the rate drops", signals)]
+
+    def metrics(self) -> dict[str, float]:
+        """``test/slope`` and ``test/sasa_stat`` of the last test."""
+        found = {"test/slope": self.slope, "test/sasa_stat": self.stat}
+        return {key: value for key, value in found.items() if math.isfinite(value)}

@@ -1,0 +1,140 @@
+r"""``spike_guard``: a corrupt step is taken back; several call for a lower rate; a lasting spike for a rollback.
+
+.. math:: z = \frac{\log L - \mathrm{med}(\log L_{-n..-1})}{1.4826\,\mathrm{MAD}}
+
+and the same for the gradient norm. A step is *skipped* (weights, buffers and optimizer state as before it) when the
+loss or the gradient is not finite, or z > 4 for the loss, or z > 4 for the gradient norm with it also above three
+times its largest in the window. Three skips within 100 steps halve the rate for the next 100. When ``persist`` steps
+in a row were spikes the batches are not to blame: the run rolls back, unless the critical sharpness falls, which is
+a catapult.
+
+Cost: no gradient; one copy of weights, buffers and optimizer state a step. When: data that may hold damaged samples,
+low precision, long runs. When not: memory is short, or losses that jump by their nature (batches of 1 to 4).
+
+Defaults: window 64 and at least 16 losses before the first judgement; the spread is at least 0.25 in log L, so that
+a smooth run does not skip on ordinary variation: a spike is at least a factor of e; z = 4, escalation 3 in 100,
+rollback after 50.
+
+Reference: z-scores as in Kumar et al. 2025, arXiv:2504.02507; skip and restart as in Chowdhery et al. 2022,
+arXiv:2204.02311.
+"""
+
+from __future__ import annotations
+
+import math
+
+from optland.control.statistics import robust_z
+from optland.control.view import Proposal, StepPolicy, StepView
+
+__all__ = ["SpikeGuard"]
+
+
+class SpikeGuard(StepPolicy):
+    """Skip, cut, roll back.
+
+    Args:
+        z: Robust z-score that makes a spike; 4.
+        window: Healthy steps that it is measured against; 64.
+        many: Skips within ``within`` steps that cut the rate; 3.
+        within: Steps over which skips are counted, and for which a cut lasts; 100.
+        cut: Factor on the rate after ``many`` skips; 0.5.
+        persist: Spikes in a row that call for a rollback; 50.
+
+    Example:
+        >>> guard = SpikeGuard()
+        >>> calm = [guard.propose(StepView(k, 1.0, grad_norm=1.0)) for k in range(1, 31)]
+        >>> guard.propose(StepView(31, 9.0, grad_norm=1.0))[0].actuator
+        'skip'
+    """
+
+    name = "spike_guard"
+    needs = frozenset({"skip", "rollback", "lr_factor"})
+    reads = frozenset({"grad_norm"})
+    _kept = ("losses", "norms", "skips", "run", "until", "lambdas")
+
+    def __init__(
+        self,
+        *,
+        z: float = 4.0,
+        window: int = 64,
+        many: int = 3,
+        within: int = 100,
+        cut: float = 0.5,
+        persist: int = 50,
+    ) -> None:
+        if not z > 0 or not 0 < cut < 1:
+            raise ValueError(f"z {z} must be above 0 and cut {cut} in (0, 1); use 4 and 0.5")
+        if window < 16 or many < 1 or within < 1 or persist < 2:
+            raise ValueError(
+                f"window {window} must be 16 or more, many {many} and within {within} 1 or more, persist {persist} "
+                "2 or more; use 64, 3, 100 and 50"
+            )
+        self.z, self.window, self.many, self.within = z, window, many, within
+        self.cut, self.persist = cut, persist
+        self.losses: list[float] = []
+        self.norms: list[float] = []
+        self.skips: list[int] = []
+        self.run = 0
+        self.until = 0
+        self.lambdas: list[float] = []
+
+    def propose(self, view: StepView) -> list[Proposal]:
+        """After a step: nothing, or what is to be done about it."""
+        if view.lambda_c is not None:
+            self.lambdas = [*self.lambdas, view.lambda_c][-2:]
+        trouble = self._trouble(view)
+        if trouble is None:
+            self.run = 0
+            self.losses = [*self.losses, _log(view.loss)][-self.window :]
+            if view.grad_norm > 0:
+                self.norms = [*self.norms, _log(view.grad_norm)][-self.window :]
+            return self._recovered(view)
+        self.run += 1
+        signals = {"train/loss": view.loss, "update/grad_norm": view.grad_norm}
+        if self.run >= self.persist and not self._catapult():
+            reason = f"{trouble}, {self.run} steps in a row: not the batches but the weights are damaged"
+            self.run, self.losses, self.norms = 0, [], []
+            return [Proposal("rollback", 0.0, 1.0, reason, signals)]
+        self.skips = [s for s in self.skips if s > view.step - self.within] + [view.step]
+        asked = [Proposal("skip", 0.0, 1.0, f"{trouble}: the step is taken back", signals)]
+        if len(self.skips) >= self.many and view.step > self.until:
+            self.until = view.step + self.within
+            reason = (
+                f"{len(self.skips)} steps within {self.within} were taken back: the rate is cut for as many"
+            )
+            asked.append(Proposal("lr_factor", view.factor, view.factor * self.cut, reason, signals))
+        return asked
+
+    def _recovered(self, view: StepView) -> list[Proposal]:
+        if not self.until or view.step <= self.until:
+            return []
+        self.until = 0
+        reason = f"{self.within} steps since the cut: the rate is as before"
+        return [Proposal("lr_factor", view.factor, view.factor / self.cut, reason)]
+
+    def _trouble(self, view: StepView) -> str | None:
+        if not math.isfinite(view.loss):
+            return f"the loss is {view.loss}"
+        if math.isinf(view.grad_norm):
+            return "the gradient is not finite"
+        if len(self.losses) < 16:
+            return None
+        z = robust_z(_log(view.loss), self.losses, 0.25)
+        if z > self.z:
+            return (
+                f"the loss {view.loss:.3g} stands {z:.1f} robust deviations above the last {len(self.losses)}"
+            )
+        if len(self.norms) < 16 or not view.grad_norm > 0:
+            return None
+        z = robust_z(_log(view.grad_norm), self.norms, 0.25)
+        if z > self.z and _log(view.grad_norm) > max(self.norms) + math.log(3.0):
+            return f"the gradient norm {view.grad_norm:.3g} stands {z:.1f} robust deviations above the last"
+        return None
+
+    def _catapult(self) -> bool:
+        """A loss that is high while sharpness falls is on its way to flatter ground."""
+        return len(self.lambdas) == 2 and self.lambdas[1] < self.lambdas[0] and self.run < 2 * self.persist
+
+
+def _log(x: float) -> float:
+    return math.log(max(x, 1e-12))

@@ -1,0 +1,125 @@
+"""The pilot's other half: what policies that look at every step, and the guards, do to a run."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from torch.optim import Optimizer
+
+from optland.control import Decision, ProbeBudget, RatioEMA, StepView, adam_betas, batch_gain
+from optland.failpoints import reach
+from optland.objective import Objective
+from optland.train.escape import leave_saddle
+from optland.train.executor import Executor, is_adam
+from optland.train.probes import Probes
+from optland.train.steering import Steering
+
+__all__ = ["StepPolicies"]
+
+
+class StepPolicies:
+    """Asks the step policies, carries out what they say, and keeps the guards; the pilot is made of it."""
+
+    optimizer: Optimizer
+    mode: Literal["off", "monitor", "shadow", "control"]
+    total_samples: int | None
+    executor: Executor
+    steering: Steering
+    probes: Probes
+    budget: ProbeBudget
+    noise: RatioEMA
+    decisions: list[Decision]
+    step: int
+    samples: int
+    _loader: Any
+    _batch: Any
+
+    @property
+    def _batch_size(self) -> int:
+        raise NotImplementedError
+
+    def _steps_in_run(self) -> int:
+        raise NotImplementedError
+
+    def _step_policies(self, loss: float) -> bool:
+        """Ask the step policies and do what they say; returns whether the step was taken back."""
+        executor = self.executor
+        if not executor.policies:
+            return False
+        decided = executor.decide(self._view(loss))
+        self.decisions.extend(decided)
+        return any(d.taken and d.actuator in ("skip", "rollback") for d in decided)
+
+    def _view(self, loss: float) -> StepView:
+        """The step just made, in numbers."""
+        executor, steering = self.executor, self.steering
+        applied = steering.applied if steering.applied > 0 else steering.rates.user
+        rho = self.optimizer.param_groups[0].get("rho")
+        return StepView(
+            self.step,
+            loss,
+            progress=None if self.total_samples is None else self.samples / self.total_samples,
+            lr=applied / (executor.factor if self.mode == "control" else 1.0),
+            shape=steering.rates.shape(),
+            factor=executor.factor,
+            grad_norm=executor.grad_norm,
+            batch=self._batch_size,
+            dataset_size=getattr(self._loader, "num_samples", None),
+            rho=None if rho is None else float(rho),
+            w_dot_d=executor.dots[0],
+            d_sq=executor.dots[1],
+            edge_ratio=executor.signals.get("edge/ratio"),
+            lambda_c=executor.signals.get("edge/lambda_c"),
+            ncr=executor.signals.get("curv/ncr"),
+            noise_scale=self.noise.value,
+        )
+
+    def _guarded(self, loss: float) -> Decision | None:
+        """The guards that are always on in control mode: rewind on trouble, then a cool-down."""
+        dead = self.executor.collapse.observe(loss, self.executor.grad_norm)
+        interval = max(5, self._steps_in_run() // 20)
+        decision = self.steering.rewound(loss, self.step, interval, dead)
+        if decision is not None and decision.taken:
+            self.executor.factor = self.steering.factor
+            self.executor.rewound(self.step)
+        return decision
+
+    def _set_factor(self, new: float) -> bool:
+        self.executor.factor = self.steering.factor = new
+        return True
+
+    def _set_batch(self, new: float) -> bool:
+        self._loader.set_batch_size(int(new))
+        reach("pilot.batch_size")
+        return True
+
+    def _roll_back(self, new: float) -> bool:
+        snapshot = self.steering.snapshots.rewind()
+        self.steering.guard.rewind(snapshot["mark"])
+        self.executor.rewound(self.step)
+        return True
+
+    def _escape(self, new: float) -> bool:
+        """Along negative curvature of the step's own batch; its cost counts as the curvature probe's."""
+        self.steering.forget()
+        objective = Objective(self.probes.model, self.probes.loss_fn, [self._batch], seed=self.probes.seed)
+        fell = leave_saddle(objective)
+        self.budget.spend("curvature", objective.cost_ge)
+        return fell > 0
+
+    def _co_scale(self, name: str, k: float, batch: int) -> None:
+        """The learning rate follows the batch, and Adam's averages keep covering the same samples."""
+        adam, old, act = is_adam(self.optimizer), self.executor.factor, self.mode == "control"
+        new = old * batch_gain(k, batch, self.noise.value, adam=adam)
+        how = (
+            "by the square root, with averages over the same samples"
+            if adam
+            else "by the gain of its noise scale"
+        )
+        self.executor.factor = new
+        if act:
+            self.steering.factor = new
+            for group in self.optimizer.param_groups if adam else ():
+                group["betas"] = adam_betas(group["betas"], k)
+        reason = f"the batch grew {k:g}-fold: the rate follows {how}"
+        self.decisions.append(Decision(self.step, name, "lr_factor", old, new, reason, act))
