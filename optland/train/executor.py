@@ -110,7 +110,8 @@ class Executor:
             self.undo.take()
         if not self.act or self.clip is None:
             return None
-        closure = args[0] if args else kwargs.get("closure")
+        at = next((i for i, x in enumerate(args) if callable(x) and not isinstance(x, Optimizer)), None)
+        closure = kwargs.get("closure") if at is None else args[at]
         if closure is None:
             self._clip_now()
             return None
@@ -120,7 +121,9 @@ class Executor:
             self._clip_now()
             return loss
 
-        return ((clipped, *args[1:]), kwargs) if args else (args, kwargs | {"closure": clipped})
+        if at is None:
+            return args, kwargs | {"closure": clipped}
+        return (*args[:at], clipped, *args[at + 1 :]), kwargs
 
     def _clip_now(self) -> None:
         if self.clip is not None:
@@ -159,7 +162,9 @@ class Executor:
                 entry["exp_avg"].zero_()
                 if "max_exp_avg_sq" in entry:
                     entry["max_exp_avg_sq"].zero_()
-                entry["step"] = entry["step"] - 1 if isinstance(entry["step"], Tensor) else entry["step"] - 1.0
+                entry["step"] = (
+                    entry["step"] - 1 if isinstance(entry["step"], Tensor) else entry["step"] - 1.0
+                )
         self.optimizer.step()
 
     # ------------------------------------------------------------------ deciding and doing
@@ -188,7 +193,9 @@ class Executor:
                 self.factor = new  # the counterfactual; never applied
         if self.act and not taken:
             policy.refused(proposal)
-        return Decision(step, policy.name, proposal.actuator, proposal.old, new, reason, taken, proposal.signals)
+        return Decision(
+            step, policy.name, proposal.actuator, proposal.old, new, reason, taken, proposal.signals
+        )
 
     def rewound(self, step: int) -> None:
         """A rewind was made: nothing grows for a while."""

@@ -200,7 +200,9 @@ class Pilot:
             started = time.perf_counter()
             fresh = self._probe(batch)
             self.probe_seconds += time.perf_counter() - started
-            self.executor.signals = {k: fresh[k] for k in ("edge/ratio", "edge/lambda_c", "curv/ncr") if k in fresh}
+            self.executor.signals = {
+                k: fresh[k] for k in ("edge/ratio", "edge/lambda_c", "curv/ncr") if k in fresh
+            }
         for decision in self.decisions[decided:]:
             self.log.event(decision.to_dict())
         if fresh or len(self.decisions) > decided or self.step % self.log_every == 0:
@@ -402,7 +404,11 @@ class Pilot:
         """The learning rate follows the batch, and Adam's averages keep covering the same samples."""
         adam, old, act = is_adam(self.optimizer), self.executor.factor, self.mode == "control"
         new = old * batch_gain(k, batch, self.noise.value, adam=adam)
-        how = "by the square root, with averages over the same samples" if adam else "by the gain of its noise scale"
+        how = (
+            "by the square root, with averages over the same samples"
+            if adam
+            else "by the gain of its noise scale"
+        )
         self.executor.factor = new
         if act:
             self.steering.factor = new

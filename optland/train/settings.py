@@ -155,7 +155,10 @@ class PilotConfig:
             if policy not in POLICIES:
                 hint = did_you_mean(policy, POLICIES)
                 raise ValueError(f"policies: {policy!r} is not known; choose from {sorted(POLICIES)}.{hint}")
-        for rivals, what in ((_SET_THE_RATE, "the learning rate"), (("noise_batch", "seesaw"), "the batch size")):
+        for rivals, what in (
+            (_SET_THE_RATE, "the learning rate"),
+            (("noise_batch", "seesaw"), "the batch size"),
+        ):
             both = [name for name in rivals if name in self.policies]
             if len(both) > 1:
                 raise ValueError(f"policies: {' and '.join(both)} both set {what}; choose one of them")
@@ -173,7 +176,9 @@ class PilotConfig:
         """Whether ``auto_lr`` or ``relative_step`` brings the whole schedule."""
         return self.mode == "control" and bool({"auto_lr", "relative_step"} & set(self.policies))
 
-    def build_policies(self, *, two_pass: bool, steps: int) -> list[AutoLR | SafeLR | NoiseBatch | StepPolicy]:
+    def build_policies(
+        self, *, two_pass: bool, steps: int
+    ) -> list[AutoLR | SafeLR | NoiseBatch | StepPolicy]:
         """The policy objects with this section's constants, for a run of about ``steps`` steps."""
         made: dict[str, AutoLR | SafeLR | NoiseBatch | StepPolicy] = {
             "auto_lr": AutoLR(tau=self.tau, two_pass=two_pass, steps=steps),
@@ -301,4 +306,6 @@ class RunConfig:
             if policy == "rho" and self.optimizer.own_rho is None:
                 raise ValueError(f"policies: {self.optimizer.name!r} has no rho that could follow anything")
             if policy == "gi_adam" and self.optimizer.name not in ("adam", "adamw"):
-                raise ValueError("policies: gi_adam needs optimizer.name adam or adamw, without a method around it")
+                raise ValueError(
+                    "policies: gi_adam needs optimizer.name adam or adamw, without a method around it"
+                )
