@@ -3,9 +3,9 @@
     python benchmarks/spikes.py        # two tasks, SGD and AdamW, five paired seeds, about three minutes
 
 The same seed gives the same initial weights and the same batches to three runs: clean; with 20 of its batches corrupted
-(labels shuffled, inputs times 1e4, a NaN among the inputs, in turn); and with the same corruption under ``spike_guard``.
-Corrupt steps are drawn from the part of the run after step 40. The loss is that of the whole clean training set, and of the
-validation set, after the last step. A diverged run counts as infinite. Nothing is left out.
+(labels shuffled, inputs times 1e4, a NaN among the inputs, in turn); and with the same corruption under
+``spike_guard``. Corrupt steps are drawn from the part of the run after step 40. The loss is that of the whole clean
+training set, and of the validation set, after the last step. A diverged run counts as infinite. Nothing is left out.
 """
 
 from __future__ import annotations

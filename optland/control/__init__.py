@@ -29,6 +29,7 @@ from optland.control.signals import Signal
 from optland.control.view import Proposal, StepPolicy, StepView
 
 __all__ = [
+    "POLICIES",
     "AutoLR",
     "CollapseGuard",
     "CoolDown",
@@ -39,7 +40,6 @@ __all__ = [
     "LogEMA",
     "NoiseBatch",
     "NoiseMonitor",
-    "POLICIES",
     "Plateau",
     "ProbeBudget",
     "Proposal",

@@ -95,7 +95,8 @@ class CollapseGuard:
     """A dead network: the loss is no better than at the start and the gradient has vanished.
 
     A net whose units are dead predicts a constant. Its loss is that of the trivial predictor, never above the first,
-    and there is nothing left to learn from; the loss alone looks like an initial plateau, the gradient tells them apart.
+    and there is nothing left to learn from; the loss alone looks like an initial plateau, the gradient tells them
+    apart.
 
     Attributes:
         vanished: Share of the gradient norm's running maximum below which it counts as vanished; 1e-3.

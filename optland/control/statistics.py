@@ -18,13 +18,13 @@ def t_quantile(p: float, df: int) -> float:
         >>> round(t_quantile(0.95, 20), 3)
         1.725
     """
-    z = statistics.NormalDist().inv_cdf(p)
+    z = float(statistics.NormalDist().inv_cdf(p))
     terms = (
         (z**3 + z) / 4,
         (5 * z**5 + 16 * z**3 + 3 * z) / 96,
         (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
     )
-    return z + sum(term / df ** (k + 1) for k, term in enumerate(terms))
+    return z + terms[0] / df + terms[1] / df**2 + terms[2] / df**3
 
 
 def slope_t(values: Sequence[float], level: float = 0.05) -> tuple[float, float, float]:

@@ -3,7 +3,8 @@ r"""Leaving a saddle: a step along the direction of most negative curvature, its
 A quadratic model has no best step where the curvature is negative, so the loss itself chooses among a geometric grid
 on both sides. On L = (a x^2 - b y^2) / 2 + y^4 / 4 at the origin the direction is +-e_y and the best step sqrt(b).
 
-Cost: ``products`` Hessian-vector products and two forward passes a length. Reference: Alain et al. 2019, arXiv:1902.02366.
+Cost: ``products`` Hessian-vector products and two forward passes a length. Reference: Alain et al. 2019,
+arXiv:1902.02366.
 """
 
 from __future__ import annotations

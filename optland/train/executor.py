@@ -173,8 +173,8 @@ class Executor:
         """Ask every policy, hold the guards in front, carry out, and say what was done."""
         decisions = []
         for policy in self.policies:
-            for proposal in policy.propose(view):
-                decisions.append(self._carry_out(policy, proposal, view.step))
+            asked = policy.propose(view)
+            decisions.extend(self._carry_out(policy, proposal, view.step) for proposal in asked)
         return decisions
 
     def _carry_out(self, policy: StepPolicy, proposal: Proposal, step: int) -> Decision:

@@ -34,20 +34,18 @@ from optland.batches import num_samples
 from optland.control import (
     AutoLR,
     Decision,
-    NoiseBatch,
     ProbeBudget,
     RatioEMA,
     SafeLR,
-    StepPolicy,
     StepView,
     adam_betas,
     batch_gain,
 )
-from optland.control.policies import POLICIES
 from optland.control.policies.auto_lr import default_pace
 from optland.failpoints import reach
 from optland.log import Logger, NullLogger
 from optland.objective import LossFn, Objective
+from optland.train.choice import Policy, choose_policies
 from optland.train.escape import leave_saddle
 from optland.train.executor import Executor, is_adam
 from optland.train.probes import Probes, Reading
@@ -55,7 +53,6 @@ from optland.train.steering import Steering, refuse_several_ranks
 
 __all__ = ["MODES", "Mode", "Pilot"]
 
-Policy = AutoLR | SafeLR | NoiseBatch | StepPolicy
 Mode = Literal["off", "monitor", "shadow", "control"]
 MODES = ("off", "monitor", "shadow", "control")
 SHARES = {"edge": 0.25, "noise": 0.15, "curvature": 0.6}
@@ -118,7 +115,7 @@ class Pilot:
         self.log_every = log_every
         self.total_samples = total_samples
         passes = int(getattr(optimizer, "evaluations", 1))
-        lr_policy, self.batch_policy, others = _policies(policies, two_pass=passes > 1)
+        lr_policy, self.batch_policy, others = choose_policies(policies, two_pass=passes > 1)
         if mode in ("off", "monitor"):
             lr_policy, self.batch_policy, others = None, None, []
         horizon = None if total_samples is None else float(total_samples * passes)
@@ -148,8 +145,8 @@ class Pilot:
         self._started = self._ended = time.perf_counter()
         if isinstance(lr_policy, AutoLR) and total_samples is None and self.steering.rates.shape() is None:
             raise ValueError(
-                f"{lr_policy.name} needs to know the length of the run: pass total_samples=epochs * len(dataset) to Pilot, "
-                "or attach a learning-rate scheduler to the optimizer before making the pilot"
+                f"{lr_policy.name} needs to know the length of the run: pass total_samples=epochs * len(dataset) to "
+                "Pilot, or attach a learning-rate scheduler to the optimizer before making the pilot"
             )
         if mode != "off":
             optimizer.register_step_pre_hook(self._before_step)
@@ -475,34 +472,3 @@ class Pilot:
         self.decisions = [Decision(**d) for d in state["decisions"]]
         if self.batch_policy is not None and state["batch_policy"] is not None:
             self.batch_policy.load_state_dict(state["batch_policy"])
-
-
-def _policies(
-    policies: Sequence[str | Policy], *, two_pass: bool
-) -> tuple[AutoLR | SafeLR | None, NoiseBatch | None, list[StepPolicy]]:
-    """The learning-rate policy, the batch policy and the step policies out of names and objects."""
-    if isinstance(policies, str):
-        raise ValueError(f"policies is the string {policies!r}; use a list: [{policies!r}]")
-    lr: AutoLR | SafeLR | None = None
-    batch: NoiseBatch | None = None
-    others: list[StepPolicy] = []
-    for item in policies:
-        policy = _by_name(item, two_pass=two_pass) if isinstance(item, str) else item
-        if isinstance(policy, NoiseBatch):
-            batch = policy
-        elif isinstance(policy, StepPolicy):
-            others.append(policy)
-        elif lr is not None:
-            raise ValueError(f"{lr.name} and {policy.name} both set the learning rate; choose one of them")
-        else:
-            lr = policy
-    if batch is not None and any("batch_size" in p.needs for p in others):
-        raise ValueError(f"{batch.name} and seesaw both set the batch size; choose one of them")
-    return lr, batch, others
-
-
-def _by_name(name: str, *, two_pass: bool) -> Policy:
-    if name not in POLICIES:
-        raise ValueError(f"policy {name!r} is not known; choose from {sorted(POLICIES)}")
-    made: Policy = AutoLR(two_pass=two_pass) if name == "auto_lr" else POLICIES[name]()
-    return made

@@ -79,7 +79,7 @@ def eta_c(w: np.ndarray, u: np.ndarray) -> float:
 
 
 def test_the_quadratic_is_the_one_of_the_table() -> None:
-    assert 0.5 * W0 @ H @ W0 == pytest.approx(23.05, abs=0.005)
+    assert pytest.approx(23.05, abs=0.005) == 0.5 * W0 @ H @ W0
 
 
 def test_01_the_tracked_spectrum_finds_lambda_max() -> None:

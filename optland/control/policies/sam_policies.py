@@ -1,7 +1,7 @@
 r"""``late_sam`` and ``rho``: when SAM runs, and how far it climbs.
 
-**late_sam** takes plain steps of the base until the run is nearly over, then SAM steps: SAM escapes the minimum that the
-base found within a few epochs and flattens inside the same valley.
+**late_sam** takes plain steps of the base until the run is nearly over, then SAM steps: SAM escapes the minimum that
+the base found within a few epochs and flattens inside the same valley.
 
 .. math:: \text{SAM} \iff t / T \ge 0.85 \ \text{ or, without a horizon, the schedule is below } 0.2 \text{ of its peak}
 
@@ -10,7 +10,8 @@ label noise, where the base has memorised the noise by then.
 
 **rho** ties the radius to the schedule, or to a budget for the rise of the loss:
 
-.. math:: \rho_k = \rho_\min + (\rho_\max - \rho_\min)\, s_k, \qquad\text{or}\qquad \rho_k = \min(\rho_\max,\ c\,L_k / |g_k|)
+.. math:: \rho_k = \rho_\min + (\rho_\max - \rho_\min)\, s_k, \qquad\text{or}\qquad \rho_k = \min(\rho_\max,\ c\,L_k /
+|g_k|)
 
 The second bounds the first-order rise rho |g| by a share c of the loss. Cost: none. When: one radius is too large
 early (budget) or late (schedule). When not: the radius was searched for this task.

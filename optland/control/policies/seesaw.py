@@ -7,8 +7,8 @@ end at the same loss. Under Adam's normalised step the equivalent cut is sqrt(a)
 schedule has halved the rate (a = 2); the factor on the rate makes up the difference, so the same data take fewer steps.
 
 Cost: none. When: a decaying schedule and hardware on which a larger batch takes no longer. When not: on one device the
-same gradients are computed either way; a batch beyond the critical one (twice the noise scale) buys nothing, so it stops
-growing there where the noise scale is known.
+same gradients are computed either way; a batch beyond the critical one (twice the noise scale) buys nothing, so it
+stops growing there where the noise scale is known.
 
 Defaults: doubling (a = 2), batch at most an eighth of the training set, exponent 1/2.
 

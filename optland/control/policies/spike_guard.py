@@ -1,17 +1,19 @@
-r"""``spike_guard``: a step from a corrupt batch is taken back; several call for a lower rate; a lasting one for a rollback.
+r"""``spike_guard``: the step of a corrupt batch is taken back; several cut the rate; lasting ones roll back.
 
 .. math:: z = \frac{\log L - \mathrm{med}(\log L_{-n..-1})}{1.4826\,\mathrm{MAD}}
 
-and the same for the gradient norm. A step is *skipped* (weights, buffers and optimizer state as before it) when the loss
-or the gradient is not finite, or z > 4 for the loss, or z > 4 for the gradient norm with it also above three times its
-largest in the window. Three skips within 100 steps halve the rate for the next 100. When ``persist`` steps in a row
-were spikes the batches are not to blame: the run rolls back, unless the critical sharpness falls, which is a catapult.
+and the same for the gradient norm. A step is *skipped* (weights, buffers and optimizer state as before it) when the
+loss or the gradient is not finite, or z > 4 for the loss, or z > 4 for the gradient norm with it also above three
+times its largest in the window. Three skips within 100 steps halve the rate for the next 100. When ``persist`` steps
+in a row were spikes the batches are not to blame: the run rolls back, unless the critical sharpness falls, which is a
+catapult.
 
 Cost: no gradient; one copy of weights, buffers and optimizer state a step. When: data that may hold damaged samples,
 low precision, long runs. When not: memory is short, or losses that jump by their nature (batches of 1 to 4).
 
-Defaults: window 64 and at least 16 losses before the first judgement; the spread is at least 0.25 in log L, so that a smooth run does not
-skip on ordinary variation: a spike is at least a factor of e; z = 4, escalation 3 in 100, rollback after 50.
+Defaults: window 64 and at least 16 losses before the first judgement; the spread is at least 0.25 in log L, so that a
+smooth run does not skip on ordinary variation: a spike is at least a factor of e; z = 4, escalation 3 in 100, rollback
+after 50.
 
 Reference: z-scores as in Kumar et al. 2025, arXiv:2504.02507; skip and restart as in Chowdhery et al. 2022,
 arXiv:2204.02311.
