@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
 from collections.abc import Sequence
 
-__all__ = ["mean_interval", "robust_z", "slope_t", "t_quantile"]
+__all__ = ["mean_interval", "robust_z", "slope_t", "t_quantile", "trend_z"]
 
 
 def t_quantile(p: float, df: int) -> float:
@@ -63,4 +64,19 @@ def robust_z(value: float, past: Sequence[float], least: float) -> float:
     """
     middle = statistics.median(past)
     spread = 1.4826 * statistics.median(abs(x - middle) for x in past)
+    return (value - middle) / max(spread, least)
+
+
+def trend_z(value: float, past: Sequence[float], least: float, recent: int = 16) -> float:
+    """As :func:`robust_z` for a series that drifts: against its recent median, in units of its step-to-step noise.
+
+    The spread is 1.4826 med |x_k - x_{k-1}| / sqrt(2), which a slope hardly touches.
+
+    Example:
+        >>> round(trend_z(10.0, [-0.1 * k for k in range(40)], least=0.5), 2)
+        26.3
+    """
+    middle = statistics.median(past[-recent:])
+    steps = [abs(b - a) for a, b in itertools.pairwise(past)]
+    spread = 1.4826 * statistics.median(steps) / math.sqrt(2.0)
     return (value - middle) / max(spread, least)
