@@ -171,7 +171,7 @@ class Executor:
 
     def decide(self, view: StepView) -> list[Decision]:
         """Ask every policy, hold the guards in front, carry out, and say what was done."""
-        decisions = []
+        decisions: list[Decision] = []
         for policy in self.policies:
             asked = policy.propose(view)
             decisions.extend(self._carry_out(policy, proposal, view.step) for proposal in asked)
