@@ -31,6 +31,7 @@ def advise(
     sentences = [
         *_about_edge(rows),
         *_about_rewinds(decisions),
+        *_about_steps(decisions),
         *_about_batch(rows, decisions),
         *_about_sam(rows),
         *_about_fit(rows),
@@ -86,6 +87,26 @@ def _about_rewinds(decisions: Sequence[Mapping[str, object]]) -> list[str]:
     verb = "was rewound" if rewinds[0]["taken"] else "would have been rewound"
     times = "once" if len(rewinds) == 1 else f"{len(rewinds)} times"
     return [f"The run {verb} {times}; start with a pace (tau) of {float(str(rewinds[-1]['new'])):.3g}."]
+
+
+def _about_steps(decisions: Sequence[Mapping[str, object]]) -> list[str]:
+    """Steps taken back, and the lowest factor on the rate."""
+    sentences = []
+    skips = [d for d in decisions if d["actuator"] == "skip"]
+    if skips:
+        verb = "were taken back" if skips[0]["taken"] else "would have been taken back"
+        sentences.append(
+            f"{len(skips)} steps {verb} as spikes, the first at step {skips[0].get('step', 0)}: look at those batches."
+        )
+    factors = [float(str(d["new"])) for d in decisions if d["actuator"] == "lr_factor"]
+    if factors and min(factors) < 1:
+        what = (
+            "was cut"
+            if any(d["taken"] for d in decisions if d["actuator"] == "lr_factor")
+            else "would have been cut"
+        )
+        sentences.append(f"The learning rate {what} to {min(factors):.3g} of the schedule.")
+    return sentences
 
 
 def _about_batch(rows: Sequence[Row], decisions: Sequence[Mapping[str, object]]) -> list[str]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
 from collections.abc import Sequence
 
-__all__ = ["mean_interval", "robust_z", "slope_t", "t_quantile"]
+__all__ = ["mean_interval", "robust_z", "slope_t", "t_quantile", "trend_z"]
 
 
 def t_quantile(p: float, df: int) -> float:
@@ -18,13 +19,13 @@ def t_quantile(p: float, df: int) -> float:
         >>> round(t_quantile(0.95, 20), 3)
         1.725
     """
-    z = statistics.NormalDist().inv_cdf(p)
+    z = float(statistics.NormalDist().inv_cdf(p))
     terms = (
         (z**3 + z) / 4,
         (5 * z**5 + 16 * z**3 + 3 * z) / 96,
         (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
     )
-    return float(z + sum(term / df ** (k + 1) for k, term in enumerate(terms)))
+    return z + terms[0] / df + terms[1] / df**2 + terms[2] / df**3
 
 
 def slope_t(values: Sequence[float], level: float = 0.05) -> tuple[float, float, float]:
@@ -63,4 +64,19 @@ def robust_z(value: float, past: Sequence[float], least: float) -> float:
     """
     middle = statistics.median(past)
     spread = 1.4826 * statistics.median(abs(x - middle) for x in past)
+    return (value - middle) / max(spread, least)
+
+
+def trend_z(value: float, past: Sequence[float], least: float, recent: int = 16) -> float:
+    """As :func:`robust_z` for a series that drifts: against its recent median, in units of its step-to-step noise.
+
+    The spread is 1.4826 med |x_k - x_{k-1}| / sqrt(2), which a slope hardly touches.
+
+    Example:
+        >>> round(trend_z(10.0, [-0.1 * k for k in range(40)], least=0.5), 2)
+        26.3
+    """
+    middle = statistics.median(past[-recent:])
+    steps = [abs(b - a) for a, b in itertools.pairwise(past)]
+    spread = 1.4826 * statistics.median(steps) / math.sqrt(2.0)
     return (value - middle) / max(spread, least)

@@ -110,7 +110,8 @@ class Executor:
             self.undo.take()
         if not self.act or self.clip is None:
             return None
-        closure = args[0] if args else kwargs.get("closure")
+        at = next((i for i, x in enumerate(args) if callable(x) and not isinstance(x, Optimizer)), None)
+        closure = kwargs.get("closure") if at is None else args[at]
         if closure is None:
             self._clip_now()
             return None
@@ -120,7 +121,9 @@ class Executor:
             self._clip_now()
             return loss
 
-        return ((clipped, *args[1:]), kwargs) if args else (args, kwargs | {"closure": clipped})
+        if at is None:
+            return args, kwargs | {"closure": clipped}
+        return (*args[:at], clipped, *args[at + 1 :]), kwargs
 
     def _clip_now(self) -> None:
         if self.clip is not None:
@@ -168,9 +171,10 @@ class Executor:
 
     def decide(self, view: StepView) -> list[Decision]:
         """Ask every policy, hold the guards in front, carry out, and say what was done."""
-        decisions = []
+        decisions: list[Decision] = []
         for policy in self.policies:
-            decisions += [self._carry_out(policy, proposal, view.step) for proposal in policy.propose(view)]
+            asked = policy.propose(view)
+            decisions.extend(self._carry_out(policy, proposal, view.step) for proposal in asked)
         return decisions
 
     def _carry_out(self, policy: StepPolicy, proposal: Proposal, step: int) -> Decision:

@@ -42,8 +42,8 @@ from optland.control import (
 )
 from optland.log import Logger, NullLogger
 from optland.objective import LossFn
+from optland.train.choice import choose_policies
 from optland.train.executor import Executor
-from optland.train.policies import build_policies
 from optland.train.probes import Probes, Reading
 from optland.train.steering import Steering, refuse_several_ranks
 from optland.train.step_policies import StepPolicies
@@ -113,7 +113,7 @@ class Pilot(StepPolicies):
         self.log_every = log_every
         self.total_samples = total_samples
         passes = int(getattr(optimizer, "evaluations", 1))
-        lr_policy, self.batch_policy, others = build_policies(policies, two_pass=passes > 1)
+        lr_policy, self.batch_policy, others = choose_policies(policies, two_pass=passes > 1)
         if mode in ("off", "monitor"):
             lr_policy, self.batch_policy, others = None, None, []
         horizon = None if total_samples is None else float(total_samples * passes)

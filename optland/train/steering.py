@@ -53,7 +53,7 @@ class Steering:
         self.gradients = GradientCoherence(params, optimizer)
         self.layers = SilentLayers(params)
         self.snapshots = SnapshotRing(model, optimizer)
-        self.guard = RewindGuard()
+        self.guard = _guard(policy)
         self.applied = math.nan
         """Learning rate of the last step."""
         self.wanted = math.nan
@@ -162,7 +162,7 @@ class Steering:
                 old, new = self.policy.on_rewind()
             reason = f"{trouble}; weights and optimizer go back to step {snapshot['step']}, the data go on"
         else:
-            self.guard = RewindGuard()
+            self.guard = _guard(self.policy)
             assert self.policy is not None
             old = self.policy.pace
             new = old / 2
@@ -238,6 +238,14 @@ class Steering:
         self.layers.load_state_dict(state["layers"])
         if self.policy is not None and state["policy"] is not None:
             self.policy.load_state_dict(state["policy"])
+
+
+def _guard(policy: AutoLR | SafeLR | None) -> RewindGuard:
+    """A user's own rate is touched for a wreck alone: three quarters of all progress lost, or ten times the first loss.
+
+    Batches of eight samples lose a quarter of the progress by chance, and halving a rate that was chosen is no repair.
+    """
+    return RewindGuard() if policy is not None else RewindGuard(lost=0.75, slack=0.5, ceiling=10.0)
 
 
 def refuse_several_ranks() -> None:

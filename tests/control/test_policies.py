@@ -263,3 +263,19 @@ def test_a_dead_run_is_told_to_lower_rho_first() -> None:
     assert "nothing was learnt. First lower rho" in text
     assert "healthy" not in text
     assert "tau" not in text
+
+
+def test_advice_counts_the_steps_taken_back_and_names_the_deepest_cut() -> None:
+    taken = [
+        _decision("skip") | {"step": 7},
+        _decision("skip"),
+        _decision("lr_factor", new=0.5),
+        _decision("lr_factor", new=1.0),
+    ]
+    text = advise([], taken, 0.05)
+    assert "2 steps were taken back as spikes, the first at step 7" in text
+    assert "was cut to 0.5 of the schedule" in text
+    shadow = [_decision("skip", taken=False) | {"step": 7}, _decision("lr_factor", taken=False, new=0.5)]
+    text = advise([], shadow, 0.05)
+    assert "1 steps would have been taken back" in text
+    assert "would have been cut to 0.5" in text

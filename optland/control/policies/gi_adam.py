@@ -1,7 +1,7 @@
 r"""``gi_adam``: Adam's second moment starts from the first gradient, v_0 = g_0^2, and not from zero.
 
 .. math:: \hat v_t = v_t / (1 - \beta_2^t), \qquad v_0 = g_0^2 \;\Rightarrow\; |u_1| = \sqrt{1 - \beta_2}\
-          \text{instead of } 1
+\text{instead of } 1
 
 A built-in warm-up by about sqrt(1 - beta_2^t): the first steps of plain Adam have the length of the learning rate in
 every coordinate, however small its gradient, on the sharpest ground of the whole run.

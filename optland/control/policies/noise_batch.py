@@ -7,7 +7,8 @@ noise and a larger batch gives proportionally more progress a step. The batch do
 has been above ``margin`` times the batch in ``patience`` successive probes; it never shrinks.
 
 Cost: none beyond the noise probe. What it buys: fewer steps for the same samples, and less noise at the end, like a
-decay of the learning rate. It does not save gradient evaluations on one device.
+decay of the learning rate. When: larger batches are (nearly) free. When not: on one device, where it does not save
+gradient evaluations, or with ``seesaw``.
 
 Defaults: margin 2, patience 3, at most one doubling in ``interval`` probes' worth of steps, batch at most an eighth
 of the training set (beyond that, small sets give too few steps).

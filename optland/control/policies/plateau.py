@@ -9,8 +9,8 @@ heavy-ball momentum
 which says that |w|^2 no longer changes; its mean must lie within a t-interval around 0 with batch-means variance. Where
 the inner products are not measured the slope decides alone. Then the negative-curvature ratio NCR = -lambda_min /
 lambda_max, where a curvature probe has one, chooses: above ``saddle`` the run is held up by a saddle and an *escape*
-along the negative direction is asked for (once in a window); else it is a noise floor, and SAM starts if it waits
-for that, or the rate drops.
+along the negative direction is asked for (once in a window); else it is a noise floor, and SAM starts if it waits for
+that, or the rate drops.
 
 Cost: none; two inner products a step, and the curvature probe inside the budget. When: a run without a schedule. When
 not: with ``auto_lr`` or a decaying schedule, which cuts the rate by plan; windows shorter than an epoch.

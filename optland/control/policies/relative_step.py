@@ -61,7 +61,7 @@ class RelativeStep(AutoLR):
         return linear_shape(progress, self.warmup)
 
     def step_size(self, relative_speed: float, shape: float) -> tuple[float, str]:
-        """S tau / R, and ``ratio``; rate 0 and ``guard`` for a step without a length."""
+        """The rate s tau / R, and ``ratio``; rate 0 and ``guard`` for a step without a length."""
         if not (relative_speed > 0 and math.isfinite(relative_speed)):
             return 0.0, "guard"
         return shape * self.tau / relative_speed, "ratio"

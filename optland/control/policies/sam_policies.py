@@ -10,8 +10,8 @@ label noise, where the base has memorised the noise by then.
 
 **rho** ties the radius to the schedule, or to a budget for the rise of the loss:
 
-.. math:: \rho_k = \rho_\min + (\rho_\max - \rho_\min)\, s_k, \qquad\text{or}\qquad \rho_k = \min(\rho_\max,\ c\,L_k
-          / |g_k|)
+.. math:: \rho_k = \rho_\min + (\rho_\max - \rho_\min)\, s_k, \qquad\text{or}\qquad \rho_k = \min(\rho_\max,\ c\,L_k /
+|g_k|)
 
 The second bounds the first-order rise rho |g| by a share c of the loss. Cost: none. When: one radius is too large
 early (budget) or late (schedule). When not: the radius was searched for this task.

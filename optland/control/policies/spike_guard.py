@@ -1,19 +1,20 @@
-r"""``spike_guard``: a corrupt step is taken back; several call for a lower rate; a lasting spike for a rollback.
+r"""``spike_guard``: the step of a corrupt batch is taken back; several cut the rate; lasting ones roll back.
 
-.. math:: z = \frac{\log L - \mathrm{med}(\log L_{-n..-1})}{1.4826\,\mathrm{MAD}}
+.. math:: z = \frac{\log L - \mathrm{med}(\log L_{-16..-1})}{1.4826\,\mathrm{med}\,|\Delta \log L| / \sqrt 2}
 
 and the same for the gradient norm. A step is *skipped* (weights, buffers and optimizer state as before it) when the
 loss or the gradient is not finite, or z > 4 for the loss, or z > 4 for the gradient norm with it also above three
-times its largest in the window. Three skips within 100 steps halve the rate for the next 100. When ``persist`` steps
-in a row were spikes the batches are not to blame: the run rolls back, unless the critical sharpness falls, which is
-a catapult.
+times its largest in the window. Three skips within 10 steps halve the rate for the next 100: a lone
+skip has dealt with its batch, and a cut for it only costs progress. When ``persist`` steps
+in a row were spikes the batches are not to blame: the run rolls back, unless the critical sharpness falls, which is a
+catapult.
 
 Cost: no gradient; one copy of weights, buffers and optimizer state a step. When: data that may hold damaged samples,
 low precision, long runs. When not: memory is short, or losses that jump by their nature (batches of 1 to 4).
 
-Defaults: window 64 and at least 16 losses before the first judgement; the spread is at least 0.25 in log L, so that
-a smooth run does not skip on ordinary variation: a spike is at least a factor of e; z = 4, escalation 3 in 100,
-rollback after 50.
+Defaults: window 64 and at least 16 losses before the first judgement; the spread is at least 0.25 in log L, so that a
+smooth run does not skip on ordinary variation: a spike is at least a factor of e; z = 4, escalation 3 in 10, rollback
+after 50.
 
 Reference: z-scores as in Kumar et al. 2025, arXiv:2504.02507; skip and restart as in Chowdhery et al. 2022,
 arXiv:2204.02311.
@@ -23,7 +24,7 @@ from __future__ import annotations
 
 import math
 
-from optland.control.statistics import robust_z
+from optland.control.statistics import trend_z
 from optland.control.view import Proposal, StepPolicy, StepView
 
 __all__ = ["SpikeGuard"]
@@ -35,8 +36,9 @@ class SpikeGuard(StepPolicy):
     Args:
         z: Robust z-score that makes a spike; 4.
         window: Healthy steps that it is measured against; 64.
-        many: Skips within ``within`` steps that cut the rate; 3.
-        within: Steps over which skips are counted, and for which a cut lasts; 100.
+        many: Skips within ``among`` steps that cut the rate; 3.
+        among: Steps over which skips are counted; 10.
+        within: Steps for which a cut lasts; 100.
         cut: Factor on the rate after ``many`` skips; 0.5.
         persist: Spikes in a row that call for a rollback; 50.
 
@@ -58,18 +60,19 @@ class SpikeGuard(StepPolicy):
         z: float = 4.0,
         window: int = 64,
         many: int = 3,
+        among: int = 10,
         within: int = 100,
         cut: float = 0.5,
         persist: int = 50,
     ) -> None:
         if not z > 0 or not 0 < cut < 1:
             raise ValueError(f"z {z} must be above 0 and cut {cut} in (0, 1); use 4 and 0.5")
-        if window < 16 or many < 1 or within < 1 or persist < 2:
+        if window < 16 or many < 1 or among < many or within < 1 or persist < 2:
             raise ValueError(
-                f"window {window} must be 16 or more, many {many} and within {within} 1 or more, persist {persist} "
-                "2 or more; use 64, 3, 100 and 50"
+                f"window {window} must be 16 or more, many {many} and within {within} 1 or more, among {among} at "
+                f"least many, persist {persist} 2 or more; use 64, 3, 100, 10 and 50"
             )
-        self.z, self.window, self.many, self.within = z, window, many, within
+        self.z, self.window, self.many, self.among, self.within = z, window, many, among, within
         self.cut, self.persist = cut, persist
         self.losses: list[float] = []
         self.norms: list[float] = []
@@ -95,13 +98,11 @@ class SpikeGuard(StepPolicy):
             reason = f"{trouble}, {self.run} steps in a row: not the batches but the weights are damaged"
             self.run, self.losses, self.norms = 0, [], []
             return [Proposal("rollback", 0.0, 1.0, reason, signals)]
-        self.skips = [s for s in self.skips if s > view.step - self.within] + [view.step]
+        self.skips = [s for s in self.skips if s > view.step - self.among] + [view.step]
         asked = [Proposal("skip", 0.0, 1.0, f"{trouble}: the step is taken back", signals)]
         if len(self.skips) >= self.many and view.step > self.until:
             self.until = view.step + self.within
-            reason = (
-                f"{len(self.skips)} steps within {self.within} were taken back: the rate is cut for as many"
-            )
+            reason = f"{len(self.skips)} steps within {self.among} were taken back: the rate is cut for {self.within}"
             asked.append(Proposal("lr_factor", view.factor, view.factor * self.cut, reason, signals))
         return asked
 
@@ -119,14 +120,14 @@ class SpikeGuard(StepPolicy):
             return "the gradient is not finite"
         if len(self.losses) < 16:
             return None
-        z = robust_z(_log(view.loss), self.losses, 0.25)
+        z = trend_z(_log(view.loss), self.losses, 0.25)
         if z > self.z:
             return (
                 f"the loss {view.loss:.3g} stands {z:.1f} robust deviations above the last {len(self.losses)}"
             )
         if len(self.norms) < 16 or not view.grad_norm > 0:
             return None
-        z = robust_z(_log(view.grad_norm), self.norms, 0.25)
+        z = trend_z(_log(view.grad_norm), self.norms, 0.25)
         if z > self.z and _log(view.grad_norm) > max(self.norms) + math.log(3.0):
             return f"the gradient norm {view.grad_norm:.3g} stands {z:.1f} robust deviations above the last"
         return None

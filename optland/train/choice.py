@@ -1,4 +1,4 @@
-"""Policies by name or as objects, sorted by what they set."""
+"""Policies by name or as objects, sorted by the place they take in a step; at most one may set a thing."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from optland.control import AutoLR, NoiseBatch, SafeLR, StepPolicy
 from optland.control.policies import POLICIES
 
-__all__ = ["Policy", "build_policies"]
+__all__ = ["Policy", "choose_policies"]
 
 Policy = AutoLR | SafeLR | NoiseBatch | StepPolicy
 
 
-def build_policies(
+def choose_policies(
     policies: Sequence[str | Policy], *, two_pass: bool
 ) -> tuple[AutoLR | SafeLR | None, NoiseBatch | None, list[StepPolicy]]:
     """The learning-rate policy, the batch policy and the step policies out of names and objects."""

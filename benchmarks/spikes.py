@@ -1,0 +1,147 @@
+"""Twenty corrupt batches in a run: does ``spike_guard`` bring the final loss back among those of clean runs?
+
+    python benchmarks/spikes.py        # two tasks, SGD and AdamW, five paired seeds, about three minutes
+
+The same seed gives the same initial weights and the same batches to three runs: clean; with 20 of its batches corrupted
+(labels shuffled, inputs times 1e4, a NaN among the inputs, in turn); and with the same corruption under
+``spike_guard``. Corrupt steps are drawn from the part of the run after step 40. The loss is that of the whole clean
+training set, and of the validation set, after the last step. A diverged run counts as infinite. Nothing is left out.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import platform
+import random
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from optland.train import BatchLoader, DataConfig, ModelConfig, Pilot, build_model, load_data
+
+RESULT = Path(__file__).parent / "results" / "spikes.json"
+SEEDS = (0, 1, 2, 3, 4)
+TASKS = {"digits": (400, 64), "mnist1d": (600, 64)}
+RATES = {"sgd": 0.05, "adamw": 0.003}
+CORRUPT, FIRST = 20, 41
+KINDS = ("labels", "scale", "nan")
+BIG = 1e4
+
+
+def cross_entropy(model: nn.Module, batch: Any) -> Tensor:
+    return F.cross_entropy(model(batch[0]), batch[1])
+
+
+def corrupted(batch: Any, kind: str, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    x, y = batch[0].clone(), batch[1]
+    if kind == "labels":
+        return x, y[torch.randperm(len(y), generator=generator)]
+    if kind == "scale":
+        return x * BIG, y
+    x.view(-1)[0] = math.nan
+    return x, y
+
+
+def run(task: str, base: str, seed: int, *, corrupt: bool, guard: bool) -> dict[str, Any]:
+    steps, size = TASKS[task]
+    data = load_data(DataConfig(name=task))
+    x, val = data.normalise(data.train_x), data.normalise(data.val_x)
+    torch.manual_seed(seed)
+    model = build_model(ModelConfig("cnn", width=8), data.image_shape, data.num_classes)
+    kind: Any = torch.optim.SGD if base == "sgd" else torch.optim.AdamW
+    options = {"momentum": 0.9} if base == "sgd" else {}
+    optimizer = kind(model.parameters(), lr=RATES[base], **options)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    loader = BatchLoader([x, data.train_y], size, epochs=1 + steps * size // len(x), seed=seed)
+    # Without the guard the loop is the plain one: mode off has no guard of any kind.
+    pilot = Pilot(
+        optimizer,
+        model,
+        cross_entropy,
+        policies=["spike_guard"],
+        mode="control" if guard else "off",
+        total_samples=steps * size,
+        budget=0.0,
+    )
+    bad = sorted(random.Random(seed).sample(range(FIRST, steps + 1), CORRUPT)) if corrupt else []
+    generator = torch.Generator().manual_seed(seed)
+    for batch in pilot.batches(loader):
+        at = pilot.step + 1
+        seen = corrupted(batch, KINDS[bad.index(at) % 3], generator) if at in bad else batch
+        optimizer.zero_grad()
+        loss = cross_entropy(model, seen)
+        loss.backward()
+        optimizer.step()
+        scheduler.step()
+        pilot.after_step(seen, loss)
+        if pilot.step == steps:
+            break
+    with torch.no_grad():
+        losses = [float(cross_entropy(model, pair)) for pair in ((x, data.train_y), (val, data.val_y))]
+    skipped = [d.step for d in pilot.decisions if d.actuator == "skip" and d.taken]
+    return {
+        "train_loss": losses[0] if math.isfinite(losses[0]) else None,
+        "val_loss": losses[1] if math.isfinite(losses[1]) else None,
+        "corrupt_skipped": len(set(skipped) & set(bad)),
+        "clean_skipped": len(set(skipped) - set(bad)),
+        "cuts": sum(d.actuator == "lr_factor" and d.new < d.old for d in pilot.decisions),
+        "rewinds": sum(d.actuator in ("rewind", "rollback") for d in pilot.decisions),
+    }
+
+
+def median(runs: list[dict[str, Any]], key: str) -> float | None:
+    found = statistics.median(math.inf if r[key] is None else r[key] for r in runs)
+    return found if math.isfinite(found) else None
+
+
+def inside(runs: list[dict[str, Any]], clean: list[dict[str, Any]], key: str) -> bool:
+    """Whether the median lies within the range of the clean runs; lower than all of them is no failure."""
+    middle = median(runs, key)
+    return middle is not None and middle <= max(math.inf if r[key] is None else r[key] for r in clean)
+
+
+def cell(task: str, base: str) -> dict[str, Any]:
+    arms = {
+        "clean": {"corrupt": False, "guard": False},
+        "clean_guarded": {"corrupt": False, "guard": True},
+        "corrupt": {"corrupt": True, "guard": False},
+        "corrupt_guarded": {"corrupt": True, "guard": True},
+    }
+    runs: dict[str, list[dict[str, Any]]] = {arm: [] for arm in arms}
+    for seed in SEEDS:
+        for arm, options in arms.items():
+            runs[arm].append({"seed": seed, **run(task, base, seed, **options)})
+    medians = {arm: {key: median(of, key) for key in ("train_loss", "val_loss")} for arm, of in runs.items()}
+    verdict = {key: inside(runs["corrupt_guarded"], runs["clean"], key) for key in ("train_loss", "val_loss")}
+    return {"task": task, "base": base, "medians": medians, "inside_clean_range": verdict, "runs": runs}
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    started, cells = time.perf_counter(), []
+    for task in TASKS:
+        for base in RATES:
+            cells.append(cell(task, base))
+            found = cells[-1]
+            print(task, base, found["inside_clean_range"], json.dumps(found["medians"]))
+            result = {
+                "torch": torch.__version__,
+                "python": platform.python_version(),
+                "seeds": list(SEEDS),
+                "corrupt_batches": CORRUPT,
+                "rates": RATES,
+                "steps_and_batch": TASKS,
+                "seconds": round(time.perf_counter() - started, 1),
+                "cells": cells,
+            }
+            RESULT.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,357 @@
+"""Controllers and signals against closed forms on a quadratic, on additive noise and on a saddle.
+
+H = Q diag(geomspace(.1, 10, 20)) Q', w_0 = Q 1: L_0 = 23.05, lambda_max = 10. Which item is where:
+
+====  =================================================  ==========================================================
+item  what must hold                                     where
+====  =================================================  ==========================================================
+1     power iteration finds lambda_max                   here (the in-loop spectrum); tests/curvature
+2     critical rate = 2 g'g / g'Hg                       here
+3     loss ratio of CDAT, constant at sigma 2            here
+4     three losses give g'd / d'Hd                       here
+5     heavy-ball edge (2 + 2 beta) / lambda              here
+6     Adam's edge with frozen P                          here
+7     two batch sizes: unbiased tr(Sigma), |G|^2         here (means over draws)
+8     same- and fresh-batch edge give B_simple           here
+9     noise floor sum eta s / (2 B (2 - eta lambda))     here
+10    SASA statistic is 0 at stationarity                here
+11    stochastic edge of linear regression               here
+12    SAM edge eta lam (1 + rho lam / |g|) = 2           here, with optland's SAM
+13    Polyak step 1 / (2 lambda), loss x 1/4             here
+14    CABS: L B constant                                 here
+15    norm test: B = B_simple / theta^2                  here
+16    batch gain: 1, and its limit                       here; test_step_policies.py
+17    goodput picks smallest, largest, kink              here
+18    seesaw: same floor to first order                  here, with the policy's own proposals
+19    safe_lr: ceiling in [1/lam_max, 1/lam_min]         here
+20    guard: a cap mis-set 100x, ceil(log2 100) trials   test_step_policies.py
+21    saddle: NCR = b/a, escape +-e_y, near sqrt(b)      here; tests/train/test_actuators_in_the_loop.py
+22    symmetric filter centred, the asymmetric one not   here; test_filters_and_budget.py
+23    monitor mode is bit-identical                      tests/train/test_pilot.py, tests/train/test_every_policy.py
+====  =================================================  ==========================================================
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import statistics
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from optland.control import LogEMA, Plateau, SafeLR, Seesaw, StepView, batch_gain
+from optland.control.statistics import mean_interval
+from optland.curvature import SpectrumTracker, critical_step, gradient_noise, hessian, lanczos
+from optland.objective import Objective
+from optland.optim import SAM
+
+LAM = np.geomspace(0.1, 10.0, 20)
+Q = np.linalg.qr(np.random.default_rng(0).normal(size=(20, 20)))[0]
+H = Q @ np.diag(LAM) @ Q.T
+W0 = Q @ np.ones(20)
+
+
+class Quadratic(nn.Module):
+    """w'Hw / 2."""
+
+    def __init__(self, w: np.ndarray = W0, matrix: np.ndarray = H) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.tensor(w, dtype=torch.float64))
+        self.register_buffer("matrix", torch.tensor(matrix, dtype=torch.float64))
+
+
+def loss_of(model: nn.Module, batch: Any) -> Tensor:
+    return 0.5 * model.w @ model.matrix @ model.w  # type: ignore[operator]
+
+
+def objective(w: np.ndarray = W0) -> Objective:
+    return Objective(Quadratic(w), loss_of, [torch.zeros(1, 1)])
+
+
+def eta_c(w: np.ndarray, u: np.ndarray) -> float:
+    found = critical_step(objective(w), [torch.tensor(u)], max_forwards=80, rtol=1e-8)
+    assert found.status == "resolved"
+    return found.step.value
+
+
+def test_the_quadratic_is_the_one_of_the_table() -> None:
+    assert pytest.approx(23.05, abs=0.005) == 0.5 * W0 @ H @ W0
+
+
+def test_01_the_tracked_spectrum_finds_lambda_max() -> None:
+    with hessian(objective()) as operator:
+        tracker = SpectrumTracker(tol=1e-6, max_products=30)
+        assert tracker.probe(operator).spectrum.top.value == pytest.approx(10.0, rel=1e-6)
+
+
+def test_02_critical_rate_is_twice_the_rayleigh_step() -> None:
+    g = H @ W0
+    found = eta_c(W0, -g)
+    assert found == pytest.approx(2 * g @ g / (g @ H @ g), rel=1e-6)
+    assert found == pytest.approx(0.268995, rel=1e-4)
+    assert found >= 2 / 10
+    top = Q[:, -1]
+    assert eta_c(top, -(H @ top)) == pytest.approx(2 / 10, rel=1e-6)
+
+
+@pytest.mark.parametrize("sigma", [1.0, 1.5, 1.9, 2.0, 2.1])
+def test_03_cdat_loss_ratio(sigma: float) -> None:
+    """The step is sigma/2 of the critical rate that the probe finds."""
+    w, start = W0.copy(), 0.5 * W0 @ H @ W0
+    for _ in range(4):
+        g = H @ w
+        before = 0.5 * w @ H @ w
+        ratio = 1 - sigma * (2 - sigma) * (g @ g) ** 2 / ((g @ H @ g) * (g @ w))
+        w = w - 0.5 * sigma * eta_c(w, -g) * g
+        assert 0.5 * w @ H @ w / before == pytest.approx(ratio, rel=1e-5)
+    assert bool(0.5 * w @ H @ w > start * 1.01) is (sigma > 2)
+
+
+def test_04_three_losses_give_the_exact_step() -> None:
+    g, eta = H @ W0, 0.7
+    problem = objective()
+    low, base, high = (problem.value([torch.tensor(W0 - x * eta * g)]) for x in (-1, 0, 1))
+    assert 0.5 * eta * (low - high) / (low - 2 * base + high) == pytest.approx(g @ g / (g @ H @ g), rel=1e-9)
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.5, 0.9])
+@pytest.mark.parametrize("share", [0.99, 1.01])
+def test_05_heavy_ball_edge(beta: float, share: float) -> None:
+    model = Quadratic(Q[:, -1].copy())
+    optimizer = torch.optim.SGD(model.parameters(), lr=share * (2 + 2 * beta) / 10, momentum=beta)
+    peaks = []
+    for _ in range(1500):
+        optimizer.zero_grad()
+        loss = loss_of(model, None)
+        loss.backward()
+        optimizer.step()
+        peaks.append(float(loss.detach()))
+    assert (max(peaks[-100:]) > max(peaks[500:600])) is (share > 1)
+
+
+@pytest.mark.parametrize("share", [0.99, 1.01])
+def test_06_adam_edge_with_frozen_preconditioner(share: float) -> None:
+    """lambda(P^-1 H) = (2 + 2 b1) / ((1 - b1) eta): a matrix recursion with a P that is not the identity."""
+    b1, p = 0.9, np.geomspace(0.5, 2.0, 20)
+    top = float(np.linalg.eigvals(H / p[:, None]).real.max())
+    eta = share * (2 + 2 * b1) / ((1 - b1) * top)
+    step = np.block(
+        [
+            [np.eye(20) - eta * (1 - b1) * H / p[:, None], -eta * b1 * np.diag(1 / p)],
+            [(1 - b1) * H, b1 * np.eye(20)],
+        ]
+    )
+    radius = np.abs(np.linalg.eigvals(step)).max()
+    assert bool(radius > 1) is (share > 1)
+
+
+def test_07_two_batch_sizes_are_unbiased_and_a_ratio_of_means_is_right() -> None:
+    """Per-sample gradients G + e_i, e ~ N(0, S) through optland's estimator: means over 400 batches of 32."""
+    rng = np.random.default_rng(0)
+    true, spread = np.array([2.0, -1.0, 0.5]), np.array([1.0, 2.0, 0.5])
+    traces, squares = [], []
+    for _ in range(400):
+        x = torch.tensor(true + spread * rng.normal(size=(32, 3)))
+        model = nn.Linear(3, 1, bias=False).double()
+        noise = gradient_noise(Objective(model, lambda m, b: m(b).mean(), [x]), parts=8)
+        traces.append(noise.trace_cov.value)
+        squares.append(noise.grad_sq.value)
+    trace, square = float((spread**2).sum()), float((true**2).sum())
+    assert statistics.mean(traces) == pytest.approx(trace, abs=4 * statistics.stdev(traces) / 20)
+    assert statistics.mean(squares) == pytest.approx(square, abs=4 * statistics.stdev(squares) / 20)
+    assert statistics.mean(traces) / statistics.mean(squares) == pytest.approx(trace / square, rel=0.1)
+
+
+def test_08_same_and_fresh_batch_edges_give_the_noise_scale() -> None:
+    """Batch gradients G +- e_j sqrt(s_j d / B) with one axis at a time: expectations are exact sums."""
+    g, b, d = H @ W0, 16, 20
+    s = np.linspace(0.5, 2.0, d)
+    draws = [g + sign * np.sqrt(d * s[j] / b) * Q[:, j] for j in range(d) for sign in (1, -1)]
+    curvature = np.mean([v @ H @ v for v in draws])
+    same = 2 * np.mean([v @ v for v in draws]) / curvature
+    fresh = 2 * np.mean([v @ g for v in draws]) / curvature
+    b_simple, b_noise = s.sum() / (g @ g), (LAM * s).sum() / (g @ H @ g)
+    assert b * (same / fresh - 1) == pytest.approx(b_simple, rel=1e-9)
+    assert fresh / 2 == pytest.approx((g @ g / (g @ H @ g)) / (1 + b_noise / b), rel=1e-9)
+
+
+def floor(eta: float, batch: float, lam: np.ndarray = LAM, s: float = 1.0) -> float:
+    """E L of SGD with additive noise of variance s an example and axis."""
+    return float((eta * s / (2 * batch * (2 - eta * lam))).sum())
+
+
+def test_09_noise_floor_of_sgd() -> None:
+    rng, eta, batch = np.random.default_rng(0), 0.1, 8
+    w, losses = np.zeros((4000, 20)), []
+    for k in range(400):
+        w = w - eta * (w * LAM + rng.normal(size=w.shape) / math.sqrt(batch))
+        if k > 250:
+            losses.append(0.5 * (w**2 * LAM).sum(1).mean())
+    # the slowest axis (lambda .1) has come to 1 - exp(-2 * .1 * .1 * 250) = 99.3 % of its level
+    assert statistics.mean(losses) == pytest.approx(floor(eta, batch), rel=0.02)
+
+
+def test_10_sasa_statistic_vanishes_at_stationarity_and_not_before() -> None:
+    rng, eta, lam = np.random.default_rng(0), 0.1, 1.0
+    w, early, late = 30.0, [], []
+    for k in range(6000):
+        d = lam * w + rng.normal()
+        (early if k < 20 else late if k > 200 else []).append(w * d - 0.5 * eta * d * d)
+        w -= eta * d
+    mean, half = mean_interval(late)
+    assert abs(mean) <= half
+    assert half < 0.1 * 0.5 * eta / (2 - eta) * 20  # a test that could not fail would have a wide interval
+    assert statistics.mean(early) > 10
+
+
+def stable(eta: float, batch: int, lam: np.ndarray) -> bool:
+    """K = (eta/B) sum lam / (2 - eta lam (1 + 1/B)) below 1."""
+    rest = 2 - eta * lam * (1 + 1 / batch)
+    return bool((rest > 0).all() and (eta / batch * lam / rest).sum() < 1)
+
+
+@pytest.mark.parametrize(("batch", "edge"), [(1, 0.0343), (4, 0.1006), (16, 0.1717), (256, 0.1984)])
+def test_11_stochastic_edge_of_linear_regression(batch: int, edge: float) -> None:
+    """Against the exact second-moment recursion of E[w w'] for Gaussian inputs, and the practical form."""
+    lam = LAM
+    # diagonal of E[ww']: c_i <- c_i (1 - 2 eta l_i + eta^2 l_i^2 (1 + 1/B)) + (eta^2/B) l_i sum_j l_j c_j
+    for share in (0.97, 1.03):
+        eta = share * edge
+        matrix = np.diag(1 - 2 * eta * lam + eta**2 * lam**2 * (1 + 1 / batch)) + eta**2 / batch * np.outer(
+            lam, lam
+        )
+        radius = np.abs(np.linalg.eigvals(matrix)).max()
+        assert bool(radius > 1) is (share > 1)
+        assert stable(eta, batch, lam) is (share < 1)
+    assert 2 / (lam.max() + lam.sum() / batch) == pytest.approx(edge, rel=0.12)
+
+
+@pytest.mark.parametrize("share", [0.97, 1.03])
+def test_12_sam_edge(share: float) -> None:
+    """One SAM step along a single curvature: w shrinks iff eta lam (1 + rho lam / |g|) < 2."""
+    lam, rho, w = 4.0, 0.05, 0.3
+    eta = share * 2 / (lam * (1 + rho * lam / (lam * w)))
+    model = Quadratic(np.array([w]), np.array([[lam]]))
+    optimizer = SAM(torch.optim.SGD(model.parameters(), lr=eta), rho=rho)
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = loss_of(model, None)
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    assert (abs(model.w.item()) > w) is (share > 1)
+
+
+def test_13_polyak_step() -> None:
+    """H = lam I: f / |g|^2 = 1 / (2 lam) is a quarter of the critical rate, and each step leaves a quarter."""
+    lam, w = 3.0, np.array([2.0, -1.0])
+    model = Quadratic(w, lam * np.eye(2))
+    value, (g,) = Objective(model, loss_of, [torch.zeros(1, 1)]).value_and_gradient()
+    eta = value / float(g @ g)
+    assert eta == pytest.approx(1 / (2 * lam))
+    found = critical_step(Objective(model, loss_of, [torch.zeros(1, 1)]), [-g], max_forwards=80, rtol=1e-8)
+    assert eta == pytest.approx(found.step.value / 4, rel=1e-6)
+    after = w - eta * lam * w
+    assert 0.5 * lam * after @ after == pytest.approx(value / 4)
+
+
+def test_14_and_15_batch_rules_are_the_noise_scale_in_disguise() -> None:
+    """CABS B = eta tr(Sigma) / L keeps L B constant along gradient descent; the norm test's B is B_simple / theta^2."""
+    lam, eta, trace, theta, w = 2.0, 0.1, 5.0, 0.7, np.array([3.0, 1.0])
+    products, tests = set(), []
+    for _ in range(5):
+        loss, g = 0.5 * lam * w @ w, lam * w
+        products.add(round(loss * (eta * trace / loss), 12))
+        batch = trace / (theta**2 * (g @ g))
+        tests.append(
+            trace / batch <= theta**2 * (g @ g) * (1 + 1e-12) and trace / (0.9 * batch) > theta**2 * (g @ g)
+        )
+        w = w - eta * g
+    assert products == {round(eta * trace, 12)}
+    assert all(tests)
+
+
+def test_16_batch_gain_is_the_ratio_of_optimal_rates() -> None:
+    g, s = H @ W0, np.ones(20)
+    b_noise = (LAM * s).sum() / (g @ H @ g)
+
+    def best(batch: float) -> float:
+        return float(g @ g / (g @ H @ g + (LAM * s).sum() / batch))
+
+    for k in (1, 2, 8, 1e9):
+        assert batch_gain(k, 4, b_noise, adam=False) == pytest.approx(best(4 * k) / best(4), rel=1e-9)
+
+
+def test_17_goodput() -> None:
+    """Throughput times gain / scale: constant takes the smallest batch, proportional the largest, a kink the kink."""
+    noise, sizes = 64.0, [8 * 2**k for k in range(8)]
+
+    def choice(throughput: Any) -> int:
+        return max(
+            sizes, key=lambda b: throughput(b) / b * b * batch_gain(b / 8, 8, noise, adam=False) * 8 / b
+        )
+
+    assert choice(lambda b: 1.0) == 8
+    assert choice(lambda b: float(b)) == 1024
+    assert choice(lambda b: float(min(b, 64))) == 64
+
+
+def test_18_seesaw_ends_at_the_floor_of_the_schedule_it_replaces() -> None:
+    """SGD: (eta/4, B) and what the policy makes of it, (eta, 4 B), to first order in eta."""
+    policy, batch, factor = Seesaw(exponent=0.0, max_batch=1024), 16, 1.0
+    for k, shape in enumerate((1.0, 0.5, 0.25)):
+        for p in policy.propose(StepView(k, 1.0, shape=shape, batch=batch, factor=factor)):
+            batch, factor = (int(p.new), factor) if p.actuator == "batch_size" else (batch, p.new)
+    for eta, tolerance in ((1e-2, 0.05), (1e-4, 5e-4)):
+        replaced = floor(0.25 * factor * eta, batch)
+        assert replaced == pytest.approx(floor(0.25 * eta, 16), rel=tolerance)
+
+
+def test_19_safe_lr_on_the_quadratic() -> None:
+    """User rate infinite: the cap is half the critical rate, g'g / g'Hg in [1/lam_max, 1/lam_min]; the loss falls."""
+    w, losses = W0.copy(), []
+    for _ in range(60):
+        policy, g = SafeLR(fraction=0.5, start=1e9), H @ w
+        policy.observe_critical_step(eta_c(w, -g))
+        rate = policy.cap(math.inf)[0]
+        assert rate == pytest.approx(g @ g / (g @ H @ g), rel=1e-4)
+        assert 1 / 10 <= rate <= 1 / 0.1
+        losses.append(0.5 * w @ H @ w)
+        w = w - rate * g
+    assert losses == sorted(losses, reverse=True)
+
+
+def test_21_negative_curvature_ratio_of_the_saddle() -> None:
+    a, b = 2.0, 0.64
+    problem = Objective(Quadratic(np.zeros(2), np.diag([a, -b])), loss_of, [torch.zeros(1, 1)])
+    with hessian(problem) as operator:
+        found = lanczos(operator, k=1, tol=1e-8)
+    ncr = -found.bottom.value / found.top.value
+    assert ncr == pytest.approx(b / a, rel=1e-6)
+    assert [abs(x) for x in found.vectors[-1][0].tolist()] == pytest.approx([0.0, 1.0], abs=1e-6)
+    policy = Plateau(window=16, saddle=0.3)
+    asked = [p.actuator for k in range(1, 17) for p in policy.propose(StepView(k, 1.0, ncr=ncr))]
+    assert asked == ["escape"]
+
+
+@pytest.mark.parametrize(("spread", "settles"), [(0.2, 0.97), (0.5, 0.77), (1.0, 0.45)])
+def test_22_an_asymmetric_filter_settles_below_the_truth_and_ours_does_not(
+    spread: float, settles: float
+) -> None:
+    draw, cap, caps, averages = random.Random(0), 1.0, [], []
+    ema = LogEMA(0.9)
+    for k in range(6000):
+        e = math.exp(draw.gauss(0.0, spread))
+        ema.update(e)
+        cap = min(e, 1.25 * cap)
+        if k > 100:
+            caps.append(math.log(cap))
+            averages.append(math.log(ema.value or math.nan))
+    assert math.exp(statistics.mean(averages)) == pytest.approx(1.0, abs=0.06 * spread + 0.02)
+    assert math.exp(statistics.mean(caps)) < 0.5 * (1 + settles)
