@@ -209,8 +209,8 @@ def control_table(development: dict[str, Any]) -> str:
     machine = report["machine"]
     lines += [
         "",
-        f"Test accuracy in per cent (test loss for text), means of {len(report['seeds']['report'])} seeds; equal gradient "
-        "evaluations, probes counted. The constants were chosen on the development tasks alone. "
+        f"Test accuracy in per cent (test loss for text), means of {len(report['seeds']['report'])} seeds; equal "
+        "gradient evaluations, probes counted. The constants were chosen on the development tasks alone. "
         f"Measured with torch {machine['torch']}.",
     ]
     return "\n".join(lines)
