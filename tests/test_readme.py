@@ -16,7 +16,10 @@ ROOT = Path(__file__).resolve().parent.parent
 TEXT = (ROOT / "README.md").read_text()
 
 
-def test_every_python_block_runs_in_order(capsys: Any) -> None:
+def test_every_python_block_runs_in_order(
+    capsys: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"```python\n(.*?)```", TEXT, flags=re.S)
     assert len(blocks) >= 3
     namespace: dict[str, Any] = {"__name__": "readme"}
@@ -26,6 +29,9 @@ def test_every_python_block_runs_in_order(capsys: Any) -> None:
     assert "probes cost" in printed
     assert "negative curvature" in printed
     assert "critical step" in printed
+    assert "aligned: distance" in printed
+    assert "worst(m=32, rho=0.05, p=2, T=I, eval)" in printed
+    assert (tmp_path / "plane.png").exists()
 
 
 @pytest.mark.parametrize("line", sorted(set(re.findall(r"^    (optland run .*?)$", TEXT, flags=re.M))))
