@@ -18,6 +18,7 @@ from optland.landscape.directions import (
 )
 from optland.landscape.paths import PathLoss, linear_path, recalibrated
 from optland.landscape.rays import GradientSmoothness, Rays, gradient_smoothness, rays
+from optland.landscape.settings import CurveConfig
 from optland.landscape.sharpness import (
     Sharpness,
     average_sharpness,
@@ -31,6 +32,7 @@ from optland.landscape.trajectory import TrajectoryPlane, trajectory_plane
 __all__ = [
     "Alignment",
     "Connection",
+    "CurveConfig",
     "Direction",
     "EffectiveDimension",
     "GradientSketch",
