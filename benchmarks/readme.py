@@ -222,6 +222,25 @@ def _score(row: dict[str, Any]) -> str:
     return value + (f" ({row['dead']} dead)" if row["dead"] else "")
 
 
+def connectivity_table(result: dict[str, Any]) -> str:
+    """Barriers between independently trained nets: of the line, of a trained curve, and after alignment."""
+    lines = [
+        "| nets | line | trained curve | share left | line after alignment |",
+        "|---|---:|---:|---:|---:|",
+    ]
+    for case in result["table"].values():
+        for row in case["pairs"]:
+            cells = [f"{row['linear']:.3f}", f"{row['curve']:.4f}", f"{100 * row['share']:.1f} %"]
+            cells.append(f"{row['aligned']:.3f}" if "aligned" in row else "")
+            lines.append(f"| {case['title']} | " + " | ".join(cells) + " |")
+    lines += [
+        "",
+        "Height of the loss over the worse end; a line for each pair of seeds. "
+        + f"Measured with torch {result['machine']['torch']}.",
+    ]
+    return "\n".join(lines)
+
+
 def cuda_cost_table(result: dict[str, Any]) -> str:
     """What a step costs on a GPU."""
     methods = list(next(iter(result["table"].values())))
@@ -236,6 +255,7 @@ def cuda_cost_table(result: dict[str, Any]) -> str:
 TABLES = {
     "control_development": control_table,
     "cuda_cost": cuda_cost_table,
+    "connectivity": connectivity_table,
     "demo": demo_table,
     "curvature": curvature_table,
     "conformance": conformance_table,
