@@ -69,9 +69,14 @@ def _plane(found: Slice, path: str | Path, title: str) -> None:
     )
     surface.set_zlabel("loss")
     flat = page.add_subplot(1, 2, 2)
-    lines = flat.contourf(grid_x.numpy(), grid_y.numpy(), shown.numpy(), levels=24, cmap="viridis")
-    flat.contour(grid_x.numpy(), grid_y.numpy(), shown.numpy(), levels=12, colors="white", linewidths=0.4)
-    page.colorbar(lines, ax=flat, label="loss")
+    levels, norm = _levels(shown)
+    lines = flat.contourf(
+        grid_x.numpy(), grid_y.numpy(), shown.numpy(), levels=levels, norm=norm, cmap="viridis"
+    )
+    flat.contour(
+        grid_x.numpy(), grid_y.numpy(), shown.numpy(), levels=levels[::2], colors="white", linewidths=0.4
+    )
+    page.colorbar(lines, ax=flat, label="loss", format="%.3g")
     unit = [
         float(w[-1] / c[-1]) if float(c[-1]) else 1.0
         for w, c in zip(found.weight_units, found.coordinates, strict=True)
@@ -86,6 +91,18 @@ def _plane(found: Slice, path: str | Path, title: str) -> None:
         axis.set_ylabel(f"{found.directions[1].kind}, |w|", fontsize=8)
     page.suptitle(title or _stamp(found), fontsize=10)
     page.savefig(path, dpi=110)
+
+
+def _levels(values: torch.Tensor) -> tuple[list[float], Any]:
+    """Levels of a map: logarithmic where corners a hundred times as high would leave the basin one colour."""
+    from matplotlib.colors import LogNorm, Normalize
+
+    known = values[torch.isfinite(values)]
+    low, high = float(known.min()), float(known.max())
+    if low > 0 and high > 100 * low:
+        return torch.logspace(math.log10(low), math.log10(high), 25).tolist(), LogNorm(low, high)
+    high = high if high > low else low + 1e-12 + abs(low) * 1e-6
+    return torch.linspace(low, high, 25).tolist(), Normalize(low, high)
 
 
 def _stamp(found: Slice) -> str:
