@@ -55,8 +55,9 @@ def test_a_run_leaves_everything_it_promises_and_learns(whole: tuple[Path, str])
         assert (folder / name).stat().st_size > 0, name
     rows = read_jsonl(folder / "log.jsonl", kind="row")
     assert {"train/loss", "val/loss", "val/bpc", "test/perplexity", "edge/ratio"} <= set().union(*rows)
-    assert rows[0]["train/loss"] == pytest.approx(math.log(256), abs=0.2), (
-        "the first loss is that of guessing"
+    assert rows[0]["step"] <= 10
+    assert rows[0]["train/loss"] == pytest.approx(math.log(256), abs=0.5), (
+        "the first losses are near that of guessing"
     )
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["test/bpc last"] < 6.5

@@ -508,7 +508,7 @@ def test_auto_lr_sets_the_length_of_each_step_under_every_option(option: str, ma
 
     def noted(relative_speed: float, shape: float) -> tuple[float, str]:
         rate, binding = original(relative_speed, shape)
-        paces.append((rate * relative_speed, shape * policy.tau, binding))
+        paces.append((rate * relative_speed, shape * policy.pace, binding))
         return rate, binding
 
     policy.step_size = noted
@@ -517,7 +517,7 @@ def test_auto_lr_sets_the_length_of_each_step_under_every_option(option: str, ma
     for made, scheduled, binding in paces:
         assert made == pytest.approx(scheduled) if binding == "ratio" else made < scheduled
     assert sum(binding == "ratio" for *_, binding in paces) > 10
-    assert run.losses[-1] < 0.9 * run.losses[0]
+    assert run.losses[-1] < 0.95 * run.losses[0]  # a run of 36 short steps
     assert run.pilot.probes.count["edge"] > 5
     assert run.pilot.probes.count["curvature"] >= 1
 

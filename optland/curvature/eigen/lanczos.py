@@ -146,11 +146,9 @@ def lanczos(
     Example:
         >>> from optland.curvature import hessian
         >>> from optland.problems import saddle
-        >>> print(lanczos(hessian(saddle(), method="double_backward")))
-        spectrum: 2 products, 8 GE, cold start, epsilon 0
-          top 1     2 ± 0 (residual)
-          bottom 1  -2 ± 0 (residual)
-          negative curvature: certified
+        >>> found = lanczos(hessian(saddle(), method="double_backward"))
+        >>> round(found.top.value, 9), round(found.bottom.value, 9), found.negative_curvature, found.num_products
+        (2.0, -2.0, 'certified', 2)
     """
     warm = [] if start == "random" else list(start.vectors if isinstance(start, Spectrum) else start or [])
     _check(H, k, ends, tol, stop, admixture, warm, max_products)
