@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from optland import vectors
 from optland.archive import Archived
+from optland.landscape.paths import weights_of
 from optland.objective import Objective
 from optland.vectors import Vector
 
@@ -204,17 +205,8 @@ def gradient_direction(objective: Objective) -> Direction:
 
 def difference(objective: Objective, target: Vector, kind: str = "checkpoint difference") -> Direction:
     """``target`` minus the present weights: distance 1 along it is the other checkpoint."""
-    if len(target) != len(objective.params):
-        raise ValueError(f"{len(target)} tensors for {len(objective.params)} parameters; pass one for each")
-    shapes = [(tuple(t.shape), tuple(p.shape)) for t, p in zip(target, objective.params, strict=True)]
-    for (theirs, ours), name in zip(shapes, objective.names, strict=True):
-        if theirs != ours:
-            raise ValueError(
-                f"checkpoints differ: {name!r} has shape {theirs} in one and {ours} in the other"
-            )
-    return made(
-        objective, [t.detach() - p.detach() for t, p in zip(target, objective.params, strict=True)], kind
-    )
+    there = weights_of(objective, target)
+    return made(objective, [t - p.detach() for t, p in zip(there, objective.params, strict=True)], kind)
 
 
 def cosine(a: Direction | Vector, b: Direction | Vector) -> float:

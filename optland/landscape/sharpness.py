@@ -137,7 +137,8 @@ def random_sharpness(
     if samples < 1:
         raise ValueError(f"samples {samples} must be at least 1")
     generator = torch.Generator().manual_seed(seed)
-    T, base, before = scale(objective, metric), objective.value(), objective.cost_ge
+    before = objective.cost_ge
+    T, base = scale(objective, metric), objective.value()
     best = -math.inf
     for _ in range(samples):
         u = _gaussian(objective, generator)
@@ -146,7 +147,7 @@ def random_sharpness(
             best,
             objective.value(objective.displaced([t * x for t, x in zip(T, u, strict=True)], rho / length)),
         )
-    cost = objective.cost_ge - before + objective.num_samples / 3.0
+    cost = objective.cost_ge - before
     provenance = objective.provenance(f"best of {samples} random directions", seed)
     rise = Estimate(best - base, math.nan, "none", True, cost, provenance, "A lower bound of the worst case.")
     return Sharpness(rise, "random", None, rho, 2.0, metric)
@@ -305,12 +306,7 @@ def _parts(objective: Objective, m: int) -> Iterator[Objective]:
             split(batch, whole) if num_samples(batch) == whole * m else split(take(batch, whole * m), whole)
         )
         for piece in kept:
-            part = Objective(
-                objective.model, objective.loss_fn, [piece], mode=objective.mode, data=objective.data,
-                seed=objective.seed,
-            )  # fmt: skip
-            part._meter = objective._meter
-            yield part
+            yield objective.on(piece, m)
 
 
 def _over_batches(

@@ -33,7 +33,7 @@ from optland.curvature import hessian
 from optland.estimate import Provenance
 from optland.landscape.directions import Direction, cosine, difference, made
 from optland.landscape.sweep import Progress, sweep
-from optland.objective import Objective
+from optland.objective import FORWARD_GE, Objective
 
 __all__ = ["Ruggedness", "Slice", "checkpoint_plane", "line", "plane", "ruggedness"]
 
@@ -278,7 +278,7 @@ def _slice(
         centre[name] = float(surfaces[name][middle]) if at_centre else loss.value()
         extra = 0 if at_centre else 1
         forwards += found.num_forwards + extra
-        cost += found.cost_ge + extra * loss.num_samples / 3.0
+        cost += found.cost_ge + extra * FORWARD_GE * loss.num_samples
     if not bool(torch.isfinite(surfaces["loss"]).any()):
         raise ValueError(
             "no point of the slice has a finite loss; use a smaller distance, or look at the weights"

@@ -34,15 +34,13 @@ from optland.batches import num_samples
 from optland.control import (
     AutoLR,
     Decision,
-    NoiseBatch,
     ProbeBudget,
     RatioEMA,
     SafeLR,
-    StepPolicy,
 )
 from optland.log import Logger, NullLogger
 from optland.objective import LossFn
-from optland.train.choice import choose_policies
+from optland.train.choice import Policy, choose_policies
 from optland.train.executor import Executor
 from optland.train.probes import Probes, Reading
 from optland.train.steering import Steering, refuse_several_ranks
@@ -50,7 +48,6 @@ from optland.train.step_policies import StepPolicies
 
 __all__ = ["MODES", "Mode", "Pilot"]
 
-Policy = AutoLR | SafeLR | NoiseBatch | StepPolicy
 Mode = Literal["off", "monitor", "shadow", "control"]
 MODES = ("off", "monitor", "shadow", "control")
 SHARES = {"edge": 0.25, "noise": 0.15, "curvature": 0.6}

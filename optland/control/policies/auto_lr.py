@@ -159,7 +159,9 @@ class AutoLR:
         if user_shape is not None:
             return min(rise, 1.0) * user_shape
         if progress is None:
-            raise ValueError("auto_lr needs a horizon: pass total_samples to Pilot, or attach a scheduler")
+            raise ValueError(
+                f"{self.name} needs a horizon: pass total_samples to Pilot, or attach a scheduler"
+            )
         return linear_shape(progress, self.warmup)
 
     def step_size(self, relative_speed: float, shape: float) -> tuple[float, str]:

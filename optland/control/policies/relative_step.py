@@ -18,9 +18,8 @@ Reference: the ratio of update to weight is that of LARS (You et al. 2017, arXiv
 from __future__ import annotations
 
 import math
-from typing import Any
 
-from optland.control.policies.auto_lr import AutoLR, linear_shape
+from optland.control.policies.auto_lr import AutoLR
 
 __all__ = ["RelativeStep"]
 
@@ -49,36 +48,5 @@ class RelativeStep(AutoLR):
         super().__init__(tau=tau, warmup=warmup)
         self.alarm = math.inf
 
-    def shape(self, progress: float | None, user_shape: float | None, step: int) -> float:
-        """s_k: the schedule's own shape behind a warm-up where one is attached, else warm-up and linear decay."""
-        rise = step / 100.0 if progress is None else progress / self.warmup
-        if user_shape is not None:
-            return min(rise, 1.0) * user_shape
-        if progress is None:
-            raise ValueError(
-                "relative_step needs a horizon: pass total_samples to Pilot, or attach a scheduler"
-            )
-        return linear_shape(progress, self.warmup)
-
-    def step_size(self, relative_speed: float, shape: float) -> tuple[float, str]:
-        """The rate s tau / R, and ``ratio``; rate 0 and ``guard`` for a step without a length."""
-        if not (relative_speed > 0 and math.isfinite(relative_speed)):
-            return 0.0, "guard"
-        return shape * self.tau / relative_speed, "ratio"
-
     def observe_critical_step(self, eta_c: float, applied: float = 0.0) -> None:
         """Nothing: the plain rule does not look at the landscape."""
-
-    def on_rewind(self) -> tuple[float, float]:
-        """Halve tau; returns it before and after."""
-        old, self.tau = self.tau, self.tau / 2
-        self.rewinds += 1
-        return old, self.tau
-
-    def state_dict(self) -> dict[str, Any]:
-        """Plain numbers for the checkpoint."""
-        return {"tau": self.tau, "rewinds": self.rewinds}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue where :meth:`state_dict` was taken."""
-        self.tau, self.rewinds = state["tau"], state["rewinds"]

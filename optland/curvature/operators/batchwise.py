@@ -5,7 +5,6 @@ The pieces are views: they share the model, loss, mode and seed of the whole, an
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -29,7 +28,7 @@ def each_batch(objective: Objective) -> Iterator[Objective]:
         ([(2, 1.0), (1, 1.0)], 1.0)
     """
     for batch in objective.batches:
-        yield _alone(objective, batch, _size(objective, batch))
+        yield objective.on(batch, _size(objective, batch))
 
 
 def each_part(objective: Objective, parts: int) -> Iterator[Objective]:
@@ -42,13 +41,7 @@ def each_part(objective: Objective, parts: int) -> Iterator[Objective]:
         raise ValueError(f"parts={parts} must be at least 1")
     for batch in objective.batches:
         for part in split(batch, min(parts, num_samples(batch))):
-            yield _alone(objective, part, num_samples(part))
-
-
-def _alone(objective: Objective, batch: Any, samples: int) -> Objective:
-    piece = copy.copy(objective)
-    piece.batches, piece.num_samples = [batch], samples
-    return piece
+            yield objective.on(part, num_samples(part))
 
 
 def _size(objective: Objective, batch: Any) -> int:

@@ -47,9 +47,7 @@ class Evaluations:
 
     def here(self) -> tuple[float, list[Tensor]]:
         """Loss and gradient at the present weights, as training sees them: buffers and random state move on."""
-        loss = self._call()
-        self.after = rng_state()
-        return loss, self.gradients()
+        return self._call(), self.gradients()
 
     def gradients(self) -> list[Tensor]:
         """Copies of what the last call left in ``.grad``; zero where there is none."""
@@ -112,11 +110,6 @@ class Evaluations:
             yield
         finally:
             vectors.copy_(weights, saved)
-
-    def settle(self, gradients: Vector) -> None:
-        """Leave these gradients in ``.grad``, for a base optimizer that steps next."""
-        for p, g in zip(self.params, gradients, strict=True):
-            p.grad = g.clone()
 
     def move(self, point: Vector) -> None:
         """Make ``point`` the weights."""

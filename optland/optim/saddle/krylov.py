@@ -57,6 +57,11 @@ class Krylov:
         return vectors.combine((self.mixes @ coefficients).tolist(), self.basis)
 
     @property
+    def lowest_vector(self) -> list[Tensor]:
+        """The unit vector of the smallest Ritz value."""
+        return vectors.combine(self.mixes[:, 0].tolist(), self.basis)
+
+    @property
     def lowest(self) -> float:
         """The smallest Ritz value, an upper bound of the smallest eigenvalue."""
         return float(self.values[0])
@@ -125,9 +130,7 @@ def explore(
                 break
     found = _solve(basis, images, g, random_products, dim)
     if doubt is not None:
-        unit = torch.zeros_like(found.values)
-        unit[0] = 1.0
-        found.error = doubt(found.vector(unit), found.lowest)
+        found.error = doubt(found.lowest_vector, found.lowest)
     return found
 
 

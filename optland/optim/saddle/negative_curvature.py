@@ -147,9 +147,7 @@ class NegativeCurvature(SaddleWrapper):
         """The move away from the point, if its verdict calls for one and the loss agrees."""
         start = self._first_length()
         if verdict == "strict saddle":
-            unit = space.values.new_zeros(len(space.values))
-            unit[0] = 1.0
-            v = space.vector(unit)
+            v = space.lowest_vector
             if float(vectors.dot(v, g)) > 0:
                 v = vectors.scaled(-1.0, v)
             if self.check is not None and not self._agrees(v):

@@ -126,9 +126,7 @@ class KrylovSolver(Optimizer):
         verdict = judge(space, dim, rounding=1e-6)
         move: Move | None = None
         if verdict == "strict saddle":
-            unit = torch.zeros(len(space.values), dtype=torch.float64)
-            unit[0] = 1.0
-            move = forward_search(seen, space.vector(unit), loss, start=self.radius)
+            move = forward_search(seen, space.lowest_vector, loss, start=self.radius)
         elif verdict == "degenerate":
             move = kick_search(seen, loss, radius=self.radius, generator=self.generator)
         kind = "probe" if move is None else "escape" if verdict == "strict saddle" else "kick"
@@ -246,10 +244,8 @@ class SaddleFreeNewton(KrylovSolver):
         """Lengthen the step along negative curvature while the loss falls: |H|^-1 alone doubles it in every step."""
         if not space.lowest + max(space.residual, 2.0 * space.error) < 0:
             return
-        unit = torch.zeros(len(space.values), dtype=torch.float64)
-        unit[0] = 1.0
         made = abs(float(space.gradient[0])) / max(abs(space.lowest), 1e-300)
-        further = forward_search(seen, space.vector(unit), loss, start=max(made, 1e-3 * self.radius))
+        further = forward_search(seen, space.lowest_vector, loss, start=max(made, 1e-3 * self.radius))
         if further is not None:
             seen.move(further.point)
 

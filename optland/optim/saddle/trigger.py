@@ -21,10 +21,10 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from optland import vectors
+from optland.control.statistics import slope_t
 
 __all__ = ["SIGNS", "Trigger"]
 
@@ -123,7 +123,7 @@ class Trigger:
         if "still" in self.signs and self._is_still(params):
             return f"the weights moved by less than {STILL:.0%} of their norm in {self.patience} steps"
         if "plateau" in self.signs and len(self._losses) == self.patience:
-            t = slope_t(list(self._losses))
+            _, t, _ = slope_t(list(self._losses))
             if t > -2.0:
                 return f"the loss does not fall over {self.patience} steps (t = {t:.1f})"
         return None
@@ -156,21 +156,3 @@ class Trigger:
         self._losses.clear()
         self._losses.extend(state["losses"])
         self._weights = None if state["weights"] is None else [t.clone() for t in state["weights"]]
-
-
-def slope_t(losses: Sequence[float]) -> float:
-    """T statistic of the slope of a straight line through the losses; 0 where they do not vary.
-
-    Example:
-        >>> slope_t([1.0, 1.0, 1.0]), slope_t([3.0, 2.0, 1.1, 0.0]) < -10
-        (0.0, True)
-    """
-    n = len(losses)
-    x = torch.arange(n, dtype=torch.float64) - (n - 1) / 2
-    y = torch.tensor(losses, dtype=torch.float64)
-    slope = float((x * y).sum() / x.square().sum())
-    rest = y - y.mean() - slope * x
-    error = math.sqrt(float(rest.square().sum()) / (n - 2) / float(x.square().sum()))
-    if error == 0.0:
-        return 0.0 if slope == 0.0 else math.copysign(math.inf, slope)
-    return slope / error

@@ -24,8 +24,6 @@ class SaddleWrapper(Delegating):
         closure_calls: Calls of the closure by looks and moves, beyond the base's own.
     """
 
-    _needs_look = "saddle"
-
     def __init__(
         self, base: Optimizer, *, model: nn.Module | None, trigger: Trigger | None, seed: int
     ) -> None:
