@@ -2,7 +2,7 @@
 
     python benchmarks/control.py --group development            # constants are chosen on these tasks
     python benchmarks/control.py --group report                 # run once the constants are fixed
-    python benchmarks/control.py --group report --parts main --plan
+    python benchmarks/control.py --group report --parts main pace
 
 Every run of a task has the same budget in gradient evaluations, probes counted (a forward is a third): a run with
 probes is shortened by all that they may cost. The tuned baseline is the same optimizer with 5 % warm-up and cosine, at
@@ -32,7 +32,6 @@ import multiprocessing
 import os
 import platform
 import statistics
-import sys
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import replace
@@ -43,6 +42,7 @@ import torch
 from control_ablations import METHODS
 from control_runs import Cell, run
 from control_tasks import TASKS
+from kept import Kept
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
@@ -95,17 +95,8 @@ class Runs:
     """Runs cells side by side and remembers every one that has ended."""
 
     def __init__(self, scratch: Path, workers: int) -> None:
-        self.scratch, self.workers = scratch, workers
-        self.done: dict[str, dict[str, Any]] = {}
-        scratch.parent.mkdir(parents=True, exist_ok=True)
-        for line in scratch.read_text(encoding="utf-8").splitlines() if scratch.exists() else []:
-            try:
-                found = json.loads(line)
-            except ValueError:
-                print(f"{scratch}: a torn line is dropped, its run is made again", file=sys.stderr)
-                continue
-            self.done[found["key"]] = found
-        scratch.write_text("".join(f"{json.dumps(f)}\n" for f in self.done.values()), encoding="utf-8")
+        self.kept, self.workers = Kept(scratch), workers
+        self.done = self.kept.done
 
     def make(self, cells: Iterable[Cell], what: str) -> None:
         """Run what has not been run."""
@@ -119,10 +110,7 @@ class Runs:
         ):
             bar = progress.add_task(what, total=len(missing))
             for ended in as_completed([pool.submit(run_cell, cell) for cell in missing]):
-                found = ended.result()
-                self.done[found["key"]] = found
-                with self.scratch.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(found) + "\n")
+                self.kept.add(ended.result())
                 progress.advance(bar)
 
     def of(self, cell: Cell, seeds: Sequence[int]) -> list[dict[str, Any]]:

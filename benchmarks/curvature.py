@@ -5,7 +5,8 @@
 
 Needs the peers (pip install --no-deps pyhessian curvlinops-for-pytorch hessian-eigenthings, and what they import) and
 `transformers` for the 124 M model; Fashion-MNIST from OPTLAND_DATA or Debian's package dataset-fashion-mnist. A peer or
-a data set that is missing is left out, and the result says so.
+a data set that is missing is left out, and the result says so. Certificates, warm runs and traces that are done lie in
+runs/benchmarks, so an interrupted benchmark goes on where it was.
 
 cold      Largest eigenvalue from a random start. Every tool gets the same net, batch and precision (float32, eval
           mode); an answer counts when it is within 1 % of the float64 value, from SciPy's eigsh on a product written
@@ -38,6 +39,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from kept import SCRATCH, Kept
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -348,26 +350,31 @@ def cold(seeds: int, names: list[str] | None = None) -> dict[str, Any]:
 
 def certificates(seeds: int) -> dict[str, Any]:
     """Whether residual intervals hold an eigenvalue and random-start certificates hold the extremes."""
+    kept = Kept(SCRATCH / "curvature-certificates.jsonl")
     rows = {}
     for case in cases():
-        top, bottom = reference(case), reference(case, "SA")
-        held = 0
-        for seed in range(seeds):
-            with hessian(Objective(case.model, loss_fn, [case.batch])) as H:
-                found = lanczos(H, seed=seed)
-            slack = 1e-4 * (top - bottom)  # float32 against float64
-            assert found.certificate is not None
-            reach = found.certificate * (top - bottom) + slack
-            inside = top - found.top.value <= reach and found.bottom.value - bottom <= reach
-            sound = found.negative_curvature != "certified" or bottom < 0
-            tau = found.tau is None or bottom >= -found.tau - slack
-            held += inside and sound and tau
-        rows[case.name] = {"held": held, "of": seeds}
-        print(f"certificates, {case.name}: {held} of {seeds}", flush=True)
+        rows[case.name] = row = kept.of(f"{case.name}, {seeds} seeds", lambda: _certified(case, seeds))  # noqa: B023
+        print(f"certificates, {case.name}: {row['held']} of {seeds}", flush=True)
     return {
         "cases": rows,
         "share": sum(r["held"] for r in rows.values()) / sum(r["of"] for r in rows.values()),
     }
+
+
+def _certified(case: Case, seeds: int) -> dict[str, Any]:
+    top, bottom = reference(case), reference(case, "SA")
+    held = 0
+    for seed in range(seeds):
+        with hessian(Objective(case.model, loss_fn, [case.batch])) as H:
+            found = lanczos(H, seed=seed)
+        slack = 1e-4 * (top - bottom)  # float32 against float64
+        assert found.certificate is not None
+        reach = found.certificate * (top - bottom) + slack
+        inside = top - found.top.value <= reach and found.bottom.value - bottom <= reach
+        sound = found.negative_curvature != "certified" or bottom < 0
+        tau = found.tau is None or bottom >= -found.tau - slack
+        held += inside and sound and tau
+    return {"held": held, "of": seeds}
 
 
 def both(seeds: int) -> dict[str, Any]:
@@ -392,12 +399,16 @@ def warm(seeds: int = 2, steps: int = 300, every: int = 10) -> dict[str, Any]:
 
     Both stops follow the same trainings: ``"residual"`` to a residual of 1 %, as the cold runs, and ``"value"``.
     """
+    kept = Kept(SCRATCH / "curvature-warm.jsonl")
     rows = {}
     for rule in ("SGD", "AdamW"):
         for seed in range(seeds):
             for name, model, batch, data in _fresh_nets(seed):
                 key = f"{name}, {rule}, seed {seed}"
-                rows[key] = row = _follow(model, batch, data, rule, seed, steps, every)
+                rows[key] = row = kept.of(
+                    f"{key}, {steps} steps",
+                    lambda: _follow(model, batch, data, rule, seed, steps, every),  # noqa: B023
+                )
                 said = [
                     f"{stop} {row[stop]['products']:.2f}, {row[stop]['within 2 %']:.3f}" for stop in STOPS
                 ]
@@ -502,28 +513,13 @@ SMALL = {
 
 def traces(seeds: int = 200, products: int = 30) -> dict[str, Any]:
     """Error at 30 products over Hutchinson's (in closed form from the matrix), and coverage of 95 % intervals."""
+    kept = Kept(SCRATCH / "curvature-trace.jsonl")
     rows = {}
     for case in _small_cases():
-        with hessian(Objective(case.model, loss_fn, [case.batch]).double()) as H:
-            dense = H.to_dense()
-        truth = float(dense.diagonal().sum())
-        hutchinson = math.sqrt(2 * float(dense.square().sum() - dense.diagonal().square().sum()) / products)
-        errors, covered = [], 0
-        for seed in range(seeds):
-            with hessian(Objective(case.model, loss_fn, [case.batch])) as H:
-                found = trace_per_layer(H, max_products=products, seed=seed)
-            low, high = found.interval(0.95)
-            errors.append(found.total.value - truth)
-            covered += low <= truth <= high
-        rms = math.sqrt(statistics.mean(e * e for e in errors))
-        rows[case.name] = {
-            "d": case.dim,
-            "trace": truth,
-            "ratio": rms / hutchinson,
-            "coverage": covered / seeds,
-        }
+        key = f"{case.name}, {seeds} seeds, {products} products"
+        rows[case.name] = row = kept.of(key, lambda: _traced(case, seeds, products))  # noqa: B023
         print(
-            f"trace, {case.name}: {rms / hutchinson:.3f} of Hutchinson's, coverage {covered / seeds:.3f}",
+            f"trace, {case.name}: {row['ratio']:.3f} of Hutchinson's, coverage {row['coverage']:.3f}",
             flush=True,
         )
     return {
@@ -534,6 +530,22 @@ def traces(seeds: int = 200, products: int = 30) -> dict[str, Any]:
         "largest": max(r["ratio"] for r in rows.values()),
         "coverage": [min(r["coverage"] for r in rows.values()), max(r["coverage"] for r in rows.values())],
     }
+
+
+def _traced(case: Case, seeds: int, products: int) -> dict[str, Any]:
+    with hessian(Objective(case.model, loss_fn, [case.batch]).double()) as H:
+        dense = H.to_dense()
+    truth = float(dense.diagonal().sum())
+    hutchinson = math.sqrt(2 * float(dense.square().sum() - dense.diagonal().square().sum()) / products)
+    errors, covered = [], 0
+    for seed in range(seeds):
+        with hessian(Objective(case.model, loss_fn, [case.batch])) as H:
+            found = trace_per_layer(H, max_products=products, seed=seed)
+        low, high = found.interval(0.95)
+        errors.append(found.total.value - truth)
+        covered += low <= truth <= high
+    rms = math.sqrt(statistics.mean(e * e for e in errors))
+    return {"d": case.dim, "trace": truth, "ratio": rms / hutchinson, "coverage": covered / seeds}
 
 
 def _small_cases() -> Iterator[Case]:

@@ -33,6 +33,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from kept import Kept
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
@@ -266,29 +267,17 @@ class Runs:
     setup: Setup
     scratch: Path
     workers: int
-    done: dict[str, dict[str, Any]] = field(default_factory=dict)
+    kept: Kept = field(init=False)
 
     def __post_init__(self) -> None:
-        self.scratch.parent.mkdir(parents=True, exist_ok=True)
-        lines = self.scratch.read_text(encoding="utf-8").splitlines() if self.scratch.exists() else []
-        for line in lines:
-            try:
-                found = json.loads(line)
-            except ValueError:
-                print(f"{self.scratch}: a torn line is dropped, its run is made again", file=sys.stderr)
-                continue
-            self.done[f"{found['key']} {found['settings']}"] = found
-        # Written anew: the next line must not be glued to a torn one.
-        self.scratch.write_text(
-            "".join(f"{json.dumps(found)}\n" for found in self.done.values()), encoding="utf-8"
-        )
+        self.kept = Kept(self.scratch, key=lambda found: f"{found['key']} {found['settings']}")
 
     def result(self, job: Job) -> dict[str, Any]:
-        return self.done[f"{job.key} {self.setup.settings(job)}"]
+        return self.kept.done[f"{job.key} {self.setup.settings(job)}"]
 
     def make(self, jobs: Iterable[Job], what: str) -> None:
         """Run what has not been run; the longest start first."""
-        missing = [job for job in jobs if f"{job.key} {self.setup.settings(job)}" not in self.done]
+        missing = [job for job in jobs if f"{job.key} {self.setup.settings(job)}" not in self.kept.done]
         missing = sorted(missing, key=self.seconds, reverse=True)
         if not missing:
             return
@@ -303,9 +292,7 @@ class Runs:
             for ended in as_completed(waiting):
                 job, found = waiting[ended], ended.result()
                 found["settings"] = self.setup.settings(job)
-                self.done[f"{job.key} {found['settings']}"] = found
-                with self.scratch.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(found) + "\n")
+                self.kept.add(found)
                 progress.advance(bar)
 
     def seconds(self, job: Job) -> float:
