@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -10,11 +13,20 @@ from torch import Tensor
 from optland import vectors
 from optland.objective import Objective
 from optland.problems import (
+    SURFACES,
+    Octopus,
+    deep_autoencoder,
     flat_bowl,
+    function_objective,
     gradient_flat,
     linear_network,
+    matrix_factorisation,
     monkey_saddle,
+    noisy_quadratic,
+    phase_retrieval,
     separable_products,
+    tensor_decomposition,
+    w_shape,
 )
 
 D = torch.float64
@@ -84,3 +96,141 @@ def test_gradient_flat() -> None:
     g = L.gradient()[0]
     assert torch.equal(g, torch.tensor([1.0, 0.0], dtype=D))
     np.testing.assert_allclose(differences(L) @ g, [0, 0], atol=1e-6)
+
+
+@pytest.mark.parametrize("name", SURFACES)
+def test_surfaces_have_the_critical_points_they_list(name: str) -> None:
+    surface = SURFACES[name]
+    for point in surface.points:
+        L = surface.objective(*point.at)
+        assert gradient_size(L) < 1e-12
+        H = torch.autograd.functional.hessian(surface.function, torch.tensor(point.at, dtype=D))
+        np.testing.assert_allclose(torch.linalg.eigvalsh(H), point.eigenvalues, atol=1e-9)
+        if name == "W":  # autograd cannot see |x| bend at 0, so losses have to agree
+            np.testing.assert_allclose(spectrum(L), point.eigenvalues, atol=1e-3)
+        low, high = surface.window
+        assert all(low <= x <= high for x in point.at)
+
+
+def test_w_shape_is_smooth_where_its_pieces_meet() -> None:
+    f = SURFACES["W"].function
+    for meeting in (0.1, 0.5):
+        left, right = (
+            torch.autograd.functional.hessian(f, torch.tensor([meeting + off, 0.0], dtype=D))
+            for off in (-1e-9, 1e-9)
+        )
+        torch.testing.assert_close(left, right, atol=1e-7, rtol=0)
+
+
+@pytest.mark.parametrize("k", [0, 1, 2, 3])
+def test_octopus_has_a_strict_saddle_at_each_stop_and_a_minimum_at_the_end(k: int) -> None:
+    f = Octopus(3, stable=1.5, unstable=0.4, tau=2.0)
+    L = function_objective(f, f.saddle(k))
+    assert gradient_size(L) == 0.0
+    assert L.value() == pytest.approx(-k * f.drop)
+    expected = [3.0, 3.0, 3.0] if k == 3 else [-0.8, 3.0, 3.0]
+    np.testing.assert_allclose(spectrum(L), expected, atol=1e-5)
+    H = torch.autograd.functional.hessian(f, f.saddle(k))
+    np.testing.assert_allclose(torch.linalg.eigvalsh(H), expected, atol=1e-12)
+    assert f.minimum == pytest.approx(-3 * f.drop)
+
+
+def test_octopus_is_twice_differentiable_along_its_arm_and_falls_all_the_way() -> None:
+    f = Octopus(2)
+    for meeting in (1.0, 2.0):
+        left, right = (
+            torch.autograd.functional.hessian(f, torch.tensor([meeting + off, 0.3], dtype=D))
+            for off in (-1e-9, 1e-9)
+        )
+        torch.testing.assert_close(left, right, atol=1e-6, rtol=0)
+    along = torch.linspace(0.05, 3.95, 200, dtype=D)
+    values = torch.stack([f(torch.stack([x, torch.zeros((), dtype=D)])) for x in along])
+    assert bool((values.diff() < 0).all())
+
+
+def test_gradient_descent_on_the_octopus_takes_exponentially_long() -> None:
+    f = Octopus(4, stable=1.0, unstable=0.5)
+    w, arrived, lr = torch.full((4,), 1e-3, dtype=D), [], 0.1
+    for step in range(20_000):
+        x = w.clone().requires_grad_(True)
+        (g,) = torch.autograd.grad(f(x), x)
+        w = w - lr * g
+        if len(arrived) < 4 and bool(w[len(arrived)] > 2.0):
+            arrived.append(step)
+        if len(arrived) == 4:
+            break
+    waits = np.diff([0, *arrived])
+    assert len(arrived) == 4
+    assert all(b > 1.8 * a for a, b in pairwise(waits))
+
+
+def test_phase_retrieval() -> None:
+    z = torch.tensor([1.0, 2.0, 2.0], dtype=D)
+    at_saddle = phase_retrieval(z)
+    assert gradient_size(at_saddle) < 1e-12
+    np.testing.assert_allclose(spectrum(at_saddle), [-18, 0, 18], atol=1e-4)
+    at_minimum = phase_retrieval(z, -z)
+    assert at_minimum.value() == pytest.approx(0.0, abs=1e-12)
+    np.testing.assert_allclose(spectrum(at_minimum), [18, 18, 54], atol=1e-4)
+    np.testing.assert_allclose(spectrum(phase_retrieval(z, 0 * z)), [-27, -9, -9], atol=1e-4)
+
+
+def test_tensor_decomposition() -> None:
+    at_saddle = tensor_decomposition(2)
+    assert gradient_size(at_saddle) < 1e-12
+    np.testing.assert_allclose(spectrum(at_saddle), [-4, 0, 0, 4], atol=1e-5)
+    axes = tensor_decomposition(3, torch.tensor([[0, 2, 0], [1, 0, 0], [0, 0, -1]], dtype=D))
+    assert axes.value() == 0.0
+    assert gradient_size(axes) == 0.0
+
+
+def test_matrix_factorisation_has_the_error_of_the_best_rank_as_its_minimum() -> None:
+    M = torch.diag(torch.tensor([3.0, 2.0, 1.0], dtype=D))
+    L = matrix_factorisation(M, 2)
+    assert float(spectrum(L)[0]) == pytest.approx(-3.0, abs=1e-6)
+    V, U = (p.data for p in L.params)
+    V.copy_(torch.diag(torch.tensor([3.0, 2.0], dtype=D).sqrt()) @ torch.eye(2, 3, dtype=D))
+    U.copy_(V.T)
+    assert gradient_size(L) < 1e-12
+    assert L.value() == pytest.approx(0.5)
+
+
+def test_noisy_quadratic_has_the_noise_it_was_given() -> None:
+    A, generator = torch.diag(torch.tensor([1.0, 3.0], dtype=D)), torch.Generator().manual_seed(0)
+    noise = torch.randn(50, 2, generator=generator, dtype=D) + 7.0
+    L = noisy_quadratic(A, noise, torch.tensor([2.0, 1.0], dtype=D))
+    assert L.value() == pytest.approx(3.5)
+    np.testing.assert_allclose(L.gradient()[0], [2.0, 3.0], atol=1e-12)
+    samples = torch.stack([L.on(row[None], 1).gradient()[0] for row in L.batches[0]])
+    np.testing.assert_allclose(torch.cov(samples.T), torch.cov(noise.T), atol=1e-10)
+
+
+def test_deep_autoencoder_starts_on_a_plateau_at_the_variance_of_the_images() -> None:
+    images = torch.rand(40, 3, 4, dtype=D, generator=torch.Generator().manual_seed(1))
+    before = torch.get_rng_state()
+    L = deep_autoencoder(images, widths=(16, 8, 8, 4), batch=16)
+    torch.testing.assert_close(torch.get_rng_state(), before)
+    flat = images.flatten(1)
+    variance = 0.5 * float((flat - flat.mean(0)).square().sum(1).mean())
+    assert L.value() == pytest.approx(variance, rel=0.2)
+    assert L.value() == pytest.approx(deep_autoencoder(images, widths=(16, 8, 8, 4)).value(), rel=1e-12)
+    first = L.gradient()[0]
+    assert float(first.norm()) < 1e-2 * variance
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Octopus(0),
+        lambda: w_shape(0, 0, epsilon=0.0),
+        lambda: phase_retrieval(torch.zeros(3)),
+        lambda: tensor_decomposition(1),
+        lambda: tensor_decomposition(2, torch.ones(3)),
+        lambda: matrix_factorisation(torch.eye(2), 0),
+        lambda: deep_autoencoder(torch.zeros(0, 4)),
+        lambda: noisy_quadratic(torch.eye(2), torch.ones(1, 2)),
+    ],
+)
+def test_impossible_problems_are_refused(make: Callable[[], object]) -> None:
+    with pytest.raises(ValueError, match=r"\d"):
+        make()

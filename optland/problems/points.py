@@ -1,0 +1,100 @@
+"""A point of R^d as a module, losses that are functions of it, and quadratics of a given spectrum."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from optland.objective import Objective
+
+__all__ = ["Point", "function_objective", "noisy_quadratic", "quadratic", "with_spectrum"]
+
+
+class Point(nn.Module):
+    """A module whose output is its only parameter ``weight``: a point of R^d.
+
+    Args:
+        start: Where the point is, copied.
+    """
+
+    def __init__(self, start: Tensor) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(start.detach().clone())
+
+    def forward(self) -> Tensor:
+        """The point itself."""
+        return self.weight
+
+
+def function_objective(loss: Callable[[Tensor], Tensor], start: Tensor) -> Objective:
+    """The objective of a loss that is a function of the weights alone; its data is one empty sample.
+
+    Example:
+        >>> function_objective(lambda w: w.square().sum(), torch.ones(3)).value()
+        3.0
+    """
+
+    def loss_fn(model: nn.Module, batch: Any) -> Any:
+        return loss(model())
+
+    return Objective(Point(start), loss_fn, [torch.zeros(1)], data="closed form")
+
+
+def with_spectrum(eigenvalues: Sequence[float], *, seed: int = 0) -> Tensor:
+    """A dense symmetric float64 matrix with these eigenvalues and random orthogonal eigenvectors.
+
+    Example:
+        >>> A = with_spectrum([5.0, 4.0, -8.0])
+        >>> [round(x, 6) for x in torch.linalg.eigvalsh(A).tolist()]
+        [-8.0, 4.0, 5.0]
+    """
+    values = torch.tensor(eigenvalues, dtype=torch.float64)
+    generator = torch.Generator().manual_seed(seed)
+    Q, _ = torch.linalg.qr(torch.randn(len(values), len(values), generator=generator, dtype=torch.float64))
+    A: Tensor = Q @ torch.diag(values) @ Q.T
+    return (A + A.T) / 2
+
+
+def quadratic(A: Tensor, start: Tensor | None = None) -> Objective:
+    """L(w) = w'Aw / 2 at ``start`` (default: all ones): gradient Aw, Hessian A everywhere.
+
+    Example:
+        >>> L = quadratic(torch.diag(torch.tensor([2.0, -4.0])))
+        >>> L.value(), L.gradient()[0].tolist()
+        (-1.0, [2.0, -4.0])
+    """
+    start = torch.ones(A.shape[0], dtype=A.dtype) if start is None else start
+    return function_objective(lambda w: 0.5 * w @ (A @ w), start)
+
+
+def noisy_quadratic(A: Tensor, noise: Tensor, start: Tensor | None = None) -> Objective:
+    r"""A quadratic whose gradient is noisy: a sample has the loss w'Aw / 2 + w'xi_i.
+
+    The mean loss is w'Aw / 2 and its gradient Aw, since the noise is centred here; a sample's gradient is Aw + xi_i, so
+    that the noise scale of a batch is tr(Sigma) / ||Aw||^2 with Sigma = X'X / (n - 1) of the centred rows, everywhere.
+
+    Args:
+        A: Symmetric, (d, d).
+        noise: xi, (n, d), one row a sample; its column means are taken off.
+        start: Default all ones.
+
+    Raises:
+        ValueError: The noise has another width than A, or fewer than two rows.
+
+    Example:
+        >>> L = noisy_quadratic(torch.eye(2), torch.tensor([[1.0, 0.0], [-1.0, 2.0]]))
+        >>> L.value(), L.gradient()[0].tolist()
+        (1.0, [1.0, 1.0])
+    """
+    if noise.ndim != 2 or noise.shape[1] != A.shape[0] or len(noise) < 2:
+        raise ValueError(f"noise {tuple(noise.shape)}: give (n, {A.shape[0]}) with n of at least 2")
+    start = torch.ones(A.shape[0], dtype=A.dtype) if start is None else start
+
+    def loss_fn(model: nn.Module, xi: Tensor) -> Any:
+        w = model()
+        return 0.5 * w @ (A @ w) + (xi @ w).mean()
+
+    return Objective(Point(start), loss_fn, [noise - noise.mean(dim=0)], data="noisy quadratic")
