@@ -5,17 +5,21 @@ Every result is a frozen dataclass with its objective, directions, seeds and cos
 """
 
 from optland.landscape.alignment import Alignment, align
+from optland.landscape.correlation import RankCorrelation, kendall, rank_correlations
 from optland.landscape.curves import Connection, connect
 from optland.landscape.dimension import EffectiveDimension, GradientSketch, effective_dimension, overlap
 from optland.landscape.directions import (
     Direction,
     cosine,
     difference,
+    eigenvector_direction,
     filter_normalised,
     gradient_direction,
     layer_normalised,
     random_direction,
+    update_direction,
 )
+from optland.landscape.minima import MinimaComparison, Minimum, compare_minima
 from optland.landscape.paths import PathLoss, linear_path, recalibrated
 from optland.landscape.rays import GradientSmoothness, Rays, gradient_smoothness, rays
 from optland.landscape.settings import CurveConfig
@@ -37,7 +41,10 @@ __all__ = [
     "EffectiveDimension",
     "GradientSketch",
     "GradientSmoothness",
+    "MinimaComparison",
+    "Minimum",
     "PathLoss",
+    "RankCorrelation",
     "Rays",
     "Ruggedness",
     "Sharpness",
@@ -46,13 +53,16 @@ __all__ = [
     "align",
     "average_sharpness",
     "checkpoint_plane",
+    "compare_minima",
     "connect",
     "cosine",
     "difference",
     "effective_dimension",
+    "eigenvector_direction",
     "filter_normalised",
     "gradient_direction",
     "gradient_smoothness",
+    "kendall",
     "layer_normalised",
     "line",
     "linear_path",
@@ -60,10 +70,12 @@ __all__ = [
     "plane",
     "random_direction",
     "random_sharpness",
+    "rank_correlations",
     "rays",
     "recalibrated",
     "ruggedness",
     "sam_sharpness",
     "trajectory_plane",
+    "update_direction",
     "worst_sharpness",
 ]

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from optland import vectors
 from optland.archive import Archived
+from optland.curvature.eigen.spectrum import Spectrum
 from optland.landscape.paths import weights_of
 from optland.objective import Objective
 from optland.vectors import Vector
@@ -35,10 +36,12 @@ __all__ = [
     "Normalisation",
     "cosine",
     "difference",
+    "eigenvector_direction",
     "filter_normalised",
     "gradient_direction",
     "layer_normalised",
     "random_direction",
+    "update_direction",
 ]
 
 Normalisation = Literal["filter", "layer", "unit", "none"]
@@ -166,7 +169,7 @@ def layer_normalised(objective: Objective, d: Vector) -> list[Tensor]:
     """Every tensor of ``d`` with the norm of its weights; gains and biases do not move."""
     axes = filter_axes(objective)
     return [
-        torch.zeros_like(t) if axis is None else _scaled_to(t, p.detach().norm() / t.norm())
+        torch.zeros_like(t) if axis is None else _scaled_to(t, p.detach().norm(), t.norm())
         for t, p, axis in zip(d, objective.params, axes, strict=True)
     ]
 
@@ -191,11 +194,12 @@ def _matched(d: Tensor, w: Tensor, axis: int | None) -> Tensor:
         return torch.zeros_like(d)
     others = [i for i in range(d.ndim) if i != axis]
     length = torch.linalg.vector_norm(d, dim=others, keepdim=True)
-    return _scaled_to(d, torch.linalg.vector_norm(w, dim=others, keepdim=True) / length)
+    return _scaled_to(d, torch.linalg.vector_norm(w, dim=others, keepdim=True), length)
 
 
-def _scaled_to(d: Tensor, ratio: Tensor) -> Tensor:
-    return d * torch.nan_to_num(ratio, nan=0.0, posinf=0.0)
+def _scaled_to(d: Tensor, wanted: Tensor, length: Tensor) -> Tensor:
+    """``d`` with the wanted length; where it has none it stays 0, and a weight that is NaN shows as NaN."""
+    return d * torch.where(length > 0, wanted / length, torch.zeros_like(length))
 
 
 def gradient_direction(objective: Objective) -> Direction:
@@ -209,8 +213,60 @@ def difference(objective: Objective, target: Vector, kind: str = "checkpoint dif
     return made(objective, [t - p.detach() for t, p in zip(there, objective.params, strict=True)], kind)
 
 
+def eigenvector_direction(objective: Objective, spectrum: Spectrum, index: int = 0) -> Direction:
+    """An eigenvector of the Hessian, of length 1: what a random direction cannot show, curvature at its largest.
+
+    Args:
+        objective: The loss that the spectrum was taken of.
+        spectrum: What :func:`~optland.curvature.eigen.lanczos.lanczos` found.
+        index: Of its values, which run from the largest to the smallest; -1 is the lowest that was asked for.
+
+    Raises:
+        ValueError: The spectrum holds no vector of that number.
+
+    Example:
+        >>> from optland.curvature import hessian, lanczos
+        >>> from optland.problems import saddle
+        >>> L = saddle()
+        >>> with hessian(L) as H:
+        ...     d = eigenvector_direction(L, lanczos(H, 1, ends="both"), -1)
+        >>> d.kind, [round(abs(x), 6) for x in d.tensors[0].tolist()]
+        ('eigenvector of -2', [0.0, 1.0])
+    """
+    found = len(spectrum.vectors)
+    if not -found <= index < found:
+        raise ValueError(
+            f"index {index}: the spectrum holds {found} vectors, numbered from 0; ask lanczos for more"
+        )
+    value = spectrum.values[index]
+    mark = "" if value.converged else ", not converged"
+    return made(objective, spectrum.vectors[index], f"eigenvector of {value.value:.4g}{mark}")
+
+
+def update_direction(objective: Objective, before: Vector) -> Direction:
+    """The update that an optimizer has just made: the present weights minus those before it.
+
+    Distance 0 is where the step ended and -1 where it began, whatever the optimizer did in between: momentum, decay,
+    clipping, SAM.
+
+    Args:
+        objective: The loss, at the weights after the step.
+        before: Copies of the weights before it.
+
+    Raises:
+        ValueError: ``before`` does not fit, or nothing has moved.
+    """
+    there = weights_of(objective, before)
+    return made(
+        objective, [p.detach() - t for t, p in zip(there, objective.params, strict=True)], "realised update"
+    )
+
+
 def cosine(a: Direction | Vector, b: Direction | Vector) -> float:
     """Cosine of the angle between two directions.
+
+    Raises:
+        ValueError: One of them is zero, and has no angle.
 
     Example:
         >>> cosine([torch.tensor([1.0, 0.0])], [torch.tensor([1.0, 1.0])])
@@ -220,4 +276,7 @@ def cosine(a: Direction | Vector, b: Direction | Vector) -> float:
     y = list(b.tensors) if isinstance(b, Direction) else list(b)
     wide: Sequence[Tensor] = [t.double() for t in x]
     other: Sequence[Tensor] = [t.double() for t in y]
-    return float(vectors.dot(wide, other) / (vectors.norm(wide) * vectors.norm(other)))
+    lengths = float(vectors.norm(wide) * vectors.norm(other))
+    if lengths == 0.0:
+        raise ValueError("a direction of length 0 has no angle; take one that moves the weights")
+    return float(vectors.dot(wide, other)) / lengths

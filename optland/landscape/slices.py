@@ -332,7 +332,8 @@ def ruggedness(found: Slice) -> Ruggedness:
         bends.append((low - 2 * middle + high).flatten())
     second = torch.cat(bends)
     finite = torch.isfinite(loss)
-    rounding = 8 * torch.finfo(torch.float32).eps * float(loss[finite].abs().max())
+    eps = torch.finfo(getattr(torch, found.provenance.dtype)).eps
+    rounding = 8 * eps * float(loss[finite].abs().max())
     known = second[torch.isfinite(second)]
     nonconvex = float((known < -rounding).double().mean()) if len(known) else math.nan
     return Ruggedness(nonconvex, _roughness(found, finite))

@@ -3,7 +3,8 @@
 The one place, with the report, that imports matplotlib, and only inside functions.
 """
 
+from optland.plots.gallery import plot_gallery
 from optland.plots.landscape import plot
 from optland.plots.runs import plot_comparison, plot_grid, plot_portrait, plot_run
 
-__all__ = ["plot", "plot_comparison", "plot_grid", "plot_portrait", "plot_run"]
+__all__ = ["plot", "plot_comparison", "plot_gallery", "plot_grid", "plot_portrait", "plot_run"]

@@ -8,14 +8,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from optland.curvature import hessian, lanczos
 from optland.landscape import (
     cosine,
     difference,
+    eigenvector_direction,
     filter_normalised,
     gradient_direction,
     layer_normalised,
+    line,
     random_direction,
     trajectory_plane,
+    update_direction,
 )
 from optland.objective import Objective
 from optland.problems import quadratic
@@ -172,3 +176,53 @@ def test_what_cannot_be_a_direction_is_refused() -> None:
     with pytest.raises(ValueError, match="at least 3 checkpoints, got 2"):
         trajectory_plane(L, [zeros, zeros])
     assert filter_normalised(L, zeros)[0].tolist() == [0.0, 0.0, 0.0]
+
+
+def test_a_weight_that_is_not_a_number_makes_no_direction() -> None:
+    net = nn.Linear(3, 2)
+    with torch.no_grad():
+        net.weight[0, 0] = torch.nan
+    L = Objective(net, lambda m, x: m(x).square().mean(), [torch.ones(4, 3)])
+    with pytest.raises(ValueError, match="norm nan"):
+        random_direction(L)
+
+
+def test_packed_attention_weights_are_normalised_by_row() -> None:
+    attention = nn.MultiheadAttention(8, 2)
+    L = Objective(attention, lambda m, x: m(x, x, x)[0].square().mean(), [torch.ones(3, 4, 8)])
+    named = dict(zip(L.names, random_direction(L).tensors, strict=True))
+    packed = named["in_proj_weight"]
+    assert packed.shape == (24, 8)
+    torch.testing.assert_close(packed.norm(dim=1), attention.in_proj_weight.detach().norm(dim=1))
+    assert float(named["in_proj_bias"].abs().max()) == 0.0
+
+
+def test_the_realised_update_ends_at_zero_and_began_at_minus_one() -> None:
+    L = quadratic(torch.diag(torch.tensor([1.0, 3.0], dtype=torch.float64)))
+    before = [p.detach().clone() for p in L.params]
+    optimizer = torch.optim.AdamW(L.model.parameters(), lr=0.1)
+    loss_before = L.value()
+    L.model.weight.grad = L.gradient()[0]
+    optimizer.step()
+    d = update_direction(L, before)
+    found = line(L, d, points=3)
+    assert found.loss[1] == L.value()
+    assert found.loss[0] == pytest.approx(loss_before, rel=1e-12)
+
+
+def test_along_an_eigenvector_the_slice_bends_by_its_eigenvalue() -> None:
+    A = torch.diag(torch.tensor([5.0, 1.0, -2.0], dtype=torch.float64))
+    L = quadratic(A, torch.zeros(3, dtype=torch.float64))
+    with hessian(L) as H:
+        spectrum = lanczos(H, 1, ends="both")
+    for index, value in ((0, 5.0), (-1, -2.0)):
+        found = line(L, eigenvector_direction(L, spectrum, index), points=3)
+        assert found.curvature[0] == pytest.approx(value)
+        assert found.loss[0] == pytest.approx(value / 2)
+    with pytest.raises(ValueError, match="index 2"):
+        eigenvector_direction(L, spectrum, 2)
+
+
+def test_a_direction_of_no_length_has_no_angle() -> None:
+    with pytest.raises(ValueError, match="length 0"):
+        cosine([torch.zeros(2)], [torch.ones(2)])
