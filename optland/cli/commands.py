@@ -18,6 +18,9 @@ from optland.cli.copying import copy_recipe
 from optland.cli.probe_options import EXAMPLES as _PROBE_EXAMPLES
 from optland.cli.probe_options import OPTIONS, add_probe_arguments
 from optland.cli.recipes import ROOT_VARIABLE, Recipe, all_recipes, find_recipe, first_comment, roots
+from optland.cli.report_options import EXAMPLES as _REPORT_EXAMPLES
+from optland.cli.report_options import OPTIONS as _REPORT_OPTIONS
+from optland.cli.report_options import add_report_arguments
 from optland.cli.terminal import DONE, INTERRUPTED, REFUSED, STOPPED, complain, say
 from optland.config import UserError, did_you_mean, load, redact_item, to_yaml
 
@@ -34,6 +37,7 @@ _EXAMPLES = f"""examples:
   optland cp landscape_train digits my_experiment
   optland run my_experiment/landscape_train.py my_experiment/digits.yaml
   optland probe runs/landscape_train/digits
+  optland report runs/landscape_train/digits
 
 Recipes of your own: set {ROOT_VARIABLE} to a folder that holds recipes/ and configs/.
 """
@@ -66,7 +70,7 @@ _CP_EXAMPLES = """examples:
   optland cp landscape_train digits my_experiment/mine.py
 """
 
-_COMMANDS = ["ls", "run", "validate", "cp", "probe"]
+_COMMANDS = ["ls", "run", "validate", "cp", "probe", "report"]
 _OPTIONS = ["--resume", "--validate", "--dry-run", "--grid", "--seeds", "--workers", "--help"]
 
 
@@ -105,6 +109,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             from optland.cli.probe import probe  # PyTorch, which the other commands do not need
 
             return probe(arguments)
+        elif arguments.command == "report":
+            _no_more(extra, "optland report RUN... [--options]", [*_REPORT_OPTIONS, "--help"])
+            from optland.cli.report import report
+
+            return report(arguments)
         else:
             return _run(arguments, _overrides(arguments, extra))
     except UserError as error:
@@ -190,6 +199,10 @@ def _parser() -> argparse.ArgumentParser:
     copy = _command(commands, "cp", "copy a recipe and its configs, to be edited", _CP_EXAMPLES)
     probe = _command(commands, "probe", "measure the landscape around a trained run", _PROBE_EXAMPLES)
     add_probe_arguments(probe)
+    report = _command(
+        commands, "report", "the landscape around checkpoints as one HTML page", _REPORT_EXAMPLES
+    )
+    add_report_arguments(report)
     for command in (run, validate):
         command.add_argument("recipe", metavar="RECIPE", help="a name from `optland ls`, or a script")
         _add_config(command)

@@ -1,56 +1,33 @@
-"""``optland probe``: the landscape around a trained run, as a table, a figure and a JSON file.
-
-A recipe's script is run for its definitions, under a name of its own, so that its last lines do not start a run. It has
-to define
-
-- ``Config`` and ``loss_fn(model, batch)``, as ``optland run`` needs them anyway;
-- ``build(config, device) -> (model, data)``, which its ``main`` uses too. ``data`` has ``size(split)`` and
-  ``sample(split, num, seed)``; see :class:`optland.train.revisit.ProbeData`.
-"""
+"""``optland probe``: the landscape around a trained run, as a table, a figure and a JSON file."""
 
 from __future__ import annotations
 
 import argparse
 import itertools
 import json
-import re
-import sys
-import types
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from rich.console import Console, Group
-from rich.live import Live
-from rich.progress_bar import ProgressBar
-from rich.table import Table
-from rich.text import Text
+from rich.console import Console
 from torch import nn
-from torch.optim import Optimizer
 
 from optland import __version__
+from optland.cli.cost_progress import CostProgress
+from optland.cli.opened import OpenedRun
 from optland.cli.probe_options import check
 from optland.cli.probe_report import Report
-from optland.cli.recipes import Recipe, find_recipe
 from optland.cli.terminal import DONE, INTERRUPTED, complain, say
-from optland.config import UserError, load
+from optland.config import UserError
 from optland.curvature.points.portrait import Portrait, portrait
 from optland.curvature.points.portrait import declared_cost as portrait_cost
 from optland.curvature.stability.stable_rate import StableRate, stable_rate
 from optland.curvature.stability.stable_rate import declared_cost as rate_cost
 from optland.objective import Objective
 from optland.plots import plot_portrait
-from optland.train.revisit import (
-    ProbeData,
-    disagreement,
-    find_checkpoint,
-    probe_objective,
-    revisit,
-)
-from optland.train.settings import choose_device
+from optland.train.revisit import disagreement, find_checkpoint
 
-__all__ = ["probe"]
+__all__ = ["probe", "writable"]
 
 EDGE_PRODUCTS = 60
 """Most products for the sharpness in the optimizer's metric, where the spectrum of the Hessian does not serve."""
@@ -87,19 +64,13 @@ class _Probe:
     """One probe on its way."""
 
     def __init__(self, arguments: argparse.Namespace) -> None:
-        self.arguments = arguments
-        self.checkpoint = find_checkpoint(Path(arguments.run))
-        self.out = _writable(Path(arguments.out) if arguments.out else self.checkpoint.parent)
-        path = self._config_file()
-        self.recipe = self._find_recipe(path)
-        self.script = _definitions(self.recipe)
-        device = _device(arguments.device)
-        self.config = self._load(path, device)
-        torch.set_num_threads(getattr(self.config, "threads", None) or torch.get_num_threads())
-        model, self.data = _built(self.script, self.config, device, self.recipe)
-        self.device = device
-        self.trained = revisit(self.checkpoint, model, self._optimizer(model))
-        self.batch_size: int = arguments.batch_size or getattr(self.config, "batch_size", 64)
+        a = self.arguments = arguments
+        checkpoint = find_checkpoint(Path(a.run))
+        self.out = writable(Path(a.out) if a.out else checkpoint.parent)
+        self.opened = OpenedRun(
+            a.run, config=a.config, recipe=a.recipe, device=a.device, batch_size=a.batch_size
+        )
+        self.trained, self.data = self.opened.trained, self.opened.data
         self.objective = self._objective(self.trained.evaluated)
         # The optimizer steps other weights than those that are evaluated where there is an average.
         self.stepped = self._objective(self.trained.model) if self.trained.averaged else self.objective
@@ -110,15 +81,15 @@ class _Probe:
         """Measure, print, write."""
         a, declared = self.arguments, self._declared()
         where = f"step {self.trained.step}" + (", averaged weights" if self.trained.averaged else "")
-        say(f"{self.checkpoint} ({where}), with {self.recipe.script}")
+        say(f"{self.opened.checkpoint} ({where}), with {self.opened.recipe.script}")
         passes = declared / self.objective.num_samples
         say(
             f"probing {self.objective.data}; at most {declared:.3g} gradient evaluations, "
             f"{passes:.4g} forward and backward passes over them"
         )
-        note = disagreement(self.trained, self.script.loss_fn, self.data, self.batch_size)
+        note = disagreement(self.trained, self.opened.script.loss_fn, self.data, self.opened.batch_size)
         self.notes += [note] if note else []
-        with _Progress(declared, self._spent) as progress:
+        with CostProgress(declared, self._spent) as progress:
             point = portrait(
                 self.objective, k=a.k, products=a.products, with_density=a.density, sample=self._is_sample,
                 seed=a.seed, watch=progress.begin,
@@ -135,55 +106,16 @@ class _Probe:
         """Whether the split holds more than was drawn: then it is the split's loss that is in question."""
         return self.objective.num_samples < self.data.size(self.arguments.split)
 
-    def _config_file(self) -> Path:
-        if self.arguments.config is not None:
-            path = Path(self.arguments.config)
-            if not path.is_file():
-                raise UserError(f"--config: there is no file {path}")
-            return path
-        path = self.checkpoint.parent / "config.yaml"
-        if not path.is_file():
-            raise UserError(
-                f"{self.checkpoint}: there is no config.yaml beside it; give the run's with --config FILE"
-            )
-        return path
-
-    def _find_recipe(self, config: Path) -> Recipe:
-        if self.arguments.recipe is not None:
-            return find_recipe(self.arguments.recipe)
-        named = re.search(r"^recipe: *(\S+)\s*$", config.read_text(encoding="utf-8"), flags=re.MULTILINE)
-        if named is None:
-            raise UserError(f"{config}: no recipe is named; add --recipe RECIPE")
-        try:
-            return find_recipe(named.group(1).strip("'\""))
-        except UserError as error:
-            raise UserError(f"{config}: {error}, or name its script with --recipe FILE") from error
-
-    def _load(self, path: Path, device: str) -> Any:
-        """The configuration; on another machine, the device of the run may not be there."""
-        schema = self.script.Config
-        overrides = [f"device={device}"] if "device" in getattr(schema, "__dataclass_fields__", {}) else []
-        return load(schema, path, overrides)
-
-    def _optimizer(self, model: nn.Module) -> Optimizer | None:
-        make: Callable[[nn.Module], Optimizer] | None
-        make = getattr(getattr(self.config, "optimizer", None), "build", None)
-        return None if make is None else make(model)
-
     def _objective(self, model: nn.Module) -> Objective:
         a = self.arguments
-        objective = probe_objective(
-            model, self.script.loss_fn, self.data, split_name=a.split, num=a.samples, seed=a.seed,
-            batch_size=self.batch_size,
-        )  # fmt: skip
-        return objective.double() if a.double else objective
+        return self.opened.objective(model, a.split, samples=a.samples, seed=a.seed, double=a.double)
 
     def _rates(self) -> dict[str, float]:
         """The learning rates to hold against the edge."""
         run, optimizer = self.trained, self.trained.optimizer
         if run.rates or optimizer is None:
             return run.rates
-        if getattr(getattr(self.config, "pilot", None), "sets_the_rate", False):
+        if getattr(getattr(self.opened.config, "pilot", None), "sets_the_rate", False):
             self.notes.append(
                 f"The run's learning rates are not known: auto_lr set them, and none is logged up to step {run.step}."
             )
@@ -236,10 +168,11 @@ class _Probe:
         weights = "average" if self.trained.averaged else "last step"
         return {
             "optland": __version__, "torch": torch.__version__, "run": str(self.trained.folder),
-            "checkpoint": self.checkpoint.name, "recipe": self.recipe.name, "step": self.trained.step,
+            "checkpoint": self.opened.checkpoint.name, "recipe": self.opened.recipe.name, "step": self.trained.step,
             "weights": weights, "split": a.split, "samples": source.num_samples, "of": self.data.size(a.split),
-            "data": source.data, "mode": source.mode, "seed": a.seed, "dtype": source.dtype, "device": self.device,
-            "k": a.k, "max_products": a.products, "declared_ge": declared, "cost_ge": self._spent(),
+            "data": source.data, "mode": source.mode, "seed": a.seed, "dtype": source.dtype,
+            "device": self.opened.device, "k": a.k, "max_products": a.products, "declared_ge": declared,
+            "cost_ge": self._spent(),
         }  # fmt: skip
 
     def _show(self, report: Report) -> None:
@@ -263,79 +196,11 @@ class _Probe:
         return DONE
 
 
-class _Progress:
-    """What is being measured, with a bar of the declared cost on a terminal and a line for each part elsewhere."""
-
-    def __init__(self, declared: float, spent: Callable[[], float]) -> None:
-        self.declared, self.spent, self.part = declared, spent, ""
-        console = Console()
-        self._live = Live(get_renderable=self._line, console=console, transient=True, refresh_per_second=5)
-        self._shown = console.is_terminal
-
-    def begin(self, part: str) -> None:
-        """A part begins."""
-        self.part = part
-        if not self._shown:
-            say(f"measuring: {part}")
-
-    def _line(self) -> Group:
-        done = min(self.spent(), self.declared)
-        grid = Table.grid(padding=(0, 1))
-        grid.add_row(
-            ProgressBar(total=self.declared, completed=done, width=30),
-            Text(f"{self.part}, {done:.3g} of at most {self.declared:.3g} gradient evaluations"),
-        )
-        return Group(grid)
-
-    def __enter__(self) -> _Progress:
-        if self._shown:
-            self._live.start()
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        if self._shown:
-            self._live.stop()
-
-
-def _definitions(recipe: Recipe) -> types.ModuleType:
-    """What the script defines; a dataclass looks its annotations up in the module of its name."""
-    module = types.ModuleType(f"optland_recipe_{re.sub(r'[^0-9A-Za-z_]', '_', recipe.name)}")
-    module.__file__ = str(recipe.script)
-    sys.modules[module.__name__] = module
-    exec(compile(recipe.script.read_text(encoding="utf-8"), str(recipe.script), "exec"), module.__dict__)
-    for name, how in (
-        ("Config", "a dataclass, the schema of its configs"),
-        ("loss_fn", "def loss_fn(model, batch)"),
-        ("build", "def build(config, device) -> (model, data), and let main use it too"),
-    ):
-        if not hasattr(module, name):
-            raise UserError(f"{recipe.script} has no {name}, without which a run cannot be probed; add {how}")
-    return module
-
-
-def _built(script: types.ModuleType, config: Any, device: str, recipe: Recipe) -> tuple[nn.Module, ProbeData]:
-    built = script.build(config, device)
-    shape = isinstance(built, tuple) and len(built) == 2 and isinstance(built[0], nn.Module)
-    if not shape or not all(callable(getattr(built[1], name, None)) for name in ("size", "sample")):
-        raise UserError(
-            f"{recipe.script}: build must return (model, data), and data must have size(split) and "
-            "sample(split, num, seed)"
-        )
-    return built[0], built[1]
-
-
-def _device(asked: Literal["auto", "cpu", "cuda"]) -> str:
-    try:
-        return choose_device(asked)
-    except ValueError as error:
-        raise UserError(f"--{error}") from error
-
-
-def _writable(folder: Path) -> Path:
+def writable(folder: Path) -> Path:
     """The folder, made where missing: found out before anything is measured."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        trial = folder / ".probe-trial"
+        trial = folder / ".optland-trial"
         trial.touch()
         trial.unlink()
     except OSError as error:

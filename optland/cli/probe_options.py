@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 
 from optland.config import UserError
 
-__all__ = ["EXAMPLES", "OPTIONS", "add_probe_arguments", "check"]
+__all__ = ["EXAMPLES", "OPTIONS", "add_probe_arguments", "check", "refuse_too_small"]
 
 EXAMPLES = """examples:
   optland probe runs/landscape_train/digits
@@ -84,8 +85,17 @@ def check(arguments: argparse.Namespace) -> None:
     Raises:
         UserError: One of them is too small.
     """
-    for name, least in _LEAST.items():
+    refuse_too_small(arguments, _LEAST)
+
+
+def refuse_too_small(arguments: argparse.Namespace, least: Mapping[str, int]) -> None:
+    """Refuse whole numbers below the least that each may be.
+
+    Raises:
+        UserError: One of them is too small.
+    """
+    for name, smallest in least.items():
         value = getattr(arguments, name)
-        if value is not None and value < least:
+        if value is not None and value < smallest:
             option = name.replace("_", "-")
-            raise UserError(f"--{option}: {value} is too small; use a whole number from {least}")
+            raise UserError(f"--{option}: {value} is too small; use a whole number from {smallest}")

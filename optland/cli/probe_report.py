@@ -14,6 +14,7 @@ from optland.curvature.stability.ratio import StabilityRatio
 from optland.curvature.stability.stable_rate import StableRate
 from optland.curvature.stochastic.density import Density
 from optland.estimate import Estimate
+from optland.report.words import curvature_in_words, point_in_words
 
 __all__ = ["Report"]
 
@@ -87,50 +88,9 @@ class Report:
 
     def verdict(self) -> str:
         """The point, its curvature and its stability in a few sentences."""
-        sentences = [self._point(), self._curvature(), self._edge(), self._unconverged()]
+        words = [point_in_words(self.portrait), curvature_in_words(self.portrait)]
+        sentences = [*words, self._edge(), self._unconverged()]
         return " ".join(sentence for sentence in sentences if sentence)
-
-    def _point(self) -> str:
-        point = self.portrait.point
-        size, floor = f"{point.grad_norm.value:.3g}", f"{point.floor:.3g} ({point.floor_kind})"
-        here = f"at the loss {point.loss:.4g}"
-        zero = f"the gradient norm {size} is 0 within its floor {floor}"
-        if point.verdict == "not critical":
-            return f"Not a critical point {here}: the gradient norm {size} is above its floor {floor}."
-        if point.verdict == "gradient-flat":
-            return (
-                f"Not a critical point {here}, but gradient-flat: the gradient, of norm {size}, lies where the Hessian "
-                "is 0."
-            )
-        if point.verdict == "strict saddle":
-            least = "" if point.exact else "at least "
-            number = f"{least}{point.index_at_least} of {self.portrait.dim}"
-            return f"A strict saddle {here}: {zero}, and on these samples {number} eigenvalues are negative."
-        if point.verdict == "degenerate":
-            return (
-                f"A degenerate critical point {here}: {zero}, and the smallest eigenvalue is within tau = "
-                f"{point.tau:.2g} of 0, so that it can be a flat valley, a minimum or a saddle of higher order."
-            )
-        if point.verdict == "unknown":
-            return f"The kind of point {here} is not known. {point.note}".strip()
-        tau = f"{point.tau:.2g}"
-        sign = f"above {tau}" if point.verdict == "minimum up to tau" else f"below -{tau}"
-        words = "minimum" if point.verdict == "minimum up to tau" else "local maximum"
-        return f"A {words} {here}: {zero}, and every eigenvalue is {sign}."
-
-    def _curvature(self) -> str:
-        spectrum, shape = self.portrait.spectrum, self.portrait.density
-        top = "is" if spectrum.top.converged else "is at least"
-        bottom = "is" if spectrum.bottom.converged else "is at most"
-        text = f"The largest eigenvalue {top} {spectrum.top.value:.4g}"
-        text += f", the smallest {bottom} {spectrum.bottom.value:.4g}"
-        if shape is None:
-            return f"{text}."
-        out = len(shape.outliers)
-        apart = (
-            f"{out or 'none'} of {self.portrait.dim} {'stands' if out == 1 else 'stand'} apart from the bulk"
-        )
-        return f"{text}; {apart}."
 
     def _edge(self) -> str:
         found = self.stability

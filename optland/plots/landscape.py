@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +11,15 @@ from typing import Any
 
 import torch
 
-from optland.landscape import Connection, EffectiveDimension, PathLoss, Rays, Sharpness, Slice
+from optland.landscape import (
+    Connection,
+    EffectiveDimension,
+    MinimaComparison,
+    PathLoss,
+    Rays,
+    Sharpness,
+    Slice,
+)
 from optland.plots.figure import COLOURS, figure
 
 __all__ = ["plot"]
@@ -18,7 +27,7 @@ __all__ = ["plot"]
 
 @functools.singledispatch
 def plot(result: Any, path: str | Path, *, title: str = "") -> None:
-    """Draw a result: a slice, a path, a connection, rays, a dimension, or a list of sharpness values.
+    """Draw a result: a slice, a path, a connection, rays, a dimension, minima side by side, or sharpness values.
 
     Args:
         result: What a function of :mod:`optland.landscape` returned.
@@ -30,8 +39,8 @@ def plot(result: Any, path: str | Path, *, title: str = "") -> None:
         UserError: matplotlib is not installed.
     """
     raise TypeError(
-        f"there is no picture of a {type(result).__name__}; known are slices, paths, connections, rays, dimensions and "
-        "lists of sharpness values"
+        f"there is no picture of a {type(result).__name__}; known are slices, paths, connections, rays, dimensions, "
+        "comparisons of minima and lists of sharpness values"
     )
 
 
@@ -205,3 +214,49 @@ def _(result: Sequence[Sharpness], path: str | Path, *, title: str = "") -> None
     axis.set_title(title, fontsize=10)
     axis.grid(alpha=0.25, axis="x")
     page.savefig(path, dpi=110)
+
+
+@plot.register
+def _(result: MinimaComparison, path: str | Path, *, title: str = "") -> None:
+    """Every rise of the loss, a bar for each minimum; eigenvalue and trace have another unit and a panel each."""
+    measures = [s.name for s in result.minima[0].sharpness]
+    count = len(result.minima)
+    page = figure(9.5, 2.6 + (0.3 + 0.16 * count) * len(measures))
+    grid = page.add_gridspec(2, 2, height_ratios=[0.8 + 0.25 * count, (0.3 + 0.16 * count) * len(measures)])
+    curvature = (
+        ("largest eigenvalue", page.add_subplot(grid[0, 0])),
+        ("trace", page.add_subplot(grid[0, 1])),
+    )
+    for name, axis in curvature:
+        _bars(axis, result, [name])
+        axis.set_yticks([])
+        axis.set_title(name, fontsize=9)
+    below = page.add_subplot(grid[1, :])
+    _bars(below, result, measures)
+    below.set_yticks(range(len(measures)), measures, fontsize=8)
+    below.set_xlabel("rise of the loss")
+    if count > 1:
+        below.legend(frameon=False, fontsize=8)
+    page.suptitle(title, fontsize=10)
+    page.savefig(path, dpi=110)
+
+
+def _bars(axis: Any, result: MinimaComparison, measures: Sequence[str]) -> None:
+    high = 0.8 / len(result.minima)
+    for i, (minimum, colour) in enumerate(
+        zip(result.minima, itertools.cycle(COLOURS.values()), strict=False)
+    ):
+        found = [minimum.measures()[name] for name in measures]
+        errors = [0.0 if math.isnan(e.error) else e.error for e in found]
+        places = [row + (i - (len(result.minima) - 1) / 2) * high for row in range(len(measures))]
+        axis.barh(
+            places,
+            [e.value for e in found],
+            high,
+            xerr=errors,
+            color=colour,
+            ecolor=COLOURS["grey"],
+            label=minimum.name,
+        )
+    axis.invert_yaxis()
+    axis.grid(alpha=0.25, axis="x")

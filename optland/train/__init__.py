@@ -13,6 +13,7 @@ from optland.train.models.build import check_model
 from optland.train.paired import Gain, best_setting, paired_gain
 from optland.train.pilot import Pilot
 from optland.train.precision import Precision, PrecisionConfig
+from optland.train.revisit import probe_objective
 from optland.train.run import RunFolder
 from optland.train.schedule import ScheduleName, check_schedule, cosine_schedule, schedule_by_name
 from optland.train.seeding import seed_everything
@@ -62,6 +63,7 @@ __all__ = [
     "load_data",
     "load_text",
     "paired_gain",
+    "probe_objective",
     "save_checkpoint",
     "schedule_by_name",
     "seed_everything",

@@ -1,0 +1,150 @@
+"""A run opened again: its recipe's definitions, its configuration, its data, and its weights in its model.
+
+A recipe's script is run for its definitions, under a name of its own, so that its last lines do not start a run. It has
+to define
+
+- ``Config`` and ``loss_fn(model, batch)``, as ``optland run`` needs them anyway;
+- ``build(config, device) -> (model, data)``, which its ``main`` uses too. ``data`` has ``size(split)`` and
+  ``sample(split, num, seed)``; see :class:`optland.train.revisit.ProbeData`.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from optland.cli.recipes import Recipe, find_recipe
+from optland.config import UserError, load
+from optland.objective import Objective
+from optland.train.revisit import ProbeData, Split, find_checkpoint, probe_objective, revisit
+from optland.train.settings import choose_device
+
+__all__ = ["OpenedRun"]
+
+
+class OpenedRun:
+    """A checkpoint with all that it takes to evaluate its loss.
+
+    Args:
+        run: Run folder or checkpoint file.
+        config: The run's config; by default the one beside the checkpoint.
+        recipe: Its recipe; by default the one that the config names.
+        device: Where to.
+        batch_size: Samples at a time; the run's by default.
+
+    Raises:
+        UserError: Something is missing, or does not fit.
+    """
+
+    def __init__(
+        self,
+        run: str | Path,
+        *,
+        config: str | None = None,
+        recipe: str | None = None,
+        device: Literal["auto", "cpu", "cuda"] = "auto",
+        batch_size: int | None = None,
+    ) -> None:
+        self.checkpoint = find_checkpoint(Path(run))
+        path = self._config_file(config)
+        self.recipe = self._find_recipe(path, recipe)
+        self.script = _definitions(self.recipe)
+        self.device = _device(device)
+        self.config = self._load(path, self.device)
+        torch.set_num_threads(getattr(self.config, "threads", None) or torch.get_num_threads())
+        model, self.data = _built(self.script, self.config, self.device, self.recipe)
+        self.trained = revisit(self.checkpoint, model, self._optimizer(model))
+        own: int = getattr(self.config, "batch_size", 64)
+        self.batch_size = batch_size or own
+
+    def objective(
+        self, model: nn.Module, split: Split, *, samples: int, seed: int, double: bool
+    ) -> Objective:
+        """The run's loss on random samples of a split, at the weights of ``model``."""
+        objective = probe_objective(
+            model,
+            self.script.loss_fn,
+            self.data,
+            split_name=split,
+            num=samples,
+            seed=seed,
+            batch_size=self.batch_size,
+        )
+        return objective.double() if double else objective
+
+    def _config_file(self, given: str | None) -> Path:
+        if given is not None:
+            path = Path(given)
+            if not path.is_file():
+                raise UserError(f"--config: there is no file {path}")
+            return path
+        path = self.checkpoint.parent / "config.yaml"
+        if not path.is_file():
+            raise UserError(
+                f"{self.checkpoint}: there is no config.yaml beside it; give the run's with --config FILE"
+            )
+        return path
+
+    def _find_recipe(self, config: Path, given: str | None) -> Recipe:
+        if given is not None:
+            return find_recipe(given)
+        named = re.search(r"^recipe: *(\S+)\s*$", config.read_text(encoding="utf-8"), flags=re.MULTILINE)
+        if named is None:
+            raise UserError(f"{config}: no recipe is named; add --recipe RECIPE")
+        try:
+            return find_recipe(named.group(1).strip("'\""))
+        except UserError as error:
+            raise UserError(f"{config}: {error}, or name its script with --recipe FILE") from error
+
+    def _load(self, path: Path, device: str) -> Any:
+        """The configuration; on another machine, the device of the run may not be there."""
+        schema = self.script.Config
+        overrides = [f"device={device}"] if "device" in getattr(schema, "__dataclass_fields__", {}) else []
+        return load(schema, path, overrides)
+
+    def _optimizer(self, model: nn.Module) -> Optimizer | None:
+        make: Callable[[nn.Module], Optimizer] | None
+        make = getattr(getattr(self.config, "optimizer", None), "build", None)
+        return None if make is None else make(model)
+
+
+def _definitions(recipe: Recipe) -> types.ModuleType:
+    """What the script defines; a dataclass looks its annotations up in the module of its name."""
+    module = types.ModuleType(f"optland_recipe_{re.sub(r'[^0-9A-Za-z_]', '_', recipe.name)}")
+    module.__file__ = str(recipe.script)
+    sys.modules[module.__name__] = module
+    exec(compile(recipe.script.read_text(encoding="utf-8"), str(recipe.script), "exec"), module.__dict__)
+    for name, how in (
+        ("Config", "a dataclass, the schema of its configs"),
+        ("loss_fn", "def loss_fn(model, batch)"),
+        ("build", "def build(config, device) -> (model, data), and let main use it too"),
+    ):
+        if not hasattr(module, name):
+            raise UserError(f"{recipe.script} has no {name}, without which a run cannot be probed; add {how}")
+    return module
+
+
+def _built(script: types.ModuleType, config: Any, device: str, recipe: Recipe) -> tuple[nn.Module, ProbeData]:
+    built = script.build(config, device)
+    shape = isinstance(built, tuple) and len(built) == 2 and isinstance(built[0], nn.Module)
+    if not shape or not all(callable(getattr(built[1], name, None)) for name in ("size", "sample")):
+        raise UserError(
+            f"{recipe.script}: build must return (model, data), and data must have size(split) and "
+            "sample(split, num, seed)"
+        )
+    return built[0], built[1]
+
+
+def _device(asked: Literal["auto", "cpu", "cuda"]) -> str:
+    try:
+        return choose_device(asked)
+    except ValueError as error:
+        raise UserError(f"--{error}") from error

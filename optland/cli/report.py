@@ -1,0 +1,161 @@
+"""``optland report``: the landscape around checkpoints as one HTML page, with its pictures."""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+from pathlib import Path
+
+import torch
+
+from optland.cli.cost_progress import CostProgress
+from optland.cli.opened import OpenedRun
+from optland.cli.probe import writable
+from optland.cli.report_options import check_report
+from optland.cli.terminal import DONE, INTERRUPTED, complain, say
+from optland.config import UserError
+from optland.log import WandbLogger
+from optland.objective import Objective
+from optland.report import SurveySettings, declared_cost, investigate, log_report, write_report
+from optland.train.revisit import Split, find_checkpoint
+
+__all__ = ["report"]
+
+
+def report(arguments: argparse.Namespace) -> int:
+    """Run ``optland report``.
+
+    Args:
+        arguments: Those of :func:`optland.cli.report_options.add_report_arguments`.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        UserError: Something of what was given cannot be used.
+    """
+    check_report(arguments)
+    threads = torch.get_num_threads()
+    try:
+        return _Report(arguments).run()
+    except KeyboardInterrupt:
+        complain("\nInterrupted; what is done is kept, and the same command goes on from there.")
+        return INTERRUPTED
+    except torch.OutOfMemoryError as error:
+        raise UserError(
+            f"the memory does not suffice ({str(error).splitlines()[0]}); use a smaller --batch-size, or --samples"
+        ) from error
+    finally:
+        torch.set_num_threads(threads)
+
+
+class _Report:
+    """One report on its way."""
+
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        a = self.arguments = arguments
+        first = find_checkpoint(Path(a.runs[0]))
+        self.settings = _settings(a)
+        if a.trajectory and len(a.runs) < 3:
+            raise UserError(
+                f"--trajectory: a path needs at least 3 checkpoints, not {len(a.runs)}; name more of them"
+            )
+        self.out = writable(Path(a.out) if a.out else first.parent / "report")
+        self.runs = [
+            OpenedRun(run, config=a.config, recipe=a.recipe, device=a.device, batch_size=a.batch_size)
+            for run in a.runs
+        ]
+        self.names = _names(self.runs)
+        self.objectives = {n: self._objective(r, a.split) for n, r in zip(self.names, self.runs, strict=True)}
+        self.notes = [
+            f"{n}: {note}" for n, r in zip(self.names, self.runs, strict=True) for note in r.trained.notes
+        ]
+
+    def run(self) -> int:
+        """Measure, write, and say where."""
+        a = self.arguments
+        chosen = self.names[-1:] if a.trajectory else self.names
+        objectives = {name: self.objectives[name] for name in chosen}
+        tests = self._tests(chosen)
+        declared = sum(declared_cost(o, self.settings) for o in objectives.values())
+        say(
+            f"{len(chosen)} of {len(self.runs)} checkpoints to survey on {next(iter(objectives.values())).data}"
+        )
+        sample = next(iter(objectives.values())).num_samples < self.runs[0].data.size(a.split)
+        metered = [*objectives.values(), *tests.values()]
+        path = (
+            {n: [p.detach() for p in o.params] for n, o in self.objectives.items()} if a.trajectory else None
+        )
+        pairs = [] if a.trajectory else self._pairs()
+        with CostProgress(declared, lambda: sum(o.cost_ge for o in metered)) as progress:
+            try:
+                findings = investigate(
+                    self._title(), objectives, self.settings, about=self._about(), tests=tests, sample=sample,
+                    pairs=pairs, curve_steps=a.curve_steps, path=path, keep=self.out / "measured", watch=progress.begin,
+                    notes=self.notes,
+                )  # fmt: skip
+            except ValueError as error:
+                raise UserError(f"{error}") from error
+        page = write_report(findings, self.out)
+        say(f"wrote {page}\n      and its pictures beside it")
+        if a.wandb != "disabled":
+            log = WandbLogger(self.out, project="optland", mode=a.wandb, config=vars(a), group="report",
+                              job_type="report", name=self.out.name)  # fmt: skip
+            log_report(findings, self.out, log)
+            log.finish({})
+            say(f"wandb run {log.view_command() or ''}")
+        return DONE
+
+    def _objective(self, run: OpenedRun, split: Split) -> Objective:
+        """The first run's data and loss at this run's weights."""
+        a = self.arguments
+        return self.runs[0].objective(
+            run.trained.evaluated, split, samples=a.samples, seed=a.seed, double=False
+        )
+
+    def _tests(self, chosen: list[str]) -> dict[str, Objective]:
+        """The test loss beside the others, where it is not what is measured anyway."""
+        if self.arguments.split == "test" or self.runs[0].data.size("test") == 0:
+            return {}
+        runs = dict(zip(self.names, self.runs, strict=True))
+        return {name: self._objective(runs[name], "test") for name in chosen}
+
+    def _pairs(self) -> list[tuple[str, str]]:
+        """All pairs of a few that fit, and of many each with the next: their number grows with the square."""
+        shapes = {name: [tuple(p.shape) for p in o.params] for name, o in self.objectives.items()}
+        fitting = [n for n in self.names if shapes[n] == shapes[self.names[0]]]
+        if len(fitting) < len(self.names):
+            others = ", ".join(n for n in self.names if n not in fitting)
+            self.notes.append(f"There are no paths to {others}: another architecture than {self.names[0]}.")
+        return list(itertools.combinations(fitting, 2) if len(fitting) <= 3 else itertools.pairwise(fitting))
+
+    def _title(self) -> str:
+        return f"Loss landscape: {', '.join(self.names[:3])}{' ...' if len(self.names) > 3 else ''}"
+
+    def _about(self) -> dict[str, str]:
+        first = self.runs[0]
+        steps = [f"{n} (step {r.trained.step})" for n, r in zip(self.names, self.runs, strict=True)]
+        return {
+            "checkpoints": ", ".join(steps),
+            "recipe": first.recipe.name, "device": first.device,
+        }  # fmt: skip
+
+
+def _settings(a: argparse.Namespace) -> SurveySettings:
+    try:
+        return SurveySettings(
+            points=a.points, distance=a.distance, products=a.products, density=a.density, seed=a.seed
+        )
+    except ValueError as error:
+        raise UserError(f"--{error}") from error
+
+
+def _names(runs: list[OpenedRun]) -> list[str]:
+    """The folder of each run, with the file where one folder is named twice."""
+    folders = [r.checkpoint.parent.resolve().name for r in runs]
+    if len(set(folders)) == len(runs):
+        return folders
+    names = [f"{f}/{r.checkpoint.name}" for f, r in zip(folders, runs, strict=True)]
+    if len(set(names)) < len(names):
+        names = [f"{n}, {i}" for i, n in enumerate(names, start=1)]
+    return names

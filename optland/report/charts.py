@@ -1,0 +1,270 @@
+"""The charts of the page, as plain data for plotly.js: surfaces, maps, spectra, bars and paths.
+
+Colours of text and lines are left out: the page sets them, for light and for dark.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from optland.curvature.points.portrait import Portrait
+from optland.landscape import Connection, EffectiveDimension, MinimaComparison, PathLoss, Rays, Slice
+
+__all__ = ["Chart", "contour", "dimension", "extremes", "paths", "rays", "sharpness", "spectrum", "surface"]
+
+Chart = dict[str, Any]
+"""``data`` and ``layout`` of plotly.js."""
+
+BLUE, RED, GREEN, ORANGE, GREY = "#3b82c4", "#d64545", "#3a9d6a", "#d9822b", "#8a94a6"
+LOG_FROM = 100.0
+"""A surface whose top is this many times its bottom is shown by the logarithm, or the basin would be one colour."""
+
+
+def surface(found: Slice, *, line: Sequence[tuple[float, float]] = (), name: str = "loss") -> Chart:
+    """A surface to turn, with a point at the weights and at every marker."""
+    x, y = _axes(found)
+    z, title = _height(found.surfaces[name], name)
+    data: list[dict[str, Any]] = [
+        {
+            "type": "surface", "x": _plain(x), "y": _plain(y), "z": _grid(z), "colorscale": "Viridis",
+            "showscale": False, "opacity": 0.95, "contours": {"z": {"show": True, "usecolormap": True, "width": 1}},
+            "hovertemplate": f"%{{x:.3g}}, %{{y:.3g}}<br>{title} %{{z:.4g}}<extra></extra>",
+        }
+    ]  # fmt: skip
+    for word, places, mode in _marks(found, line):
+        heights = [_at(z, found, place) for place in places]
+        px, py = zip(*(_units(found, place) for place in places), strict=True)
+        data.append({
+            "type": "scatter3d", "x": list(px), "y": list(py), "z": heights, "mode": mode, "name": word,
+            "marker": {"size": 4, "color": RED}, "line": {"width": 5, "color": RED}, "showlegend": False,
+            "hovertemplate": f"{word}<extra></extra>",
+        })  # fmt: skip
+    scene = {
+        "xaxis": {"title": {"text": _short(found, 0)}},
+        "yaxis": {"title": {"text": _short(found, 1)}},
+        "zaxis": {"title": {"text": title}},
+        "camera": {"eye": {"x": 1.6, "y": 1.6, "z": 1.05}},
+    }
+    return {
+        "data": data,
+        "layout": {"scene": scene, "height": 420, "margin": {"l": 0, "r": 0, "t": 8, "b": 0}},
+    }
+
+
+def contour(found: Slice, *, line: Sequence[tuple[float, float]] = (), name: str = "loss") -> Chart:
+    """The same as a map."""
+    x, y = _axes(found)
+    z, title = _height(found.surfaces[name], name)
+    data: list[dict[str, Any]] = [
+        {
+            "type": "contour", "x": _plain(x), "y": _plain(y), "z": _grid(z), "colorscale": "Viridis", "ncontours": 20,
+            "colorbar": {"title": {"text": title, "side": "right"}, "thickness": 12}, "line": {"width": 0.5},
+            "hovertemplate": f"%{{x:.3g}}, %{{y:.3g}}<br>{title} %{{z:.4g}}<extra></extra>",
+        }
+    ]  # fmt: skip
+    for word, places, mode in _marks(found, line):
+        px, py = zip(*(_units(found, place) for place in places), strict=True)
+        data.append({
+            "type": "scatter", "x": list(px), "y": list(py), "mode": mode, "name": word, "showlegend": False,
+            "marker": {"size": 8, "color": RED, "line": {"width": 1, "color": "white"}}, "line": {"color": RED},
+            "hovertemplate": f"{word}<extra></extra>",
+        })  # fmt: skip
+    return {"data": data, "layout": _layout(_label(found, 0), _label(found, 1), height=420)}
+
+
+def spectrum(portrait: Portrait) -> Chart | None:
+    """The density of all eigenvalues, with outliers as spikes; None where it was not taken."""
+    density = portrait.density
+    if density is None:
+        return None
+    curve, outliers = density.curve(points=256), density.outliers
+    data: list[dict[str, Any]] = [
+        {
+            "type": "scatter", "x": curve.grid.tolist(), "y": _plain(torch.from_numpy(curve.value)), "mode": "lines",
+            "fill": "tozeroy", "line": {"color": BLUE, "width": 1.6}, "name": "bulk",
+        }
+    ]  # fmt: skip
+    peak = float(curve.value.max(initial=0.0))
+    heights = [
+        s.mass.value / (curve.sigma * math.sqrt(2 * math.pi)) if curve.sigma else peak for s in outliers
+    ]
+    if outliers:
+        places = [s.value.value for s in outliers]
+        data.append({
+            "type": "bar", "x": places, "y": heights, "width": [_bar(curve.grid, places)] * len(places),
+            "marker": {"color": RED}, "name": "outliers", "hovertemplate": "%{x:.4g}<extra>outlier</extra>",
+        })  # fmt: skip
+    layout = _layout("eigenvalue", "density")
+    floor = min([h for h in heights if h > 0] + [peak or 1.0]) / 10
+    top = max([peak, *heights]) or 1.0
+    layout["yaxis"] |= {"type": "log", "range": [math.log10(max(floor, 1e-6 * top)), math.log10(3 * top)]}
+    return {"data": data, "layout": layout}
+
+
+def extremes(portrait: Portrait) -> Chart:
+    """The eigenvalues at both ends with their residuals; hollow where they have not converged."""
+    values = portrait.spectrum.values
+    place = list(range(1, len(values) + 1))
+    chart = {
+        "type": "scatter", "mode": "markers", "x": place, "y": [v.value for v in values],
+        "error_y": {"type": "data", "array": [_error(v.error) for v in values], "color": GREY},
+        "marker": {
+            "size": 9, "color": BLUE, "symbol": ["circle" if v.converged else "circle-open" for v in values]
+        },
+        "hovertemplate": "%{y:.4g}<extra></extra>",
+    }  # fmt: skip
+    layout = _layout("from the largest to the smallest that were asked for", "eigenvalue")
+    layout["xaxis"] |= {"tickvals": place}
+    return {"data": [chart], "layout": layout}
+
+
+def rays(found: Rays) -> Chart:
+    """Second differences against the Hessian along each ray."""
+    exact = [r[2] for r in found.per_ray]
+    data: list[dict[str, Any]] = [
+        {
+            "type": "scatter", "mode": "markers", "x": exact, "y": [r[i] for r in found.per_ray], "name": word,
+            "marker": {"color": colour, "size": 7},
+        }
+        for i, (word, colour) in enumerate((("h", BLUE), ("h / 2", ORANGE)))
+    ]  # fmt: skip
+    ends = [min(exact), max(exact)]
+    data.append({
+        "type": "scatter", "mode": "lines", "x": ends, "y": ends, "line": {"color": GREY, "width": 1}, "name": "equal",
+    })  # fmt: skip
+    return {"data": data, "layout": _layout("u'Hu", "second difference", legend=True)}
+
+
+def sharpness(found: MinimaComparison) -> Chart:
+    """Rise of the loss in every sense, a group of bars for each minimum."""
+    colours = (BLUE, ORANGE, GREEN, RED, GREY)
+    data = [
+        {
+            "type": "bar", "orientation": "h", "y": [s.name for s in m.sharpness],
+            "x": [s.rise.value for s in m.sharpness], "name": m.name, "marker": {"color": colours[i % len(colours)]},
+            "error_x": {"type": "data", "array": [_error(s.rise.error) for s in m.sharpness], "color": GREY},
+        }
+        for i, m in enumerate(found.minima)
+    ]  # fmt: skip
+    rows = len(found.minima[0].sharpness) * (1 + 0.4 * len(found.minima))
+    layout = _layout("rise of the loss", "", height=int(90 + 22 * rows), legend=len(data) > 1)
+    rises = [s.rise.value for m in found.minima for s in m.sharpness]
+    if min(rises) > 0 and max(rises) > LOG_FROM * min(rises):
+        layout["xaxis"] |= {"type": "log", "exponentformat": "power", "nticks": 4, "tickangle": 0}
+    layout["yaxis"] |= {"autorange": "reversed", "automargin": True, "tickfont": {"size": 10}}
+    return {"data": data, "layout": layout}
+
+
+def paths(found: Connection) -> Chart:
+    """The loss on the line and on the curve."""
+    shown: list[tuple[PathLoss, str, str]] = [(found.linear, "straight line", RED)]
+    if found.curve is not None:
+        shown.append((found.curve, f"{found.curve.kind} curve", BLUE))
+    data: list[dict[str, Any]] = [
+        {
+            "type": "scatter", "mode": "lines+markers", "x": path.t.tolist(), "y": _plain(path.loss), "name": word,
+            "line": {"color": colour}, "marker": {"size": 4},
+        }
+        for path, word, colour in shown
+    ]  # fmt: skip
+    limit = found.linear.threshold * max(found.linear.ends)
+    data.append({
+        "type": "scatter", "mode": "lines", "x": [0, 1], "y": [limit, limit], "name": "threshold",
+        "line": {"color": GREY, "dash": "dash", "width": 1},
+    })  # fmt: skip
+    return {"data": data, "layout": _layout("t", "loss", legend=True)}
+
+
+def dimension(found: EffectiveDimension) -> Chart:
+    """Share of the squared length of the gradients in their first directions."""
+    share = (found.values.cumsum(0) / found.values.sum()).tolist()
+    places = list(range(1, len(share) + 1))
+    data = [
+        {
+            "type": "scatter", "mode": "lines+markers", "x": places, "y": share, "line": {"color": BLUE},
+            "name": "share",
+        },
+        {
+            "type": "scatter", "mode": "lines", "x": [found.k90, found.k90], "y": [0, 1], "name": "k90",
+            "line": {"color": RED, "width": 1},
+        },
+    ]  # fmt: skip
+    return {"data": data, "layout": _layout("directions", "share of the squared length", legend=True)}
+
+
+def _layout(x: str, y: str, *, height: int = 320, legend: bool = False) -> dict[str, Any]:
+    return {
+        "height": height, "margin": {"l": 56, "r": 12, "t": 12, "b": 48}, "showlegend": legend,
+        "legend": {"orientation": "h", "y": 1.12}, "xaxis": {"title": {"text": x}, "zeroline": False},
+        "yaxis": {"title": {"text": y}, "zeroline": False},
+    }  # fmt: skip
+
+
+def _axes(found: Slice) -> tuple[Tensor, Tensor]:
+    first, second = found.weight_units
+    return first, second
+
+
+def _units(found: Slice, place: Sequence[float]) -> tuple[float, float]:
+    """A place in multiples of the directions as a place in units of the weights' norm."""
+    a, b = (p * d.norm / max(d.weight_norm, 1e-30) for p, d in zip(place, found.directions, strict=True))
+    return a, b
+
+
+def _marks(
+    found: Slice, line: Sequence[tuple[float, float]]
+) -> list[tuple[str, list[tuple[float, float]], str]]:
+    marks: list[tuple[str, list[tuple[float, float]], str]] = []
+    if line:
+        marks.append(("path of training", list(line), "lines+markers"))
+    else:
+        marks += [(name, [(place[0], place[1])], "markers") for name, place in found.markers.items()]
+    return [*marks, ("the weights", [(0.0, 0.0)], "markers")]
+
+
+def _at(z: Tensor, found: Slice, place: Sequence[float]) -> float | None:
+    """The height at the nearest point of the grid, so that a mark lies on the surface."""
+    i, j = (int((axis - p).abs().argmin()) for axis, p in zip(found.coordinates, place, strict=True))
+    value = float(z[i, j])
+    return value if math.isfinite(value) else None
+
+
+def _height(values: Tensor, name: str) -> tuple[Tensor, str]:
+    finite = values[torch.isfinite(values)]
+    low, high = float(finite.min()), float(finite.max())
+    if low > 0 and high > LOG_FROM * low:
+        return values.log10(), f"log10 of {name}"
+    return values, name
+
+
+def _grid(values: Tensor) -> list[list[float | None]]:
+    """Rows for plotly, whose first index runs along y; what is not finite stays empty."""
+    return [_plain(column) for column in values.T]
+
+
+def _plain(values: Tensor) -> list[float | None]:
+    return [float(f"{v:.6g}") if math.isfinite(v) else None for v in values.tolist()]
+
+
+def _label(found: Slice, axis: int) -> str:
+    return f"{found.directions[axis].kind}, units of |w|"
+
+
+def _short(found: Slice, axis: int) -> str:
+    """A name that has room beside a turning box."""
+    kind = found.directions[axis].kind.partition(",")[0]
+    return kind.replace("eigenvector of", "λ =").replace("trajectory component", "component")
+
+
+def _error(value: float) -> float:
+    return value if math.isfinite(value) else 0.0
+
+
+def _bar(grid: Any, places: Sequence[float]) -> float:
+    low, high = min(float(grid[0]), *places), max(float(grid[-1]), *places)
+    return (high - low) / 250

@@ -1,0 +1,81 @@
+"""Everything of a report in one call: a survey of each checkpoint, the paths between them, the path to one of them."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import torch
+
+from optland import __version__
+from optland.landscape import Connection
+from optland.objective import Objective
+from optland.report.findings import Findings, connections, follow
+from optland.report.survey import SurveySettings, survey
+from optland.vectors import Vector
+
+__all__ = ["investigate"]
+
+
+def investigate(
+    title: str,
+    objectives: Mapping[str, Objective],
+    settings: SurveySettings | None = None,
+    *,
+    about: Mapping[str, str] | None = None,
+    tests: Mapping[str, Objective] | None = None,
+    sample: bool = False,
+    pairs: Sequence[tuple[str, str]] = (),
+    curve_steps: int = 300,
+    path: Mapping[str, Vector] | None = None,
+    keep: str | Path | None = None,
+    watch: Callable[[str], None] | None = None,
+    notes: Sequence[str] = (),
+) -> Findings:
+    """Measure all that a report shows.
+
+    Args:
+        title: Of the report.
+        objectives: The same loss at each checkpoint, by name, each with its own model.
+        settings: How much to look at.
+        about: Facts for its head, beside the data and the versions.
+        tests: The loss on test data, by the same names.
+        sample: Whether the data are a sample of those that matter.
+        pairs: Between which checkpoints to look for a low path.
+        curve_steps: Training steps of each curve; 0 for lines alone.
+        path: Weights in the order of training, by name: how the first of ``objectives`` got there.
+        keep: Folder for what is done; an interrupted call goes on from there.
+        watch: Called with the name of each part before it begins.
+        notes: Sentences about what is not as it should be.
+
+    Raises:
+        ValueError: A pair of different architectures, a path of fewer than three points, or settings that cannot be.
+    """
+    if not objectives:
+        raise ValueError("objectives is empty; give at least one by name")
+    first = next(iter(objectives.values()))
+    chosen, begin = settings or SurveySettings(), watch or (lambda part: None)
+    surveys = [
+        survey(
+            name, objective, chosen, test=(tests or {}).get(name), sample=sample, keep=keep,
+            watch=functools.partial(_named, begin, name),
+        )
+        for name, objective in objectives.items()
+    ]  # fmt: skip
+    found: dict[str, Connection] = {}
+    for one, two in pairs:
+        begin(f"{one} to {two}")
+        pair = {one: objectives[one], two: objectives[two]}
+        found |= connections(pair, steps=curve_steps, seed=chosen.seed, keep=keep)
+    trajectory = None
+    if path is not None:
+        begin("path of training")
+        trajectory = follow(first, path, points=chosen.points)
+    facts = {"data": f"{first.data}, {first.mode} mode, seed {chosen.seed}, {first.dtype}", **(about or {})}
+    facts["versions"] = f"optland {__version__}, torch {torch.__version__}"
+    return Findings(title, facts, tuple(surveys), found, trajectory, tuple(notes))
+
+
+def _named(begin: Callable[[str], None], name: str, part: str) -> None:
+    begin(f"{name}, {part}")

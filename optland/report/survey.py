@@ -1,0 +1,215 @@
+r"""One point of a loss seen from all sides: curvature, two planes, rays, sharpness, effective dimension.
+
+A survey is what a report shows of one checkpoint. Its parts are the functions of :mod:`optland.landscape` and
+:mod:`optland.curvature`, with one seed and on one set of data. The second plane runs along the eigenvectors of the
+largest and the smallest eigenvalue, so that what two random directions cannot see is there to be seen.
+
+Every part that is done lies in a folder, under a name that depends on the weights, the data and the settings: a survey
+that was interrupted goes on there, and another one never takes it for its own.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+from optland import vectors
+from optland.archive import Archived
+from optland.batches import num_samples, split
+from optland.curvature.points.portrait import Portrait, portrait
+from optland.curvature.points.portrait import declared_cost as portrait_cost
+from optland.landscape import (
+    EffectiveDimension,
+    Minimum,
+    Rays,
+    Slice,
+    compare_minima,
+    effective_dimension,
+    eigenvector_direction,
+    plane,
+    random_direction,
+    rays,
+)
+from optland.objective import FORWARD_GE, Objective
+from optland.report.store import Store, key_of
+
+__all__ = ["Survey", "SurveySettings", "declared_cost", "survey"]
+
+Watch = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class SurveySettings:
+    """How much to look at; the defaults take about a minute for a small net on two cores.
+
+    Attributes:
+        points: Of a side of each plane, odd.
+        distance: The random plane runs from minus to plus this multiple of its filter-normalised directions.
+        k: Eigenvalues at each end.
+        products: Most Hessian products of each part of the curvature.
+        density: Whether to take the density of all eigenvalues, the dearest part of the curvature.
+        num_rays: Random rays.
+        radii: Of the sharpness.
+        gradients: Batch gradients for the effective dimension; 0 leaves it out.
+        seed: Of everything random.
+    """
+
+    points: int = 21
+    distance: float = 1.0
+    k: int = 3
+    products: int = 100
+    density: bool = True
+    num_rays: int = 20
+    radii: tuple[float, ...] = (0.05, 0.2)
+    gradients: int = 32
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.points < 3 or self.points % 2 == 0:
+            raise ValueError(
+                f"points: {self.points} must be odd and at least 3, so that the centre is one of them"
+            )
+        if not self.distance > 0 or not all(r > 0 for r in self.radii) or not self.radii:
+            raise ValueError(f"distance: {self.distance} and radii: {list(self.radii)} must all be above 0")
+        if (
+            min(self.k, self.products) < 1
+            or self.num_rays < 2
+            or self.gradients < 0
+            or 0 < self.gradients < 4
+        ):
+            raise ValueError(
+                f"k: {self.k} and products: {self.products} must be at least 1, num_rays: {self.num_rays} at least 2, "
+                f"gradients: {self.gradients} 0 or at least 4"
+            )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Survey(Archived):
+    """What was found at one point.
+
+    Attributes:
+        name: Of the point.
+        portrait: Spectrum, trace, density and the kind of point.
+        random: The plane of two filter-normalised random directions.
+        eigen: The plane of the eigenvectors of the largest and the smallest eigenvalue; None where there are not two.
+        rays: Curvature along random rays.
+        minimum: Sharpness, and the gap where a test loss was given.
+        dimension: Of batch gradients; None where it was left out.
+    """
+
+    name: str
+    portrait: Portrait
+    random: Slice
+    eigen: Slice | None
+    rays: Rays
+    minimum: Minimum
+    dimension: EffectiveDimension | None
+
+    @property
+    def cost_ge(self) -> float:
+        """Gradient evaluations of all that, whether in one go or not."""
+        parts = [self.portrait.cost_ge, self.random.cost_ge, self.rays.mean.cost_ge, self.minimum.cost_ge]
+        parts += [self.eigen.cost_ge] if self.eigen is not None else []
+        gradients = self.random.provenance.num_samples if self.dimension is not None else 0
+        return sum(parts) + gradients
+
+
+def declared_cost(objective: Objective, settings: SurveySettings) -> float:
+    """The most that :func:`survey` can cost in gradient evaluations, known before it runs."""
+    n = objective.num_samples
+    forwards = 2 * (settings.points**2 + 1) + 5 * settings.num_rays
+    forwards += 2 * len(settings.radii) * (2 * 25 + 1 + 2 + 40) + 2
+    gradients = 2 * len(settings.radii) * (1 + 40) + settings.gradients / max(1, n)
+    products = 2.5 * (settings.num_rays + 80 + 4)
+    own = portrait_cost(objective, products=settings.products, with_density=settings.density)
+    return own + n * (forwards * FORWARD_GE + gradients + products)
+
+
+def survey(
+    name: str,
+    objective: Objective,
+    settings: SurveySettings | None = None,
+    *,
+    test: Objective | None = None,
+    sample: bool = False,
+    keep: str | Path | None = None,
+    watch: Watch | None = None,
+) -> Survey:
+    """Look at the present weights from all sides.
+
+    Args:
+        name: Of the point, for tables and files.
+        objective: The loss.
+        settings: How much to look at.
+        test: The loss of the same model on test data, for a second surface and for the gap.
+        sample: Whether the data are a sample of those that matter, for the verdict.
+        keep: Folder for the parts that are done; an interrupted survey goes on from there.
+        watch: Called with the name of each part before it begins.
+
+    Raises:
+        ValueError: Settings that cannot be, or a test loss of another model.
+    """
+    chosen = settings or SurveySettings()
+    store = Store(keep, name, key_of(asdict(chosen), *(o for o in (objective, test) if o is not None)))
+    begin = watch or (lambda part: None)
+    others = {} if test is None else {"test loss": test}
+
+    begin("curvature")
+    point = store.of("portrait", Portrait, lambda: portrait(
+        objective, k=chosen.k, products=chosen.products, with_density=chosen.density, sample=sample, seed=chosen.seed
+    ))  # fmt: skip
+    begin("random plane")
+    first, second = (random_direction(objective, seed=chosen.seed + i) for i in (1, 2))
+    partial = store.path("random-partial")
+    random = store.of("random", Slice, lambda: plane(
+        objective, first, second, distance=chosen.distance, points=chosen.points, others=others, partial=partial
+    ))  # fmt: skip
+    begin("plane of eigenvectors")
+    eigen = _eigen_plane(objective, point, random, chosen, store)
+    begin("rays")
+    found_rays = store.of("rays", Rays, lambda: rays(objective, num_rays=chosen.num_rays, seed=chosen.seed))
+    begin("sharpness")
+    minimum = store.of("minimum", Minimum, lambda: compare_minima(
+        {name: objective}, others={} if test is None else {name: test}, radii=chosen.radii, seed=chosen.seed
+    ).minima[0])  # fmt: skip
+    dimension = None
+    if chosen.gradients:
+        begin("effective dimension")
+        dimension = store.of("dimension", EffectiveDimension, lambda: _dimension(objective, chosen))
+    return Survey(name, point, random, eigen, found_rays, minimum, dimension)
+
+
+def _eigen_plane(
+    objective: Objective, point: Portrait, random: Slice, settings: SurveySettings, store: Store
+) -> Slice | None:
+    """The plane of both extreme eigenvectors, as far as the loss rises over half of the random plane."""
+    spectrum = point.spectrum
+    if len(spectrum.vectors) < 2:
+        return None
+    finite = random.loss[torch.isfinite(random.loss)]
+    rise = max(float(finite.median()) - random.centre["loss"], 1e-3 * abs(random.centre["loss"]), 1e-12)
+    size = float(vectors.norm([p.detach() for p in objective.params]))
+
+    def reach(value: float) -> float:
+        return min(math.sqrt(2 * rise / max(abs(value), 1e-30)), 0.5 * max(size, 1e-6))
+
+    top, bottom = (eigenvector_direction(objective, spectrum, i) for i in (0, -1))
+    far = [reach(spectrum.values[i].value) for i in (0, -1)]
+    return store.of("eigen", Slice, lambda: plane(
+        objective, top, bottom, ranges=((-far[0], far[0]), (-far[1], far[1])), points=settings.points,
+        partial=store.path("eigen-partial"),
+    ))  # fmt: skip
+
+
+def _dimension(objective: Objective, settings: SurveySettings) -> EffectiveDimension:
+    """Of the gradients of so many pieces of the data's batches."""
+    pieces = []
+    per_batch = max(1, math.ceil(settings.gradients / max(1, len(list(objective.batches)))))
+    for batch in objective.batches:
+        pieces += split(batch, min(per_batch, num_samples(batch)))
+    chosen = pieces[: settings.gradients]
+    return effective_dimension([objective.on(piece, num_samples(piece)).gradient() for piece in chosen])

@@ -1,0 +1,167 @@
+"""What the numbers of a report say, in words: one short text for each part, with how sure it is."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from optland.curvature.points.portrait import Portrait
+from optland.landscape import Connection, EffectiveDimension, MinimaComparison, Rays, Slice, ruggedness
+from optland.report.findings import Trajectory
+
+__all__ = [
+    "comparison_in_words",
+    "connection_in_words",
+    "curvature_in_words",
+    "dimension_in_words",
+    "plane_in_words",
+    "point_in_words",
+    "rays_in_words",
+    "trajectory_in_words",
+]
+
+
+def point_in_words(portrait: Portrait) -> str:
+    """What kind of point it is, and on what that rests."""
+    point = portrait.point
+    size, floor = f"{point.grad_norm.value:.3g}", f"{point.floor:.3g} ({point.floor_kind})"
+    here = f"at the loss {point.loss:.4g}"
+    zero = f"the gradient norm {size} is 0 within its floor {floor}"
+    if point.verdict == "not critical":
+        return f"Not a critical point {here}: the gradient norm {size} is above its floor {floor}."
+    if point.verdict == "gradient-flat":
+        return (
+            f"Not a critical point {here}, but gradient-flat: the gradient, of norm {size}, lies where the Hessian "
+            "is 0."
+        )
+    if point.verdict == "strict saddle":
+        least = "" if point.exact else "at least "
+        number = f"{least}{point.index_at_least} of {portrait.dim}"
+        return f"A strict saddle {here}: {zero}, and on these samples {number} eigenvalues are negative."
+    if point.verdict == "degenerate":
+        return (
+            f"A degenerate critical point {here}: {zero}, and the smallest eigenvalue is within tau = "
+            f"{point.tau:.2g} of 0, so that it can be a flat valley, a minimum or a saddle of higher order."
+        )
+    if point.verdict == "unknown":
+        return f"The kind of point {here} is not known. {point.note}".strip()
+    tau = f"{point.tau:.2g}"
+    sign = f"above {tau}" if point.verdict == "minimum up to tau" else f"below -{tau}"
+    words = "minimum" if point.verdict == "minimum up to tau" else "local maximum"
+    return f"A {words} {here}: {zero}, and every eigenvalue is {sign}."
+
+
+def curvature_in_words(portrait: Portrait) -> str:
+    """Both ends of the spectrum, and what stands apart from the bulk."""
+    spectrum, shape = portrait.spectrum, portrait.density
+    top = "is" if spectrum.top.converged else "is at least"
+    bottom = "is" if spectrum.bottom.converged else "is at most"
+    text = f"The largest eigenvalue {top} {spectrum.top.value:.4g}"
+    text += f", the smallest {bottom} {spectrum.bottom.value:.4g}"
+    if shape is None:
+        return f"{text}."
+    out = len(shape.outliers)
+    apart = f"{out or 'none'} of {portrait.dim} {'stands' if out == 1 else 'stand'} apart from the bulk"
+    return f"{text}; {apart}."
+
+
+def plane_in_words(found: Slice, dim: int) -> str:
+    """How far the loss rises over a plane, how rough it is, and what the plane cannot show."""
+    loss, centre = found.loss, found.centre["loss"]
+    finite = loss[torch.isfinite(loss)]
+    low = float(finite.min())
+    high = float(finite.max())
+    text = f"Over this plane the loss runs from {low:.4g} to {high:.4g}; at the weights it is {centre:.4g}."
+    if found.nonfinite:
+        text += f" {found.nonfinite:.0%} of the points have no finite loss and are left empty."
+    if low < centre - 1e-6 * max(1.0, abs(centre)):
+        text += f" A point of the plane lies {centre - low:.3g} lower than the weights."
+    shape = ruggedness(found)
+    text += f" {shape.nonconvex:.0%} of its second differences are negative"
+    text += (
+        f", and it departs from the best quadratic by {shape.roughness:.1%} of its range (root mean square)."
+    )
+    bends = [c for c in found.curvature if math.isfinite(c)]
+    if bends and found.directions[0].seed is not None:
+        per_length = [c / d.norm**2 for c, d in zip(found.curvature, found.directions, strict=True)]
+        text += (
+            f" Curvature per unit of length along its two directions: {per_length[0]:.3g} and {per_length[1]:.3g}. Two "
+            f"random directions of {dim} see about the mean of all eigenvalues, so a saddle can look like a bowl here."
+        )
+    elif bends:
+        text += f" Curvature along its two directions: {bends[0]:.4g} and {bends[-1]:.4g}, the ends of the spectrum."
+    return text
+
+
+def rays_in_words(found: Rays) -> str:
+    """The mean curvature along rays, and whether it is a property of the point."""
+    count = len(found.per_ray)
+    text = (
+        f"Along {count} random unit rays the second difference at h = {found.h:.3g} is {found.mean.value:.3g} ± "
+        f"{found.mean.error:.2g}, the Hessian's {found.mean_hessian.value:.3g} ± {found.mean_hessian.error:.2g} "
+        f"(standard errors); {found.negative.value:.0%} ± {found.negative.error:.0%} of the rays bend down."
+    )
+    if found.kinks:
+        return (
+            f"{text} The two disagree: the net has kinks (ReLU units that switch on the way), so the curvature along "
+            "rays belongs to the distance h, and the Hessian does not tell how the loss changes over it."
+        )
+    return f"{text} The two agree: up to this distance the loss is as smooth as its Hessian says."
+
+
+def comparison_in_words(found: MinimaComparison) -> str:
+    """Which minimum is the flattest, where the measures agree on one."""
+    if len(found.minima) == 1:
+        return (
+            "Each row is a rise of the loss, or a curvature, with everything that decides it in its name. One minimum "
+            "alone is neither sharp nor flat: compare it with another one of the same net and data."
+        )
+    names = {measure: found.flattest(measure) for measure in found.minima[0].measures()}
+    told = [name for name in names.values() if name is not None]
+    if not told:
+        return "No measure tells the minima apart beyond its error."
+    most = max(sorted(set(told)), key=told.count)
+    unresolved = len(names) - len(told)
+    text = f"{most} is the flattest by {told.count(most)} of {len(names)} measures"
+    rest = [f"{name} by {told.count(name)}" for name in sorted(set(told) - {most})]
+    rest += [f"{unresolved} cannot tell within their errors"] if unresolved else []
+    verdicts = "; ".join([text, *rest])
+    return f"{verdicts}. No sharpness has been found to predict generalisation across settings; compare like with like."
+
+
+def connection_in_words(name: str, found: Connection) -> str:
+    """Whether two minima lie in one valley, and what the line and the curve say."""
+    linear, curve = found.linear, found.curve
+    limit = f"{linear.threshold:g} times the loss of the worse end"
+    text = f"{name}: on the straight line the loss rises by {linear.above:.3g} over the worse end"
+    if linear.connected:
+        return f"{text}, which stays within {limit}: they are connected by the line itself."
+    if curve is None:
+        return f"{text}, beyond {limit}: not connected by the line. No curve was trained."
+    share = f" ({found.remaining:.0%} of the line's)" if linear.above > 0 else ""
+    text += f"; on the trained curve by {curve.above:.3g}{share}"
+    if curve.connected:
+        return f"{text}, within {limit}: one valley, and the line crosses a wall."
+    return f"{text}, beyond {limit}: not connected by what was tried; a longer training of the curve may still do it."
+
+
+def trajectory_in_words(found: Trajectory) -> str:
+    """How much of the path the plane holds."""
+    first, second = found.path.explained
+    return (
+        f"The plane holds {first + second:.0%} of the variance of the {len(found.names)} checkpoints around the last "
+        f"one ({first:.0%} and {second:.0%}). Random walks in many dimensions also put most of theirs in a plane, so "
+        "this is how good the picture is, not a dimension of the landscape."
+    )
+
+
+def dimension_in_words(found: EffectiveDimension) -> str:
+    """How many directions hold the gradients."""
+    text = (
+        f"{found.k90} directions hold 90 % of the squared length of {found.count} batch gradients; the participation "
+        f"ratio is {found.participation:.3g}."
+    )
+    if found.measures_count:
+        return f"{text} Both grow with the number of gradients: this measures how many were taken, not the landscape."
+    return text

@@ -1,0 +1,184 @@
+"""From findings to the page, the pictures, and the tables and images of a logger."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from optland.landscape import Slice
+from optland.log import Logger
+from optland.plots import plot, plot_portrait
+from optland.report import charts, words
+from optland.report.findings import Findings, Trajectory
+from optland.report.page import Block, Part, Table, render
+from optland.report.survey import Survey
+
+__all__ = ["log_report", "write_report"]
+
+
+def write_report(findings: Findings, folder: str | Path, *, name: str = "report") -> Path:
+    """Write ``report.html``, and beside it a PNG of every chart and the findings themselves (``Findings.load``).
+
+    Args:
+        findings: What was measured.
+        folder: Where to; made where it is missing.
+        name: Of the page, without its ending.
+
+    Returns:
+        The page.
+
+    Raises:
+        UserError: plotly or matplotlib is not installed.
+    """
+    where = Path(folder)
+    where.mkdir(parents=True, exist_ok=True)
+    findings.save(where / "findings")
+    parts = list(_parts(findings))
+    text = render(findings.title, findings.about, findings.notes, parts)
+    for _ in _pictures(findings, where):
+        continue
+    page = where / f"{name}.html"
+    aside = page.with_suffix(".writing")
+    aside.write_text(text, encoding="utf-8")
+    os.replace(aside, page)
+    return page
+
+
+def log_report(findings: Findings, folder: str | Path, log: Logger) -> None:
+    """Show the pictures that :func:`write_report` has written, and the tables, in a logger."""
+    for key, path in _pictures(findings, Path(folder), draw=False):
+        log.image(f"landscape/{key}", path)
+    columns, rows = findings.comparison.table()
+    log.table("landscape/sharpness", columns, [[_cell(x) for x in row] for row in rows])
+    named = ["point", "quantity", "value", "error", "kind", "converged"]
+    estimates = [
+        [s.name, what, _cell(e.value), _cell(e.error), e.error_kind, e.converged]
+        for s in findings.surveys
+        for what, e in s.portrait.estimates()
+    ]
+    log.table("landscape/curvature", named, estimates)
+    if findings.connections:
+        paths = [
+            [name, c.linear.above, _cell(math.nan if c.curve is None else c.curve.above), c.connected]
+            for name, c in findings.connections.items()
+        ]
+        log.table("landscape/connections", ["between", "barrier", "barrier of the curve", "connected"], paths)
+
+
+def _cell(value: object) -> object:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+# The page --------------------------------------------------------------------------------------------------
+
+
+def _parts(findings: Findings) -> Iterator[Part]:
+    if len(findings.surveys) > 1:
+        yield Part("Side by side", [_sharpness_block(findings)])
+    if findings.connections:
+        yield Part("Between the checkpoints", [
+            Block(name, words.connection_in_words(name, found), {"Loss along the paths": charts.paths(found)})
+            for name, found in findings.connections.items()
+        ])  # fmt: skip
+    if findings.trajectory is not None:
+        yield Part("The path of training", [_trajectory_block(findings.trajectory)])
+    alone = len(findings.surveys) == 1
+    for one in findings.surveys:
+        yield Part(one.name, list(_survey_blocks(one, findings if alone else None)))
+
+
+def _survey_blocks(one: Survey, findings: Findings | None) -> Iterator[Block]:
+    portrait = one.portrait
+    density = charts.spectrum(portrait)
+    shown = {"Density of all eigenvalues": density} if density is not None else {}
+    estimates = [
+        [what, e.value, e.error, e.error_kind.replace("_", " "), "yes" if e.converged else "NOT CONVERGED"]
+        for what, e in portrait.estimates()
+    ]
+    yield Block(
+        "Kind of point and curvature",
+        f"{words.point_in_words(portrait)} {words.curvature_in_words(portrait)}",
+        {**shown, "Eigenvalues at both ends, with residuals": charts.extremes(portrait)},
+        Table(["quantity", "value", "error", "kind of error", "converged"], estimates),
+    )
+    yield _plane_block("Surface along two random directions", one.random, portrait.dim)
+    if one.eigen is not None:
+        yield _plane_block("Surface along the extreme eigenvectors", one.eigen, portrait.dim)
+    yield Block(
+        "Rays", words.rays_in_words(one.rays), {"Each ray against the Hessian": charts.rays(one.rays)}
+    )
+    if findings is not None:
+        yield _sharpness_block(findings)
+    if one.dimension is not None:
+        yield Block(
+            "Effective dimension of the gradients", words.dimension_in_words(one.dimension),
+            {"Share of the squared length": charts.dimension(one.dimension)},
+        )  # fmt: skip
+
+
+def _plane_block(title: str, found: Slice, dim: int) -> Block:
+    return Block(
+        title, words.plane_in_words(found, dim),
+        {"Drag to turn": charts.surface(found), "The same as a map": charts.contour(found)},
+    )  # fmt: skip
+
+
+def _sharpness_block(findings: Findings) -> Block:
+    comparison = findings.comparison
+    columns, rows = comparison.table()
+    alone = len(comparison.minima) == 1
+    shown = [row[:-1] if alone else row for row in rows]
+    return Block(
+        "Sharpness", words.comparison_in_words(comparison),
+        {"Rise of the loss": charts.sharpness(comparison)}, Table(columns[:-1] if alone else columns, shown),
+    )  # fmt: skip
+
+
+def _trajectory_block(found: Trajectory) -> Block:
+    line = found.path.coordinates
+    return Block(
+        "Loss over the plane of the path", words.trajectory_in_words(found),
+        {
+            "Drag to turn": charts.surface(found.surface, line=line),
+            "The same as a map": charts.contour(found.surface, line=line),
+        },
+    )  # fmt: skip
+
+
+# The pictures ----------------------------------------------------------------------------------------------
+
+
+def _pictures(findings: Findings, folder: Path, *, draw: bool = True) -> Iterator[tuple[str, Path]]:
+    """Key and file of every picture, drawn on the way where that is asked for."""
+    for number, one in enumerate(findings.surveys, start=1):
+        tag = f"{number}_" if len(findings.surveys) > 1 else ""
+        path = folder / f"{tag}curvature.png"
+        if draw:
+            text = f"{words.point_in_words(one.portrait)} {words.curvature_in_words(one.portrait)}"
+            plot_portrait(one.portrait, path, title=one.name, verdict=text)
+        yield f"{tag}curvature", path
+        for key, result in (
+            ("plane", one.random), ("eigen_plane", one.eigen), ("rays", one.rays), ("dimension", one.dimension)
+        ):  # fmt: skip
+            if result is None:
+                continue
+            path = folder / f"{tag}{key}.png"
+            if draw:
+                plot(result, path)
+            yield f"{tag}{key}", path
+    path = folder / "sharpness.png"
+    if draw:
+        plot(findings.comparison, path)
+    yield "sharpness", path
+    for number, (name, found) in enumerate(findings.connections.items(), start=1):
+        path = folder / f"connection_{number}.png"
+        if draw:
+            plot(found, path, title=name)
+        yield f"connection_{number}", path
+    if findings.trajectory is not None:
+        path = folder / "trajectory.png"
+        if draw:
+            plot(findings.trajectory.surface, path, title=words.trajectory_in_words(findings.trajectory)[:90])
+        yield "trajectory", path

@@ -1,0 +1,150 @@
+"""Train a classifier, or several that differ in skips and normalisation, and look at the landscape around each.
+
+No learning rate to choose. While the first net trains its weights are kept now and then, so that the report can draw
+its path; a second seed, where one is given, shows whether two minima lie in one valley.
+
+    optland run landscape_report configs/landscape_report/digits.yaml
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from optland.cli import run_script
+from optland.report import SurveySettings, investigate, log_report, write_report
+from optland.train import (
+    BatchLoader,
+    DataConfig,
+    ImageData,
+    ModelConfig,
+    Pilot,
+    RunConfig,
+    RunFolder,
+    build_model,
+    check_model,
+    choose_device,
+    load_data,
+    probe_objective,
+    seed_everything,
+)
+
+CHANGES: dict[str, dict[str, Any]] = {
+    "as given": {}, "no skips": {"skips": False}, "no norm": {"norm": "none"},
+    "no skips, no norm": {"skips": False, "norm": "none"},
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Config(RunConfig):
+    """One report: every key of RunConfig, and these.
+
+    Attributes:
+        data: Images and labels.
+        model: The classifier.
+        variants: What of it to train, of CHANGES.
+        other_seed: Seed of one more net, for the paths between two minima; null for none.
+        snapshots: Checkpoints of the first net for its path; 0 for none.
+        samples: Training samples that the report is measured on.
+        survey: How much to look at.
+    """
+
+    epochs: int = 15
+    out: str = "runs/landscape_report/run"
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    variants: tuple[Literal["as given", "no skips", "no norm", "no skips, no norm"], ...] = ("as given",)
+    other_seed: int | None = None
+    snapshots: int = 12
+    samples: int = 512
+    survey: SurveySettings = field(default_factory=SurveySettings)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.variants or self.snapshots in (1, 2) or self.samples < 4 or self.other_seed == self.seed:
+            raise ValueError(f"variants: {self.variants} must not be empty, snapshots: {self.snapshots} 0 or at least "
+                             f"3, samples: {self.samples} at least 4, other_seed: {self.other_seed} not seed")  # fmt: skip
+        for name in self.variants:
+            check_model(replace(self.model, **CHANGES[name]), self.data.image_shape)
+
+
+def loss_fn(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+    """Mean cross-entropy of a batch."""
+    x, y = batch
+    return F.cross_entropy(model(x), y)
+
+
+def trained(
+    config: Config, data: ImageData, which: ModelConfig, seed: int, name: str, run: RunFolder
+) -> tuple[nn.Module, dict[str, Any]]:
+    """A net and its path; a run that was stopped finds those that are done in its checkpoint."""
+    seed_everything(seed)
+    model = build_model(which, data.image_shape, data.num_classes).to(data.train_x.device)
+    done: dict[str, Any] = torch.load(run.checkpoint, weights_only=True) if run.checkpoint.exists() else {}
+    if name in done:
+        model.load_state_dict(done[name]["model"])
+        return model, done[name]["path"]
+    optimizer = config.optimizer.build(model)
+    loader = BatchLoader(
+        [data.normalise(data.train_x), data.train_y], config.batch_size, epochs=config.epochs, seed=seed
+    )
+    steps = loader.total_samples // config.batch_size
+    policies = config.pilot.build_policies(two_pass=hasattr(optimizer, "perturb"), steps=steps)
+    pilot = Pilot(
+        optimizer, model, loss_fn, policies=policies, mode=config.pilot.mode, budget=config.pilot.budget,
+        total_samples=loader.total_samples, seed=seed,
+    )  # fmt: skip
+    every, path = max(1, steps // max(1, config.snapshots)), {}
+    for batch in pilot.batches(loader):
+        if config.snapshots and pilot.step % every == 0:
+            path[f"step {pilot.step}"] = [p.detach().clone() for p in model.parameters()]
+
+        def closure(batch: tuple[Tensor, Tensor] = batch) -> Tensor:
+            optimizer.zero_grad()
+            loss = loss_fn(model, batch)
+            loss.backward()
+            return loss
+
+        pilot.after_step(batch, optimizer.step(closure))
+    path["end"] = [p.detach().clone() for p in model.parameters()]
+    torch.save(done | {name: {"model": model.state_dict(), "path": path}}, run.checkpoint)
+    return model, path
+
+
+def main(config: Config, *, resume: bool = False) -> int:
+    """Train, look, and write the report."""
+    torch.set_num_threads(config.threads)
+    data = load_data(config.data).to(choose_device(config.device))
+    plan = {name: (replace(config.model, **CHANGES[name]), config.seed) for name in config.variants}
+    if config.other_seed is not None:
+        plan[f"seed {config.other_seed}"] = (plan[config.variants[0]][0], config.other_seed)
+    run = RunFolder(
+        config.out, config, config.log, recipe="landscape_report", length=len(plan), resume=resume
+    )
+    if run.finished:
+        print(f"the run in {run.path} is finished; start a new one without --resume")
+        return 0
+    with run:
+        nets = {name: trained(config, data, *one, name, run) for name, one in plan.items()}
+        look = {"num": config.samples, "seed": config.seed, "batch_size": config.batch_size}
+        losses, tests = ({n: probe_objective(net, loss_fn, data, split_name=split, **look)
+                          for n, (net, _) in nets.items()} for split in ("train", "test"))  # fmt: skip
+        first, *_, last = *config.variants, *plan
+        findings = investigate(
+            f"Loss landscape: {config.model.name} on {config.data.name}", losses, config.survey, tests=tests,
+            sample=True, pairs=[] if config.other_seed is None else [(first, last)],
+            path=nets[first][1] if config.snapshots else None, keep=run.path / "measured", watch=print,
+        )  # fmt: skip
+        page = write_report(findings, run.path)
+        log_report(findings, run.path, run.log)
+        run.finish({"curv/lambda_max": findings.surveys[0].portrait.spectrum.top.value})
+    print(f"report       {page}\n{run.where()}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(run_script(__file__))
