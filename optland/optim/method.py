@@ -43,7 +43,7 @@ class Gradients:
         g: Gradients at w.
         h: Gradients at w + eps, once they are there.
         opposite: Gradients at w - eps, for methods that look there.
-        loss_scale: The factor that the loss, and so g, h and opposite, were multiplied by.
+        loss_scale: The factor that the loss, and so g, h and opposite, were multiplied by, a micro-batch's share in it.
         g_norm: The length of g, where it is known already.
     """
 
@@ -73,6 +73,11 @@ class Method(Remembering):
     def true_units(self) -> bool:
         """Whether the length of g decides the perturbation, so that a loss scale has to be taken out of it."""
         return False
+
+    @property
+    def shares_matter(self) -> bool:
+        """Whether a micro-batch with an eps of its own has to tell its share of the mean loss."""
+        return self.true_units
 
     @property
     def evaluations(self) -> int:

@@ -89,6 +89,11 @@ class WSAM(TwoPass):
         """Decoupled, the correction does not pass through a GradScaler."""
         return self.decoupled
 
+    @property
+    def shares_matter(self) -> bool:
+        """The correction adds up over micro-batches as the gradient does, and eps is of fixed length."""
+        return False
+
     def combine(self, at: Gradients) -> list[Tensor]:
         """The mixture, or g alone with the rest kept for :meth:`after_update`."""
         change = vectors.subtract(at.h, at.g)
