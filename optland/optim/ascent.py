@@ -249,6 +249,10 @@ class Climber(ScalerAware):
         require_dense(last)
         h, opposite = (last, None) if ascent.beyond is None else (ascent.beyond, last)
         eps = vectors.subtract(ascent.moved, ascent.weights) if self._measuring else []
+        if (
+            eps and ascent.beyond is not None
+        ):  # h was taken at w + eps, the weights have gone on to the other side
+            torch._foreach_neg_(eps)
         self._land()
         self._guard.end_second()
         seen = [g for g in (ascent.gradients, h, opposite) if g is not None]
@@ -258,9 +262,8 @@ class Climber(ScalerAware):
         if self.check_finite or self._measuring:
             self._norms += [vectors.norm(x) for x in (at.h, at.opposite) if x]
         if self._measuring:
-            # h was taken at w + eps, also where the weights have gone on to the other side since.
-            signed = eps if ascent.beyond is None else [-e for e in eps]
-            self._measure(at, dict(zip(ascent.moved, signed, strict=True)))
+            self._measure(at, dict(zip(ascent.moved, eps, strict=True)))
+            eps = []  # frees them before the gradients are combined
         combined = self.combine(at)
         if combined is not at.h or opposite:  # else .grad holds it already
             for p, gradient in zip(at.params, combined, strict=True):
@@ -290,6 +293,7 @@ class Climber(ScalerAware):
         ascent, self._ascent = self._ascent, None
         assert ascent is not None
         vectors.copy_(ascent.moved, ascent.weights)
+        ascent.weights = []  # what comes now needs the room, and callers still hold the ascent
         return ascent
 
     def _finite(self) -> Tensor:

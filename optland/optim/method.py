@@ -134,7 +134,7 @@ class Method(Remembering):
                 for i, e in zip(where, times(steep, self.radius(group, length), length, self.p), strict=True):
                     eps[i] = e
         return [
-            _typed(e if t is None else e * t.to(e.dtype), p)
+            _typed(e if t is None else e.mul_(t.to(e.dtype)), p)
             for e, t, p in zip(eps, T, at.params, strict=True)
         ]
 

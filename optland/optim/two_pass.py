@@ -6,7 +6,7 @@ r"""The engine of every method that takes its gradient somewhere else than at th
 
 A method is six small choices (:mod:`optland.optim.method`). Everything that is hard is here, once.
 
-**Cost.** 2 gradient evaluations a sample; two transient copies (weights, g) during the second pass and two more
+**Cost.** 2 gradient evaluations a sample; two transient copies (weights, g) during the second pass, one more for a moment
 (eps, h - g) for a moment after it, none between steps, none in a checkpoint but what a method remembers.
 
 **Two forms, equal numbers.** The closure form, ``optimizer.step(closure)``, for plain loops, Lightning and
