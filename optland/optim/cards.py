@@ -33,9 +33,10 @@ class Card:
         gradients: Gradient evaluations a sample and step, at the defaults.
         state: Copies of the weights that it keeps from step to step.
         transient: Copies of the weights during the second pass, the gradient of pass one included.
-        peak: Copies at the most crowded moment of a step, beyond ``state`` and what the base's own step holds: more than
-            ``transient`` where T d stands beside d, or a combined gradient or a new mask beside what it is made of. A
-            measurement of telemetry takes one more at most. An eigenvector search is not counted.
+        peak: Copies at the most crowded moment of a step, beyond ``state`` and what the base's own step holds. More
+            than ``transient`` where T d stands beside d, a combined gradient or a new mask beside what it is made of,
+            or eps beside the last gradient (MSAM). A measurement of telemetry takes one more at most. An
+            eigenvector search is not counted.
         when: When to use it.
         rho: Guidance for the radius.
         reference: Author, year and arXiv id.

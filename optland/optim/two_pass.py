@@ -6,8 +6,8 @@ r"""The engine of every method that takes its gradient somewhere else than at th
 
 A method is six small choices (:mod:`optland.optim.method`). Everything that is hard is here, once.
 
-**Cost.** 2 gradient evaluations a sample; two transient copies (weights, g) during the second pass, one more for a moment
-(eps, h - g) for a moment after it, none between steps, none in a checkpoint but what a method remembers.
+**Cost.** 2 gradient evaluations a sample; two transient copies (weights, g) during the second pass, one more for a
+moment where telemetry is measured, none between steps, none in a checkpoint but what a method remembers.
 
 **Two forms, equal numbers.** The closure form, ``optimizer.step(closure)``, for plain loops, Lightning and
 Fabric. The phase form, for loss scaling, accumulation and trainers that own the backward pass::
@@ -37,6 +37,12 @@ cancels in the perturbation, so pass one is never unscaled; clip, if at all, aft
 **Caveats.** Without ``model=`` the second pass updates BatchNorm statistics again, and in the phase form it
 draws new dropout masks. Weights stored in bfloat16 realise only part of a small perturbation: watch
 ``sam/rho_realised``. The norm is one over all parameters, also where they are sharded.
+
+**Several processes.** Under DistributedDataParallel both forms give the numbers of the large batch in one process, and
+under FSDP2 too. For an eps of each rank's own (m-sharpness, and one synchronisation less) put the forward *and* the
+backward of pass one into ``no_sync()``, in phase form. That is for methods that hand over h alone, in steps that take
+pass two: where g goes into the update (WSAM, PGN, GSAM, LookSAM, stable SAM, CR-SAM, and any method in a step that its
+gate leaves out) the replicas would drift apart, and what F-SAM, VaSSO and sparse SAM remember would be the rank's own.
 
 Reference: Foret, Kleiner, Mobahi & Neyshabur, "Sharpness-Aware Minimization for Efficiently Improving
 Generalization", 2021, arXiv:2010.01412.

@@ -1,4 +1,4 @@
-"""Bytes that the allocator gave out, counted by the profiler: what a step holds at its most crowded moment, and after it."""
+"""Bytes of the allocator, counted by the profiler: what a step holds at its most crowded moment, and after it."""
 
 import pytest
 import torch
