@@ -323,6 +323,141 @@ def crsam(gradient: Gradient, rho: float, gamma: float, beta: float) -> Rule:
     return rule
 
 
+# A perturbation for each micro-batch (m-sharpness) ---------------------------------------------------
+#
+# ``gradients`` are those of each micro-batch's own mean loss, ``shares`` what each is of the batch.
+
+
+def each_part(rule: Callable[[Gradient], Rule]) -> Callable[[list[Gradient], list[float]], Rule]:
+    """The mean of what a rule without memory hands over for each micro-batch."""
+
+    def of(gradients: list[Gradient], shares: list[float]) -> Rule:
+        rules = [rule(gradient) for gradient in gradients]
+
+        def mean(w, base):
+            handed, addition = [torch.zeros_like(wi) for wi in w], None
+            for one, share in zip(rules, shares, strict=True):
+                h, more = one(w, base)
+                handed = plus(handed, share, h)
+                if more is not None:
+                    addition = plus(addition or [torch.zeros_like(wi) for wi in w], share, more)
+            return handed, addition
+
+        return mean
+
+    return of
+
+
+def _mean(vectors: list[list[Tensor]], shares: list[float]) -> list[Tensor]:
+    total = [torch.zeros_like(x) for x in vectors[0]]
+    for vector, share in zip(vectors, shares, strict=True):
+        total = plus(total, share, vector)
+    return total
+
+
+def fsam_parts(gradients: list[Gradient], shares: list[float], rho: float, sigma: float, lam: float) -> Rule:
+    """d_i = g_i - sigma m with one m of the steps before; then m <- lam m + (1 - lam) mean g_i."""
+
+    def rule(w, base):
+        g, m = [gradient(w) for gradient in gradients], base.own.get("m")
+        d = g if m is None else [plus(gi, -sigma, m) for gi in g]
+        mean = _mean(g, shares)
+        base.own["m"] = mean if m is None else plus([lam * x for x in m], 1 - lam, mean)
+        h = [gradient(plus(w, 1.0, over(di, rho))) for gradient, di in zip(gradients, d, strict=True)]
+        return _mean(h, shares), None
+
+    return rule
+
+
+def vasso_parts(gradients: list[Gradient], shares: list[float], rho: float, theta: float) -> Rule:
+    """d_i = (1 - theta) m + theta g_i with one m of the steps before; then m moves to the mean of the d_i."""
+
+    def rule(w, base):
+        g, m = [gradient(w) for gradient in gradients], base.own.get("m")
+        d = g if m is None else [plus([(1 - theta) * x for x in m], theta, gi) for gi in g]
+        base.own["m"] = _mean(d, shares)
+        h = [gradient(plus(w, 1.0, over(di, rho))) for gradient, di in zip(gradients, d, strict=True)]
+        return _mean(h, shares), None
+
+    return rule
+
+
+def looksam_parts(gradients: list[Gradient], shares: list[float], rho: float, k: int, alpha: float) -> Rule:
+    """g_v is the mean of the parts of h_i across g_i; in between each g_i is turned along it."""
+
+    def rule(w, base):
+        g = [gradient(w) for gradient in gradients]
+        if base.t % k == 0:
+            h = [gradient(plus(w, 1.0, over(gi, rho))) for gradient, gi in zip(gradients, g, strict=True)]
+            rest = [plus(hi, -inner(hi, gi) / inner(gi, gi), gi) for hi, gi in zip(h, g, strict=True)]
+            base.own["g_v"] = _mean(rest, shares)
+            return _mean(h, shares), None
+        turned = [plus(gi, 1.0, over(base.own["g_v"], alpha * total_norm(gi))) for gi in g]
+        return _mean(turned, shares), None
+
+    return rule
+
+
+CASES: dict[str, tuple[str, dict[str, Any], Callable[[Gradient], Rule]]] = {
+    # case: method, its options, the oracle
+    "sam": ("sam", {"rho": 0.05}, lambda f: sam(f, 0.05)),
+    "sam, p = 3": ("sam", {"rho": 0.05, "p": 3.0}, lambda f: sam(f, 0.05, 3.0)),
+    "sam, p = inf": ("sam", {"rho": 0.01, "p": math.inf}, lambda f: sam(f, 0.01, math.inf)),
+    "sam by tensor": ("sam", {"rho": 0.05, "scope": "tensor"}, lambda f: layer_sam(f, 0.05)),
+    "asam": ("asam", {"rho": 0.5, "eta": 0.01}, lambda f: asam(f, 0.5, 0.01)),
+    "usam": ("usam", {"rho": 0.3}, lambda f: usam(f, 0.3, 0.0)),
+    "usam, between": ("usam", {"rho": 0.3, "normalised": 0.3}, lambda f: usam(f, 0.3, 0.3)),
+    "msam": ("msam", {"rho": 0.3}, lambda f: msam(f, 0.3)),
+    "looksam": ("looksam", {"rho": 0.2, "k": 3, "alpha": 0.7}, lambda f: looksam(f, 0.2, 3, 0.7)),
+    "gsam": ("gsam", {"rho": 0.2, "alpha": 0.4}, lambda f: gsam(f, 0.2, 0.4)),
+    "gsam at w": (
+        "gsam",
+        {"rho": 0.2, "alpha": 0.4, "descend": "w"},
+        lambda f: gsam(f, 0.2, 0.4, "w"),
+    ),
+    "wsam": ("wsam", {"rho": 0.1, "gamma": 0.8}, lambda f: wsam(f, 0.1, 0.8, True)),
+    "wsam coupled": (
+        "wsam",
+        {"rho": 0.1, "gamma": 0.8, "decoupled": False},
+        lambda f: wsam(f, 0.1, 0.8, False),
+    ),
+    "pgn": ("pgn", {"rho": 0.1, "a": 0.6}, lambda f: pgn(f, 0.1, 0.6)),
+    "fsam": ("fsam", {"rho": 0.2, "sigma": 0.7, "decay": 0.6}, lambda f: fsam(f, 0.2, 0.7, 0.6)),
+    "vasso": ("vasso", {"rho": 0.2, "theta": 0.4}, lambda f: vasso(f, 0.2, 0.4)),
+    "lesam": ("lesam", {"rho": 0.3, "sigma": 0.05}, lambda f: lesam(f, 0.3, 0.05)),
+    "adam_sam": ("adam_sam", {"rho": 0.1, "delta": 1e-4}, lambda f: adam_sam(f, 0.1, 1e-4)),
+    "fisher_sam": ("fisher_sam", {"rho": 0.1, "eta": 3.0}, lambda f: fisher_sam(f, 0.1, 3.0)),
+    "stable_sam": ("stable_sam", {"rho": 0.2}, lambda f: stable_sam(f, 0.2)),
+    "sparse_sam": (
+        "sparse_sam",
+        {"rho": 0.2, "sparsity": 0.3, "refresh": 7},
+        lambda f: sparse_sam(f, 0.2, 0.3, 7),
+    ),
+    "crsam": (
+        "crsam",
+        {"rho": 0.1, "gamma": 0.2, "beta": 0.05},
+        lambda f: crsam(f, 0.1, 0.2, 0.05),
+    ),
+}
+"""Name -> (method, options, its rule given a gradient); every method but Eigen-SAM, which needs more."""
+
+
+PARTS: dict[str, Callable[[list[Gradient], list[float]], Rule]] = {
+    "fsam": lambda f, shares: fsam_parts(f, shares, 0.2, 0.7, 0.6),
+    "vasso": lambda f, shares: vasso_parts(f, shares, 0.2, 0.4),
+    "looksam": lambda f, shares: looksam_parts(f, shares, 0.2, 3, 0.7),
+    **{
+        name: each_part(rule)
+        for name, (_, _, rule) in CASES.items()
+        if name not in ("fsam", "vasso", "looksam", "sparse_sam")
+    },
+}
+"""Name of a case -> its rule given the gradients of micro-batches and their shares.
+
+Sparse SAM is not among them: its mask is that of the first micro-batch.
+"""
+
+
 def first_second_step_run(
     w: list[Tensor], gradient: Gradient, steps: int, rho: float, lr: float, momentum: float, adaptive: bool
 ) -> list[Tensor]:

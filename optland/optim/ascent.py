@@ -67,6 +67,8 @@ class Climber(ScalerAware):
         self._guard = PassGuard(model)
         self._ascent: Ascent | None = None
         self._loss_scale: float | Tensor = 1.0
+        self._share = 1.0  # of this micro-batch in the mean loss
+        self._shares = 0.0  # of the micro-batches that are in the sum
         self._g_norm = torch.zeros(())
         self._norms: list[Tensor] = []  # of all gradients of this step, for the finite check
         self._selected = selected(only, self._params, model)
@@ -99,8 +101,13 @@ class Climber(ScalerAware):
         return bool(self.gate(self))  # type: ignore[arg-type]  # always a TwoPass
 
     def gradient_norm(self) -> float:
-        """The length of g, in the units of the unscaled loss; the host waits for it."""
-        return float(self._g_norm) / float(self._loss_scale)
+        """The length of g, in the units of the mean loss of its samples; the host waits for it."""
+        return float(self._g_norm) / float(self._unit)
+
+    @property
+    def _unit(self) -> float | Tensor:
+        """What the gradients are too large by: the loss scale, and the share where a micro-batch's loss has one."""
+        return self._loss_scale * self._share
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group to the base optimizer; hyper-parameters it does not name take their defaults."""
@@ -125,8 +132,9 @@ class Climber(ScalerAware):
 
     # Beginning ---------------------------------------------------------------------------------------
 
-    def _begin(self, loss_scale: float | Tensor | None = None) -> None:
+    def _begin(self, loss_scale: float | Tensor | None = None, share: float = 1.0) -> None:
         """A step, or its next micro-batch, has its first gradients in ``.grad``."""
+        self._share = self._checked_share(share)
         self._pending = False
         self._scale_told = loss_scale is not None
         self._loss_scale = 1.0 if loss_scale is None else loss_scale
@@ -135,9 +143,22 @@ class Climber(ScalerAware):
         self._g_norm = vectors.norm([x for x in g if x is not None])
         self._norms.append(self._g_norm)
 
+    def _checked_share(self, share: float) -> float:
+        if not 0.0 < share <= 1.0:
+            raise ValueError(
+                f"share={share} is not possible; use what the loss was multiplied by, 1 / k for k parts"
+            )
+        if self.shares_matter and self._shares + share > 1.0 + 1e-6:
+            raise RuntimeError(
+                f"the perturbation of {type(self).__name__} depends on the length of the gradient, and the shares of "
+                f"the micro-batches of this step add up to {self._shares + share:g}; tell each one the factor of its "
+                "loss: accumulate(closure, share=1 / k), or perturb(share=1 / k), for k equal parts"
+            )
+        return share
+
     def _forget_step(self) -> None:
         """Nothing of an earlier step, taken or not, goes into the next one."""
-        self._norms = []
+        self._norms, self._shares = [], 0.0
         self._drop_proposals()
         self.telemetry.clear()
         every = self.telemetry_every
@@ -166,7 +187,7 @@ class Climber(ScalerAware):
             ]
             params, groups = [params[i] for i in kept], [groups[i] for i in kept]
             gradients = [x for i in kept if (x := g[i]) is not None]
-        return Gradients(params, groups, gradients, [], [], self._loss_scale)
+        return Gradients(params, groups, gradients, [], [], self._unit)
 
     # Up ----------------------------------------------------------------------------------------------
 
@@ -189,7 +210,7 @@ class Climber(ScalerAware):
         """Move the weights to w + eps; ``g_norm`` is the length of all of g, where it is known."""
         at = self._at(g, perturbed_only=True)
         if self.true_units or self.remembers:
-            at.g = self._unscaled(at.g)
+            at.g = _divided(at.g, self._unit)
         elif self._selected is None:
             at.g_norm = g_norm
         eps = self.perturbation(at)
@@ -207,8 +228,8 @@ class Climber(ScalerAware):
         return self._climb(g)
 
     def _unscaled(self, g: list[Tensor]) -> list[Tensor]:
-        scale = self._loss_scale
-        return g if isinstance(scale, float) and scale == 1.0 else [x / scale for x in g]
+        """Without the loss scale, but with the share: what adds up to the whole batch's."""
+        return _divided(g, self._loss_scale)
 
     @vectors.no_graph
     def _cross(self, ascent: Ascent) -> None:
@@ -228,6 +249,10 @@ class Climber(ScalerAware):
         require_dense(last)
         h, opposite = (last, None) if ascent.beyond is None else (ascent.beyond, last)
         eps = vectors.subtract(ascent.moved, ascent.weights) if self._measuring else []
+        if (
+            eps and ascent.beyond is not None
+        ):  # h was taken at w + eps, the weights have gone on to the other side
+            torch._foreach_neg_(eps)
         self._land()
         self._guard.end_second()
         seen = [g for g in (ascent.gradients, h, opposite) if g is not None]
@@ -237,9 +262,8 @@ class Climber(ScalerAware):
         if self.check_finite or self._measuring:
             self._norms += [vectors.norm(x) for x in (at.h, at.opposite) if x]
         if self._measuring:
-            # h was taken at w + eps, also where the weights have gone on to the other side since.
-            signed = eps if ascent.beyond is None else [-e for e in eps]
-            self._measure(at, dict(zip(ascent.moved, signed, strict=True)))
+            self._measure(at, dict(zip(ascent.moved, eps, strict=True)))
+            eps = []  # frees them before the gradients are combined
         combined = self.combine(at)
         if combined is not at.h or opposite:  # else .grad holds it already
             for p, gradient in zip(at.params, combined, strict=True):
@@ -255,7 +279,7 @@ class Climber(ScalerAware):
             g_dot_h=vectors.dot(at.g, at.h),
             eps_change=vectors.dot(realised, change),
             eps_norm_realised=vectors.norm(realised),
-            loss_scale=self._loss_scale,
+            loss_scale=self._unit,
         )
 
     def _abandon(self) -> None:
@@ -269,6 +293,7 @@ class Climber(ScalerAware):
         ascent, self._ascent = self._ascent, None
         assert ascent is not None
         vectors.copy_(ascent.moved, ascent.weights)
+        ascent.weights = []  # what comes now needs the room, and callers still hold the ascent
         return ascent
 
     def _finite(self) -> Tensor:
@@ -279,6 +304,10 @@ class Climber(ScalerAware):
         if all(n.is_cpu for n in self._norms):
             return all(math.isfinite(n.item()) for n in self._norms)
         return bool(self._finite())
+
+
+def _divided(x: list[Tensor], scale: float | Tensor) -> list[Tensor]:
+    return x if isinstance(scale, float) and scale == 1.0 else [t / scale for t in x]
 
 
 def _filled(

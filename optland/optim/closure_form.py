@@ -29,12 +29,12 @@ class ClosureForm(Climber):
         spend(self._params)
         return loss
 
-    def _passes(self, closure: Closure) -> Any:
+    def _passes(self, closure: Closure, share: float = 1.0) -> Any:
         """Evaluate the closure as often as the method wants; ``.grad`` is then what the base shall receive."""
         self._guard.begin_closure()
         try:
             loss = call_alone(closure, self._params)
-            self._begin()
+            self._begin(share=share)
             if self._worthwhile() and self.due() and any(p.grad is not None for p in self._params):
                 self._second_pass(closure, loss)
             else:
@@ -50,7 +50,7 @@ class ClosureForm(Climber):
     def _second_pass(self, closure: Closure, loss: Any) -> None:
         loss_up = self._call_perturbed(closure)
         if loss is not None and loss_up is not None:
-            self.telemetry.note(loss=loss, loss_up=loss_up)
+            self.telemetry.note(loss=loss, loss_up=loss_up, share=self._share)
 
     def _call_perturbed(self, closure: Closure) -> Any:
         """Call the closure at w + eps (and at w - eps), and be back at w whatever happens in it."""
@@ -73,7 +73,7 @@ class ClosureForm(Climber):
     @vectors.no_graph
     def _single_pass(self) -> None:
         self.last_evaluations = 1
-        self.telemetry.note(g_norm=self._g_norm, eps_norm=0.0, loss_scale=self._loss_scale)
+        self.telemetry.note(g_norm=self._g_norm, eps_norm=0.0, loss_scale=self._unit)
         at = self._at(present(self._params))
         reused = self.reuse(at)
         if reused is not at.g:

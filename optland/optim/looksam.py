@@ -91,14 +91,14 @@ class LookSAM(TwoPass):
         return self.steps % self.k == 0 and super().due()
 
     def combine(self, at: Gradients) -> list[Tensor]:
-        """h; what of it lies across g is kept."""
-        self.remember(_DIRECTION, at.params, across(at.h, at.g))
+        """h; what of it lies across g is kept, of all micro-batches together."""
+        self.add(_DIRECTION, at.params, across(at.h, at.g))
         return at.h
 
     def reuse(self, at: Gradients) -> list[Tensor]:
         """G + alpha |g| / |g_v| g_v."""
         if not self._worthwhile():  # rho has gone to 0, where h = g and nothing lies across
-            self.remember(_DIRECTION, at.params, [torch.zeros_like(g) for g in at.g])
+            self.add(_DIRECTION, at.params, [torch.zeros_like(g) for g in at.g])
             return at.g
         g_v = self.recall(_DIRECTION, at.params)
         length = vectors.norm(g_v)

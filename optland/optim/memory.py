@@ -60,8 +60,8 @@ class Remembering(Delegating):
         return [torch.zeros_like(p) if x is None else x for x, p in zip(found, params, strict=True)]
 
     def is_new(self, name: str, group: dict[str, Any]) -> bool:
-        """Whether nothing has been remembered under this name in this group, by an update or in this step."""
-        return group[STEPS] == 0 and not self._proposed.get(name)
+        """Whether no update has written anything down under this name in this group; the name has to be dated."""
+        return int(group[dated(name)]) == 0
 
     def is_stale(self, name: str, updates: int) -> bool:
         """Whether what is remembered under this name is this many updates old, or was never made in some group.
@@ -78,6 +78,13 @@ class Remembering(Delegating):
         """Propose values, which the next update writes down."""
         assert name in self.remembers, f"{name!r} is not among the names of {type(self).__name__}.remembers"
         self._proposed.setdefault(name, {}).update(zip(params, values, strict=True))
+
+    def add(self, name: str, params: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+        """Propose values that add up over the micro-batches of a step, where each has an eps of its own."""
+        known = self._proposed.get(name, {})
+        self.remember(
+            name, params, [known[p] + x if p in known else x for p, x in zip(params, values, strict=True)]
+        )
 
     def _state_of(self, p: Tensor) -> dict[str, Any]:
         # Not self.state[p]: reading would make an entry where there is none.

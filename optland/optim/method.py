@@ -43,7 +43,7 @@ class Gradients:
         g: Gradients at w.
         h: Gradients at w + eps, once they are there.
         opposite: Gradients at w - eps, for methods that look there.
-        loss_scale: The factor that the loss, and so g, h and opposite, were multiplied by.
+        loss_scale: The factor that the loss, and so g, h and opposite, were multiplied by, a micro-batch's share in it.
         g_norm: The length of g, where it is known already.
     """
 
@@ -73,6 +73,11 @@ class Method(Remembering):
     def true_units(self) -> bool:
         """Whether the length of g decides the perturbation, so that a loss scale has to be taken out of it."""
         return False
+
+    @property
+    def shares_matter(self) -> bool:
+        """Whether a micro-batch with an eps of its own has to tell its share of the mean loss."""
+        return self.true_units
 
     @property
     def evaluations(self) -> int:
@@ -129,7 +134,7 @@ class Method(Remembering):
                 for i, e in zip(where, times(steep, self.radius(group, length), length, self.p), strict=True):
                     eps[i] = e
         return [
-            _typed(e if t is None else e * t.to(e.dtype), p)
+            _typed(e if t is None else e.mul_(t.to(e.dtype)), p)
             for e, t, p in zip(eps, T, at.params, strict=True)
         ]
 

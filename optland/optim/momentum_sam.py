@@ -107,14 +107,15 @@ class MSAM(TwoPass):
         """-v; the engine is given the momentum in the place of the gradient."""
         return list(torch._foreach_neg(at.g)) if at.g else []
 
-    def _passes(self, closure: Closure) -> Any:
+    def _passes(self, closure: Closure, share: float = 1.0) -> Any:
         self._guard.forget()
         self._waiting = False
         if not (self._worthwhile() and self.due()):
             loss = call_alone(closure, self._params)
-            self._begin()
+            self._begin(share=share)
             self._single_pass()
             return loss
+        self._loss_scale, self._share = 1.0, self._checked_share(share)
         ascent = self._rise()
         try:
             loss = call_alone(closure, self._params)
@@ -125,11 +126,12 @@ class MSAM(TwoPass):
         self._require_pending()
         return loss
 
-    def perturb(self, *, loss_scale: float | Tensor | None = None) -> bool:
+    def perturb(self, *, loss_scale: float | Tensor | None = None, share: float = 1.0) -> bool:
         """Go from w to w + eps, before the only forward and backward pass of the step.
 
         Args:
             loss_scale: The factor that the loss will be multiplied by, for telemetry.
+            share: The part of the batch that a micro-batch is, by which its loss will be multiplied besides.
 
         Returns:
             Whether the weights were moved; either way the pass and ``step()`` follow.
@@ -141,6 +143,7 @@ class MSAM(TwoPass):
         if not self._sum:
             self._forget_step()
         self._loss_scale, self._pending = 1.0 if loss_scale is None else loss_scale, False
+        self._share = self._checked_share(share)
         self._guard.forget()
         self._waiting = False
         spend(self._params)
@@ -156,11 +159,11 @@ class MSAM(TwoPass):
         self._note_flat_pass()
         super().restore()
 
-    def accumulate(self, closure: Closure | None = None) -> Any:
+    def accumulate(self, closure: Closure | None = None, *, share: float = 1.0) -> Any:
         """Add the gradient of one micro-batch to a sum for :meth:`step`; see :meth:`TwoPass.accumulate`."""
         if closure is None:
             self._note_flat_pass()
-        return super().accumulate(closure)
+        return super().accumulate(closure, share=share)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Zero the gradients; after a ``perturb()`` that returned False the step still goes on."""
@@ -168,9 +171,9 @@ class MSAM(TwoPass):
         super().zero_grad(set_to_none=set_to_none)
         self._pending = self._pending or waiting
 
-    def passes(self, *, loss_scale: float | Tensor | None = None) -> Iterator[int]:
+    def passes(self, *, loss_scale: float | Tensor | None = None, share: float = 1.0) -> Iterator[int]:
         """The one pass of a step, at w + eps."""
-        self.perturb(loss_scale=loss_scale)
+        self.perturb(loss_scale=loss_scale, share=share)
         yield 0
 
     @vectors.no_graph
@@ -223,7 +226,7 @@ class MSAM(TwoPass):
         measured = vectors.norm(vectors.subtract(ascent.moved, ascent.weights)) if self._measuring else None
         self._land()
         self._norms.append(self._note_norm())
-        self.telemetry.note(g_norm=self._g_norm, loss_scale=self._loss_scale)
+        self.telemetry.note(g_norm=self._g_norm, loss_scale=self._unit)
         if measured is not None and ascent.length is not None:
             self.telemetry.note(eps_norm=ascent.length, eps_norm_realised=measured)
 

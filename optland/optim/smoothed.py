@@ -5,9 +5,11 @@ r"""Ascent directions from more than one batch: with the noise of the batch (F-S
     \text{F-SAM:} \quad & m_t = \lambda m_{t-1} + (1 - \lambda) g_t, & d_t &= g_t - \sigma m_{t-1}
 
 and eps = rho d / ||d||, with m_0 = g_0. They disagree on purpose. VaSSO holds that the batch makes the direction too
-noisy. F-SAM holds that the part of g common to all batches is of no use in eps, and takes it away.
+noisy. F-SAM holds that the part of g common to all batches is of no use in eps, and takes it away. Where micro-batches
+have an eps each, g in their d is their own, g in m the mean of all, and m_{t-1} the same for each.
 
-**Cost.** 2 gradient evaluations a sample and step; one copy of the weights in the state.
+**Cost.** 2 gradient evaluations a sample and step; one copy of the weights in the state, and with micro-batches that
+have an eps each one more during the step.
 
 **When.** As SAM, with small batches.
 
@@ -29,6 +31,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from optland import vectors
+from optland.optim.memory import dated
 from optland.optim.method import Gradients
 from optland.optim.two_pass import EngineOptions, TwoPass
 
@@ -38,23 +42,70 @@ _MEAN = "gradient_mean"
 
 
 class _Smoothed(TwoPass):
-    """Keeps a running mean of the gradient."""
+    """Keeps a running mean of the gradient.
+
+    The mean is moved on when the base has stepped: moved before, there would be an old and a new one during pass two,
+    and a micro-batch would see the mean of those before it.
+    """
 
     remembers = (_MEAN,)
+
+    def __init__(
+        self, base: Optimizer, hyperparameters: dict[str, Any], **engine: Unpack[EngineOptions]
+    ) -> None:
+        super().__init__(base, {**hyperparameters, dated(_MEAN): 0}, counts=True, **engine)
+        self._seen_g: dict[
+            Tensor, Tensor
+        ] = {}  # of this step, all micro-batches together, with the loss scale
 
     @property
     def true_units(self) -> bool:
         """The length of the gradient matters."""
         return True
 
-    def _follow(self, at: Gradients, weights: list[float]) -> tuple[list[Tensor], list[Tensor]]:
-        """The running mean before and after this gradient, which enters with ``weights``."""
+    def _weight(self, group: dict[str, Any]) -> float:
+        """With which a new gradient enters the mean."""
+        raise NotImplementedError
+
+    def _before(self, at: Gradients) -> list[Tensor]:
+        """The running mean of the steps before this one; g itself in the first."""
         stored = self.recall(_MEAN, at.params)
-        new = [self.is_new(_MEAN, group) for group in at.groups]
-        before = [g if fresh else m for g, m, fresh in zip(at.g, stored, new, strict=True)]
-        after = [torch.lerp(m, g, w) for m, g, w in zip(before, at.g, weights, strict=True)]
-        self.remember(_MEAN, at.params, after)
-        return before, after
+        return [
+            g if self.is_new(_MEAN, group) else m for g, m, group in zip(at.g, stored, at.groups, strict=True)
+        ]
+
+    def combine(self, at: Gradients) -> list[Tensor]:
+        """h; g goes into the mean later."""
+        seen, only = self._seen_g, self._selected
+        for p, g in zip(at.params, at.g, strict=True):
+            if only is None or p in only:
+                seen[p] = seen[p] + g if p in seen else g
+        return at.h
+
+    def _forget_step(self) -> None:
+        super()._forget_step()
+        self._seen_g = {}
+
+    def _drop_proposals(self) -> None:
+        super()._drop_proposals()
+        self._seen_g = {}
+
+    @vectors.no_graph
+    def _write_down(self) -> None:
+        if self._seen_g:
+            groups = {p: group for group in self.param_groups for p in group["params"]}
+            at = Gradients(
+                list(self._seen_g),
+                [groups[p] for p in self._seen_g],
+                self._unscaled(list(self._seen_g.values())),
+                [],
+                [],
+            )
+            weights = [self._weight(group) for group in at.groups]
+            after = [torch.lerp(m, g, w) for m, g, w in zip(self._before(at), at.g, weights, strict=True)]
+            self.remember(_MEAN, at.params, after)
+        self._seen_g = {}
+        super()._write_down()
 
 
 class FSAM(_Smoothed):
@@ -86,7 +137,10 @@ class FSAM(_Smoothed):
         decay: float = 0.9,
         **engine: Unpack[EngineOptions],
     ) -> None:
-        super().__init__(base, {"rho": rho, "sigma": sigma, "decay": decay}, counts=True, **engine)
+        super().__init__(base, {"rho": rho, "sigma": sigma, "decay": decay}, **engine)
+
+    def _weight(self, group: dict[str, Any]) -> float:
+        return 1.0 - float(group["decay"])
 
     def _validate(self, group: dict[str, Any]) -> None:
         super()._validate(group)
@@ -95,10 +149,9 @@ class FSAM(_Smoothed):
 
     def direction(self, at: Gradients) -> list[Tensor]:
         """G - sigma m, with the mean of the steps before this one; g itself in the first."""
-        before, _ = self._follow(at, [1.0 - decay for decay in at.of("decay")])
         return [
             g if m is g else torch.sub(g, m, alpha=sigma)
-            for g, m, sigma in zip(at.g, before, at.of("sigma"), strict=True)
+            for g, m, sigma in zip(at.g, self._before(at), at.of("sigma"), strict=True)
         ]
 
 
@@ -125,7 +178,10 @@ class VaSSO(_Smoothed):
     def __init__(
         self, base: Optimizer, rho: float = 0.05, theta: float = 0.4, **engine: Unpack[EngineOptions]
     ) -> None:
-        super().__init__(base, {"rho": rho, "theta": theta}, counts=True, **engine)
+        super().__init__(base, {"rho": rho, "theta": theta}, **engine)
+
+    def _weight(self, group: dict[str, Any]) -> float:
+        return float(group["theta"])
 
     def _validate(self, group: dict[str, Any]) -> None:
         super()._validate(group)
@@ -136,4 +192,7 @@ class VaSSO(_Smoothed):
 
     def direction(self, at: Gradients) -> list[Tensor]:
         """The running mean, this gradient included."""
-        return self._follow(at, at.of("theta"))[1]
+        return [
+            torch.lerp(m, g, theta)
+            for m, g, theta in zip(self._before(at), at.g, at.of("theta"), strict=True)
+        ]

@@ -14,7 +14,7 @@ state.
 **Defaults.** ``sparsity=0.5``, the authors' usual; ``refresh=100`` steps.
 
 **Caveats.** The authors' Fisher mask takes squares of the gradients of single samples (128 to 1024 of them); here they
-are those of one batch, which is what a step has in hand.
+are those of one batch, which is what a step has in hand, and of micro-batches with an eps each those of the first.
 
 Reference: Mi, Shen, Ren, Zhou, Sun, Ji & Tao, "Make Sharpness-Aware Minimization Stronger: A Sparsified Perturbation
 Approach", 2022, arXiv:2210.05177.
@@ -90,9 +90,15 @@ class SparseSAM(TwoPass):
     def _mask(self, at: Gradients) -> list[Tensor]:
         if self.is_stale(_MASK, self.refresh):
             sparsity = max(at.of("sparsity"))
-            magnitudes = vectors.flatten(at.g).abs()
+            # The threshold is one over all shards, so each rank needs all coordinates once.
+            magnitudes = vectors.flatten([_whole(g) for g in at.g]).abs()
             rank = int(sparsity * magnitudes.numel())  # coordinates to leave out
             threshold = magnitudes.kthvalue(rank).values if rank else magnitudes.new_tensor(-1.0)
             kept = [(g.abs() > threshold).to(p.dtype) for g, p in zip(at.g, at.params, strict=True)]
             self.remember(_MASK, at.params, kept)
         return self.recall(_MASK, at.params)
+
+
+def _whole(g: Tensor) -> Tensor:
+    whole: Tensor = g.full_tensor() if hasattr(g, "full_tensor") else g
+    return whole

@@ -127,7 +127,7 @@ def _stability(r: dict[str, float]) -> float:
 
 
 _METRICS: dict[str, Callable[[dict[str, float]], float]] = {
-    "sam/loss_gap": lambda r: r["loss_up"] - r["loss"],
+    "sam/loss_gap": lambda r: (r["loss_up"] - r["loss"]) / r.get("share", 1.0),
     "sam/curvature": _curvature,
     "sam/cos": lambda r: r["g_dot_h"] / (r["g_norm"] * r["h_norm"]),
     "sam/rho": lambda r: r["eps_norm"],

@@ -6,8 +6,8 @@ r"""The engine of every method that takes its gradient somewhere else than at th
 
 A method is six small choices (:mod:`optland.optim.method`). Everything that is hard is here, once.
 
-**Cost.** 2 gradient evaluations a sample; two transient copies (weights, g) during the second pass and two more
-(eps, h - g) for a moment after it, none between steps, none in a checkpoint but what a method remembers.
+**Cost.** 2 gradient evaluations a sample; two transient copies (weights, g) during the second pass, one more for a
+moment where telemetry is measured, none between steps, none in a checkpoint but what a method remembers.
 
 **Two forms, equal numbers.** The closure form, ``optimizer.step(closure)``, for plain loops, Lightning and
 Fabric. The phase form, for loss scaling, accumulation and trainers that own the backward pass::
@@ -23,8 +23,11 @@ Micro-batches have two meanings. Several backward passes before ``perturb()`` an
 same numbers as their batch in one piece. An eps for each of them is *m-sharpness*, and streams::
 
     for part in parts:                        # each loss divided by len(parts)
-        optimizer.accumulate(closure_of(part))    # or backward, perturb(), backward, accumulate()
+        optimizer.accumulate(closure_of(part), share=1 / len(parts))
     optimizer.step()
+
+or, in the place of ``accumulate(closure)``: backward, perturb(share=...), backward, accumulate(). The share is for
+methods whose perturbation depends on the length of the gradient: it is that of the micro-batch's own mean loss.
 
 With a GradScaler: ``scaler.scale(loss).backward()``, ``perturb(loss_scale=scaler.get_scale())``,
 ``scaler.scale(loss).backward()``, ``restore()``, ``scaler.step(optimizer)``, ``scaler.update()``. The scale
@@ -34,6 +37,12 @@ cancels in the perturbation, so pass one is never unscaled; clip, if at all, aft
 **Caveats.** Without ``model=`` the second pass updates BatchNorm statistics again, and in the phase form it
 draws new dropout masks. Weights stored in bfloat16 realise only part of a small perturbation: watch
 ``sam/rho_realised``. The norm is one over all parameters, also where they are sharded.
+
+**Several processes.** Under DistributedDataParallel both forms give the numbers of the large batch in one process, and
+under FSDP2 too. For an eps of each rank's own (m-sharpness, and one synchronisation less) put the forward *and* the
+backward of pass one into ``no_sync()``, in phase form. That is for methods that hand over h alone, in steps that take
+pass two: where g goes into the update (WSAM, PGN, GSAM, LookSAM, stable SAM, CR-SAM, and any method in a step that its
+gate leaves out) the replicas would drift apart, and what F-SAM, VaSSO and sparse SAM remember would be the rank's own.
 
 Reference: Foret, Kleiner, Mobahi & Neyshabur, "Sharpness-Aware Minimization for Efficiently Improving
 Generalization", 2021, arXiv:2010.01412.
@@ -177,7 +186,7 @@ class TwoPass(ClosureForm):
 
     # Phase form ------------------------------------------------------------------------------------
 
-    def perturb(self, *, loss_scale: float | Tensor | None = None) -> bool:
+    def perturb(self, *, loss_scale: float | Tensor | None = None, share: float = 1.0) -> bool:
         """Go from w to w + eps with the gradients in ``.grad``; keep them as g and empty ``.grad`` for pass two.
 
         A method with a third pass (``evaluations`` 3) is called again after the second: to w - eps.
@@ -185,6 +194,8 @@ class TwoPass(ClosureForm):
         Args:
             loss_scale: The factor that the loss was multiplied by (``scaler.get_scale()``). It cancels in the
                 step of most methods (the others insist on it); telemetry needs it for true units.
+            share: Of a micro-batch with an eps of its own: the part of the batch that it is, by which its loss was
+                multiplied besides.
 
         Returns:
             Whether the weights were moved. Where a gate leaves out the second pass they were not, and the next
@@ -203,7 +214,7 @@ class TwoPass(ClosureForm):
             )
         if not self._sum:
             self._forget_step()
-        self._begin(loss_scale)
+        self._begin(loss_scale, share)
         if not self.due():
             self._single_pass()
             self._guard.forget()
@@ -213,7 +224,7 @@ class TwoPass(ClosureForm):
         self._ascend()
         return True
 
-    def passes(self, *, loss_scale: float | Tensor | None = None) -> Iterator[int]:
+    def passes(self, *, loss_scale: float | Tensor | None = None, share: float = 1.0) -> Iterator[int]:
         """Go through the passes of one step in phase form, whatever the method and its gate ask for.
 
         Written like this, a loop serves every method::
@@ -225,12 +236,13 @@ class TwoPass(ClosureForm):
 
         Args:
             loss_scale: As for :meth:`perturb`.
+            share: As for :meth:`perturb`.
 
         Yields:
             The number of the pass, from 0; the weights are where its gradient has to be taken.
         """
         yield 0
-        if self.perturb(loss_scale=loss_scale):
+        if self.perturb(loss_scale=loss_scale, share=share):
             yield 1
             if self.two_sided:
                 self.perturb()
@@ -257,25 +269,31 @@ class TwoPass(ClosureForm):
         if self._pending:  # a GradScaler leaves step() out where this says so
             self.telemetry.note(skipped=1.0 - self._finite().to(torch.float32))
 
-    def accumulate(self, closure: Closure | None = None) -> Any:
+    def accumulate(self, closure: Closure | None = None, *, share: float = 1.0) -> Any:
         """Finish the passes of one micro-batch, with an eps of its own, and add its gradient to a sum for :meth:`step`.
 
         Args:
-            closure: The closure of this micro-batch, its loss divided by their number; None after ``perturb()``
+            closure: The closure of this micro-batch, its loss multiplied by its share; None after ``perturb()``
                 and a second backward pass.
+            share: The part of the batch that this micro-batch is, 1 / k of k equal ones; in phase form
+                ``perturb()`` is told.
 
         Returns:
             What the closure returned at the unperturbed weights; None in phase form.
 
         Raises:
-            RuntimeError: In phase form, without ``perturb()`` before.
+            RuntimeError: In phase form, without ``perturb()`` before; or the shares of a step add up to more than 1,
+                where they matter.
+            ValueError: The share is not within (0, 1], or told too late.
         """
         loss = None
+        if closure is None and share != 1.0:
+            raise ValueError(f"share={share} comes too late here; in phase form, use perturb(share={share})")
         if closure is not None:
             self._refuse_in_flight("accumulate(closure)")
             if not self._sum:
                 self._forget_step()
-            loss = self._passes(closure)
+            loss = self._passes(closure, share)
         elif self.is_perturbed:
             self.restore()
             self._require_pending()
@@ -284,6 +302,7 @@ class TwoPass(ClosureForm):
         self._require_unwatched("accumulate()")
         self._pending = False
         self._sum.take(self._params)
+        self._shares += self._share
         return loss
 
     @contextmanager
@@ -306,11 +325,12 @@ class TwoPass(ClosureForm):
             raise RuntimeError("perturbed() needs finite gradients in .grad; run a backward pass before it")
         with self._guard.unrecorded():
             proposed = {name: dict(values) for name, values in self._proposed.items()}
-            scale, self._loss_scale = self._loss_scale, 1.0 if loss_scale is None else loss_scale
+            units = self._loss_scale, self._share
+            self._loss_scale, self._share = 1.0 if loss_scale is None else loss_scale, 1.0
             try:
                 self._ascent = self._visit(g)
             finally:
-                self._proposed, self._loss_scale = proposed, scale
+                self._proposed, (self._loss_scale, self._share) = proposed, units
             for p in self._params:
                 p.grad = None
             try:

@@ -89,6 +89,11 @@ class WSAM(TwoPass):
         """Decoupled, the correction does not pass through a GradScaler."""
         return self.decoupled
 
+    @property
+    def shares_matter(self) -> bool:
+        """The correction adds up over micro-batches as the gradient does, and eps is of fixed length."""
+        return False
+
     def combine(self, at: Gradients) -> list[Tensor]:
         """The mixture, or g alone with the rest kept for :meth:`after_update`."""
         change = vectors.subtract(at.h, at.g)
@@ -96,7 +101,8 @@ class WSAM(TwoPass):
         if not self.decoupled:
             return [torch.add(g, c, alpha=a) for g, c, a in zip(at.g, change, factors, strict=True)]
         for p, c, a in zip(at.params, self._unscaled(change), factors, strict=True):
-            self._correction[p] = self._correction[p] + a * c if p in self._correction else a * c
+            c.mul_(a)  # in place, as no one else has it
+            self._correction[p] = self._correction[p].add_(c) if p in self._correction else c
         return at.g
 
     @vectors.no_graph

@@ -101,10 +101,10 @@ def test_micro_batches_under_a_scaler_equal_the_unscaled_ones(make_network, name
     scaler = GradScaler("cpu", init_scale=1024.0)
     for _ in range(3):
         for part in (slice(6), slice(6, 12)):
-            for _ in optimizers[0].passes(loss_scale=scaler.get_scale()):
+            for _ in optimizers[0].passes(loss_scale=scaler.get_scale(), share=0.5):
                 scaler.scale(scaled.loss(part) / 2).backward()
             optimizers[0].accumulate()
-            for _ in optimizers[1].passes():
+            for _ in optimizers[1].passes(share=0.5):
                 (plain.loss(part) / 2).backward()
             optimizers[1].accumulate()
         optimizers[0].restore()

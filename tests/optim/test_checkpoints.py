@@ -130,14 +130,14 @@ def test_a_copy_between_two_micro_batches_has_the_sum(name, make_network):
     run(network, optimizer, 1)
 
     def second_half(net, opt):
-        opt.accumulate(lambda: half(net, opt, slice(6, 12)))
+        opt.accumulate(lambda: half(net, opt, slice(6, 12)), share=0.5)
         opt.step()
 
     def half(net, opt, part):
         opt.zero_grad()
         (net.loss(part) / 2).backward()
 
-    optimizer.accumulate(lambda: half(network, optimizer, slice(6)))
+    optimizer.accumulate(lambda: half(network, optimizer, slice(6)), share=0.5)
     twin, twin_optimizer = copy.deepcopy((network, optimizer))
     second_half(network, optimizer)
     second_half(twin, twin_optimizer)

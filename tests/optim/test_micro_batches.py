@@ -26,7 +26,7 @@ def by_closures(network, optimizer, steps):
                 optimizer.zero_grad()
                 backward(network, part)
 
-            optimizer.accumulate(closure)
+            optimizer.accumulate(closure, share=1 / len(PARTS))
         optimizer.step()
 
 
@@ -34,7 +34,7 @@ def by_phases(network, optimizer, steps):
     for _ in range(steps):
         optimizer.zero_grad()
         for part in PARTS:
-            for _ in optimizer.passes():
+            for _ in optimizer.passes(share=1 / len(PARTS)):
                 backward(network, part)
             optimizer.accumulate()
         optimizer.step()

@@ -102,9 +102,9 @@ def test_one_bad_micro_batch_spoils_the_whole_step(name, make_network, form):
                 network.model[0].bias.grad[0] = float("nan")
 
         if form == "closure":
-            optimizer.accumulate(backward)
+            optimizer.accumulate(backward, share=1 / 3)
         else:
-            for _ in optimizer.passes():
+            for _ in optimizer.passes(share=1 / 3):
                 backward()
             optimizer.accumulate()
     optimizer.step()

@@ -1,58 +1,14 @@
 """Fifty steps of every method against the literal oracles, in float64."""
 
-import math
-
 import pytest
 import references as by_hand
 import torch
 from drivers import ALL, fits, mean_loss, slow_unless
-from references import adamw_run, first_second_step_run, sgd_run
+from references import CASES, adamw_run, first_second_step_run, sgd_run
 
 from optland.objective import Objective
 from optland.optim import SAM
 from optland.optim.registry import METHODS
-
-CASES = {
-    # case: method, its options, the oracle
-    "sam": ("sam", {"rho": 0.05}, lambda f: by_hand.sam(f, 0.05)),
-    "sam, p = 3": ("sam", {"rho": 0.05, "p": 3.0}, lambda f: by_hand.sam(f, 0.05, 3.0)),
-    "sam, p = inf": ("sam", {"rho": 0.01, "p": math.inf}, lambda f: by_hand.sam(f, 0.01, math.inf)),
-    "sam by tensor": ("sam", {"rho": 0.05, "scope": "tensor"}, lambda f: by_hand.layer_sam(f, 0.05)),
-    "asam": ("asam", {"rho": 0.5, "eta": 0.01}, lambda f: by_hand.asam(f, 0.5, 0.01)),
-    "usam": ("usam", {"rho": 0.3}, lambda f: by_hand.usam(f, 0.3, 0.0)),
-    "usam, between": ("usam", {"rho": 0.3, "normalised": 0.3}, lambda f: by_hand.usam(f, 0.3, 0.3)),
-    "msam": ("msam", {"rho": 0.3}, lambda f: by_hand.msam(f, 0.3)),
-    "looksam": ("looksam", {"rho": 0.2, "k": 3, "alpha": 0.7}, lambda f: by_hand.looksam(f, 0.2, 3, 0.7)),
-    "gsam": ("gsam", {"rho": 0.2, "alpha": 0.4}, lambda f: by_hand.gsam(f, 0.2, 0.4)),
-    "gsam at w": (
-        "gsam",
-        {"rho": 0.2, "alpha": 0.4, "descend": "w"},
-        lambda f: by_hand.gsam(f, 0.2, 0.4, "w"),
-    ),
-    "wsam": ("wsam", {"rho": 0.1, "gamma": 0.8}, lambda f: by_hand.wsam(f, 0.1, 0.8, True)),
-    "wsam coupled": (
-        "wsam",
-        {"rho": 0.1, "gamma": 0.8, "decoupled": False},
-        lambda f: by_hand.wsam(f, 0.1, 0.8, False),
-    ),
-    "pgn": ("pgn", {"rho": 0.1, "a": 0.6}, lambda f: by_hand.pgn(f, 0.1, 0.6)),
-    "fsam": ("fsam", {"rho": 0.2, "sigma": 0.7, "decay": 0.6}, lambda f: by_hand.fsam(f, 0.2, 0.7, 0.6)),
-    "vasso": ("vasso", {"rho": 0.2, "theta": 0.4}, lambda f: by_hand.vasso(f, 0.2, 0.4)),
-    "lesam": ("lesam", {"rho": 0.3, "sigma": 0.05}, lambda f: by_hand.lesam(f, 0.3, 0.05)),
-    "adam_sam": ("adam_sam", {"rho": 0.1, "delta": 1e-4}, lambda f: by_hand.adam_sam(f, 0.1, 1e-4)),
-    "fisher_sam": ("fisher_sam", {"rho": 0.1, "eta": 3.0}, lambda f: by_hand.fisher_sam(f, 0.1, 3.0)),
-    "stable_sam": ("stable_sam", {"rho": 0.2}, lambda f: by_hand.stable_sam(f, 0.2)),
-    "sparse_sam": (
-        "sparse_sam",
-        {"rho": 0.2, "sparsity": 0.3, "refresh": 7},
-        lambda f: by_hand.sparse_sam(f, 0.2, 0.3, 7),
-    ),
-    "crsam": (
-        "crsam",
-        {"rho": 0.1, "gamma": 0.2, "beta": 0.05},
-        lambda f: by_hand.crsam(f, 0.1, 0.2, 0.05),
-    ),
-}
 
 
 def loss_of(network):

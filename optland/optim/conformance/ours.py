@@ -110,20 +110,18 @@ def _scaled(optimizer: Any, problem: Problem, scaler: torch.amp.GradScaler) -> N
 
 def _micro(optimizer: Any, problem: Problem, parts: list[slice]) -> None:
     """A closure for each part, whose loss is weighted by the part's share."""
-    if optimizer.true_units:  # the share has to be told
-        _micro_phases(optimizer, problem, parts)
-        return
     for part in parts:
         problem.parts = [part]
-        optimizer.accumulate(Drive().closure(optimizer, problem))
+        share = len(problem.x[part]) / len(problem.x)
+        optimizer.accumulate(Drive().closure(optimizer, problem), share=share)
     optimizer.step()
 
 
 def _micro_phases(optimizer: Any, problem: Problem, parts: list[slice]) -> None:
-    """All passes of a part before the next; a loss weighted by a share is a scaled loss."""
+    """All passes of a part before the next."""
     for part in parts:
         problem.parts = [part]
-        for _ in optimizer.passes(loss_scale=len(problem.x[part]) / len(problem.x)):
+        for _ in optimizer.passes(share=len(problem.x[part]) / len(problem.x)):
             problem.backward()
         optimizer.accumulate()
     optimizer.step()

@@ -99,8 +99,8 @@ def _sharp_regression(w: Tensor, x: Tensor, y: Tensor, rho: float, each: bool) -
     return sharp
 
 
-ONE_MEMORY = {"fsam", "vasso", "sparse_sam"}
-"""Methods whose average or mask goes through the micro-batches of a step, one after the other."""
+ONE_MEMORY = {"sparse_sam"}
+"""Methods of which the first micro-batch of a step decides something for the others."""
 
 
 def _mean_of_parts(bench: Bench, problem: Problem, w: Tensor, parts: list[tuple[Tensor, Tensor]]) -> Tensor:

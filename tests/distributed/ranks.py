@@ -1,0 +1,222 @@
+"""What each of two processes does; started by ``torch.distributed.run``, with the name of a check and a folder.
+
+Expected numbers come from one process that sees the whole batch, in float64.
+"""
+
+import copy
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.nn.parallel import DistributedDataParallel
+
+from optland.optim.registry import METHODS
+
+METHOD_OPTIONS = {
+    "sam": {"rho": 0.2},
+    "asam": {"rho": 0.5},
+    "msam": {"rho": 0.3},
+    "looksam": {"rho": 0.2, "k": 2},
+}
+STEPS = 5
+SAMPLES = 12
+
+
+def problem() -> tuple[nn.Module, Tensor, Tensor]:
+    """The same network and batch in every process."""
+    torch.manual_seed(1)
+    model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3)).double()
+    return model, torch.randn(SAMPLES, 4, dtype=torch.float64), torch.randint(3, (SAMPLES,))
+
+
+def mine() -> slice:
+    """The samples of this rank."""
+    size = SAMPLES // dist.get_world_size()
+    return slice(dist.get_rank() * size, (dist.get_rank() + 1) * size)
+
+
+def wrap(name: str, model: nn.Module, **options: object) -> torch.optim.Optimizer:
+    """The method over SGD with momentum, or over Adam where it needs that."""
+    params = model.parameters()
+    base = (
+        torch.optim.AdamW(params, lr=0.01)
+        if name == "adam_sam"
+        else torch.optim.SGD(params, lr=0.1, momentum=0.9)
+    )
+    return METHODS[name](base, model=model, **{**METHOD_OPTIONS.get(name, {"rho": 0.2}), **options})
+
+
+def by_closures(model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor, steps: int) -> None:
+    """The closure form."""
+    for _ in range(steps):
+
+        def closure() -> Tensor:
+            optimizer.zero_grad()
+            loss = nn.functional.cross_entropy(model(x), y)
+            loss.backward()
+            return loss
+
+        optimizer.step(closure)
+
+
+def by_phases(model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor, steps: int) -> None:
+    """The phase form."""
+    for _ in range(steps):
+        optimizer.zero_grad()
+        for _ in optimizer.passes():
+            nn.functional.cross_entropy(model(x), y).backward()
+        optimizer.step()
+
+
+def whole(t: Tensor) -> Tensor:
+    """A tensor with all its shards."""
+    return t.detach().full_tensor() if hasattr(t, "full_tensor") else t.detach()
+
+
+def assert_close(model: nn.Module, expected: nn.Module, what: str, tolerance: float = 1e-10) -> None:
+    """Weights equal up to the order of sums."""
+    for p, q in zip(model.parameters(), expected.parameters(), strict=True):
+        torch.testing.assert_close(
+            whole(p), whole(q), rtol=tolerance, atol=tolerance, msg=lambda m: f"{what}: {m}"
+        )
+
+
+def assert_replicas_identical(model: nn.Module, what: str) -> None:
+    """Bit for bit, as nothing brings replicas together again."""
+    for p in model.parameters():
+        others = [torch.empty_like(p) for _ in range(dist.get_world_size())]
+        dist.all_gather(others, p.detach())
+        assert all(torch.equal(others[0], other) for other in others), what
+
+
+def ddp_synced(folder: Path) -> None:
+    """One eps for all ranks: the large batch in one process."""
+    for name in METHOD_OPTIONS:
+        for form in (by_closures, by_phases):
+            for view in (False, True):
+                what = f"{name} {form.__name__} bucket view {view}"
+                expected, x, y = problem()
+                form(expected, alone := wrap(name, expected), x, y, STEPS)
+                net, x, y = problem()
+                model = DistributedDataParallel(net, gradient_as_bucket_view=view)
+                form(model, optimizer := wrap(name, model), x[mine()], y[mine()], STEPS)
+                assert_close(net, expected, what)
+                assert_replicas_identical(net, what)
+                for key in ("sam/rho", "sam/curvature", "update/grad_norm"):
+                    a, b = (o.telemetry.read().get(key, 0.0) for o in (optimizer, alone))
+                    assert abs(a - b) < 1e-9 * max(1.0, abs(b)), f"{what}: {key} {a} {b}"
+
+
+def ddp_per_rank(folder: Path) -> None:
+    """An eps for each rank: m-sharpness with the ranks' batches as micro-batches, in one process."""
+    for name in ("sam", "asam", "usam", "lesam"):  # hand over h alone
+        for view in (False, True):
+            expected, x, y = problem()
+            alone = wrap(name, expected)
+            ranks = dist.get_world_size()
+            for _ in range(STEPS):
+                alone.zero_grad()
+                for xs, ys in zip(x.chunk(ranks), y.chunk(ranks), strict=True):
+                    for _ in alone.passes(share=1 / ranks):
+                        (nn.functional.cross_entropy(expected(xs), ys) / ranks).backward()
+                    alone.accumulate()
+                alone.step()
+            net, x, y = problem()
+            model = DistributedDataParallel(net, gradient_as_bucket_view=view)
+            optimizer = wrap(name, model)
+            for _ in range(STEPS):
+                optimizer.zero_grad()
+                with model.no_sync():  # around the forward too, or the gradients are reduced all the same
+                    nn.functional.cross_entropy(model(x[mine()]), y[mine()]).backward()
+                optimizer.perturb()
+                nn.functional.cross_entropy(model(x[mine()]), y[mine()]).backward()
+                optimizer.step()
+            assert_close(net, expected, f"{name} bucket view {view}")
+            assert_replicas_identical(net, name)
+
+
+def sharded(net: nn.Module) -> nn.Module:
+    """Over both ranks, layer by layer."""
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    for layer in net:
+        if isinstance(layer, nn.Linear):
+            fully_shard(layer, mesh=mesh)
+    return fully_shard(net, mesh=mesh)
+
+
+def fsdp(folder: Path) -> None:
+    """Norms are those of the whole and not of a shard; then the weights are too."""
+    for name in METHODS:
+        if name == "eigensam":
+            continue  # needs products with the Hessian of a sharded model
+        for form in (by_closures, by_phases) if name == "sam" else (by_closures,):
+            expected, x, y = problem()
+            form(expected, alone := wrap(name, expected), x, y, STEPS)
+            net, x, y = problem()
+            model = sharded(net)
+            form(model, optimizer := wrap(name, model), x[mine()], y[mine()], STEPS)
+            what = f"{name} {form.__name__}"
+            assert_close(model, expected, what)
+            for key in ("sam/rho", "sam/rho_realised", "sam/curvature", "update/grad_norm"):
+                a, b = (o.telemetry.read().get(key, 0.0) for o in (optimizer, alone))
+                assert abs(a - b) < 1e-9 * max(1.0, abs(b)), f"{what}: {key} {a} {b}"
+
+
+def resume(folder: Path) -> None:
+    """Saved and loaded through ``torch.distributed.checkpoint``, before the first step and after some."""
+    for kind, name in (
+        ("ddp", "sam"),
+        ("fsdp", "sam"),
+        ("ddp", "looksam"),
+        ("fsdp", "looksam"),
+        ("fsdp", "fsam"),
+    ):
+        for before in (0, 2):
+
+            def start(kind: str = kind, name: str = name) -> tuple[nn.Module, torch.optim.Optimizer]:
+                net, _, _ = problem()
+                model = DistributedDataParallel(net) if kind == "ddp" else sharded(net)
+                return model, wrap(name, model)
+
+            _, x, y = problem()
+            x, y = x[mine()], y[mine()]
+            straight, optimizer = start()
+            by_closures(straight, optimizer, x, y, before)
+            place = folder / f"{kind}_{name}_{before}"
+            optimizer.zero_grad()
+            weights, state = get_state_dict(straight, optimizer)
+            dcp.save({"model": weights, "optimizer": state}, checkpoint_id=place)
+            by_closures(straight, optimizer, x, y, 3)
+
+            fresh, resumed = start()
+            with torch.no_grad():
+                for p in fresh.parameters():
+                    p.zero_()
+            weights, state = get_state_dict(fresh, resumed)
+            dcp.load({"model": weights, "optimizer": state}, checkpoint_id=place)
+            set_state_dict(fresh, resumed, model_state_dict=weights, optim_state_dict=state)
+            by_closures(fresh, resumed, x, y, 3)
+            for p, q in zip(fresh.parameters(), straight.parameters(), strict=True):
+                assert torch.equal(whole(p), whole(q)), f"{kind} {name} {before}"
+            a, b = (
+                [copy.copy(g) | {"params": 0} for g in o.state_dict()["param_groups"]]
+                for o in (optimizer, resumed)
+            )
+            assert a == b, f"{kind} {name} {before}: {a} {b}"
+
+
+CHECKS = {f.__name__: f for f in (ddp_synced, ddp_per_rank, fsdp, resume)}
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo")
+    try:
+        CHECKS[sys.argv[1]](Path(sys.argv[2]))
+    finally:
+        dist.destroy_process_group()

@@ -1,0 +1,39 @@
+"""Methods in two real processes, started as a user starts them; :mod:`ranks` holds what each of them does."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).with_name("ranks.py")
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize(
+    "check",
+    [
+        "ddp_synced",
+        "ddp_per_rank",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("fsdp", "resume")),
+    ],
+)
+def test_two_processes(tmp_path: Path, check: str) -> None:
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    # The ranks import the package that this process has, from wherever that is.
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+    }
+    done = subprocess.run(
+        [*launch, str(SCRIPT), check, str(tmp_path)],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=150,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-6000:]
