@@ -1,7 +1,6 @@
 """Train a classifier, or several that differ in skips and normalisation, and look at the landscape around each.
 
-No learning rate to choose. While the first net trains its weights are kept now and then, so that the report can draw
-its path; a second seed, where one is given, shows whether two minima lie in one valley.
+The first net's weights are kept now and then to draw its path; a second seed shows whether both lie in one valley.
 
     optland run landscape_report configs/landscape_report/digits.yaml
 """
@@ -66,8 +65,9 @@ class Config(RunConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.variants or self.snapshots in (1, 2) or self.samples < 4 or self.other_seed == self.seed:
-            raise ValueError(f"variants: {self.variants} must not be empty, snapshots: {self.snapshots} 0 or at least "
-                             f"3, samples: {self.samples} at least 4, other_seed: {self.other_seed} not seed")  # fmt: skip
+            raise ValueError(
+                f"variants: {self.variants} must not be empty, snapshots: {self.snapshots} be 0 or above 2, samples: "
+                f"{self.samples} be above 3, other_seed: {self.other_seed} not be the seed")  # fmt: skip
         for name in self.variants:
             check_model(replace(self.model, **CHANGES[name]), self.data.image_shape)
 

@@ -46,6 +46,7 @@ class Minimum(Archived):
         largest: Largest eigenvalue of the Hessian.
         trace: Its trace.
         sharpness: Every sharpness, in the same order for every minimum.
+        dim: Number of weights.
         cost_ge: Gradient evaluations.
     """
 
@@ -55,12 +56,23 @@ class Minimum(Archived):
     largest: Estimate
     trace: Estimate
     sharpness: tuple[Sharpness, ...]
+    dim: int
     cost_ge: float
+
+    def rises(self) -> dict[str, Estimate]:
+        """Every rise of the loss by its complete name, which is the same for nets of different size.
+
+        The average is named by the length of the noise, since its deviation in each weight depends on their number.
+        """
+        return {self._name(s): s.rise for s in self.sharpness}
 
     def measures(self) -> dict[str, Estimate]:
         """Every measure of flatness by its complete name."""
-        curvature = {"largest eigenvalue": self.largest, "trace": self.trace}
-        return curvature | {s.name: s.rise for s in self.sharpness}
+        return {"largest eigenvalue": self.largest, "trace": self.trace, **self.rises()}
+
+    def _name(self, s: Sharpness) -> str:
+        length = f"{s.rho * math.sqrt(self.dim):g}"
+        return s.name.replace(f"rho={s.rho:g}", f"|u|={length}") if s.kind == "average" else s.name
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +165,8 @@ def compare_minima(
             total = trace(H, max_products=products, seed=seed)
         sharpness: list[Sharpness] = []
         # A deviation of each weight that gives noise the length rho: the ball of the other two.
-        root = math.sqrt(sum(p.numel() for p in objective.params))
+        dim = sum(p.numel() for p in objective.params)
+        root = math.sqrt(dim)
         for metric in metrics:
             for rho in radii:
                 sharpness += [
@@ -164,7 +177,7 @@ def compare_minima(
         loss = objective.value()
         gap = others[name].value() - loss if others and name in others else math.nan
         cost = objective.cost_ge - before
-        done.append(Minimum(name, loss, gap, spectrum.top, total, tuple(sharpness), cost))
+        done.append(Minimum(name, loss, gap, spectrum.top, total, tuple(sharpness), dim, cost))
         clock.tick()
     return MinimaComparison(tuple(done))
 

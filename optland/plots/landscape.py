@@ -219,7 +219,7 @@ def _(result: Sequence[Sharpness], path: str | Path, *, title: str = "") -> None
 @plot.register
 def _(result: MinimaComparison, path: str | Path, *, title: str = "") -> None:
     """Every rise of the loss, a bar for each minimum; eigenvalue and trace have another unit and a panel each."""
-    measures = [s.name for s in result.minima[0].sharpness]
+    measures = list(result.minima[0].rises())
     count = len(result.minima)
     page = figure(9.5, 2.6 + (0.3 + 0.16 * count) * len(measures))
     grid = page.add_gridspec(2, 2, height_ratios=[0.8 + 0.25 * count, (0.3 + 0.16 * count) * len(measures)])

@@ -145,9 +145,9 @@ def sharpness(found: MinimaComparison) -> Chart:
     colours = (BLUE, ORANGE, GREEN, RED, GREY)
     data = [
         {
-            "type": "bar", "orientation": "h", "y": [s.name for s in m.sharpness],
-            "x": [s.rise.value for s in m.sharpness], "name": m.name, "marker": {"color": colours[i % len(colours)]},
-            "error_x": {"type": "data", "array": [_error(s.rise.error) for s in m.sharpness], "color": GREY},
+            "type": "bar", "orientation": "h", "y": list(m.rises()),
+            "x": [e.value for e in m.rises().values()], "name": m.name, "marker": {"color": colours[i % len(colours)]},
+            "error_x": {"type": "data", "array": [_error(e.error) for e in m.rises().values()], "color": GREY},
         }
         for i, m in enumerate(found.minima)
     ]  # fmt: skip

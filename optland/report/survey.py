@@ -23,6 +23,7 @@ from optland.batches import num_samples, split
 from optland.curvature.points.portrait import Portrait, portrait
 from optland.curvature.points.portrait import declared_cost as portrait_cost
 from optland.landscape import (
+    Direction,
     EffectiveDimension,
     Minimum,
     Rays,
@@ -163,10 +164,10 @@ def survey(
         objective, k=chosen.k, products=chosen.products, with_density=chosen.density, sample=sample, seed=chosen.seed
     ))  # fmt: skip
     begin("random plane")
-    first, second = (random_direction(objective, seed=chosen.seed + i) for i in (1, 2))
+    first, second, far = _random_pair(objective, chosen)
     partial = store.path("random-partial")
     random = store.of("random", Slice, lambda: plane(
-        objective, first, second, distance=chosen.distance, points=chosen.points, others=others, partial=partial
+        objective, first, second, distance=far, points=chosen.points, others=others, partial=partial
     ))  # fmt: skip
     begin("plane of eigenvectors")
     eigen = _eigen_plane(objective, point, random, chosen, store)
@@ -181,6 +182,17 @@ def survey(
         begin("effective dimension")
         dimension = store.of("dimension", EffectiveDimension, lambda: _dimension(objective, chosen))
     return Survey(name, point, random, eigen, found_rays, minimum, dimension)
+
+
+def _random_pair(objective: Objective, settings: SurveySettings) -> tuple[Direction, Direction, float]:
+    """Two filter-normalised directions and how far to go; of length |w| where there is no filter to normalise."""
+    size = float(vectors.norm([p.detach() for p in objective.params]))
+    filters = any(p.ndim >= 2 for p in objective.params)
+    one, two = (
+        random_direction(objective, normalise="filter" if filters else "unit", seed=settings.seed + i)
+        for i in (1, 2)
+    )
+    return one, two, settings.distance * (1.0 if filters or size == 0.0 else size)
 
 
 def _eigen_plane(

@@ -84,10 +84,10 @@ def plane_in_words(found: Slice, dim: int) -> str:
     )
     bends = [c for c in found.curvature if math.isfinite(c)]
     if bends and found.directions[0].seed is not None:
-        per_length = [c / d.norm**2 for c, d in zip(found.curvature, found.directions, strict=True)]
+        each = [f"{c / d.norm**2:.3g}" for c, d in zip(found.curvature, found.directions, strict=True)]
         text += (
-            f" Curvature per unit of length along its two directions: {per_length[0]:.3g} and {per_length[1]:.3g}. Two "
-            f"random directions of {dim} see about the mean of all eigenvalues, so a saddle can look like a bowl here."
+            f" Curvature per unit of length along its directions: {' and '.join(each)}. Random directions of {dim} see "
+            "about the mean of all eigenvalues, so a saddle can look like a bowl here."
         )
     elif bends:
         text += f" Curvature along its two directions: {bends[0]:.4g} and {bends[-1]:.4g}, the ends of the spectrum."
