@@ -27,6 +27,8 @@ bench: $(VENV)/bench.stamp
 	$(BIN)/python benchmarks/demo.py --seeds 1 2 3 4 5 --result benchmarks/results/demo.json
 	$(BIN)/python benchmarks/loop.py
 	$(BIN)/python benchmarks/curvature.py
+	$(BIN)/python benchmarks/slices.py
+	$(BIN)/python benchmarks/connectivity.py
 	$(BIN)/python benchmarks/sam_cost.py
 	$(BIN)/python benchmarks/sam_quality.py
 	$(BIN)/python benchmarks/conformance.py

@@ -9,6 +9,7 @@ low, and the line again after the units of the second net were renumbered to mat
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from optland.cli import run_script
-from optland.config import ConfigError
 from optland.landscape import CurveConfig, align, connect, linear_path
 from optland.objective import Objective
 from optland.plots import plot
@@ -44,6 +44,7 @@ class Config(RunConfig):
 
     Attributes:
         other_seed: Seed of the second net; the first has ``seed``.
+        shared_epochs: Epochs that both train alike before their batches differ; 0 shares the start alone, null nothing.
         data: Images and labels.
         model: The classifier.
         curve: The curve.
@@ -52,6 +53,7 @@ class Config(RunConfig):
     epochs: int = 15
     out: str = "runs/connect_minima/run"
     other_seed: int = 1
+    shared_epochs: int | None = None
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     curve: CurveConfig = field(default_factory=CurveConfig)
@@ -60,10 +62,11 @@ class Config(RunConfig):
         super().__post_init__()
         if self.other_seed == self.seed:
             raise ValueError(f"other_seed: {self.other_seed} is the first net's seed too; take another one")
-        try:
-            check_model(self.model, self.data.image_shape)
-        except ConfigError as error:
-            raise ValueError(f"model.{error}") from error
+        if self.shared_epochs is not None and not 0 <= self.shared_epochs < self.epochs:
+            raise ValueError(
+                f"shared_epochs: {self.shared_epochs} must be null or from 0 to {self.epochs - 1}"
+            )
+        check_model(self.model, self.data.image_shape)
 
 
 def loss_fn(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
@@ -74,7 +77,8 @@ def loss_fn(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
 
 def trained(config: Config, data: ImageData, seed: int, run: RunFolder) -> nn.Module:
     """One net; a run that was stopped finds the finished ones in its checkpoint."""
-    seed_everything(seed)
+    shared = config.shared_epochs
+    seed_everything(seed if shared is None else config.seed)
     model = build_model(config.model, data.image_shape, data.num_classes).to(data.train_x.device)
     nets: dict[int, Any] = torch.load(run.checkpoint, weights_only=True) if run.checkpoint.exists() else {}
     if seed in nets:
@@ -82,14 +86,19 @@ def trained(config: Config, data: ImageData, seed: int, run: RunFolder) -> nn.Mo
         return model
     optimizer = config.optimizer.build(model)
     images = [data.normalise(data.train_x), data.train_y]
-    loader = BatchLoader(images, config.batch_size, epochs=config.epochs, seed=seed)
-    steps, two_pass = loader.total_samples // config.batch_size, hasattr(optimizer, "perturb")
+    parts = [
+        (shared or 0, config.seed),
+        (config.epochs - (shared or 0), seed),
+    ]  # epochs, and the order of batches
+    loaders = [BatchLoader(images, config.batch_size, epochs=n, seed=s) for n, s in parts if n]
+    total = sum(loader.total_samples for loader in loaders)
+    steps, two_pass = total // config.batch_size, hasattr(optimizer, "perturb")
     policies: Any = config.pilot.build_policies(two_pass=two_pass, steps=steps)
     pilot = Pilot(
         optimizer, model, loss_fn, policies=policies, mode=config.pilot.mode, budget=config.pilot.budget,
-        total_samples=loader.total_samples, seed=seed,
+        total_samples=total, seed=seed if shared is None else config.seed,
     )  # fmt: skip
-    for batch in pilot.batches(loader):
+    for batch in chain.from_iterable(map(pilot.batches, loaders)):
 
         def closure(batch: tuple[Tensor, Tensor] = batch) -> Tensor:
             optimizer.zero_grad()

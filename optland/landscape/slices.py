@@ -99,6 +99,7 @@ def line(
     points: int = 41,
     others: Mapping[str, Objective] | None = None,
     stamp: bool = True,
+    together: int = 1,
     partial: str | Path | None = None,
     progress: Progress | None = None,
 ) -> Slice:
@@ -111,6 +112,7 @@ def line(
         points: Odd, so that the weights themselves are one of them; 41.
         others: Further surfaces of the same model, by name: the test loss, an error rate.
         stamp: Whether to measure d'Hd (one Hessian product).
+        together: Points in one call of the model; 32 makes slices of small nets two to four times as fast.
         partial: File that an interrupted slice continues from.
         progress: Told how far it is.
 
@@ -129,7 +131,15 @@ def line(
     """
     axis = _axis(distance, points)
     return _slice(
-        objective, (direction,), (axis,), others or {}, {}, stamp=stamp, partial=partial, progress=progress
+        objective,
+        (direction,),
+        (axis,),
+        others or {},
+        {},
+        stamp=stamp,
+        together=together,
+        partial=partial,
+        progress=progress,
     )
 
 
@@ -144,6 +154,7 @@ def plane(
     markers: Mapping[str, tuple[float, float]] | None = None,
     ranges: tuple[tuple[float, float], tuple[float, float]] | None = None,
     stamp: bool = True,
+    together: int = 1,
     partial: str | Path | None = None,
     progress: Progress | None = None,
 ) -> Slice:
@@ -162,6 +173,7 @@ def plane(
         markers: Places to draw, such as checkpoints.
         ranges: (low, high) of each axis, instead of ``distance``.
         stamp: Whether to measure d'Hd (two Hessian products).
+        together: Points in one call of the model; 32 makes slices of small nets two to four times as fast.
         partial: File that an interrupted slice continues from.
         progress: Told how far it is.
 
@@ -176,8 +188,8 @@ def plane(
         else (_between(*ranges[0], points), _between(*ranges[1], points))
     )
     return _slice(
-        objective, (first, second), axes, others or {}, dict(markers or {}), stamp=stamp, partial=partial,
-        progress=progress,
+        objective, (first, second), axes, others or {}, dict(markers or {}), stamp=stamp, together=together,
+        partial=partial, progress=progress,
     )  # fmt: skip
 
 
@@ -255,6 +267,7 @@ def _slice(
     markers: dict[str, tuple[float, ...]],
     *,
     stamp: bool,
+    together: int,
     partial: str | Path | None,
     progress: Progress | None,
 ) -> Slice:
@@ -271,7 +284,7 @@ def _slice(
     forwards, cost = 0, 0.0
     for name, loss in {"loss": objective, **others}.items():
         file = None if partial is None else f"{partial}.{name}"
-        found = sweep(loss, vectors_of, places, partial=file, progress=progress)
+        found = sweep(loss, vectors_of, places, together=together, partial=file, progress=progress)
         surfaces[name] = found.values.reshape(shape)
         middle = tuple(int(x.abs().argmin()) for x in axes)
         at_centre = all(float(x[i]) == 0.0 for x, i in zip(axes, middle, strict=True))

@@ -230,3 +230,40 @@ def test_parallel_directions_and_foreign_ones_are_refused() -> None:
         plane(L, d, d)
     with pytest.raises(ValueError, match="does not fit the model"):
         line(other, d)
+
+
+@pytest.mark.parametrize("norm", [False, True])
+def test_points_together_are_the_points_one_by_one(norm: bool, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    middle = [nn.BatchNorm1d(6)] if norm else []
+    model = nn.Sequential(nn.Linear(4, 6), *middle, nn.ReLU(), nn.Linear(6, 3)).double().eval()
+    x, y = torch.randn(9, 4, dtype=torch.float64), torch.randint(3, (9,))
+    # Ragged batches, and a loss of (sum, count): both are weighted as in the loop.
+    L = Objective(
+        model,
+        lambda m, b: (nn.functional.cross_entropy(m(b[0]), b[1], reduction="sum"), len(b[1])),
+        [(x[:7], y[:7]), (x[7:], y[7:])],
+    )
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    d, e = (random_direction(L, seed=i) for i in (1, 2))
+    single = plane(L, d, e, points=5)
+    for together in (2, 7, 64):
+        found = plane(L, d, e, points=5, together=together, partial=tmp_path / "part")
+        torch.testing.assert_close(found.loss, single.loss, rtol=1e-12, atol=0)
+        assert found.num_forwards == single.num_forwards
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    assert not any(tmp_path.iterdir())
+
+
+def test_what_cannot_run_together_is_refused_with_the_way_out() -> None:
+    model = nn.Linear(3, 1)
+    data = [torch.ones(2, 3)]
+    reads = Objective(model, lambda m, x: m(x).mean() * (1 if m(x).sum().item() > 0 else 2), data)
+    d = random_direction(reads)
+    with pytest.raises(ValueError, match="together=1"):
+        line(reads, d, points=3, together=2)
+    train = Objective(model, lambda m, x: m(x).square().mean(), data, mode="train")
+    with pytest.raises(ValueError, match="eval mode"):
+        line(train, d, points=3, together=2)
+    with pytest.raises(ValueError, match="together 0"):
+        line(reads, d, points=3, together=0)

@@ -74,3 +74,19 @@ def test_bad_settings_are_refused(setting: str, words: str, tmp_path: Path) -> N
     assert done.returncode != 0
     assert words in done.stderr + done.stdout
     assert "Traceback" not in done.stderr
+
+
+def test_nets_that_shared_their_first_epoch_lie_closer_than_strangers(whole: Path, tmp_path: Path) -> None:
+    done = optland(
+        "run", "connect_minima", "smoke", "out=run", "log.wandb=disabled", "shared_epochs=1", cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    shared, strangers = (
+        Connection.load(tmp_path / "run" / "connection"),
+        Connection.load(whole / "connection"),
+    )
+    assert 0 < float(shared.linear.length[-1]) < 0.7 * float(strangers.linear.length[-1])
+    assert shared.linear.above < strangers.linear.above
+    refused = optland("run", "connect_minima", "smoke", "out=no", "shared_epochs=2", cwd=tmp_path)
+    assert refused.returncode == 2
+    assert "from 0 to 1" in refused.stderr
