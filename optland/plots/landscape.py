@@ -235,6 +235,9 @@ def _(result: MinimaComparison, path: str | Path, *, title: str = "") -> None:
     _bars(below, result, measures)
     below.set_yticks(range(len(measures)), measures, fontsize=8)
     below.set_xlabel("rise of the loss")
+    rises = [e.value for m in result.minima for e in m.rises().values()]
+    if min(rises) > 0 and max(rises) > 100 * min(rises):  # or the small ones would not be seen
+        below.set_xscale("log")
     if count > 1:
         below.legend(frameon=False, fontsize=8)
     page.suptitle(title, fontsize=10)
