@@ -54,12 +54,12 @@ class _Report:
 
     def __init__(self, arguments: argparse.Namespace) -> None:
         a = self.arguments = arguments
-        first = find_checkpoint(Path(a.runs[0]))
         self.settings = _settings(a)
         if a.trajectory and len(a.runs) < 3:
             raise UserError(
                 f"--trajectory: a path needs at least 3 checkpoints, not {len(a.runs)}; name more of them"
             )
+        first = find_checkpoint(Path(a.runs[0]))
         self.out = writable(Path(a.out) if a.out else first.parent / "report")
         self.runs = [
             OpenedRun(run, config=a.config, recipe=a.recipe, device=a.device, batch_size=a.batch_size)

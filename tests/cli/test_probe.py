@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from optland import cli
-from optland.cli import probe
+from optland.cli import cost_progress
 from optland.cli.recipes import all_recipes
 from optland.train import DataConfig, TextConfig, TransformerConfig, load_checkpoint, load_data, load_text
 from optland.train.checkpoint import save_checkpoint
@@ -337,14 +337,14 @@ def test_the_average_of_a_sam_run_can_be_probed_in_float64(tmp_path: Path) -> No
 def test_ctrl_c_ends_it_and_writes_nothing(
     run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    begin = probe._Progress.begin
+    begin = cost_progress.CostProgress.begin
 
-    def interrupted(progress: probe._Progress, part: str) -> None:
+    def interrupted(progress: cost_progress.CostProgress, part: str) -> None:
         begin(progress, part)
         if part == "trace":
             signal.raise_signal(signal.SIGINT)
 
-    monkeypatch.setattr(probe._Progress, "begin", interrupted)
+    monkeypatch.setattr(cost_progress.CostProgress, "begin", interrupted)
     assert cli.main(["probe", str(run), *CHEAP]) == 130
     assert capsys.readouterr().err.strip() == "Interrupted; nothing was written."
     assert not list(run.glob("*probe*"))

@@ -81,6 +81,7 @@ def test_a_run_that_was_stopped_trains_only_what_is_missing(whole: Path, tmp_pat
     assert str(one.comparison) == str(two.comparison)
 
 
+@pytest.mark.slow
 def test_a_report_on_runs_of_two_architectures_says_where_it_draws_no_path(runs: Path) -> None:
     done = optland("report", "one", "two", "wide", "--out", "out", *TINY, cwd=runs)
     assert done.returncode == 0, done.stderr
@@ -94,6 +95,7 @@ def test_a_report_on_runs_of_two_architectures_says_where_it_draws_no_path(runs:
     assert str(Findings.load(runs / "out" / "findings").comparison) == str(found.comparison)
 
 
+@pytest.mark.slow
 def test_a_path_is_drawn_through_checkpoints_in_their_order(runs: Path) -> None:
     early, saved = runs / "one" / "early.pt", load_checkpoint(runs / "one" / "checkpoint.pt")
     generator = torch.Generator().manual_seed(0)
@@ -129,8 +131,8 @@ def test_a_path_is_drawn_through_checkpoints_in_their_order(runs: Path) -> None:
         (["one", "--poinst", "5"], "--points"),
     ],
 )
-def test_bad_input_is_told_with_the_fix(runs: Path, arguments: list[str], says: str) -> None:
-    done = optland("report", *arguments, cwd=runs)
+def test_bad_input_is_told_with_the_fix(tmp_path: Path, arguments: list[str], says: str) -> None:
+    done = optland("report", *arguments, cwd=tmp_path)
     assert done.returncode == 2
     assert says in done.stderr
     assert "Traceback" not in done.stderr
