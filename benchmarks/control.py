@@ -20,7 +20,8 @@ safe       ``safe_lr`` from the tuned rate up to 1e3, a value a decade, and belo
 ablation   parts of ``auto_lr`` taken away, one at a time
 =========  =========================================================================================================
 
-A finished run is a line in a scratch file, so an interrupted benchmark goes on where it was.
+A finished run is a line in a scratch file, so an interrupted benchmark goes on where it was. Those of the report group
+are kept in ``benchmarks/results/control_report_runs.jsonl``; ``--scratch`` with that file goes on from them.
 """
 
 from __future__ import annotations

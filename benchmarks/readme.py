@@ -233,9 +233,29 @@ def control_table(development: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def control_report_table(result: dict[str, Any]) -> str:
+    """Every method on every report task, at the same budget."""
+    methods = ["tuned", "auto_lr", "relative_step", "plateau", "prodigy", "schedule_free", "momo", "halving"]
+    lines = [
+        "| task, optimizer | tuned over 9 rates | " + " | ".join(f"`{m}`" for m in methods[1:]) + " |",
+        "|---|" + "---:|" * len(methods),
+    ]
+    for name, rows in result["main"].items():
+        cells = [_score(rows[m]) if m in rows else "" for m in methods]
+        lines.append(f"| {name.replace('/', ', ')} | " + " | ".join(cells) + " |")
+    lines += [
+        "",
+        "Test accuracy in per cent, higher is better; test loss for text and the noisy quadratic, lower is better. Means of "
+        f"{len(result['seeds']['report'])} seeds, equal gradient evaluations, probes and the search of `halving` counted, "
+        "the 27 runs that tuned the first column not. Every run lies in benchmarks/results/control_report_runs.jsonl. "
+        f"Measured with torch {result['machine']['torch']}.",
+    ]
+    return "\n".join(lines)
+
+
 def _score(row: dict[str, Any]) -> str:
-    text = row["cell"].startswith("task=text")
-    value = f"{row['test_loss']:.2f}" if text else f"{row['test_acc']:.1f}"
+    by_loss = row["cell"].startswith(("task=text", "task=quadratic"))
+    value = f"{row['test_loss']:.3g}" if by_loss else f"{row['test_acc']:.1f}"
     return value + (f" ({row['dead']} dead)" if row["dead"] else "")
 
 
@@ -303,6 +323,7 @@ def slices_table(result: dict[str, Any]) -> str:
 TABLES = {
     "slices": slices_table,
     "control_development": control_table,
+    "control_report": control_report_table,
     "cuda_cost": cuda_cost_table,
     "connectivity": connectivity_table,
     "demo": demo_table,

@@ -126,6 +126,9 @@ def comparison_in_words(found: MinimaComparison) -> str:
     text = f"{most} is the flattest by {told.count(most)} of {len(names)} measures"
     rest = [f"{name} by {told.count(name)}" for name in sorted(set(told) - {most})]
     rest += [f"{unresolved} cannot tell within their errors"] if unresolved else []
+    losses = {m.name: m.loss for m in found.minima}
+    if losses[most] > 1.5 * min(losses.values()) and losses[most] == max(losses.values()):
+        rest.append("it also has the highest loss, and a net that has learned little is flat")
     verdicts = "; ".join([text, *rest])
     return f"{verdicts}. No sharpness has been found to predict generalisation across settings; compare like with like."
 
