@@ -245,9 +245,9 @@ def control_report_table(result: dict[str, Any]) -> str:
         lines.append(f"| {name.replace('/', ', ')} | " + " | ".join(cells) + " |")
     lines += [
         "",
-        "Test accuracy in per cent, higher is better; test loss for text and the noisy quadratic, lower is better. Means of "
-        f"{len(result['seeds']['report'])} seeds, equal gradient evaluations, probes and the search of `halving` counted, "
-        "the 27 runs that tuned the first column not. Every run lies in benchmarks/results/control_report_runs.jsonl. "
+        "Test accuracy in per cent, higher is better; test loss for text and the noisy quadratic, lower is better. "
+        f"Means of {len(result['seeds']['report'])} seeds, equal gradient evaluations, probes and the search of "
+        "`halving` counted, the 27 runs that tuned the first column not. Every run lies in benchmarks/results/control_report_runs.jsonl. "
         f"Measured with torch {result['machine']['torch']}.",
     ]
     return "\n".join(lines)
