@@ -247,8 +247,8 @@ def control_report_table(result: dict[str, Any]) -> str:
         "",
         "Test accuracy in per cent, higher is better; test loss for text and the noisy quadratic, lower is better. "
         f"Means of {len(result['seeds']['report'])} seeds, equal gradient evaluations, probes and the search of "
-        "`halving` counted, the 27 runs that tuned the first column not. Every run lies in benchmarks/results/control_report_runs.jsonl. "
-        f"Measured with torch {result['machine']['torch']}.",
+        "`halving` counted, the 27 runs that tuned the first column not. Every run lies in "
+        f"benchmarks/results/control_report_runs.jsonl. Measured with torch {result['machine']['torch']}.",
     ]
     return "\n".join(lines)
 
