@@ -110,8 +110,13 @@ class Runs:
             Progress(transient=True) as progress,
         ):
             bar = progress.add_task(what, total=len(missing))
-            for ended in as_completed([pool.submit(run_cell, cell) for cell in missing]):
-                self.kept.add(ended.result())
+            running = {pool.submit(run_cell, cell): cell for cell in missing}
+            for ended in as_completed(running):
+                try:
+                    self.kept.add(ended.result())
+                except Exception as error:
+                    pool.shutdown(cancel_futures=True)  # or all the others would run first, and be lost
+                    raise RuntimeError(f"{running[ended].key} failed: {error}") from error
                 progress.advance(bar)
 
     def of(self, cell: Cell, seeds: Sequence[int]) -> list[dict[str, Any]]:

@@ -51,6 +51,8 @@ class Replayed(AutoLR):
 
     def step_size(self, relative_speed: float, shape: float) -> tuple[float, str]:
         speeds = self.__dict__["speeds"]
+        if not relative_speed > 0:  # a dead net: nothing moved, whatever the list says
+            return super().step_size(relative_speed, shape)
         return super().step_size(speeds.pop() if speeds else relative_speed, shape)
 
 
