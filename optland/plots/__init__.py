@@ -3,8 +3,18 @@
 The one place, with the report, that imports matplotlib, and only inside functions.
 """
 
+from optland.plots.escapes import Descent, plot_escapes
 from optland.plots.gallery import plot_gallery
 from optland.plots.landscape import plot
 from optland.plots.runs import plot_comparison, plot_grid, plot_portrait, plot_run
 
-__all__ = ["plot", "plot_comparison", "plot_gallery", "plot_grid", "plot_portrait", "plot_run"]
+__all__ = [
+    "Descent",
+    "plot",
+    "plot_comparison",
+    "plot_escapes",
+    "plot_gallery",
+    "plot_grid",
+    "plot_portrait",
+    "plot_run",
+]

@@ -1,0 +1,150 @@
+"""Which optimizers leave a saddle, or the plateau of a deep autoencoder, at what price, and what they say of it.
+
+All start at the same point and have the same gradient evaluations; looks at the curvature count.
+
+    optland run escape_saddle configs/escape_saddle/saddle.yaml
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import SGD, Adam
+
+from optland.cli import run_script
+from optland.config import did_you_mean
+from optland.objective import Objective
+from optland.optim import create
+from optland.plots import Descent, plot_escapes
+from optland.problems import SURFACES, deep_autoencoder
+from optland.train import DataConfig, LogConfig, RunFolder, load_data
+
+PLAIN = {"sgd": (SGD, {}), "momentum": (SGD, {"momentum": 0.9}), "adam": (Adam, {})}
+WRAPPERS = ("noisy_gradient", "perturbed_gradient", "negative_curvature")  # around SGD
+SOLVERS = ("saddle_free_newton", "cubic_newton", "trust_region_newton")
+OPTIMIZERS = (*PLAIN, *WRAPPERS, *SOLVERS)
+
+
+@dataclass(frozen=True)
+class Config:
+    """One comparison.
+
+    Attributes:
+        problem: A name of ``optland.problems.SURFACES``, or ``autoencoder``.
+        start: (x, y) on a surface; a saddle's exact place has a gradient of zero.
+        data: Images of the autoencoder.
+        samples: Of them, all in one batch.
+        widths: Of its encoder; the last is the bottleneck.
+        optimizers: Which, of OPTIMIZERS.
+        lrs: Learning rate of ``sgd``, ``momentum`` and the wrappers, and of ``adam``.
+        calls: Closure calls that each may make.
+        seed: Of kicks and Krylov spaces, and of the autoencoder's weights.
+        out: Run folder.
+        log: Where to log.
+    """
+
+    problem: str = "saddle"
+    start: tuple[float, float] = (0.0, 0.0)
+    data: DataConfig = field(default_factory=DataConfig)
+    samples: int = 500
+    widths: tuple[int, ...] = (64, 32, 8)
+    optimizers: tuple[str, ...] = OPTIMIZERS
+    lrs: tuple[float, float] = (0.05, 0.01)
+    calls: int = 200
+    seed: int = 0
+    out: str = "runs/escape_saddle/run"
+    log: LogConfig = field(default_factory=LogConfig)
+
+    def __post_init__(self) -> None:
+        for name, known in (
+            (self.problem, [*SURFACES, "autoencoder"]),
+            *((o, OPTIMIZERS) for o in self.optimizers),
+        ):
+            if name not in known:
+                raise ValueError(
+                    f"{name!r} is not known; choose from {list(known)}.{did_you_mean(name, known)}"
+                )
+        if min(self.calls, self.samples, len(self.optimizers)) < 1 or not min(self.lrs) > 0:
+            raise ValueError(f"calls: {self.calls}, samples: {self.samples} and the number of optimizers must be at "
+                             f"least 1, lrs: {self.lrs} above 0")  # fmt: skip
+
+
+def problem(config: Config) -> Objective:
+    """The loss at its start, anew for each optimizer."""
+    if config.problem in SURFACES:
+        return SURFACES[config.problem].objective(*config.start)
+    images = load_data(config.data).train_x[: config.samples]
+    return deep_autoencoder(images, config.widths, seed=config.seed)
+
+
+def descend(name: str, config: Config) -> tuple[Descent, Any]:
+    """Step until the calls are spent; a step of a solver, or one with a look, makes several."""
+    objective = problem(config)
+    (batch,), model = objective.batches, objective.model
+    lr, params = config.lrs[name == "adam"], list(model.parameters())
+    if name in PLAIN:
+        optimizer: Any = PLAIN[name][0](params, lr, **PLAIN[name][1])
+    else:
+        base = {"base": "sgd", "lr": lr} if name in WRAPPERS else {}
+        optimizer = create(name, params, seed=config.seed, **base)
+    calls = 0
+
+    def closure() -> Tensor:
+        nonlocal calls
+        calls += 1
+        optimizer.zero_grad()
+        loss = objective.loss_fn(model, batch)
+        loss.backward()
+        return loss
+
+    ge, losses, places, escapes = [0.0], [objective.value()], [params[0].detach().flatten()[:2].tolist()], []
+    while calls < config.calls:
+        seen = len(getattr(optimizer, "events", []))
+        optimizer.step(closure)
+        ge, losses = [*ge, float(calls * objective.num_samples)], [*losses, objective.value()]
+        places.append(params[0].detach().flatten()[:2].tolist())
+        if any(e.kind in ("escape", "kick") for e in getattr(optimizer, "events", [])[seen:]):
+            escapes.append((ge[-1], losses[-1]))
+    return Descent(ge, losses, [(p[0], p[1]) for p in places], escapes), optimizer
+
+
+def main(config: Config, *, resume: bool = False) -> int:
+    """Run each, draw, and say who left."""
+    torch.set_num_threads(1)
+    count = len(config.optimizers)
+    run = RunFolder(config.out, config, config.log, recipe="escape_saddle", length=count, resume=resume)
+    if run.finished:
+        print(f"the run in {run.path} is finished; start a new one without --resume")
+        return 0
+    with run:
+        found, rows = {}, []
+        for step, name in enumerate(config.optimizers, start=1):
+            found[name], optimizer = descend(name, config)
+            events, verdict = getattr(optimizer, "events", []), getattr(optimizer, "verdict", "says nothing")
+            lowest = min((e.curvature for e in events if e.curvature == e.curvature), default=None)
+            rows.append([name, found[name].loss[-1], len(found[name].escapes), lowest, verdict])
+            run.log.log({"step": step, "train/loss": found[name].loss[-1]})
+            for event in events:
+                run.log.event({"step": step, "policy": name, "actuator": event.kind, "old": event.loss,
+                               "new": event.loss_after, "reason": event.reason, "taken": event.kind != "probe",
+                               "signals": {"curv/lambda_min": event.curvature}})  # fmt: skip
+            print(
+                f"{name:<20} loss {found[name].loss[-1]:10.4g}, {len(found[name].escapes)} escapes, {verdict}"
+            )
+        plot_escapes(found, run.path / "escapes.png", surface=SURFACES.get(config.problem))
+        run.log.image("landscape/escapes", run.path / "escapes.png")
+        columns = ["optimizer", "loss", "escapes", "curv/lambda_min", "verdict"]
+        run.log.table("landscape/escapes_table", columns, rows)
+        table = [dict(zip(columns, row, strict=True)) for row in rows]
+        (run.path / "escapes.json").write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
+        run.finish({f"train/loss_{row[0]}": row[1] for row in rows})
+    print(f"figure       {run.path / 'escapes.png'}\n{run.where()}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(run_script(__file__))
