@@ -123,4 +123,4 @@ class Evaluations:
 
 def is_lower(new: float, old: float, rounding: float) -> bool:
     """Whether a loss has fallen by more than rounding."""
-    return math.isfinite(new) and new < old - rounding * max(abs(old), 1e-300)
+    return math.isfinite(new) and (old == math.inf or new < old - rounding * max(abs(old), 1e-300))

@@ -14,7 +14,7 @@ batches, to look at, and ``check``, one over other data: an escape then needs th
 curvature along v on the independent batches, at 99 %) and a lower loss there.
 
 **Cost.** Two closure calls a product (a central difference of gradients), or one Hessian product with ``probe``;
-looks are rationed to 2 % of the training's calls beyond the first 100.
+looks that change nothing are rationed to 2 % of the training's calls, and 100 more where it is steady.
 
 References: Carmon et al. 2018, arXiv:1611.00756; Liu et al. 2018, arXiv:1709.08571 (negative curvature descent); Xu et
 al. 2018, arXiv:1711.01944 and Allen-Zhu & Li 2018, arXiv:1711.06673 (products from gradients alone).

@@ -26,6 +26,7 @@ from torch.optim import Optimizer
 
 from optland import vectors
 from optland.optim.delegate import Closure
+from optland.optim.saddle.evaluations import is_lower
 from optland.optim.saddle.moves import uniform_in_ball
 from optland.optim.saddle.trigger import Trigger
 from optland.optim.saddle.verdict import Event
@@ -81,6 +82,7 @@ class PerturbedGradient(SaddleWrapper):
         self.radius = radius
         self.wait = wait
         self._last_kick = -wait
+        self._loss_at_kick = math.inf
 
     def _act(self, closure: Closure, reason: str) -> None:
         if self._step - self._last_kick < self.wait:
@@ -88,17 +90,20 @@ class PerturbedGradient(SaddleWrapper):
         kick = uniform_in_ball(self._weights, self.radius, self.generator)
         vectors.axpy_(1.0, kick, [p.data for p in self._weights])
         self._last_kick = self._step
-        self.trigger.looked(0, moved=False)
+        # A kick after which the loss fell has helped; where kicks change nothing they become rarer.
+        loss = self.trigger.last_loss
+        self.trigger.looked(0, moved=is_lower(loss, self._loss_at_kick, 1e-6))
+        self._loss_at_kick = loss
         length = float(vectors.norm(kick))
         why = f"{reason}; kicked by {length:.3g}, the curvature is not known"
         nan = math.nan
         self._note(Event(self._step, "kick", "unknown", nan, nan, nan, length, 0, why), "unknown")
 
     def _own_state(self) -> dict[str, Any]:
-        return {"last_kick": self._last_kick}
+        return {"last_kick": self._last_kick, "loss_at_kick": self._loss_at_kick}
 
     def _load_own_state(self, state: dict[str, Any]) -> None:
-        self._last_kick = state["last_kick"]
+        self._last_kick, self._loss_at_kick = state["last_kick"], state["loss_at_kick"]
 
 
 class NoisyGradient(SaddleWrapper):

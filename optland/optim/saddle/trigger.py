@@ -11,7 +11,16 @@ every      ``every`` steps have gone by
 =========  =============================================================================================
 
 A look costs tens of closure calls, so looks are rationed: after one that changed nothing the next has to wait twice as
-long, and all of them together may cost ``share`` of the calls that training made, beyond a first ``allowance``.
+long, and all of them together may cost ``share`` of the calls that training made. Looks that led off a point have paid
+for themselves and are not booked. Beyond the share there is an ``allowance``, for training that is *steady* alone: a
+gradient of exactly zero, or a loss that goes smoothly from step to step, as it does on full batches near a critical
+point. On minibatches the loss jitters, the noise itself moves the weights, and a small gradient is mostly the end of
+healthy training: there the share is all. Smooth is a von Neumann ratio of the last losses,
+
+.. math:: \sum_t (\Delta^2 L_t)^2 \big/ \sum_t (\Delta L_t)^2 < 0.3,
+
+which is near 3 for white noise (10 Gaussian losses fall below 0.3 less than once in a million) and near 0 where the
+loss decays, rests or oscillates slowly.
 """
 
 from __future__ import annotations
@@ -19,6 +28,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 from torch import Tensor
@@ -30,6 +40,7 @@ __all__ = ["SIGNS", "Trigger"]
 
 SIGNS = ("gradient", "still", "plateau", "every")
 STILL = 0.01
+SMOOTH, SMOOTH_STEPS = 0.3, 10
 
 
 class Trigger:
@@ -40,8 +51,8 @@ class Trigger:
         small: Of ``gradient``; 0.05.
         patience: Steps of ``still`` and ``plateau``; 20.
         every: Of ``every``.
-        share: Closure calls of all looks, as a share of those of training; 0.02.
-        allowance: Calls that need no saving up; 100.
+        share: Closure calls of all looks that changed nothing, as a share of those of training; 0.02.
+        allowance: Calls that need no saving up, where training is steady or ``every`` asks for them; 100.
 
     Raises:
         ValueError: An unknown sign, or a value outside its range.
@@ -79,7 +90,9 @@ class Trigger:
         self.spent = 0
         self.calls = 0
         self.reason: str | None = None
-        self._losses: deque[float] = deque(maxlen=patience)
+        self.steady = False
+        self.last_loss = math.inf
+        self._losses: deque[float] = deque(maxlen=max(patience, SMOOTH_STEPS))
         self._weights: list[Tensor] | None = None
         self._since = 0
 
@@ -96,16 +109,19 @@ class Trigger:
         gradients = [p.grad for p in params if p.grad is not None]
         norm = float(vectors.norm(gradients)) if gradients else 0.0
         self._losses.append(loss)
+        self.last_loss = loss
+        self.steady = norm == 0.0 or self._is_smooth()
         self.reason = self._sign(params, norm) if self.step >= self.ready_at else None
         self.largest = max(self.largest, norm) if math.isfinite(norm) else self.largest
 
     def affords(self, calls: int) -> bool:
         """Whether a look of this cost is within the ration."""
-        return self.spent + calls <= self.allowance + self.share * self.calls
+        free = self.allowance if self.steady or "every" in self.signs else 0
+        return self.spent + calls <= free + self.share * self.calls
 
     def looked(self, calls: int, *, moved: bool) -> None:
-        """Book a look; one that changed nothing doubles the wait for the next."""
-        self.spent += calls
+        """Book a look that changed nothing, and double the wait for the next; one that moved on is free."""
+        self.spent += 0 if moved else calls
         self.wait = 1 if moved else min(2 * max(self.wait, self.patience // 2), 100_000)
         self.ready_at = self.step + self.wait
         self.reason = None
@@ -122,11 +138,21 @@ class Trigger:
             return f"{self.every} steps have gone by"
         if "still" in self.signs and self._is_still(params):
             return f"the weights moved by less than {STILL:.0%} of their norm in {self.patience} steps"
-        if "plateau" in self.signs and len(self._losses) == self.patience:
-            _, t, _ = slope_t(list(self._losses))
+        if "plateau" in self.signs and len(self._losses) >= self.patience:
+            _, t, _ = slope_t(list(self._losses)[-self.patience :])
             if t > -2.0:
                 return f"the loss does not fall over {self.patience} steps (t = {t:.1f})"
         return None
+
+    def _is_smooth(self) -> bool:
+        losses = list(self._losses)[-SMOOTH_STEPS:]
+        if len(losses) < SMOOTH_STEPS or not all(math.isfinite(x) for x in losses):
+            return False
+        first = [b - a for a, b in pairwise(losses)]
+        second = [b - a for a, b in pairwise(first)]
+        # Less than rounding is rest.
+        rest = (1e-6 * max(abs(x) for x in losses)) ** 2
+        return sum(x * x for x in second) <= SMOOTH * sum(x * x for x in first) + rest
 
     def _is_still(self, params: Sequence[Tensor]) -> bool:
         now = [p.detach() for p in params]
@@ -144,7 +170,8 @@ class Trigger:
         """Everything, for an exact resume."""
         return {
             "step": self.step, "largest": self.largest, "wait": self.wait, "ready_at": self.ready_at,
-            "spent": self.spent, "calls": self.calls, "reason": self.reason, "losses": list(self._losses),
+            "spent": self.spent, "calls": self.calls, "reason": self.reason, "steady": self.steady,
+            "last_loss": self.last_loss, "losses": list(self._losses),
             "weights": None if self._weights is None else [t.clone() for t in self._weights], "since": self._since,
         }  # fmt: skip
 
@@ -153,6 +180,7 @@ class Trigger:
         self.step, self.largest, self.wait = state["step"], state["largest"], state["wait"]
         self.ready_at, self.spent, self.calls = state["ready_at"], state["spent"], state["calls"]
         self.reason, self._since = state["reason"], state["since"]
+        self.steady, self.last_loss = state["steady"], state["last_loss"]
         self._losses.clear()
         self._losses.extend(state["losses"])
         self._weights = None if state["weights"] is None else [t.clone() for t in state["weights"]]

@@ -24,6 +24,7 @@ from optland.optim.saddle import (
 )
 from optland.optim.saddle.evaluations import Evaluations
 from optland.optim.saddle.models import cubic_step, model_change, saddle_free_step, trust_region_step
+from optland.problems import Octopus
 
 Function = Callable[[Tensor], Tensor]
 
@@ -460,3 +461,37 @@ def test_looks_with_an_objective_need_a_certificate_from_other_batches() -> None
 
     assert all("escape" in run(-0.7, s) for s in range(5))
     assert all("escape" not in run(0.1, s) for s in range(20))
+
+
+def test_jitter_and_healthy_training_wait_for_the_share_and_rest_does_not() -> None:
+    """The allowance is for a smooth loss or a zero gradient; on a jittering one there is the share alone."""
+    w = nn.Parameter(torch.ones(2, dtype=torch.float64))
+    w.grad = torch.ones_like(w)
+    draw = torch.Generator().manual_seed(0)
+    smooth, noisy, zero = Trigger(), Trigger(), Trigger()
+    for k in range(400):
+        smooth.observe([w], 0.96**k, 1)
+        noisy.observe([w], float(torch.rand((), generator=draw)), 1)
+        assert not noisy.affords(9)
+    assert smooth.affords(100)
+    noisy.looked(1000, moved=True)  # an escape has paid for itself
+    assert noisy.affords(8)
+    noisy.looked(8, moved=False)
+    assert not noisy.affords(1)
+    w.grad = torch.zeros_like(w)
+    zero.observe([w], 1.0, 1)
+    assert zero.affords(100)
+
+
+@pytest.mark.parametrize("name", ["kick", "negative curvature"])
+def test_the_octopus_costs_the_same_at_every_saddle(name: str) -> None:
+    def calls(d: int) -> int:
+        f = Octopus(d)
+        make = {**CURVED, **KICKED}[name]
+        make = (lambda p, s: NegativeCurvature(sgd(p), seed=s)) if name == "negative curvature" else make
+        loss, _, made = train(f, [0.0] * d, make, 3000, until=f.minimum + 0.1)
+        assert loss < f.minimum + 0.1
+        return made
+
+    few, more = calls(4), calls(12)
+    assert more < 4 * few
