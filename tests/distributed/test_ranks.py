@@ -15,8 +15,7 @@ SCRIPT = Path(__file__).with_name("ranks.py")
     "check",
     [
         "ddp_synced",
-        "ddp_per_rank",
-        *(pytest.param(name, marks=pytest.mark.slow) for name in ("fsdp", "resume")),
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("ddp_per_rank", "fsdp", "resume")),
     ],
 )
 def test_two_processes(tmp_path: Path, check: str) -> None:
