@@ -14,7 +14,7 @@ batches, to look at, and ``check``, one over other data: an escape then needs th
 curvature along v on the independent batches, at 99 %) and a lower loss there.
 
 **Cost.** Two closure calls a product (a central difference of gradients), or one Hessian product with ``probe``;
-looks that change nothing are rationed to 2 % of the training's calls, and 100 more where it is steady.
+looks are rationed to 2 % of the training's calls; where training is steady, 100 more and all that led off a point.
 
 References: Carmon et al. 2018, arXiv:1611.00756; Liu et al. 2018, arXiv:1709.08571 (negative curvature descent); Xu et
 al. 2018, arXiv:1711.01944 and Allen-Zhu & Li 2018, arXiv:1711.06673 (products from gradients alone).
@@ -52,7 +52,8 @@ class NegativeCurvature(SaddleWrapper):
         products: Hessian products of a look; 20. In d dimensions d of them see everything.
         radius: First length tried along a direction; None takes 1 % of the weights' norm, at least 1e-3.
         probe: Objective over batches to look at instead of the closure's own.
-        check: Objective over independent batches that has to agree; with ``probe``.
+        check: Objective over independent batches that has to agree; with ``probe``. What both cost counts as closure
+            calls, one for each of their batches, which should be of the training's size.
         seed: Of the random parts.
 
     Raises:
@@ -101,9 +102,9 @@ class NegativeCurvature(SaddleWrapper):
     def _act(self, closure: Closure, reason: str) -> None:
         dim = vectors.numel(self._weights)
         products = min(self.products, dim)
-        if not self.trigger.affords(1 if self.probe is not None else 2 * products + 10):
+        if not self.trigger.affords(self._expected(products)):
             return
-        seen = Evaluations(closure, self._weights, self.model)
+        seen, before = Evaluations(closure, self._weights, self.model), self._aside()
         here = [p.detach().clone() for p in seen.params]
         loss, g = seen.at(here)
         if not (math.isfinite(loss) and math.isfinite(float(vectors.norm(g)))):
@@ -116,11 +117,24 @@ class NegativeCurvature(SaddleWrapper):
         after, length = (loss, 0.0) if move is None else (move.loss, move.length)
         if move is not None:
             seen.move(move.point)
-        self.trigger.looked(seen.calls, moved=move is not None)
-        event = Event(
-            self._step, kind, verdict, space.lowest, loss, after, length, seen.calls, f"{reason}; {why}"
-        )
+        calls = seen.calls + math.ceil(self._aside() - before)
+        self.trigger.looked(calls, moved=move is not None)
+        event = Event(self._step, kind, verdict, space.lowest, loss, after, length, calls, f"{reason}; {why}")
         self._note(event, verdict)
+
+    def _expected(self, products: int) -> int:
+        """Closure calls that a look takes, about: with ``probe``, of batches of the training's size."""
+        if self.probe is None:
+            return 2 * products + 10
+        return math.ceil(2.5 * products * len(list(self.probe.batches)))
+
+    def _aside(self) -> float:
+        """What the objectives have cost, in closure calls of one of their batches each."""
+        return sum(
+            o.cost_ge * len(list(o.batches)) / o.num_samples
+            for o in (self.probe, self.check)
+            if o is not None
+        )
 
     def _explore(self, seen: Evaluations, g: list[Any], products: int) -> Krylov:
         if self.probe is None:

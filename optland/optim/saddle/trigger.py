@@ -11,11 +11,11 @@ every      ``every`` steps have gone by
 =========  =============================================================================================
 
 A look costs tens of closure calls, so looks are rationed: after one that changed nothing the next has to wait twice as
-long, and all of them together may cost ``share`` of the calls that training made. Looks that led off a point have paid
-for themselves and are not booked. Beyond the share there is an ``allowance``, for training that is *steady* alone: a
-gradient of exactly zero, or a loss that goes smoothly from step to step, as it does on full batches near a critical
-point. On minibatches the loss jitters, the noise itself moves the weights, and a small gradient is mostly the end of
-healthy training: there the share is all. Smooth is a von Neumann ratio of the last losses,
+long, and all of them together may cost ``share`` of the calls that training made. Two things are free where training is
+*steady* (a gradient of exactly zero, or a loss that goes smoothly from step to step, as it does on full batches near a
+critical point): looks that led off a point, which have paid for themselves, and an ``allowance``. On minibatches the
+loss jitters, the noise itself moves the weights, and a small gradient is mostly the end of healthy training: there the
+share is all. Smooth is a von Neumann ratio of the last losses,
 
 .. math:: \sum_t (\Delta^2 L_t)^2 \big/ \sum_t (\Delta L_t)^2 < 0.3,
 
@@ -51,7 +51,7 @@ class Trigger:
         small: Of ``gradient``; 0.05.
         patience: Steps of ``still`` and ``plateau``; 20.
         every: Of ``every``.
-        share: Closure calls of all looks that changed nothing, as a share of those of training; 0.02.
+        share: Closure calls of all booked looks, as a share of those of training; 0.02.
         allowance: Calls that need no saving up, where training is steady or ``every`` asks for them; 100.
 
     Raises:
@@ -120,8 +120,12 @@ class Trigger:
         return self.spent + calls <= free + self.share * self.calls
 
     def looked(self, calls: int, *, moved: bool) -> None:
-        """Book a look that changed nothing, and double the wait for the next; one that moved on is free."""
-        self.spent += 0 if moved else calls
+        """Book a look, and double the wait for the next where it changed nothing.
+
+        One that led off a point is free where training is steady. On minibatches each is booked: there an escape that
+        holds on independent data may still gain little, and many of them would cost more than the training.
+        """
+        self.spent += 0 if moved and self.steady else calls
         self.wait = 1 if moved else min(2 * max(self.wait, self.patience // 2), 100_000)
         self.ready_at = self.step + self.wait
         self.reason = None

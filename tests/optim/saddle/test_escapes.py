@@ -474,9 +474,10 @@ def test_jitter_and_healthy_training_wait_for_the_share_and_rest_does_not() -> N
         noisy.observe([w], float(torch.rand((), generator=draw)), 1)
         assert not noisy.affords(9)
     assert smooth.affords(100)
-    noisy.looked(1000, moved=True)  # an escape has paid for itself
+    smooth.looked(1000, moved=True)  # an escape has paid for itself
+    assert smooth.affords(100)
     assert noisy.affords(8)
-    noisy.looked(8, moved=False)
+    noisy.looked(8, moved=True)  # but not on minibatches, where many small ones would outweigh the training
     assert not noisy.affords(1)
     w.grad = torch.zeros_like(w)
     zero.observe([w], 1.0, 1)
