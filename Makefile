@@ -28,6 +28,7 @@ bench: $(VENV)/bench.stamp
 	$(BIN)/python benchmarks/loop.py
 	$(BIN)/python benchmarks/curvature.py
 	$(BIN)/python benchmarks/slices.py
+	$(BIN)/python benchmarks/saddle.py
 	$(BIN)/python benchmarks/connectivity.py
 	$(BIN)/python benchmarks/sam_cost.py
 	$(BIN)/python benchmarks/sam_quality.py

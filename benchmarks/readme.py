@@ -339,6 +339,13 @@ def saddle_table(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def _ratio(result: dict[str, Any], method: str) -> str:
+    """Gradient evaluations over the base's, mean of the seeds that got there."""
+    found = [row["ratio"][method] for row in result["autoencoder"]["seeds"]]
+    known = [r for r in found if r is not None]
+    return f"{sum(known) / len(known):.2f}" if len(known) == len(found) else "more than the budget"
+
+
 def _saddle_facts(result: dict[str, Any]) -> list[str]:
     octopus, certificate = result["octopus"], result["certificate"]
     ours, plain = octopus["NegativeCurvature"], octopus["SGD"]
@@ -355,7 +362,9 @@ def _saddle_facts(result: dict[str, Any]) -> list[str]:
         f"descent takes {plain['factor_per_saddle']:.1f} times as long with each further one. Healthy training pays at "
         f"most {worst:.1%} for looks, and is bit-identical until the first. On minibatches, with `probe=` and `check=` "
         f"of 256 samples each: {minimum:.1%} of 200 looks at a minimum end in a move, {origin:.0%} at a strong saddle, "
-        f"{middle:.0%} at a weak one.",
+        f"{middle:.0%} at a weak one. On a deep autoencoder of digits, whose tuned SGD leaves the plateau by itself, "
+        f"it is no faster: {_ratio(result, 'NegativeCurvature')} of that SGD's gradient evaluations to the same loss, against "
+        f"{_ratio(result, 'Adam')} with tuned Adam.",
     ]
 
 

@@ -5,26 +5,31 @@
 Strict saddles and a degenerate one, from starts where the gradient is exactly zero, on the stable ridge, or nearly so;
 one negative direction in 2 to 1000 dimensions; 20 seeds; float64. A call is one evaluation of the closure: a product by
 differences is two. A run has escaped when its loss is below the saddle's by 0.001 and stays so to the end of its budget
-of 400 calls; a *false success* is the verdict "minimum up to tau" at the saddle. Healthy training: digits, 10 epochs of
-SGD with momentum, wrapped and bare, the calls that the wrapper adds and whether the weights agree bit for bit until its
-first look.
+of 400 calls; a *false success* is the verdict "minimum up to tau" at the saddle. Peers: torch's SGD, Adam and
+LBFGS, from the same starts.
 
-Peers: torch's SGD, Adam and LBFGS, from the same starts.
+Further parts (``saddle_tasks.py``), chosen by ``--parts``; what was measured is kept, and an interrupted run goes on:
+
+octopus      calls against the number of saddles in a row, 2 to 20, and the fitted growth
+healthy      calls that NegativeCurvature adds to healthy training, and bit-identity up to its first look
+certificate  200 looks on minibatches at a minimum and at saddles of the full loss: how many end in a move
+autoencoder  GE to the final loss of tuned SGD with momentum, around which NegativeCurvature is put
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import platform
 import statistics
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from kept import SCRATCH, Kept
+from saddle_tasks import autoencoder, certificate, healthy, octopus
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from optland.optim import SAM
 from optland.optim.saddle import (
@@ -35,7 +40,6 @@ from optland.optim.saddle import (
     SaddleFreeNewton,
     TrustRegionNewton,
 )
-from optland.train import BatchLoader, DataConfig, ModelConfig, build_model, load_data, seed_everything
 
 RESULT = Path(__file__).resolve().parent / "results" / "saddle.json"
 SEEDS, BUDGET, BELOW = range(20), 400, 1e-3
@@ -114,13 +118,16 @@ def run(method: str, start: str, seed: int) -> dict[str, Any]:
     return {"escaped": end < saddle - BELOW, "calls": escaped_at, "looks": looks_at, "false": wrong}
 
 
-def escapes() -> dict[str, Any]:
+def escapes(kept: Kept) -> dict[str, Any]:
     table: dict[str, Any] = {}
     for method in METHODS:
         for start in STARTS:
             # The peers draw nothing at random: one seed is all of them.
             seeds = [0] if method in PEERS else list(SEEDS)
-            found = [run(method, start, seed) for seed in seeds]
+            found = [
+                kept.of(f"{method} {start} {seed}", lambda s=seed, m=method, at=start: run(m, at, s))
+                for seed in seeds
+            ]
             calls = [r["calls"] for r in found if r["escaped"] and r["calls"] is not None]
             looks = [r["looks"] for r in found if r["escaped"] and r["looks"] is not None]
             table.setdefault(method, {})[start] = {
@@ -138,65 +145,33 @@ def escapes() -> dict[str, Any]:
     return table
 
 
-def healthy(seed: int, wrap: bool) -> tuple[list[Tensor], int, int, int]:
-    """Weights after each step, calls of the base, calls of looks, and the step of the first look."""
-    seed_everything(seed)
-    data = load_data(DataConfig(name="digits"))
-    model = build_model(ModelConfig(name="cnn", width=8), data.image_shape, data.num_classes)
-    optimizer: Any = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9)
-    if wrap:
-        optimizer = NegativeCurvature(optimizer, model=model, seed=seed)
-    weights = []
-    for x, y in BatchLoader([data.normalise(data.train_x), data.train_y], 64, epochs=10, seed=seed):
-
-        def closure(x: Tensor = x, y: Tensor = y) -> Tensor:
-            optimizer.zero_grad()
-            loss = F.cross_entropy(model(x), y)
-            loss.backward()
-            return loss
-
-        optimizer.step(closure)
-        weights.append(torch.cat([p.detach().flatten() for p in model.parameters()]).clone())
-    events = getattr(optimizer, "events", [])
-    return (
-        weights,
-        len(weights),
-        getattr(optimizer, "closure_calls", 0),
-        events[0].step if events else len(weights) + 1,
-    )
-
-
-def healthy_rows() -> list[dict[str, Any]]:
-    rows = []
-    for seed in range(3):
-        bare, calls, _, _ = healthy(seed, wrap=False)
-        wrapped, _, extra, first = healthy(seed, wrap=True)
-        same = all(torch.equal(a, b) for a, b in zip(bare[: first - 1], wrapped[: first - 1], strict=True))
-        rows.append(
-            {
-                "calls": calls,
-                "extra": extra,
-                "share": extra / calls,
-                "first look": first,
-                "same until it": same,
-            }
-        )
-        print("healthy", rows[-1], flush=True)
-    return rows
-
-
 def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    arguments = parser.parse_args()
     torch.set_num_threads(1)
-    machine = {"python": platform.python_version(), "torch": torch.__version__, "argv": sys.argv[1:]}
-    content = {
-        "benchmark": "saddle",
-        "machine": machine,
-        "seeds": len(SEEDS),
-        "escapes": escapes(),
-        "healthy": healthy_rows(),
-    }
-    RESULT.write_text(json.dumps(content, indent=1) + "\n")
+    kept = Kept(SCRATCH / "saddle.jsonl")
+    content: dict[str, Any] = json.loads(RESULT.read_text()) if RESULT.exists() else {}
+    for part in arguments.parts:
+        content |= {
+            "benchmark": "saddle",
+            "machine": {"python": platform.python_version(), "torch": torch.__version__},
+            "seeds": len(SEEDS),
+            part: PARTS[part](kept),
+        }
+        RESULT.write_text(json.dumps(content, indent=1) + "\n")
     return 0
+
+
+PARTS: dict[str, Callable[[Kept], dict[str, Any]]] = {
+    "escapes": escapes,
+    "octopus": octopus,
+    "healthy": healthy,
+    "certificate": certificate,
+    "autoencoder": autoencoder,
+}
 
 
 if __name__ == "__main__":
