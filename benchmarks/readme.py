@@ -363,7 +363,8 @@ def _saddle_facts(result: dict[str, Any]) -> list[str]:
         f"most {worst:.1%} for looks, and is bit-identical until the first. On minibatches, with `probe=` and `check=` "
         f"of 256 samples each: {minimum:.1%} of 200 looks at a minimum end in a move, {origin:.0%} at a strong saddle, "
         f"{middle:.0%} at a weak one. On a deep autoencoder of digits, whose tuned SGD leaves the plateau by itself, "
-        f"it is no faster: {_ratio(result, 'NegativeCurvature')} of that SGD's gradient evaluations to the same loss, against "
+        "it is no faster: "
+        f"{_ratio(result, 'NegativeCurvature')} of that SGD's gradient evaluations to the same loss, against "
         f"{_ratio(result, 'Adam')} with tuned Adam.",
     ]
 
