@@ -5,8 +5,9 @@
 Strict saddles and a degenerate one, from starts where the gradient is exactly zero, on the stable ridge, or nearly so;
 one negative direction in 2 to 1000 dimensions; 20 seeds; float64. A call is one evaluation of the closure: a product by
 differences is two. A run has escaped when its loss is below the saddle's by 0.001 and stays so to the end of its budget
-of 400 calls; a *false success* is the verdict "minimum up to tau" at the saddle. Peers: torch's SGD, Adam and
-LBFGS, from the same starts.
+of 400 calls; a *false success* is the verdict "minimum up to tau" at the saddle. Peers: torch's SGD, Adam and LBFGS;
+torchzero, pytorch-minimize and psd-optimizer where they are installed, from the same starts, in 10,000 calls and 8 s
+(``saddle_peers.py``).
 
 Further parts (``saddle_tasks.py``), chosen by ``--parts``; what was measured is kept, and an interrupted run goes on:
 
@@ -28,6 +29,7 @@ from typing import Any
 
 import torch
 from kept import SCRATCH, Kept
+from saddle_peers import PEER_SOLVERS, versions
 from saddle_tasks import autoencoder, certificate, healthy, octopus
 from torch import Tensor, nn
 
@@ -43,6 +45,7 @@ from optland.optim.saddle import (
 
 RESULT = Path(__file__).resolve().parent / "results" / "saddle.json"
 SEEDS, BUDGET, BELOW = range(20), 400, 1e-3
+PEER_BUDGET = 10_000  # some of them take thousands of calls where ours have tens
 PEERS = ("SGD", "Adam", "LBFGS")
 
 
@@ -145,6 +148,28 @@ def escapes(kept: Kept) -> dict[str, Any]:
     return table
 
 
+def run_peer(name: str, start: str) -> dict[str, Any]:
+    """One run of a package's solver; stopped at the budget of calls, at its own end, or after some seconds."""
+    f, at, saddle = STARTS[start]
+    return PEER_SOLVERS[name](f, torch.tensor(at, dtype=torch.float64), PEER_BUDGET, saddle - BELOW)
+
+
+def peers(kept: Kept) -> dict[str, Any]:
+    table: dict[str, Any] = {"versions": versions()}
+    for name in PEER_SOLVERS:
+        table[name] = {
+            start: kept.of(f"peer {name} {start}", lambda n=name, at=start: run_peer(n, at))
+            for start in STARTS
+        }
+        print(
+            "peer",
+            name,
+            {k: (v["escaped"], v["calls"], v["error"]) for k, v in table[name].items()},
+            flush=True,
+        )
+    return table
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -167,6 +192,7 @@ def main() -> int:
 
 PARTS: dict[str, Callable[[Kept], dict[str, Any]]] = {
     "escapes": escapes,
+    "peers": peers,
     "octopus": octopus,
     "healthy": healthy,
     "certificate": certificate,
