@@ -22,12 +22,37 @@ from torch import nn
 from torch.optim import Optimizer
 
 from optland.cli.recipes import Recipe, find_recipe
+from optland.cli.terminal import INTERRUPTED, complain
 from optland.config import UserError, load
 from optland.objective import Objective
 from optland.train.revisit import ProbeData, Split, find_checkpoint, probe_objective, revisit
 from optland.train.settings import choose_device
 
-__all__ = ["OpenedRun"]
+__all__ = ["OpenedRun", "measuring"]
+
+
+def measuring(work: Callable[[], int], interrupted: str) -> int:
+    """Run what opens runs and measures: Ctrl-C is told, memory that does not suffice is refused, threads are put back.
+
+    Args:
+        work: Returns the exit code.
+        interrupted: What Ctrl-C leaves.
+
+    Raises:
+        UserError: The memory does not suffice.
+    """
+    threads = torch.get_num_threads()
+    try:
+        return work()
+    except KeyboardInterrupt:
+        complain(f"\n{interrupted}")
+        return INTERRUPTED
+    except torch.OutOfMemoryError as error:
+        raise UserError(
+            f"the memory does not suffice ({str(error).splitlines()[0]}); use a smaller --batch-size, or --samples"
+        ) from error
+    finally:
+        torch.set_num_threads(threads)
 
 
 class OpenedRun:

@@ -14,10 +14,10 @@ from torch import nn
 
 from optland import __version__
 from optland.cli.cost_progress import CostProgress
-from optland.cli.opened import OpenedRun
+from optland.cli.opened import OpenedRun, measuring
 from optland.cli.probe_options import check
 from optland.cli.probe_report import Report
-from optland.cli.terminal import DONE, INTERRUPTED, complain, say
+from optland.cli.terminal import DONE, say
 from optland.config import UserError
 from optland.curvature.points.portrait import Portrait, portrait
 from optland.curvature.points.portrait import declared_cost as portrait_cost
@@ -46,18 +46,7 @@ def probe(arguments: argparse.Namespace) -> int:
         UserError: Something of what was given cannot be used.
     """
     check(arguments)
-    threads = torch.get_num_threads()
-    try:
-        return _Probe(arguments).run()
-    except KeyboardInterrupt:
-        complain("\nInterrupted; nothing was written.")
-        return INTERRUPTED
-    except torch.OutOfMemoryError as error:
-        raise UserError(
-            f"the memory does not suffice ({str(error).splitlines()[0]}); use a smaller --batch-size, or --samples"
-        ) from error
-    finally:
-        torch.set_num_threads(threads)
+    return measuring(lambda: _Probe(arguments).run(), "Interrupted; nothing was written.")
 
 
 class _Probe:

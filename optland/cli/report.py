@@ -6,13 +6,11 @@ import argparse
 import itertools
 from pathlib import Path
 
-import torch
-
 from optland.cli.cost_progress import CostProgress
-from optland.cli.opened import OpenedRun
+from optland.cli.opened import OpenedRun, measuring
 from optland.cli.probe import writable
 from optland.cli.report_options import check_report
-from optland.cli.terminal import DONE, INTERRUPTED, complain, say
+from optland.cli.terminal import DONE, say
 from optland.config import UserError
 from optland.log import WandbLogger
 from optland.objective import Objective
@@ -35,18 +33,10 @@ def report(arguments: argparse.Namespace) -> int:
         UserError: Something of what was given cannot be used.
     """
     check_report(arguments)
-    threads = torch.get_num_threads()
-    try:
-        return _Report(arguments).run()
-    except KeyboardInterrupt:
-        complain("\nInterrupted; what is done is kept, and the same command goes on from there.")
-        return INTERRUPTED
-    except torch.OutOfMemoryError as error:
-        raise UserError(
-            f"the memory does not suffice ({str(error).splitlines()[0]}); use a smaller --batch-size, or --samples"
-        ) from error
-    finally:
-        torch.set_num_threads(threads)
+    return measuring(
+        lambda: _Report(arguments).run(),
+        "Interrupted; what is done is kept, and the same command goes on from there.",
+    )
 
 
 class _Report:

@@ -228,15 +228,24 @@ def checkpoint_plane(
         raise ValueError("the three checkpoints lie on a line; draw a line slice instead")
     v = vectors.scaled(1.0 / height, rest)
     places = {"first": (0.0, 0.0), "second": (to_second.norm, 0.0), "third": (along, height)}
-    ranges = []
-    for i in range(2):
-        low, high = min(p[i] for p in places.values()), max(p[i] for p in places.values())
-        ranges.append((low - margin * (high - low), high + margin * (high - low)))
+    ranges = around(list(places.values()), margin)
     return plane(
         objective, made(objective, u, "first to second checkpoint"), made(objective, v, "towards the third"),
-        ranges=(ranges[0], ranges[1]), points=points, others=others, markers=places, stamp=False, partial=partial,
+        ranges=ranges, points=points, others=others, markers=places, stamp=False, partial=partial,
         progress=progress,
     )  # fmt: skip
+
+
+def around(
+    places: Sequence[tuple[float, float]], margin: float
+) -> tuple[tuple[float, float], tuple[float, float]]:
+    """(low, high) of both coordinates of some places, with room around them as a share of their extent."""
+    found = []
+    for along in zip(*places, strict=True):
+        low, high = min(along), max(along)
+        room = margin * max(high - low, 1e-12)
+        found.append((low - room, high + room))
+    return found[0], found[1]
 
 
 def _axis(distance: float, points: int) -> Tensor:

@@ -18,6 +18,7 @@ from optland.landscape import (
     plane,
     trajectory_plane,
 )
+from optland.landscape.slices import around
 from optland.objective import Objective
 from optland.report.store import Store, key_of
 from optland.report.survey import Survey
@@ -119,14 +120,9 @@ def follow(
     """
     weights: Sequence[Vector] = list(checkpoints.values())
     path = trajectory_plane(objective, weights)
-    ranges = []
-    for i in range(2):
-        along = [place[i] for place in path.coordinates]
-        room = margin * max(max(along) - min(along), 1e-12)
-        ranges.append((min(along) - room, max(along) + room))
     with objective.at(list(weights[-1])):
         surface = plane(
-            objective, *path.directions, ranges=(ranges[0], ranges[1]), points=points,
+            objective, *path.directions, ranges=around(path.coordinates, margin), points=points,
             markers=dict(zip(checkpoints, path.coordinates, strict=True)), stamp=False,
         )  # fmt: skip
     return Trajectory(path, surface, tuple(checkpoints))

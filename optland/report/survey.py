@@ -124,7 +124,7 @@ def declared_cost(objective: Objective, settings: SurveySettings) -> float:
     n = objective.num_samples
     forwards = 2 * (settings.points**2 + 1) + 5 * settings.num_rays
     forwards += 2 * len(settings.radii) * (2 * 25 + 1 + 2 + 40) + 2
-    gradients = 2 * len(settings.radii) * (1 + 40) + settings.gradients / max(1, n)
+    gradients = 2 * len(settings.radii) * (1 + 40) + (1 if settings.gradients else 0)
     products = 2.5 * (settings.num_rays + 80 + 4)
     own = portrait_cost(objective, products=settings.products, with_density=settings.density)
     return own + n * (forwards * FORWARD_GE + gradients + products)

@@ -3,23 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from command_line import optland
 
 from optland.landscape import Connection, PathLoss
-
-
-def optland(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "error::UserWarning:optland"}
-    return subprocess.run(
-        [sys.executable, "-m", "optland.cli", *arguments],
-        cwd=cwd, env=environment, capture_output=True, text=True, timeout=240,
-    )  # fmt: skip
 
 
 @pytest.fixture(scope="module")

@@ -3,27 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from command_line import optland
 
 from optland.report import Findings
 from optland.train.checkpoint import load_checkpoint, save_checkpoint
 
 TINY = ["--samples", "48", "--points", "5", "--products", "8", "--no-density", "--curve-steps", "5"]
-
-
-def optland(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "error::UserWarning:optland"}
-    return subprocess.run(
-        [sys.executable, "-m", "optland.cli", *arguments],
-        cwd=cwd, env=environment, capture_output=True, text=True, timeout=240,
-    )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
