@@ -23,6 +23,7 @@ from torch import Tensor, nn
 __all__ = [
     "Vector",
     "accumulator",
+    "add",
     "axpy_",
     "clone",
     "combine",
@@ -84,7 +85,7 @@ def _sum_type(x: Vector) -> torch.dtype:
 
 def _narrowed(total: Tensor, x: Vector) -> Tensor:
     """A reduced scalar in the type that results have: the widest of the entries, at least float32."""
-    return total.to(torch.float64 if torch.float64 in {t.dtype for t in x} else torch.float32)
+    return total.to(torch.float64 if torch.float64 in [t.dtype for t in x] else torch.float32)
 
 
 def _whole(t: Tensor) -> Tensor:
@@ -104,8 +105,12 @@ _SHORT = 2**16
 
 
 def _is_short(x: Vector) -> bool:
-    # A list, as a generator takes longer.
-    return all(t.is_cpu for t in x) and sum([t.numel() for t in x]) <= _SHORT and not _is_sharded(x)
+    left = _SHORT
+    for t in x:
+        left -= t.numel()
+        if left < 0 or not t.is_cpu or type(t) not in _PLAIN:
+            return False
+    return True
 
 
 _SINGLE = 2**26
@@ -161,7 +166,8 @@ def norm(x: Vector) -> Tensor:
     if not x:
         return torch.zeros(())
     if _is_short(x):
-        return _narrowed(torch.linalg.vector_norm(_flat(x)), x)
+        flat = torch._utils._flatten_dense_tensors(x)  # type: ignore[no-untyped-call]
+        return _narrowed(torch.linalg.vector_norm(flat, dtype=torch.float64), x)
     if _is_on_one_gpu(x):
         # A norm of many tensors that accumulates in float64 is a launch for each of them.
         flat = torch.cat([_wide(t).flatten() for t in x])
@@ -215,6 +221,25 @@ def axpy_(alpha: float | Tensor, x: Vector, y: Vector) -> None:
         torch._foreach_add_(list(y), [(_wide(a) * alpha.to(_wide(a).dtype)).to(a.dtype) for a in x])
     else:
         torch._foreach_add_(list(y), list(x), alpha=alpha)
+
+
+@no_graph
+def add(x: Vector, alpha: float | Tensor | Sequence[float], y: Vector) -> list[Tensor]:
+    """A new vector x + alpha y, alpha one number or one for each entry; a tensor ``alpha`` stays on its device.
+
+    Example:
+        >>> [t.tolist() for t in add([torch.ones(2)], -0.5, [torch.ones(2)])]
+        [[0.5, 0.5]]
+    """
+    if not x:
+        return []
+    if isinstance(alpha, Tensor):
+        return list(torch._foreach_add(list(x), scaled(alpha.to(y[0]), y)))
+    if isinstance(alpha, Sequence):
+        if any(a != alpha[0] for a in alpha):
+            return list(torch._foreach_add(list(x), torch._foreach_mul(list(y), list(alpha))))
+        alpha = alpha[0]
+    return list(torch._foreach_add(list(x), list(y), alpha=alpha))
 
 
 @no_graph

@@ -6,11 +6,14 @@ faster, since a step of a small net takes no longer than NumPy takes to give out
 
 from __future__ import annotations
 
+import _random
 import ctypes
+import platform
 import random
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -55,6 +58,7 @@ def load_rng_state(state: dict[str, Any]) -> None:
     kind, keys, position, has_gauss, cached = state["numpy"]
     np.random.set_state((kind, keys.numpy().astype(np.uint32), position, has_gauss, cached))  # noqa: NPY002
     _NumPyState.forget()
+    _PythonState.forget()
     if "cuda" in state:
         torch.cuda.set_rng_state_all(state["cuda"])
 
@@ -74,41 +78,41 @@ class RandomSnapshot:
 
     def __init__(self) -> None:
         self._torch = torch.default_generator.get_state()
-        self._python = random.getstate()
+        self._python = _PythonState.now()
         self._numpy = _NumPyState.now()
         self._cuda = _cuda_state()
 
     def restore(self) -> None:
         """Put all generators back to that moment, as often as wanted."""
         torch.default_generator.set_state(self._torch)
-        random.setstate(self._python)
+        self._python.restore()
         self._numpy.restore()
         if self._cuda is not None:
             torch.cuda.set_rng_state_all(self._cuda)
 
 
-class _NumPyState:
-    """The state of NumPy's global generator, copied through NumPy only when it is another than the last one seen.
+class _Watched:
+    """The state of a Mersenne twister, copied in full only when it is another than the last one seen.
 
-    NumPy copies its 624 words one by one, which takes 0.1 ms. Where they lie in memory is public
-    (``BitGenerator.ctypes``), so whether they have changed can be seen in a microsecond, and mostly they have not. They
-    are not quite all: of a pair of normal numbers the second is kept aside, and using it up leaves the words as they
-    are. A state with one kept aside is therefore always copied.
+    Python and NumPy give out their 624 words one by one, which takes 10 and 100 us. Where the words lie in memory,
+    whether they have changed is seen in one, and mostly they have not. They are not quite all: of a pair of normal
+    numbers the second is kept aside, and using it up leaves the words as they are. A state with one kept aside is
+    therefore always copied.
     """
 
-    __slots__ = ("full", "words")
+    __slots__ = ("aside", "full", "words")
 
-    _last: _NumPyState | None = None
+    _last: ClassVar[_Watched | None] = None
 
     def __init__(self, words: bytes | None) -> None:
         self.words = words
-        self.full: dict[str, Any] = np.random.get_state(legacy=False)  # noqa: NPY002
+        self.full, self.aside = self._copy()
 
     @classmethod
-    def now(cls) -> _NumPyState:
+    def now(cls) -> Self:
         """The present state."""
-        words, last = _numpy_words(), cls._last
-        if last is None or not last._is_told_by(words):
+        words, last = cls._look(), cls._last
+        if not isinstance(last, cls) or not last._is_told_by(words):
             cls._last = last = cls(words)
         return last
 
@@ -119,19 +123,84 @@ class _NumPyState:
 
     def restore(self) -> None:
         """Make it the present state."""
-        if not self._is_told_by(_numpy_words()):
-            np.random.set_state(self.full)  # noqa: NPY002
+        if not self._is_told_by(self._look()):
+            self._put_back()
 
     def _is_told_by(self, words: bytes | None) -> bool:
-        return words is not None and words == self.words and not self.full["has_gauss"]
+        return words is not None and words == self.words and not self.aside
+
+    @staticmethod
+    def _look() -> bytes | None:
+        """The words with the position in them; None where they cannot be read."""
+        raise NotImplementedError
+
+    @staticmethod
+    def _copy() -> tuple[Any, bool]:
+        """The full state, and whether a number is kept aside."""
+        raise NotImplementedError
+
+    def _put_back(self) -> None:
+        raise NotImplementedError
 
 
-def _numpy_words() -> bytes | None:
-    """Key and position of NumPy's global Mersenne twister; None where the user has put another generator there."""
-    generator = get_bit_generator()
-    if not isinstance(generator, np.random.MT19937):
+_SIZE = 4 * (624 + 1)
+"""Bytes of the words and the position."""
+
+
+class _NumPyState(_Watched):
+    """NumPy's global generator; where its words lie is public (``BitGenerator.ctypes``)."""
+
+    __slots__ = ()
+
+    @staticmethod
+    def _look() -> bytes | None:
+        generator = get_bit_generator()
+        if not isinstance(generator, np.random.MT19937):  # the user has put another one there
+            return None
+        return ctypes.string_at(generator.ctypes.state_address, _SIZE)
+
+    @staticmethod
+    def _copy() -> tuple[Any, bool]:
+        full: dict[str, Any] = np.random.get_state(legacy=False)  # noqa: NPY002
+        return full, bool(full["has_gauss"])
+
+    def _put_back(self) -> None:
+        np.random.set_state(self.full)  # noqa: NPY002
+
+
+class _PythonState(_Watched):
+    """Python's global generator; that its words lie behind the object's head is checked once, at import."""
+
+    __slots__ = ()
+
+    @staticmethod
+    def _look() -> bytes | None:
+        return ctypes.string_at(_PYTHON_WORDS, _SIZE) if _PYTHON_WORDS else None
+
+    @staticmethod
+    def _copy() -> tuple[Any, bool]:
+        full = random.getstate()
+        return full, full[2] is not None
+
+    def _put_back(self) -> None:
+        random.setstate(self.full)
+
+
+_PYTHON = getattr(random.getstate, "__self__", None)
+
+
+def _python_words(generator: Any) -> int | None:
+    """Where the position and the words of a generator of Python's lie, or None where that is not known."""
+    if not isinstance(generator, random.Random) or platform.python_implementation() != "CPython":
         return None
-    return ctypes.string_at(generator.ctypes.state_address, 4 * (624 + 1))
+    address = id(generator) + object.__basicsize__
+    if _random.Random.__basicsize__ < object.__basicsize__ + _SIZE:
+        return None
+    position, *words = struct.unpack("625I", ctypes.string_at(address, _SIZE))
+    return address if (*words, position) == generator.getstate()[1] else None
+
+
+_PYTHON_WORDS = _python_words(_PYTHON)
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from optland.optim.amp import ScalerAware
 from optland.optim.gates import Gate, as_gate, gate_state
 from optland.optim.gradients import own, present, require_dense
 from optland.optim.guards import PassGuard
-from optland.optim.method import Gradients
+from optland.optim.method import Gradients, Method
 from optland.optim.selection import Selection, selected
 from optland.optim.telemetry import Telemetry
 
@@ -209,23 +209,25 @@ class Climber(ScalerAware):
     def _climb(self, g: list[Tensor | None], g_norm: Tensor | None = None) -> Ascent:
         """Move the weights to w + eps; ``g_norm`` is the length of all of g, where it is known."""
         at = self._at(g, perturbed_only=True)
+        as_they_are = at.g
         if self.true_units or self.remembers:
             at.g = _divided(at.g, self._unit)
-        elif self._selected is None:
+        if self._selected is None and at.g is as_they_are:
             at.g_norm = g_norm
-        eps = self.perturbation(at)
-        length = vectors.norm(eps) if self._measuring else None
+        factor = self.factor(at)
+        step, eps = (1.0, self.perturbation(at)) if factor is None else (factor, at.g)
+        length = abs(step) * vectors.norm(eps) if self._measuring else None
         ascent = Ascent(at.params, vectors.clone(at.params), length, g)
         try:
-            vectors.axpy_(1.0, eps, ascent.moved)
+            vectors.axpy_(step, eps, ascent.moved)
         except BaseException:  # an interrupt half way through must not leave some tensors perturbed
             vectors.copy_(ascent.moved, ascent.weights)
             raise
         return ascent
 
-    def _visit(self, g: list[Tensor | None]) -> Ascent:
-        """The ascent of :meth:`perturbed`, given the present gradients."""
-        return self._climb(g)
+    def _visit(self, g: list[Tensor | None], g_norm: Tensor) -> Ascent:
+        """The ascent of :meth:`perturbed`, given the present gradients and their length."""
+        return self._climb(g, g_norm)
 
     def _unscaled(self, g: list[Tensor]) -> list[Tensor]:
         """Without the loss scale, but with the share: what adds up to the whole batch's."""
@@ -255,6 +257,10 @@ class Climber(ScalerAware):
             torch._foreach_neg_(eps)
         self._land()
         self._guard.end_second()
+        if self._hands_over_h and not self._measuring:
+            if self.check_finite:
+                self._norms.append(vectors.norm([x for x in h if x is not None]))
+            return  # .grad holds h already
         seen = [g for g in (ascent.gradients, h, opposite) if g is not None]
         at = self._at(_filled(params, ascent.gradients, seen))
         at.h = [x for x in _filled(params, h, seen) if x is not None]
@@ -268,6 +274,10 @@ class Climber(ScalerAware):
         if combined is not at.h or opposite:  # else .grad holds it already
             for p, gradient in zip(at.params, combined, strict=True):
                 p.grad = gradient
+
+    @property
+    def _hands_over_h(self) -> bool:
+        return type(self).combine is Method.combine and not self.two_sided
 
     def _measure(self, at: Gradients, eps: dict[Tensor, Tensor]) -> None:
         """Curvature along eps and the angle of the gradients, of the perturbed parameters and of all."""

@@ -34,8 +34,8 @@ class Card:
         state: Copies of the weights that it keeps from step to step.
         transient: Copies of the weights during the second pass, the gradient of pass one included.
         peak: Copies at the most crowded moment of a step, beyond ``state`` and what the base's own step holds. More
-            than ``transient`` where T d stands beside d, a combined gradient or a new mask beside what it is made of,
-            or eps beside the last gradient (MSAM). A measurement of telemetry takes one more at most. An
+            than ``transient`` where T d stands beside d, or a combined gradient or a new mask beside what it is made
+            of. A measurement of telemetry takes one more at most. An
             eigenvector search is not counted.
         when: When to use it.
         rho: Guidance for the radius.
@@ -75,7 +75,7 @@ CARDS = (
         "Andriushchenko 2022, 2206.06232",
     ),
     Card(
-        "msam", MSAM, 1, 0, 1, 2,
+        "msam", MSAM, 1, 0, 1, 1,
         "SAM's second pass is too dear; a base with momentum",
         "0.3 to 3, searched; 0 during warm-up",
         "Becker 2024, 2401.12033",

@@ -75,6 +75,7 @@ class ClosureForm(Climber):
         self.last_evaluations = 1
         self.telemetry.note(g_norm=self._g_norm, eps_norm=0.0, loss_scale=self._unit)
         at = self._at(present(self._params))
+        at.g_norm = self._g_norm
         reused = self.reuse(at)
         if reused is not at.g:
             for p, gradient in zip(at.params, reused, strict=True):

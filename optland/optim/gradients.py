@@ -29,7 +29,7 @@ def require_dense(gradients: Iterable[Tensor | None]) -> None:
         TypeError: A gradient is sparse or complex.
     """
     for g in gradients:
-        if g is not None and (g.layout is not torch.strided or g.is_complex()):
+        if g is not None and (g.layout is not torch.strided or g.dtype.is_complex):
             kind = "complex" if g.is_complex() else str(g.layout)
             raise TypeError(
                 f"a two-pass step needs dense real gradients and found a {kind} one, of shape {tuple(g.shape)}; "
@@ -39,7 +39,7 @@ def require_dense(gradients: Iterable[Tensor | None]) -> None:
 
 def is_shared(gradient: Tensor) -> bool:
     """Whether someone else may write to the memory of this gradient: it is a view, or a shard."""
-    return gradient._is_view() or hasattr(gradient, "to_local")
+    return gradient._is_view() or (type(gradient) is not Tensor and hasattr(gradient, "to_local"))
 
 
 def present(params: list[Tensor]) -> list[Tensor | None]:
@@ -68,7 +68,7 @@ def own(params: list[Tensor], gradients: list[Tensor | None]) -> list[Tensor | N
 
 def _version(gradient: Tensor) -> int:
     """Number of in-place writes so far; FSDP2 writes to the local shard and not to the DTensor around it."""
-    if hasattr(gradient, "to_local"):
+    if type(gradient) is not Tensor and hasattr(gradient, "to_local"):
         with torch.no_grad():
             return int(gradient.to_local()._version)
     return gradient._version

@@ -27,6 +27,7 @@ from typing import Any, Literal, Unpack
 from torch import Tensor
 from torch.optim import Optimizer
 
+from optland import vectors
 from optland.optim.method import Gradients
 from optland.optim.projection import across
 from optland.optim.two_pass import EngineOptions, TwoPass
@@ -98,4 +99,4 @@ class GSAM(TwoPass):
         alphas = at.of("alpha")
         if not any(alphas):
             return kept
-        return [k + (sign * alpha) * r for k, r, alpha in zip(kept, rest, alphas, strict=True)]
+        return vectors.add(kept, [sign * alpha for alpha in alphas], rest)

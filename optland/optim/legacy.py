@@ -75,6 +75,11 @@ class LegacyForm(TwoPass):
         if zero_grad:
             self.zero_grad()
 
+    @property
+    def has_metric(self) -> bool:
+        """In some group."""
+        return any(group.get("adaptive") for group in self.param_groups)
+
     def metric(self, p: Tensor, g: Tensor, group: dict[str, Any]) -> Tensor | None:
         """T = |w| in groups with ``adaptive=True``, of every parameter and without a floor."""
         return p.abs() if group.get("adaptive") else None

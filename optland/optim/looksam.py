@@ -101,8 +101,11 @@ class LookSAM(TwoPass):
             self.add(_DIRECTION, at.params, [torch.zeros_like(g) for g in at.g])
             return at.g
         g_v = self.recall(_DIRECTION, at.params)
-        length = vectors.norm(g_v)
-        scale = torch.where(length > 0, vectors.norm(at.g) / length, torch.zeros_like(length))
+        length, g_norm = vectors.norm(g_v), vectors.norm(at.g) if at.g_norm is None else at.g_norm
+        if length.is_cpu:
+            share = float(g_norm) / float(length) if length > 0 else 0.0
+            return vectors.add(at.g, [share * alpha for alpha in at.of("alpha")], g_v)
+        scale = torch.where(length > 0, g_norm / length, torch.zeros_like(length))
         return [
             g + (scale * alpha).to(device=g.device, dtype=g.dtype) * v
             for g, v, alpha in zip(at.g, g_v, at.of("alpha"), strict=True)

@@ -13,6 +13,7 @@ choice                 question                                              def
 ``combine``            what does the base optimizer receive?                 h
 ``reuse``              and in a step without a second pass?                  g
 ``due``                does this step pay for the second pass?               what the gate says
+``sign``               up or down?                                           up
 ``selected``           which parameters are perturbed?                       all
 ``remembers``          which tensors are kept from step to step?             none
 =====================  ====================================================  ==================
@@ -20,10 +21,12 @@ choice                 question                                              def
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from optland import vectors
@@ -68,6 +71,9 @@ class Method(Remembering):
 
     two_sided: ClassVar[bool] = False
     """Whether there is a third pass, at w - eps."""
+
+    sign: ClassVar[float] = 1.0
+    """Of the perturbation: -1 goes down the direction."""
 
     @property
     def true_units(self) -> bool:
@@ -115,6 +121,31 @@ class Method(Remembering):
     def after_update(self) -> None:
         """The base has made its update; what a decoupled method adds to it goes here."""
 
+    def factor(self, at: Gradients) -> float | None:
+        """The one number c with eps = c g, where there is one and the host has it at hand; None where not.
+
+        Then eps need not be made, which saves a copy of the weights and an operation on every tensor.
+        """
+        length, radii = at.g_norm, {group["rho"] for group in at.groups}
+        if not self._is_straight or length is None or not length.is_cpu or len(radii) != 1:
+            return None
+        if not {g.dtype for g in at.g} <= {torch.float32, torch.float64}:  # where c may underflow
+            return None
+        norm = float(length)
+        return self.sign * float(radii.pop()) / norm if 0.0 < norm < math.inf else None
+
+    @property
+    def _is_straight(self) -> bool:
+        mine = type(self)
+        chosen = (mine.direction, mine.radius, mine.perturbation)
+        usual = (Method.direction, Method.radius, Method.perturbation)
+        return chosen == usual and not self.has_metric and self.p == 2 and self.scope == "global"
+
+    @property
+    def has_metric(self) -> bool:
+        """Whether T is another than the identity anywhere."""
+        return type(self).metric is not Method.metric
+
     @vectors.no_graph
     def perturbation(self, at: Gradients) -> list[Tensor]:
         """The perturbation eps of each entry, 0 where d is zero or not finite.
@@ -122,7 +153,9 @@ class Method(Remembering):
         By default there is one norm over all entries: with a norm for each tensor, the radius of the whole would grow
         with the square root of their number.
         """
-        T = [self.metric(p, g, group) for p, g, group in zip(at.params, at.g, at.groups, strict=True)]
+        T: list[Tensor | None] = [None] * len(at.g)
+        if self.has_metric:
+            T = [self.metric(p, g, group) for p, g, group in zip(at.params, at.g, at.groups, strict=True)]
         d = self.direction(at)
         x = d if not any(t is not None for t in T) else [_scaled(t, di) for t, di in zip(T, d, strict=True)]
         known = at.g_norm if x is at.g and self.p == 2 and self.scope == "global" else None
@@ -131,7 +164,8 @@ class Method(Remembering):
             length = dual_norm([x[i] for i in indices], self.p) if known is None else known
             for group, where in _by_group(at.groups, indices):
                 steep = steepest([x[i] for i in where], self.p)
-                for i, e in zip(where, times(steep, self.radius(group, length), length, self.p), strict=True):
+                radius = self.sign * self.radius(group, length)
+                for i, e in zip(where, times(steep, radius, length, self.p), strict=True):
                     eps[i] = e
         return [
             _typed(e if t is None else e.mul_(t.to(e.dtype)), p)

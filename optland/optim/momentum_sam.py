@@ -28,7 +28,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, Unpack
 
-import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -36,7 +35,6 @@ from optland import vectors
 from optland.optim.ascent import Ascent
 from optland.optim.delegate import Closure
 from optland.optim.gradients import call_alone, present, spend
-from optland.optim.method import Gradients
 from optland.optim.two_pass import EngineOptions, TwoPass
 
 __all__ = ["MSAM"]
@@ -84,6 +82,8 @@ class MSAM(TwoPass):
                 "use for example torch.optim.SGD(params, lr=0.1, momentum=0.9), or AdamW"
             )
 
+    sign = -1.0  # the engine is given the momentum in the place of the gradient
+
     _waiting = False
     """In phase form a gate has left the weights at w, and the only pass is still to come."""
 
@@ -102,10 +102,6 @@ class MSAM(TwoPass):
         for group in self.param_groups:
             if _NORM in group:
                 group[_NORM] = super().gradient_norm()
-
-    def direction(self, at: Gradients) -> list[Tensor]:
-        """-v; the engine is given the momentum in the place of the gradient."""
-        return list(torch._foreach_neg(at.g)) if at.g else []
 
     def _passes(self, closure: Closure, share: float = 1.0) -> Any:
         self._guard.forget()
@@ -178,7 +174,7 @@ class MSAM(TwoPass):
 
     @vectors.no_graph
     def _rise(self) -> Ascent:
-        self._ascent = ascent = self._climb(self._velocities())
+        self._ascent = ascent = self._climb_velocities()
         ascent.gradients = [None] * len(self._params)
         return ascent
 
@@ -191,8 +187,12 @@ class MSAM(TwoPass):
             )
         return found
 
-    def _visit(self, g: list[Tensor | None]) -> Ascent:
-        return self._climb(self._velocities())
+    def _climb_velocities(self) -> Ascent:
+        v = self._velocities()
+        return self._climb(v, vectors.norm([x for x in v if x is not None]))
+
+    def _visit(self, g: list[Tensor | None], g_norm: Tensor) -> Ascent:
+        return self._climb_velocities()
 
     def _velocity(self, p: Tensor) -> Tensor | None:
         state = self._state_of(p)

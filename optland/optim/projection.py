@@ -23,9 +23,11 @@ def across(x: list[Tensor], y: list[Tensor]) -> list[Tensor]:
     """
     square = vectors.dot(y, y)
     share = torch.where(square > 0, vectors.dot(x, y) / square, torch.zeros_like(square))
-    rest = [a - share.to(device=a.device, dtype=a.dtype) * b for a, b in zip(x, y, strict=True)]
+    rest = vectors.add(x, -share.item() if share.is_cpu else -share, y)
     precision = max((torch.finfo(a.dtype).eps for a in x), default=0.0)
     real = (square > 0) & (vectors.norm(rest) > _ROUNDING * precision * vectors.norm(x))
+    if real.is_cpu:
+        return rest if real else [torch.zeros_like(a) for a in rest]
     for i, a in enumerate(rest):  # one after the other, so that there are never two copies of all
         rest[i] = torch.where(real.to(a.device), a, torch.zeros_like(a))
     return rest

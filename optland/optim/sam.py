@@ -99,7 +99,7 @@ class SAM(LegacyForm):
         check_finite: bool = True,
         gate: Gate | str | None = None,
         only: Selection = "all",
-        telemetry_every: int = 1,
+        telemetry_every: int = 10,
         **base_options: Any,
     ) -> None:
         check_ball(p, scope)

@@ -60,7 +60,8 @@ class Telemetry:
 
     def note(self, **scalars: Scalar) -> None:
         """Keep scalars under their raw names; a 0-d tensor stays on its device, without its graph."""
-        self._raw.update({k: v.detach() if isinstance(v, Tensor) else float(v) for k, v in scalars.items()})
+        for name, value in scalars.items():
+            self._raw[name] = value.detach() if isinstance(value, Tensor) else float(value)
 
     def read(self) -> dict[str, float]:
         """The metrics of the last step; this is the one place that waits for the device.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -56,20 +57,26 @@ def test_a_snapshot_is_restored_as_often_as_wanted() -> None:
     assert draw_from_all() == expected[0]
 
 
-def test_a_snapshot_knows_of_the_normal_number_that_numpy_keeps_aside() -> None:
+@pytest.mark.parametrize(
+    "draw",
+    [lambda: random.gauss(0, 1), lambda: float(np.random.randn())],  # noqa: NPY002
+    ids=["python", "numpy"],
+)
+def test_a_snapshot_knows_of_the_normal_number_that_is_kept_aside(draw: Callable[[], float]) -> None:
     """Of a pair the second is kept; using it up leaves all words of the generator as they were."""
     np.random.seed(0)  # noqa: NPY002
+    random.seed(0)
     state = rng_state()
     for drawn_before in (0, 1, 2, 3):
         load_rng_state(state)
         RandomSnapshot()
         for _ in range(drawn_before):
-            np.random.randn()  # noqa: NPY002
+            draw()
         snapshot = RandomSnapshot()
-        expected = [np.random.randn() for _ in range(3)]  # noqa: NPY002
+        expected = [draw() for _ in range(3)]
         for drawn in (1, 2, 3):
             snapshot.restore()
-            assert [np.random.randn() for _ in range(drawn)] == expected[:drawn]  # noqa: NPY002
+            assert [draw() for _ in range(drawn)] == expected[:drawn]
 
 
 def test_a_snapshot_works_with_another_generator_in_numpy() -> None:

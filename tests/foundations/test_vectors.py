@@ -192,3 +192,15 @@ def test_no_graph_leaves_the_mode_as_it_was_also_when_the_function_raises() -> N
         with pytest.raises(ZeroDivisionError):
             fail(torch.zeros(1))
         assert not torch.is_grad_enabled()
+
+
+@pytest.mark.parametrize("alpha", [0.5, [0.5, 0.5], [0.5, -2.0], torch.tensor(0.5)], ids=str)
+def test_add_makes_a_new_vector_for_one_factor_and_for_one_of_each_entry(alpha):
+    x, y = (
+        [torch.tensor([1.0, 2.0]), torch.tensor([[3.0]])],
+        [torch.tensor([4.0, 6.0]), torch.tensor([[1.0]])],
+    )
+    first, second = alpha if isinstance(alpha, list) else (float(alpha), float(alpha))
+    found = vectors.add(x, alpha, y)
+    assert [t.tolist() for t in found] == [[1 + 4 * first, 2 + 6 * first], [[3 + second]]]
+    assert x[0].tolist() == [1.0, 2.0]
