@@ -7,6 +7,8 @@ from contextlib import contextmanager
 
 from torch import nn
 
+from optland import vectors
+
 __all__ = ["BufferSnapshot", "preserve_buffers", "preserve_modes", "set_modes"]
 
 
@@ -35,18 +37,18 @@ class BufferSnapshot:
     autograd graph of the caller that holds the buffer stays right, and must not be declared stale.
     """
 
-    __slots__ = ("_bits", "_owners")
+    __slots__ = ("_bits", "_data", "_owners")
 
     def __init__(self, model: nn.Module) -> None:
         self._owners = [(m, name, b) for m in _with_buffers(model) for name, b in m._buffers.items()]
-        self._bits = [(b.data, b.detach().clone()) for _, _, b in self._owners if b is not None]
+        self._data = [b.data for _, _, b in self._owners if b is not None]
+        self._bits = vectors.clone(self._data)
 
     def restore(self) -> None:
         """Put all buffers back."""
         for module, name, buffer in self._owners:
             module._buffers[name] = buffer
-        for data, copy in self._bits:
-            data.copy_(copy)
+        vectors.copy_(self._data, self._bits)
 
 
 def _with_buffers(model: nn.Module) -> list[nn.Module]:
