@@ -84,7 +84,6 @@ def trained(config: Config, data: ImageData, seed: int, run: RunFolder) -> nn.Mo
     if seed in nets:
         model.load_state_dict(nets[seed])
         return model
-    optimizer = config.optimizer.build(model)
     images = [data.normalise(data.train_x), data.train_y]
     parts = [
         (shared or 0, config.seed),
@@ -92,6 +91,7 @@ def trained(config: Config, data: ImageData, seed: int, run: RunFolder) -> nn.Mo
     ]  # epochs, and the order of batches
     loaders = [BatchLoader(images, config.batch_size, epochs=n, seed=s) for n, s in parts if n]
     total = sum(loader.total_samples for loader in loaders)
+    optimizer = config.optimizer.build(model, sum(loader.total_steps for loader in loaders))
     steps, two_pass = total // config.batch_size, hasattr(optimizer, "perturb")
     policies: Any = config.pilot.build_policies(two_pass=two_pass, steps=steps)
     pilot = Pilot(

@@ -88,10 +88,10 @@ def trained(
     if name in done:
         model.load_state_dict(done[name]["model"])
         return model, done[name]["path"]
-    optimizer = config.optimizer.build(model)
     loader = BatchLoader(
         [data.normalise(data.train_x), data.train_y], config.batch_size, epochs=config.epochs, seed=seed
     )
+    optimizer = config.optimizer.build(model, loader.total_steps)
     steps = loader.total_samples // config.batch_size
     policies = config.pilot.build_policies(two_pass=hasattr(optimizer, "perturb"), steps=steps)
     pilot = Pilot(

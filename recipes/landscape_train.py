@@ -79,13 +79,13 @@ def main(config: Config, *, resume: bool = False) -> int:
     device = choose_device(config.device)
     model, data = build(config, device)
     net = config.precision.prepare(model)
-    optimizer = config.optimizer.build(net)
-    precision = config.precision.build(optimizer, device)
-    ema = config.precision.build_ema(model)
     images = [data.train_x, data.train_y]
     loader = BatchLoader(
         images, config.batch_size, epochs=config.epochs, seed=config.seed, transform=data.transform
     )
+    optimizer = config.optimizer.build(net, loader.total_steps)
+    precision = config.precision.build(optimizer, device)
+    ema = config.precision.build_ema(model)
     scheduler = schedule_by_name(config.schedule, optimizer, loader)
     total = loader.total_samples
     run = RunFolder(config.out, config, config.log, recipe="landscape_train", length=total, resume=resume)

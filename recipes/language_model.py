@@ -74,10 +74,10 @@ def main(config: Config, *, resume: bool = False) -> int:
     device = choose_device(config.device)
     model, data = build(config, device)
     net = config.precision.prepare(model)
-    optimizer = config.optimizer.build(net)
+    loader = BatchLoader(data.windows("train"), config.batch_size, epochs=config.epochs, seed=config.seed)
+    optimizer = config.optimizer.build(net, loader.total_steps)
     precision = config.precision.build(optimizer, device)
     ema = config.precision.build_ema(model)
-    loader = BatchLoader(data.windows("train"), config.batch_size, epochs=config.epochs, seed=config.seed)
     scheduler = schedule_by_name(config.schedule, optimizer, loader)
     total = loader.total_samples
     run = RunFolder(config.out, config, config.log, recipe="language_model", length=total, resume=resume)

@@ -84,13 +84,13 @@ def train(config: Config, run: RunFolder, stop: GracefulStop, *, resume: bool) -
     device = choose_device(config.device)
     model, data = build(config, device)
     net = config.precision.prepare(model)
-    optimizer = config.optimizer.build(net)
-    precision = config.precision.build(optimizer, device)
-    ema = config.precision.build_ema(model)
     images = [data.train_x, data.train_y]
     loader = BatchLoader(
         images, config.batch_size, epochs=config.epochs, seed=config.seed, transform=data.transform
     )
+    optimizer = config.optimizer.build(net, loader.total_steps)
+    precision = config.precision.build(optimizer, device)
+    ema = config.precision.build_ema(model)
     scheduler = schedule_by_name(config.schedule, optimizer, loader)
     pilot = Pilot(
         optimizer, model, loss_fn, policies=[], mode=config.pilot.mode, budget=config.pilot.budget,

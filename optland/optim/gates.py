@@ -30,6 +30,7 @@ arXiv:2304.14647.
 from __future__ import annotations
 
 import ast
+import inspect
 import math
 import random
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
@@ -60,15 +61,19 @@ class Gate(Protocol):
         ...
 
 
-def as_gate(gate: Gate | str | None) -> Gate | None:
+def as_gate(gate: Gate | str | None, total_steps: int | None = None) -> Gate | None:
     """A gate as given, or made from its call as text.
+
+    Args:
+        gate: A function of the optimizer, or a call as text.
+        total_steps: Updates in the run, for a text that needs them and does not say them.
 
     Raises:
         ValueError: The text is not the call of a gate with plain numbers, or its numbers are not possible.
         TypeError: ``gate`` is neither text nor callable.
 
     Example:
-        >>> as_gate("every(5)"), as_gate("late_phase"), as_gate("tail(1000, share=0.5)")
+        >>> as_gate("every(5)"), as_gate("late_phase"), as_gate("tail(share=0.5)", total_steps=1000)
         (Every(k=5), LatePhase(below=0.25), Tail(total_steps=1000, share=0.5))
     """
     if gate is None or callable(gate):
@@ -87,10 +92,16 @@ def as_gate(gate: Gate | str | None) -> Gate | None:
     try:
         arguments = [ast.literal_eval(x) for x in call.args]
         options = {str(x.arg): ast.literal_eval(x.value) for x in call.keywords}
+        if total_steps is not None and not arguments and "total_steps" in _parameters(name):
+            options.setdefault("total_steps", total_steps)
         made: Gate = _BY_NAME[name](*arguments, **options)
     except TypeError as error:
         raise ValueError(f"gate={gate!r}: {error}") from error
     return made
+
+
+def _parameters(name: str) -> list[str]:
+    return list(inspect.signature(_BY_NAME[name]).parameters)
 
 
 def _call(text: str) -> ast.Call:

@@ -85,6 +85,11 @@ class ResumableLoader:
         return self.epochs * self.num_samples
 
     @property
+    def total_steps(self) -> int:
+        """Batches the whole run serves at the present size, ragged ones at the ends of epochs included."""
+        return self.epochs * -(-self.num_samples // self.batch_size)
+
+    @property
     def samples_served(self) -> int:
         """Samples served so far."""
         return self.epoch * self.num_samples + self.position

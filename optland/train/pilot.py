@@ -54,6 +54,9 @@ SHARES = {"edge": 0.25, "noise": 0.15, "curvature": 0.6}
 CAP_SHARES = {"edge": 0.7, "noise": 0.1, "curvature": 0.2}
 """Shares of the probe budget; safe_lr lives on the edge probe alone, the other policies only watch it."""
 
+ADVANCE, CAP_ADVANCE = 0.05, 0.5
+"""Part of the run's probe budget that may be spent ahead; a cap that is found late holds the run back until then."""
+
 EVERY = {"edge": 5, "noise": 10, "curvature": 20}
 """Fewest steps between two runs of a probe, however large the budget."""
 
@@ -115,7 +118,8 @@ class Pilot(StepPolicies):
             lr_policy, self.batch_policy, others = None, None, []
         horizon = None if total_samples is None else float(total_samples * passes)
         shares = CAP_SHARES if isinstance(lr_policy, SafeLR) else SHARES
-        self.budget = ProbeBudget(budget, shares, horizon_ge=horizon)
+        advance = CAP_ADVANCE if isinstance(lr_policy, SafeLR) else ADVANCE
+        self.budget = ProbeBudget(budget, shares, horizon_ge=horizon, advance=advance)
         self.probes = Probes(model, loss_fn, seed=seed)
         self.steering = Steering(optimizer, model, lr_policy, act=mode == "control")
         self.executor = Executor(optimizer, model, others, act=mode == "control")
@@ -277,7 +281,8 @@ class Pilot(StepPolicies):
             )
             metrics |= self._took(reading)
             if reading.signals["edge"].valid:
-                self._append(steering.observe_edge(reading.signals["edge"].value, self.step))
+                met = reading.metrics["edge/resolved"] == 1.0
+                self._append(steering.observe_edge(reading.signals["edge"].value, self.step, resolved=met))
         if self._due("noise", self.step):
             reading = self.probes.noise(self.step, batch)
             metrics |= self._took(reading)

@@ -13,6 +13,7 @@ from optland.config import did_you_mean
 from optland.control import StepPolicy
 from optland.control.policies import POLICIES, AutoLR, NoiseBatch, SafeLR
 from optland.optim import available, create
+from optland.optim.gates import as_gate
 from optland.optim.registry import BASES, METHODS, options_of
 from optland.train.precision import PrecisionConfig
 from optland.train.schedule import ScheduleName, check_schedule
@@ -84,12 +85,17 @@ class OptimizerConfig:
         """The method's own default radius; None for one that has none, and for a base alone."""
         if not self.is_method or "rho" not in options_of(self.name, self._base):
             return None
-        made = replace(self, rho=None)._create([nn.Parameter(torch.zeros(1))])
+        made = replace(self, rho=None)._create([nn.Parameter(torch.zeros(1))], steps=1)
         return float(made.param_groups[0]["rho"])
 
-    def build(self, model: nn.Module) -> Optimizer:
-        """The optimizer on the model's parameters."""
-        return self._create(list(model.parameters()), model=model)
+    def build(self, model: nn.Module, steps: int | None = None) -> Optimizer:
+        """The optimizer on the model's parameters.
+
+        Args:
+            model: What is trained.
+            steps: Updates in the run, for a gate such as ``tail(share=0.25)`` that counts from its end.
+        """
+        return self._create(list(model.parameters()), steps, model=model)
 
     def alone(self) -> OptimizerConfig:
         """The base without the method, with the same settings: what the method is compared with."""
@@ -101,13 +107,15 @@ class OptimizerConfig:
     def _base(self) -> str:
         return self.name if self.name in BASES else self.base
 
-    def _create(self, params: list[nn.Parameter], **more: Any) -> Optimizer:
+    def _create(self, params: list[nn.Parameter], steps: int | None = None, **more: Any) -> Optimizer:
         options: dict[str, Any] = {"lr": self.lr, "weight_decay": self.weight_decay}
         if self._base in _WITH_MOMENTUM:
             options["momentum"] = self.momentum
         if self.is_method and self.rho is not None:
             options["rho"] = self.rho
-        return create(self.name, params, base=self._base, **options, **self.options, **more)
+        if isinstance(gate := self.options.get("gate"), str):
+            more["gate"] = as_gate(gate, steps)
+        return create(self.name, params, base=self._base, **options, **{**self.options, **more})
 
     def _check_options(self) -> None:
         """Refuse an option before data are read: by its name, or by what the optimizer itself says of its value."""
@@ -127,7 +135,7 @@ class OptimizerConfig:
                 )
         if self.options:
             try:
-                self._create([nn.Parameter(torch.zeros(1))])
+                self._create([nn.Parameter(torch.zeros(1))], steps=1)
             except (TypeError, ValueError) as error:
                 raise ValueError(f"options: {self.options} cannot be used: {error}") from error
 

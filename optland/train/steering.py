@@ -78,7 +78,7 @@ class Steering:
         if self.act and isinstance(self.policy, AutoLR):
             self.rates.apply(self._height)
         elif self.act and isinstance(self.policy, SafeLR):
-            self.rates.apply(self.policy.cap(self.rates.user * self.factor)[0])
+            self.rates.apply(self.policy.cap(self.rates.user * self.factor, self.rates.shape())[0])
         elif self.act and self.factor != 1.0:
             self.rates.apply(self.rates.user * self.factor)
 
@@ -89,7 +89,7 @@ class Steering:
         user = user * self.factor if self.act else user
         self.applied, self.wanted, self.binding = user, math.nan, "user" if self.factor == 1.0 else "guard"
         if isinstance(self.policy, SafeLR):
-            self.wanted, self.binding = self.policy.cap(user)
+            self.wanted, self.binding = self.policy.cap(user, self.rates.shape())
             self.applied = self.wanted if self.act else user
         if self.record.before is None:
             return
@@ -170,17 +170,17 @@ class Steering:
         self.layers.forget()
         return Decision(step, "rewind_guard", "rewind", old, new, reason, self.act, {"train/loss": loss})
 
-    def observe_edge(self, eta_c: float, step: int) -> Decision | None:
-        """Hand a resolved critical learning rate to the policy; returns what it did about it."""
+    def observe_edge(self, eta_c: float, step: int, *, resolved: bool = True) -> Decision | None:
+        """Hand a critical learning rate, or a bound from below, to the policy; returns what it did about it."""
         policy = self.policy
         if policy is None:
             return None
         before = policy.limit if isinstance(policy, SafeLR) else math.nan
-        policy.observe_critical_step(eta_c, self.applied)
+        policy.observe_critical_step(eta_c, self.applied, resolved=resolved)
         average = policy.critical.value
         signals = {"edge/eta_c": eta_c}
         if isinstance(policy, SafeLR):
-            if policy.cap(self.rates.user)[1] == "user":
+            if policy.cap(self.rates.user, self.rates.shape())[1] == "user":
                 return None
             reason = f"the critical rate averages {average:.3g}; the user's {self.rates.user:.3g} is capped"
             return Decision(step, policy.name, "lr", before, policy.limit, reason, self.act, signals)

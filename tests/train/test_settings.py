@@ -9,7 +9,7 @@ import torch
 
 from optland.config import ConfigError
 from optland.optim import ASAM
-from optland.train import DataConfig, ModelConfig, OptimizerConfig, PilotConfig, load_data
+from optland.train import BatchLoader, DataConfig, ModelConfig, OptimizerConfig, PilotConfig, load_data
 from optland.train.models.build import check_model
 from optland.train.models.registry import MODELS
 from optland.train.settings import RunConfig
@@ -106,3 +106,15 @@ def test_without_a_radius_a_method_takes_its_own() -> None:
 def test_an_option_that_cannot_be_is_refused(values: dict[str, Any], says: str) -> None:
     with pytest.raises(ValueError, match=says):
         OptimizerConfig(**{"name": "asam", **values})
+
+
+def test_a_gate_that_counts_from_the_end_takes_the_length_of_the_run() -> None:
+    config = OptimizerConfig("sam", options={"gate": "tail(share=0.25)"})
+    loader = BatchLoader([torch.zeros(10, 1)], 4, epochs=4, seed=0)
+    assert loader.total_steps == len(list(loader)) == 12
+    optimizer = config.build(torch.nn.Linear(1, 1), loader.total_steps)
+    assert repr(optimizer.gate) == "Tail(total_steps=12, share=0.25)"
+    said = OptimizerConfig("sam", options={"gate": "tail(1000)"}).build(torch.nn.Linear(1, 1), 12)
+    assert said.gate.total_steps == 1000
+    with pytest.raises(ValueError, match="total_steps"):
+        config.build(torch.nn.Linear(1, 1))

@@ -179,8 +179,8 @@ class AutoLR:
             return self.ceiling * critical, "edge"
         return rate, "ratio"
 
-    def observe_critical_step(self, eta_c: float, applied: float = 0.0) -> None:
-        """Take in a resolved critical learning rate, measured along a step of rate ``applied``."""
+    def observe_critical_step(self, eta_c: float, applied: float = 0.0, *, resolved: bool = True) -> None:
+        """Take in a critical learning rate, or a bound from below, measured along a step of rate ``applied``."""
         self.critical.update(eta_c)
 
     def begin(self, steps: int) -> None:

@@ -48,5 +48,5 @@ class RelativeStep(AutoLR):
         super().__init__(tau=tau, warmup=warmup)
         self.alarm = math.inf
 
-    def observe_critical_step(self, eta_c: float, applied: float = 0.0) -> None:
+    def observe_critical_step(self, eta_c: float, applied: float = 0.0, *, resolved: bool = True) -> None:
         """Nothing: the plain rule does not look at the landscape."""

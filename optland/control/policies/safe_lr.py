@@ -1,10 +1,13 @@
 r"""``safe_lr``: the user's schedule, capped by the critical step.
 
-.. math:: \eta_k = \min\bigl(\eta^\mathrm{user}_k,\ c \cdot \mathrm{EMA}_{\log}(\eta_c)\bigr)
+.. math:: \eta_k = \min\bigl(\eta^\mathrm{user}_k,\ \ell_k,\ s_k \max_{j \le k} \ell_j\bigr), \qquad
+          \ell_k = c \cdot \mathrm{EMA}_{\log}(\eta_c)
 
 eta_c is the largest step along the optimizer's own update that does not raise the loss of the batch it came from
 (forward passes only). The cap starts tiny and may grow at most fourfold a probe, so a rate that is far too high
-cannot ruin the weights before the first probes are in. It can make the user's rate smaller, never larger.
+cannot ruin the weights before the first probes are in. It can make the user's rate smaller, never larger. s_k is the
+shape of the schedule, the scheduled over the peak rate: where the user's peak is out of reach, the schedule is scaled
+to the highest cap there has been, as a rate that stayed at the edge to the end would never settle.
 
 The average is symmetric, so it lags when the edge falls. Where the step just made is seen to lie beyond its own edge
 the average starts again from that probe: asymmetry belongs to the case that does damage, not to the filter. A rewind
@@ -61,27 +64,42 @@ class SafeLR:
         self.fraction = fraction
         self.growth = growth
         self.critical = LogEMA(0.9)
+        self.from_below = False
+        """Whether the average is a bound from below, which the next sample replaces."""
         self.limit = start
+        self.height = start
+        """The highest cap so far, since the last rewind."""
         self.bound = math.inf
         """Half of the cap at the last rewind: the cap stays below."""
 
-    def cap(self, lr_user: float) -> tuple[float, str]:
-        """The learning rate to apply and what was binding: ``user`` or ``edge``."""
-        return (lr_user, "user") if lr_user <= self.limit else (self.limit, "edge")
+    def cap(self, lr_user: float, shape: float | None = None) -> tuple[float, str]:
+        """The learning rate to apply and what was binding: ``user`` or ``edge``.
 
-    def observe_critical_step(self, eta_c: float, applied: float = 0.0) -> None:
+        Args:
+            lr_user: The user's rate, as scheduled now.
+            shape: s_k, scheduled over peak rate; None without a schedule.
+        """
+        limit = self.limit if shape is None else min(self.limit, shape * self.height)
+        return (lr_user, "user") if lr_user <= limit else (limit, "edge")
+
+    def observe_critical_step(self, eta_c: float, applied: float = 0.0, *, resolved: bool = True) -> None:
         """Move the cap towards c times the averaged critical step, at most ``growth``-fold up.
 
         Args:
-            eta_c: A resolved critical learning rate.
+            eta_c: A critical learning rate.
             applied: The learning rate of the step it was measured along.
+            resolved: Whether it was met; else no trial reached it, and ``eta_c`` is a bound from below.
         """
-        if applied > eta_c:
-            self.critical = LogEMA(0.9)
-        self.critical.update(eta_c)
+        average = self.critical.value
+        if resolved or average is None or eta_c > average:
+            if applied > eta_c or self.from_below or not resolved:
+                self.critical = LogEMA(0.9)
+            self.critical.update(eta_c)
+            self.from_below = not resolved
         average = self.critical.value
         if average is not None:
             self.limit = min(self.fraction * average, self.growth * self.limit, self.bound)
+            self.height = max(self.height, self.limit)
 
     @property
     def pace(self) -> float:
@@ -91,15 +109,22 @@ class SafeLR:
     def on_rewind(self) -> tuple[float, float]:
         """Halve the cap after a rewind and forget the average that led there; returns the cap before and after."""
         old = self.limit
-        self.limit = self.bound = old / 2
+        self.limit = self.height = self.bound = old / 2
         self.critical = LogEMA(0.9)
         return old, self.limit
 
     def state_dict(self) -> dict[str, Any]:
         """Plain numbers for the checkpoint."""
-        return {"limit": self.limit, "bound": self.bound, "critical": self.critical.state_dict()}
+        return {
+            "limit": self.limit,
+            "height": self.height,
+            "bound": self.bound,
+            "from_below": self.from_below,
+            "critical": self.critical.state_dict(),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue where :meth:`state_dict` was taken."""
-        self.limit, self.bound = state["limit"], state["bound"]
+        self.limit, self.height, self.bound = state["limit"], state["height"], state["bound"]
+        self.from_below = state["from_below"]
         self.critical.load_state_dict(state["critical"])
