@@ -30,6 +30,8 @@ class ForwardRecorder:
         self.mode = mode
         self.states: list[RandomSnapshot] = []
         self.position = 0
+        self.synced = True
+        """Whether the last forward that was recorded leads to gradients that all ranks share."""
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         """Record or replay; evaluations (no gradient, or eval mode) are not part of a pass.
@@ -46,6 +48,7 @@ class ForwardRecorder:
             return
         if self.mode == "record":
             self.states.append(RandomSnapshot())
+            self.synced = getattr(module, "require_backward_grad_sync", True)  # DistributedDataParallel's
         elif self.position < len(self.states):
             self.states[self.position].restore()
             self.position += 1
@@ -54,6 +57,7 @@ class ForwardRecorder:
         """Change mode; recording starts from an empty list and replay from its beginning."""
         if mode == "record":
             self.states.clear()
+            self.synced = True
         self.mode, self.position = mode, 0
 
     # A copy of the user's model (an EMA, a saved module) must not go on recording: its hook is switched off.
@@ -108,6 +112,11 @@ class PassGuard:
                 yield
         finally:
             self._recorder.mode = mode
+
+    @property
+    def pass_one_is_this_ranks_own(self) -> bool:
+        """Whether the forwards of pass one ran under ``no_sync()``, the last of them included."""
+        return not self._recorder.synced
 
     def begin_closure(self) -> None:
         """Pass one is a closure: its random state is known from the start, so no hook is needed."""

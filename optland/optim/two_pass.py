@@ -43,6 +43,7 @@ under FSDP2 too. For an eps of each rank's own (m-sharpness, and one synchronisa
 backward of pass one into ``no_sync()``, in phase form. That is for methods that hand over h alone, in steps that take
 pass two: where g goes into the update (WSAM, PGN, GSAM, LookSAM, stable SAM, CR-SAM, and any method in a step that its
 gate leaves out) the replicas would drift apart, and what F-SAM, VaSSO and sparse SAM remember would be the rank's own.
+With ``model=`` that raises.
 
 Reference: Foret, Kleiner, Mobahi & Neyshabur, "Sharpness-Aware Minimization for Efficiently Improving
 Generalization", 2021, arXiv:2010.01412.
@@ -216,7 +217,9 @@ class TwoPass(ClosureForm):
         if not self._sum:
             self._forget_step()
         self._begin(loss_scale, share)
-        if not self.due():
+        due = self.due()
+        self._refuse_drift(due)
+        if not due:
             self._single_pass()
             self._guard.forget()
             self._pending = True
@@ -365,6 +368,15 @@ class TwoPass(ClosureForm):
                 f"{action} while the weights are perturbed (between perturb() and restore() or step()). "
                 "Finish the step first, or call restore(), also where a GradScaler may skip the step."
             )
+
+    def _refuse_drift(self, due: bool) -> None:
+        if not self._guard.pass_one_is_this_ranks_own or (due and self._hands_over_h and not self.remembers):
+            return
+        name, what = type(self).__name__, "this step takes pass one alone" if not due else "it goes into the update"
+        raise RuntimeError(
+            f"pass one ran under no_sync(), so g is this rank's own, and {what}: the replicas of {name} would drift "
+            "apart. Leave no_sync() out of the last micro-batch of pass one"
+        )
 
     def _prepare_phase_step(self) -> None:
         """Bring the weights back, and refuse a step whose gradients never saw the second pass."""

@@ -242,3 +242,55 @@ def test_sparse_and_complex_gradients_are_refused():
     z.abs().sum().backward()
     with pytest.raises(TypeError, match="complex"):
         optimizer.perturb()
+
+
+class Synced(nn.Module):
+    """What matters here of DistributedDataParallel, whose ``no_sync()`` puts this attribute to False."""
+
+    def __init__(self, module):
+        super().__init__()
+        self.module, self.require_backward_grad_sync = module, True
+
+    def forward(self, x):
+        return self.module(x)
+
+
+@pytest.mark.parametrize(
+    ("name", "gate", "says"),
+    [
+        ("sam", None, None),
+        ("lesam", None, None),
+        ("sam", "every(2)", "this step takes pass one alone"),
+        ("wsam", None, "it goes into the update"),
+        ("looksam", None, "it goes into the update"),
+        ("fsam", None, "it goes into the update"),
+    ],
+)
+def test_replicas_that_would_drift_apart(name, gate, says):
+    model = Synced(nn.Linear(2, 1))
+    optimizer = make(
+        name, model, guarded=False, params=model.parameters(), model=model, **({"gate": gate} if gate else {})
+    )
+
+    def backward(*, synced):
+        model.require_backward_grad_sync = synced
+        model(torch.ones(1, 2)).sum().backward()
+
+    for step in range(2):
+        optimizer.zero_grad()
+        backward(synced=False)
+        if says is None or (gate and step == 0):
+            assert optimizer.perturb()
+            backward(synced=True)
+            optimizer.step()
+            continue
+        before = [p.detach().clone() for p in model.parameters()]
+        with pytest.raises(RuntimeError, match=f"under no_sync.*{says}"):
+            optimizer.perturb()
+        assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+        optimizer.zero_grad()
+        for synced in (False, True):  # two micro-batches, of which the second reduces the sum
+            backward(synced=synced)
+        optimizer.perturb()
+        optimizer.zero_grad()
+        break
