@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
 from torch import nn
-
-from optland import vectors
 
 __all__ = ["BufferSnapshot", "preserve_buffers", "preserve_modes", "set_modes"]
 
@@ -42,13 +41,14 @@ class BufferSnapshot:
     def __init__(self, model: nn.Module) -> None:
         self._owners = [(m, name, b) for m in _with_buffers(model) for name, b in m._buffers.items()]
         self._data = [b.data for _, _, b in self._owners if b is not None]
-        self._bits = vectors.clone(self._data)
+        self._bits = [data.clone() for data in self._data]
 
     def restore(self) -> None:
         """Put all buffers back."""
         for module, name, buffer in self._owners:
             module._buffers[name] = buffer
-        vectors.copy_(self._data, self._bits)
+        if self._data:
+            torch._foreach_copy_(self._data, self._bits)
 
 
 def _with_buffers(model: nn.Module) -> list[nn.Module]:

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -33,9 +34,19 @@ from optland.control import CollapseGuard, CoolDown, Decision, Proposal, StepPol
 from optland.control.view import HOST_ACTUATORS
 from optland.train.undo import Undo
 
-__all__ = ["Executor", "actuators_of", "is_adam"]
+__all__ = ["Executor", "Outcome", "actuators_of", "is_adam"]
 
-Action = Callable[[float], bool]
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of an action that has more to say than whether it was done."""
+
+    taken: bool
+    why: str
+    signals: dict[str, float] = field(default_factory=dict)
+
+
+Action = Callable[[float], bool | Outcome]
 """Something the pilot does for the executor: takes the new value, says whether it was done."""
 
 
@@ -178,7 +189,7 @@ class Executor:
         return decisions
 
     def _carry_out(self, policy: StepPolicy, proposal: Proposal, step: int) -> Decision:
-        new, reason = proposal.new, proposal.reason
+        new, reason, signals = proposal.new, proposal.reason, proposal.signals
         if proposal.actuator == "lr_factor":
             new = clamp_factor(proposal.old, new)
         grows = proposal.actuator in ("lr_factor", "batch_size", "rho")
@@ -186,16 +197,17 @@ class Executor:
             reason, taken = f"{reason}; held back: a rewind was less than {self.cool.steps} steps ago", False
         elif self.act:
             action = self.actions.get(proposal.actuator)
-            taken = action is not None and action(new)
+            done = action is not None and action(new)
+            taken = done.taken if isinstance(done, Outcome) else done
+            if isinstance(done, Outcome):
+                reason, signals = f"{reason}; {done.why}", signals | done.signals
         else:
             taken = False
             if proposal.actuator == "lr_factor":
                 self.factor = new  # the counterfactual; never applied
         if self.act and not taken:
             policy.refused(proposal)
-        return Decision(
-            step, policy.name, proposal.actuator, proposal.old, new, reason, taken, proposal.signals
-        )
+        return Decision(step, policy.name, proposal.actuator, proposal.old, new, reason, taken, signals)
 
     def rewound(self, step: int) -> None:
         """A rewind was made: nothing grows for a while."""

@@ -23,6 +23,7 @@ control    decisions are carried out
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Literal
 
@@ -44,7 +45,7 @@ from optland.train.choice import Policy, choose_policies
 from optland.train.executor import Executor
 from optland.train.probes import Probes, Reading
 from optland.train.steering import Steering, refuse_several_ranks
-from optland.train.step_policies import StepPolicies
+from optland.train.step_policies import CHECKING, StepPolicies
 
 __all__ = ["MODES", "Mode", "Pilot"]
 
@@ -60,8 +61,9 @@ ADVANCE, CAP_ADVANCE = 0.05, 0.5
 EVERY = {"edge": 5, "noise": 10, "curvature": 20}
 """Fewest steps between two runs of a probe, however large the budget."""
 
-BURN_IN = 20
-"""Edge probes at the start of a run that need not wait: the edge moves fastest there, and a cap has to find it."""
+BURN_IN, BURN_EVERY = 20, 3
+"""Edge probes at the start of a run, and steps between them: the edge moves fastest there and a cap has to find it, but
+no faster than the momentum builds up that makes the same rate a longer step."""
 
 
 class Pilot(StepPolicies):
@@ -130,6 +132,7 @@ class Pilot(StepPolicies):
             "escape": self._escape,
         }
         self._batch: Any = None
+        self._recent: deque[Any] = deque(maxlen=CHECKING)
         self._replaying = False
         self.noise = RatioEMA(0.8)
         self.step = 0
@@ -203,6 +206,7 @@ class Pilot(StepPolicies):
         if fresh or len(self.decisions) > decided or self.step % self.log_every == 0:
             self.log.log(self._row(value, fresh))
         self.steering.forget()
+        self._keep(batch)
         self._ended = time.perf_counter()
 
     # ------------------------------------------------------------------ around the optimizer's step
@@ -261,7 +265,7 @@ class Pilot(StepPolicies):
         nominal = self._batch_size
         if self._count < nominal and probe != "curvature":
             return False
-        every = 1 if probe == "edge" and self.probes.count["edge"] < BURN_IN else EVERY[probe]
+        every = BURN_EVERY if probe == "edge" and self.probes.count["edge"] < BURN_IN else EVERY[probe]
         waited = step - self._last_probe.get(probe, -every)
         return waited >= every and self.budget.affords(probe, self.probes.declared(probe, nominal))
 
@@ -358,6 +362,7 @@ class Pilot(StepPolicies):
             "step": self.step,
             "samples": self.samples,
             "count": self._count,
+            "recent": list(self._recent),
             "seconds": [self.seconds, self.probe_seconds],
             "last_probe": dict(self._last_probe),
             "budget": self.budget.state_dict(),
@@ -374,6 +379,8 @@ class Pilot(StepPolicies):
         self.step, self.samples, self._count = state["step"], state["samples"], state["count"]
         self._seconds_before, self.probe_seconds = state["seconds"]
         self._last_probe = dict(state["last_probe"])
+        self._recent.clear()
+        self._recent.extend(state["recent"])
         self.budget.load_state_dict(state["budget"])
         self.probes.load_state_dict(state["probes"])
         self.steering.load_state_dict(state["steering"])

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from collections import deque
 from typing import Any, Literal
 
 from torch.optim import Optimizer
 
-from optland.control import Decision, ProbeBudget, RatioEMA, StepView, adam_betas, batch_gain
+from optland.control import Decision, Plateau, ProbeBudget, RatioEMA, StepView, adam_betas, batch_gain
 from optland.failpoints import reach
 from optland.objective import Objective
-from optland.train.escape import leave_saddle
-from optland.train.executor import Executor, is_adam
+from optland.optim.saddle.leave import declared_cost, leave_saddle
+from optland.train.executor import Executor, Outcome, is_adam
 from optland.train.probes import Probes
 from optland.train.steering import Steering
 
 __all__ = ["StepPolicies"]
+
+LOOK_PRODUCTS, CHECKING = 8, 6
+"""Of a look at a plateau: products on the step's batch, and earlier batches that have to certify what it finds."""
 
 
 class StepPolicies:
@@ -33,6 +37,7 @@ class StepPolicies:
     samples: int
     _loader: Any
     _batch: Any
+    _recent: deque[Any]
 
     @property
     def _batch_size(self) -> int:
@@ -84,6 +89,11 @@ class StepPolicies:
             self.executor.rewound(self.step)
         return decision
 
+    def _keep(self, batch: Any) -> None:
+        """Remember the batch where a policy may want to check a direction on it."""
+        if any(isinstance(policy, Plateau) for policy in self.executor.policies):
+            self._recent.append(batch)
+
     def _set_factor(self, new: float) -> bool:
         self.executor.factor = self.steering.factor = new
         return True
@@ -99,13 +109,26 @@ class StepPolicies:
         self.executor.rewound(self.step)
         return True
 
-    def _escape(self, new: float) -> bool:
-        """Along negative curvature of the step's own batch; its cost counts as the curvature probe's."""
+    def _escape(self, new: float) -> Outcome:
+        """Look along negative curvature of the step's batch, and leave the point where earlier batches agree.
+
+        Its cost is the curvature probe's, and has to fit into that budget beforehand.
+        """
+        seen, other = (
+            Objective(self.probes.model, self.probes.loss_fn, batches, seed=self.probes.seed)
+            for batches in ([self._batch], list(self._recent))
+        )
+        declared = declared_cost(seen, other, products=LOOK_PRODUCTS)
+        if not self.budget.affords("curvature", declared):
+            left = self.budget.allowance("curvature") - self.budget.spent["curvature"]
+            return Outcome(
+                False, f"a look may cost {declared:.3g} gradient evaluations and {left:.3g} are left"
+            )
         self.steering.forget()
-        objective = Objective(self.probes.model, self.probes.loss_fn, [self._batch], seed=self.probes.seed)
-        fell = leave_saddle(objective)
-        self.budget.spend("curvature", objective.cost_ge)
-        return fell > 0
+        event = leave_saddle(seen, check=other, products=LOOK_PRODUCTS, seed=self.probes.seed + self.step)
+        self.budget.spend("curvature", seen.cost_ge + other.cost_ge)
+        signals = {"curv/lambda_min": event.curvature, "train/loss_after": event.loss_after}
+        return Outcome(event.kind in ("escape", "kick"), event.reason.partition("; ")[2], signals)
 
     def _co_scale(self, name: str, k: float, batch: int) -> None:
         """The learning rate follows the batch, and Adam's averages keep covering the same samples."""

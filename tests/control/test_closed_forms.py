@@ -25,7 +25,7 @@ item  what must hold                                     where
 18    seesaw: same floor to first order                  here, with the policy's own proposals
 19    safe_lr: ceiling in [1/lam_max, 1/lam_min]         here
 20    guard: a cap mis-set 100x, ceil(log2 100) trials   test_step_policies.py
-21    saddle: NCR = b/a, escape +-e_y, near sqrt(b)      here; tests/train/test_actuators_in_the_loop.py
+21    saddle: NCR = b/a, escape +-e_y, near sqrt(b)      here; tests/optim/saddle/test_leave.py
 22    symmetric filter centred, the asymmetric one not   here; test_filters_and_budget.py
 23    monitor mode is bit-identical                      tests/train/test_pilot.py, tests/train/test_every_policy.py
 ====  =================================================  ==========================================================

@@ -117,6 +117,30 @@ def test_safe_lr_finds_the_cap_from_far_below_at_a_bounded_pace() -> None:
     assert caps[4:] == pytest.approx([0.1, 0.1])
 
 
+def test_safe_lr_takes_a_bound_from_below_for_what_it_is() -> None:
+    policy = SafeLR(fraction=0.5, start=1.0, growth=1e9)
+    policy.observe_critical_step(2.0, resolved=False)
+    assert policy.limit == pytest.approx(1.0)
+    policy.observe_critical_step(8.0, resolved=False)  # the edge lies beyond this one too
+    assert policy.limit == pytest.approx(4.0)
+    policy.observe_critical_step(1.0, resolved=False)  # says nothing new
+    assert policy.limit == pytest.approx(4.0)
+    policy.observe_critical_step(100.0)  # and this is where it is
+    assert policy.limit == pytest.approx(50.0)
+
+
+def test_safe_lr_scales_the_schedule_to_the_highest_cap_so_far() -> None:
+    policy = SafeLR(fraction=0.5, start=1.0, growth=1e9)
+    policy.observe_critical_step(8.0)
+    assert policy.cap(100.0, shape=1.0) == (4.0, "edge")
+    assert policy.cap(25.0, shape=0.25) == (1.0, "edge")  # a quarter of the peak, under a quarter of the cap
+    assert policy.cap(0.5, shape=0.25) == (0.5, "user")
+    for _ in range(200):
+        policy.observe_critical_step(2.0)
+    assert policy.cap(90.0, shape=0.9)[0] == pytest.approx(1.0, rel=1e-3)  # the edge of now binds
+    assert policy.cap(10.0, shape=0.1)[0] == pytest.approx(0.4)  # the highest cap, 4, was not forgotten
+
+
 def test_safe_lr_follows_a_tenfold_fall_of_the_edge() -> None:
     policy = SafeLR(fraction=0.5, start=1.0)
     for _ in range(30):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 import torch
@@ -14,10 +14,8 @@ from torch.optim import lr_scheduler
 
 from optland.control import NoiseBatch, Plateau, Proposal, SpikeGuard, StepPolicy, StepView
 from optland.control.policies import POLICIES
-from optland.objective import Objective
 from optland.optim import SAM
 from optland.train import BatchLoader, Pilot
-from optland.train.escape import leave_saddle
 
 STEPS, PEAK, FACTOR = 200, 0.02, 0.25
 
@@ -292,38 +290,72 @@ def test_the_rate_and_adams_memory_follow_the_batch() -> None:
 # ---------------------------------------------------------------- the saddle
 
 
-class Saddle(nn.Module):
-    """L = (a x^2 - b y^2) / 2 + y^4 / 4."""
-
-    b: ClassVar[float] = 0.64
+class Product(nn.Module):
+    """y = W2 W1 x from zero weights: no gradient at all, and a strict saddle on every batch."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.w = nn.Parameter(torch.zeros(2, dtype=torch.float64))
+        self.first = nn.Parameter(torch.zeros(3, 4))
+        self.second = nn.Parameter(torch.zeros(2, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ self.first.T @ self.second.T
 
 
-def saddle(model: nn.Module, batch: Any) -> Tensor:
-    x, y = model.w  # type: ignore[misc]
-    return 0.5 * (2.0 * x * x - Saddle.b * y * y) + 0.25 * y**4
+def stuck(budget: float) -> tuple[Product, Pilot, list[float]]:
+    """Steps from the saddle, with the policy that may leave it."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(256, 4, generator=generator)
+    y = x @ torch.randn(4, 2, generator=generator)
+    model = Product()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.02)
+    loader = BatchLoader([x, y], 32, epochs=8, seed=0)
+
+    def loss_fn(net: nn.Module, batch: Any) -> Tensor:
+        return (net(batch[0]) - batch[1]).square().mean()
+
+    pilot = Pilot(
+        optimizer,
+        model,
+        loss_fn,
+        policies=[Plateau(window=16)],
+        budget=budget,
+        total_samples=loader.total_samples,
+    )
+    losses = []
+    for batch in pilot.batches(loader):
+
+        def closure(batch: Any = batch) -> Tensor:
+            optimizer.zero_grad()
+            loss = loss_fn(model, batch)
+            loss.backward()
+            return loss
+
+        losses.append(optimizer.step(closure).item())
+        pilot.after_step(batch, losses[-1])
+    return model, pilot, losses
 
 
-def test_a_saddle_is_left_along_its_negative_direction() -> None:
-    model = Saddle()
-    fell = leave_saddle(Objective(model, saddle, [torch.zeros(1, 1)]), lengths=41)
-    x, y = model.w.tolist()
-    assert x == pytest.approx(0.0, abs=1e-6)
-    assert abs(y) == pytest.approx(math.sqrt(Saddle.b), rel=0.1)
-    assert fell == pytest.approx(Saddle.b**2 / 4, rel=0.02)
+def test_a_plateau_at_a_saddle_is_left_and_says_why() -> None:
+    _, pilot, losses = stuck(budget=5.0)
+    found = [d for d in pilot.decisions if d.actuator == "escape"]
+    assert [d.taken for d in found] == [False, True]  # the first is not paid for yet
+    assert "are left" in found[0].reason
+    assert "strict saddle: moved by" in found[1].reason
+    assert found[1].signals["curv/lambda_min"] < 0
+    assert found[1].signals["train/loss_after"] < found[1].signals["train/loss"]
+    assert sum(losses[-8:]) < 0.25 * sum(losses[:8])
+    assert pilot.budget.spent["curvature"] <= pilot.budget.allowance("curvature")
 
 
-def test_a_minimum_is_not_left() -> None:
-    model = nn.Linear(3, 1).double()
-    nn.init.zeros_(model.weight)
-    nn.init.zeros_(model.bias)
-    before = [p.detach().clone() for p in model.parameters()]
-    objective = Objective(model, lambda m, b: m(b).square().mean(), [torch.randn(8, 3).double()])
-    assert leave_saddle(objective) == 0.0
-    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+def test_an_escape_that_cannot_be_paid_is_not_taken() -> None:
+    model, pilot, _ = stuck(budget=1.0)
+    found = [d for d in pilot.decisions if d.actuator == "escape"]
+    assert found
+    assert not any(d.taken for d in found)
+    assert "are left" in found[0].reason
+    assert not any(p.any() for p in model.parameters())
+    assert pilot.budget.spent["curvature"] <= pilot.budget.allowance("curvature")
 
 
 # ---------------------------------------------------------------- resume

@@ -3,6 +3,7 @@
 Strict saddles are left also from an exactly zero gradient, and no point is called a minimum without a certificate.
 """
 
+from optland.optim.saddle.leave import leave_saddle
 from optland.optim.saddle.negative_curvature import NegativeCurvature
 from optland.optim.saddle.perturbed import NoisyGradient, PerturbedGradient
 from optland.optim.saddle.solvers import CubicNewton, SaddleFreeNewton, TrustRegionNewton
@@ -18,4 +19,5 @@ __all__ = [
     "SaddleFreeNewton",
     "Trigger",
     "TrustRegionNewton",
+    "leave_saddle",
 ]

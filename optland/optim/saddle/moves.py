@@ -58,13 +58,19 @@ def forward_search(
 
 
 def kick_search(
-    seen: Evaluations, loss: float, *, radius: float, generator: torch.Generator, tries: int = 10
+    seen: Evaluations,
+    loss: float,
+    *,
+    radius: float,
+    generator: torch.Generator,
+    tries: int = 10,
+    most: int = 40,
 ) -> Move | None:
     """Random directions, each looked along with :func:`forward_search`; None where the loss falls along none."""
     for _ in range(tries):
         u = uniform_in_ball(seen.params, 1.0, generator)
         u = vectors.scaled(1.0 / float(vectors.norm(u)), u)
-        found = forward_search(seen, u, loss, start=radius)
+        found = forward_search(seen, u, loss, start=radius, most=most)
         if found is not None:
             return found
     return None

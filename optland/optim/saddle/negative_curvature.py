@@ -29,14 +29,15 @@ from torch import nn
 from torch.optim import Optimizer
 
 from optland import vectors
-from optland.curvature import certify, hessian
+from optland.curvature import hessian
 from optland.objective import Objective
 from optland.optim.delegate import Closure
-from optland.optim.saddle.evaluations import Evaluations, is_lower
+from optland.optim.saddle.evaluations import Evaluations
 from optland.optim.saddle.krylov import Krylov, explore
-from optland.optim.saddle.moves import Move, forward_search, kick_search
+from optland.optim.saddle.leave import require
 from optland.optim.saddle.trigger import Trigger
-from optland.optim.saddle.verdict import Event, Verdict, judge
+from optland.optim.saddle.verdict import Event, judge
+from optland.optim.saddle.way_off import first_length, outcome, way_off
 from optland.optim.saddle.wrapper import SaddleWrapper
 
 __all__ = ["NegativeCurvature"]
@@ -87,10 +88,7 @@ class NegativeCurvature(SaddleWrapper):
         check: Objective | None = None,
         seed: int = 0,
     ) -> None:
-        if products < 2:
-            raise ValueError(f"products {products}: curvature in more than one direction needs at least 2")
-        if radius is not None and not radius > 0:
-            raise ValueError(f"radius {radius} must be above 0, or None for 1 % of the weights' norm")
+        require(products, radius)
         if check is not None and probe is None:
             raise ValueError("check has to agree with a look at other data; give probe as well")
         super().__init__(base, model=model, trigger=trigger, seed=seed)
@@ -112,8 +110,9 @@ class NegativeCurvature(SaddleWrapper):
             return  # training has diverged; there is no curvature to look at
         space = self._explore(seen, g, products)
         verdict = judge(space, dim, rounding=1e-6)
-        move = self._leave(seen, space, verdict, loss, g)
-        kind, why = self._kind(verdict, move)
+        start = first_length(self._weights, self.radius)
+        move = way_off(seen, space, verdict, loss, g, start=start, check=self.check, generator=self.generator)
+        kind, why = outcome(verdict, move)
         after, length = (loss, 0.0) if move is None else (move.loss, move.length)
         if move is not None:
             seen.move(move.point)
@@ -154,45 +153,3 @@ class NegativeCurvature(SaddleWrapper):
                 generator=self.generator,
                 until_negative=True,
             )
-
-    def _leave(
-        self, seen: Evaluations, space: Krylov, verdict: Verdict, loss: float, g: list[Any]
-    ) -> Move | None:
-        """The move away from the point, if its verdict calls for one and the loss agrees."""
-        start = self._first_length()
-        if verdict == "strict saddle":
-            v = space.lowest_vector
-            if float(vectors.dot(v, g)) > 0:
-                v = vectors.scaled(-1.0, v)
-            if self.check is not None and not self._agrees(v):
-                return None
-            return self._confirmed(forward_search(seen, v, loss, start=start))
-        if verdict == "degenerate":
-            return self._confirmed(kick_search(seen, loss, radius=start, generator=self.generator))
-        return None
-
-    def _agrees(self, v: list[Any]) -> bool:
-        """Whether independent batches certify the curvature along v as negative."""
-        assert self.check is not None
-        return certify(v, self.check).verdict == "certified"
-
-    def _confirmed(self, move: Move | None) -> Move | None:
-        """The move, if the loss of the independent data falls too."""
-        if move is None or self.check is None:
-            return move
-        before = self.check.value()
-        return move if is_lower(self.check.value(move.point), before, 1e-6) else None
-
-    def _first_length(self) -> float:
-        if self.radius is not None:
-            return self.radius
-        size = float(vectors.norm([p.detach() for p in self._weights]))
-        return max(0.01 * size, 1e-3) if math.isfinite(size) else 1e-3
-
-    def _kind(self, verdict: Verdict, move: Move | None) -> tuple[str, str]:
-        if move is not None:
-            kind = "escape" if verdict == "strict saddle" else "kick"
-            return kind, f"{verdict}: moved by {move.length:.3g}"
-        if verdict in ("strict saddle", "degenerate"):
-            return "rejected", f"{verdict}, but no move lowered the loss where it was checked"
-        return "probe", f"{verdict}: the base optimizer goes on"

@@ -117,11 +117,38 @@ def test_cost_is_charged_and_declared() -> None:
     assert certify([torch.ones(1, 2, dtype=D)], parts).values == found.values
 
 
+def test_three_forward_passes_give_the_curvature_of_a_quadratic_and_the_mean_one_of_a_stretch() -> None:
+    X = torch.randn(12, 2, generator=torch.Generator().manual_seed(0), dtype=D)
+    objective = linear_regression(X, torch.ones(12, 1, dtype=D), sizes=[4, 4, 4])
+    u = [torch.tensor([[0.6, -0.8]], dtype=D)]
+    exact = certify(u, objective).values
+    before = objective.cost_ge
+    found = certify(u, objective, distance=0.3)
+    assert found.values == pytest.approx(exact, rel=1e-9)  # also where the slope is not zero
+    assert found.curvature.cost_ge == pytest.approx(12.0) == declared_cost(objective, distance=0.3)
+    assert objective.cost_ge - before == pytest.approx(12.0)
+
+    def quartic(model: nn.Module, batch: Tensor) -> Tensor:
+        return (0.25 * model() ** 4 - 0.5 * model() ** 2 + batch * model()).mean()
+
+    bent = Objective(
+        Point(torch.zeros(1, dtype=D)), quartic, [torch.full((1, 1), b, dtype=D) for b in (1, -1, 2)]
+    )
+    for h in (0.1, 0.5):
+        # (h^4 / 2 - h^2) / h^2, whatever the slope of the batch
+        assert certify([torch.ones(1, dtype=D)], bent, distance=h).values == pytest.approx(
+            [h * h / 2 - 1] * 3
+        )
+
+
 def test_wrong_usage_names_the_fix() -> None:
     objective = noisy_curvature(torch.zeros(1, dtype=D), torch.zeros(3, 1, dtype=D), 1)
 
     def attempt(vector: Tensor, **options: object) -> Certificate:
         return certify([vector], objective, **options)  # type: ignore[arg-type]
+
+    with pytest.raises(ValueError, match=r"distance=0\.0 is not one"):
+        attempt(torch.ones(1, dtype=D), distance=0.0)
 
     one = torch.ones(1, dtype=D)
     with pytest.raises(ValueError, match="length of vector is 0"):

@@ -1,0 +1,123 @@
+r"""One look at a point, and the way off it if it is a saddle: ``NegativeCurvature``'s, for whoever owns the loop.
+
+The curvature is explored in a Krylov space from the gradient and a random vector; a strict saddle is left along its
+most negative direction, the length found by doubling while the loss falls; a degenerate point by a kick where the loss
+falls along one; a minimum is left alone, and a budget too small to tell says so.
+
+**Cost.** ``products`` Hessian products and some forward passes on ``objective``, five forward passes on
+every batch of ``check``; :func:`declared_cost` bounds it beforehand.
+
+**Minibatches.** Their most negative eigenvector is mostly noise: pass other batches, three at least, as ``check``.
+
+Reference: Alain, Le Roux & Manzagol 2019, arXiv:1902.02366 (a step along negative curvature, its length searched).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from optland import vectors
+from optland.curvature import hessian
+from optland.curvature.operators.hessian import declared_product_cost
+from optland.curvature.points import two_batch
+from optland.objective import FORWARD_GE, Objective
+from optland.optim.saddle.evaluations import Evaluations
+from optland.optim.saddle.krylov import explore
+from optland.optim.saddle.verdict import Event, judge
+from optland.optim.saddle.way_off import first_length, outcome, way_off
+from optland.vectors import Vector
+
+__all__ = ["declared_cost", "leave_saddle"]
+
+MOST = 16
+"""Lengths tried along a direction, either way; doubling, they span a factor of 30 thousand."""
+
+
+class _OnObjective(Evaluations):
+    """The loss of an objective at any point, by forward passes, without a closure."""
+
+    def __init__(self, objective: Objective) -> None:
+        super().__init__(lambda: None, objective.params)
+        self.objective = objective
+
+    def value(self, point: Vector) -> float:
+        """Loss at ``point``."""
+        return self.objective.value(point)
+
+
+def leave_saddle(
+    objective: Objective,
+    *,
+    check: Objective | None = None,
+    products: int = 20,
+    radius: float | None = None,
+    seed: int = 0,
+    step: int = 0,
+    reason: str = "asked for",
+) -> Event:
+    """Look at the point that the parameters are at, and move them off it if it is a saddle.
+
+    Args:
+        objective: What is minimised; its parameters are moved.
+        check: Independent batches that have to certify the curvature as negative and confirm the fall of the loss.
+        products: Hessian products of the look; 20. In d dimensions d of them see everything.
+        radius: First length tried; None takes 1 % of the weights' norm, at least 1e-3.
+        seed: Of the random part of the search.
+        step: Of training, for the event.
+        reason: Why one looks, for the event.
+
+    Returns:
+        What was found and done; ``calls`` are gradient evaluations of all samples of ``objective``, rounded up.
+
+    Raises:
+        ValueError: Fewer than 2 products, or a radius that is not positive.
+
+    Example:
+        >>> from optland.problems import saddle
+        >>> event = leave_saddle(saddle())
+        >>> event.kind, event.verdict, event.loss_after < event.loss
+        ('escape', 'strict saddle', True)
+    """
+    require(products, radius)
+    generator = torch.Generator().manual_seed(seed)
+    cost = sum(o.cost_ge for o in (objective, check) if o is not None)
+    seen, dim = _OnObjective(objective), vectors.numel(objective.params)
+    loss, g = objective.value_and_gradient()
+    with hessian(objective) as H:
+        space = explore(H.matvec, g, budget=min(products, dim), generator=generator, until_negative=True)
+    verdict = judge(space, dim, rounding=1e-6)
+    start = first_length(objective.params, radius)
+    move = way_off(seen, space, verdict, loss, g, start=start, check=check, generator=generator, most=MOST)
+    if move is not None:
+        seen.move(move.point)
+    kind, why = outcome(verdict, move)
+    spent = sum(o.cost_ge for o in (objective, check) if o is not None) - cost
+    after, length = (loss, 0.0) if move is None else (move.loss, move.length)
+    calls = math.ceil(spent / objective.num_samples)
+    return Event(step, kind, verdict, space.lowest, loss, after, length, calls, f"{reason}; {why}")
+
+
+def require(products: int, radius: float | None) -> None:
+    """Refuse what no look can be made with.
+
+    Raises:
+        ValueError: Fewer than 2 products, or a radius that is not positive.
+    """
+    if products < 2:
+        raise ValueError(f"products {products}: curvature in more than one direction needs at least 2")
+    if radius is not None and not radius > 0:
+        raise ValueError(f"radius {radius} must be above 0, or None for 1 % of the weights' norm")
+
+
+def declared_cost(objective: Objective, check: Objective | None = None, *, products: int = 20) -> float:
+    """What a look that ends in an escape can cost, in gradient evaluations.
+
+    A degenerate point may take more: ten kicks are tried, each a few forward passes.
+    """
+    n = objective.num_samples
+    look = declared_product_cost(objective, products) + n + 2 * FORWARD_GE * MOST * n
+    if check is None:
+        return look
+    return look + two_batch.declared_cost(check, distance=1.0) + 2 * FORWARD_GE * check.num_samples

@@ -1,0 +1,95 @@
+"""The way off a point whose verdict is known: along negative curvature, by a kick, or none.
+
+Shared by the wrapper, which asks at every sign of a standstill, and by single looks.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from optland import vectors
+from optland.curvature import certify
+from optland.objective import Objective
+from optland.optim.saddle.evaluations import Evaluations, is_lower
+from optland.optim.saddle.krylov import Krylov
+from optland.optim.saddle.moves import Move, forward_search, kick_search
+from optland.optim.saddle.verdict import Verdict
+from optland.vectors import Vector
+
+__all__ = ["first_length", "outcome", "way_off"]
+
+CHECKED = 1e-6
+"""Relative fall of the loss that independent data have to confirm."""
+
+VISIBLE = 8.0
+"""First step along a direction of negative curvature, in multiples of rounding that the loss falls by."""
+
+
+def way_off(
+    seen: Evaluations,
+    space: Krylov,
+    verdict: Verdict,
+    loss: float,
+    g: Vector,
+    *,
+    start: float,
+    check: Objective | None,
+    generator: torch.Generator,
+    most: int = 40,
+) -> Move | None:
+    """The move away from a point, if its verdict calls for one and the loss agrees.
+
+    Args:
+        seen: The loss, where the point was looked at.
+        space: The curvature there.
+        verdict: What the curvature says of the point.
+        loss: At the point.
+        g: The gradient there; the direction that does not climb it is tried first.
+        start: First length tried.
+        check: Independent batches that have to certify the curvature, over a quarter of the move's length where the
+            loss is still near its quadratic, and confirm the fall; None trusts ``seen``.
+        generator: Of kicks.
+        most: Lengths tried along a direction, either way.
+    """
+    if verdict == "strict saddle":
+        v = space.lowest_vector
+        if float(vectors.dot(v, g)) > 0:
+            v = vectors.scaled(-1.0, v)
+        # A quadratic falls by |curvature| t^2 / 2, which has to be more than the loss's rounding.
+        visible = math.sqrt(VISIBLE * seen.rounding * abs(loss) / -space.lowest)
+        move = forward_search(seen, v, loss, start=max(start, visible), most=most)
+        if move is None or check is None:
+            return move
+        if certify(v, check, distance=move.length / 4).verdict != "certified":
+            return None
+        return _confirmed(move, check)
+    if verdict == "degenerate":
+        return _confirmed(kick_search(seen, loss, radius=start, generator=generator, most=most), check)
+    return None
+
+
+def _confirmed(move: Move | None, check: Objective | None) -> Move | None:
+    """The move, if the loss of the independent data falls too."""
+    if move is None or check is None:
+        return move
+    return move if is_lower(check.value(move.point), check.value(), CHECKED) else None
+
+
+def first_length(weights: Vector, radius: float | None = None) -> float:
+    """``radius``, or 1 % of the weights' norm and at least 1e-3."""
+    if radius is not None:
+        return radius
+    size = float(vectors.norm([p.detach() for p in weights]))
+    return max(0.01 * size, 1e-3) if math.isfinite(size) else 1e-3
+
+
+def outcome(verdict: Verdict, move: Move | None) -> tuple[str, str]:
+    """Kind of the event, and why in words."""
+    if move is not None:
+        kind = "escape" if verdict == "strict saddle" else "kick"
+        return kind, f"{verdict}: moved by {move.length:.3g}"
+    if verdict in ("strict saddle", "degenerate"):
+        return "rejected", f"{verdict}, but no move lowered the loss where it was checked"
+    return "probe", f"{verdict}: the base optimizer goes on"
