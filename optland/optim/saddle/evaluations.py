@@ -21,9 +21,10 @@ from torch import Tensor, nn
 
 from optland import vectors
 from optland.context import load_rng_state, preserve_buffers, rng_state
+from optland.objective import Objective
 from optland.vectors import Vector
 
-__all__ = ["Evaluations"]
+__all__ = ["Evaluations", "OnObjective"]
 
 
 class Evaluations:
@@ -119,6 +120,22 @@ class Evaluations:
     def rounding(self) -> float:
         """Relative rounding of a loss."""
         return 8.0 * max(torch.finfo(p.dtype).eps for p in self.params)
+
+
+class OnObjective(Evaluations):
+    """The loss of an objective at any point, by forward passes and without a closure; its cost is the objective's."""
+
+    def __init__(self, objective: Objective) -> None:
+        super().__init__(lambda: None, objective.params)
+        self.objective = objective
+
+    def at(self, point: Vector) -> tuple[float, list[Tensor]]:
+        """Loss and gradient at ``point``."""
+        return self.objective.value_and_gradient(list(point))
+
+    def value(self, point: Vector) -> float:
+        """Loss at ``point``."""
+        return self.objective.value(list(point))
 
 
 def is_lower(new: float, old: float, rounding: float) -> bool:

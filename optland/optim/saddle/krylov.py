@@ -25,6 +25,10 @@ __all__ = ["Krylov", "explore"]
 BREAKDOWN = 1e-8
 """A new vector this much shorter than the product that it came from adds nothing."""
 
+MATURE = 5
+"""Random products before a negative direction that the gradient led to may end the search. On minibatches the gradient
+is noise, its own space holds some slightly negative curvature, and what is really negative may lie outside it."""
+
 
 @dataclass
 class Krylov:
@@ -126,12 +130,19 @@ def explore(
         fresh = _next(images[-1], basis)
         if until_negative and at_random and len(basis) > 1:
             found = _solve(basis, images, g, random_products, dim)
-            if found.residual < tol * found.size and found.lowest + found.residual < 0:
+            surely = found.residual < tol * found.size and found.lowest + found.residual < 0
+            if surely and (random_products >= MATURE or _from_random_part(found)):
                 break
     found = _solve(basis, images, g, random_products, dim)
     if doubt is not None:
         found.error = doubt(found.lowest_vector, found.lowest)
     return found
+
+
+def _from_random_part(found: Krylov) -> bool:
+    """Whether the lowest direction came out of the random part, and not out of what the gradient alone leads to."""
+    at_random = found.mixes[len(found.basis) - found.random_products :, 0]
+    return float(at_random.square().sum()) > 0.5
 
 
 def _next(image: Vector, basis: list[list[Tensor]]) -> list[Tensor] | None:

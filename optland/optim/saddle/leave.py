@@ -23,28 +23,15 @@ from optland.curvature import hessian
 from optland.curvature.operators.hessian import declared_product_cost
 from optland.curvature.points import two_batch
 from optland.objective import FORWARD_GE, Objective
-from optland.optim.saddle.evaluations import Evaluations
+from optland.optim.saddle.evaluations import OnObjective
 from optland.optim.saddle.krylov import explore
 from optland.optim.saddle.verdict import Event, judge
 from optland.optim.saddle.way_off import first_length, outcome, way_off
-from optland.vectors import Vector
 
 __all__ = ["declared_cost", "leave_saddle"]
 
 MOST = 16
 """Lengths tried along a direction, either way; doubling, they span a factor of 30 thousand."""
-
-
-class _OnObjective(Evaluations):
-    """The loss of an objective at any point, by forward passes, without a closure."""
-
-    def __init__(self, objective: Objective) -> None:
-        super().__init__(lambda: None, objective.params)
-        self.objective = objective
-
-    def value(self, point: Vector) -> float:
-        """Loss at ``point``."""
-        return self.objective.value(point)
 
 
 def leave_saddle(
@@ -83,7 +70,7 @@ def leave_saddle(
     require(products, radius)
     generator = torch.Generator().manual_seed(seed)
     cost = sum(o.cost_ge for o in (objective, check) if o is not None)
-    seen, dim = _OnObjective(objective), vectors.numel(objective.params)
+    seen, dim = OnObjective(objective), vectors.numel(objective.params)
     loss, g = objective.value_and_gradient()
     with hessian(objective) as H:
         space = explore(H.matvec, g, budget=min(products, dim), generator=generator, until_negative=True)

@@ -10,8 +10,8 @@ cannot be told from zero is degenerate and left by a random kick where the loss 
 alone. Where the budget was too small to tell, the verdict is ``unknown``.
 
 **Minibatches.** The most negative eigenvector of a minibatch is mostly noise. Give ``probe``, an objective over several
-batches, to look at, and ``check``, one over other data: an escape then needs the two-batch certificate (negative
-curvature along v on the independent batches, at 99 %) and a lower loss there.
+batches, to look at and to search the length on, and ``check``, one over other data: an escape then needs the two-batch
+certificate (negative curvature along v on the independent batches, at 99 %) and a lower loss there.
 
 **Cost.** Two closure calls a product (a central difference of gradients), or one Hessian product with ``probe``;
 looks are rationed to 2 % of the training's calls; where training is steady, 100 more and all that led off a point.
@@ -32,7 +32,7 @@ from optland import vectors
 from optland.curvature import hessian
 from optland.objective import Objective
 from optland.optim.delegate import Closure
-from optland.optim.saddle.evaluations import Evaluations
+from optland.optim.saddle.evaluations import Evaluations, OnObjective
 from optland.optim.saddle.krylov import Krylov, explore
 from optland.optim.saddle.leave import require
 from optland.optim.saddle.trigger import Trigger
@@ -102,7 +102,11 @@ class NegativeCurvature(SaddleWrapper):
         products = min(self.products, dim)
         if not self.trigger.affords(self._expected(products)):
             return
-        seen, before = Evaluations(closure, self._weights, self.model), self._aside()
+        before = self._aside()
+        # With ``probe`` the closure's one batch has no say: along a direction its slope is mostly noise.
+        seen = (
+            Evaluations(closure, self._weights, self.model) if self.probe is None else OnObjective(self.probe)
+        )
         here = [p.detach().clone() for p in seen.params]
         loss, g = seen.at(here)
         if not (math.isfinite(loss) and math.isfinite(float(vectors.norm(g)))):
@@ -148,7 +152,7 @@ class NegativeCurvature(SaddleWrapper):
         with hessian(self.probe) as H:
             return explore(
                 H.matvec,
-                self.probe.gradient(),
+                g,
                 budget=products,
                 generator=self.generator,
                 until_negative=True,
