@@ -20,7 +20,7 @@ from optland.optim.saddle import (
     SaddleFreeNewton,
     TrustRegionNewton,
 )
-from optland.optim.saddle.solvers import KrylovSolver
+from optland.optim.saddle.krylov_solver import KrylovSolver
 from optland.optim.saddle.wrapper import SaddleWrapper
 from optland.optim.two_pass import EngineOptions, TwoPass
 

@@ -23,7 +23,8 @@ al. 2018, arXiv:1711.01944 and Allen-Zhu & Li 2018, arXiv:1711.06673 (products f
 from __future__ import annotations
 
 import math
-from typing import Any
+from functools import partial
+from typing import Any, Literal
 
 from torch import nn
 from torch.optim import Optimizer
@@ -35,6 +36,7 @@ from optland.optim.delegate import Closure
 from optland.optim.saddle.evaluations import Evaluations, OnObjective
 from optland.optim.saddle.krylov import Krylov, explore
 from optland.optim.saddle.leave import require
+from optland.optim.saddle.neon import neon
 from optland.optim.saddle.trigger import Trigger
 from optland.optim.saddle.verdict import Event, judge
 from optland.optim.saddle.way_off import first_length, outcome, way_off
@@ -55,11 +57,14 @@ class NegativeCurvature(SaddleWrapper):
         probe: Objective over batches to look at instead of the closure's own.
         check: Objective over independent batches that has to agree; with ``probe``. What both cost counts as closure
             calls, one for each of their batches, which should be of the training's size.
+        search: ``lanczos``, or ``neon``, the power method by gradients alone, for comparison
+            (:mod:`~optland.optim.saddle.neon`); its steps are ``2 * products``, of one call each.
         seed: Of the random parts.
 
     Raises:
         TypeError: ``base`` is not an optimizer instance.
-        ValueError: Fewer than 2 products, a radius that is not positive, or ``check`` without ``probe``.
+        ValueError: Fewer than 2 products, a radius that is not positive, an unknown search, ``check`` without
+            ``probe``, or ``probe`` with ``neon``.
 
     Example:
         >>> import torch
@@ -86,8 +91,13 @@ class NegativeCurvature(SaddleWrapper):
         radius: float | None = None,
         probe: Objective | None = None,
         check: Objective | None = None,
+        search: Literal["lanczos", "neon"] = "lanczos",
         seed: int = 0,
     ) -> None:
+        if search not in ("lanczos", "neon"):
+            raise ValueError(f"search={search!r} is not known; use 'lanczos' or 'neon'")
+        if search == "neon" and probe is not None:
+            raise ValueError("search='neon' takes differences of the closure's gradients; leave probe out")
         require(products, radius)
         if check is not None and probe is None:
             raise ValueError("check has to agree with a look at other data; give probe as well")
@@ -96,6 +106,7 @@ class NegativeCurvature(SaddleWrapper):
         self.radius = radius
         self.probe = probe
         self.check = check
+        self.search = search
 
     def _act(self, closure: Closure, reason: str) -> None:
         dim = vectors.numel(self._weights)
@@ -140,6 +151,9 @@ class NegativeCurvature(SaddleWrapper):
         )
 
     def _explore(self, seen: Evaluations, g: list[Any], products: int) -> Krylov:
+        if self.search == "neon":
+            product = partial(seen.forward_product, g=g)
+            return neon(product, g, steps=2 * products, generator=self.generator)
         if self.probe is None:
             return explore(
                 seen.product,

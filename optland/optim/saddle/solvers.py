@@ -29,166 +29,17 @@ import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch import Tensor
 
-from optland import vectors
+from optland.curvature import hessian
+from optland.objective import Objective
 from optland.optim.saddle.evaluations import Evaluations, is_lower
 from optland.optim.saddle.krylov import Krylov, explore
+from optland.optim.saddle.krylov_solver import KrylovSolver
 from optland.optim.saddle.models import cubic_step, model_change, saddle_free_step, trust_region_step
-from optland.optim.saddle.moves import Move, forward_search, kick_search
-from optland.optim.saddle.verdict import Event, Verdict, judge
+from optland.optim.saddle.moves import forward_search
 
 __all__ = ["CubicNewton", "SaddleFreeNewton", "TrustRegionNewton"]
-
-
-class KrylovSolver(Optimizer):
-    """What the three solvers share.
-
-    Args:
-        params: Parameters, or groups of them; a group may have an ``lr`` that scales its part of the step.
-        lr: Share of the model's step that is taken; 1.
-        products: Hessian products a step; 20.
-        tol: The gradient counts as zero below this share of the largest met so far, or 1e-10; 1e-6.
-        radius: First length tried on the way off a critical point.
-        model: The module, where buffers change in a forward pass.
-        seed: Of the random part of the space.
-    """
-
-    def __init__(
-        self,
-        params: Iterable[Any],
-        *,
-        lr: float = 1.0,
-        products: int = 20,
-        tol: float = 1e-6,
-        radius: float = 1e-2,
-        model: nn.Module | None = None,
-        seed: int = 0,
-    ) -> None:
-        if not 0 < lr <= 1:
-            raise ValueError(f"lr {lr} is a share of the model's step; use a number in (0, 1], such as 1.0")
-        if products < 2:
-            raise ValueError(f"products {products}: curvature in more than one direction needs at least 2")
-        if not tol > 0 or not radius > 0:
-            raise ValueError(f"tol {tol} and radius {radius} must be above 0")
-        super().__init__(params, {"lr": lr})
-        self.products, self.tol, self.radius, self.model = products, tol, radius, model
-        self.generator = torch.Generator().manual_seed(seed)
-        self.verdict: Verdict = "unknown"
-        self.events: list[Event] = []
-        self.closure_calls = 0
-        self.largest = 0.0
-        self._step = 0
-
-    @property
-    def last_evaluations(self) -> int:
-        """Closure calls of the last step."""
-        return self._last_calls
-
-    _last_calls = 0
-
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One step; returns the loss before it.
-
-        Raises:
-            TypeError: No closure.
-        """
-        if closure is None:
-            raise TypeError(
-                f"{type(self).__name__}.step() needs a closure that zeroes, runs backward and returns the loss"
-            )
-        self._step += 1
-        params = [p for group in self.param_groups for p in group["params"] if p.requires_grad]
-        seen = Evaluations(closure, params, self.model)
-        loss, g = seen.here()
-        if not (math.isfinite(loss) and all(bool(torch.isfinite(t).all()) for t in g)):
-            self._end(seen)
-            return torch.tensor(loss)  # nothing can be told here; the weights stay
-        norm = float(vectors.norm(g))
-        self.largest = max(self.largest, norm)
-        dim = vectors.numel(params)
-        space = explore(seen.product, g, budget=self.products, generator=self.generator, doubt=seen.doubt)
-        critical = norm <= max(self.tol * self.largest, 1e-10)
-        self.verdict = "not critical"
-        # Where no step of the model lowers the loss beyond rounding, the gradient is zero for all that can be told.
-        if critical or not self._descend(seen, space, loss):
-            self._at_critical_point(seen, space, dim, loss)
-        self._end(seen)
-        return torch.tensor(loss)
-
-    def _end(self, seen: Evaluations) -> None:
-        self._last_calls = seen.calls
-        self.closure_calls += seen.calls
-
-    def _at_critical_point(self, seen: Evaluations, space: Krylov, dim: int, loss: float) -> None:
-        verdict = judge(space, dim, rounding=1e-6)
-        move: Move | None = None
-        if verdict == "strict saddle":
-            move = forward_search(seen, space.lowest_vector, loss, start=self.radius)
-        elif verdict == "degenerate":
-            move = kick_search(seen, loss, radius=self.radius, generator=self.generator)
-        kind = "probe" if move is None else "escape" if verdict == "strict saddle" else "kick"
-        after, length = (loss, 0.0) if move is None else (move.loss, move.length)
-        if move is not None:
-            seen.move(move.point)
-            self.largest = 0.0
-        why = f"the gradient counts as zero: {verdict}"
-        self.verdict = verdict
-        self.events.append(
-            Event(self._step, kind, verdict, space.lowest, loss, after, length, seen.calls, why)
-        )
-
-    def _descend(self, seen: Evaluations, space: Krylov, loss: float) -> bool:
-        """Move to a lower loss; False where no step of the model gives one."""
-        raise NotImplementedError
-
-    def _try(self, seen: Evaluations, space: Krylov, s: Tensor) -> tuple[list[Tensor], float]:
-        """The point of a step in the space, and its loss; groups take their share of it."""
-        step = space.vector(s)
-        shares = [
-            float(group["lr"]) for group in self.param_groups for p in group["params"] if p.requires_grad
-        ]
-        point = [
-            p.detach() + share * d.to(p.dtype) for p, d, share in zip(seen.params, step, shares, strict=True)
-        ]
-        return point, seen.value(point)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Groups, and under ``solver`` what was learnt."""
-        state = super().state_dict()
-        state["solver"] = {
-            "generator": self.generator.get_state(), "verdict": self.verdict, "largest": self.largest,
-            "events": [e.to_dict() for e in self.events], "calls": self.closure_calls, "step": self._step,
-            "scale": self._scale,
-        }  # fmt: skip
-        return state
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load what :meth:`state_dict` returned."""
-        own = state_dict["solver"]
-        super().load_state_dict({k: v for k, v in state_dict.items() if k != "solver"})
-        self.generator.set_state(own["generator"])
-        self.verdict, self.largest, self._scale = own["verdict"], own["largest"], own["scale"]
-        self.closure_calls, self._step = own["calls"], own["step"]
-        self.events = [Event(**e) for e in own["events"]]
-
-    _scale: float = 1.0
-    """Damping, sigma or radius."""
-
-    def __getstate__(self) -> dict[str, Any]:
-        state = dict(super().__getstate__())
-        own = {k: v for k, v in self.__dict__.items() if k not in state and not k.startswith("_optimizer_")}
-        own.pop("step", None)
-        return {**own, **state, "generator": self.generator.get_state()}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        given = state.pop("generator", None)
-        super().__setstate__(state)
-        if isinstance(given, Tensor):
-            self.generator = torch.Generator()
-            self.generator.set_state(given)
 
 
 class SaddleFreeNewton(KrylovSolver):
@@ -197,6 +48,7 @@ class SaddleFreeNewton(KrylovSolver):
     Along negative curvature the step goes on while the loss falls.
 
     Example:
+        >>> import torch
         >>> w = torch.nn.Parameter(torch.tensor([1.0, 1e-6], dtype=torch.float64))   # near the ridge of a saddle
         >>> optimizer = SaddleFreeNewton([w])
         >>> def closure():
@@ -290,7 +142,13 @@ class CubicNewton(_RatioSolver):
     At zero gradient and curvature -a the step has length a / sigma, and with sigma = M / 2 the model falls by
     (2/3) a^3 / M^2.
 
+    With ``curvature`` it is the stochastic form: the gradient is that of the closure's minibatch, products are those of
+    another one, sigma stays as it is (half the Lipschitz constant of the Hessian, M / 2), and the model's step is taken
+    without a comparison of losses, which two minibatches do not allow. A minibatch cannot tell what a point is, so its
+    verdict stays ``unknown``.
+
     Example:
+        >>> import torch
         >>> w = torch.nn.Parameter(torch.tensor([1.0, 0.0], dtype=torch.float64))   # the stable ridge of a saddle
         >>> optimizer = CubicNewton([w])
         >>> def closure():
@@ -304,8 +162,21 @@ class CubicNewton(_RatioSolver):
         -0.25
     """
 
-    def __init__(self, params: Iterable[Any], *, sigma: float = 1.0, **options: Any) -> None:
-        """As :class:`KrylovSolver`; ``sigma`` is the first regularisation.
+    def __init__(
+        self,
+        params: Iterable[Any],
+        *,
+        sigma: float = 1.0,
+        curvature: Callable[[], Objective] | None = None,
+        **options: Any,
+    ) -> None:
+        """As :class:`KrylovSolver`.
+
+        Args:
+            params: Parameters or groups.
+            sigma: The first regularisation, in the stochastic form the only one.
+            curvature: Gives an objective over a minibatch of its own, anew in each step; None is the full-batch form.
+            **options: Of :class:`KrylovSolver`.
 
         Raises:
             ValueError: A sigma that is not positive.
@@ -314,6 +185,30 @@ class CubicNewton(_RatioSolver):
             raise ValueError(f"sigma {sigma} must be above 0")
         super().__init__(params, **options)
         self._scale = sigma
+        self.curvature = curvature
+
+    @property
+    def _judges(self) -> bool:
+        return self.curvature is None
+
+    def _explore(self, seen: Evaluations, g: list[Tensor]) -> Krylov:
+        if self.curvature is None:
+            return super()._explore(seen, g)
+        objective = self.curvature()
+        if [id(p) for p in objective.params] != [id(p) for p in seen.params]:
+            raise ValueError(
+                f"curvature() is over {len(objective.params)} parameters and the step over {len(seen.params)}, or in "
+                "another order; give an objective of the very parameters that the optimizer holds and the loss uses"
+            )
+        with hessian(objective) as H:
+            return explore(H.matvec, g, budget=self.products, generator=self.generator)
+
+    def _descend(self, seen: Evaluations, space: Krylov, loss: float) -> bool:
+        if self.curvature is None:
+            return super()._descend(seen, space, loss)
+        self.verdict = "unknown"
+        seen.move(self._point(seen, space, self._step_of(space)))
+        return True
 
     def _step_of(self, space: Krylov) -> Tensor:
         return cubic_step(space.values, space.gradient, self._scale)
@@ -332,6 +227,7 @@ class TrustRegionNewton(_RatioSolver):
     """The model's minimiser in a ball, by Lanczos (GLTR), hard case included.
 
     Example:
+        >>> import torch
         >>> w = torch.nn.Parameter(torch.tensor([1.0, 0.0], dtype=torch.float64))
         >>> optimizer = TrustRegionNewton([w])
         >>> def closure():

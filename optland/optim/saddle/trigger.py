@@ -8,6 +8,7 @@ still      the weights moved by less than 1 % of their norm over ``patience`` st
 plateau    the loss shows no significant fall over ``patience`` steps: the t statistic of a straight line
            through them is above -2
 every      ``every`` steps have gone by
+ncr        -lambda_min / lambda_max, which somebody else measures and ``ncr()`` tells, is above ``saddle``
 =========  =============================================================================================
 
 A look costs tens of closure calls, so looks are rationed: after one that changed nothing the next has to wait twice as
@@ -27,7 +28,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -38,7 +39,7 @@ from optland.control.statistics import slope_t
 
 __all__ = ["SIGNS", "Trigger"]
 
-SIGNS = ("gradient", "still", "plateau", "every")
+SIGNS = ("gradient", "still", "plateau", "every", "ncr")
 STILL = 0.01
 SMOOTH, SMOOTH_STEPS = 0.3, 10
 
@@ -51,11 +52,15 @@ class Trigger:
         small: Of ``gradient``; 0.05.
         patience: Steps of ``still`` and ``plateau``; 20.
         every: Of ``every``.
+        ncr: Of ``ncr``: gives the latest negative-curvature ratio, None where there is none.
+        saddle: Of ``ncr``; 0.3: nets measured 0.86 at the initial plateau and below 0.1 later.
         share: Closure calls of all booked looks, as a share of those of training; 0.02.
         allowance: Calls that need no saving up, where training is steady or ``every`` asks for them; 100.
 
     Raises:
         ValueError: An unknown sign, or a value outside its range.
+
+    References: Alain et al. 2019, arXiv:1902.02366 (the ratio).
     """
 
     def __init__(
@@ -65,6 +70,8 @@ class Trigger:
         small: float = 0.05,
         patience: int = 20,
         every: int | None = None,
+        ncr: Callable[[], float | None] | None = None,
+        saddle: float = 0.3,
         share: float = 0.02,
         allowance: int = 100,
     ) -> None:
@@ -79,9 +86,15 @@ class Trigger:
             raise ValueError(
                 f"every={every}: give the trigger 'every' together with a number of steps of at least 1"
             )
+        if ("ncr" in signs) != (ncr is not None) or not saddle > 0:
+            raise ValueError(
+                f"ncr={ncr}, saddle={saddle}: give the trigger 'ncr' together with a function that tells the ratio, "
+                "and a ratio above 0"
+            )
         if share < 0 or allowance < 0:
             raise ValueError(f"share {share} and allowance {allowance} must be at least 0")
         self.signs, self.small, self.patience, self.every = tuple(signs), small, patience, every
+        self.ncr, self.saddle = ncr, saddle
         self.share, self.allowance = share, allowance
         self.step = 0
         self.largest = 0.0
@@ -140,6 +153,9 @@ class Trigger:
             return f"the gradient norm {norm:.3g} is at most {self.small:g} of the largest, {largest:.3g}"
         if "every" in self.signs and self.every is not None and self.step % self.every == 0:
             return f"{self.every} steps have gone by"
+        ratio = None if self.ncr is None else self.ncr()
+        if ratio is not None and ratio > self.saddle:
+            return f"the negative curvature is {ratio:.2f} of the largest, more than {self.saddle:g}"
         if "still" in self.signs and self._is_still(params):
             return f"the weights moved by less than {STILL:.0%} of their norm in {self.patience} steps"
         if "plateau" in self.signs and len(self._losses) >= self.patience:
