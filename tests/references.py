@@ -296,16 +296,18 @@ def stable_sam(gradient: Gradient, rho: float) -> Rule:
     return rule
 
 
-def looksam(gradient: Gradient, rho: float, k: int, alpha: float) -> Rule:
-    """Each k-th step h, keeping g_v = h - proj_g h; else g + alpha (||g|| / ||g_v||) g_v."""
+def looksam(gradient: Gradient, rho: float, k: int, alpha: float, *, bounded: bool = False) -> Rule:
+    """Each k-th step h, keeping g_v = h - proj_g h; else g + alpha (||g|| / ||g_v||) g_v, alpha at most as seen."""
 
     def rule(w, base):
         if base.t % k == 0:
             g, h = both(gradient, w, rho)
             base.own["g_v"] = plus(h, -inner(h, g) / inner(g, g), g)
+            base.own["seen"] = total_norm(base.own["g_v"]) / total_norm(g)
             return h, None
         g = gradient(w)
-        return plus(g, 1.0, over(base.own["g_v"], alpha * total_norm(g))), None
+        length = min(alpha, base.own["seen"]) if bounded else alpha
+        return plus(g, 1.0, over(base.own["g_v"], length * total_norm(g))), None
 
     return rule
 
@@ -382,7 +384,9 @@ def vasso_parts(gradients: list[Gradient], shares: list[float], rho: float, thet
     return rule
 
 
-def looksam_parts(gradients: list[Gradient], shares: list[float], rho: float, k: int, alpha: float) -> Rule:
+def looksam_parts(
+    gradients: list[Gradient], shares: list[float], rho: float, k: int, alpha: float, *, bounded: bool = False
+) -> Rule:
     """g_v is the mean of the parts of h_i across g_i; in between each g_i is turned along it."""
 
     def rule(w, base):
@@ -391,8 +395,11 @@ def looksam_parts(gradients: list[Gradient], shares: list[float], rho: float, k:
             h = [gradient(plus(w, 1.0, over(gi, rho))) for gradient, gi in zip(gradients, g, strict=True)]
             rest = [plus(hi, -inner(hi, gi) / inner(gi, gi), gi) for hi, gi in zip(h, g, strict=True)]
             base.own["g_v"] = _mean(rest, shares)
+            lengths = sum(s * total_norm(gi) for s, gi in zip(shares, g, strict=True))
+            base.own["seen"] = total_norm(base.own["g_v"]) / lengths
             return _mean(h, shares), None
-        turned = [plus(gi, 1.0, over(base.own["g_v"], alpha * total_norm(gi))) for gi in g]
+        length = min(alpha, base.own["seen"]) if bounded else alpha
+        turned = [plus(gi, 1.0, over(base.own["g_v"], length * total_norm(gi))) for gi in g]
         return _mean(turned, shares), None
 
     return rule
@@ -408,7 +415,16 @@ CASES: dict[str, tuple[str, dict[str, Any], Callable[[Gradient], Rule]]] = {
     "usam": ("usam", {"rho": 0.3}, lambda f: usam(f, 0.3, 0.0)),
     "usam, between": ("usam", {"rho": 0.3, "normalised": 0.3}, lambda f: usam(f, 0.3, 0.3)),
     "msam": ("msam", {"rho": 0.3}, lambda f: msam(f, 0.3)),
-    "looksam": ("looksam", {"rho": 0.2, "k": 3, "alpha": 0.7}, lambda f: looksam(f, 0.2, 3, 0.7)),
+    "looksam": (
+        "looksam",
+        {"rho": 0.2, "k": 3, "alpha": 0.7, "bounded": False},
+        lambda f: looksam(f, 0.2, 3, 0.7),
+    ),
+    "looksam, bounded": (
+        "looksam",
+        {"rho": 0.05, "k": 3, "alpha": 0.7},
+        lambda f: looksam(f, 0.05, 3, 0.7, bounded=True),
+    ),
     "gsam": ("gsam", {"rho": 0.2, "alpha": 0.4}, lambda f: gsam(f, 0.2, 0.4)),
     "gsam at w": (
         "gsam",
@@ -446,10 +462,11 @@ PARTS: dict[str, Callable[[list[Gradient], list[float]], Rule]] = {
     "fsam": lambda f, shares: fsam_parts(f, shares, 0.2, 0.7, 0.6),
     "vasso": lambda f, shares: vasso_parts(f, shares, 0.2, 0.4),
     "looksam": lambda f, shares: looksam_parts(f, shares, 0.2, 3, 0.7),
+    "looksam, bounded": lambda f, shares: looksam_parts(f, shares, 0.05, 3, 0.7, bounded=True),
     **{
         name: each_part(rule)
         for name, (_, _, rule) in CASES.items()
-        if name not in ("fsam", "vasso", "looksam", "sparse_sam")
+        if not name.startswith(("fsam", "vasso", "looksam", "sparse_sam"))
     },
 }
 """Name of a case -> its rule given the gradients of micro-batches and their shares.

@@ -5,14 +5,18 @@ r"""LookSAM: look for the worst point every k-th step, and reuse what was seen t
         g_v = h - \frac{\langle h, g \rangle}{\|g\|^2} g, \qquad w \leftarrow \text{base}(w, h) \\
     \text{else:} \quad & w \leftarrow \text{base}\big(w, \; g + \alpha \tfrac{\|g\|}{\|g_v\|} g_v\big)
 
-The part of h across g changes slowly, so it may be k steps old; the part along g is that of the present batch.
+The part of h across g changes slowly, so it may be k steps old; the part along g is that of the present batch. alpha is
+bounded by what was seen: in no step is the gradient turned further than the last look turned it.
 
 **Cost.** 1 + 1/k gradient evaluations a sample and step, by construction; one copy of the weights in the state.
 
 **When.** Large batches and vision transformers, where the authors use it with k = 5 to 10. **When not.** Small noisy
 batches, whose g_v is noise by the next step.
 
-**Defaults.** ``rho=0.05`` as SAM; ``k=5`` and ``alpha=0.7``, the paper's.
+**Defaults.** ``rho=0.05`` as SAM; ``k=5`` and ``alpha=0.7``, the paper's, and ``bounded=True``, which is not: with a
+fixed 0.7 the gradient is turned by 35 degrees however little SAM would turn it, and a convolutional net without
+normalisation on MNIST-1D ends at 24 % in the place of 95 %. Where |g_v| / |g| is above 0.7, as in the authors' large
+batches, both are the same.
 
 **Caveats.** Under DDP the gradient of pass one has to be synchronised in the k-th steps, since g_v stays. Norms and
 projection are over all parameters, as in the paper; by tensor they would be another method.
@@ -23,7 +27,7 @@ arXiv:2203.02714.
 
 from __future__ import annotations
 
-from typing import Unpack
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor
@@ -37,6 +41,7 @@ from optland.optim.two_pass import EngineOptions, TwoPass
 __all__ = ["LookSAM"]
 
 _DIRECTION = "look_direction"
+_SEEN = "look_seen"
 
 
 class LookSAM(TwoPass):
@@ -47,6 +52,7 @@ class LookSAM(TwoPass):
         rho: Radius ||eps|| of the steps that look.
         k: Steps from one look to the next; 1 is SAM.
         alpha: Length of the reused part, relative to the gradient.
+        bounded: That length is at most what it was in the last look. False is the paper's rule.
         **engine: Options of :class:`~optland.optim.two_pass.TwoPass`; a ``gate`` may leave out looks.
 
     Raises:
@@ -79,12 +85,16 @@ class LookSAM(TwoPass):
         rho: float = 0.05,
         k: int = 5,
         alpha: float = 0.7,
+        *,
+        bounded: bool = True,
         **engine: Unpack[EngineOptions],
     ) -> None:
         if k < 1:
             raise ValueError(f"k={k} is not possible; use 1 for SAM, or more")
-        super().__init__(base, {"rho": rho, "alpha": alpha}, counts=True, **engine)
-        self.k = k
+        seen = {_SEEN: 0.0} if bounded else {}
+        super().__init__(base, {"rho": rho, "alpha": alpha, **seen}, counts=True, **engine)
+        self.k, self.bounded = k, bounded
+        self._lengths: list[Tensor] = []  # of g, in this step's looks
 
     def due(self) -> bool:
         """True in steps 0, k, 2k, ... where the gate agrees."""
@@ -93,10 +103,28 @@ class LookSAM(TwoPass):
     def combine(self, at: Gradients) -> list[Tensor]:
         """h; what of it lies across g is kept, of all micro-batches together."""
         self.add(_DIRECTION, at.params, across(at.h, at.g))
+        self._lengths.append(vectors.norm(at.g))
         return at.h
 
+    def _forget_step(self) -> None:
+        super()._forget_step()
+        self._lengths = []
+
+    def _write_down(self) -> None:
+        if self.bounded and (looked := self._proposed.get(_DIRECTION)) and self._lengths:
+            g_norm = float(torch.stack(self._lengths).sum())
+            seen = float(vectors.norm(list(looked.values()))) / g_norm if g_norm > 0 else 0.0
+            for group in self.param_groups:
+                group[_SEEN] = seen
+        super()._write_down()
+
+    def _reused_length(self, group: dict[str, Any]) -> float:
+        """Length of the reused part, relative to the gradient."""
+        alpha = float(group["alpha"])
+        return min(alpha, float(group[_SEEN])) if self.bounded else alpha
+
     def reuse(self, at: Gradients) -> list[Tensor]:
-        """G + alpha |g| / |g_v| g_v."""
+        """G + alpha |g| / |g_v| g_v, alpha at most what was seen."""
         if not self._worthwhile():  # rho has gone to 0, where h = g and nothing lies across
             self.add(_DIRECTION, at.params, [torch.zeros_like(g) for g in at.g])
             return at.g
@@ -104,9 +132,9 @@ class LookSAM(TwoPass):
         length, g_norm = vectors.norm(g_v), vectors.norm(at.g) if at.g_norm is None else at.g_norm
         if length.is_cpu:
             share = float(g_norm) / float(length) if length > 0 else 0.0
-            return vectors.add(at.g, [share * alpha for alpha in at.of("alpha")], g_v)
+            return vectors.add(at.g, [share * self._reused_length(group) for group in at.groups], g_v)
         scale = torch.where(length > 0, g_norm / length, torch.zeros_like(length))
         return [
-            g + (scale * alpha).to(device=g.device, dtype=g.dtype) * v
-            for g, v, alpha in zip(at.g, g_v, at.of("alpha"), strict=True)
+            g + (scale * self._reused_length(group)).to(device=g.device, dtype=g.dtype) * v
+            for g, v, group in zip(at.g, g_v, at.groups, strict=True)
         ]

@@ -298,7 +298,7 @@ def test_stable_sam_has_the_length_of_the_gradient(quadratic):
 def test_looksam_reuses_a_part_of_known_length(quadratic):
     same_runs(quadratic, lambda q: LookSAM(sgd(q), rho=0.3, k=1), lambda q: SAM(sgd(q), rho=0.3))
     for T, k in ((10, 5), (11, 5), (7, 3)):
-        optimizer, calls = LookSAM(sgd(quadratic), rho=0.3, k=k, alpha=0.7), []
+        optimizer, calls = LookSAM(sgd(quadratic), rho=0.3, k=k, alpha=0.7, bounded=False), []
         closure = quadratic.closure(optimizer)
         for t in range(T):
             w = quadratic.w
@@ -313,6 +313,22 @@ def test_looksam_reuses_a_part_of_known_length(quadratic):
             else:
                 assert (out - g).norm().item() == pytest.approx(0.7 * g.norm().item(), rel=1e-8)
         assert len(calls) == T + math.ceil(T / k)
+
+
+@pytest.mark.parametrize("alpha", [0.7, 1e-3])
+def test_looksam_turns_the_gradient_no_further_than_it_was_turned_when_it_looked(quadratic, alpha):
+    optimizer = LookSAM(sgd(quadratic), rho=0.01, k=4, alpha=alpha)
+    closure = quadratic.closure(optimizer)
+    for t in range(8):
+        w = quadratic.w
+        optimizer.step(closure)
+        g, out = quadratic.H @ w, torch.cat([p.grad.flatten() for p in quadratic.params])
+        if t % 4 == 0:
+            h = quadratic.H @ (w + 0.01 * g / g.norm())
+            seen = ((h - (h @ g) / (g @ g) * g).norm() / g.norm()).item()
+            assert 1e-3 < seen < 0.7
+        else:
+            assert (out - g).norm().item() == pytest.approx(min(alpha, seen) * g.norm().item(), rel=1e-6)
 
 
 def test_the_differences_of_crsam_on_a_quadratic(quadratic):

@@ -22,7 +22,7 @@ LETTERS: dict[str, dict[str, Any]] = {
     "gsam": {"rho": 0.3, "alpha": 0.2},
     "wsam": {"rho": 0.3, "gamma": 0.7, "decouple": False},
     "pgn": {"rho": 0.3, "a": 0.6},
-    "looksam": {"rho": 0.3, "k": 2, "alpha": 0.7},
+    "looksam": {"rho": 0.3, "k": 2, "alpha": 0.7, "bounded": False},
     "fsam": {"rho": 0.3, "sigma": 1.0, "lam": 0.8},
     "vasso": {"rho": 0.3, "theta": 0.4},
     "msam": {"rho": 0.3},
