@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import ParamSpec, TypeVar
 
 import torch
@@ -100,17 +100,36 @@ def _is_sharded(x: Vector) -> bool:
     return not {type(t) for t in x} <= _PLAIN and any(hasattr(t, "full_tensor") for t in x)
 
 
-_SHORT = 2**16
-"""Coordinates up to which a flat copy in float64 costs less than a call for every tensor: half a megabyte."""
+_CHUNK = 2**15
+"""Coordinates that are copied together: small tensors cost a call each, and a copy of all of them costs memory."""
 
 
-def _is_short(x: Vector) -> bool:
-    left = _SHORT
-    for t in x:
-        left -= t.numel()
-        if left < 0 or not t.is_cpu or type(t) not in _PLAIN:
-            return False
-    return True
+def _is_on_cpu(x: Vector) -> bool:
+    return all(type(t) in _PLAIN and t.is_cpu for t in x)
+
+
+def _chunks(x: Vector) -> Iterator[slice]:
+    """Runs of neighbouring entries of up to that many coordinates together; a larger entry is one by itself."""
+    start = held = 0
+    for i, t in enumerate(x):
+        count = t.numel()
+        if held + count > _CHUNK and i > start:
+            yield slice(start, i)
+            start, held = i, 0
+        held += count
+    yield slice(start, len(x))
+
+
+def _together(x: Vector) -> Tensor:
+    """One flat tensor; of a single entry no copy."""
+    return x[0] if len(x) == 1 else torch._utils._flatten_dense_tensors(x)  # type: ignore[no-untyped-call]
+
+
+def _product(x: Vector, y: Vector) -> Tensor:
+    """Inner product of one chunk, in float64."""
+    if len(x) == 1 and x[0].numel() > _CHUNK:  # no copies of a large one in the wider type
+        return (_wide(x[0]) * _wide(y[0])).sum(dtype=torch.float64)
+    return torch.dot(_together(x).reshape(-1).double(), _together(y).reshape(-1).double())
 
 
 _SINGLE = 2**26
@@ -127,11 +146,6 @@ def _is_uniform(x: Vector) -> bool:
     return len(kinds) == 1 and x[0].dtype in (torch.float32, torch.float64) and not _is_sharded(x)
 
 
-def _flat(x: Vector) -> Tensor:
-    """One flat tensor in float64."""
-    return torch._utils._flatten_dense_tensors(x).double()  # type: ignore[no-untyped-call,no-any-return]
-
-
 @no_graph
 def dot(x: Vector, y: Vector) -> Tensor:
     """Inner product <x, y>, a 0-d tensor on the device of the first entry (no host synchronisation).
@@ -144,8 +158,9 @@ def dot(x: Vector, y: Vector) -> Tensor:
         return torch.zeros(())
     if len(x) != len(y):
         raise ValueError(f"a vector of {len(x)} tensors has no inner product with one of {len(y)}")
-    if _is_short(x) and _is_short(y):
-        return _narrowed(torch.dot(_flat(x), _flat(y)), [*x, *y])
+    if _is_on_cpu(x) and _is_on_cpu(y):
+        pieces = [_product(x[run], y[run]) for run in _chunks(x)]
+        return _narrowed(pieces[0] if len(pieces) == 1 else torch.stack(pieces).sum(), [*x, *y])
     wide = _sum_type(x)
     if _is_on_one_gpu(x) and _is_on_one_gpu(y):
         # Four launches for the whole vector in the place of three for every tensor.
@@ -165,9 +180,11 @@ def norm(x: Vector) -> Tensor:
     """
     if not x:
         return torch.zeros(())
-    if _is_short(x):
-        flat = torch._utils._flatten_dense_tensors(x)  # type: ignore[no-untyped-call]
-        return _narrowed(torch.linalg.vector_norm(flat, dtype=torch.float64), x)
+    if _is_on_cpu(x):
+        lengths = [torch.linalg.vector_norm(_together(x[run]), dtype=torch.float64) for run in _chunks(x)]
+        return _narrowed(
+            lengths[0] if len(lengths) == 1 else torch.linalg.vector_norm(torch.stack(lengths)), x
+        )
     if _is_on_one_gpu(x):
         # A norm of many tensors that accumulates in float64 is a launch for each of them.
         flat = torch.cat([_wide(t).flatten() for t in x])

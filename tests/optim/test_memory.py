@@ -9,9 +9,9 @@ from torch.profiler import ProfilerActivity, profile
 from optland.optim import CARDS
 
 OF = {card.name: card for card in CARDS}
-TENSORS, LENGTH = 20, 4000
+TENSORS, LENGTH = 20, 40_000
 SIZE = TENSORS * LENGTH * 8
-"""One copy of the weights; no flat copy of them is short enough for the fast sums."""
+"""One copy of the weights; its tensors are too large for sums to copy them together."""
 
 STEPS = 3
 
