@@ -17,7 +17,7 @@ pace       ``auto_lr`` and the plain rule where the plain rule's constant is off
            batches, SAM with label noise
 user       ``auto_lr`` at learning rates of 1e-5 and 1e3: the same run
 safe       ``safe_lr`` from the tuned rate up to 1e3, a value a decade, and below it
-ablation   parts of ``auto_lr`` taken away, one at a time
+ablation   parts of ``auto_lr`` taken away, one at a time; its guards also where they have to act
 =========  =========================================================================================================
 
 A finished run is a line in a scratch file, so an interrupted benchmark goes on where it was. Those of the report group
@@ -54,6 +54,7 @@ SAM_TASKS = {"digits_cnn", "mnist1d_cnn", "fashion_cnn", "digits_deep_mlp"}
 LR_FREE = ("plateau", "prodigy", "schedule_free", "momo", "halving")
 OWN_OPTIMIZER = ("prodigy", "schedule_free")  # one run serves both optimizers of a task
 ABLATIONS = ("no probe", "no guard", "halving without rewind", "frozen first speed", "shuffled pace")
+GUARDS = ("no guard", "halving without rewind")
 ABLATION_TASKS = {"development": ("mnist1d_cnn", "mnist1d_mlp"), "report": ("digits_deep_mlp", "text_gpt")}
 PARTS = ("main", "pace", "user", "safe", "ablation")
 
@@ -85,6 +86,11 @@ def off_constant(group: str) -> list[Cell]:
         for noise in (0.0, 0.4)
     ]
     return cells
+
+
+def hard(group: str) -> list[Cell]:
+    """Where guards have to act: SAM with a wide radius under label noise."""
+    return [c for c in off_constant(group) if c.rho == 0.2 and c.label_noise]
 
 
 def run_cell(cell: Cell) -> dict[str, Any]:
@@ -195,6 +201,7 @@ def measure(runs: Runs, group: str, parts: Sequence[str]) -> None:
             for o in ("sgd", "adamw")
             for m in ("auto_lr", *ABLATIONS)
         ]
+        cells += [replace(c, method=m) for c in hard(group) for m in ("auto_lr", *GUARDS)]
         runs.make(over(cells, REPORT_SEEDS), f"{group}: ablations")
 
 
@@ -252,6 +259,9 @@ def summarise(runs: Runs, group: str, parts: Sequence[str]) -> dict[str, Any]:
             f"{t}/{o}": {m: row(runs, Cell(t, o, m, 0)) for m in ("auto_lr", *ABLATIONS)}
             for t in ABLATION_TASKS[group]
             for o in ("sgd", "adamw")
+        } | {
+            describe(c): {m: row(runs, replace(c, method=m)) for m in ("auto_lr", *GUARDS)}
+            for c in hard(group)
         }
     return content
 

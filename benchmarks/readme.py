@@ -230,11 +230,18 @@ def control_table(development: dict[str, Any]) -> str:
         "gradient evaluations, probes counted. The constants were chosen on the development tasks alone. "
         f"Measured with torch {machine['torch']}.",
     ]
+    if "main" in development:
+        lines += [
+            "",
+            *_main_rows(development),
+            "",
+            "The same on the development tasks, as in the next table.",
+        ]
     return "\n".join(lines)
 
 
-def control_report_table(result: dict[str, Any]) -> str:
-    """Every method on every report task, at the same budget."""
+def _main_rows(result: dict[str, Any]) -> list[str]:
+    """Every method on every task, at the same budget."""
     methods = ["tuned", "auto_lr", "relative_step", "plateau", "prodigy", "schedule_free", "momo", "halving"]
     lines = [
         "| task, optimizer | tuned over 9 rates | " + " | ".join(f"`{m}`" for m in methods[1:]) + " |",
@@ -243,14 +250,59 @@ def control_report_table(result: dict[str, Any]) -> str:
     for name, rows in result["main"].items():
         cells = [_score(rows[m]) if m in rows else "" for m in methods]
         lines.append(f"| {name.replace('/', ', ')} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def control_report_table(result: dict[str, Any]) -> str:
+    """Every method on every report task, a cap on the user's rate, and what each part of ``auto_lr`` is worth."""
+    lines = _main_rows(result)
     lines += [
         "",
         "Test accuracy in per cent, higher is better; test loss for text and the noisy quadratic, lower is better. "
         f"Means of {len(result['seeds']['report'])} seeds, equal gradient evaluations, probes and the search of "
         "`halving` counted, the 27 runs that tuned the first column not. Every run lies in "
         f"benchmarks/results/control_report_runs.jsonl. Measured with torch {result['machine']['torch']}.",
+        "",
+        *_safe_rows(result),
+        "",
+        *_ablation_rows(result),
     ]
     return "\n".join(lines)
+
+
+def _safe_rows(result: dict[str, Any]) -> list[str]:
+    """``safe_lr`` by the user's rate, in multiples of the tuned one."""
+    lines = [
+        "| `safe_lr`; the rate is | tuned / 100 | tuned / 10 | tuned | x 10 | x 100 | x 1000 and more |",
+        "|---|" + "---:|" * 6,
+    ]
+    cells: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    for row in result["safe"].values():
+        said = dict(part.split("=") for part in row["cell"].split("/"))
+        methods = cells.setdefault(f"{said['task']}, {said['optimizer']}", {})
+        methods.setdefault(said["method"], []).append(row)
+    for name, methods in cells.items():
+        mine, plain = (sorted(methods[m], key=lambda r: r["lr"]) for m in ("safe_lr", "tuned"))
+        scores = [f"{_score(a)} ({_score(b)})" for a, b in zip(mine, plain, strict=False)]
+        scores += [_score(r) for r in mine[3:5]] + [_score(max(mine[5:], key=lambda r: r["test_loss"]))]
+        lines.append(f"| {name} | " + " | ".join(scores) + " |")
+    return [
+        *lines,
+        "",
+        "In brackets the same schedule without it; 3 seeds; of the last column the worst.",
+    ]
+
+
+def _ablation_rows(result: dict[str, Any]) -> list[str]:
+    """``auto_lr`` with one part taken away."""
+    rows = result["ablation"]
+    methods = list(next(iter(rows.values())))
+    lines = ["| " + " | ".join(["`auto_lr`", *methods[1:]]) + " |", "|---|" + "---:|" * len(methods)]
+    lines[0] = "| task, optimizer | " + " | ".join(["`auto_lr`", *methods[1:]]) + " |"
+    for name, row in rows.items():
+        cells = [_score(row[m]) if m in row else "" for m in methods]
+        lines.append(f"| {name.replace('/', ', ')} | " + " | ".join(cells) + " |")
+    return lines
 
 
 def _score(row: dict[str, Any]) -> str:
@@ -334,9 +386,24 @@ def saddle_table(result: dict[str, Any]) -> str:
         f"below the saddle's, the base's own steps included. Verdicts of a minimum at a saddle: {false}. "
         f"Measured with torch {result['machine']['torch']}.",
         "",
+        *_saddle_peers(result),
+        "",
         *_saddle_facts(result),
     ]
     return "\n".join(lines)
+
+
+def _saddle_peers(result: dict[str, Any]) -> list[str]:
+    """How many of the same starts other packages leave."""
+    rows = {name: row for name, row in result["peers"].items() if name != "versions"}
+    left = [f"{name} {sum(at['escaped'] for at in row.values())}" for name, row in rows.items()]
+    starts = len(next(iter(rows.values())))
+    false = [name for name, row in rows.items() if any(at["false"] for at in row.values())]
+    versions = ", ".join(f"{name} {version}" for name, version in result["peers"]["versions"].items())
+    said = f" {', '.join(false)} call a saddle a success." if false else ""
+    return [
+        f"Of the same {starts} starts others leave, within 10,000 calls and 8 s: {'; '.join(left)} ({versions}).{said}"
+    ]
 
 
 def _ratio(result: dict[str, Any], method: str) -> str:
