@@ -32,6 +32,8 @@ bench: $(VENV)/bench.stamp
 	$(BIN)/python benchmarks/connectivity.py
 	$(BIN)/python benchmarks/sam_cost.py
 	$(BIN)/python benchmarks/sam_quality.py
+	$(BIN)/python benchmarks/batch.py
+	$(BIN)/python benchmarks/spikes.py
 	$(BIN)/python benchmarks/conformance.py
 	$(BIN)/python benchmarks/readme.py
 

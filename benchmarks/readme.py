@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import statistics
 import sys
 from pathlib import Path
 from typing import Any
@@ -305,6 +306,34 @@ def _ablation_rows(result: dict[str, Any]) -> list[str]:
     return lines
 
 
+def batch_table(result: dict[str, Any]) -> str:
+    """Steps and loss of a growing batch, and where it stands to the noise scale."""
+    lines = [
+        "| task | run | validation loss | test acc. | steps | samples | largest batch |",
+        "|---|---|---:|---:|---:|---:|---:|",
+    ]
+    for task, rows in result["steps"].items():
+        for name, row in rows.items():
+            cells = [
+                f"{row['val_loss']:.3f}",
+                f"{row['test_acc']:.1f}",
+                f"{row['steps']:.2f}",
+                f"{row['samples']:.2f}",
+            ]
+            lines.append(f"| {task} | {name} | " + " | ".join([*cells, str(row["largest"])]) + " |")
+    inside = {
+        name: statistics.fmean(run["inside"] for run in runs) for name, runs in result["tracking"].items()
+    }
+    lines += [
+        "",
+        f"Means of {result['seeds']} seeds; steps and samples over those of the fixed batch, probes counted. On the "
+        "noisy quadratic, where the noise scale is known, the batch is within a factor of 2 of it in "
+        + " and ".join(f"{share:.0%} of steps ({name})" for name, share in inside.items())
+        + f". Measured with torch {result['machine']['torch']}.",
+    ]
+    return "\n".join(lines)
+
+
 def _score(row: dict[str, Any]) -> str:
     by_loss = row["cell"].startswith(("task=text", "task=quadratic"))
     value = f"{row['test_loss']:.3g}" if by_loss else f"{row['test_acc']:.1f}"
@@ -437,6 +466,7 @@ def _saddle_facts(result: dict[str, Any]) -> list[str]:
 
 
 TABLES = {
+    "batch": batch_table,
     "saddle": saddle_table,
     "slices": slices_table,
     "control_development": control_table,

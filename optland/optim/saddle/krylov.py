@@ -75,6 +75,11 @@ class Krylov:
         """The largest curvature seen, in absolute value."""
         return float(self.values.abs().max())
 
+    def tau_or_nan(self, rounding: float) -> float:
+        """:meth:`tau` for a record; NaN where nothing is known."""
+        found = self.tau(sum(t.numel() for t in self.basis[0]), rounding)
+        return math.nan if found is None else found
+
     def tau(self, dim: int, rounding: float) -> float | None:
         """The tau such that no eigenvalue lies below -tau: exact in the whole space, else with probability 99 %.
 

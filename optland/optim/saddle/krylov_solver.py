@@ -125,7 +125,18 @@ class KrylovSolver(Optimizer):
         why = f"the gradient counts as zero: {verdict}"
         self.verdict = verdict
         self.events.append(
-            Event(self._step, kind, verdict, space.lowest, loss, after, length, seen.calls, why)
+            Event(
+                self._step,
+                kind,
+                verdict,
+                space.lowest,
+                loss,
+                after,
+                length,
+                seen.calls,
+                why,
+                space.tau_or_nan(1e-6),
+            )
         )
 
     def _descend(self, seen: Evaluations, space: Krylov, loss: float) -> bool:

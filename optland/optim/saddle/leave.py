@@ -83,7 +83,18 @@ def leave_saddle(
     spent = sum(o.cost_ge for o in (objective, check) if o is not None) - cost
     after, length = (loss, 0.0) if move is None else (move.loss, move.length)
     calls = math.ceil(spent / objective.num_samples)
-    return Event(step, kind, verdict, space.lowest, loss, after, length, calls, f"{reason}; {why}")
+    return Event(
+        step,
+        kind,
+        verdict,
+        space.lowest,
+        loss,
+        after,
+        length,
+        calls,
+        f"{reason}; {why}",
+        space.tau_or_nan(1e-6),
+    )
 
 
 def require(products: int, radius: float | None) -> None:

@@ -133,7 +133,18 @@ class NegativeCurvature(SaddleWrapper):
             seen.move(move.point)
         calls = seen.calls + math.ceil(self._aside() - before)
         self.trigger.looked(calls, moved=move is not None)
-        event = Event(self._step, kind, verdict, space.lowest, loss, after, length, calls, f"{reason}; {why}")
+        event = Event(
+            self._step,
+            kind,
+            verdict,
+            space.lowest,
+            loss,
+            after,
+            length,
+            calls,
+            f"{reason}; {why}",
+            space.tau_or_nan(1e-6),
+        )
         self._note(event, verdict)
 
     def _expected(self, products: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -29,6 +30,8 @@ class Event:
         length: Of the move.
         calls: Closure calls that it took.
         reason: In words.
+        tau: No eigenvalue lies below -tau with probability 99 % (exact where the whole space was seen); NaN where
+            nothing of the kind is known.
     """
 
     step: int
@@ -40,6 +43,7 @@ class Event:
     length: float
     calls: int
     reason: str
+    tau: float = math.nan
 
     def to_dict(self) -> dict[str, Any]:
         """For a log."""

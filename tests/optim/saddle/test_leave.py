@@ -30,6 +30,7 @@ def test_a_strict_saddle_is_left_along_its_negative_direction() -> None:
     x, y = objective.params[0].tolist()
     assert (event.kind, event.verdict) == ("escape", "strict saddle")
     assert event.curvature == pytest.approx(-0.64, rel=1e-6)
+    assert event.tau == pytest.approx(0.64, rel=1e-4)
     assert abs(x) < 1e-6
     assert 0.4 < abs(y) < 1.2  # doubling ends within a factor of two of the minimum of the line
     assert event.loss_after == pytest.approx(float(double_well(objective.params[0].detach())))
@@ -41,6 +42,7 @@ def test_a_minimum_keeps_its_bits() -> None:
     objective = objective_of(lambda w, _: (w - 0.3).square().sum() * 2.0, [0.3, 0.3, 0.3])
     event = leave_saddle(objective)
     assert (event.kind, event.verdict, event.length) == ("probe", "minimum up to tau", 0.0)
+    assert 0.0 <= event.tau < 5e-6  # three products see all of three dimensions: rounding of the curvature 4
     assert objective.params[0].tolist() == [0.3, 0.3, 0.3]
 
 
