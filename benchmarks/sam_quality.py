@@ -86,6 +86,10 @@ def _no_options(steps: int, seed: int) -> dict[str, Any]:
     return {}
 
 
+def _the_papers_looksam(steps: int, seed: int) -> dict[str, Any]:
+    return {"bounded": False}
+
+
 def _every(steps: int, seed: int) -> dict[str, Any]:
     from optland.optim.gates import Every
 
@@ -128,7 +132,8 @@ CANDIDATES = {
     SAM: Candidate("sam", (0.05, 0.1, 0.2, 0.4), cost=2.0),
     "asam": Candidate("asam", (0.25, 0.5, 1.0, 2.0), cost=2.0),
     "msam": Candidate("msam", (0.25, 0.5, 1.0, 2.0), cost=1.0),
-    "looksam, k = 5": Candidate("looksam", (0.05, 0.1, 0.2, 0.4), lambda steps, seed: {"k": 5}, cost=1.2),
+    "looksam, k = 5, fixed alpha": Candidate("looksam", (0.05, 0.1, 0.2, 0.4), _the_papers_looksam, cost=1.2),
+    "looksam, k = 5": Candidate("looksam", (0.05, 0.1, 0.2, 0.4), cost=1.2),
     "sam, every 5th step": Candidate("sam", (0.1, 0.2, 0.4, 0.8), _every, cost=1.2),
     "sam, 1 step in 4 at random": Candidate("sam", (0.1, 0.2, 0.4, 0.8), _bernoulli, cost=1.25),
     "sam, last quarter": Candidate("sam", (0.05, 0.1, 0.2, 0.4), _tail, cost=1.25),
