@@ -7,16 +7,20 @@ BIN := $(VENV)/bin
 # Nets this small run fastest on one thread, and two runs side by side use two cores.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test test-all bench lint clean
+.PHONY: demo test test-all bench lint tier clean
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/python benchmarks/demo.py
 
-test: lint
-	$(BIN)/pytest -q -n auto
+# Lint and types take one core for most of a minute, which the tests need not wait for.
+test: $(VENV)/test.stamp
+	$(MAKE) --no-print-directory -j2 lint tier
+
+tier: $(VENV)/test.stamp
+	$(BIN)/pytest -q -n auto --dist worksteal
 
 test-all: lint
-	$(BIN)/pytest -q -n auto -m "slow or not slow"
+	$(BIN)/pytest -q -n auto --dist worksteal -m "slow or not slow"
 
 lint: $(VENV)/test.stamp
 	$(BIN)/ruff check optland recipes tests benchmarks
