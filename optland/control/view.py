@@ -94,6 +94,11 @@ class StepPolicy:
     """What must be measured at every step: ``grad_norm``, ``sasa``."""
     _kept: ClassVar[tuple[str, ...]] = ()
 
+    @property
+    def holds_sam(self) -> bool:
+        """Whether SAM has to wait from the first step on, before anything has been proposed."""
+        return False
+
     def propose(self, view: StepView) -> list[Proposal]:
         """After a step: what to do, an empty list for nothing."""
         raise NotImplementedError(

@@ -112,6 +112,8 @@ class Executor:
             "stop": self._stop,
         }
         self._own_gate = getattr(optimizer, "gate", None)
+        if act and any(policy.holds_sam for policy in self.policies):
+            self._set_duty(0.0)
 
     # ------------------------------------------------------------------ around the step
 

@@ -77,13 +77,14 @@ class Pilot(StepPolicies):
         mode: ``off``, ``monitor``, ``shadow`` or ``control``.
         budget: Probe cost as a share of training cost, in declared gradient evaluations; 0.05.
         total_samples: Samples the whole run will see (epochs x training set). ``auto_lr`` needs it, or a scheduler
-            attached to the optimizer, for the shape of the schedule.
+            attached to the optimizer, for the shape of the schedule; without either it holds its height until
+            :meth:`decay`.
         log: A :class:`optland.log.Logger`; None logs nothing.
         log_every: Steps between two logged rows; rows with a probe or a decision are always logged.
         seed: Seed of the probes' own randomness.
 
     Raises:
-        ValueError: Unknown mode or policy, two policies for the learning rate, a negative budget, or no horizon.
+        ValueError: Unknown mode or policy, two policies for the learning rate, or a negative budget.
         RuntimeError: More than one process: probes are not reduced over ranks yet.
     """
 
@@ -144,11 +145,7 @@ class Pilot(StepPolicies):
         self.probe_seconds = 0.0
         self._seconds_before = 0.0
         self._started = self._ended = time.perf_counter()
-        if isinstance(lr_policy, AutoLR) and total_samples is None and self.steering.rates.shape() is None:
-            raise ValueError(
-                f"{lr_policy.name} needs to know the length of the run: pass total_samples=epochs * len(dataset) to "
-                "Pilot, or attach a learning-rate scheduler to the optimizer before making the pilot"
-            )
+        self._decay: tuple[int, int] | None = None
         if mode != "off":
             optimizer.register_step_pre_hook(self._before_step)
             optimizer.register_step_post_hook(self._after_update)
@@ -243,6 +240,7 @@ class Pilot(StepPolicies):
                 self.executor.repeat_with_v0(before)
             finally:
                 self._replaying = False
+        self._follow_decay()
         self.steering.after(self.step + 1, self.progress)
         self.executor.after(before, self.steering.applied)
 
@@ -363,6 +361,7 @@ class Pilot(StepPolicies):
             "samples": self.samples,
             "count": self._count,
             "recent": list(self._recent),
+            "decay": self._decay,
             "seconds": [self.seconds, self.probe_seconds],
             "last_probe": dict(self._last_probe),
             "budget": self.budget.state_dict(),
@@ -379,6 +378,7 @@ class Pilot(StepPolicies):
         self.step, self.samples, self._count = state["step"], state["samples"], state["count"]
         self._seconds_before, self.probe_seconds = state["seconds"]
         self._last_probe = dict(state["last_probe"])
+        self._decay = None if state["decay"] is None else (state["decay"][0], state["decay"][1])
         self._recent.clear()
         self._recent.extend(state["recent"])
         self.budget.load_state_dict(state["budget"])

@@ -65,6 +65,8 @@ class Steering:
         """The realised update of the last step, where it was measured."""
         self._height = 1e-3  # rate of the next trial step under auto_lr, which then gets the right length
         self._alarmed = False
+        self.tail = 1.0
+        """Shape of the end of a run of unknown length, 1 until it has begun."""
         self.factor = 1.0
         """Factor on the rate that a step policy or a guard has set; 1 where nobody has."""
 
@@ -115,7 +117,8 @@ class Steering:
     ) -> None:
         """Work out auto_lr's rate and, when acting, give the step that length."""
         speed = speed / trial if trial > 0 else math.nan
-        shape = policy.shape(progress, self.rates.shape(), step) * (self.factor if self.act else 1.0)
+        given = self.tail if self.is_open_ended(progress) else self.rates.shape()
+        shape = policy.shape(progress, given, step) * (self.factor if self.act else 1.0)
         self.wanted, self.binding = policy.step_size(speed, shape)
         self.update = update
         if not self.act:
@@ -128,6 +131,10 @@ class Steering:
         self.record.rescale(update, factor)
         self.applied, self.relative = self.wanted, self.relative * factor
         self.update = self.record.update()
+
+    def is_open_ended(self, progress: float | None) -> bool:
+        """Whether nothing but a call says when the rate of ``auto_lr`` goes to zero."""
+        return isinstance(self.policy, AutoLR) and progress is None and self.rates.shape() is None
 
     def forget(self) -> None:
         """Let go of the last step's record."""

@@ -38,6 +38,13 @@ class StepPolicies:
     _loader: Any
     _batch: Any
     _recent: deque[Any]
+    _decay: tuple[int, int] | None
+    _count: int
+
+    @property
+    def progress(self) -> float | None:
+        """Share of the run that is done; None when its length is unknown."""
+        raise NotImplementedError
 
     @property
     def _batch_size(self) -> int:
@@ -45,6 +52,32 @@ class StepPolicies:
 
     def _steps_in_run(self) -> int:
         raise NotImplementedError
+
+    def decay(self, samples: int) -> None:
+        """Begin the end of a run of unknown length: ``auto_lr`` goes linearly to zero over the next ``samples``.
+
+        Until then it holds its height. A run that said ``total_samples``, or has a scheduler, decays by itself.
+
+        Args:
+            samples: Samples from now to the end of the run; a tenth to a fifth of what was trained so far is usual.
+
+        Raises:
+            ValueError: Fewer than one sample.
+            RuntimeError: The run has a length or a scheduler, no ``auto_lr``, or its end has begun.
+        """
+        if samples < 1:
+            raise ValueError(f"samples {samples} must be at least 1: what is left of the run")
+        if not self.steering.is_open_ended(self.progress):
+            raise RuntimeError("decay() is for auto_lr in runs without total_samples and without a scheduler")
+        if self._decay is not None:
+            raise RuntimeError(f"the end of this run began at sample {self._decay[0]}")
+        self._decay = (self.samples, samples)
+
+    def _follow_decay(self) -> None:
+        """The shape at the middle of the present step, once the end has begun."""
+        if self._decay is not None:
+            begun, length = self._decay
+            self.steering.tail = max(0.0, 1.0 - (self.samples + 0.5 * self._count - begun) / length)
 
     def _step_policies(self, loss: float) -> bool:
         """Ask the step policies and do what they say; returns whether the step was taken back."""

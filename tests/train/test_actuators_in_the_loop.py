@@ -235,7 +235,7 @@ def test_clip_bounds_the_gradient_inside_the_closure() -> None:
 
 def test_sam_duty_zero_costs_one_evaluation_a_step() -> None:
     loop = Loop(lambda p: SAM(sgd(p), rho=0.05), policies=["late_sam"], epochs=5).run(40)
-    assert loop.evaluations == [2] + [1] * 33 + [2] * 6  # 40 steps: off after the first, on after 85 %
+    assert loop.evaluations == [1] * 34 + [2] * 6  # 40 steps: off from the first, on after 85 %
     assert loop.pilot.budget.train_ge == 8 * sum(loop.evaluations)
 
 

@@ -328,6 +328,71 @@ def test_safe_lr_on_a_quadratic_settles_below_the_edge() -> None:
     assert optimizer.param_groups[0]["lr"] == 1e3
 
 
+# ---------------------------------------------------------------- a run of unknown length
+
+
+def open_ended(steps: int, decay_at: int, *, resume_at: int | None = None) -> tuple[list[float], list[float]]:
+    """Relative length of every step, and the last weights, on a quadratic whose end is called at a step."""
+
+    def make() -> tuple[nn.ParameterList, torch.optim.Optimizer, Pilot]:
+        model = nn.ParameterList([nn.Parameter(torch.ones(4, 4, dtype=torch.float64))])
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        pilot = Pilot(
+            optimizer, model, lambda m, b: (m[0] ** 2).sum(), policies=[AutoLR(tau=0.01)], budget=0.0
+        )
+        return model, optimizer, pilot
+
+    model, optimizer, pilot = make()
+    speeds, batch = [], torch.zeros(8, 1)
+    for step in range(steps):
+        if step == resume_at:
+            saved, weights = pilot.state_dict(), [p.detach().clone() for p in model]
+            base = optimizer.state_dict()
+            model, optimizer, pilot = make()
+            for p, w in zip(model, weights, strict=True):
+                p.data.copy_(w)
+            optimizer.load_state_dict(base)
+            pilot.load_state_dict(saved)
+        if step == decay_at:
+            pilot.decay(8 * (steps - decay_at))
+        before = model[0].detach().clone()
+        optimizer.zero_grad()
+        loss = (model[0] ** 2).sum()
+        loss.backward()
+        optimizer.step()
+        pilot.after_step(batch, loss)
+        speeds.append(float((model[0].detach() - before).norm() / before.norm()))
+    return speeds, model[0].detach().flatten().tolist()
+
+
+def test_without_a_horizon_the_height_is_held_until_the_end_is_called() -> None:
+    speeds, weights = open_ended(200, 150)
+    assert speeds[10] == pytest.approx(0.01 * 0.11, rel=0.02)  # a warm-up of 100 steps
+    assert speeds[100:150] == pytest.approx([0.01] * 50, rel=1e-6)
+    assert speeds[150:] == pytest.approx([0.01 * (1 - (k + 0.5) / 50) for k in range(50)], rel=1e-6)
+    assert open_ended(200, 150, resume_at=170) == (speeds, weights)
+    assert open_ended(200, 150, resume_at=120) == (speeds, weights)
+
+
+def test_an_end_that_cannot_be_called_says_why() -> None:
+    model = nn.Linear(2, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+
+    def pilot(**options: Any) -> Pilot:
+        return Pilot(optimizer, model, lambda m, b: m(b).sum(), **options)
+
+    with pytest.raises(ValueError, match="samples 0 must be at least 1"):
+        pilot().decay(0)
+    with pytest.raises(RuntimeError, match="without total_samples and without a scheduler"):
+        pilot(total_samples=100).decay(10)
+    with pytest.raises(RuntimeError, match="is for auto_lr"):
+        pilot(policies=["edge_monitor"]).decay(10)
+    ending = pilot()
+    ending.decay(10)
+    with pytest.raises(RuntimeError, match="the end of this run began at sample 0"):
+        ending.decay(10)
+
+
 # ---------------------------------------------------------------- noise_batch
 
 
@@ -476,7 +541,6 @@ def test_a_resumed_run_is_bit_identical_with_controllers_in_play(
         ({"policies": ["auto_lr", "safe_lr"]}, "both set the learning rate"),
         ({"budget": -0.1}, "budget -0.1 is negative"),
         ({"total_samples": 0}, "total_samples 0"),
-        ({"total_samples": None}, "auto_lr needs to know the length of the run"),
     ],
 )
 def test_misuse_is_named(pilot: dict[str, Any], message: str) -> None:

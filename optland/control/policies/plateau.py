@@ -85,6 +85,11 @@ class Plateau(StepPolicy):
         self.slope = math.nan
         self.stat = math.nan
 
+    @property
+    def holds_sam(self) -> bool:
+        """Where the first plateau starts it."""
+        return self.start_sam
+
     def propose(self, view: StepView) -> list[Proposal]:
         """At the end of a window: nothing while the loss falls, else a drop, an escape, or SAM."""
         if view.ncr is not None and math.isfinite(view.ncr):

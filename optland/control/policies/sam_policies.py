@@ -58,6 +58,11 @@ class LateSAM(StepPolicy):
         self.duty = 1.0
         self.peak = 0.0
 
+    @property
+    def holds_sam(self) -> bool:
+        """Unless it starts with the run."""
+        return self.start > 0
+
     def propose(self, view: StepView) -> list[Proposal]:
         """Off at the first step, on once it is late."""
         late, why = self._late(view)
