@@ -77,14 +77,15 @@ class Pilot(StepPolicies):
         mode: ``off``, ``monitor``, ``shadow`` or ``control``.
         budget: Probe cost as a share of training cost, in declared gradient evaluations; 0.05.
         total_samples: Samples the whole run will see (epochs x training set). ``auto_lr`` needs it, or a scheduler
-            attached to the optimizer, for the shape of the schedule; without either it holds its height until
-            :meth:`decay`.
+            attached to the optimizer, for the shape of the schedule.
+        open_ended: The length of the run is not known: ``auto_lr`` holds its height until :meth:`decay` is called. A run
+            without an end does worse, so this has to be said.
         log: A :class:`optland.log.Logger`; None logs nothing.
         log_every: Steps between two logged rows; rows with a probe or a decision are always logged.
         seed: Seed of the probes' own randomness.
 
     Raises:
-        ValueError: Unknown mode or policy, two policies for the learning rate, or a negative budget.
+        ValueError: Unknown mode or policy, two policies for the learning rate, a negative budget, or no horizon.
         RuntimeError: More than one process: probes are not reduced over ranks yet.
     """
 
@@ -98,6 +99,7 @@ class Pilot(StepPolicies):
         mode: Mode = "control",
         budget: float = 0.05,
         total_samples: int | None = None,
+        open_ended: bool = False,
         log: Logger | None = None,
         log_every: int = 10,
         seed: int = 0,
@@ -146,6 +148,12 @@ class Pilot(StepPolicies):
         self._seconds_before = 0.0
         self._started = self._ended = time.perf_counter()
         self._decay: tuple[int, int] | None = None
+        if self.steering.is_open_ended(self.progress) and not open_ended:
+            raise ValueError(
+                "auto_lr needs to know the length of the run: pass total_samples=epochs * len(dataset) to Pilot, or "
+                "attach a learning-rate scheduler to the optimizer before making the pilot, or say open_ended=True and "
+                "call pilot.decay(samples) for the end"
+            )
         if mode != "off":
             optimizer.register_step_pre_hook(self._before_step)
             optimizer.register_step_post_hook(self._after_update)

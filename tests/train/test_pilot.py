@@ -338,7 +338,12 @@ def open_ended(steps: int, decay_at: int, *, resume_at: int | None = None) -> tu
         model = nn.ParameterList([nn.Parameter(torch.ones(4, 4, dtype=torch.float64))])
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
         pilot = Pilot(
-            optimizer, model, lambda m, b: (m[0] ** 2).sum(), policies=[AutoLR(tau=0.01)], budget=0.0
+            optimizer,
+            model,
+            lambda m, b: (m[0] ** 2).sum(),
+            policies=[AutoLR(tau=0.01)],
+            budget=0.0,
+            open_ended=True,
         )
         return model, optimizer, pilot
 
@@ -379,7 +384,7 @@ def test_an_end_that_cannot_be_called_says_why() -> None:
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
 
     def pilot(**options: Any) -> Pilot:
-        return Pilot(optimizer, model, lambda m, b: m(b).sum(), **options)
+        return Pilot(optimizer, model, lambda m, b: m(b).sum(), open_ended=True, **options)
 
     with pytest.raises(ValueError, match="samples 0 must be at least 1"):
         pilot().decay(0)
@@ -538,6 +543,7 @@ def test_a_resumed_run_is_bit_identical_with_controllers_in_play(
         ({"mode": "steer"}, "mode 'steer' is not known"),
         ({"policies": ["auto_rl"]}, "policy 'auto_rl' is not known"),
         ({"policies": "auto_lr"}, r"use a list: \['auto_lr'\]"),
+        ({"total_samples": None}, "auto_lr needs to know the length of the run"),
         ({"policies": ["auto_lr", "safe_lr"]}, "both set the learning rate"),
         ({"budget": -0.1}, "budget -0.1 is negative"),
         ({"total_samples": 0}, "total_samples 0"),
