@@ -78,8 +78,8 @@ class Pilot(StepPolicies):
         budget: Probe cost as a share of training cost, in declared gradient evaluations; 0.05.
         total_samples: Samples the whole run will see (epochs x training set). ``auto_lr`` needs it, or a scheduler
             attached to the optimizer, for the shape of the schedule.
-        open_ended: The length of the run is not known: ``auto_lr`` holds its height until :meth:`decay` is called. A run
-            without an end does worse, so this has to be said.
+        open_ended: The length of the run is not known, and ``auto_lr`` holds its height until :meth:`decay` is called.
+            A run without an end does worse, so this has to be said.
         log: A :class:`optland.log.Logger`; None logs nothing.
         log_every: Steps between two logged rows; rows with a probe or a decision are always logged.
         seed: Seed of the probes' own randomness.
@@ -148,9 +148,9 @@ class Pilot(StepPolicies):
         self._seconds_before = 0.0
         self._started = self._ended = time.perf_counter()
         self._decay: tuple[int, int] | None = None
-        if self.steering.is_open_ended(self.progress) and not open_ended:
+        if lr_policy is not None and self.steering.is_open_ended(self.progress) and not open_ended:
             raise ValueError(
-                "auto_lr needs to know the length of the run: pass total_samples=epochs * len(dataset) to Pilot, or "
+                f"{lr_policy.name} needs to know the length of the run: pass total_samples=epochs * len(dataset) to Pilot, or "
                 "attach a learning-rate scheduler to the optimizer before making the pilot, or say open_ended=True and "
                 "call pilot.decay(samples) for the end"
             )
