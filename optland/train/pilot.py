@@ -150,7 +150,7 @@ class Pilot(StepPolicies):
         self._decay: tuple[int, int] | None = None
         if lr_policy is not None and self.steering.is_open_ended(self.progress) and not open_ended:
             raise ValueError(
-                f"{lr_policy.name} needs to know the length of the run: pass total_samples=epochs * len(dataset) to Pilot, or "
+                f"{lr_policy.name} needs to know the length of the run: pass total_samples=epochs * len(dataset), or "
                 "attach a learning-rate scheduler to the optimizer before making the pilot, or say open_ended=True and "
                 "call pilot.decay(samples) for the end"
             )
