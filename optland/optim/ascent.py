@@ -73,7 +73,6 @@ class Climber(ScalerAware):
         self._norms: list[Tensor] = []  # of all gradients of this step, for the finite check
         self._selected = selected(only, self._params, model)
         self._measuring = False
-        self._last_measured: int | None = None  # the period of the last measurement
         self._gate_before: list[dict[str, Any]] = []  # what the gate remembered before this step asked it
 
     @property
@@ -162,7 +161,7 @@ class Climber(ScalerAware):
         self._drop_proposals()
         self.telemetry.clear()
         every = self.telemetry_every
-        self._measuring = every == 1 or (every > 1 and self._period != self._last_measured)
+        self._measuring = every == 1 or (every > 1 and self._period != self.telemetry.period)
 
     @property
     def _period(self) -> int:

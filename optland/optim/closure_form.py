@@ -117,8 +117,7 @@ class ClosureForm(Climber):
         else:
             self.telemetry.note(skipped=0.0)
         if self._measuring and self.telemetry.has_measurement:
-            self.telemetry.keep()
-            self._last_measured = self._period
+            self.telemetry.keep(self._period)
         self.base.step()
         self.after_update()
         self._write_down()

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -43,6 +44,8 @@ class Telemetry:
         self._raw: dict[str, Scalar] = {}
         self._kept: dict[str, Scalar] = {}  # all of the last step with a measurement
         self._age = 0
+        self.period: int | None = None
+        """The ``telemetry_every`` updates that the last measurement belongs to."""
 
     def clear(self) -> None:
         """A new step begins: what is measured once in a while stays, and grows older."""
@@ -54,9 +57,17 @@ class Telemetry:
         """Whether this step was measured."""
         return "eps_norm_realised" in self._raw
 
-    def keep(self) -> None:
+    def keep(self, period: int) -> None:
         """Remember this step's measurement until there is another."""
-        self._kept, self._age = dict(self._raw), 0
+        self._kept, self._age, self.period = dict(self._raw), 0, period
+
+    def state_dict(self) -> dict[str, Any]:
+        """The last measurement, as plain numbers: a resumed run's log goes on with it."""
+        return {"kept": _to_host(self._kept), "age": self._age, "period": self.period}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue where :meth:`state_dict` was taken."""
+        self._kept, self._age, self.period = dict(state["kept"]), state["age"], state["period"]
 
     def note(self, **scalars: Scalar) -> None:
         """Keep scalars under their raw names; a 0-d tensor stays on its device, without its graph."""

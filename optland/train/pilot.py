@@ -78,8 +78,7 @@ class Pilot(StepPolicies):
         budget: Probe cost as a share of training cost, in declared gradient evaluations; 0.05.
         total_samples: Samples the whole run will see (epochs x training set). ``auto_lr`` needs it, or a scheduler
             attached to the optimizer, for the shape of the schedule.
-        open_ended: The length of the run is not known, and ``auto_lr`` holds its height until :meth:`decay` is called.
-            A run without an end does worse, so this has to be said.
+        open_ended: The length is unknown; ``auto_lr`` holds its height until :meth:`decay`. Worse without an end.
         log: A :class:`optland.log.Logger`; None logs nothing.
         log_every: Steps between two logged rows; rows with a probe or a decision are always logged.
         seed: Seed of the probes' own randomness.
@@ -122,8 +121,7 @@ class Pilot(StepPolicies):
         if mode in ("off", "monitor"):
             lr_policy, self.batch_policy, others = None, None, []
         horizon = None if total_samples is None else float(total_samples * passes)
-        shares = CAP_SHARES if isinstance(lr_policy, SafeLR) else SHARES
-        advance = CAP_ADVANCE if isinstance(lr_policy, SafeLR) else ADVANCE
+        shares, advance = (CAP_SHARES, CAP_ADVANCE) if isinstance(lr_policy, SafeLR) else (SHARES, ADVANCE)
         self.budget = ProbeBudget(budget, shares, horizon_ge=horizon, advance=advance)
         self.probes = Probes(model, loss_fn, seed=seed)
         self.steering = Steering(optimizer, model, lr_policy, act=mode == "control")
@@ -135,6 +133,7 @@ class Pilot(StepPolicies):
             "escape": self._escape,
         }
         self._batch: Any = None
+        self._telemetry: Any = getattr(optimizer, "telemetry", None)
         self._recent: deque[Any] = deque(maxlen=CHECKING)
         self._replaying = False
         self.noise = RatioEMA(0.8)
@@ -150,9 +149,8 @@ class Pilot(StepPolicies):
         self._decay: tuple[int, int] | None = None
         if lr_policy is not None and self.steering.is_open_ended(self.progress) and not open_ended:
             raise ValueError(
-                f"{lr_policy.name} needs to know the length of the run: pass total_samples=epochs * len(dataset), or "
-                "attach a learning-rate scheduler to the optimizer before making the pilot, or say open_ended=True and "
-                "call pilot.decay(samples) for the end"
+                f"{lr_policy.name} needs to know the length of the run: pass total_samples=epochs * len(dataset), "
+                "attach a scheduler to the optimizer first, or say open_ended=True and call pilot.decay(samples)"
             )
         if mode != "off":
             optimizer.register_step_pre_hook(self._before_step)
@@ -359,8 +357,7 @@ class Pilot(StepPolicies):
         if "curv/lambda_max" in row:
             row["curv/eta_lambda"] = row["lr/applied"] * row["curv/lambda_max"]
         row |= {f"probe/age_{name}": float(self.step - at) for name, at in self._last_probe.items()}
-        telemetry = getattr(self.optimizer, "telemetry", None)
-        return row if telemetry is None else row | telemetry.read()
+        return row if self._telemetry is None else row | self._telemetry.read()
 
     def state_dict(self) -> dict[str, Any]:
         """Everything the pilot knows, for an exact resume: tensors, numbers, strings, lists and dictionaries."""
@@ -370,6 +367,7 @@ class Pilot(StepPolicies):
             "count": self._count,
             "recent": list(self._recent),
             "decay": self._decay,
+            "telemetry": None if self._telemetry is None else self._telemetry.state_dict(),
             "seconds": [self.seconds, self.probe_seconds],
             "last_probe": dict(self._last_probe),
             "budget": self.budget.state_dict(),
@@ -386,6 +384,8 @@ class Pilot(StepPolicies):
         self.step, self.samples, self._count = state["step"], state["samples"], state["count"]
         self._seconds_before, self.probe_seconds = state["seconds"]
         self._last_probe = dict(state["last_probe"])
+        if self._telemetry is not None:
+            self._telemetry.load_state_dict(state["telemetry"])
         self._decay = None if state["decay"] is None else (state["decay"][0], state["decay"][1])
         self._recent.clear()
         self._recent.extend(state["recent"])

@@ -161,11 +161,13 @@ def test_a_direction_has_a_length(x: float) -> None:
         vectors.direction_length([torch.tensor([x, x])], "step")
 
 
-def test_short_and_long_vectors_are_reduced_to_the_same_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tensors_taken_together_and_one_by_one_are_reduced_to_the_same_numbers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     x, y = draw(0, torch.float32), draw(1, torch.float32)
     exact = (flat(x).double() @ flat(y).double()).item(), flat(x).double().norm().item()
-    for limit in (24, 23):  # of 24 coordinates
-        monkeypatch.setattr(vectors, "_SHORT", limit)
+    for limit in (24, 23, 10, 1):  # of 24 coordinates
+        monkeypatch.setattr(vectors, "_CHUNK", limit)
         assert float(vectors.dot(x, y)) == pytest.approx(exact[0], rel=1e-6)
         assert float(vectors.norm(x)) == pytest.approx(exact[1], rel=1e-6)
         assert vectors.dot(x, y).dtype == vectors.norm(x).dtype == torch.float32
