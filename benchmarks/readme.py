@@ -298,8 +298,8 @@ def _ablation_rows(result: dict[str, Any]) -> list[str]:
     """``auto_lr`` with one part taken away."""
     rows = result["ablation"]
     methods = list(next(iter(rows.values())))
-    lines = ["| " + " | ".join(["`auto_lr`", *methods[1:]]) + " |", "|---|" + "---:|" * len(methods)]
-    lines[0] = "| task, optimizer | " + " | ".join(["`auto_lr`", *methods[1:]]) + " |"
+    heads = ["task, optimizer", "`auto_lr`", *methods[1:]]
+    lines = ["| " + " | ".join(heads) + " |", "|---|" + "---:|" * len(methods)]
     for name, row in rows.items():
         cells = [_score(row[m]) if m in row else "" for m in methods]
         lines.append(f"| {name.replace('/', ', ')} | " + " | ".join(cells) + " |")

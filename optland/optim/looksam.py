@@ -103,7 +103,7 @@ class LookSAM(TwoPass):
     def combine(self, at: Gradients) -> list[Tensor]:
         """h; what of it lies across g is kept, of all micro-batches together."""
         self.add(_DIRECTION, at.params, across(at.h, at.g))
-        self._lengths.append(vectors.norm(at.g))
+        self._lengths.append(self._g_norm)
         return at.h
 
     def _forget_step(self) -> None:

@@ -372,13 +372,10 @@ class TwoPass(ClosureForm):
     def _refuse_drift(self, due: bool) -> None:
         if not self._guard.pass_one_is_this_ranks_own or (due and self._hands_over_h and not self.remembers):
             return
-        name, what = (
-            type(self).__name__,
-            "this step takes pass one alone" if not due else "it goes into the update",
-        )
+        what = "it goes into the update" if due else "this step takes pass one alone"
         raise RuntimeError(
-            f"pass one ran under no_sync(), so g is this rank's own, and {what}: the replicas of {name} would drift "
-            "apart. Leave no_sync() out of the last micro-batch of pass one"
+            f"pass one ran under no_sync(), so g is this rank's own, and {what}: the replicas of "
+            f"{type(self).__name__} would drift apart. Leave no_sync() out of the last micro-batch of pass one"
         )
 
     def _prepare_phase_step(self) -> None:

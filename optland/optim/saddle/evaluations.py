@@ -73,27 +73,27 @@ class Evaluations:
 
     def product(self, v: Vector, stretch: float = 1.0) -> list[Tensor]:
         """H v by a central difference at ``stretch`` times the usual distance: two calls."""
-        length = float(vectors.norm(v))
-        if length == 0.0:
+        h = stretch * self._distance(v, 1 / 3)
+        if h == 0.0:
             return [torch.zeros_like(t) for t in v]
-        size = float(vectors.norm([p.detach() for p in self.params]))
-        eps = max(torch.finfo(p.dtype).eps for p in self.params)
-        h = stretch * eps ** (1 / 3) * max(1.0, size) / length
         self.products += 1
         forth, back = self.at(self.displaced(v, h))[1], self.at(self.displaced(v, -h))[1]
         return vectors.scaled(0.5 / h, vectors.subtract(forth, back))
 
     def forward_product(self, v: Vector, g: Vector) -> list[Tensor]:
         """H v by a forward difference from the known gradient ``g``: one call, an error of order h."""
-        length = float(vectors.norm(v))
-        size = float(vectors.norm([p.detach() for p in self.params]))
-        h = (
-            math.sqrt(max(torch.finfo(p.dtype).eps for p in self.params))
-            * max(1.0, size)
-            / max(length, 1e-300)
-        )
+        h = self._distance(v, 1 / 2)
+        if h == 0.0:
+            return [torch.zeros_like(t) for t in v]
         self.products += 1
         return vectors.scaled(1.0 / h, vectors.subtract(self.at(self.displaced(v, h))[1], g))
+
+    def _distance(self, v: Vector, power: float) -> float:
+        """eps^power max(1, ||w||) / ||v||, the step of a difference in units of v; 0 where v is zero."""
+        length = float(vectors.norm(v))
+        size = float(vectors.norm([p.detach() for p in self.params]))
+        eps = max(torch.finfo(p.dtype).eps for p in self.params)
+        return eps**power * max(1.0, size) / length if length > 0.0 else 0.0
 
     def _call(self) -> float:
         self.calls += 1

@@ -15,6 +15,7 @@ from optland.optim.saddle.evaluations import Evaluations
 from optland.optim.saddle.krylov import Krylov, explore
 from optland.optim.saddle.moves import Move, forward_search, kick_search
 from optland.optim.saddle.verdict import Event, Verdict, judge
+from optland.optim.saddle.way_off import ROUNDING, carry_out, outcome, require
 
 __all__ = ["KrylovSolver"]
 
@@ -45,8 +46,7 @@ class KrylovSolver(Optimizer):
     ) -> None:
         if not 0 < lr <= 1:
             raise ValueError(f"lr {lr} is a share of the model's step; use a number in (0, 1], such as 1.0")
-        if products < 2:
-            raise ValueError(f"products {products}: curvature in more than one direction needs at least 2")
+        require(products)
         if not tol > 0 or not radius > 0:
             raise ValueError(f"tol {tol} and radius {radius} must be above 0")
         super().__init__(params, {"lr": lr})
@@ -111,31 +111,20 @@ class KrylovSolver(Optimizer):
         self.closure_calls += seen.calls
 
     def _at_critical_point(self, seen: Evaluations, space: Krylov, dim: int, loss: float) -> None:
-        verdict = judge(space, dim, rounding=1e-6)
+        verdict = judge(space, dim, rounding=ROUNDING)
         move: Move | None = None
         if verdict == "strict saddle":
             move = forward_search(seen, space.lowest_vector, loss, start=self.radius)
         elif verdict == "degenerate":
             move = kick_search(seen, loss, radius=self.radius, generator=self.generator)
-        kind = "probe" if move is None else "escape" if verdict == "strict saddle" else "kick"
-        after, length = (loss, 0.0) if move is None else (move.loss, move.length)
+        kind = "probe" if move is None else outcome(verdict, move)[0]
+        self.verdict = verdict
         if move is not None:
-            seen.move(move.point)
             self.largest = 0.0
         why = f"the gradient counts as zero: {verdict}"
-        self.verdict = verdict
         self.events.append(
-            Event(
-                self._step,
-                kind,
-                verdict,
-                space.lowest,
-                loss,
-                after,
-                length,
-                seen.calls,
-                why,
-                space.tau_or_nan(1e-6),
+            carry_out(
+                seen, space, verdict, move, loss, kind=kind, step=self._step, calls=seen.calls, reason=why
             )
         )
 

@@ -26,7 +26,7 @@ from optland.objective import FORWARD_GE, Objective
 from optland.optim.saddle.evaluations import OnObjective
 from optland.optim.saddle.krylov import explore
 from optland.optim.saddle.verdict import Event, judge
-from optland.optim.saddle.way_off import first_length, outcome, way_off
+from optland.optim.saddle.way_off import ROUNDING, carry_out, first_length, outcome, require, way_off
 
 __all__ = ["declared_cost", "leave_saddle"]
 
@@ -74,39 +74,15 @@ def leave_saddle(
     loss, g = objective.value_and_gradient()
     with hessian(objective) as H:
         space = explore(H.matvec, g, budget=min(products, dim), generator=generator, until_negative=True)
-    verdict = judge(space, dim, rounding=1e-6)
+    verdict = judge(space, dim, rounding=ROUNDING)
     start = first_length(objective.params, radius)
     move = way_off(seen, space, verdict, loss, g, start=start, check=check, generator=generator, most=MOST)
-    if move is not None:
-        seen.move(move.point)
     kind, why = outcome(verdict, move)
     spent = sum(o.cost_ge for o in (objective, check) if o is not None) - cost
-    after, length = (loss, 0.0) if move is None else (move.loss, move.length)
     calls = math.ceil(spent / objective.num_samples)
-    return Event(
-        step,
-        kind,
-        verdict,
-        space.lowest,
-        loss,
-        after,
-        length,
-        calls,
-        f"{reason}; {why}",
-        space.tau_or_nan(1e-6),
+    return carry_out(
+        seen, space, verdict, move, loss, kind=kind, step=step, calls=calls, reason=f"{reason}; {why}"
     )
-
-
-def require(products: int, radius: float | None) -> None:
-    """Refuse what no look can be made with.
-
-    Raises:
-        ValueError: Fewer than 2 products, or a radius that is not positive.
-    """
-    if products < 2:
-        raise ValueError(f"products {products}: curvature in more than one direction needs at least 2")
-    if radius is not None and not radius > 0:
-        raise ValueError(f"radius {radius} must be above 0, or None for 1 % of the weights' norm")
 
 
 def declared_cost(objective: Objective, check: Objective | None = None, *, products: int = 20) -> float:

@@ -35,11 +35,10 @@ from optland.objective import Objective
 from optland.optim.delegate import Closure
 from optland.optim.saddle.evaluations import Evaluations, OnObjective
 from optland.optim.saddle.krylov import Krylov, explore
-from optland.optim.saddle.leave import require
 from optland.optim.saddle.neon import neon
 from optland.optim.saddle.trigger import Trigger
-from optland.optim.saddle.verdict import Event, judge
-from optland.optim.saddle.way_off import first_length, outcome, way_off
+from optland.optim.saddle.verdict import judge
+from optland.optim.saddle.way_off import ROUNDING, carry_out, first_length, outcome, require, way_off
 from optland.optim.saddle.wrapper import SaddleWrapper
 
 __all__ = ["NegativeCurvature"]
@@ -124,26 +123,22 @@ class NegativeCurvature(SaddleWrapper):
             self.trigger.looked(seen.calls, moved=False)
             return  # training has diverged; there is no curvature to look at
         space = self._explore(seen, g, products)
-        verdict = judge(space, dim, rounding=1e-6)
+        verdict = judge(space, dim, rounding=ROUNDING)
         start = first_length(self._weights, self.radius)
         move = way_off(seen, space, verdict, loss, g, start=start, check=self.check, generator=self.generator)
         kind, why = outcome(verdict, move)
-        after, length = (loss, 0.0) if move is None else (move.loss, move.length)
-        if move is not None:
-            seen.move(move.point)
         calls = seen.calls + math.ceil(self._aside() - before)
         self.trigger.looked(calls, moved=move is not None)
-        event = Event(
-            self._step,
-            kind,
+        event = carry_out(
+            seen,
+            space,
             verdict,
-            space.lowest,
+            move,
             loss,
-            after,
-            length,
-            calls,
-            f"{reason}; {why}",
-            space.tau_or_nan(1e-6),
+            kind=kind,
+            step=self._step,
+            calls=calls,
+            reason=f"{reason}; {why}",
         )
         self._note(event, verdict)
 

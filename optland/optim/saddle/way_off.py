@@ -15,10 +15,13 @@ from optland.objective import Objective
 from optland.optim.saddle.evaluations import Evaluations, is_lower
 from optland.optim.saddle.krylov import Krylov
 from optland.optim.saddle.moves import Move, forward_search, kick_search
-from optland.optim.saddle.verdict import Verdict
+from optland.optim.saddle.verdict import Event, Verdict
 from optland.vectors import Vector
 
-__all__ = ["first_length", "outcome", "way_off"]
+__all__ = ["ROUNDING", "carry_out", "first_length", "outcome", "require", "way_off"]
+
+ROUNDING = 1e-6
+"""Relative rounding of curvatures that verdicts allow for."""
 
 CHECKED = 1e-6
 """Relative fall of the loss that independent data have to confirm."""
@@ -93,3 +96,35 @@ def outcome(verdict: Verdict, move: Move | None) -> tuple[str, str]:
     if verdict in ("strict saddle", "degenerate"):
         return "rejected", f"{verdict}, but no move lowered the loss where it was checked"
     return "probe", f"{verdict}: the base optimizer goes on"
+
+
+def carry_out(
+    seen: Evaluations,
+    space: Krylov,
+    verdict: Verdict,
+    move: Move | None,
+    loss: float,
+    *,
+    kind: str,
+    step: int,
+    calls: int,
+    reason: str,
+) -> Event:
+    """Make the move, if there is one, and say what was found and done."""
+    after, length = (loss, 0.0) if move is None else (move.loss, move.length)
+    if move is not None:
+        seen.move(move.point)
+    tau = space.tau_or_nan(ROUNDING)
+    return Event(step, kind, verdict, space.lowest, loss, after, length, calls, reason, tau)
+
+
+def require(products: int, radius: float | None = None) -> None:
+    """Refuse what no look can be made with.
+
+    Raises:
+        ValueError: Fewer than 2 products, or a radius that is not positive.
+    """
+    if products < 2:
+        raise ValueError(f"products {products}: curvature in more than one direction needs at least 2")
+    if radius is not None and not radius > 0:
+        raise ValueError(f"radius {radius} must be above 0, or None for 1 % of the weights' norm")
