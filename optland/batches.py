@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["map_tensors", "num_samples", "split", "take", "thin", "to_device", "to_dtype"]
+__all__ = ["join", "map_tensors", "num_samples", "split", "take", "thin", "to_device", "to_dtype"]
 
 
 def _children(batch: Any) -> Iterator[Any]:
@@ -92,6 +92,53 @@ def split(batch: Any, parts: int) -> list[Any]:
     edges = [-(-count * i // parts) for i in range(parts + 1)]
 
     return [_slice(batch, count, a, b) for a, b in pairwise(edges)]
+
+
+def join(batches: Sequence[Any]) -> Any:
+    """One batch of the samples of several, in order: the inverse of :func:`split`.
+
+    Tensors whose leading dimension is the number of samples are concatenated, lists of one entry a sample too; of
+    everything else the first is taken.
+
+    Raises:
+        ValueError: Tensors of one place differ in more than their leading dimension.
+
+    Example:
+        >>> join([(torch.zeros(2, 3), "a"), (torch.ones(1, 3), "a")])[0].shape
+        torch.Size([3, 3])
+    """
+    return _join(list(batches), [num_samples(batch) for batch in batches])
+
+
+def _join(items: list[Any], counts: list[int]) -> Any:
+    first = items[0]
+    if isinstance(first, Tensor):
+        whole = any(t.ndim == 0 or t.shape[0] != count for t, count in zip(items, counts, strict=True))
+        return first if whole else _concatenate(items)
+    if isinstance(first, Mapping):
+        make: Any = type(first)
+        return make({key: _join([item[key] for item in items], counts) for key in first})
+    if dataclasses.is_dataclass(first) and not isinstance(first, type):
+        names = [field.name for field in dataclasses.fields(first)]
+        return dataclasses.replace(
+            first, **{n: _join([getattr(item, n) for item in items], counts) for n in names}
+        )
+    if not isinstance(first, list | tuple):
+        return first
+    if next(_tensors(first), None) is None:  # names, say, one a sample
+        each = all(len(item) == count for item, count in zip(items, counts, strict=True))
+        return type(first)(entry for item in items for entry in item) if each else first
+    parts = [_join(list(place), counts) for place in zip(*items, strict=True)]
+    return type(first)(*parts) if hasattr(first, "_fields") else type(first)(parts)
+
+
+def _concatenate(tensors: list[Tensor]) -> Tensor:
+    shapes = sorted({tuple(t.shape[1:]) for t in tensors})
+    if len(shapes) > 1:
+        raise ValueError(
+            f"batches with samples of shapes {shapes} cannot be joined; let collate_fn pad all samples to one shape"
+        )
+    return torch.cat(tensors)
 
 
 def take(batch: Any, count: int) -> Any:

@@ -6,6 +6,7 @@ from optland.train.data import DataConfig, ImageData, load_data
 from optland.train.dataset_loader import DatasetLoader
 from optland.train.ema import Ema
 from optland.train.evaluate import History, evaluate
+from optland.train.grouped_loader import GroupedLoader
 from optland.train.interrupt import RESUMABLE, GracefulStop
 from optland.train.loader import BatchLoader, ResumableLoader
 from optland.train.models import ModelConfig, build_model
@@ -35,6 +36,7 @@ __all__ = [
     "Ema",
     "Gain",
     "GracefulStop",
+    "GroupedLoader",
     "History",
     "ImageData",
     "LogConfig",

@@ -14,18 +14,17 @@ state: a resumed run serves them as the unbroken run would have. What was read a
 
 from __future__ import annotations
 
-import random
 from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
 from optland.context import preserve_rng
 from optland.train.interrupt import leave_signals_to_main
 from optland.train.loader import ResumableLoader, Transform, seed_of
+from optland.train.seeding import seed_host
 
 __all__ = ["DatasetLoader"]
 
@@ -143,9 +142,5 @@ class _Seeded(Dataset[Any]):
             return [self._sample(*key) for key in keys]
 
     def _sample(self, epoch: int, index: int) -> Any:
-        seed = seed_of("sample", self.seed, epoch, index)
-        # Not torch.manual_seed: it would also seed CUDA, which preserve_rng may not have started.
-        torch.default_generator.manual_seed(seed)
-        random.seed(seed)
-        np.random.seed(seed % 2**32)  # noqa: NPY002 - datasets draw from the global generator
+        seed_host(seed_of("sample", self.seed, epoch, index))
         return self.dataset[index]

@@ -9,6 +9,7 @@ loader         for
 =============  =======================================================================================================
 BatchLoader    tensors in memory, on any device
 DatasetLoader  a map-style dataset, read sample by sample, in worker processes if asked (``dataset_loader.py``)
+GroupedLoader  a loader with a batch of its own, several of which make an update (``grouped_loader.py``)
 =============  =======================================================================================================
 """
 

@@ -168,8 +168,8 @@ class Pilot(StepPolicies):
         growing += [self.batch_policy.name] if self.batch_policy is not None else []
         if self.mode == "control" and growing and not hasattr(loader, "set_batch_size"):
             raise TypeError(
-                f"{growing[0]} cannot change the batch size of a {type(loader).__name__}; use "
-                "optland.train.BatchLoader, or mode='shadow' to log the advice only"
+                f"{growing[0]} cannot change the batch size of a {type(loader).__name__}; wrap it in "
+                "optland.train.GroupedLoader, or use mode='shadow' to log the advice only"
             )
         self._loader = loader
         for batch in loader:
@@ -330,7 +330,7 @@ class Pilot(StepPolicies):
         self._append(
             Decision(self.step, policy.name, "batch_size", size, new, reason, self.mode == "control", signals)
         )
-        if policy.scale_lr:
+        if policy.scale_lr or (policy.scale_lr is None and not isinstance(self.steering.policy, AutoLR)):
             self._co_scale(policy.name, new / size, size)
 
     def _append(self, decision: Decision | None) -> None:

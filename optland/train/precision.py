@@ -21,6 +21,7 @@ precision       ``bf16`` and ``fp16`` run the forward pass under autocast on flo
 channels_last   4-D weights in NHWC layout, for convolutions on tensor cores; nothing happens to other nets
 compile         ``torch.compile`` of what the loop calls; needs a C++ compiler, pays after minutes
 accumulation    micro-batches a step; the sample-weighted mean, equal to the full batch without BatchNorm
+micro_batch     samples in one forward pass at most: a batch that grows costs time and no memory
 clip            largest global norm of the gradient that the base optimizer receives
 ema             decay of an average of the weights (:mod:`optland.train.ema`)
 ==============  =============================================================================================
@@ -75,6 +76,7 @@ class PrecisionConfig:
         compile: Whether the loop calls the model through ``torch.compile``.
         clip: Largest global norm of the gradient; null for none.
         accumulation: Micro-batches that a batch is cut into.
+        micro_batch: Most samples in one of them; null for no limit. A batch that grows is cut into more.
         ema: Decay of the average of the weights that is evaluated, for example 0.999; null for none.
     """
 
@@ -83,6 +85,7 @@ class PrecisionConfig:
     compile: bool = False
     clip: float | None = None
     accumulation: int = 1
+    micro_batch: int | None = None
     ema: float | None = None
 
     def __post_init__(self) -> None:
@@ -91,6 +94,8 @@ class PrecisionConfig:
         if self.clip is not None and not (self.clip > 0 and math.isfinite(self.clip)):
             raise ValueError(f"clip: {self.clip} must be above 0, for example 1.0, or null for none")
         _check_accumulation(self.accumulation)
+        if self.micro_batch is not None and self.micro_batch < 1:
+            raise ValueError(f"micro_batch: {self.micro_batch} samples are too few; use at least 1, or null")
         if self.ema is not None and not 0.0 <= self.ema < 1.0:
             raise ValueError(
                 f"ema: {self.ema} is not a decay below 1; use for example 0.999, or null for none"
@@ -177,6 +182,7 @@ class Precision:
         self.clip = config.clip
         self.accumulation = config.accumulation
         """Micro-batches a batch is cut into; :meth:`set_accumulation` changes it in the middle of an epoch."""
+        self.micro_batch = config.micro_batch
         self.scaler = GradScaler(self.device, enabled=config.precision == "fp16")
         self._two_pass = hasattr(optimizer, "perturb")
         self._wraps = hasattr(optimizer, "base")
@@ -204,7 +210,8 @@ class Precision:
     def backward(self, loss_fn: LossFn, model: nn.Module, batch: Any) -> Tensor:
         """Forward and backward of a batch in micro-batches, added to ``.grad``: one call in a closure.
 
-        A batch of fewer samples than micro-batches is cut into single samples.
+        A batch of fewer samples than micro-batches is cut into single samples; one of more than ``micro_batch`` times
+        ``accumulation`` into as many parts as that limit asks for.
 
         Args:
             loss_fn: Returns the mean loss of a batch, or ``(sum, count)``.
@@ -219,8 +226,8 @@ class Precision:
         """
         samples = num_samples(batch)
         losses, seen = [], 0.0
-        parts = split(batch, min(self.accumulation, samples)) if self.accumulation > 1 else [batch]
-        for part in parts:
+        parts = self._parts(samples)
+        for part in split(batch, parts) if parts > 1 else [batch]:
             with self.autocast():
                 loss, count = _share(loss_fn(model, part), part, samples)
             self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
@@ -234,6 +241,11 @@ class Precision:
             raise ValueError("the batch has a total count of 0; there is no mean loss")
         _multiply_gradients(self.optimizer, samples / seen)
         return total * (samples / seen)
+
+    def _parts(self, samples: int) -> int:
+        """Micro-batches of a batch: as many as were asked for, and as the limit on their size needs."""
+        needed = 1 if self.micro_batch is None else math.ceil(samples / self.micro_batch)
+        return min(max(self.accumulation, needed), samples)
 
     def step(self, closure: Callable[[], Any]) -> Any:
         """One optimizer step; returns the loss at the weights before it.

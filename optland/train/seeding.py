@@ -7,7 +7,7 @@ import random
 import numpy as np
 import torch
 
-__all__ = ["seed_everything"]
+__all__ = ["seed_everything", "seed_host"]
 
 
 def seed_everything(seed: int) -> None:
@@ -15,3 +15,10 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
     np.random.seed(seed % 2**32)  # noqa: NPY002 - user code may draw from the global generator
     random.seed(seed)
+
+
+def seed_host(seed: int) -> None:
+    """Seed the generators that code on the CPU draws from: reading data must not start CUDA, as torch's own would."""
+    torch.default_generator.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002 - datasets draw from the global generator

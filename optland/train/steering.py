@@ -221,7 +221,7 @@ class Steering:
         if isinstance(self.policy, SafeLR):
             row["lr/ceiling"] = self.policy.limit
         elif self.policy is not None and self.policy.critical.value is not None:
-            row["lr/ceiling"] = self.policy.ceiling * self.policy.critical.value
+            row["lr/ceiling"] = (self.policy.ceiling or 1.0) * self.policy.critical.value
         return row
 
     def state_dict(self) -> dict[str, Any]:

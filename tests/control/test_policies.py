@@ -17,7 +17,13 @@ def test_relative_step_sets_the_rate() -> None:
     assert binding == "ratio"
 
 
-def test_the_critical_step_is_a_ceiling() -> None:
+def test_the_critical_step_caps_nothing_unless_asked() -> None:
+    policy = AutoLR(tau=0.05)
+    policy.observe_critical_step(1e-6)
+    assert policy.step_size(relative_speed=1.0, shape=1.0) == (pytest.approx(0.05), "ratio")
+
+
+def test_the_critical_step_is_a_ceiling_where_it_is_asked_to_be() -> None:
     policy = AutoLR(tau=0.05, ceiling=0.5)
     policy.observe_critical_step(0.01)
     assert policy.step_size(relative_speed=1.0, shape=1.0) == (pytest.approx(0.005), "edge")

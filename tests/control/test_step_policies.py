@@ -207,17 +207,27 @@ def test_spike_guard_skips_a_corrupt_batch(loss: float, norm: float, words: str)
     assert words in proposal.reason
 
 
-def test_spike_guard_cuts_after_three_and_gives_back() -> None:
+def test_spike_guard_cuts_after_three_in_a_row_and_gives_back() -> None:
+    """Scattered ones are dealt with by their skips; a row of them says that the weights were damaged before."""
     guard, found = SpikeGuard(), []
     asked(guard, calm(60))
     factor = 1.0
-    for k in range(61, 220):
-        loss = math.nan if k in (66, 78, 86, 90, 92) else 1.0
+    for k in range(61, 240):
+        loss = math.nan if k in (66, 67, 69, 71, 90, 91, 92) else 1.0
         for p in guard.propose(StepView(k, loss, grad_norm=1.0, factor=factor)):
             if p.actuator == "lr_factor":
                 found.append((k, p.new))
                 factor = p.new
     assert found == [(92, 0.5), (193, 1.0)]
+
+
+def test_near_a_loss_of_zero_a_factor_is_no_spike_and_lost_progress_is() -> None:
+    guard = SpikeGuard()
+    falling = [StepView(k, 2.3 * 0.95**k, grad_norm=1.0) for k in range(1, 101)]  # ends at 0.014
+    assert asked(guard, falling) == []
+    assert guard.propose(StepView(101, 0.2, grad_norm=1.0)) == []  # fourteen times the recent loss, 8 % of the way
+    (proposal,) = guard.propose(StepView(102, 0.9, grad_norm=1.0))
+    assert proposal.actuator == "skip"
 
 
 def test_spike_guard_rolls_back_what_persists_unless_it_is_a_catapult() -> None:

@@ -24,9 +24,9 @@ Cost: no gradient evaluation; one copy of the weights and one of the gradients, 
 horizon is known (an epoch count or a scheduler). When not: fine-tuning with zero-initialised factors, and optimizers
 whose move is not linear in the learning rate (closures that search, schedule-free averages).
 
-Defaults: tau = 0.05, under SAM 0.03, at 1000 steps, fixed on small image models. The critical step caps the
-rate where a step would raise the loss of its own batch (``ceiling`` times its average) and raises an alarm above
-``alarm``.
+Defaults: tau = 0.05, under SAM 0.03, at 1000 steps, fixed on small image models. The critical step is shown beside
+the rate and raises an alarm above ``alarm``; it does not cap the rate unless ``ceiling`` says so, since runs with and
+without that cap end alike (benchmarks/control.py, ablations).
 
 Reference: the relative step generalises the update-to-weight ratio of LARS (You et al. 2017, arXiv:1708.03888) to
 the root-sum-square over tensors, any optimizer, and a schedule of the ratio itself. Signal and noise of a gradient:
@@ -95,14 +95,14 @@ def linear_shape(progress: float, warmup: float = 0.05) -> float:
 
 
 class AutoLR:
-    """Relative step times schedule shape, under a critical-step ceiling.
+    """Relative step times schedule shape, watched by the critical step.
 
     Args:
         tau: Relative step at the peak of the schedule, taken as it is; None takes 0.05 (0.03 under SAM) and lets
             the run's length and the noise of its gradients set the pace.
         warmup: Share of the run over which the shape rises; 0.05.
-        ceiling: The rate never exceeds this multiple of the averaged critical step; 1.0, because beyond it the next
-            step raises the loss of its own batch.
+        ceiling: The rate never exceeds this multiple of the averaged critical step; 1.0 is where a step raises the
+            loss of its own batch. None, the default, caps nothing.
         alarm: Edge ratio (rate over critical step) above which a decision of kind ``alarm`` is logged; 0.7.
         two_pass: Whether the optimizer perturbs the weights (SAM), which starts slower and follows the noise closer.
         steps: Steps of the run; None leaves it to :meth:`begin`.
@@ -124,7 +124,7 @@ class AutoLR:
         *,
         tau: float | None = None,
         warmup: float = 0.05,
-        ceiling: float = 1.0,
+        ceiling: float | None = None,
         alarm: float = 0.7,
         two_pass: bool = False,
         steps: int | None = None,
@@ -135,8 +135,10 @@ class AutoLR:
             raise ValueError(f"tau: {tau} is not a relative step; use a number such as {TAU}")
         if not 0 < warmup < 1:
             raise ValueError(f"warmup: {warmup} is not a share of the run; use a number such as 0.05")
-        if not ceiling > 0:
-            raise ValueError(f"ceiling: {ceiling} must be above 0; 1.0 caps at the critical step")
+        if ceiling is not None and not ceiling > 0:
+            raise ValueError(
+                f"ceiling: {ceiling} must be above 0; 1.0 caps at the critical step, None not at all"
+            )
         self.tau = tau
         self.warmup = warmup
         self.ceiling = ceiling
@@ -175,9 +177,9 @@ class AutoLR:
             return 0.0, "guard"
         rate = shape * self.pace / relative_speed
         critical = self.critical.value
-        if critical is not None and rate > self.ceiling * critical:
-            return self.ceiling * critical, "edge"
-        return rate, "ratio"
+        if self.ceiling is None or critical is None or rate <= self.ceiling * critical:
+            return rate, "ratio"
+        return self.ceiling * critical, "edge"
 
     def observe_critical_step(self, eta_c: float, applied: float = 0.0, *, resolved: bool = True) -> None:
         """Take in a critical learning rate, or a bound from below, measured along a step of rate ``applied``."""
