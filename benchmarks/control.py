@@ -3,6 +3,7 @@
     python benchmarks/control.py --group development            # constants are chosen on these tasks
     python benchmarks/control.py --group report                 # run once the constants are fixed
     python benchmarks/control.py --group report --parts main pace
+    python benchmarks/control.py --group edge --parts main      # nets that the rule was not made on
 
 Every run of a task has the same budget in gradient evaluations, probes counted (a forward is a third): a run with
 probes is shortened by all that they may cost. The tuned baseline is the same optimizer with 5 % warm-up and cosine, at
@@ -53,14 +54,27 @@ TUNE_SEEDS, REPORT_SEEDS = (0, 1, 2), (10, 11, 12, 13, 14)
 SAM_TASKS = {"digits_cnn", "mnist1d_cnn", "fashion_cnn", "digits_deep_mlp"}
 LR_FREE = ("plateau", "prodigy", "schedule_free", "momo", "halving")
 OWN_OPTIMIZER = ("prodigy", "schedule_free")  # one run serves both optimizers of a task
-ABLATIONS = ("no probe", "no guard", "halving without rewind", "frozen first speed", "shuffled pace")
+ABLATIONS = (
+    "no probe",
+    "critical-step ceiling",
+    "no guard",
+    "halving without rewind",
+    "frozen first speed",
+    "shuffled pace",
+)
 GUARDS = ("no guard", "halving without rewind")
 ABLATION_TASKS = {"development": ("mnist1d_cnn", "mnist1d_mlp"), "report": ("digits_deep_mlp", "text_gpt")}
 PARTS = ("main", "pace", "user", "safe", "ablation")
 
 
+ONE_OPTIMIZER = {"lora": "adamw", "deep": "sgd"}
+OPEN_ENDED = (("mnist1d_cnn", "sgd"), ("mnist1d_mlp", "adamw"), ("digits_cnn", "sgd"))
+
+
 def optimizers(task: str) -> tuple[str, ...]:
     """The optimizers that a task is run under."""
+    if task in ONE_OPTIMIZER:
+        return (ONE_OPTIMIZER[task],)
     return ("sgd", "adamw", "sam") if task in SAM_TASKS else ("sgd", "adamw")
 
 
@@ -162,13 +176,20 @@ def pairs(group: str) -> list[tuple[str, str]]:
 def competitors(task: str, optimizer: str) -> list[Cell]:
     """Everything that chooses its own rate, in one cell of the main table."""
     names = ["auto_lr", "relative_step"]
-    if optimizer != "sam":
+    if optimizer != "sam" and TASKS[task].group != "edge":
         names += LR_FREE
     return [
         Cell(task, "adamw" if name in OWN_OPTIMIZER else optimizer, name, 0)
         for name in names
         if name in METHODS
     ]
+
+
+def open_ended(group: str) -> list[Cell]:
+    """Runs that learn late that they have an end, beside those that know it from the start."""
+    if group != "development":
+        return []
+    return [Cell(t, o, "open-ended", 0) for t, o in OPEN_ENDED]
 
 
 def decades(best: float) -> list[float]:
@@ -186,6 +207,7 @@ def measure(runs: Runs, group: str, parts: Sequence[str]) -> None:
         runs.make(over(best, REPORT_SEEDS), f"{group}: tuned")
         mine = [c for pair in pairs(group) for c in competitors(*pair)]
         runs.make(over(mine, REPORT_SEEDS), f"{group}: methods")
+        runs.make(over(open_ended(group), REPORT_SEEDS), f"{group}: open end")
     if "pace" in parts:
         cells = [replace(c, method=m) for c in off_constant(group) for m in ("auto_lr", "relative_step")]
         runs.make(over(cells, REPORT_SEEDS), f"{group}: pace")
@@ -223,7 +245,8 @@ def safe_cells(runs: Runs, group: str) -> list[Cell]:
 def row(runs: Runs, cell: Cell, seeds: Sequence[int] = REPORT_SEEDS) -> dict[str, Any]:
     """A cell over its seeds."""
     found = runs.of(cell, seeds)
-    keys = [k for k in ("test_acc", "test_loss", "train_loss", "ge", "seconds", "rewinds") if k in found[0]]
+    keys = ("test_acc", "test_loss", "train_loss", "ge", "seconds", "probe_seconds", "rewinds")
+    keys = tuple(k for k in keys if all(k in f for f in found))
     means = {k: statistics.fmean(f[k] for f in found) for k in keys}
     metric = f"test_{TASKS[cell.task].metric}"
     seeds_of = [f[metric] for f in found]
@@ -246,6 +269,7 @@ def summarise(runs: Runs, group: str, parts: Sequence[str]) -> dict[str, Any]:
     content: dict[str, Any] = {}
     if "main" in parts:
         content["main"] = {f"{t}/{o}": main_rows(runs, t, o) for t, o in pairs(group)}
+        content["open end"] = {c.key: row(runs, c) for c in open_ended(group)}
     if "pace" in parts:
         content["pace"] = {
             describe(c): compared(runs, c, replace(c, method="relative_step")) for c in off_constant(group)
@@ -324,7 +348,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--group", choices=["development", "report"], required=True)
+    parser.add_argument("--group", choices=["development", "report", "edge"], required=True)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--scratch", type=Path)
     parser.add_argument("--result", type=Path)

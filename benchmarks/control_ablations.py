@@ -50,7 +50,7 @@ class Replayed(AutoLR):
 
 
 def _policy(kind: type[AutoLR], cell: Cell) -> AutoLR:
-    return kind(two_pass=cell.optimizer == "sam", steps=cell.steps or TASKS[cell.task].steps)
+    return kind(two_pass=cell.optimizer == "sam")
 
 
 def _without_guard(cell: Cell, problem: Problem) -> Setup:

@@ -76,6 +76,7 @@ class Setup:
     samples: int = 0  # of the run; fewer where probes take their share
     schedule: str | None = None  # by progress, made once the loader is there
     spent: float = 0.0  # gradient evaluations of a search before the run
+    end_at: int | None = None  # samples after which the end of an open-ended run is called
 
 
 Method = Callable[[Cell, Problem], Setup]
@@ -106,6 +107,21 @@ def piloted(
         return Setup(optimizer, pilot, samples=samples, schedule=schedule)
 
     return method
+
+
+def _open_ended(cell: Cell, problem: Problem) -> Setup:
+    """``auto_lr`` that is told after 80 % of the run that it has an end."""
+    optimizer = OPTIMIZERS[cell.optimizer](cell, problem.model, cell.lr or 1e-3)
+    pilot = Pilot(
+        optimizer,
+        problem.model,
+        problem.loss_fn,
+        policies=["auto_lr"],
+        budget=0.0,
+        open_ended=True,
+        seed=cell.seed,
+    )
+    return Setup(optimizer, pilot, samples=cell.samples, end_at=int(0.8 * cell.samples))
 
 
 def _plateau(cell: Cell, problem: Problem) -> Setup:
@@ -139,13 +155,9 @@ def auto(**constants: Any) -> Callable[[Cell], AutoLR]:
     """``auto_lr`` with other constants; without any, as users get it."""
 
     def policy(cell: Cell) -> AutoLR:
-        return AutoLR(two_pass=cell.optimizer == "sam", steps=_steps(cell), **constants)
+        return AutoLR(two_pass=cell.optimizer == "sam", **constants)
 
     return policy
-
-
-def _steps(cell: Cell) -> int:
-    return cell.steps or TASKS[cell.task].steps
 
 
 METHODS: dict[str, Method] = {
@@ -158,6 +170,8 @@ METHODS: dict[str, Method] = {
     "schedule_free": _schedule_free,
     "momo": _momo,
     "no probe": piloted(lambda cell: "auto_lr", 0.0),
+    "critical-step ceiling": piloted(auto(ceiling=1.0)),
+    "open-ended": _open_ended,
 }
 
 
@@ -181,7 +195,8 @@ def run(cell: Cell, method: Method | None = None) -> dict[str, Any]:
     alive = math.isfinite(found["test_loss"]) and found["train_loss"] < 0.97 * problem.trivial
     decisions = setup.pilot.decisions if setup.pilot is not None else []
     rewinds = sum(d.actuator == "rewind" for d in decisions)
-    shares = {} if setup.pilot is None else {"probes": setup.pilot.budget.used}
+    pilot = setup.pilot
+    shares = {} if pilot is None else {"probes": pilot.budget.used, "probe_seconds": pilot.probe_seconds}
     return {
         "key": cell.key,
         **found,
@@ -229,6 +244,9 @@ def train_some(cell: Cell, problem: Problem, setup: Setup) -> tuple[list[float],
             setup.plateau.step(sum(losses[-10:]) / len(losses[-10:]))
         if pilot is not None:
             pilot.after_step(data, loss)
+            if setup.end_at is not None and loader.samples_served >= setup.end_at:
+                pilot.decay(setup.samples - loader.samples_served)
+                setup.end_at = None
         if loader.samples_served >= setup.samples or (pilot is None and not math.isfinite(losses[-1])):
             break
     if hasattr(optimizer, "eval"):

@@ -1,6 +1,8 @@
 """The tasks of ``benchmarks/control.py``: data, net, loss and length of each, for development and for the report.
 
 Constants of the controller are chosen on the development tasks alone; the report tasks are run once they are fixed.
+The edge tasks are nets that the rule was not made on: pretrained, partly zero, fifty layers deep. (Tied embeddings are in
+the text task, whose transformer ties them.)
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+from control_edges import CHANGES
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.functional import avg_pool2d
@@ -39,7 +42,7 @@ class Task:
 
     Attributes:
         title: As people read it.
-        group: ``development`` or ``report``.
+        group: ``development``, ``report`` or ``edge``.
         kind: What ``prepare`` makes of it: ``images``, ``text`` or ``quadratic``.
         steps: Steps at the task's own batch; a budget of ``steps * batch`` samples.
         batch: Samples a step.
@@ -96,16 +99,28 @@ TASKS = {
                      settings={"context": 48, "width": 64, "depth": 2, "heads": 4}),
     "quadratic": Task("noisy quadratic", "report", "quadratic", 500, batch=32, metric="loss",
                       settings={"dimension": 100, "condition": 1000.0, "noise": 1.0}),
+    "finetuned": Task("turned digits, pretrained CNN", "edge", "images", 200, batch=64,
+                      settings=_images(_DIGITS, {"name": "cnn", "width": 16}, turned=True, change="pretrained")),
+    "lora": Task("turned digits, low-rank factors", "edge", "images", 400, batch=64,
+                 settings=_images(_DIGITS, {"name": "mlp", "width": 64, "depth": 3}, turned=True, change="lora")),
+    "zero_last": Task("MNIST-1D, CNN, last layer zero", "edge", "images", 500, batch=64,
+                      settings=_images(_MNIST1D, {"name": "cnn", "width": 16}, change="zero_last")),
+    "deep": Task("digits, ResNet-50 with BatchNorm", "edge", "images", 150, batch=64,
+                 settings=_images(_DIGITS, {"name": "resnet", "depth": 50, "width": 8})),
 }  # fmt: skip
 
 
 @functools.lru_cache(maxsize=8)
-def _image_data(items: tuple[tuple[str, Any], ...], halved: bool, label_noise: float, noise_seed: int) -> Any:
+def _image_data(
+    items: tuple[tuple[str, Any], ...], halved: bool, turned: bool, label_noise: float, noise_seed: int
+) -> Any:
     noise = {"label_noise": label_noise, "noise_seed": noise_seed} if label_noise else {}
     data = load_data(DataConfig(**dict(items), **noise))
-    halve = (lambda x: avg_pool2d(x, 2)) if halved else (lambda x: x)
-    names = ("train_x", "val_x", "test_x")
-    images = {name: halve(data.normalise(getattr(data, name))) for name in names}
+    images = {name: data.normalise(getattr(data, name)) for name in ("train_x", "val_x", "test_x")}
+    if halved:
+        images = {name: avg_pool2d(x, 2) for name, x in images.items()}
+    if turned:
+        images = {name: torch.rot90(x, 1, (2, 3)).contiguous() for name, x in images.items()}
     return replace(data, **images)
 
 
@@ -135,8 +150,11 @@ def prepare(task: Task, *, label_noise: float = 0.0, seed: int = 0) -> Problem:
 def _image_problem(task: Task, label_noise: float, seed: int) -> Problem:
     settings = task.settings
     items = tuple(settings["data"].items())
-    data = _image_data(items, settings.get("halved", False), label_noise, seed if label_noise else 0)
+    halved, turned = settings.get("halved", False), settings.get("turned", False)
+    data = _image_data(items, halved, turned, label_noise, seed if label_noise else 0)
     model = build_model(ModelConfig(**settings["model"]), tuple(data.train_x.shape[1:]), data.num_classes)
+    if "change" in settings:
+        CHANGES[settings["change"]](model, settings["model"])
 
     def loss_fn(net: nn.Module, batch: Any) -> Tensor:
         return F.cross_entropy(net(batch[0]), batch[1])

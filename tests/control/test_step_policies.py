@@ -225,7 +225,9 @@ def test_near_a_loss_of_zero_a_factor_is_no_spike_and_lost_progress_is() -> None
     guard = SpikeGuard()
     falling = [StepView(k, 2.3 * 0.95**k, grad_norm=1.0) for k in range(1, 101)]  # ends at 0.014
     assert asked(guard, falling) == []
-    assert guard.propose(StepView(101, 0.2, grad_norm=1.0)) == []  # fourteen times the recent loss, 8 % of the way
+    assert (
+        guard.propose(StepView(101, 0.2, grad_norm=1.0)) == []
+    )  # fourteen times the recent loss, 8 % of the way
     (proposal,) = guard.propose(StepView(102, 0.9, grad_norm=1.0))
     assert proposal.actuator == "skip"
 
