@@ -10,6 +10,7 @@ Around each optimizer step::
 from __future__ import annotations
 
 import math
+from collections import deque
 from typing import Any
 
 import torch
@@ -27,6 +28,9 @@ from optland.train.actuators import (
 from optland.train.collapse import SilentLayers
 
 __all__ = ["BINDING", "Steering"]
+
+LATE = 20
+"""Steps after which trouble shows in an average over ten losses: a rate may have done damage that long ago."""
 
 BINDING = {"user": 0.0, "edge": 1.0, "ratio": 2.0, "guard": 3.0}
 """Codes of ``lr/binding``: what the learning rate of a step was set by."""
@@ -65,6 +69,7 @@ class Steering:
         """The realised update of the last step, where it was measured."""
         self._height = 1e-3  # rate of the next trial step under auto_lr, which then gets the right length
         self._alarmed = False
+        self._rates_of_late: deque[float] = deque(maxlen=LATE)
         self.tail = 1.0
         """Shape of the end of a run of unknown length, 1 until it has begun."""
         self.factor = 1.0
@@ -93,6 +98,7 @@ class Steering:
         if isinstance(self.policy, SafeLR):
             self.wanted, self.binding = self.policy.cap(user, self.rates.shape())
             self.applied = self.wanted if self.act else user
+            self._rates_of_late.append(self.applied)
         if self.record.before is None:
             return
         update = self.record.update()
@@ -166,7 +172,7 @@ class Steering:
                 old, self.factor = self.factor, clamp_factor(self.factor, self.factor / 2)
                 new = self.factor
             else:
-                old, new = self.policy.on_rewind()
+                old, new = self.policy.on_rewind(max(self._rates_of_late, default=0.0))
             reason = f"{trouble}; weights and optimizer go back to step {snapshot['step']}, the data go on"
         else:
             self.guard = _guard(self.policy)
@@ -229,6 +235,7 @@ class Steering:
         return {
             "height": self._height,
             "alarmed": self._alarmed,
+            "rates": list(self._rates_of_late),
             "guard": self.guard.state_dict(),
             "snapshots": self.snapshots.state_dict(),
             "gradients": self.gradients.last,
@@ -239,6 +246,8 @@ class Steering:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue where :meth:`state_dict` was taken."""
         self._height, self._alarmed = state["height"], state["alarmed"]
+        self._rates_of_late.clear()
+        self._rates_of_late.extend(state["rates"])
         self.guard.load_state_dict(state["guard"])
         self.snapshots.load_state_dict(state["snapshots"])
         self.gradients.last = state["gradients"]

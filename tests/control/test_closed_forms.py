@@ -24,6 +24,7 @@ item  what must hold                                     where
 17    goodput picks smallest, largest, kink              here
 18    seesaw: same floor to first order                  here, with the policy's own proposals
 19    safe_lr: ceiling in [1/lam_max, 1/lam_min]         here
+      ... and follows a sharpness that jumps tenfold   here, in the pilot's loop
 20    guard: a cap mis-set 100x, ceil(log2 100) trials   test_step_policies.py
 21    saddle: NCR = b/a, escape +-e_y, near sqrt(b)      here; tests/optim/saddle/test_leave.py
 22    symmetric filter centred, the asymmetric one not   here; test_filters_and_budget.py
@@ -383,6 +384,36 @@ def test_19_safe_lr_on_the_quadratic() -> None:
         losses.append(0.5 * w @ H @ w)
         w = w - rate * g
     assert losses == sorted(losses, reverse=True)
+
+
+def test_19_a_tenfold_sharpness_in_the_middle_of_a_run_takes_the_rate_down_tenfold() -> None:
+    """User rate 1000, H -> 10 H: within ten probes the rate has followed, the loss too, and the rate can live there."""
+    model = Quadratic(np.full(20, 30.0), np.diag(np.geomspace(1, 10, 20)))
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e3)
+    draw = torch.Generator().manual_seed(0)
+
+    def loss_fn(net: nn.Module, batch: Tensor) -> Tensor:
+        return sharper * loss_of(net, batch) + (net.w * batch[0]).sum() + 5.0  # type: ignore[operator]
+
+    sharper = 1.0  # not a buffer, or a rewind would bring the old landscape back
+    pilot = Pilot(optimizer, model, loss_fn, policies=["safe_lr"], budget=1.0, total_samples=400)
+    rates, losses, probes = [], [], []
+    for k in range(400):
+        sharper = 1.0 if k < 200 else 10.0
+        batch = torch.randn(1, 20, generator=draw, dtype=torch.float64)
+        optimizer.zero_grad()
+        loss = loss_fn(model, batch)
+        loss.backward()
+        optimizer.step()
+        pilot.after_step(batch, loss)
+        rates.append(pilot.steering.applied)
+        losses.append(float(loss.detach()))
+        probes.append(pilot.probes.count["edge"])
+    before = statistics.median(rates[150:200])
+    ten_later = next(k for k in range(200, 400) if probes[k] >= probes[199] + 10)
+    assert rates[ten_later] < before / 7
+    assert 1 / 14 < statistics.median(rates[300:]) / before < 1 / 7
+    assert statistics.median(losses[ten_later:]) < statistics.median(losses[150:200]) + 5
 
 
 def test_21_negative_curvature_ratio_of_the_saddle() -> None:

@@ -201,8 +201,8 @@ class AutoLR:
             return self.tau
         return self.tau * horizon_factor(self.steps) * noise_factor(self.coherence.value)
 
-    def on_rewind(self) -> tuple[float, float]:
-        """Halve the pace after a rewind; returns it before and after."""
+    def on_rewind(self, applied: float = 0.0) -> tuple[float, float]:
+        """Halve the pace after a rewind; returns it before and after. Rates do not matter to a relative step."""
         old, self.tau = self.pace, self.tau / 2
         self.rewinds += 1
         return old, self.pace

@@ -71,7 +71,7 @@ class SafeLR:
         self.height = start
         """The highest cap so far, since the last rewind."""
         self.bound = math.inf
-        """Half of the cap at the last rewind: the cap stays below."""
+        """Half of the rate that the last rewind was for: the cap stays below."""
 
     def cap(self, lr_user: float, shape: float | None = None) -> tuple[float, str]:
         """The learning rate to apply and what was binding: ``user`` or ``edge``.
@@ -107,10 +107,16 @@ class SafeLR:
         """What a rewind halves."""
         return self.limit
 
-    def on_rewind(self) -> tuple[float, float]:
-        """Halve the cap after a rewind and forget the average that led there; returns the cap before and after."""
+    def on_rewind(self, applied: float = 0.0) -> tuple[float, float]:
+        """Halve the cap after a rewind and forget the average that led there; returns the cap before and after.
+
+        Args:
+            applied: The largest rate of the last steps. Where it is above the cap, probes have met a new edge since,
+                and it is that rate that did the damage: the cap stays, and may grow to half of the rate.
+        """
         old = self.limit
-        self.limit = self.height = self.bound = old / 2
+        self.bound = max(old, applied) / 2
+        self.limit = self.height = min(old, self.bound)
         self.critical = LogEMA(0.9)
         return old, self.limit
 
