@@ -123,8 +123,8 @@ class StepPolicies:
         return decision
 
     def _keep(self, batch: Any) -> None:
-        """Remember the batch where a policy may want to check a direction on it."""
-        if any(isinstance(policy, Plateau) for policy in self.executor.policies):
+        """Remember the batch where a policy that may act wants to check a direction on it."""
+        if self.mode == "control" and any(isinstance(p, Plateau) for p in self.executor.policies):
             self._recent.append(batch)
 
     def _set_factor(self, new: float) -> bool:

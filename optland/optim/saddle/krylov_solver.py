@@ -13,9 +13,8 @@ from torch.optim import Optimizer
 from optland import vectors
 from optland.optim.saddle.evaluations import Evaluations
 from optland.optim.saddle.krylov import Krylov, explore
-from optland.optim.saddle.moves import Move, forward_search, kick_search
 from optland.optim.saddle.verdict import Event, Verdict, judge
-from optland.optim.saddle.way_off import ROUNDING, carry_out, outcome, require
+from optland.optim.saddle.way_off import ROUNDING, carry_out, outcome, require, way_off
 
 __all__ = ["KrylovSolver"]
 
@@ -94,7 +93,7 @@ class KrylovSolver(Optimizer):
         self.verdict = "not critical"
         # Where no step of the model lowers the loss beyond rounding, the gradient is zero for all that can be told.
         if (critical and self._judges) or not self._descend(seen, space, loss):
-            self._at_critical_point(seen, space, dim, loss)
+            self._at_critical_point(seen, space, dim, loss, g)
         self._end(seen)
         return torch.tensor(loss)
 
@@ -110,13 +109,12 @@ class KrylovSolver(Optimizer):
         self._last_calls = seen.calls
         self.closure_calls += seen.calls
 
-    def _at_critical_point(self, seen: Evaluations, space: Krylov, dim: int, loss: float) -> None:
+    def _at_critical_point(
+        self, seen: Evaluations, space: Krylov, dim: int, loss: float, g: list[Tensor]
+    ) -> None:
         verdict = judge(space, dim, rounding=ROUNDING)
-        move: Move | None = None
-        if verdict == "strict saddle":
-            move = forward_search(seen, space.lowest_vector, loss, start=self.radius)
-        elif verdict == "degenerate":
-            move = kick_search(seen, loss, radius=self.radius, generator=self.generator)
+        start, generator = self.radius, self.generator
+        move = way_off(seen, space, verdict, loss, g, start=start, check=None, generator=generator)
         kind = "probe" if move is None else outcome(verdict, move)[0]
         self.verdict = verdict
         if move is not None:

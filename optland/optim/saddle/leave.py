@@ -33,6 +33,9 @@ __all__ = ["declared_cost", "leave_saddle"]
 MOST = 16
 """Lengths tried along a direction, either way; doubling, they span a factor of 30 thousand."""
 
+IN_ALL = 48
+"""Lengths tried over all kicks at a degenerate point, four directions where none falls: what a look declares."""
+
 
 def leave_saddle(
     objective: Objective,
@@ -76,7 +79,8 @@ def leave_saddle(
         space = explore(H.matvec, g, budget=min(products, dim), generator=generator, until_negative=True)
     verdict = judge(space, dim, rounding=ROUNDING)
     start = first_length(objective.params, radius)
-    move = way_off(seen, space, verdict, loss, g, start=start, check=check, generator=generator, most=MOST)
+    limits = {"most": MOST, "in_all": IN_ALL}
+    move = way_off(seen, space, verdict, loss, g, start=start, check=check, generator=generator, **limits)
     kind, why = outcome(verdict, move)
     spent = sum(o.cost_ge for o in (objective, check) if o is not None) - cost
     calls = math.ceil(spent / objective.num_samples)
@@ -86,12 +90,9 @@ def leave_saddle(
 
 
 def declared_cost(objective: Objective, check: Objective | None = None, *, products: int = 20) -> float:
-    """What a look that ends in an escape can cost, in gradient evaluations.
-
-    A degenerate point may take more: ten kicks are tried, each a few forward passes.
-    """
+    """The most that a look can cost, in gradient evaluations."""
     n = objective.num_samples
-    look = declared_product_cost(objective, products) + n + 2 * FORWARD_GE * MOST * n
+    look = declared_product_cost(objective, products) + n + FORWARD_GE * max(2 * MOST, IN_ALL) * n
     if check is None:
         return look
     return look + two_batch.declared_cost(check, distance=1.0) + 2 * FORWARD_GE * check.num_samples

@@ -37,8 +37,17 @@ def forward_search(
     """Double the step along a unit direction while the loss falls, from ``start`` on, both ways.
 
     Where the first step does not fall it is made four times shorter, a few times. None where no step lowers the loss.
+    At most ``most`` losses either way.
     """
+    return _search(seen, direction, loss, start=start, most=most)[0]
+
+
+def _search(
+    seen: Evaluations, direction: Vector, loss: float, *, start: float, most: int
+) -> tuple[Move | None, int]:
+    """The move of :func:`forward_search`, and how many losses it took."""
     best: Move | None = None
+    made = 0
     for sign in (1.0, -1.0):
         t, tries = start, 0
         while tries < most:
@@ -52,9 +61,10 @@ def forward_search(
                 t /= 4.0
             else:
                 break
+        made += tries
         if best is not None:
-            return best
-    return None
+            break
+    return best, made
 
 
 def kick_search(
@@ -65,14 +75,29 @@ def kick_search(
     generator: torch.Generator,
     tries: int = 10,
     most: int = 40,
+    in_all: int | None = None,
 ) -> Move | None:
-    """Random directions, each looked along with :func:`forward_search`; None where the loss falls along none."""
+    """Random directions, each looked along with :func:`forward_search`; None where the loss falls along none.
+
+    Args:
+        seen: The loss.
+        loss: At the point.
+        radius: First length tried along a direction.
+        generator: Of the directions.
+        tries: Directions.
+        most: Losses along a direction, either way.
+        in_all: Losses over all directions; None leaves it to ``tries`` and ``most``.
+    """
+    left = 2 * most * tries if in_all is None else in_all
     for _ in range(tries):
+        if left < 2:
+            return None
         u = uniform_in_ball(seen.params, 1.0, generator)
         u = vectors.scaled(1.0 / float(vectors.norm(u)), u)
-        found = forward_search(seen, u, loss, start=radius, most=most)
+        found, made = _search(seen, u, loss, start=radius, most=min(most, left // 2))
         if found is not None:
             return found
+        left -= made
     return None
 
 

@@ -41,6 +41,7 @@ def way_off(
     check: Objective | None,
     generator: torch.Generator,
     most: int = 40,
+    in_all: int | None = None,
 ) -> Move | None:
     """The move away from a point, if its verdict calls for one and the loss agrees.
 
@@ -55,6 +56,7 @@ def way_off(
             loss is still near its quadratic, and confirm the fall; None trusts ``seen``.
         generator: Of kicks.
         most: Lengths tried along a direction, either way.
+        in_all: Lengths tried over all kicks; None for ten kicks.
     """
     if verdict == "strict saddle":
         v = space.lowest_vector
@@ -69,7 +71,8 @@ def way_off(
             return None
         return _confirmed(move, check)
     if verdict == "degenerate":
-        return _confirmed(kick_search(seen, loss, radius=start, generator=generator, most=most), check)
+        kick = kick_search(seen, loss, radius=start, generator=generator, most=most, in_all=in_all)
+        return _confirmed(kick, check)
     return None
 
 
