@@ -1,8 +1,8 @@
 """The tasks of ``benchmarks/control.py``: data, net, loss and length of each, for development and for the report.
 
 Constants of the controller are chosen on the development tasks alone; the report tasks are run once they are fixed.
-The edge tasks are nets that the rule was not made on: pretrained, partly zero, fifty layers deep. (Tied embeddings are in
-the text task, whose transformer ties them.)
+The edge tasks are nets that the rule was not made on: pretrained, partly zero, fifty layers deep. (Tied embeddings are
+in the text task, whose transformer ties them.)
 """
 
 from __future__ import annotations

@@ -9,10 +9,11 @@ from __future__ import annotations
 import argparse
 import json
 import re
-import statistics
 import sys
 from pathlib import Path
 from typing import Any
+
+from readme_control import batch_table, control_edge_table, control_report_table, control_table, spikes_table
 
 from optland.optim import CARDS
 from optland.optim.conformance.finding import KINDS
@@ -212,134 +213,6 @@ def _passed(findings: list[dict[str, Any]], kind: str | None) -> str:
     return f"{chosen.count('passed')}/{len(chosen)}"
 
 
-def control_table(development: dict[str, Any]) -> str:
-    """auto_lr against the plain rule where one constant does not serve, on both groups of tasks."""
-    report = json.loads((ROOT / "benchmarks" / "results" / "control_report.json").read_text())
-    lines = [
-        "| tasks | where | `relative_step` | `auto_lr` | difference | loss, % lower |",
-        "|---|---|---:|---:|---:|---:|",
-    ]
-    for label, result in (("development", development), ("report", report)):
-        for name, row in result["pace"].items():
-            plain, ours, gain = row["relative_step"], row["auto_lr"], row["advantage"]
-            cells = [_score(plain), _score(ours), f"{gain['points']:+.1f}" if "points" in gain else ""]
-            lines.append(f"| {label} | {name} | " + " | ".join([*cells, f"{gain['loss']:+.1f}"]) + " |")
-    machine = report["machine"]
-    lines += [
-        "",
-        f"Test accuracy in per cent (test loss for text), means of {len(report['seeds']['report'])} seeds; equal "
-        "gradient evaluations, probes counted. The constants were chosen on the development tasks alone. "
-        f"Measured with torch {machine['torch']}.",
-    ]
-    if "main" in development:
-        lines += [
-            "",
-            *_main_rows(development),
-            "",
-            "The same on the development tasks, as in the next table.",
-        ]
-    return "\n".join(lines)
-
-
-def _main_rows(result: dict[str, Any]) -> list[str]:
-    """Every method on every task, at the same budget."""
-    methods = ["tuned", "auto_lr", "relative_step", "plateau", "prodigy", "schedule_free", "momo", "halving"]
-    lines = [
-        "| task, optimizer | tuned over 9 rates | " + " | ".join(f"`{m}`" for m in methods[1:]) + " |",
-        "|---|" + "---:|" * len(methods),
-    ]
-    for name, rows in result["main"].items():
-        cells = [_score(rows[m]) if m in rows else "" for m in methods]
-        lines.append(f"| {name.replace('/', ', ')} | " + " | ".join(cells) + " |")
-    return lines
-
-
-def control_report_table(result: dict[str, Any]) -> str:
-    """Every method on every report task, a cap on the user's rate, and what each part of ``auto_lr`` is worth."""
-    lines = _main_rows(result)
-    lines += [
-        "",
-        "Test accuracy in per cent, higher is better; test loss for text and the noisy quadratic, lower is better. "
-        f"Means of {len(result['seeds']['report'])} seeds, equal gradient evaluations, probes and the search of "
-        "`halving` counted, the 27 runs that tuned the first column not. Every run lies in "
-        f"benchmarks/results/control_report_runs.jsonl. Measured with torch {result['machine']['torch']}.",
-        "",
-        *_safe_rows(result),
-        "",
-        *_ablation_rows(result),
-    ]
-    return "\n".join(lines)
-
-
-def _safe_rows(result: dict[str, Any]) -> list[str]:
-    """``safe_lr`` by the user's rate, in multiples of the tuned one."""
-    lines = [
-        "| `safe_lr`; the rate is | tuned / 100 | tuned / 10 | tuned | x 10 | x 100 | x 1000 and more |",
-        "|---|" + "---:|" * 6,
-    ]
-    cells: dict[str, dict[str, list[dict[str, Any]]]] = {}
-    for row in result["safe"].values():
-        said = dict(part.split("=") for part in row["cell"].split("/"))
-        methods = cells.setdefault(f"{said['task']}, {said['optimizer']}", {})
-        methods.setdefault(said["method"], []).append(row)
-    for name, methods in cells.items():
-        mine, plain = (sorted(methods[m], key=lambda r: r["lr"]) for m in ("safe_lr", "tuned"))
-        scores = [f"{_score(a)} ({_score(b)})" for a, b in zip(mine, plain, strict=False)]
-        scores += [_score(r) for r in mine[3:5]] + [_score(max(mine[5:], key=lambda r: r["test_loss"]))]
-        lines.append(f"| {name} | " + " | ".join(scores) + " |")
-    return [
-        *lines,
-        "",
-        "In brackets the same schedule without it; 3 seeds; of the last column the worst.",
-    ]
-
-
-def _ablation_rows(result: dict[str, Any]) -> list[str]:
-    """``auto_lr`` with one part taken away."""
-    rows = result["ablation"]
-    methods = list(next(iter(rows.values())))
-    heads = ["task, optimizer", "`auto_lr`", *methods[1:]]
-    lines = ["| " + " | ".join(heads) + " |", "|---|" + "---:|" * len(methods)]
-    for name, row in rows.items():
-        cells = [_score(row[m]) if m in row else "" for m in methods]
-        lines.append(f"| {name.replace('/', ', ')} | " + " | ".join(cells) + " |")
-    return lines
-
-
-def batch_table(result: dict[str, Any]) -> str:
-    """Steps and loss of a growing batch, and where it stands to the noise scale."""
-    lines = [
-        "| task | run | validation loss | test acc. | steps | samples | largest batch |",
-        "|---|---|---:|---:|---:|---:|---:|",
-    ]
-    for task, rows in result["steps"].items():
-        for name, row in rows.items():
-            cells = [
-                f"{row['val_loss']:.3f}",
-                f"{row['test_acc']:.1f}",
-                f"{row['steps']:.2f}",
-                f"{row['samples']:.2f}",
-            ]
-            lines.append(f"| {task} | {name} | " + " | ".join([*cells, str(row["largest"])]) + " |")
-    inside = {
-        name: statistics.fmean(run["inside"] for run in runs) for name, runs in result["tracking"].items()
-    }
-    lines += [
-        "",
-        f"Means of {result['seeds']} seeds; steps and samples over those of the fixed batch, probes counted. On the "
-        "noisy quadratic, where the noise scale is known, the batch is within a factor of 2 of it in "
-        + " and ".join(f"{share:.0%} of steps ({name})" for name, share in inside.items())
-        + f". Measured with torch {result['machine']['torch']}.",
-    ]
-    return "\n".join(lines)
-
-
-def _score(row: dict[str, Any]) -> str:
-    by_loss = row["cell"].startswith(("task=text", "task=quadratic"))
-    value = f"{row['test_loss']:.3g}" if by_loss else f"{row['test_acc']:.1f}"
-    return value + (f" ({row['dead']} dead)" if row["dead"] else "")
-
-
 def connectivity_table(result: dict[str, Any]) -> str:
     """Barriers between independently trained nets: of the line, of a trained curve, and after alignment."""
     lines = [
@@ -472,6 +345,8 @@ TABLES = {
     "control_development": control_table,
     "control_report": control_report_table,
     "cuda_cost": cuda_cost_table,
+    "control_edge": control_edge_table,
+    "spikes": spikes_table,
     "connectivity": connectivity_table,
     "demo": demo_table,
     "curvature": curvature_table,

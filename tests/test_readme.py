@@ -56,7 +56,8 @@ def test_the_loop_around_a_scheduler_that_kills_goes_on_until_the_run_is_done(tm
     assert calls == ["run landscape_train digits"] + 3 * ["run landscape_train digits --resume"]
 
 
-def test_every_measured_table_is_that_of_its_result_file() -> None:
+def test_every_measured_table_is_that_of_its_result_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     spec = importlib.util.spec_from_file_location("readme_tables", ROOT / "benchmarks" / "readme.py")
     assert spec is not None
     assert spec.loader is not None

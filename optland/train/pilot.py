@@ -32,13 +32,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from optland.batches import num_samples
-from optland.control import (
-    AutoLR,
-    Decision,
-    ProbeBudget,
-    RatioEMA,
-    SafeLR,
-)
+from optland.control import AutoLR, Decision, ProbeBudget, RatioEMA, SafeLR
 from optland.log import Logger, NullLogger
 from optland.objective import LossFn
 from optland.train.choice import Policy, choose_policies
@@ -230,7 +224,8 @@ class Pilot(StepPolicies):
         if self._replaying:
             return None
         if self.step == 0 and self.total_samples and isinstance(self.steering.policy, AutoLR):
-            self.steering.policy.begin(self._steps_in_run())
+            size = getattr(self._loader, "num_samples", None)
+            self.steering.policy.begin(self._steps_in_run(), self.total_samples / size if size else None)
         replays = self.executor.wants_v0(self.step + 1)
         self.steering.factor = self.executor.factor if self.mode == "control" else 1.0
         self.steering.before(measure=replays or self.executor.reads_sasa or self._due("edge", self.step + 1))

@@ -58,14 +58,33 @@ def test_noise_slows_the_pace_and_coherence_does_not_hasten_it() -> None:
     assert policy.pace == pytest.approx(0.05)
 
 
-def test_sam_starts_slower_and_follows_the_noise_closer() -> None:
-    sam, base = AutoLR(two_pass=True, steps=1000), AutoLR(steps=1000)
-    assert sam.pace == pytest.approx(0.03)
+def test_sams_pace_follows_the_last_pass_over_the_data() -> None:
+    """1000 steps in 40 passes: averaged over 25 steps, and noise counts from 0.15 (40 / 5)^(1/3) = 0.3 on."""
+    sam, base = AutoLR(two_pass=True), AutoLR()
     for policy in (sam, base):
-        for cosine in [0.9] * 300 + [0.075] * 200:
+        policy.begin(1000, passes=40)
+        for cosine in [0.9] * 300 + [0.15] * 250:
             policy.observe_coherence(cosine)
-    assert sam.pace == pytest.approx(0.015, rel=1e-3)
+    assert sam.pace == pytest.approx(0.025, rel=1e-3)
     assert base.pace == pytest.approx(0.05)
+
+
+def test_sams_steps_grow_less_in_a_short_run_and_few_passes_bear_noise_as_the_base_does() -> None:
+    """100 steps: 1.6, where the base has 2.15; two passes over the data: coherence counts from 0.15 on."""
+    sam = AutoLR(two_pass=True)
+    sam.begin(100, passes=2)
+    assert sam.pace == pytest.approx(0.08)
+    for _ in range(500):
+        sam.observe_coherence(0.075)
+    assert sam.pace == pytest.approx(0.04)
+
+
+def test_without_the_size_of_the_data_sam_averages_over_twenty_steps() -> None:
+    sam = AutoLR(two_pass=True)
+    sam.begin(1000)
+    for cosine in [0.9] * 300 + [0.075] * 200:
+        sam.observe_coherence(cosine)
+    assert sam.pace == pytest.approx(0.025, rel=1e-3)
 
 
 def test_a_pace_that_is_given_is_kept() -> None:
@@ -82,11 +101,15 @@ def test_a_rewind_halves_the_pace_whatever_the_noise() -> None:
 
 
 def test_the_pace_resumes() -> None:
-    policy, resumed = AutoLR(steps=300), AutoLR()
-    for cosine in (0.3, 0.01, math.nan, 0.05):
-        policy.observe_coherence(cosine)
-    resumed.load_state_dict(policy.state_dict())
-    assert resumed.pace == policy.pace
+    for two_pass in (False, True):
+        policy, resumed = AutoLR(two_pass=two_pass), AutoLR(two_pass=two_pass)
+        policy.begin(300, passes=30)
+        for cosine in (0.3, 0.01, math.nan, 0.05):
+            policy.observe_coherence(cosine)
+        resumed.load_state_dict(policy.state_dict())
+        for both in (policy, resumed):
+            both.observe_coherence(0.02)
+        assert resumed.pace == policy.pace
 
 
 def test_the_users_shape_is_kept_behind_the_warm_up() -> None:

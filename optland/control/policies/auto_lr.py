@@ -17,14 +17,16 @@ The pace pi_k starts from one constant and follows two things that the run knows
   n = gamma / 0.15, between 0.25 and 1. Noise slows the pace, coherence never hastens it.
 
 The mean runs over the whole run: one that follows the present decay of the signal would add a second decay to the
-schedule's. Under SAM it is a moving average over about 20 steps: where labels are noisy, what SAM has kept out is
-learnt once the signal runs out, and the pace has to fall there.
+schedule's. SAM is another matter. Where labels are noisy, what it has kept out is learnt once the signal runs out, and
+sooner the more often the same samples come by. There the mean follows the last pass over the data, the coherence that
+leaves a step whole is (passes / 5)^(1/3) times as large, and h stays below 1.6, since SAM's stability edge lies below
+the base's and falls with the gradient norm.
 
 Cost: no gradient evaluation; one copy of the weights and one of the gradients, and a few norms a step. When to use: a
 horizon is known (an epoch count or a scheduler). When not: fine-tuning with zero-initialised factors, and optimizers
 whose move is not linear in the learning rate (closures that search, schedule-free averages).
 
-Defaults: tau = 0.05, under SAM 0.03, at 1000 steps, fixed on small image models. The critical step is shown beside
+Defaults: tau = 0.05 at 1000 steps, fixed on small image models. The critical step is shown beside
 the rate and raises an alarm above ``alarm``; it does not cap the rate unless ``ceiling`` says so, since runs with and
 without that cap end alike (benchmarks/control.py, ablations).
 
@@ -46,20 +48,23 @@ __all__ = ["TAU", "AutoLR", "horizon_factor", "linear_shape", "noise_factor"]
 TAU = 0.05
 """Relative step of a run of 1000 steps while the gradients are coherent."""
 
-TAU_TWO_PASS = 0.03
-"""The same under SAM, whose stability edge lies below the base's and falls with the gradient norm."""
-
 COHERENT = 0.15
 """Coherence down to which noise does not slow a step."""
 
 SLOWEST = 0.25
 """Bound on the noise's factor."""
 
-LONGEST = 2.2
-"""Bound on the horizon's factor, reached at 100 steps."""
+LONGEST, LONGEST_TWO_PASS = 2.2, 1.6
+"""Bounds on the horizon's factor, reached at 100 steps, and under SAM at 250."""
+
+FEW_PASSES = 5.0
+"""Passes over the data up to which SAM's steps bear as much noise as the base's."""
+
+UNKNOWN_PASS = 20
+"""Steps that SAM's coherence is averaged over where nobody knows the size of the data."""
 
 
-def horizon_factor(steps: int | None) -> float:
+def horizon_factor(steps: int | None, longest: float = LONGEST) -> float:
     """h(T): how much longer a step of a run of ``steps`` steps is than one of 1000 (None: of unknown length).
 
     The exponent 1/3 lies between that of a straight path (1) and none at all. Above 1000 steps nothing was gained by
@@ -69,17 +74,17 @@ def horizon_factor(steps: int | None) -> float:
         >>> [round(horizon_factor(n), 2) for n in (50, 125, 250, 1000, 100_000)]
         [2.2, 2.0, 1.59, 1.0, 1.0]
     """
-    return float(min(max((1000 / steps) ** (1 / 3), 1.0), LONGEST)) if steps else 1.0
+    return float(min(max((1000 / steps) ** (1 / 3), 1.0), longest)) if steps else 1.0
 
 
-def noise_factor(coherence: float | None) -> float:
+def noise_factor(coherence: float | None, coherent: float = COHERENT) -> float:
     """n(gamma): how much the noise of the gradients shortens a step (None: not known yet).
 
     Example:
         >>> [round(noise_factor(c), 2) for c in (0.5, 0.15, 0.075, -0.1)]
         [1.0, 1.0, 0.5, 0.25]
     """
-    return 1.0 if coherence is None else float(min(max(coherence / COHERENT, SLOWEST), 1.0))
+    return 1.0 if coherence is None else float(min(max(coherence / coherent, SLOWEST), 1.0))
 
 
 def linear_shape(progress: float, warmup: float = 0.05) -> float:
@@ -98,13 +103,13 @@ class AutoLR:
     """Relative step times schedule shape, watched by the critical step.
 
     Args:
-        tau: Relative step at the peak of the schedule, taken as it is; None takes 0.05 (0.03 under SAM) and lets
-            the run's length and the noise of its gradients set the pace.
+        tau: Relative step at the peak of the schedule, taken as it is; None takes 0.05 and lets the run's length and
+            the noise of its gradients set the pace.
         warmup: Share of the run over which the shape rises; 0.05.
         ceiling: The rate never exceeds this multiple of the averaged critical step; 1.0 is where a step raises the
             loss of its own batch. None, the default, caps nothing.
         alarm: Edge ratio (rate over critical step) above which a decision of kind ``alarm`` is logged; 0.7.
-        two_pass: Whether the optimizer perturbs the weights (SAM), which starts slower and follows the noise closer.
+        two_pass: Whether the optimizer perturbs the weights (SAM), which follows the noise closer.
         steps: Steps of the run; None leaves it to :meth:`begin`.
 
     Raises:
@@ -130,7 +135,7 @@ class AutoLR:
         steps: int | None = None,
     ) -> None:
         self.adaptive = tau is None
-        tau = (TAU_TWO_PASS if two_pass else TAU) if tau is None else tau
+        tau = TAU if tau is None else tau
         if not tau > 0 or not math.isfinite(tau):
             raise ValueError(f"tau: {tau} is not a relative step; use a number such as {TAU}")
         if not 0 < warmup < 1:
@@ -145,7 +150,8 @@ class AutoLR:
         self.alarm = alarm
         self.two_pass = two_pass
         self.steps = steps
-        self.coherence = Mean(0.95 if two_pass else None)
+        self.passes: float | None = None
+        self.coherence = Mean(1.0 - 1.0 / UNKNOWN_PASS if two_pass else None)
         self.critical = LogEMA(0.9)
         self.rewinds = 0
 
@@ -185,10 +191,21 @@ class AutoLR:
         """Take in a critical learning rate, or a bound from below, measured along a step of rate ``applied``."""
         self.critical.update(eta_c)
 
-    def begin(self, steps: int) -> None:
-        """Take in the length of the run, known with its first batch; one given before stays."""
+    def begin(self, steps: int, passes: float | None = None) -> None:
+        """Take in the length of the run, known with its first batch; a number of steps given before stays.
+
+        Args:
+            steps: Steps of the run.
+            passes: Passes over the data; None where nobody knows the size of the data.
+        """
         if self.steps is None:
             self.steps = steps
+        self._know(passes)
+
+    def _know(self, passes: float | None) -> None:
+        self.passes = passes
+        if self.two_pass and self.steps and passes:
+            self.coherence.beta = max(1.0 - passes / self.steps, 0.0)
 
     def observe_coherence(self, cosine: float) -> None:
         """Take in the cosine of the last two gradients; one that is not finite is left out."""
@@ -199,7 +216,11 @@ class AutoLR:
         """pi_k, the relative step at the schedule's peak; what a rewind halves."""
         if not self.adaptive:
             return self.tau
-        return self.tau * horizon_factor(self.steps) * noise_factor(self.coherence.value)
+        if not self.two_pass:
+            return self.tau * horizon_factor(self.steps) * noise_factor(self.coherence.value)
+        coherent = COHERENT * max((self.passes or FEW_PASSES) / FEW_PASSES, 1.0) ** (1 / 3)
+        noise = noise_factor(self.coherence.value, coherent)
+        return self.tau * horizon_factor(self.steps, LONGEST_TWO_PASS) * noise
 
     def on_rewind(self, applied: float = 0.0) -> tuple[float, float]:
         """Halve the pace after a rewind; returns it before and after. Rates do not matter to a relative step."""
@@ -213,6 +234,7 @@ class AutoLR:
             "tau": self.tau,
             "rewinds": self.rewinds,
             "steps": self.steps,
+            "passes": self.passes,
             "critical": self.critical.state_dict(),
             "coherence": self.coherence.state_dict(),
         }
@@ -220,5 +242,6 @@ class AutoLR:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue where :meth:`state_dict` was taken."""
         self.tau, self.rewinds, self.steps = state["tau"], state["rewinds"], state["steps"]
+        self._know(state["passes"])
         self.critical.load_state_dict(state["critical"])
         self.coherence.load_state_dict(state["coherence"])
