@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 from typing import Any, ClassVar
 
@@ -15,6 +16,7 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset,
 from optland.batches import join, split
 from optland.context import rng_state
 from optland.control import NoiseBatch
+from optland.optim import SAM
 from optland.train import GroupedLoader, Pilot, PrecisionConfig
 
 
@@ -172,3 +174,63 @@ def test_noise_batch_grows_a_data_loaders_updates_and_micro_batches_bound_a_forw
 def test_a_micro_batch_below_one_is_refused() -> None:
     with pytest.raises(ValueError, match="micro_batch: 0 samples are too few"):
         PrecisionConfig(micro_batch=0)
+
+
+class Growing:
+    """auto_lr and noise_batch over SAM on a plain DataLoader, in float64."""
+
+    def __init__(self, micro_batch: int | None = None) -> None:
+        torch.manual_seed(0)
+        x = torch.randn(256, 6, dtype=torch.float64)
+        y = (x @ torch.randn(6, 3, dtype=torch.float64) + torch.randn(256, 3, dtype=torch.float64)).argmax(1)
+        data = DataLoader(TensorDataset(x, y), batch_size=8, shuffle=True)
+        self.loader = GroupedLoader(data, epochs=4, seed=1)
+        self.model = nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 3)).double()
+        self.optimizer = SAM(torch.optim.SGD(self.model.parameters(), 0.1, momentum=0.9), rho=0.05)
+        self.precision = PrecisionConfig(micro_batch=micro_batch).build(self.optimizer)
+        policies = ["auto_lr", NoiseBatch(margin=1.0, patience=1, interval=1)]
+        total = self.loader.total_samples
+        self.pilot = Pilot(
+            self.optimizer, self.model, self.loss, policies=policies, budget=1.0, total_samples=total
+        )
+        self.sizes: list[int] = []
+
+    @staticmethod
+    def loss(net: nn.Module, batch: Any) -> Tensor:
+        return F.cross_entropy(net(batch[0]), batch[1])
+
+    def run(self, stop: int = 999) -> Growing:
+        for batch in self.pilot.batches(self.loader):
+
+            def closure(batch: Any = batch) -> Tensor:
+                self.optimizer.zero_grad()
+                return self.precision.backward(self.loss, self.model, batch)
+
+            self.sizes.append(len(batch[0]))
+            self.pilot.after_step(batch, self.precision.step(closure))
+            if self.pilot.step == stop:
+                break
+        return self
+
+    def weights(self) -> Tensor:
+        return torch.cat([p.detach().flatten() for p in self.model.parameters()])
+
+
+def test_accumulation_is_the_large_batch_under_auto_lr_and_sam() -> None:
+    whole, parts = Growing().run(), Growing(micro_batch=8).run()
+    assert max(whole.sizes) > 8
+    assert whole.sizes == parts.sizes
+    assert [d.actuator for d in whole.pilot.decisions] == [d.actuator for d in parts.pilot.decisions]
+    assert torch.allclose(whole.weights(), parts.weights(), rtol=1e-7, atol=1e-9)
+
+
+def test_a_run_with_groups_resumes_bit_for_bit() -> None:
+    whole, first, second = Growing().run(), Growing().run(stop=21), Growing()
+    torch.manual_seed(99)
+    second.model.load_state_dict(first.model.state_dict())
+    second.optimizer.load_state_dict(copy.deepcopy(first.optimizer.state_dict()))
+    second.loader.load_state_dict(first.loader.state_dict())
+    second.pilot.load_state_dict(copy.deepcopy(first.pilot.state_dict()))
+    second.run()
+    assert first.sizes + second.sizes == whole.sizes
+    assert torch.equal(second.weights(), whole.weights())
