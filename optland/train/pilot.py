@@ -224,7 +224,7 @@ class Pilot(StepPolicies):
         if self._replaying:
             return None
         if self.step == 0 and self.total_samples and isinstance(self.steering.policy, AutoLR):
-            size = getattr(self._loader, "num_samples", None)
+            size = self._data_size
             self.steering.policy.begin(self._steps_in_run(), self.total_samples / size if size else None)
         replays = self.executor.wants_v0(self.step + 1)
         self.steering.factor = self.executor.factor if self.mode == "control" else 1.0
@@ -313,9 +313,7 @@ class Pilot(StepPolicies):
         if policy is None:
             return
         size = self._batch_size
-        proposal = policy.propose(
-            self.noise.value, self.step, size, getattr(self._loader, "num_samples", None)
-        )
+        proposal = policy.propose(self.noise.value, self.step, size, self._data_size)
         if proposal is None:
             return
         new, reason = proposal

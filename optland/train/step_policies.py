@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sized
 from typing import Any, Literal
 
 from torch.optim import Optimizer
@@ -53,6 +54,14 @@ class StepPolicies:
     def _steps_in_run(self) -> int:
         raise NotImplementedError
 
+    @property
+    def _data_size(self) -> int | None:
+        """Samples of the training set, by the loader or its data set; None where neither says."""
+        if (own := getattr(self._loader, "num_samples", None)) is not None:
+            return int(own)
+        data = getattr(self._loader, "dataset", None)
+        return len(data) if isinstance(data, Sized) else None
+
     def decay(self, samples: int) -> None:
         """Begin the end of a run of unknown length: ``auto_lr`` goes linearly to zero over the next ``samples``.
 
@@ -102,7 +111,7 @@ class StepPolicies:
             factor=executor.factor,
             grad_norm=executor.grad_norm,
             batch=self._batch_size,
-            dataset_size=getattr(self._loader, "num_samples", None),
+            dataset_size=self._data_size,
             rho=None if rho is None else float(rho),
             w_dot_d=executor.dots[0],
             d_sq=executor.dots[1],

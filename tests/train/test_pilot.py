@@ -411,6 +411,29 @@ def test_noise_batch_grows_the_loaders_batch_and_says_why() -> None:
     assert run.loader.samples_served == run.loader.total_samples
 
 
+@pytest.mark.parametrize("kind", ["a DataLoader", "a list"])
+def test_the_passes_over_the_data_are_known_where_the_loader_says_its_size(kind: str) -> None:
+    x = torch.randn(64, 3)
+    loader = DataLoader(TensorDataset(x), batch_size=8) if kind == "a DataLoader" else [(x[:8],)]
+    model = nn.Linear(3, 1)
+    optimizer = SAM(torch.optim.SGD(model.parameters(), 0.1), rho=0.05)
+    policy = AutoLR(two_pass=True)
+    pilot = Pilot(
+        optimizer, model, lambda net, b: net(b[0]).square().mean(), policies=[policy], total_samples=320
+    )
+    for batch in pilot.batches(loader):
+
+        def closure(batch: Any = batch) -> torch.Tensor:
+            optimizer.zero_grad()
+            loss = model(batch[0]).square().mean()
+            loss.backward()
+            return loss
+
+        pilot.after_step(batch, optimizer.step(closure))
+    assert policy.steps == 40
+    assert policy.passes == (5 if kind == "a DataLoader" else None)
+
+
 def test_noise_batch_refuses_a_loader_that_cannot_change() -> None:
     run = Run(policies=["noise_batch"])
     loader = DataLoader(TensorDataset(*images(8)), batch_size=4)
