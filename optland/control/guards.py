@@ -5,7 +5,13 @@ minimum, there is trouble when the loss is not finite, or
 
 .. math::
     L > 3\,L_\mathrm{ref} \quad\text{or}\quad
-    m > b + \max\bigl(\tfrac14 (L_\mathrm{ref} - b),\ 0.05\,L_\mathrm{ref}\bigr).
+    m > b + \max\bigl(\tfrac14 (L_\mathrm{ref} - b),\ 0.05\,L_\mathrm{ref},\
+    5\,\sigma \sqrt{e_m^2 + e_b^2}\bigr).
+
+sigma is the noise of one batch's loss, 1.4826 med |L_k - L_{k-1}| / sqrt(2) over the last 64, and e the standard error
+of the average in units of it, sqrt((1 - beta) (1 + beta^n) / ((1 + beta) (1 - beta^n))) after n losses: one at the
+first, 0.23 in the long run. Without it a run that starts from a checkpoint, where batches differ more than anything has
+been learnt yet, is slowed down by chance before it begins. The median leaves sigma alone when the loss jumps.
 
 The test is relative to the progress made so far, so it sees a collapse to the trivial predictor (loss back at ln C),
 which "loss above its own average by half" misses. Halving without rewinding is not enough: dead units and a huge
@@ -16,11 +22,19 @@ Source: development runs on small image and text models; the constants are kept 
 
 from __future__ import annotations
 
+import itertools
 import math
+import statistics
 from dataclasses import dataclass, field
 from typing import Any
 
 __all__ = ["RewindGuard"]
+
+FEWEST = 8
+"""Losses before the average is judged: from fewer nobody can tell how noisy they are."""
+
+NOISE_WINDOW = 64
+"""Losses that the noise of a batch is taken from."""
 
 
 @dataclass
@@ -31,18 +45,22 @@ class RewindGuard:
         beta: Weight of the past in the loss average; 0.9.
         lost: Share of the progress whose loss is trouble; 0.25.
         slack: Share of the first loss that noise may take; 0.05.
+        errors: Standard errors of the averages that noise may take; 5, since b is the least of many averages.
         ceiling: Multiple of the first loss that is trouble at once; 3.
     """
 
     beta: float = 0.9
     lost: float = 0.25
     slack: float = 0.05
+    errors: float = 5.0
     ceiling: float = 3.0
     first: float = field(default=math.nan, init=False)
     best: float = field(default=math.inf, init=False)
     _sum: float = field(default=0.0, init=False)
     _weight: float = field(default=0.0, init=False)
     _count: int = field(default=0, init=False)
+    _best_error: float = field(default=1.0, init=False)
+    _recent: list[float] = field(default_factory=list, init=False)
 
     @property
     def average(self) -> float:
@@ -60,10 +78,13 @@ class RewindGuard:
         self._sum = self.beta * self._sum + (1 - self.beta) * loss
         self._weight = self.beta * self._weight + (1 - self.beta)
         self._count += 1
-        self.best = min(self.best, self.average)
-        if self._count < 3:
+        self._recent = [*self._recent, loss][-NOISE_WINDOW:]
+        if self.average <= self.best:
+            self.best, self._best_error = self.average, self._error()
+        if self._count < FEWEST:
             return None
-        limit = self.best + max(self.lost * (self.first - self.best), self.slack * abs(self.first))
+        noise = self.errors * self._noise() * math.hypot(self._error(), self._best_error)
+        limit = self.best + max(self.lost * (self.first - self.best), self.slack * abs(self.first), noise)
         if self.average > limit:
             return (
                 f"the average loss rose from {self.best:.3g} to {self.average:.3g}, "
@@ -71,22 +92,38 @@ class RewindGuard:
             )
         return None
 
+    def _noise(self) -> float:
+        """Standard deviation of one batch's loss, from how much successive ones differ."""
+        steps = [abs(b - a) for a, b in itertools.pairwise(self._recent)]
+        return 1.4826 * statistics.median(steps) / math.sqrt(2.0)
+
+    def _error(self) -> float:
+        """Standard error of the average in units of that."""
+        forgotten = 1.0 - self._weight  # beta^n
+        return math.sqrt((1 - self.beta) / (1 + self.beta) * (1 + forgotten) / (1 - forgotten))
+
     def mark(self) -> dict[str, float]:
         """The loss record that belongs to a snapshot of the weights."""
-        return {"best": self.best, "sum": self._sum, "weight": self._weight, "count": self._count}
+        return {
+            "best": self.best,
+            "best_error": self._best_error,
+            "sum": self._sum,
+            "weight": self._weight,
+            "count": self._count,
+        }
 
     def rewind(self, mark: dict[str, float]) -> None:
         """Go back to the loss record of a snapshot; the first loss stays."""
-        self.best, self._sum = mark["best"], mark["sum"]
+        self.best, self._best_error, self._sum = mark["best"], mark["best_error"], mark["sum"]
         self._weight, self._count = mark["weight"], int(mark["count"])
 
     def state_dict(self) -> dict[str, Any]:
         """Plain numbers for the checkpoint."""
-        return {"first": self.first, **self.mark()}
+        return {"first": self.first, "recent": list(self._recent), **self.mark()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue where :meth:`state_dict` was taken."""
-        self.first = state["first"]
+        self.first, self._recent = state["first"], list(state["recent"])
         self.rewind(state)
 
 

@@ -165,17 +165,17 @@ def relative_speed(update: list[Tensor], weights: list[Tensor]) -> tuple[float, 
     r"""Root-sum-square over tensors of |d_l| / max(|w_l|, phi_l), and |d| / |w| over all tensors.
 
     Only tensors with two or more dimensions count: biases and normalisation gains start at 0 or 1 and say nothing
-    about the scale of the net. The floor phi_l = 0.1 median_j(rms(w_j)) sqrt(n_l) keeps a tensor that starts at
-    zero from stopping the run; the median is over the tensors that are not zero.
+    about the scale of the net. The floor phi_l = 0.1 rms(w) sqrt(n_l), rms over all elements of those tensors, keeps a
+    tensor that starts at zero from stopping the run, also where half of them do (low-rank factors): a median over
+    tensors would be that of the ones that have just begun to move.
     """
     pairs = [(d, w) for d, w in zip(update, weights, strict=True) if w.ndim >= 2]
     pairs = pairs or list(zip(update, weights, strict=True))
     d_norms = torch.stack([vectors.norm([d]) for d, _ in pairs])
     w_norms = torch.stack([vectors.norm([w]) for _, w in pairs])
     sizes = torch.tensor([float(w.numel()) for _, w in pairs], device=w_norms.device, dtype=w_norms.dtype)
-    rms = w_norms / sizes.sqrt()
-    nonzero = rms[rms > 0]
-    floor = 0.1 * (nonzero.median() if len(nonzero) else torch.ones_like(rms[0])) * sizes.sqrt()
+    rms = torch.linalg.vector_norm(w_norms) / sizes.sum().sqrt()
+    floor = 0.1 * torch.where(rms > 0, rms, torch.ones_like(rms)) * sizes.sqrt()
     speed = torch.linalg.vector_norm(d_norms / torch.maximum(w_norms, floor))
     overall = torch.linalg.vector_norm(d_norms) / torch.linalg.vector_norm(w_norms).clamp_min(1e-30)
     both = torch.stack([speed, overall]).tolist()  # one transfer to the host for both numbers

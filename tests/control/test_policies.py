@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 
 import pytest
 
@@ -232,6 +233,24 @@ def test_constants_out_of_range_are_named(make: object, message: str) -> None:
 def _fed(losses: list[float]) -> list[str | None]:
     guard = RewindGuard()
     return [guard.observe(loss) for loss in losses]
+
+
+def test_batches_that_differ_more_than_was_learnt_are_not_trouble_and_a_collapse_among_them_is() -> None:
+    """A start from a checkpoint: 100 losses of 10 +- 1, the first one low, then a fall of 8, then all but one lost."""
+    alarms = {"noise": 0, "progress": 0, "collapse": 0}
+    for seed in range(40):
+        draw, guard = random.Random(seed), RewindGuard()
+        parts = {
+            "noise": [8.0] + [draw.gauss(10.0, 1.0) for _ in range(100)],
+            "progress": [draw.gauss(10.0 - 0.05 * k, 1.0) for k in range(160)],
+            "collapse": [draw.gauss(9.0, 1.0) for _ in range(30)],
+        }
+        for name, losses in parts.items():
+            said = [guard.observe(loss) for loss in losses]
+            alarms[name] += any(said)
+    assert alarms["noise"] <= 4
+    assert alarms["progress"] <= 1
+    assert alarms["collapse"] == 40
 
 
 def test_guard_is_silent_on_a_healthy_run() -> None:
