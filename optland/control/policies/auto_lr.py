@@ -23,8 +23,8 @@ leaves a step whole is (passes / 5)^(1/3) times as large, and h stays below 1.6,
 the base's and falls with the gradient norm.
 
 Cost: no gradient evaluation; one copy of the weights and one of the gradients, and a few norms a step. When to use: a
-horizon is known (an epoch count or a scheduler). When not: fine-tuning with zero-initialised factors, and optimizers
-whose move is not linear in the learning rate (closures that search, schedule-free averages).
+horizon is known (an epoch count or a scheduler). When not: optimizers whose move is not linear in the learning
+rate (closures that search, schedule-free averages).
 
 Defaults: tau = 0.05 at 1000 steps, fixed on small image models. The critical step is shown beside
 the rate and raises an alarm above ``alarm``; it does not cap the rate unless ``ceiling`` says so, since runs with and
