@@ -21,8 +21,9 @@ safe       ``safe_lr`` from the tuned rate up to 1e3, a value a decade, and belo
 ablation   parts of ``auto_lr`` taken away, one at a time; its guards also where they have to act
 =========  =========================================================================================================
 
-A finished run is a line in a scratch file, so an interrupted benchmark goes on where it was. Those of both groups are
-kept in ``benchmarks/results/control_{report,development}_runs.jsonl``; ``--scratch`` with that file goes on from them.
+A finished run is a line in a scratch file, so an interrupted benchmark goes on where it was. Those of all groups are
+kept in ``benchmarks/results/control_{report,development,edge}_runs.jsonl``; ``--scratch`` with that file goes on from
+them.
 """
 
 from __future__ import annotations
