@@ -19,6 +19,8 @@ pace       ``auto_lr`` and the plain rule where the plain rule's constant is off
 user       ``auto_lr`` at learning rates of 1e-5 and 1e3: the same run
 safe       ``safe_lr`` from the tuned rate up to 1e3, a value a decade, and below it
 ablation   parts of ``auto_lr`` taken away, one at a time; its guards also where they have to act
+published  rules of others that take the rate from the curvature, under SGD, three seeds; and the one rate that is best
+           on the development tasks, on every report task (from the runs that tuned the baseline)
 =========  =========================================================================================================
 
 A finished run is a line in a scratch file, so an interrupted benchmark goes on where it was. Those of all groups are
@@ -43,6 +45,7 @@ from typing import Any
 
 import torch
 from control_ablations import METHODS
+from control_published import PUBLISHED
 from control_runs import Cell, run
 from control_tasks import TASKS
 from kept import Kept
@@ -64,8 +67,9 @@ ABLATIONS = (
     "shuffled pace",
 )
 GUARDS = ("no guard", "halving without rewind")
+METHODS.update(PUBLISHED)
 ABLATION_TASKS = {"development": ("mnist1d_cnn", "mnist1d_mlp"), "report": ("digits_deep_mlp", "text_gpt")}
-PARTS = ("main", "pace", "user", "safe", "ablation")
+PARTS = ("main", "pace", "user", "safe", "ablation", "published")
 
 
 ONE_OPTIMIZER = {"lora": "adamw", "deep": "sgd"}
@@ -217,6 +221,8 @@ def measure(runs: Runs, group: str, parts: Sequence[str]) -> None:
         runs.make(over(cells, REPORT_SEEDS[:1]), f"{group}: user rates")
     if "safe" in parts:
         runs.make(over(safe_cells(runs, group), REPORT_SEEDS[:3]), f"{group}: safe_lr")
+    if "published" in parts:
+        runs.make(over(published(group), REPORT_SEEDS[:3]), f"{group}: published rules")
     if "ablation" in parts:
         cells = [
             Cell(t, o, m, 0)
@@ -226,6 +232,33 @@ def measure(runs: Runs, group: str, parts: Sequence[str]) -> None:
         ]
         cells += [replace(c, method=m) for c in hard(group) for m in ("auto_lr", *GUARDS)]
         runs.make(over(cells, REPORT_SEEDS), f"{group}: ablations")
+
+
+def published(group: str) -> list[Cell]:
+    """Rules of others, under SGD."""
+    return [Cell(t, o, m, 0) for t, o in pairs(group) if o == "sgd" for m in PUBLISHED]
+
+
+def calibrated(runs: Runs, optimizer: str) -> float:
+    """The one rate with the best mean validation accuracy over the development tasks, a dead run counting as 10 %."""
+
+    def merit(lr: float) -> float:
+        cells = [Cell(t, optimizer, "tuned", 0, lr=lr) for t, o in pairs("development") if o == optimizer]
+        found = [f for c in cells for f in runs.of(c, TUNE_SEEDS)]
+        return statistics.fmean(10.0 if f["dead"] else f["val_acc"] for f in found)
+
+    return max(TASKS["mnist1d_mlp"].lrs(optimizer), key=merit)
+
+
+def calibrated_rows(runs: Runs, group: str) -> dict[str, Any]:
+    """What that rate gives on every task, or the nearest that was tried there."""
+    others = Runs(RESULTS / "control_development_runs.jsonl", 1)
+    rows = {}
+    for task, optimizer in pairs(group):
+        rate = calibrated(others, optimizer)
+        nearest = min(TASKS[task].lrs(optimizer), key=lambda lr, rate=rate: abs(math.log(lr / rate)))
+        rows[f"{task}/{optimizer}"] = row(runs, Cell(task, optimizer, "tuned", 0, lr=nearest), TUNE_SEEDS)
+    return rows
 
 
 def safe_cells(runs: Runs, group: str) -> list[Cell]:
@@ -279,6 +312,9 @@ def summarise(runs: Runs, group: str, parts: Sequence[str]) -> dict[str, Any]:
         content["user"] = {f"{t}/{o}": user_row(runs, t, o) for t, o in pairs(group)}
     if "safe" in parts:
         content["safe"] = {c.key: row(runs, c, REPORT_SEEDS[:3]) for c in safe_cells(runs, group)}
+    if "published" in parts:
+        content["calibrated"] = calibrated_rows(runs, group)
+        content["published"] = {c.key: row(runs, c, REPORT_SEEDS[:3]) for c in published(group)}
     if "ablation" in parts:
         content["ablation"] = {
             f"{t}/{o}": {m: row(runs, Cell(t, o, m, 0)) for m in ("auto_lr", *ABLATIONS)}

@@ -237,7 +237,7 @@ def train_some(cell: Cell, problem: Problem, setup: Setup) -> tuple[list[float],
 
         loss = optimizer.step(closure)
         losses.append(float(loss.detach()))
-        ge += len(data[0]) * int(getattr(optimizer, "last_evaluations", 1))
+        ge += len(data[0]) * float(getattr(optimizer, "last_evaluations", 1))
         if scheduler is not None:
             scheduler.step()
         if setup.plateau is not None and loader.at_epoch_end:
