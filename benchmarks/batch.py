@@ -3,8 +3,9 @@
     python benchmarks/batch.py          # two tasks, five seeds, and the noisy quadratic
 
 steps      SGD with momentum on a cosine by samples, at a fixed batch of 32, and under ``noise_batch`` from 32 on at the
-           same samples, the rate co-scaled as by default, and left as it is (``scale_lr=False``). The bar: the fixed
-           batch's validation loss in at most 0.6 of its steps and at no more than 1.1 of its samples, probes counted.
+           same samples, the rate co-scaled as by default or left as it is; or the norm test in its place. The bar: the
+           fixed batch's validation loss in at most 0.6 of its steps and at no more than 1.1 of its samples, probes
+           counted.
 tracking   L = sum_i h_i (w_i - t_i)^2 / 2 with t a sample of variance s^2, where the noise scale is known at every
            point, sum h^2 s^2 / sum h^2 w^2. Plain SGD at a constant rate, with room for every probe. The bar: from the
            first growth until the largest batch is reached, the batch within a factor of 2 of it. At the default margin
@@ -35,7 +36,8 @@ SEEDS = (0, 1, 2, 3, 4)
 SMALL, SAMPLES, BUDGET = 32, 64_000, 0.1
 RATES = {"mnist1d_cnn": 0.05, "fashion_cnn": 0.03}  # for the small batch, each by one look at three rates
 LARGEST, MARGINS = 4096, (2.0, 1.0)
-VARIANTS = {"fixed": None, "noise_batch": True, "noise_batch, rate left": False}
+VARIANTS = {"fixed": None, "noise_batch": True, "noise_batch, rate left": False, "norm test": True}
+THETA = 0.9
 
 
 def step_of(problem: Problem, optimizer: torch.optim.Optimizer, batch: Any) -> float:
@@ -56,7 +58,8 @@ def train(task: str, variant: str, seed: int) -> dict[str, Any]:
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda _: 0.5 * (1 + math.cos(math.pi * min(1.0, loader.samples_served / SAMPLES)))
     )
-    policies = [] if scale_lr is None else [NoiseBatch(scale_lr=scale_lr)]
+    kind = NormTest if variant == "norm test" else NoiseBatch
+    policies = [] if scale_lr is None else [kind(scale_lr=scale_lr)]
     pilot = Pilot(
         optimizer, problem.model, problem.loss_fn, policies=policies, budget=BUDGET,
         mode="off" if scale_lr is None else "control", total_samples=SAMPLES, seed=seed,
@@ -77,6 +80,18 @@ def train(task: str, variant: str, seed: int) -> dict[str, Any]:
         "samples": sum(sizes) + pilot.budget.probe_ge,
         "largest": max(sizes),
     }
+
+
+class NormTest(NoiseBatch):
+    """The published rule for comparison: B >= tr(Sigma) / (theta^2 |G|^2) at once (Byrd et al. 2012)."""
+
+    def propose(
+        self, scale: float | None, step: int, batch_size: int, dataset_size: int | None
+    ) -> tuple[int, str] | None:
+        limit = self.max_batch or (dataset_size or 0) // 8
+        if scale is None or scale <= THETA**2 * batch_size or batch_size >= limit:
+            return None
+        return min(math.ceil(scale / THETA**2), limit), "the norm test fails"
 
 
 class Position(nn.Module):
