@@ -68,6 +68,8 @@ def control_report_table(result: dict[str, Any]) -> str:
         *_safe_rows(result),
         "",
         *_ablation_rows(result),
+        "",
+        *_published_rows(result),
     ]
     return "\n".join(lines)
 
@@ -174,6 +176,42 @@ def _safe_rows(result: dict[str, Any]) -> list[str]:
         *lines,
         "",
         "In brackets the same schedule without it; 3 seeds; of the last column the worst.",
+    ]
+
+
+def _published_rows(result: dict[str, Any]) -> list[str]:
+    """Rules of others that take the rate from the curvature, and one rate for everything."""
+    names = {
+        "lecun": "1 / lambda",
+        "lambda cap": "capped at 2 (1 - beta) / lambda",
+        "cdat": "CDAT",
+        "gen": "GeN",
+    }
+    lines = [
+        "| task, sgd | tuned over 9 rates | one rate for all | `auto_lr` | "
+        + " | ".join(names.values())
+        + " |",
+        "|---|" + "---:|" * (3 + len(names)),
+    ]
+    others: dict[str, dict[str, dict[str, Any]]] = {}
+    for row in result["published"].values():
+        said = dict(part.split("=") for part in row["cell"].split("/"))
+        others.setdefault(said["task"], {})[said["method"]] = row
+    for task, rows in others.items():
+        main = result["main"][f"{task}/sgd"]
+        cells = [
+            main["tuned"],
+            result["calibrated"][f"{task}/sgd"],
+            main["auto_lr"],
+            *(rows[n] for n in names),
+        ]
+        lines.append(f"| {task} | " + " | ".join(_score(row) for row in cells) + " |")
+    return [
+        *lines,
+        "",
+        "The one rate is the best over the development tasks; 3 seeds for it and for the rules, 5 for the others. "
+        "Rules of LeCun 1993, CDAT (Roulet 2024, 2407.06183) and GeN (Bu 2024, 2407.02772) at their published "
+        "constants, their products and forward passes counted.",
     ]
 
 

@@ -27,9 +27,16 @@ from optland.train import load_checkpoint
 PRELOAD = ["pytest", "torch", "optland.cli", "optland.train", "optland.plots", "sklearn.datasets"]
 PRELOAD += ["torch._dynamo", "matplotlib.pyplot", "matplotlib.backends.backend_agg", "faults.runs"]
 
-# A net with BatchNorm and dropout, SAM, every probe, a rewind, a change of the batch size, a save every other step.
-SMALL = ["epochs=2", "batch_size=16", "checkpoint_every=2", "data.label_noise=0.3", "model.name=resnet8"]
-SMALL += ["model.width=4", "model.dropout=0.2", "pilot.budget=0.5", "pilot.max_batch=256", "device=cpu"]
+# A net with BatchNorm and dropout, SAM, a tau that is far too large, every probe, rewinds, a change of the batch size, a save every other step.
+SMALL = ["epochs=2", "batch_size=8", "checkpoint_every=2", "data.label_noise=0.3", "model.name=resnet8"]
+SMALL += [
+    "model.width=4",
+    "model.dropout=0.2",
+    "pilot.tau=2.0",
+    "pilot.budget=0.5",
+    "pilot.max_batch=256",
+    "device=cpu",
+]
 SMALL += ["log.wandb=disabled", "log.console=false", "log.every=1"]
 
 
