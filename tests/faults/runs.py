@@ -27,7 +27,8 @@ from optland.train import load_checkpoint
 PRELOAD = ["pytest", "torch", "optland.cli", "optland.train", "optland.plots", "sklearn.datasets"]
 PRELOAD += ["torch._dynamo", "matplotlib.pyplot", "matplotlib.backends.backend_agg", "faults.runs"]
 
-# A net with BatchNorm and dropout, SAM, a tau that is far too large, every probe, rewinds, a change of the batch size, a save every other step.
+# A net with BatchNorm and dropout, SAM, a tau that is far too large, so that it rewinds; every probe, a change of the
+# batch size, a save every other step.
 SMALL = ["epochs=2", "batch_size=8", "checkpoint_every=2", "data.label_noise=0.3", "model.name=resnet8"]
 SMALL += [
     "model.width=4",
