@@ -253,9 +253,10 @@ def calibrated(runs: Runs, optimizer: str) -> float:
 def calibrated_rows(runs: Runs, group: str) -> dict[str, Any]:
     """What that rate gives on every task, or the nearest that was tried there."""
     others = Runs(RESULTS / "control_development_runs.jsonl", 1)
+    rates = {optimizer: calibrated(others, optimizer) for optimizer in {o for _, o in pairs(group)}}
     rows = {}
     for task, optimizer in pairs(group):
-        rate = calibrated(others, optimizer)
+        rate = rates[optimizer]
         nearest = min(TASKS[task].lrs(optimizer), key=lambda lr, rate=rate: abs(math.log(lr / rate)))
         rows[f"{task}/{optimizer}"] = row(runs, Cell(task, optimizer, "tuned", 0, lr=nearest), TUNE_SEEDS)
     return rows

@@ -93,35 +93,28 @@ def _scheduled(name: str) -> Method:
 
 
 def piloted(
-    policy: Callable[[Cell], Any], budget: float = PROBE_BUDGET, *, schedule: str | None = None
+    policy: Callable[[Cell], Any],
+    budget: float = PROBE_BUDGET,
+    *,
+    schedule: str | None = None,
+    end_at: float | None = None,
 ) -> Method:
-    """A method of the pilot; the run is shortened by all that its probes may cost, so that totals are equal."""
+    """A method of the pilot; the run is shortened by all that its probes may cost, so that totals are equal.
+
+    With ``end_at`` the pilot is told of the end at that share of the run, and nothing of its length before.
+    """
 
     def method(cell: Cell, problem: Problem) -> Setup:
         optimizer = OPTIMIZERS[cell.optimizer](cell, problem.model, cell.lr or 1e-3)
         samples = int(cell.samples / (1.0 + budget))
         pilot = Pilot(
-            optimizer, problem.model, problem.loss_fn, policies=[policy(cell)], budget=budget,
-            total_samples=samples, seed=cell.seed,
+            optimizer, problem.model, problem.loss_fn, policies=[policy(cell)], budget=budget, seed=cell.seed,
+            total_samples=samples if end_at is None else None, open_ended=end_at is not None,
         )  # fmt: skip
-        return Setup(optimizer, pilot, samples=samples, schedule=schedule)
+        called = None if end_at is None else int(end_at * samples)
+        return Setup(optimizer, pilot, samples=samples, schedule=schedule, end_at=called)
 
     return method
-
-
-def _open_ended(cell: Cell, problem: Problem) -> Setup:
-    """``auto_lr`` that is told after 80 % of the run that it has an end."""
-    optimizer = OPTIMIZERS[cell.optimizer](cell, problem.model, cell.lr or 1e-3)
-    pilot = Pilot(
-        optimizer,
-        problem.model,
-        problem.loss_fn,
-        policies=["auto_lr"],
-        budget=0.0,
-        open_ended=True,
-        seed=cell.seed,
-    )
-    return Setup(optimizer, pilot, samples=cell.samples, end_at=int(0.8 * cell.samples))
 
 
 def _plateau(cell: Cell, problem: Problem) -> Setup:
@@ -171,7 +164,7 @@ METHODS: dict[str, Method] = {
     "momo": _momo,
     "no probe": piloted(lambda cell: "auto_lr", 0.0),
     "critical-step ceiling": piloted(auto(ceiling=1.0)),
-    "open-ended": _open_ended,
+    "open-ended": piloted(lambda cell: "auto_lr", 0.0, end_at=0.8),
 }
 
 

@@ -103,7 +103,7 @@ def control_edge_table(result: dict[str, Any]) -> str:
             f"| {EDGES[name.split('/')[0]]}, {name.split('/')[1]} | " + " | ".join([*cells, ""]) + " |"
         )
     for row in development["open end"].values():
-        task, optimizer = (part.split("=")[1] for part in row["cell"].split("/")[:2])
+        task, optimizer = _said(row)["task"], _said(row)["optimizer"]
         rows = development["main"][f"{task}/{optimizer}"]
         cells = [_score(rows[m]) for m in ("tuned", "auto_lr", "relative_step")]
         lines.append(f"| {task}, {optimizer} | " + " | ".join([*cells, _score(row)]) + " |")
@@ -164,7 +164,7 @@ def _safe_rows(result: dict[str, Any]) -> list[str]:
     ]
     cells: dict[str, dict[str, list[dict[str, Any]]]] = {}
     for row in result["safe"].values():
-        said = dict(part.split("=") for part in row["cell"].split("/"))
+        said = _said(row)
         methods = cells.setdefault(f"{said['task']}, {said['optimizer']}", {})
         methods.setdefault(said["method"], []).append(row)
     for name, methods in cells.items():
@@ -195,7 +195,7 @@ def _published_rows(result: dict[str, Any]) -> list[str]:
     ]
     others: dict[str, dict[str, dict[str, Any]]] = {}
     for row in result["published"].values():
-        said = dict(part.split("=") for part in row["cell"].split("/"))
+        said = _said(row)
         others.setdefault(said["task"], {})[said["method"]] = row
     for task, rows in others.items():
         main = result["main"][f"{task}/sgd"]
@@ -253,6 +253,11 @@ def batch_table(result: dict[str, Any]) -> str:
         + f". Measured with torch {result['machine']['torch']}.",
     ]
     return "\n".join(lines)
+
+
+def _said(row: dict[str, Any]) -> dict[str, str]:
+    """What a row's cell is of."""
+    return dict(part.split("=") for part in row["cell"].split("/"))
 
 
 def _score(row: dict[str, Any]) -> str:

@@ -22,11 +22,11 @@ Source: development runs on small image and text models; the constants are kept 
 
 from __future__ import annotations
 
-import itertools
 import math
-import statistics
 from dataclasses import dataclass, field
 from typing import Any
+
+from optland.control.statistics import step_noise
 
 __all__ = ["RewindGuard"]
 
@@ -83,19 +83,19 @@ class RewindGuard:
             self.best, self._best_error = self.average, self._error()
         if self._count < FEWEST:
             return None
-        noise = self.errors * self._noise() * math.hypot(self._error(), self._best_error)
-        limit = self.best + max(self.lost * (self.first - self.best), self.slack * abs(self.first), noise)
-        if self.average > limit:
-            return (
-                f"the average loss rose from {self.best:.3g} to {self.average:.3g}, "
-                f"more than {self.lost:.0%} of all progress since {self.first:.3g}"
-            )
-        return None
+        rise = self.average - self.best
+        if rise <= max(self.lost * (self.first - self.best), self.slack * abs(self.first)) or self._is_noise(
+            rise
+        ):
+            return None
+        return (
+            f"the average loss rose from {self.best:.3g} to {self.average:.3g}, "
+            f"more than {self.lost:.0%} of all progress since {self.first:.3g}"
+        )
 
-    def _noise(self) -> float:
-        """Standard deviation of one batch's loss, from how much successive ones differ."""
-        steps = [abs(b - a) for a, b in itertools.pairwise(self._recent)]
-        return 1.4826 * statistics.median(steps) / math.sqrt(2.0)
+    def _is_noise(self, rise: float) -> bool:
+        """Whether batches that differ as much as the last ones did may have made the average rise."""
+        return rise <= self.errors * step_noise(self._recent) * math.hypot(self._error(), self._best_error)
 
     def _error(self) -> float:
         """Standard error of the average in units of that."""

@@ -7,7 +7,7 @@ import math
 import statistics
 from collections.abc import Sequence
 
-__all__ = ["mean_interval", "robust_z", "slope_t", "t_quantile", "trend_z"]
+__all__ = ["mean_interval", "robust_z", "slope_t", "step_noise", "t_quantile", "trend_z"]
 
 
 def t_quantile(p: float, df: int) -> float:
@@ -67,16 +67,27 @@ def robust_z(value: float, past: Sequence[float], least: float) -> float:
     return (value - middle) / max(spread, least)
 
 
+def step_noise(values: Sequence[float]) -> float:
+    """Standard deviation of one value of a series that drifts: 1.4826 med |x_k - x_{k-1}| / sqrt(2).
+
+    A slope hardly touches it, and a single jump not at all.
+
+    Example:
+        >>> round(step_noise([0.0, 1.0, 0.0, 1.0, 50.0]), 3)
+        1.048
+    """
+    steps = [abs(b - a) for a, b in itertools.pairwise(values)]
+    return 1.4826 * statistics.median(steps) / math.sqrt(2.0)
+
+
 def trend_z(value: float, past: Sequence[float], least: float, recent: int = 16) -> float:
     """As :func:`robust_z` for a series that drifts: against its recent median, in units of its step-to-step noise.
 
-    The spread is 1.4826 med |x_k - x_{k-1}| / sqrt(2), which a slope hardly touches.
+    The spread is :func:`step_noise`.
 
     Example:
         >>> round(trend_z(10.0, [-0.1 * k for k in range(40)], least=0.5), 2)
         26.3
     """
     middle = statistics.median(past[-recent:])
-    steps = [abs(b - a) for a, b in itertools.pairwise(past)]
-    spread = 1.4826 * statistics.median(steps) / math.sqrt(2.0)
-    return (value - middle) / max(spread, least)
+    return (value - middle) / max(step_noise(past), least)

@@ -12,6 +12,7 @@ served: exact, at the price of reading. Where that is too much, :class:`optland.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -123,7 +124,7 @@ class GroupedLoader(ResumableLoader):
             seed_host(seed_of("epoch", self.seed, epoch))
             self._set_epoch(epoch)
             batches = iter(self.loader)
-        for number in range(self.num_samples + 1):
+        for number in itertools.count():
             with preserve_rng():
                 seed_host(seed_of("batch", self.seed, epoch, number))
                 batch = next(batches, None)

@@ -216,11 +216,11 @@ class AutoLR:
         """pi_k, the relative step at the schedule's peak; what a rewind halves."""
         if not self.adaptive:
             return self.tau
-        if not self.two_pass:
-            return self.tau * horizon_factor(self.steps) * noise_factor(self.coherence.value)
-        coherent = COHERENT * max((self.passes or FEW_PASSES) / FEW_PASSES, 1.0) ** (1 / 3)
-        noise = noise_factor(self.coherence.value, coherent)
-        return self.tau * horizon_factor(self.steps, LONGEST_TWO_PASS) * noise
+        longest, coherent = LONGEST, COHERENT
+        if self.two_pass:
+            longest = LONGEST_TWO_PASS
+            coherent *= max((self.passes or FEW_PASSES) / FEW_PASSES, 1.0) ** (1 / 3)
+        return self.tau * horizon_factor(self.steps, longest) * noise_factor(self.coherence.value, coherent)
 
     def on_rewind(self, applied: float = 0.0) -> tuple[float, float]:
         """Halve the pace after a rewind; returns it before and after. Rates do not matter to a relative step."""
