@@ -21,8 +21,9 @@ from optland.cli.recipes import ROOT_VARIABLE, Recipe, all_recipes, find_recipe,
 from optland.cli.report_options import EXAMPLES as _REPORT_EXAMPLES
 from optland.cli.report_options import OPTIONS as _REPORT_OPTIONS
 from optland.cli.report_options import add_report_arguments
-from optland.cli.terminal import DONE, INTERRUPTED, REFUSED, STOPPED, complain, say
+from optland.cli.terminal import DONE, FAILED, INTERRUPTED, REFUSED, STOPPED, UNREAD, complain, say
 from optland.config import UserError, did_you_mean, load, redact_item, to_yaml
+from optland.log.streams import Outcome, steady
 
 __all__ = ["main", "resolve", "run_script"]
 
@@ -94,8 +95,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         The exit code: 0 done, 1 a member of a grid failed, 2 the user's input cannot be used, 75 stopped with
-        a checkpoint to go on from, 130 interrupted, else the recipe's own.
+        a checkpoint to go on from, 130 interrupted, 141 nobody reads what a command does nothing but print, else the
+        recipe's own.
     """
+    with steady() as output:
+        return _answered(_main(argv), output, [*(sys.argv[1:] if argv is None else argv)])
+
+
+def _main(argv: Sequence[str] | None) -> int:
     try:
         arguments, extra = _parser().parse_known_args(argv)
         if arguments.command == "ls":
@@ -133,6 +140,11 @@ def run_script(file: str, argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code.
     """
+    with steady() as output:
+        return _answered(_run_script(file, argv), output, [*(sys.argv[1:] if argv is None else argv)])
+
+
+def _run_script(file: str, argv: Sequence[str] | None) -> int:
     recipe = Recipe(Path(file).resolve())
     parser = _Parser(prog=Path(file).name, description=recipe.summary)
     _add_config(parser)
@@ -303,6 +315,17 @@ def _unknown_option(option: str, options: Sequence[str] = _OPTIONS) -> str:
     if "=" in name and not known:
         return f"unknown option {option}. Config values are written without dashes: {name}"
     return f"unknown option {option}.{did_you_mean(option, options)} See --help"
+
+
+def _answered(code: int, output: Outcome, arguments: Sequence[str]) -> int:
+    """The exit code, when standard output has gone away: a run has its files, a command that prints has nothing."""
+    sys.stdout.flush()
+    prints = arguments[:1] in (["ls"], ["validate"]) or {"--dry-run", "--validate"} & set(arguments)
+    if output.failure is not None:
+        complain(f"optland: not all of the output could be written ({output.failure})")
+    if code != DONE or not prints:
+        return code
+    return UNREAD if output.closed else FAILED if output.failure is not None else DONE
 
 
 def _refuse(error: UserError) -> int:

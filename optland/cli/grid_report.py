@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from optland.cli.members import Member
-from optland.cli.terminal import complain, say
+from optland.cli.terminal import complain, say, table_console
 from optland.config import UserError
 
 __all__ = ["Spread", "report", "spread"]
@@ -138,20 +138,18 @@ def _write(path: Path, text: str) -> None:
 
 
 def _show(points: Sequence[dict[str, Any]], keys: Sequence[str], names: Sequence[str]) -> None:
-    from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     shown = [name for name in names if name not in _NOT_MEASURED][:_SHOWN]
     table = Table(title="mean ± standard deviation over seeds")
     for heading in [*keys, "runs", "failed", *shown]:
-        table.add_column(heading, overflow="fold")
+        table.add_column(Text(heading), overflow="fold")
     for point in points:
         cells = [str(Spread(**point["numbers"][name])) for name in shown]
-        table.add_row(*point["values"].values(), str(point["runs"]), str(point["failed"]), *cells)
-    console = Console()
-    if not console.is_terminal:
-        console.width = 120  # a file has no width of its own
-    console.print(table)
+        counts = [str(point["runs"]), str(point["failed"])]
+        table.add_row(*map(Text, [*point["values"].values(), *counts, *cells]))
+    table_console().print(table)
 
 
 def _draw(members: Sequence[Member], keys: Sequence[str], names: Sequence[str], path: Path) -> None:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from torch import nn
 
 from optland import __version__
@@ -17,7 +16,7 @@ from optland.cli.cost_progress import CostProgress
 from optland.cli.opened import OpenedRun, measuring
 from optland.cli.probe_options import check
 from optland.cli.probe_report import Report
-from optland.cli.terminal import DONE, say
+from optland.cli.terminal import DONE, say, table_console
 from optland.config import UserError
 from optland.curvature.points.portrait import Portrait, portrait
 from optland.curvature.points.portrait import declared_cost as portrait_cost
@@ -165,10 +164,7 @@ class _Probe:
         }  # fmt: skip
 
     def _show(self, report: Report) -> None:
-        console = Console()
-        if not console.is_terminal:
-            console = Console(width=120)  # a file has no width
-        console.print(report.table())
+        table_console().print(report.table())
         say(f"\n{report.verdict()}")
         for note in report.notes:
             say(f"note: {note}")

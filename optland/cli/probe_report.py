@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rich.table import Table
+from rich.text import Text
 
 from optland.curvature.points.portrait import Portrait
 from optland.curvature.stability.ratio import StabilityRatio
@@ -71,7 +72,7 @@ class Report:
         source = self.portrait.point.provenance
         where = f"{source.data}, {source.mode} mode, seed {source.seed}, {source.dtype}"
         caption = f"on {where}; errors: the estimators' own"
-        table = Table(title="curvature", caption=caption, title_style="bold", caption_style="")
+        table = Table(title="curvature", caption=Text(caption), title_style="bold", caption_style="")
         for column, side in (("quantity", "left"), ("value", "right"), ("error", "right"), ("kind", "left")):
             table.add_column(column, justify="right" if side == "right" else "left", overflow="fold")
         table.add_column("converged", overflow="fold")
@@ -81,7 +82,8 @@ class Report:
             kind = "floor" if name.startswith("gradient norm") else estimate.error_kind.replace("_", " ")
             has_error = estimate.error_kind != "none" and not math.isnan(estimate.error)
             error = f"{estimate.error:.2g}" if has_error else ""
-            table.add_row(name, value, error, kind, known, style=None if estimate.converged else "yellow")
+            cells = map(Text, (name, value, error, kind, known))
+            table.add_row(*cells, style=None if estimate.converged else "yellow")
         return table
 
     # The verdict -----------------------------------------------------------------------------------

@@ -3,8 +3,22 @@
 from __future__ import annotations
 
 import sys
+from typing import TYPE_CHECKING
 
-__all__ = ["DONE", "FAILED", "INTERRUPTED", "REFUSED", "STOPPED", "complain", "say"]
+if TYPE_CHECKING:
+    from rich.console import Console
+
+__all__ = [
+    "DONE",
+    "FAILED",
+    "INTERRUPTED",
+    "REFUSED",
+    "STOPPED",
+    "UNREAD",
+    "complain",
+    "say",
+    "table_console",
+]
 
 DONE = 0
 FAILED = 1
@@ -15,6 +29,10 @@ STOPPED = 75
 """Stopped by a signal with a checkpoint of the last step; ``optland.train.interrupt.RESUMABLE``, without its torch."""
 INTERRUPTED = 130
 """Ctrl-C where there was nothing to save."""
+UNREAD = 141
+"""A command that does nothing but print, and whose reader has left: what a shell reports of SIGPIPE."""
+
+_FILE_WIDTH = 120  # columns of a table in a file, which has no width of its own
 
 
 def say(text: str) -> None:
@@ -26,3 +44,13 @@ def say(text: str) -> None:
 def complain(text: str) -> None:
     """A line on standard error."""
     sys.stderr.write(f"{text}\n")
+
+
+def table_console() -> Console:
+    """A rich console for tables on standard output, to which every text is only a text: ``[recipes]`` is no markup."""
+    from rich.console import Console
+
+    console = Console(markup=False, emoji=False)
+    if not console.is_terminal:
+        console.width = _FILE_WIDTH
+    return console

@@ -22,11 +22,21 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from optland.log.streams import let_go
 from optland.log.vocabulary import BINDING, STEP, Scalar
 
 _SHARPNESS = "curv/lambda_max"
 _EVALUATION = ("val/", "test/acc", "test/loss")
 _ADVICE = "summary/advice"
+
+
+class _Console(Console):
+    """Whoever reads it may leave: rich's own way would then end the process, and the training with it."""
+
+    def on_broken_pipe(self) -> None:
+        """Show nothing more."""
+        self.quiet = True
+        let_go(self.file)
 
 
 class ConsoleLogger:
@@ -49,7 +59,7 @@ class ConsoleLogger:
     ) -> None:
         if every < 1:
             raise ValueError(f"every must be at least 1 step, got {every}")
-        self._console = console or Console(file=file)
+        self._console = console or _Console(file=file, markup=False, emoji=False)
         self._every = every
         self._latest: dict[str, Scalar] = {}
         self._taken_at: dict[str, int] = {}
@@ -91,9 +101,11 @@ class ConsoleLogger:
 
     def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
         """Print a table."""
-        table = Table(*columns, title=name)
+        table = Table(title=self._text(name))
+        for column in columns:
+            table.add_column(self._text(column))
         for row in rows:
-            table.add_row(*(_number(cell) for cell in row))
+            table.add_row(*(self._text(_number(cell)) for cell in row))
         self._console.print(table)
 
     def finish(self, summary: Mapping[str, object], exit_code: int = 0) -> None:
@@ -104,11 +116,11 @@ class ConsoleLogger:
         table = Table("quantity", "value", title=title)
         for key, value in summary.items():
             if key != _ADVICE:
-                table.add_row(key, _number(value))
+                table.add_row(self._text(key), self._text(_number(value)))
         if table.row_count:
             self._console.print(table)
         if advice := str(summary.get(_ADVICE, "")):
-            self._console.print(Padding(Text(self._safe(advice)), (1, 2)))
+            self._console.print(Padding(self._text(advice), (1, 2)))
 
     def state_dict(self) -> dict[str, Any]:
         """An empty state: what was shown is gone."""
@@ -133,8 +145,8 @@ class ConsoleLogger:
         """The live display, made anew whenever it is drawn, so that a step costs no drawing."""
         table = Table.grid(padding=(0, 2))
         for label, value in self._values().items():
-            table.add_row(Text(label, style="dim"), Text(self._safe(value)))
-        return Group(self._progress, table, Text(self._safe(self._decision)))
+            table.add_row(Text(label, style="dim"), self._text(value))
+        return Group(self._progress, table, self._text(self._decision))
 
     def _line(self) -> str:
         samples = f"  samples {int(self._latest['samples']):>8}" if "samples" in self._latest else ""
@@ -184,7 +196,11 @@ class ConsoleLogger:
 
     def _print(self, line: str) -> None:
         # Soft wrap: a log file has no width, and a line that rich broke could not be searched for.
-        self._console.print(self._safe(line), soft_wrap=True, markup=False, highlight=False)
+        self._console.print(self._safe(line), soft_wrap=True, markup=False, emoji=False, highlight=False)
+
+    def _text(self, text: str) -> Text:
+        """A text that is no markup, whatever brackets it holds."""
+        return Text(self._safe(text))
 
     def _safe(self, text: str) -> str:
         """The text in the console's encoding; some batch systems still write ASCII."""

@@ -162,3 +162,22 @@ def test_images_and_tables_are_mentioned() -> None:
 def test_an_interval_of_zero_steps_is_refused() -> None:
     with pytest.raises(ValueError, match="every must be at least 1 step, got 0"):
         ConsoleLogger(10, every=0)
+
+
+def test_brackets_and_colons_are_text_wherever_they_stand(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    advice = "run: pip install 'optland[recipes]' [bold] :smile:"
+    file = io.StringIO()
+    for log in (ConsoleLogger(10, file=file), ConsoleLogger(10, console=Console(file=file))):
+        file.truncate(0)
+        log.event({"step": 1, "policy": "[red]", "actuator": "lr", "old": 1, "new": 2, "reason": advice})
+        log.table(f"table {advice}", [f"column {advice}"], [[f"cell {advice}"]])
+        log.image("[blink]", Path("runs/[a]/b.png"))
+        log.finish(
+            {f"summary/{advice}": f"value {advice}", "summary/advice": f"advice {advice}"}, exit_code=1
+        )
+        said = file.getvalue()
+        for place in ("table ", "column ", "cell ", "summary/", "value ", "advice "):
+            assert f"{place}{advice}" in said, place
+        assert f"step 1: [red]: lr 1 -> 2: {advice}" in said
+        assert "[blink]: runs/[a]/b.png" in said
