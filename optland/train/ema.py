@@ -16,7 +16,7 @@ Reference: Polyak & Juditsky 1992; d_n as in TensorFlow's ``ExponentialMovingAve
 from __future__ import annotations
 
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -80,15 +80,8 @@ class Ema:
         self._average.n_averaged.zero_()
 
     def _restart_when_loaded(self) -> None:
-        # A weak reference, because a copy of the model copies its hooks and must not carry the average along.
-        own = weakref.ref(self)
-
-        def loaded(module: nn.Module, incompatible: Any) -> None:
-            ema = own()
-            if ema is not None and module is ema.source:
-                ema.restart()
-
-        handle = self.source.register_load_state_dict_post_hook(loaded)  # type: ignore[no-untyped-call]
+        hook = _RestartWhenLoaded(weakref.ref(self))
+        handle = self.source.register_load_state_dict_post_hook(hook)  # type: ignore[no-untyped-call]
         weakref.finalize(self, handle.remove).atexit = False
 
     def state_dict(self) -> dict[str, Any]:
@@ -99,3 +92,24 @@ class Ema:
         """Continue where :meth:`state_dict` was taken; in a checkpoint the model has to come before."""
         self._average.load_state_dict(state["average"])
         self.updates = state["updates"]
+
+
+class _RestartWhenLoaded:
+    """Hook of the model that is trained. A copy of the model, or a saved one, has one of no average."""
+
+    def __init__(self, ema: Callable[[], Ema | None]) -> None:
+        self._ema = ema
+
+    def __call__(self, module: nn.Module, incompatible: Any) -> None:
+        if (ema := self._ema()) is not None:
+            ema.restart()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _RestartWhenLoaded:
+        return _RestartWhenLoaded(_nothing)
+
+    def __reduce__(self) -> tuple[type[_RestartWhenLoaded], tuple[Callable[[], None]]]:
+        return _RestartWhenLoaded, (_nothing,)
+
+
+def _nothing() -> None:
+    return None

@@ -20,7 +20,7 @@ option          meaning
 precision       ``bf16`` and ``fp16`` run the forward pass under autocast on float32 weights; fp16 scales the loss
 channels_last   4-D weights in NHWC layout, for convolutions on tensor cores; nothing happens to other nets
 compile         ``torch.compile`` of what the loop calls; needs a C++ compiler, pays after minutes
-accumulation    micro-batches a step; the sample-weighted mean, equal to the full batch without BatchNorm
+accumulation    micro-batches a step, equal to the full batch without BatchNorm (:mod:`optland.train.micro_batches`)
 micro_batch     samples in one forward pass at most: a batch that grows costs time and no memory
 clip            largest global norm of the gradient that the base optimizer receives
 ema             decay of an average of the weights (:mod:`optland.train.ema`)
@@ -44,8 +44,8 @@ from __future__ import annotations
 import math
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -56,10 +56,11 @@ from torch.amp.grad_scaler import GradScaler
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer
 
-from optland.batches import num_samples, split
+from optland.batches import num_samples
 from optland.config import UserError
 from optland.objective import LossFn
 from optland.train.ema import Ema
+from optland.train.micro_batches import MicroBatches
 
 __all__ = ["Precision", "PrecisionConfig"]
 
@@ -191,8 +192,7 @@ class Precision:
                 f"{type(optimizer).__name__} evaluates its closure by itself, which cannot be loss-scaled; "
                 "use precision bf16 or fp32"
             )
-        if self.clip is not None and self._wraps:
-            _innermost(optimizer).register_step_pre_hook(self._clip_before)
+        self._micro = MicroBatches(optimizer, self.scaler, self.autocast)
 
     def autocast(self) -> AbstractContextManager[Any]:
         """The context of a forward pass; in float32 none at all, so that one of the user's stays in force."""
@@ -213,34 +213,25 @@ class Precision:
         A batch of fewer samples than micro-batches is cut into single samples; one of more than ``micro_batch`` times
         ``accumulation`` into as many parts as that limit asks for.
 
+        With ``(sum, count)`` the micro-batches add up to the batch for any weights. A mean loss has to be a mean over
+        samples: where it is found to be another (masked targets), batches are no longer cut, with a warning.
+
         Args:
             loss_fn: Returns the mean loss of a batch, or ``(sum, count)``.
             model: What the loop calls; see :meth:`PrecisionConfig.prepare`.
             batch: Any batch type.
 
         Returns:
-            The mean loss of the batch, unscaled and detached.
+            The mean loss of the batch (of all ranks, where it is counted under DDP), unscaled and detached.
 
         Raises:
             ValueError: Every count was 0.
         """
-        samples = num_samples(batch)
-        losses, seen = [], 0.0
-        parts = self._parts(samples)
-        for part in split(batch, parts) if parts > 1 else [batch]:
-            with self.autocast():
-                loss, count = _share(loss_fn(model, part), part, samples)
-            self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-            losses.append(loss.detach())
-            seen += count
-        total = losses[0] if len(losses) == 1 else torch.stack(losses).sum()
-        if seen == samples:
-            return total
-        # Known only now: a token-level loss counts tokens, and the samples stood in for them.
-        if not seen > 0:
-            raise ValueError("the batch has a total count of 0; there is no mean loss")
-        _multiply_gradients(self.optimizer, samples / seen)
-        return total * (samples / seen)
+        parts = self._parts(num_samples(batch))
+        cuts = self.accumulation > 1 or self.micro_batch is not None
+        return self._micro.backward(
+            loss_fn, model, batch, parts, cuts=cuts, look=not _is_perturbed(self.optimizer)
+        )
 
     def _parts(self, samples: int) -> int:
         """Micro-batches of a batch: as many as were asked for, and as the limit on their size needs."""
@@ -253,8 +244,22 @@ class Precision:
         Args:
             closure: Zeroes the gradients, calls :meth:`backward` and returns its loss.
         """
-        if self.scaler.is_enabled():
-            return self._scaled_step(closure)
+        with self._clipping_what_the_base_gets():
+            return self._scaled_step(closure) if self.scaler.is_enabled() else self._plain_step(closure)
+
+    @contextmanager
+    def _clipping_what_the_base_gets(self) -> Iterator[None]:
+        """A hook of the innermost optimizer for this step alone: nothing of this object stays on it."""
+        if self.clip is None or not self._wraps:
+            yield
+            return
+        handle = _innermost(self.optimizer).register_step_pre_hook(self._clip_before)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+    def _plain_step(self, closure: Callable[[], Any]) -> Any:
         if self.clip is None or self._wraps:
             return self.optimizer.step(closure)
 
@@ -295,26 +300,27 @@ class Precision:
         clip_grad_norm_([p for group in self.optimizer.param_groups for p in group["params"]], self.clip)
 
     def state_dict(self) -> dict[str, Any]:
-        """The number of micro-batches, and the loss scale with its growth counter (empty without one)."""
-        return {"accumulation": self.accumulation, "scaler": self.scaler.state_dict()}
+        """The micro-batches, what is known of their loss, and the loss scale with its growth counter (or empty)."""
+        return {
+            "accumulation": self.accumulation,
+            "micro": self._micro.state_dict(),
+            "scaler": self.scaler.state_dict(),
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue where :meth:`state_dict` was taken."""
         self.set_accumulation(state["accumulation"])
+        self._micro.load_state_dict(state["micro"])
         self.scaler.load_state_dict(state["scaler"])
 
 
-def _share(loss: Any, part: Any, samples: int) -> tuple[Tensor, float]:
-    """What a part adds to the mean over ``samples``, and its count, from either form of a loss function's result."""
-    if isinstance(loss, Sequence):
-        return loss[0] / samples, float(loss[1])
-    count = num_samples(part)
-    return loss if count == samples else loss * (count / samples), float(count)
-
-
-def _multiply_gradients(optimizer: Optimizer, factor: float) -> None:
-    gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-    torch._foreach_mul_(gradients, factor)
+def _is_perturbed(optimizer: Any) -> bool:
+    """Whether this is a second pass, which sees the batch of the first."""
+    while not getattr(optimizer, "is_perturbed", False):
+        if not hasattr(optimizer, "base"):
+            return False
+        optimizer = optimizer.base
+    return True
 
 
 def _innermost(optimizer: Any) -> Optimizer:

@@ -5,6 +5,7 @@ Expected numbers come from one process that sees the whole batch, in float64.
 
 import copy
 import sys
+import warnings
 from pathlib import Path
 
 import torch
@@ -17,6 +18,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from optland.optim.registry import METHODS
+from optland.train import PrecisionConfig
 
 METHOD_OPTIONS = {
     "sam": {"rho": 0.2},
@@ -211,7 +213,64 @@ def resume(folder: Path) -> None:
             assert a == b, f"{kind} {name} {before}: {a} {b}"
 
 
-CHECKS = {f.__name__: f for f in (ddp_synced, ddp_per_rank, fsdp, resume)}
+def micro_batches(folder: Path) -> None:
+    """Ranks that count differently, cut differently or not at all: the gradient and loss of one process with all.
+
+    Rank 0 has 8 samples with 3 targets, the second half of them without any; rank 1 has 4 samples with 4.
+    """
+
+    def counted(m: nn.Module, b: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        return nn.functional.cross_entropy(m(b[0]), b[1], reduction="sum"), (b[1] >= 0).sum()
+
+    def mean(m: nn.Module, b: tuple[Tensor, Tensor]) -> Tensor:
+        return nn.functional.cross_entropy(m(b[0]), b[1])
+
+    def gradients(m: nn.Module) -> list[Tensor]:
+        return [whole(p.grad).clone() for p in m.parameters()]
+
+    whole_net, x, y = problem()
+    y[3:8] = -100
+    loss, count = counted(whole_net, (x, y))
+    (loss / count).backward()
+    expected, together = gradients(whole_net), float(loss.detach() / count)
+    halves = []  # what DDP makes of a loss that is a mean: the mean over ranks
+    for part in (slice(0, 8), slice(8, 12)):
+        whole_net.zero_grad()
+        mean(whole_net, (x[part], y[part])).backward()
+        halves.append(gradients(whole_net))
+    averaged = [sum(pair) / 2 for pair in zip(*halves, strict=True)]
+    here = slice(0, 8) if dist.get_rank() == 0 else slice(8, 12)
+    batch = (x[here], y[here])
+    cuts = ({}, {"accumulation": 2}, {"micro_batch": 3}, {"micro_batch": 4})  # the last cuts on rank 0 alone
+    for kind in ("ddp", "ddp with views", "fsdp"):
+        for cut in cuts if kind != "fsdp" else cuts[:2]:
+            for loss_fn, right in ((counted, expected), (mean, averaged)):
+                net = problem()[0]
+                if kind == "fsdp":
+                    model = sharded(net)
+                else:
+                    model = DistributedDataParallel(net, gradient_as_bucket_view=kind != "ddp")
+                parts = PrecisionConfig(**cut).build(torch.optim.SGD(model.parameters(), lr=0.1))
+                what = f"{kind} {cut} {loss_fn.__name__}"
+                with warnings.catch_warnings(record=True) as told:
+                    warnings.simplefilter("always")
+                    for k in (1, 2):  # added to what stands in .grad
+                        found = parts.backward(loss_fn, model, batch)
+                        for p, g in zip(model.parameters(), right, strict=True):
+                            torch.testing.assert_close(
+                                whole(p.grad),
+                                k * g,
+                                rtol=1e-10,
+                                atol=1e-12,
+                                msg=lambda m, w=what: f"{w}: {m}",
+                            )
+                if loss_fn is counted:
+                    assert abs(float(found) - together) < 1e-10, what
+                no_mean = sum("no mean over samples" in str(w.message) for w in told)
+                assert no_mean == (loss_fn is mean and bool(cut)), f"{what}: {[str(w.message) for w in told]}"
+
+
+CHECKS = {f.__name__: f for f in (ddp_synced, ddp_per_rank, fsdp, resume, micro_batches)}
 
 if __name__ == "__main__":
     torch.set_num_threads(1)

@@ -15,6 +15,7 @@ SCRIPT = Path(__file__).with_name("ranks.py")
     "check",
     [
         "ddp_synced",
+        "micro_batches",
         *(pytest.param(name, marks=pytest.mark.slow) for name in ("ddp_per_rank", "fsdp", "resume")),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -158,7 +159,9 @@ def test_a_copy_of_the_model_has_nothing_to_do_with_the_average() -> None:
     model = net()
     ema = Ema(model, decay=0.9)
     ema.update()
-    copy.deepcopy(model).load_state_dict(model.state_dict())
+    saved = pickle.loads(pickle.dumps(model))  # what torch.save(model) does
+    for copied in (copy.deepcopy(model), saved):
+        copied.load_state_dict(model.state_dict())
     assert ema.updates == 1
     model.load_state_dict(model.state_dict())
     assert ema.updates == 0

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import math
+import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -273,7 +275,8 @@ def test_accumulation_changes_within_an_epoch_and_keeps_the_gradient() -> None:
     sizes: list[int] = []
 
     def seen(m: nn.Module, part: Batch) -> Tensor:
-        sizes.append(len(part[1]))
+        if torch.is_grad_enabled():  # else it is looked at, and trains nothing
+            sizes.append(len(part[1]))
         return loss_fn(m, part)
 
     precision = PrecisionConfig().build(sgd(model))
@@ -349,6 +352,38 @@ def test_under_sam_what_the_base_receives_is_clipped_and_the_perturbation_is_not
         optimizer.zero_grad()
     assert min(received) > 0.2
     assert_same_bits(a, b)
+
+
+@pytest.mark.parametrize("method", [SAM, ASAM])
+def test_clipping_leaves_nothing_on_the_optimizer(method: Any) -> None:
+    """Built anew, as a notebook's cell that runs twice does, it clips by the last one's limit; a bare step does not."""
+    model = make()
+    optimizer = method(torch.optim.SGD(model.parameters(), lr=1.0), rho=0.1, model=model)
+    strict = PrecisionConfig(clip=1e-6).build(optimizer)
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = loss_fn(model, batches(1)[0])
+        loss.backward()
+        return loss
+
+    def failing() -> Tensor:
+        raise KeyError
+
+    def length(step: Callable[[Any], Any]) -> float:
+        before = [p.detach().clone() for p in model.parameters()]
+        step(closure)
+        return float(vectors.norm([p.detach() - b for p, b in zip(model.parameters(), before, strict=True)]))
+
+    with pytest.raises(KeyError):
+        strict.step(failing)
+    assert length(PrecisionConfig(clip=1e-3).build(optimizer).step) == pytest.approx(1e-3, rel=1e-3)
+    assert length(optimizer.step) > 1e-2
+    assert length(strict.step) == pytest.approx(
+        1e-6, rel=0.1
+    )  # float32 weights round a move as small as that
+    for copied in (copy.deepcopy(optimizer), pickle.loads(pickle.dumps(optimizer.base))):
+        assert copied.param_groups[0]["lr"] == 1.0
 
 
 def test_telemetry_of_sam_is_that_of_the_unclipped_gradients() -> None:
