@@ -14,8 +14,7 @@ SCRIPT = Path(__file__).with_name("ranks.py")
 @pytest.mark.parametrize(
     "check",
     [
-        "ddp_synced",
-        "micro_batches",
+        "ddp_synced+micro_batches",  # one start for both
         *(pytest.param(name, marks=pytest.mark.slow) for name in ("ddp_per_rank", "fsdp", "resume")),
     ],
 )
