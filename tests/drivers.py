@@ -5,9 +5,10 @@ from functools import partial
 import pytest
 import torch
 from torch import nn
-from torch.optim import SGD, Adam, AdamW, Muon, Optimizer, RMSprop
+from torch.optim import ASGD, SGD, Adadelta, Adam, AdamW, Muon, Optimizer, RMSprop
 
 from optland.objective import Objective
+from optland.optim.keys import key
 from optland.optim.registry import METHODS
 
 __all__ = ["ALL", "BASES", "PASSES", "TRUE_UNITS", "Lion", "assert_identical", "fits", "fitting", "make"]
@@ -15,6 +16,7 @@ __all__ += [
     "assert_same_state",
     "mean_loss",
     "passes_of",
+    "remembered",
     "run",
     "run_phases",
     "slow_unless",
@@ -38,6 +40,11 @@ def passes_of(name):
 
 PASSES = [(name, number) for name in ALL for number in range(1, passes_of(name) + 1)]
 """All (method, number of a pass)."""
+
+
+def remembered(name):
+    """Keys in the state of what a method keeps for each parameter."""
+    return {key(kept) for kept in METHODS[name].remembers}
 
 
 def slow_unless(wanted, *values):
@@ -85,6 +92,8 @@ BASES = {
     "adamw foreach": partial(AdamW, foreach=True),
     "adamw fused": partial(AdamW, fused=True),
     "rmsprop": partial(RMSprop, momentum=0.5),
+    "adadelta": Adadelta,
+    "asgd": partial(ASGD, lambd=0.1, alpha=0.6),
     "lion": Lion,
     "muon": Muon,
     "schedulefree": schedule_free,
@@ -92,12 +101,10 @@ BASES = {
 
 
 def fits(name, base):
-    """Whether this base has what the method reads (a second moment, a momentum), and no option of the same name."""
+    """Whether this base has what the method reads: a second moment, a momentum."""
     if name == "adam_sam":
         return base.startswith(("adam", "schedulefree"))
-    if base == "rmsprop" and name in ("looksam", "gsam", "eigensam"):
-        return False  # its groups have an alpha of another meaning
-    return not (name == "msam" and base == "schedulefree")
+    return not (name == "msam" and base in ("schedulefree", "adadelta", "asgd"))
 
 
 def fitting(name, base="sgd"):
@@ -150,9 +157,9 @@ def snapshot(optimizer):
     """State and groups, as (place, value) pairs that compare bit for bit."""
     saved = optimizer.state_dict()
     pairs = {
-        (i, key): torch.as_tensor(value).clone()
+        (i, name): torch.as_tensor(value).clone()
         for i, entry in saved["state"].items()
-        for key, value in entry.items()
+        for name, value in entry.items()
     }
     groups = [
         {key: value for key, value in group.items() if key != "params"} for group in saved["param_groups"]
@@ -163,5 +170,5 @@ def snapshot(optimizer):
 def assert_same_state(a, b):
     assert a[1] == b[1]
     assert a[0].keys() == b[0].keys()
-    for key, value in a[0].items():
-        assert torch.equal(value, b[0][key]), key
+    for place, value in a[0].items():
+        assert torch.equal(value, b[0][place]), place

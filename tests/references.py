@@ -94,6 +94,49 @@ def adamw_run(
     return w
 
 
+def rmsprop_run(
+    w: list[Tensor], rule: Rule, steps: int, lr: float, alpha: float, floor: float
+) -> list[Tensor]:
+    """RMSprop (Tieleman & Hinton 2012) fed by a rule."""
+    w, base = [wi.clone() for wi in w], Base(lr)
+    v = [torch.zeros_like(wi) for wi in w]
+    for _ in range(steps):
+        h, addition = rule(w, base)
+        v = [alpha * vi + (1 - alpha) * hi * hi for vi, hi in zip(v, h, strict=True)]
+        w = [wi - lr * hi / (vi.sqrt() + floor) for wi, hi, vi in zip(w, h, v, strict=True)]
+        w = w if addition is None else plus(w, 1.0, addition)
+        base.t += 1
+    return w
+
+
+def adadelta_run(
+    w: list[Tensor], rule: Rule, steps: int, lr: float, rho: float, floor: float
+) -> list[Tensor]:
+    """Adadelta (Zeiler 2012) fed by a rule; rho is the decay of both its means."""
+    w, base = [wi.clone() for wi in w], Base(lr)
+    v, u = ([torch.zeros_like(wi) for wi in w] for _ in range(2))
+    for _ in range(steps):
+        h, addition = rule(w, base)
+        v = [rho * vi + (1 - rho) * hi * hi for vi, hi in zip(v, h, strict=True)]
+        d = [hi * (ui + floor).sqrt() / (vi + floor).sqrt() for hi, ui, vi in zip(h, u, v, strict=True)]
+        u = [rho * ui + (1 - rho) * di * di for ui, di in zip(u, d, strict=True)]
+        w = plus(w, -lr, d)
+        w = w if addition is None else plus(w, 1.0, addition)
+        base.t += 1
+    return w
+
+
+def asgd_run(w: list[Tensor], rule: Rule, steps: int, lr: float, lambd: float, alpha: float) -> list[Tensor]:
+    """The weights of averaged SGD (Polyak & Juditsky 1992), whose rate falls as (1 + lambd lr t)^-alpha."""
+    w, base, eta = [wi.clone() for wi in w], Base(lr), lr
+    for t in range(1, steps + 1):
+        h, addition = rule(w, base)
+        w = [(1 - lambd * eta) * wi - eta * hi for wi, hi in zip(w, h, strict=True)]
+        w = w if addition is None else plus(w, 1.0, addition)
+        base.t, eta = t, lr / (1 + lambd * lr * t) ** alpha
+    return w
+
+
 # Perturbations ---------------------------------------------------------------------------------------
 
 

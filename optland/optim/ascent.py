@@ -20,6 +20,7 @@ from optland.optim.amp import ScalerAware
 from optland.optim.gates import Gate, as_gate, gate_state
 from optland.optim.gradients import own, present, require_dense
 from optland.optim.guards import PassGuard
+from optland.optim.keys import key
 from optland.optim.method import Gradients, Method
 from optland.optim.selection import Selection, selected
 from optland.optim.telemetry import Telemetry
@@ -95,7 +96,7 @@ class Climber(ScalerAware):
         if self.gate is None:
             return True
         self._gate_before = self._gate_before or [
-            {key: group[key] for key in gate_state(self.gate)} for group in self.param_groups
+            {key(name): group[key(name)] for name in gate_state(self.gate)} for group in self.param_groups
         ]
         return bool(self.gate(self))  # type: ignore[arg-type]  # always a TwoPass
 
@@ -157,6 +158,7 @@ class Climber(ScalerAware):
 
     def _forget_step(self) -> None:
         """Nothing of an earlier step, taken or not, goes into the next one."""
+        self._keys.refuse_short(self.param_groups)
         self._norms, self._shares = [], 0.0
         self._drop_proposals()
         self.telemetry.clear()

@@ -10,6 +10,7 @@ from optland import vectors
 from optland.optim.ascent import Ascent, Climber
 from optland.optim.delegate import Closure
 from optland.optim.gradients import call_alone, is_spent, present, spend
+from optland.optim.keys import setting
 from optland.optim.telemetry import largest
 
 __all__ = ["ClosureForm"]
@@ -45,7 +46,7 @@ class ClosureForm(Climber):
 
     def _worthwhile(self) -> bool:
         """With every rho at 0 a second pass would only find h = g."""
-        return any(group["rho"] != 0 for group in self.param_groups)
+        return any(setting(group, "rho") != 0 for group in self.param_groups)
 
     def _second_pass(self, closure: Closure, loss: Any) -> None:
         loss_up = self._call_perturbed(closure)

@@ -7,7 +7,6 @@ learning-rate schedule.
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Callable
 from typing import Any
@@ -15,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
+
+from optland.optim.keys import GroupKeys, key
 
 __all__ = ["Closure", "Delegating"]
 
@@ -30,13 +31,13 @@ class Delegating(Optimizer):
 
     Args:
         base: The optimizer that owns the groups and the state, and makes the update.
-        hyperparameters: Names and default values that every group is given where it has none of its own; they
-            are merged into ``base.defaults``, so schedulers see them and ``add_param_group`` fills them in.
+        hyperparameters: Names and default values that every group is given where it has none of its own, under
+            keys of :mod:`optland.optim.keys`; they are merged into ``base.defaults``, so schedulers see them and
+            ``add_param_group`` fills them in.
 
     Raises:
         TypeError: ``base`` is not an optimizer instance.
-        ValueError: ``base`` evaluates the closure by itself (LBFGS), has a hyper-parameter of the same name, or a
-            hyper-parameter has no possible value.
+        ValueError: ``base`` evaluates the closure by itself (LBFGS), or a hyper-parameter has no possible value.
     """
 
     base: Optimizer
@@ -54,36 +55,33 @@ class Delegating(Optimizer):
                 f"LBFGS evaluates the closure by itself and cannot be the base of {type(self).__name__}; "
                 "use a one-gradient optimizer such as SGD or AdamW"
             )
-        taken = sorted(hyperparameters.keys() & inspect.signature(type(base)).parameters.keys())
-        if taken:
-            raise ValueError(
-                f"{type(base).__name__} has a hyper-parameter {taken[0]!r} of its own, and one group cannot hold two; "
-                f"use another base for {type(self).__name__}"
-            )
         self.base = base
-        self._own = dict(hyperparameters)
+        self._own = {key(name): value for name, value in hyperparameters.items()}
+        self._keys = GroupKeys(base, hyperparameters)
         for group in [self._own, *base.param_groups]:
-            self._validate(group)
+            self._validate(self._keys.values(group))
         # Makes the hook tables. Optimizer.__init__ would also overwrite the base's groups with an empty set.
         super().__setstate__({})
         for group in base.param_groups:
-            for name in self._own:
+            for its in self._own:
                 # Left by an earlier wrapper of this base: the new value must not lose to it.
-                if name in group and name in base.defaults and group[name] == base.defaults[name]:
-                    del group[name]
+                if its in group and its in base.defaults and group[its] == base.defaults[its]:
+                    del group[its]
         base.defaults.update(self._own)
         self._fill_groups()
 
-    def _fill_groups(self) -> None:
+    def _fill_groups(self) -> bool:
+        """Rename what was given under a short name, fill in the rest; returns whether there were short names."""
+        renamed = [self._keys.rename(group) for group in self.base.param_groups]
         for group in self.base.param_groups:
-            for name, value in self._own.items():
-                group.setdefault(name, value)
-            self._validate(group)
+            for its, value in self._own.items():
+                group.setdefault(its, value)
+        return any(renamed)
 
-    def _validate(self, group: dict[str, Any]) -> None:
-        """Refuse values that no method can use; called for every group that is given, added or loaded."""
-        for name in self._own:
-            value = float(group.get(name, 0.0))
+    def _validate(self, values: dict[str, Any]) -> None:
+        """Refuse values that no method can use; called, by name, for every group that is given, added or loaded."""
+        for name, given in values.items():
+            value = float(given)
             if not (math.isfinite(value) and value >= 0.0):
                 raise ValueError(f"{name}={value} is not possible; use a finite value >= 0")
 
@@ -124,7 +122,8 @@ class Delegating(Optimizer):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group to the base optimizer; hyper-parameters it does not name take their defaults."""
         self._refuse_in_flight("add_param_group()")
-        self._validate(param_group)
+        self._validate(self._keys.values(param_group))
+        self._keys.rename(param_group)
         self.base.add_param_group(param_group)
 
     def __getattr__(self, name: str) -> Any:
@@ -158,10 +157,16 @@ class Delegating(Optimizer):
         self._refuse_in_flight("load_state_dict()")
         for before in self._optimizer_load_state_dict_pre_hooks.values():
             state_dict = before(self, state_dict) or state_dict
+        for group in state_dict["param_groups"]:
+            self._validate(self._keys.values(group))
         self.base.load_state_dict(state_dict)
-        self._fill_groups()
+        if self._fill_groups():
+            self._rename_state()
         for after in self._optimizer_load_state_dict_post_hooks.values():
             after(self)
+
+    def _rename_state(self) -> None:
+        """A checkpoint had short names in its groups, and has them in its state too; for wrappers that keep any."""
 
     def __getstate__(self) -> dict[str, Any]:
         self._refuse_in_flight("copying or pickling")
@@ -190,6 +195,6 @@ class Delegating(Optimizer):
         return loss
 
     def __repr__(self) -> str:
-        own = ", ".join(f"{name}={value}" for name, value in self._own.items())
+        own = ", ".join(f"{its}={value}" for its, value in self._own.items())
         inner = "\n".join("    " + line for line in repr(self.base).splitlines())
         return f"{type(self).__name__} (\n    {own}\n{inner}\n)"

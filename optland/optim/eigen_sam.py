@@ -62,7 +62,7 @@ class EigenSAM(TwoPass):
         >>> import torch
         >>> net = torch.nn.Linear(2, 1, bias=False)
         >>> objective = Objective(net, lambda m, x: m(x).square().mean(), [torch.tensor([[1.0, 0.0], [0.0, 2.0]])])
-        >>> EigenSAM(torch.optim.SGD(net.parameters(), lr=0.1), objective).param_groups[0]["alpha"]
+        >>> EigenSAM(torch.optim.SGD(net.parameters(), lr=0.1), objective).param_groups[0]["sam_alpha"]
         0.2
     """
 

@@ -19,7 +19,7 @@ gate                  second pass                                 cost, gradient
 In a configuration a gate is its call as text: ``gate="every(5)"``, ``"tail(1000, share=0.5)"``.
 
 Gates decide from counts, rates and gradients alone, so that a resumed run and every rank decide alike; what a gate
-remembers lies in the parameter groups (``gate_*``) and travels in the checkpoint.
+remembers lies in the parameter groups (``sam_gate_*``) and travels in the checkpoint.
 
 References: interval, MosaicML Composer; Bernoulli, Zhao, Zhang & Hu 2022, "SS-SAM", arXiv:2203.09962; tail, Zhou et
 al. 2024, "Sharpness-Aware Minimization Efficiently Selects Flatter Minima Late in Training", arXiv:2410.10373; large
@@ -36,6 +36,7 @@ import random
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from optland.config import did_you_mean
+from optland.optim.keys import key, setting
 
 if TYPE_CHECKING:
     from optland.optim.two_pass import TwoPass
@@ -115,7 +116,7 @@ def _call(text: str) -> ast.Call:
 
 
 def gate_state(gate: Gate | None) -> dict[str, float]:
-    """What a gate remembers, with its values at the start: names of ``gate_*`` entries of the groups."""
+    """What a gate remembers, with its values at the start: ``gate_*`` names of :mod:`optland.optim.keys`."""
     return dict(getattr(gate, "state", {}))
 
 
@@ -212,8 +213,8 @@ class LatePhase(_Own):
         """Compare with the peak, of the first group."""
         group = optimizer.param_groups[0]
         rate = float(group["lr"])
-        group["gate_lr_peak"] = max(group["gate_lr_peak"], rate)
-        return rate <= self.below * float(group["gate_lr_peak"])
+        group[key("gate_lr_peak")] = peak = max(setting(group, "gate_lr_peak"), rate)
+        return rate <= self.below * float(peak)
 
 
 class LargeGradient(_Own):
@@ -248,10 +249,10 @@ class LargeGradient(_Own):
         if not math.isfinite(square):
             return False  # the step will be skipped; its norm shall not stay in the mean for ever
         group = optimizer.param_groups[0]
-        first = group["gate_mean"] == 0.0
-        mean = square if first else self.decay * group["gate_mean"] + (1 - self.decay) * square
-        variance = self.decay * group["gate_variance"] + (1 - self.decay) * (square - mean) ** 2
-        group["gate_mean"], group["gate_variance"] = mean, variance
+        before, spread = setting(group, "gate_mean"), setting(group, "gate_variance")
+        mean = square if before == 0.0 else self.decay * before + (1 - self.decay) * square
+        variance = self.decay * spread + (1 - self.decay) * (square - mean) ** 2
+        group[key("gate_mean")], group[key("gate_variance")] = mean, variance
         progress = min(1.0, optimizer.steps / self.total_steps)
         c = self.start + (self.end - self.start) * progress
         return square >= mean + c * math.sqrt(variance)
@@ -287,9 +288,10 @@ class Stationary(_Own):
         if not math.isfinite(norm):
             return False
         group = optimizer.param_groups[0]
-        for key, decay in (("gate_slow", self.slow), ("gate_fast", self.fast)):
-            group[key] = norm if group[key] == 0.0 else decay * group[key] + (1 - decay) * norm
-        settled = group["gate_fast"] >= (1 - self.tolerance) * group["gate_slow"]
+        for name, decay in (("gate_slow", self.slow), ("gate_fast", self.fast)):
+            before = setting(group, name)
+            group[key(name)] = norm if before == 0.0 else decay * before + (1 - decay) * norm
+        settled = setting(group, "gate_fast") >= (1 - self.tolerance) * setting(group, "gate_slow")
         return optimizer.steps >= self.warmup and settled
 
 

@@ -28,6 +28,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from optland import vectors
+from optland.optim.keys import key, setting
 from optland.optim.method import Gradients
 from optland.optim.projection import across
 from optland.optim.two_pass import EngineOptions, TwoPass
@@ -56,7 +57,7 @@ class GSAM(TwoPass):
     Example:
         >>> import torch
         >>> w = torch.nn.Parameter(torch.tensor([3.0, 4.0]))
-        >>> GSAM(torch.optim.SGD([w], lr=0.1), rho=0.1, alpha=0.2).param_groups[0]["alpha"]
+        >>> GSAM(torch.optim.SGD([w], lr=0.1), rho=0.1, alpha=0.2).param_groups[0]["sam_alpha"]
         0.2
     """
 
@@ -76,18 +77,17 @@ class GSAM(TwoPass):
             raise ValueError(f"descend={descend!r} is not known; use 'w+eps' or 'w'")
         if lr_max is not None and not lr_max > lr_min:
             raise ValueError(f"lr_max={lr_max} is not above lr_min={lr_min}; give the ends of the schedule")
-        # Named apart from the lr_max that some bases keep in their groups.
         tie = {} if lr_max is None else {"rho_min": rho_min, "rho_lr_max": lr_max, "rho_lr_min": lr_min}
         super().__init__(base, {"rho": rho, "alpha": alpha, **tie}, **engine)
         self.descend = descend
 
     def radius(self, group: dict[str, Any], length: Tensor) -> Tensor | float:
         """rho, scaled with the learning rate between its ends."""
-        if "rho_lr_max" not in group:
+        if key("rho_lr_max") not in group:
             return super().radius(group, length)
-        low_rate, high_rate = float(group["rho_lr_min"]), float(group["rho_lr_max"])
+        low_rate, high_rate = float(setting(group, "rho_lr_min")), float(setting(group, "rho_lr_max"))
         share = (float(group["lr"]) - low_rate) / (high_rate - low_rate)
-        low, high = float(group["rho_min"]), float(group["rho"])
+        low, high = float(setting(group, "rho_min")), float(setting(group, "rho"))
         return low + (high - low) * min(1.0, max(0.0, share))
 
     def combine(self, at: Gradients) -> list[Tensor]:

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from optland.optim.delegate import Closure
+from optland.optim.keys import key
 from optland.optim.two_pass import TwoPass
 
 __all__ = ["LegacyForm", "make_base"]
@@ -78,11 +79,11 @@ class LegacyForm(TwoPass):
     @property
     def has_metric(self) -> bool:
         """In some group."""
-        return any(group.get("adaptive") for group in self.param_groups)
+        return any(group.get(key("adaptive")) for group in self.param_groups)
 
     def metric(self, p: Tensor, g: Tensor, group: dict[str, Any]) -> Tensor | None:
         """T = |w| in groups with ``adaptive=True``, of every parameter and without a floor."""
-        return p.abs() if group.get("adaptive") else None
+        return p.abs() if group.get(key("adaptive")) else None
 
     def _closure_step(self, closure: Closure) -> Any:
         if not self._legacy:

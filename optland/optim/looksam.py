@@ -34,6 +34,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from optland import vectors
+from optland.optim.keys import key, setting
 from optland.optim.method import Gradients
 from optland.optim.projection import across
 from optland.optim.two_pass import EngineOptions, TwoPass
@@ -115,13 +116,13 @@ class LookSAM(TwoPass):
             g_norm = float(torch.stack(self._lengths).sum())
             seen = float(vectors.norm(list(looked.values()))) / g_norm if g_norm > 0 else 0.0
             for group in self.param_groups:
-                group[_SEEN] = seen
+                group[key(_SEEN)] = seen
         super()._write_down()
 
     def _reused_length(self, group: dict[str, Any]) -> float:
         """Length of the reused part, relative to the gradient."""
-        alpha = float(group["alpha"])
-        return min(alpha, float(group[_SEEN])) if self.bounded else alpha
+        alpha = float(setting(group, "alpha"))
+        return min(alpha, float(setting(group, _SEEN))) if self.bounded else alpha
 
     def reuse(self, at: Gradients) -> list[Tensor]:
         """G + alpha |g| / |g_v| g_v, alpha at most what was seen."""

@@ -1,8 +1,8 @@
 """What a method remembers from one step to the next, kept in the base optimizer's own state.
 
-Tensors lie beside the base's own (``state[p]["ema"]``), counts in the parameter groups, so that both travel in every
-checkpoint, also in a sharded one, without a second state dict. Two rules make that safe. A method *proposes* what to
-remember while a step is in flight, and it is written down only when the base has stepped: a step that is skipped or
+Tensors lie beside the base's own (``state[p]["sam_ema"]``), counts in the parameter groups, so that both travel in
+every checkpoint, also in a sharded one, without a second state dict. Two rules make that safe. A method *proposes* what
+to remember while a step is in flight, and it is written down only when the base has stepped: a step that is skipped or
 called off leaves nothing behind. And nothing is written before the base's own first step, because many optimizers take
 an empty ``state[p]`` for the sign that theirs has to be made.
 
@@ -20,6 +20,7 @@ from torch.optim import Optimizer
 
 from optland import vectors
 from optland.optim.delegate import Delegating
+from optland.optim.keys import key
 
 __all__ = ["STEPS", "Remembering", "dated"]
 
@@ -28,7 +29,7 @@ STEPS = "sam_step"
 
 
 def dated(name: str) -> str:
-    """Key in the parameter groups of the update that made what is remembered under a name, counted from 1."""
+    """Name in the parameter groups of the update that made what is remembered under a name, counted from 1."""
     return f"{name}_made"
 
 
@@ -56,12 +57,12 @@ class Remembering(Delegating):
     def recall(self, name: str, params: Sequence[Tensor]) -> list[Tensor]:
         """What was remembered for each parameter, zeros where nothing was; never write into it."""
         proposed = self._proposed.get(name, {})
-        found = [proposed[p] if p in proposed else self._state_of(p).get(name) for p in params]
+        found = [proposed[p] if p in proposed else self._state_of(p).get(key(name)) for p in params]
         return [torch.zeros_like(p) if x is None else x for x, p in zip(found, params, strict=True)]
 
     def is_new(self, name: str, group: dict[str, Any]) -> bool:
         """Whether no update has written anything down under this name in this group; the name has to be dated."""
-        return int(group[dated(name)]) == 0
+        return int(group[key(dated(name))]) == 0
 
     def is_stale(self, name: str, updates: int) -> bool:
         """Whether what is remembered under this name is this many updates old, or was never made in some group.
@@ -71,7 +72,7 @@ class Remembering(Delegating):
         """
         if self._proposed.get(name):
             return False
-        made = min(int(group[dated(name)]) for group in self.param_groups)
+        made = min(int(group[key(dated(name))]) for group in self.param_groups)
         return made == 0 or self.steps + 1 - made >= updates
 
     def remember(self, name: str, params: Sequence[Tensor], values: Sequence[Tensor]) -> None:
@@ -91,6 +92,11 @@ class Remembering(Delegating):
         found: dict[str, Any] = self.state.get(p, {})
         return found
 
+    def _rename_state(self) -> None:
+        for entry in self.state.values():
+            for name in set(self.remembers) & entry.keys():
+                entry[key(name)] = entry.pop(name)
+
     def _drop_proposals(self) -> None:
         self._proposed = {}
 
@@ -99,11 +105,11 @@ class Remembering(Delegating):
         """After an update of the base: keep what was proposed, and count the update."""
         for name, values in self._proposed.items():
             for group in self.param_groups:
-                if dated(name) in group:
-                    group[dated(name)] = group[STEPS] + 1
+                if key(dated(name)) in group:
+                    group[key(dated(name))] = group[STEPS] + 1
             for p, value in values.items():
                 if p.grad is not None:  # the base has left the others out, and may have no state for them yet
-                    self.state[p][name] = value.to(p.dtype)
+                    self.state[p][key(name)] = value.to(p.dtype)
         self._proposed = {}
         for group in self.param_groups:
             if STEPS in group:
@@ -115,4 +121,4 @@ class Remembering(Delegating):
         for p in self._params:
             if p.grad is not None:
                 for name in self.remembers:
-                    self.state[p].setdefault(name, torch.zeros_like(p))
+                    self.state[p].setdefault(key(name), torch.zeros_like(p))

@@ -30,6 +30,7 @@ import torch
 from torch import Tensor
 
 from optland import vectors
+from optland.optim.keys import key, setting
 from optland.optim.memory import Remembering
 from optland.optim.radius import Scope, dual_norm, scopes, steepest, times
 
@@ -59,8 +60,9 @@ class Gradients:
     g_norm: Tensor | None = None
 
     def of(self, name: str) -> list[float]:
-        """A hyper-parameter, entry by entry."""
-        return [float(group[name]) for group in self.groups]
+        """A hyper-parameter of ours, entry by entry."""
+        its = key(name)
+        return [float(group[its]) for group in self.groups]
 
 
 class Method(Remembering):
@@ -100,7 +102,7 @@ class Method(Remembering):
 
     def radius(self, group: dict[str, Any], length: Tensor) -> Tensor | float:
         """The radius rho of a group, given the length of T d that its perturbation is divided by."""
-        rho: Tensor | float = group["rho"]
+        rho: Tensor | float = setting(group, "rho")
         return rho
 
     def combine(self, at: Gradients) -> list[Tensor]:
@@ -126,7 +128,7 @@ class Method(Remembering):
 
         Then eps need not be made, which saves a copy of the weights and an operation on every tensor.
         """
-        length, radii = at.g_norm, {group["rho"] for group in at.groups}
+        length, radii = at.g_norm, {setting(group, "rho") for group in at.groups}
         if not self._is_straight or length is None or not length.is_cpu or len(radii) != 1:
             return None
         if not {g.dtype for g in at.g} <= {torch.float32, torch.float64}:  # where c may underflow

@@ -31,6 +31,7 @@ from typing import Any, Unpack
 from torch import Tensor
 from torch.optim import Optimizer
 
+from optland.optim.keys import setting
 from optland.optim.method import Gradients
 from optland.optim.two_pass import EngineOptions, TwoPass
 
@@ -53,7 +54,7 @@ class FisherSAM(TwoPass):
     Example:
         >>> import torch
         >>> w = torch.nn.Parameter(torch.tensor([3.0, 4.0]))
-        >>> FisherSAM(torch.optim.SGD([w], lr=0.1)).param_groups[0]["rho"]
+        >>> FisherSAM(torch.optim.SGD([w], lr=0.1)).param_groups[0]["sam_rho"]
         0.1
     """
 
@@ -70,7 +71,7 @@ class FisherSAM(TwoPass):
     def metric(self, p: Tensor, g: Tensor, group: dict[str, Any]) -> Tensor | None:
         """T = F^(-1/2)."""
         # A NaN would come through the zero radius that such a gradient gets: 0 * NaN is NaN.
-        return g.square().mul_(group["eta"]).add_(1.0).rsqrt_().nan_to_num_(0.0)
+        return g.square().mul_(setting(group, "eta")).add_(1.0).rsqrt_().nan_to_num_(0.0)
 
 
 class PreconditionedSAM(TwoPass):
@@ -89,7 +90,7 @@ class PreconditionedSAM(TwoPass):
     Example:
         >>> import torch
         >>> w = torch.nn.Parameter(torch.tensor([3.0, 4.0]))
-        >>> PreconditionedSAM(torch.optim.AdamW([w], lr=0.1), rho=0.1).param_groups[0]["rho"]
+        >>> PreconditionedSAM(torch.optim.AdamW([w], lr=0.1), rho=0.1).param_groups[0]["sam_rho"]
         0.1
     """
 
@@ -121,4 +122,4 @@ class PreconditionedSAM(TwoPass):
             step = state["step"]  # in float32, which is not enough for beta^step; on a device it stays there
             steps = step.to(second.dtype) if step.device.type != "cpu" else float(step)
             second = second / (1.0 - group["betas"][1] ** steps)
-        return g / second.sqrt().add_(group["delta"])
+        return g / second.sqrt().add_(setting(group, "delta"))

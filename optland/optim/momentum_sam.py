@@ -35,6 +35,7 @@ from optland import vectors
 from optland.optim.ascent import Ascent
 from optland.optim.delegate import Closure
 from optland.optim.gradients import call_alone, present, spend
+from optland.optim.keys import key, setting
 from optland.optim.two_pass import EngineOptions, TwoPass
 
 __all__ = ["MSAM"]
@@ -95,13 +96,13 @@ class MSAM(TwoPass):
     def gradient_norm(self) -> float:
         """The length of the gradient of the last update."""
         group = self.param_groups[0]
-        return float(group[_NORM]) if _NORM in group else super().gradient_norm()
+        return float(setting(group, _NORM)) if key(_NORM) in group else super().gradient_norm()
 
     def _write_down(self) -> None:
         super()._write_down()
         for group in self.param_groups:
-            if _NORM in group:
-                group[_NORM] = super().gradient_norm()
+            if key(_NORM) in group:
+                group[key(_NORM)] = super().gradient_norm()
 
     def _passes(self, closure: Closure, share: float = 1.0) -> Any:
         self._guard.forget()

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from optland.config import did_you_mean
 from optland.optim.cards import CARDS
+from optland.optim.keys import key as key_of
 from optland.optim.saddle import (
     CubicNewton,
     NegativeCurvature,
@@ -67,8 +68,9 @@ def create(name: str, params: Iterable[Any], base: str | None = None, **options:
         name: A method (``"sam"``), a base optimizer alone (``"adamw"``), or ``"none"`` for ``base`` alone.
         params: Parameters, groups, or (name, parameter) pairs.
         base: The base optimizer of a method; default ``"sgd"``.
-        **options: Options of the method (``rho``) and of the base (``lr``), told apart by their names.
-            ``model`` may always be given; a base alone has no use for it.
+        **options: Options of the method (``rho``) and of the base (``lr``), told apart by their names. Where both
+            have one of a name, the method's is written as in the groups, ``sam_alpha``, and the base keeps its
+            default. ``model`` may always be given; a base alone has no use for it.
 
     Raises:
         ValueError: A name or an option is not known; the message says what is, and what was probably meant.
@@ -87,7 +89,13 @@ def create(name: str, params: Iterable[Any], base: str | None = None, **options:
         return _solver(name, params, base, options)
     base = name if name in BASES else base or "sgd"
     _check("base optimizer", base, sorted(BASES))
+    shared = _shared(name, base)
     for key in options:
+        if key in shared:
+            raise ValueError(
+                f"{name!r} and its base {base!r} both have an option {key!r}; write {key_of(key)}={options[key]!r} for "
+                f"that of {name!r}, and for the other make the base first and wrap it"
+            )
         _check(f"option of {name!r} over {base!r}", key, options_of(name, base))
     of_base = _options(BASES[base])
     inner = BASES[base](params, **{key: value for key, value in options.items() if key in of_base})
@@ -98,8 +106,8 @@ def create(name: str, params: Iterable[Any], base: str | None = None, **options:
     if missing:
         raise ValueError(f"{name!r} needs {', '.join(f'{key}=' for key in sorted(missing))}; pass it")
     build: Callable[..., Optimizer] = method
-    taken = _options(method)
-    return build(inner, **{key: value for key, value in options.items() if key in taken})
+    taken = {key_of(key) if key in shared else key: key for key in _options(method)}
+    return build(inner, **{taken[key]: value for key, value in options.items() if key in taken})
 
 
 def options_of(name: str, base: str = "sgd") -> list[str]:
@@ -115,7 +123,13 @@ def options_of(name: str, base: str = "sgd") -> list[str]:
     """
     if name in SOLVERS:
         return sorted(_solver_options(name))
-    return sorted(_options(BASES[base]) | _of_method(name))
+    shared = _shared(name, base)
+    return sorted((_options(BASES[base]) | _of_method(name)) - shared | {key_of(key) for key in shared})
+
+
+def _shared(name: str, base: str) -> set[str]:
+    """Names of options that a method and its base both have."""
+    return _options(BASES[base]) & _of_method(name)
 
 
 def _of_method(name: str) -> set[str]:

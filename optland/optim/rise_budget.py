@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from optland.optim.keys import setting
 from optland.optim.two_pass import EngineOptions, TwoPass
 
 __all__ = ["LESAM"]
@@ -67,4 +68,4 @@ class LESAM(TwoPass):
 
     def radius(self, group: dict[str, Any], length: Tensor) -> Tensor | float:
         """min(sigma / |g|, rho)."""
-        return torch.clamp(group["sigma"] / length, max=group["rho"])
+        return torch.clamp(setting(group, "sigma") / length, max=setting(group, "rho"))

@@ -38,6 +38,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from optland.optim.gates import Gate
+from optland.optim.keys import setting
 from optland.optim.legacy import LegacyForm, make_base
 from optland.optim.radius import Scope, check_ball
 from optland.optim.selection import Selection
@@ -153,7 +154,7 @@ class ASAM(TwoPass):
 
     def metric(self, p: Tensor, g: Tensor, group: dict[str, Any]) -> Tensor | None:
         """T = |w| + eta on weight matrices, the identity elsewhere."""
-        return p.abs().add_(group["eta"]) if p.ndim >= 2 else None
+        return p.abs().add_(setting(group, "eta")) if p.ndim >= 2 else None
 
 
 class USAM(TwoPass):
@@ -192,14 +193,14 @@ class USAM(TwoPass):
     ) -> None:
         super().__init__(base, {"rho": rho, "normalised": normalised}, **engine)
 
-    def _validate(self, group: dict[str, Any]) -> None:
-        super()._validate(group)
-        if not 0.0 <= group.get("normalised", 0.0) <= 1.0:
+    def _validate(self, values: dict[str, Any]) -> None:
+        super()._validate(values)
+        if not 0.0 <= values.get("normalised", 0.0) <= 1.0:
             raise ValueError(
-                f"normalised={group['normalised']} is not within 0 and 1; 1 is SAM, 0 leaves the length in"
+                f"normalised={values['normalised']} is not within 0 and 1; 1 is SAM, 0 leaves the length in"
             )
 
     def radius(self, group: dict[str, Any], length: Tensor) -> Tensor | float:
         """Rho ((1 - lambda) |g| + lambda)."""
-        share = group["normalised"]
-        return group["rho"] * ((1.0 - share) * length + share)  # type: ignore[no-any-return]
+        share = setting(group, "normalised")
+        return setting(group, "rho") * ((1.0 - share) * length + share)  # type: ignore[no-any-return]

@@ -32,6 +32,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from optland import vectors
+from optland.optim.keys import setting
 from optland.optim.memory import dated
 from optland.optim.method import Gradients
 from optland.optim.two_pass import EngineOptions, TwoPass
@@ -125,7 +126,7 @@ class FSAM(_Smoothed):
     Example:
         >>> import torch
         >>> w = torch.nn.Parameter(torch.tensor([3.0, 4.0]))
-        >>> FSAM(torch.optim.SGD([w], lr=0.1), decay=0.95).param_groups[0]["decay"]
+        >>> FSAM(torch.optim.SGD([w], lr=0.1), decay=0.95).param_groups[0]["sam_decay"]
         0.95
     """
 
@@ -140,12 +141,12 @@ class FSAM(_Smoothed):
         super().__init__(base, {"rho": rho, "sigma": sigma, "decay": decay}, **engine)
 
     def _weight(self, group: dict[str, Any]) -> float:
-        return 1.0 - float(group["decay"])
+        return 1.0 - float(setting(group, "decay"))
 
-    def _validate(self, group: dict[str, Any]) -> None:
-        super()._validate(group)
-        if not group.get("decay", 0.0) <= 1.0:
-            raise ValueError(f"decay={group['decay']} is above 1; use for example 0.9")
+    def _validate(self, values: dict[str, Any]) -> None:
+        super()._validate(values)
+        if not values.get("decay", 0.0) <= 1.0:
+            raise ValueError(f"decay={values['decay']} is above 1; use for example 0.9")
 
     def direction(self, at: Gradients) -> list[Tensor]:
         """G - sigma m, with the mean of the steps before this one; g itself in the first."""
@@ -171,7 +172,7 @@ class VaSSO(_Smoothed):
     Example:
         >>> import torch
         >>> w = torch.nn.Parameter(torch.tensor([3.0, 4.0]))
-        >>> VaSSO(torch.optim.SGD([w], lr=0.1), theta=0.2).param_groups[0]["theta"]
+        >>> VaSSO(torch.optim.SGD([w], lr=0.1), theta=0.2).param_groups[0]["sam_theta"]
         0.2
     """
 
@@ -181,13 +182,13 @@ class VaSSO(_Smoothed):
         super().__init__(base, {"rho": rho, "theta": theta}, **engine)
 
     def _weight(self, group: dict[str, Any]) -> float:
-        return float(group["theta"])
+        return float(setting(group, "theta"))
 
-    def _validate(self, group: dict[str, Any]) -> None:
-        super()._validate(group)
-        if not 0.0 < group.get("theta", 1.0) <= 1.0:
+    def _validate(self, values: dict[str, Any]) -> None:
+        super()._validate(values)
+        if not 0.0 < values.get("theta", 1.0) <= 1.0:
             raise ValueError(
-                f"theta={group['theta']} is not within (0, 1]; 1 is SAM, 0.4 the authors' for CIFAR"
+                f"theta={values['theta']} is not within (0, 1]; 1 is SAM, 0.4 the authors' for CIFAR"
             )
 
     def direction(self, at: Gradients) -> list[Tensor]:

@@ -76,11 +76,11 @@ class SparseSAM(TwoPass):
         super().__init__(base, {"rho": rho, "sparsity": sparsity, dated(_MASK): 0}, counts=True, **engine)
         self.refresh = refresh
 
-    def _validate(self, group: dict[str, Any]) -> None:
-        super()._validate(group)
-        if not group.get("sparsity", 0.0) < 1.0:
+    def _validate(self, values: dict[str, Any]) -> None:
+        super()._validate(values)
+        if not values.get("sparsity", 0.0) < 1.0:
             raise ValueError(
-                f"sparsity={group['sparsity']} leaves nothing; use a share below 1, for example 0.5"
+                f"sparsity={values['sparsity']} leaves nothing; use a share below 1, for example 0.5"
             )
 
     def perturbation(self, at: Gradients) -> list[Tensor]:

@@ -323,6 +323,7 @@ class TwoPass(ClosureForm):
             RuntimeError: The weights are perturbed already, or there is no finite gradient.
         """
         self._refuse_in_flight("perturbed()")
+        self._keys.refuse_short(self.param_groups)
         g = present(self._params)
         length = vectors.norm([x for x in g if x is not None])
         if not any(x is not None for x in g) or not bool(length.isfinite()):

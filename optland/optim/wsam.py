@@ -79,10 +79,10 @@ class WSAM(TwoPass):
         super().__init__(base, {"rho": rho, "gamma": gamma}, **engine)
         self._correction: dict[Tensor, Tensor] = {}
 
-    def _validate(self, group: dict[str, Any]) -> None:
-        super()._validate(group)
-        if not group.get("gamma", 0.0) < 1.0:
-            raise ValueError(f"gamma={group['gamma']} is not below 1; 0.5 is SAM, 0.9 the authors' choice")
+    def _validate(self, values: dict[str, Any]) -> None:
+        super()._validate(values)
+        if not values.get("gamma", 0.0) < 1.0:
+            raise ValueError(f"gamma={values['gamma']} is not below 1; 0.5 is SAM, 0.9 the authors' choice")
 
     @property
     def true_units(self) -> bool:
@@ -135,7 +135,7 @@ class PGN(TwoPass):
     Example:
         >>> import torch
         >>> w = torch.nn.Parameter(torch.tensor([3.0, 4.0]))
-        >>> PGN(torch.optim.SGD([w], lr=0.1), a=0.5).param_groups[0]["a"]
+        >>> PGN(torch.optim.SGD([w], lr=0.1), a=0.5).param_groups[0]["sam_a"]
         0.5
     """
 

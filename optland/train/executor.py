@@ -32,6 +32,7 @@ from torch.optim import Adam, Optimizer
 from optland import vectors
 from optland.control import CollapseGuard, CoolDown, Decision, Proposal, StepPolicy, StepView, clamp_factor
 from optland.control.view import HOST_ACTUATORS
+from optland.optim.keys import key
 from optland.train.undo import Undo
 
 __all__ = ["Executor", "Outcome", "actuators_of", "is_adam"]
@@ -58,7 +59,7 @@ def is_adam(optimizer: Optimizer) -> bool:
 def actuators_of(optimizer: Optimizer) -> frozenset[str]:
     """What this optimizer offers; the loop's own (batch size, stop) are taken for granted here."""
     has = set(HOST_ACTUATORS)
-    if not any("rho" in group for group in optimizer.param_groups):
+    if not any(key("rho") in group for group in optimizer.param_groups):
         has -= {"rho"}
     if not hasattr(optimizer, "gate"):
         has -= {"sam_duty"}
@@ -221,8 +222,8 @@ class Executor:
 
     def _set_rho(self, new: float) -> bool:
         for group in self.optimizer.param_groups:
-            if "rho" in group:
-                group["rho"] = new
+            if key("rho") in group:
+                group[key("rho")] = new
         return True
 
     def _set_duty(self, new: float) -> bool:

@@ -14,6 +14,7 @@ from optland.control import StepPolicy
 from optland.control.policies import POLICIES, AutoLR, NoiseBatch, SafeLR
 from optland.optim import available, create
 from optland.optim.gates import as_gate
+from optland.optim.keys import setting
 from optland.optim.registry import BASES, METHODS, options_of
 from optland.train.precision import PrecisionConfig
 from optland.train.schedule import ScheduleName, check_schedule
@@ -86,7 +87,7 @@ class OptimizerConfig:
         if not self.is_method or "rho" not in options_of(self.name, self._base):
             return None
         made = replace(self, rho=None)._create([nn.Parameter(torch.zeros(1))], steps=1)
-        return float(made.param_groups[0]["rho"])
+        return float(setting(made.param_groups[0], "rho"))
 
     def build(self, model: nn.Module, steps: int | None = None) -> Optimizer:
         """The optimizer on the model's parameters.

@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 from optland.control import Decision, Plateau, ProbeBudget, RatioEMA, StepView, adam_betas, batch_gain
 from optland.failpoints import reach
 from optland.objective import Objective
+from optland.optim.keys import key
 from optland.optim.saddle.leave import declared_cost, leave_saddle
 from optland.train.executor import Executor, Outcome, is_adam
 from optland.train.probes import Probes
@@ -101,7 +102,7 @@ class StepPolicies:
         """The step just made, in numbers."""
         executor, steering = self.executor, self.steering
         applied = steering.applied if steering.applied > 0 else steering.rates.user
-        rho = self.optimizer.param_groups[0].get("rho")
+        rho = self.optimizer.param_groups[0].get(key("rho"))
         return StepView(
             self.step,
             loss,

@@ -12,6 +12,7 @@ from drivers import (
     fits,
     make,
     passes_of,
+    remembered,
     run,
     run_phases,
     slow_unless,
@@ -20,10 +21,10 @@ from drivers import (
 )
 from torch import nn
 
-from optland.optim import GSAM, MSAM, SAM, LookSAM, PreconditionedSAM
+from optland.optim import MSAM, PreconditionedSAM
 
 # SGD and AdamW are the bases of every other test; of their other kernels one each suffices by default.
-USUAL = {"adamw fused", "lion", "muon", "schedulefree"}
+USUAL = {"adamw fused", "lion", "muon", "schedulefree", "adadelta", "rmsprop", "asgd"}
 PAIRS = [slow_unless(base in USUAL, name, base) for name in ALL for base in BASES if fits(name, base)]
 
 
@@ -77,17 +78,6 @@ def test_bases_without_what_a_method_reads_are_refused(make_network):
             run(network, optimizer, 1)
         assert not optimizer.is_perturbed
         assert_identical(network.weights(), weights)
-
-
-def test_bases_with_a_hyper_parameter_of_the_same_name_are_refused(make_network):
-    params = list(make_network().model.parameters())
-    base = torch.optim.RMSprop(params, lr=0.1)
-    for build in (GSAM, LookSAM):
-        with pytest.raises(ValueError, match="RMSprop has a hyper-parameter 'alpha' of its own"):
-            build(base)
-    assert base.param_groups[0]["alpha"] == base.defaults["alpha"] == 0.99
-    with pytest.raises(ValueError, match="Adadelta has a hyper-parameter 'rho'"):
-        SAM(torch.optim.Adadelta(params))
 
 
 def test_schedule_free_averages_through_the_wrapper(make_network):
@@ -148,7 +138,7 @@ def test_weights_in_bfloat16(name, make_network):
         value.dtype == torch.bfloat16
         for entry in optimizer.state.values()
         for key, value in entry.items()
-        if key in type(optimizer).remembers
+        if key in remembered(name)
     )
 
 

@@ -8,6 +8,7 @@ from drivers import ALL, BASES, fitting, make, run, wrap
 from torch import nn
 
 from optland.optim import CARDS, available, create
+from optland.optim.keys import key
 from optland.optim.registry import METHODS
 
 OF = {card.name: card for card in CARDS}
@@ -111,9 +112,8 @@ def test_every_method_has_a_card_and_every_card_a_reference():
 def test_create_passes_every_option_on(name, make_network):
     network = make_network()
     own = dict(METHODS[name](make(name, network).base, **needed(name, network))._own)
-    own = {
-        key: 0.125 for key in own if key in ("rho", "eta", "alpha", "gamma", "beta", "sigma", "theta", "a")
-    }
+    letters = ("rho", "eta", "alpha", "gamma", "beta", "sigma", "theta", "a")
+    own = {letter: 0.125 for letter in letters if key(letter) in own}
     optimizer = create(
         name,
         network.model.parameters(),
@@ -130,7 +130,7 @@ def test_create_passes_every_option_on(name, make_network):
     assert type(optimizer) is METHODS[name]
     group = optimizer.param_groups[0]
     assert (group["lr"], group["betas"]) == (0.5, (0.8, 0.9))
-    assert {key: group[key] for key in own} == own
+    assert {name: group[key(name)] for name in own} == own
     assert "rho" in own
     assert (optimizer.model, optimizer.check_finite, optimizer.telemetry_every) == (network.model, False, 3)
     with pytest.raises(ValueError, match=r"'roh'. Did you mean 'rho'"):

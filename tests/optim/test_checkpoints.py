@@ -14,6 +14,7 @@ from drivers import (
     fits,
     fitting,
     make,
+    remembered,
     run,
     run_phases,
     slow_unless,
@@ -24,7 +25,6 @@ from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, se
 from torch.optim import lr_scheduler
 
 from optland.optim import Every, LargeGradient
-from optland.optim.registry import METHODS
 
 EVERY = pytest.mark.parametrize("name", ALL)
 FORMS = pytest.mark.parametrize("form", [run, run_phases])
@@ -66,7 +66,7 @@ def test_three_steps_saved_and_three_more_are_six(name, make_network, base, form
     fresh.model.load_state_dict(checkpoint["model"])
     resumed = make(name, fresh, base, rho=0.01, lr=9.0, gate=GATES[gate]())
     resumed.load_state_dict(checkpoint["optimizer"])
-    assert resumed.param_groups[0]["rho"] == 0.3
+    assert resumed.param_groups[0]["sam_rho"] == 0.3
     form(fresh, resumed, 3)
     assert_identical(straight.weights(), fresh.weights())
     assert_same_state(snapshot(uninterrupted), snapshot(resumed))
@@ -81,7 +81,7 @@ def test_checkpoint_holds_the_bases_state_and_what_the_method_remembers(name, ma
     run(other, plain, 2)
     entries = [set(entry) for entry in optimizer.state_dict()["state"].values()]
     of_base = [set(entry) for entry in plain.state_dict()["state"].values()]
-    assert entries == [keys | set(METHODS[name].remembers) for keys in of_base]
+    assert entries == [keys | remembered(name) for keys in of_base]
     assert optimizer.state is optimizer.base.state
 
 
@@ -93,7 +93,7 @@ def test_a_plain_base_checkpoint_can_be_continued(name, make_network):
     other.model.load_state_dict(network.model.state_dict())
     optimizer = make(name, network, rho=0.25)
     optimizer.load_state_dict(copy.deepcopy(plain.state_dict()))
-    assert (optimizer.param_groups[0]["rho"], optimizer.param_groups[0]["lr"]) == (0.25, 0.3)
+    assert (optimizer.param_groups[0]["sam_rho"], optimizer.param_groups[0]["lr"]) == (0.25, 0.3)
     run(network, optimizer, 3)
     # and back: the base alone goes on from the method's checkpoint
     again = BASES[fitting(name)](network.model.parameters(), lr=9.0)
@@ -154,11 +154,11 @@ def test_distributed_checkpoint_state_dicts_resume(name, make_network, base, bef
     run(saved, optimizer, before)
     saved.model.zero_grad()
     state = copy.deepcopy(get_optimizer_state_dict(saved.model, optimizer))
-    assert set(METHODS[name].remembers) <= set(state["state"]["0.weight"])
+    assert remembered(name) <= set(state["state"]["0.weight"])
     fresh.model.load_state_dict(saved.model.state_dict())
     resumed = make(name, fresh, base, rho=0.01, lr=9.0)
     set_optimizer_state_dict(fresh.model, resumed, state)
-    assert resumed.param_groups[0]["rho"] == 0.3
+    assert resumed.param_groups[0]["sam_rho"] == 0.3
     assert_same_state(snapshot(resumed), snapshot(optimizer))
     run(saved, optimizer, 3)
     run(fresh, resumed, 3)
@@ -176,7 +176,7 @@ def test_room_for_the_state_is_no_update(name, make_network):
     optimizer.param_groups[0]["lr"] = 0.0
     optimizer.step(closure=None)
     assert len(optimizer.state) == 4
-    assert all(set(METHODS[name].remembers) <= set(entry) for entry in optimizer.state.values())
+    assert all(remembered(name) <= set(entry) for entry in optimizer.state.values())
     assert_identical(network.weights(), weights)
     assert optimizer.steps == 0
     if fits(name, "sgd"):  # AdamW itself counts the step that made its room

@@ -27,6 +27,7 @@ from optland.optim.conformance import (
 )
 from optland.optim.conformance.finding import KINDS
 from optland.optim.conformance.ours import LETTERS
+from optland.optim.keys import setting
 
 QUICK = [c for c in CHECKS if c not in ("limit-cycle", "compiled-model")]
 BASIC = [c.id for c in CHECKS.values() if c.kind == "method" and c.id in QUICK and c.id != "exact-restore"]
@@ -203,7 +204,7 @@ def subject(cls=SAM, drive=None, **kwargs):
 
 class PerTensor(SAM):
     def perturbation(self, at):
-        return [group["rho"] * g / g.norm() for g, group in zip(at.g, at.groups, strict=True)]
+        return [setting(group, "rho") * g / g.norm() for g, group in zip(at.g, at.groups, strict=True)]
 
 
 class AddSubtract(SAM):
@@ -329,7 +330,7 @@ class Twice(SAM):
 
 class HalfRadius(SAM):
     def radius(self, group, length):
-        return group["rho"] / (1.0 + length)
+        return setting(group, "rho") / (1.0 + length)
 
 
 class Rough(SAM):

@@ -97,7 +97,7 @@ def test_rho_may_go_to_zero_in_the_middle_of_a_run(name, make_network, form):
     plain = BASES[fitting(name)](other.model.parameters(), lr=0.1)
     plain.load_state_dict(copy.deepcopy(optimizer.state_dict()))
     for group in optimizer.param_groups:
-        group["rho"] = 0.0
+        group["sam_rho"] = 0.0
     form(network, optimizer, 3)
     run(other, plain, 3)
     assert_identical(network.weights(), other.weights())
@@ -240,7 +240,7 @@ def test_groups_added_later_get_rho_and_are_trained(name, make_network):
     run(network, optimizer, 1)
     optimizer.add_param_group({"params": last.parameters(), "lr": 0.2})
     assert optimizer.param_groups is optimizer.base.param_groups
-    assert optimizer.param_groups[1]["rho"] == optimizer.defaults["rho"] == 0.3
+    assert optimizer.param_groups[1]["sam_rho"] == optimizer.defaults["sam_rho"] == 0.3
     before = last.weight.detach().clone()
     run(network, optimizer, 2)
     run_phases(network, optimizer, 2)
@@ -448,7 +448,7 @@ def test_wrapping_a_base_again_takes_the_new_rho(name, make_network):
     network = make_network()
     base = BASES[fitting(name)]([{"params": network.model.parameters()}], lr=0.1)
     for rho in (0.3, 0.6):
-        assert wrap(name, base, network, rho=rho).param_groups[0]["rho"] == rho
+        assert wrap(name, base, network, rho=rho).param_groups[0]["sam_rho"] == rho
 
 
 @EVERY

@@ -22,6 +22,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from optland.optim import SAM, Bernoulli, Every, LargeGradient, LatePhase, Stationary, Tail
 from optland.optim.gates import gate_state
+from optland.optim.keys import key
 
 GATES = {
     "every": lambda: Every(2),
@@ -36,7 +37,8 @@ GATES = {
 
 def decisions(gate, norms):
     """What a gate says over a run in which every step is taken."""
-    optimizer = SimpleNamespace(steps=0, param_groups=[{"lr": 0.1, **gate_state(gate)}])
+    remembered = {key(name): value for name, value in gate_state(gate).items()}
+    optimizer = SimpleNamespace(steps=0, param_groups=[{"lr": 0.1, **remembered}])
     said = []
     for optimizer.steps, norm in enumerate(norms):
         optimizer.gradient_norm = lambda norm=norm: norm

@@ -28,6 +28,7 @@ from optland.optim import (
     Tail,
     VaSSO,
 )
+from optland.optim.keys import setting
 
 
 def sgd(quadratic, **options):
@@ -214,7 +215,7 @@ def test_a_mask_keeps_the_largest_coordinates(quadratic, sparsity):
 def masks_of(network, optimizer, steps):
     for _ in range(steps):
         run(network, optimizer, 1)
-        entries = [optimizer.state[p]["sparse_mask"].flatten() for p in network.model.parameters()]
+        entries = [optimizer.state[p]["sam_sparse_mask"].flatten() for p in network.model.parameters()]
         yield torch.cat(entries).bool().clone()
 
 
@@ -304,7 +305,7 @@ def test_looksam_reuses_a_part_of_known_length(quadratic):
             w = quadratic.w
             optimizer.step(lambda: calls.append(1) or closure())  # noqa: B023
             g, out = quadratic.H @ w, torch.cat([p.grad.flatten() for p in quadratic.params])
-            g_v = torch.cat([optimizer.state[p]["look_direction"].flatten() for p in quadratic.params])
+            g_v = torch.cat([optimizer.state[p]["sam_look_direction"].flatten() for p in quadratic.params])
             if t % k == 0:
                 assert (g_v @ g).item() == pytest.approx(0.0, abs=1e-12)
                 torch.testing.assert_close(
@@ -356,7 +357,7 @@ class Unnormalised(MSAM):
     """eps = -rho v."""
 
     def perturbation(self, at):
-        return [-group["rho"] * v for v, group in zip(at.g, at.groups, strict=True)]
+        return [-setting(group, "rho") * v for v, group in zip(at.g, at.groups, strict=True)]
 
 
 def test_momentum_sam_without_its_norm_is_nesterov(quadratic):

@@ -4,7 +4,7 @@ import pytest
 import references as by_hand
 import torch
 from drivers import ALL, fits, mean_loss, slow_unless
-from references import CASES, adamw_run, first_second_step_run, sgd_run
+from references import CASES, adadelta_run, adamw_run, asgd_run, first_second_step_run, rmsprop_run, sgd_run
 
 from optland.objective import Objective
 from optland.optim import SAM
@@ -99,6 +99,41 @@ def test_fifty_steps(make_network, case, base):
     plain = plain_run(base, make_network())
     assert max((a - b).abs().max() for a, b in zip(plain, expected, strict=True)) > 1e-4  # the method matters
     assert max((a - b).abs().max() for a, b in zip(start, expected, strict=True)) > 1e-2
+
+
+def adadelta(params):
+    return torch.optim.Adadelta(params, lr=0.5, rho=0.8, eps=1e-4)
+
+
+def rmsprop(params):
+    return torch.optim.RMSprop(params, lr=0.005, alpha=0.95, eps=1e-2)
+
+
+def asgd(params):
+    return torch.optim.ASGD(params, lr=0.25, lambd=0.125, alpha=0.5)
+
+
+NAMESAKES = {
+    adadelta: lambda w, rule: adadelta_run(w, rule, 20, 0.5, 0.8, 1e-4),
+    rmsprop: lambda w, rule: rmsprop_run(w, rule, 20, 0.005, 0.95, 1e-2),
+    asgd: lambda w, rule: asgd_run(w, rule, 20, 0.25, 0.125, 0.5),
+}
+"""Bases that have a rho or an alpha of their own, with other values than any method's here."""
+
+
+@pytest.mark.parametrize("base", NAMESAKES)
+@pytest.mark.parametrize("case", ["sam", "looksam", "looksam, bounded", "gsam", "gsam at w", "pgn"])
+def test_twenty_steps_over_bases_with_a_rho_or_an_alpha(make_network, case, base):
+    network, (name, options, oracle) = make_network(), CASES[case]
+    expected = NAMESAKES[base](network.weights(), oracle(gradient_of(network)))
+    optimizer = METHODS[name](base(network.model.parameters()), **options)
+    for _ in range(20):
+        optimizer.step(network.closure(optimizer))
+    # ASGD keeps its rate in float32.
+    assert_same(network.model, expected, rtol=1e-5 if base is asgd else 1e-9)
+    gradient = gradient_of(network)
+    plain = NAMESAKES[base](make_network().weights(), lambda w, _: (gradient(w), None))
+    assert max((a - b).abs().max() for a, b in zip(plain, expected, strict=True)) > 1e-4
 
 
 @pytest.mark.parametrize("base", [sgd, slow_unless(False, adamw)])

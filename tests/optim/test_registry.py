@@ -41,7 +41,7 @@ def test_options_go_where_they_belong(model):
     assert isinstance(optimizer, ASAM)
     assert isinstance(optimizer.base, torch.optim.AdamW)
     group = optimizer.param_groups[0]
-    assert (group["lr"], group["betas"], group["rho"], group["eta"]) == (0.5, (0.8, 0.9), 0.2, 0.0)
+    assert (group["lr"], group["betas"], group["sam_rho"], group["sam_eta"]) == (0.5, (0.8, 0.9), 0.2, 0.0)
     optimizer = create("sam", model.parameters(), lr=0.1, momentum=0.5, model=model, check_finite=False)
     assert isinstance(optimizer, SAM)
     assert isinstance(optimizer.base, torch.optim.SGD)

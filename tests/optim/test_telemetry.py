@@ -94,7 +94,7 @@ def test_what_was_not_measured_is_absent_and_nothing_is_ever_nan(quadratic):
     assert optimizer.telemetry.read() == {}
     optimizer.step(quadratic.closure(optimizer))
     assert set(optimizer.telemetry.read()) == {"update/grad_norm", "sam/rho", "sam/skipped"}
-    optimizer.param_groups[0]["rho"] = 0.1
+    optimizer.param_groups[0]["sam_rho"] = 0.1
 
     def broken():
         optimizer.zero_grad()

@@ -294,7 +294,7 @@ def test_the_mean_starts_with_the_first_gradient_that_it_is_told(make_network, n
     for step in range(3):
         g = gradient_of(network)(network.weights())
         optimizer.step(network.closure(optimizer))
-        kept = [optimizer.state[p].get("gradient_mean") for p in network.model.parameters()]
+        kept = [optimizer.state[p].get("sam_gradient_mean") for p in network.model.parameters()]
         if step < 2:
             assert kept == [None] * 4
     assert_close(kept, g, rtol=1e-12)

@@ -241,7 +241,7 @@ def test_sam_duty_zero_costs_one_evaluation_a_step() -> None:
 
 def test_rho_follows_the_schedule() -> None:
     loop = Loop(lambda p: SAM(sgd(p), rho=0.1), policies=["rho"], epochs=5).run(20)
-    assert loop.optimizer.param_groups[0]["rho"] == pytest.approx(0.1 * (0.1 + 0.9 * 0.5), rel=0.02)
+    assert loop.optimizer.param_groups[0]["sam_rho"] == pytest.approx(0.1 * (0.1 + 0.9 * 0.5), rel=0.02)
 
 
 @pytest.mark.parametrize("decoupled", [False, True])

@@ -71,7 +71,13 @@ def test_any_option_of_the_method_and_of_its_base_is_taken_by_name() -> None:
     assert isinstance(optimizer, ASAM)
     assert optimizer.model is model
     group = optimizer.param_groups[0]
-    assert [group[k] for k in ("lr", "rho", "eta", "nesterov", "momentum")] == [0.3, 0.7, 0.0, True, 0.9]
+    assert [group[k] for k in ("lr", "sam_rho", "sam_eta", "nesterov", "momentum")] == [
+        0.3,
+        0.7,
+        0.0,
+        True,
+        0.9,
+    ]
     alone = config.alone().build(model)
     assert type(alone) is torch.optim.SGD
     assert alone.param_groups[0]["nesterov"]
@@ -80,7 +86,7 @@ def test_any_option_of_the_method_and_of_its_base_is_taken_by_name() -> None:
 
 def test_without_a_radius_a_method_takes_its_own() -> None:
     rhos = {
-        name: OptimizerConfig(name).build(torch.nn.Linear(2, 1)).param_groups[0]["rho"]
+        name: OptimizerConfig(name).build(torch.nn.Linear(2, 1)).param_groups[0]["sam_rho"]
         for name in ("sam", "asam")
     }
     assert rhos == {"sam": 0.05, "asam": 0.5}

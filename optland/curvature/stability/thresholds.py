@@ -172,11 +172,11 @@ def _with_perturbation(
     optimizer: Optimizer, inner: Optimizer, group: dict[str, Any], base: Threshold, grad_norm: float | None
 ) -> Threshold:
     """The threshold under a gradient taken at w + rho g / |g|."""
-    rho = float(group.get("rho", 0.0))
+    rho = float(group.get("sam_rho", 0.0))
     if optimizer is inner or rho == 0.0:
         return base
     name = type(optimizer).__name__
-    if name != "SAM" or group.get("adaptive") or base.adaptive:
+    if name != "SAM" or group.get("sam_adaptive") or base.adaptive:
         note = f"The part of {name}'s perturbation has no closed form here and is left out."
         return replace(
             base, rule=f"{name} around {base.rule}", exact=False, note=f"{base.note} {note}".strip()
