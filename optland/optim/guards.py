@@ -133,12 +133,12 @@ class PassGuard:
             self._buffers = BufferSnapshot(self.model)
         if self._start is not None or self.model is not None:
             self._end = RandomSnapshot()
-        self.repeat_second()
+        self.repeat_second(self._end)
 
-    def repeat_second(self) -> None:
-        """Another pass like the second begins: the same draws once more."""
+    def repeat_second(self, present: RandomSnapshot | None = None) -> None:
+        """Another pass like the second begins: the same draws once more, from the present random state if known."""
         if self._start is not None:
-            self._start.restore()
+            self._start.restore(present)
         else:
             self._recorder.start("replay")
 

@@ -79,6 +79,31 @@ def test_a_snapshot_knows_of_the_normal_number_that_is_kept_aside(draw: Callable
             assert [draw() for _ in range(drawn)] == expected[:drawn]
 
 
+def test_what_is_known_to_be_present_is_left_and_all_else_put_back() -> None:
+    """Also where the words are equal and only the number kept aside is not."""
+    draws: list[Callable[[], float]] = [
+        random.random,
+        lambda: random.gauss(0, 1),
+        lambda: float(np.random.rand()),  # noqa: NPY002
+        lambda: float(np.random.randn()),  # noqa: NPY002
+        lambda: float(torch.rand(())),
+    ]
+    for draw in draws:
+        for drawn_before in (0, 1):
+            np.random.seed(0)  # noqa: NPY002
+            random.seed(0)
+            for _ in range(drawn_before):
+                draw()
+            start = RandomSnapshot()
+            expected = draw_from_all(), draw()
+            start.restore()
+            for drawn in (0, 1, 2):
+                for _ in range(drawn):
+                    draw()
+                start.restore(RandomSnapshot())
+            assert (draw_from_all(), draw()) == expected
+
+
 def test_a_snapshot_works_with_another_generator_in_numpy() -> None:
     before = np.random.get_bit_generator()
     np.random.set_bit_generator(np.random.PCG64(0))
@@ -86,6 +111,8 @@ def test_a_snapshot_works_with_another_generator_in_numpy() -> None:
         snapshot = RandomSnapshot()
         drawn = np.random.rand()  # noqa: NPY002
         snapshot.restore()
+        assert np.random.rand() == drawn  # noqa: NPY002
+        snapshot.restore(RandomSnapshot())
         assert np.random.rand() == drawn  # noqa: NPY002
     finally:
         np.random.set_bit_generator(before)
