@@ -122,7 +122,7 @@ def _chunks(x: Vector) -> Iterator[slice]:
 
 def _together(x: Vector) -> Tensor:
     """One flat tensor; of a single entry no copy."""
-    return x[0] if len(x) == 1 else torch._utils._flatten_dense_tensors(x)  # type: ignore[no-untyped-call]
+    return x[0] if len(x) == 1 else torch.cat([t.reshape(-1) for t in x])
 
 
 def _product(x: Vector, y: Vector) -> Tensor:

@@ -231,10 +231,10 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _command(
-    commands: argparse._SubParsersAction[_Parser], name: str, text: str, epilog: str
-) -> argparse.ArgumentParser:
-    return commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".", epilog=epilog)
+def _command(commands: Any, name: str, text: str, epilog: str) -> argparse.ArgumentParser:
+    words = text[0].upper() + text[1:] + "."
+    made: argparse.ArgumentParser = commands.add_parser(name, help=text, description=words, epilog=epilog)
+    return made
 
 
 def _add_config(parser: argparse.ArgumentParser) -> None:

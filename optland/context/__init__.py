@@ -11,11 +11,18 @@ from contextlib import ExitStack, contextmanager
 
 from torch import nn
 
-from optland.context.modules import BufferSnapshot, preserve_buffers, preserve_modes, set_modes
+from optland.context.modules import (
+    BATCH_NORMS,
+    BufferSnapshot,
+    preserve_buffers,
+    preserve_modes,
+    set_modes,
+)
 from optland.context.precision import exact_arithmetic, exact_precision
 from optland.context.rng import RandomSnapshot, load_rng_state, preserve_rng, rng_state
 
 __all__ = [
+    "BATCH_NORMS",
     "BufferSnapshot",
     "RandomSnapshot",
     "exact_arithmetic",

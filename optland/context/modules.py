@@ -8,7 +8,10 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-__all__ = ["BufferSnapshot", "preserve_buffers", "preserve_modes", "set_modes"]
+__all__ = ["BATCH_NORMS", "BufferSnapshot", "preserve_buffers", "preserve_modes", "set_modes"]
+
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+"""Layers that normalise by the batch's statistics and keep running ones."""
 
 
 def set_modes(model: nn.Module, *, training: bool) -> None:

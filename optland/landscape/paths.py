@@ -32,7 +32,7 @@ from torch import Tensor, nn
 
 from optland import vectors
 from optland.archive import Archived
-from optland.context import preserve_buffers, preserve_modes, preserve_rng
+from optland.context import BATCH_NORMS, preserve_buffers, preserve_modes, preserve_rng
 from optland.estimate import Provenance
 from optland.objective import FORWARD_GE, Objective
 from optland.vectors import Vector
@@ -43,7 +43,6 @@ Checkpoint = nn.Module | Mapping[str, Tensor] | Sequence[Tensor]
 Curve = Callable[[float], Vector]
 
 THRESHOLD = 1.1
-_RUNNING = (nn.modules.batchnorm._BatchNorm,)
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,7 +170,7 @@ def along(
     if not threshold > 1:
         raise ValueError(f"threshold {threshold} must be above 1; 1.1 allows a tenth more than the worse end")
     before = objective.cost_ge
-    has_running = any(isinstance(m, _RUNNING) and m.track_running_stats for m in objective.model.modules())
+    has_running = any(isinstance(m, BATCH_NORMS) and m.track_running_stats for m in objective.model.modules())
     recalibrate = has_running and objective.mode == "eval"
     t = torch.linspace(0.0, 1.0, points, dtype=torch.float64).tolist()
     losses = {x: _loss(objective, curve(x), recalibrate) for x in t}
@@ -208,7 +207,7 @@ def recalibrated(objective: Objective, point: Vector) -> Iterator[None]:
     the size of the batch as ``momentum=None`` does it for equal batches.
     """
     model = objective.model
-    layers = [m for m in model.modules() if isinstance(m, _RUNNING) and m.track_running_stats]
+    layers = [m for m in model.modules() if isinstance(m, BATCH_NORMS) and m.track_running_stats]
     with objective.at(point), preserve_buffers(model), preserve_modes(model), preserve_rng(objective.seed):
         momenta = [m.momentum for m in layers]
         try:

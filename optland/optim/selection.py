@@ -13,6 +13,7 @@ from typing import Any, Literal, get_args
 from torch import Tensor, nn
 
 from optland.config import did_you_mean
+from optland.context import BATCH_NORMS
 
 __all__ = ["Selection", "selected"]
 
@@ -22,7 +23,10 @@ Selection = Kind | Callable[[str, Tensor], bool]
 or a function of name and parameter."""
 
 _NORMALISATION = (
-    nn.modules.batchnorm._NormBase,
+    *BATCH_NORMS,
+    nn.InstanceNorm1d,
+    nn.InstanceNorm2d,
+    nn.InstanceNorm3d,
     nn.GroupNorm,
     nn.LayerNorm,
     nn.RMSNorm,

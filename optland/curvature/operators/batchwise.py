@@ -10,9 +10,10 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from optland.batches import num_samples, split
+from optland.context import BATCH_NORMS
 from optland.objective import Objective
 
 __all__ = ["each_batch", "each_part", "jackknife", "mean_and_error", "refuse_batch_statistics"]
@@ -82,9 +83,7 @@ def refuse_batch_statistics(objective: Objective) -> None:
     Raises:
         ValueError: BatchNorm in train mode.
     """
-    norm = next(
-        (m for m in objective.model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)), None
-    )
+    norm = next((m for m in objective.model.modules() if isinstance(m, BATCH_NORMS)), None)
     if norm is not None and objective.mode == "train":
         raise ValueError(
             f"the model has {type(norm).__name__} and the objective is in train mode: a part of a batch has other "

@@ -37,6 +37,7 @@ import torch
 from torch import Tensor, nn
 
 from optland.batches import num_samples
+from optland.context import BATCH_NORMS
 from optland.curvature.operators.ggn import loss_hessian
 from optland.curvature.operators.hessian import CurvatureOperator, Method, PassOperator
 from optland.curvature.operators.linearised import Middle, linearised
@@ -130,7 +131,7 @@ def empirical_fisher(
         >>> empirical_fisher(L).to_dense().item()  # gradients 1 and 4
         8.5
     """
-    coupled = [m for m in objective.model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    coupled = [m for m in objective.model.modules() if isinstance(m, BATCH_NORMS)]
     if objective.mode == "train" and coupled:
         raise ValueError(
             f"the model has {type(coupled[0]).__name__} and the objective is in train mode, where no sample has a "

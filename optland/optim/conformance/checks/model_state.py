@@ -93,7 +93,7 @@ def compiled_model(bench: Bench) -> Measured:
         problem = network(bench.dtype)
         start = problem.flat()
         if compiled:
-            torch._dynamo.reset()
+            torch.compiler.reset()
             problem.model = torch.compile(problem.model, backend="eager")  # type: ignore[assignment]
         bench.steps(bench.build(problem, momentum=0.9), problem, 3)
         ends.append(problem.flat() - start)
