@@ -237,6 +237,7 @@ class Climber(ScalerAware):
     @vectors.no_graph
     def _cross(self, ascent: Ascent) -> None:
         """From w + eps, where h is known, to w - eps."""
+        self._require_dense_pass()
         ascent.beyond = own(self._params, present(self._params))
         eps = vectors.subtract(ascent.moved, ascent.weights)
         vectors.copy_(ascent.moved, ascent.weights)
@@ -249,7 +250,6 @@ class Climber(ScalerAware):
     def _descend(self, ascent: Ascent) -> None:
         """Back to w with all gradients in hand: telemetry, and the combined gradient into ``.grad``."""
         params, last = self._params, present(self._params)
-        require_dense(last)
         h, opposite = (last, None) if ascent.beyond is None else (ascent.beyond, last)
         eps = vectors.subtract(ascent.moved, ascent.weights) if self._measuring else []
         if (
@@ -292,6 +292,14 @@ class Climber(ScalerAware):
             eps_norm_realised=vectors.norm(realised),
             loss_scale=self._unit,
         )
+
+    def _require_dense_pass(self) -> None:
+        """Call the step off where a pass at w + eps has brought a gradient that :func:`require_dense` refuses."""
+        try:
+            require_dense(present(self._params))
+        except TypeError:
+            self._abandon()
+            raise
 
     def _abandon(self) -> None:
         """Back to w as if the second pass had not begun."""

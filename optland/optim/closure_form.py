@@ -64,7 +64,8 @@ class ClosureForm(Climber):
                 with torch.enable_grad():
                     closure()
         except BaseException:
-            self._abandon()
+            if self._ascent is not None:
+                self._abandon()
             raise
         if self._ascent is not None:  # a closure of the phase form has come back by itself
             self._return(self._ascent)
@@ -97,6 +98,7 @@ class ClosureForm(Climber):
                 f"{type(self).__name__} takes three passes: backward, perturb(), backward, perturb(), backward, "
                 "step(); the third is missing and the step was undone"
             )
+        self._require_dense_pass()
         self._descend(ascent)
         self._pending, self.last_evaluations = True, self.evaluations
 

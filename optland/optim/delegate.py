@@ -7,6 +7,7 @@ learning-rate schedule.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -128,10 +129,13 @@ class Delegating(Optimizer):
 
     def __getattr__(self, name: str) -> Any:
         # Schedule-free optimizers switch between two sets of weights; trainers ask whether there is such a switch.
-        if name in ("train", "eval") and "base" in self.__dict__:
-            self._refuse_in_flight(f"{name}()")
-            return getattr(self.base, name)
+        if name in ("train", "eval") and "base" in self.__dict__ and hasattr(self.base, name):
+            return functools.partial(self._switch, name)
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
+    def _switch(self, name: str, *args: Any, **kwargs: Any) -> Any:
+        self._refuse_in_flight(f"{name}()")
+        return getattr(self.base, name)(*args, **kwargs)
 
     # Saving and loading ----------------------------------------------------------------------------
 

@@ -137,6 +137,7 @@ def _drop_leftovers(params: list[Tensor]) -> list[tuple[Tensor, Tensor]]:
             g.zero_()
         else:
             p.grad = None
+    require_dense(g for _, g in foreign)
     if not any(bool(g.count_nonzero()) for _, g in foreign):
         return []
     for p, g in foreign:

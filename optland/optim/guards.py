@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from optland.context import BufferSnapshot, RandomSnapshot, preserve_buffers, preserve_rng
+from optland.optim.uncompiled import uncompiled
 
 __all__ = ["ForwardRecorder", "PassGuard"]
 
@@ -33,6 +34,7 @@ class ForwardRecorder:
         self.synced = True
         """Whether the last forward that was recorded leads to gradients that all ranks share."""
 
+    @uncompiled
     def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         """Record or replay; evaluations (no gradient, or eval mode) are not part of a pass.
 

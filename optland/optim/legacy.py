@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 from optland.optim.delegate import Closure
 from optland.optim.keys import key
 from optland.optim.two_pass import TwoPass
+from optland.optim.uncompiled import uncompiled
 
 __all__ = ["LegacyForm", "make_base"]
 
@@ -62,6 +63,7 @@ class LegacyForm(TwoPass):
         """The base under its older name."""
         return self.base
 
+    @uncompiled
     def first_step(self, zero_grad: bool = False) -> None:
         """:meth:`perturb`; class form only. Gradients are zeroed anyway, to None with ``zero_grad=True``."""
         self._require_legacy("first_step()", "perturb()")
@@ -69,6 +71,7 @@ class LegacyForm(TwoPass):
         if zero_grad:
             self.zero_grad()
 
+    @uncompiled
     def second_step(self, zero_grad: bool = False) -> None:
         """Restore the weights and update them; class form only."""
         self._require_legacy("second_step()", "step()")

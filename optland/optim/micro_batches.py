@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
 from optland import vectors
-from optland.optim.gradients import is_shared, is_spent
+from optland.optim.gradients import is_shared, is_spent, require_dense
 
 __all__ = ["BackwardWatch", "GradientSum"]
 
@@ -40,6 +40,7 @@ class GradientSum:
         Raises:
             RuntimeError: There are gradients that are not part of the sum.
         """
+        require_dense(p.grad for p in params)
         if any(p.grad is not None and not is_spent(p.grad) and bool(p.grad.count_nonzero()) for p in params):
             raise RuntimeError(
                 "gradients were made after accumulate() and are not part of its sum; finish their passes with "

@@ -34,9 +34,10 @@ from torch.optim import Optimizer
 from optland import vectors
 from optland.optim.ascent import Ascent
 from optland.optim.delegate import Closure
-from optland.optim.gradients import call_alone, present, spend
+from optland.optim.gradients import call_alone, present, require_dense, spend
 from optland.optim.keys import key, setting
 from optland.optim.two_pass import EngineOptions, TwoPass
+from optland.optim.uncompiled import uncompiled
 
 __all__ = ["MSAM"]
 
@@ -123,6 +124,7 @@ class MSAM(TwoPass):
         self._require_pending()
         return loss
 
+    @uncompiled
     def perturb(self, *, loss_scale: float | Tensor | None = None, share: float = 1.0) -> bool:
         """Go from w to w + eps, before the only forward and backward pass of the step.
 
@@ -151,23 +153,27 @@ class MSAM(TwoPass):
         ascent.gradients = present(self._params)  # in place again where the step is called off
         return True
 
+    @uncompiled
     def restore(self) -> None:
         """Put back the weights bit for bit; ``.grad`` is what the base optimizer shall receive."""
         self._note_flat_pass()
         super().restore()
 
+    @uncompiled
     def accumulate(self, closure: Closure | None = None, *, share: float = 1.0) -> Any:
         """Add the gradient of one micro-batch to a sum for :meth:`step`; see :meth:`TwoPass.accumulate`."""
         if closure is None:
             self._note_flat_pass()
         return super().accumulate(closure, share=share)
 
+    @uncompiled
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Zero the gradients; after a ``perturb()`` that returned False the step still goes on."""
         waiting = self._waiting
         super().zero_grad(set_to_none=set_to_none)
         self._pending = self._pending or waiting
 
+    @uncompiled
     def passes(self, *, loss_scale: float | Tensor | None = None, share: float = 1.0) -> Iterator[int]:
         """The one pass of a step, at w + eps."""
         self.perturb(loss_scale=loss_scale, share=share)
@@ -215,6 +221,7 @@ class MSAM(TwoPass):
                 "no backward pass after perturb(): MSAM perturbs before the only pass of a step, also where a gate "
                 "leaves the weights where they are. Write: perturb(), backward, step()"
             )
+        require_dense(present(self._params))
         self._norms.append(self._note_norm())
         self._single_pass()
 

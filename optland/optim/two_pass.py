@@ -37,6 +37,8 @@ cancels in the perturbation, so pass one is never unscaled; clip, if at all, aft
 **Caveats.** Without ``model=`` the second pass updates BatchNorm statistics again, and in the phase form it
 draws new dropout masks. Weights stored in bfloat16 realise only part of a small perturbation: watch
 ``sam/rho_realised``. The norm is one over all parameters, also where they are sharded.
+Under ``torch.compile`` of a function that holds a step, the step runs as it is written and what is around it is
+compiled; compile the model (or the closure) and not the step.
 
 **Several processes.** Under DistributedDataParallel both forms give the numbers of the large batch in one process, and
 under FSDP2 too. For an eps of each rank's own (m-sharpness, and one synchronisation less) put the forward *and* the
@@ -64,9 +66,10 @@ from optland.optim.amp import USAGES
 from optland.optim.closure_form import ClosureForm
 from optland.optim.delegate import Closure
 from optland.optim.gates import Gate
-from optland.optim.gradients import present, spend
+from optland.optim.gradients import present, require_dense, spend
 from optland.optim.micro_batches import BackwardWatch, GradientSum
 from optland.optim.selection import Selection
+from optland.optim.uncompiled import uncompiled, uncompiled_block
 
 __all__ = ["EngineOptions", "TwoPass"]
 
@@ -144,6 +147,7 @@ class TwoPass(ClosureForm):
 
     # Closure form ----------------------------------------------------------------------------------
 
+    @uncompiled
     def step(self, closure: Closure | None = None) -> Any:
         """Make one update.
 
@@ -188,6 +192,7 @@ class TwoPass(ClosureForm):
 
     # Phase form ------------------------------------------------------------------------------------
 
+    @uncompiled
     def perturb(self, *, loss_scale: float | Tensor | None = None, share: float = 1.0) -> bool:
         """Go from w to w + eps with the gradients in ``.grad``; keep them as g and empty ``.grad`` for pass two.
 
@@ -228,6 +233,7 @@ class TwoPass(ClosureForm):
         self._ascend()
         return True
 
+    @uncompiled
     def passes(self, *, loss_scale: float | Tensor | None = None, share: float = 1.0) -> Iterator[int]:
         """Go through the passes of one step in phase form, whatever the method and its gate ask for.
 
@@ -252,6 +258,7 @@ class TwoPass(ClosureForm):
                 self.perturb()
                 yield 2
 
+    @uncompiled
     def restore(self) -> None:
         """Put back the weights bit for bit; ``.grad`` becomes what the base optimizer shall receive.
 
@@ -273,6 +280,7 @@ class TwoPass(ClosureForm):
         if self._pending:  # a GradScaler leaves step() out where this says so
             self.telemetry.note(skipped=1.0 - self._finite().to(torch.float32))
 
+    @uncompiled
     def accumulate(self, closure: Closure | None = None, *, share: float = 1.0) -> Any:
         """Finish the passes of one micro-batch, with an eps of its own, and add its gradient to a sum for :meth:`step`.
 
@@ -309,6 +317,7 @@ class TwoPass(ClosureForm):
         self._shares += self._share
         return loss
 
+    @uncompiled_block
     @contextmanager
     def perturbed(self, *, loss_scale: float | Tensor | None = None) -> Iterator[None]:
         """Run a block at w + eps of the present gradients: an evaluation of the perturbed model.
@@ -325,6 +334,7 @@ class TwoPass(ClosureForm):
         self._refuse_in_flight("perturbed()")
         self._keys.refuse_short(self.param_groups)
         g = present(self._params)
+        require_dense(g)
         length = vectors.norm([x for x in g if x is not None])
         if not any(x is not None for x in g) or not bool(length.isfinite()):
             raise RuntimeError("perturbed() needs finite gradients in .grad; run a backward pass before it")
@@ -345,6 +355,7 @@ class TwoPass(ClosureForm):
                 for p, x in zip(self._params, g, strict=True):
                     p.grad = x
 
+    @uncompiled
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Zero the gradients of the base optimizer's parameters."""
         if not self.is_perturbed:
@@ -389,7 +400,10 @@ class TwoPass(ClosureForm):
             self._refuse_scaler("scaler.step(optimizer) after accumulate() needs restore() before it.")
             self._sum.place(self._params)
             self._pending = True
-        if not self._pending and any(bool(g.count_nonzero()) for _, g in self._gradients()):
+        if self._pending:
+            return
+        require_dense(present(self._params))
+        if any(bool(g.count_nonzero()) for _, g in self._gradients()):
             self._refuse_scaler("scaler.step(optimizer) without a second pass.")
             raise RuntimeError(
                 f"{type(self).__name__}.step() without a second pass would be a plain step of "

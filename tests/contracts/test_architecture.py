@@ -44,7 +44,7 @@ ONLY_IN = {
     "plotly": ("optland/plots/", "optland/report/"),
 }
 
-MAX_LINES = {"optland/": 400, "recipes/": 150}
+MAX_LINES = {"optland/": 600, "recipes/": 150}
 
 SLOW_TO_IMPORT = ["wandb", "matplotlib", "plotly", "sklearn", "torchvision", "omegaconf", "lightning"]
 
@@ -186,7 +186,7 @@ def test_no_file_names_a_machine_path() -> None:
         (check_homes, "optland/control/x.py", "from torch import Tensor", "imports no torch"),
         (check_homes, "tests/x.py", "import recipes.digits", "never imported"),
         (check_homes, "tests/x.py", "from recipes import digits", "never imported"),
-        (check_size, "optland/x.py", "\n" * 401, "401 lines"),
+        (check_size, "optland/x.py", "\n" * 601, "601 lines"),
         (check_size, "recipes/x.py", "\n" * 151, "151 lines"),
         (check_exceptions, "x.py", "try:\n    f()\nexcept:\n    g()", "bare except"),
         (check_exceptions, "x.py", "try:\n    f()\nexcept ValueError:\n    pass", "swallowed"),
@@ -212,7 +212,7 @@ def test_a_violation_is_noticed(
         (check_homes, "optland/log/wandb_run.py", "def f():\n    import wandb"),
         (check_homes, "optland/report/x.py", "import plotly"),
         (check_homes, "tests/x.py", "import wandb"),
-        (check_size, "optland/x.py", "\n" * 400),
+        (check_size, "optland/x.py", "\n" * 600),
         (check_exceptions, "x.py", "try:\n    f()\nexcept ValueError:\n    x = None"),
         (check_paths, "README.md", "frame/wo" + "rk/x and https://example.org/home"),
     ],
@@ -222,7 +222,7 @@ def test_what_is_allowed_passes(check: Callable[[str, str], list[str]], file: st
 
 
 def test_importing_the_package_stays_light() -> None:
-    code = "import sys, optland; print(*[name for name in sys.argv[1:] if name in sys.modules])"
-    command = [sys.executable, "-c", code, *SLOW_TO_IMPORT]
+    code = "import sys, optland.optim.saddle; print(*[name for name in sys.argv[1:] if name in sys.modules])"
+    command = [sys.executable, "-c", code, *SLOW_TO_IMPORT, "torch._dynamo"]
     run = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
     assert run.stdout.split() == []

@@ -5,10 +5,11 @@ import pickle
 
 import pytest
 import torch
-from drivers import ALL, make, run
+from drivers import ALL, make, run, wrap
 from torch import nn
 
 from optland.optim import ASAM, SAM
+from optland.optim.saddle import PerturbedGradient
 
 
 @pytest.fixture
@@ -105,6 +106,46 @@ def test_half_way_through_a_step_of_any_method(make_network, name):
     optimizer.restore()
     assert all(torch.equal(a, b) for a, b in zip(network.weights(), weights, strict=True))
     optimizer.step()
+
+
+class Switched(torch.optim.SGD):
+    """A base with two modes, as schedule-free ones have."""
+
+    mode = "train"
+
+    def train(self):
+        self.mode = "train"
+
+    def eval(self):
+        self.mode = "eval"
+
+
+@pytest.mark.parametrize("name", ["sam", "msam", "crsam"])
+@pytest.mark.parametrize("outer", [None, PerturbedGradient])
+def test_a_trainer_that_asks_for_modes_half_way_through_a_step(make_network, name, outer):
+    for kind in (torch.optim.SGD, Switched):
+        network = make_network()
+        inner = wrap(name, kind(network.model.parameters(), lr=0.1, momentum=0.9), network)
+        asked = inner if outer is None else outer(inner)
+        run(network, inner, 1)
+        for _ in inner.passes():
+            network.loss().backward()
+            for mode in ("eval", "train"):
+                assert hasattr(asked, mode) is (kind is Switched)  # in every pass
+        assert not hasattr(asked, "no such thing")
+        if kind is Switched:
+            switch = asked.eval  # the look is free, the call is not
+            with pytest.raises(RuntimeError, match=r"eval\(\) while the weights are perturbed"):
+                switch()
+            inner.step()
+            switch()
+            assert inner.base.mode == "eval"
+            asked.train()
+            assert inner.base.mode == "train"
+        else:
+            inner.step()
+            with pytest.raises(AttributeError, match="has no attribute 'train'"):
+                asked.train()
 
 
 def test_a_third_pass_that_was_left_out(make_network):

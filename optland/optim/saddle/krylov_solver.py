@@ -15,6 +15,7 @@ from optland.optim.saddle.evaluations import Evaluations
 from optland.optim.saddle.krylov import Krylov, explore
 from optland.optim.saddle.verdict import Event, Verdict, judge
 from optland.optim.saddle.way_off import ROUNDING, carry_out, outcome, require, way_off
+from optland.optim.uncompiled import uncompiled
 
 __all__ = ["KrylovSolver"]
 
@@ -64,6 +65,7 @@ class KrylovSolver(Optimizer):
 
     _last_calls = 0
 
+    @uncompiled
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step; returns the loss before it.
 

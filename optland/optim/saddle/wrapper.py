@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 from optland.optim.delegate import Closure, Delegating
 from optland.optim.saddle.trigger import Trigger
 from optland.optim.saddle.verdict import Event, Verdict
+from optland.optim.uncompiled import uncompiled
 
 __all__ = ["SaddleWrapper"]
 
@@ -43,6 +44,7 @@ class SaddleWrapper(Delegating):
 
     _last_calls = 0
 
+    @uncompiled
     def step(self, closure: Closure | None = None) -> Any:
         """One update; the closure zeroes the gradients, runs forward and backward, and returns the loss.
 
