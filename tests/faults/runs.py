@@ -1,8 +1,4 @@
-"""Runs of the command line in processes of their own that can be killed, cheap enough for dozens of kills.
-
-A fork server imports torch once; every run is a fork of it that has run nothing yet. A fork of the test process would
-inherit whatever threads the tests before it had started.
-"""
+"""Runs of the command line in processes of their own that can be killed, cheap enough for dozens of kills."""
 
 from __future__ import annotations
 
@@ -10,22 +6,17 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
-from multiprocessing import get_context
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 import torch
+from processes import exit_code, start
 
 from optland import failpoints
 from optland.cli import main
 from optland.log import read_jsonl
 from optland.train import load_checkpoint
-
-PRELOAD = ["pytest", "torch", "optland.cli", "optland.train", "optland.plots", "sklearn.datasets"]
-PRELOAD += ["torch._dynamo", "matplotlib.pyplot", "matplotlib.backends.backend_agg", "faults.runs"]
 
 # A net with BatchNorm and dropout, SAM, a tau that is far too large, so that it rewinds; every probe, a change of the
 # batch size, a save every other step.
@@ -78,24 +69,6 @@ class Run:
 def run(folder: Path, *extra: str, fail_at: str | None = None) -> Ended:
     """A run from its start to its end."""
     return Run(folder, *extra, fail_at=fail_at).ended()
-
-
-def start(function: Callable[..., object], *arguments: object) -> BaseProcess:
-    """Call a module-level function in a fork of the server."""
-    context = get_context("forkserver")
-    context.set_forkserver_preload(PRELOAD)
-    process = context.Process(target=function, args=arguments)
-    process.start()
-    return process
-
-
-def exit_code(process: BaseProcess, timeout: float = 120.0) -> int:
-    """How it ended: its exit code, or minus the signal that ended it."""
-    process.join(timeout)
-    code = process.exitcode
-    assert code is not None, "the process hangs"
-    process.close()
-    return code
 
 
 def _run(folder: str, arguments: list[str], fail_at: str | None) -> None:

@@ -11,7 +11,8 @@ import time
 from pathlib import Path
 
 import pytest
-from faults.runs import assert_same_end, exit_code, final, run, start
+from faults.runs import assert_same_end, final, run
+from processes import exit_code, start
 
 from optland.train.interrupt import RESUMABLE, GracefulStop
 

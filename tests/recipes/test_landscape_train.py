@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from command_line import optland
 
 from optland.log import read_jsonl
 from optland.train import load_checkpoint
@@ -21,14 +22,6 @@ from optland.train import load_checkpoint
 ROOT = Path(__file__).resolve().parents[2]
 SHORT = ["epochs=4", "checkpoint_every=7", "data.label_noise=0.3", "model.name=resnet8", "model.width=4"]
 SHORT += ["model.dropout=0.2", "pilot.budget=0.5", "pilot.max_batch=256", "batch_size=32"]
-
-
-def optland(*arguments: str, cwd: Path, **extra: Any) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "error::UserWarning:optland"}
-    return subprocess.run(
-        [sys.executable, "-m", "optland.cli", *arguments],
-        cwd=cwd, env=environment, capture_output=True, text=True, timeout=240, **extra,
-    )  # fmt: skip
 
 
 def final(folder: Path) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from command_line import optland
 
 from optland.log import read_jsonl
 from optland.train import load_checkpoint
@@ -27,13 +28,6 @@ SHORT += [
     "precision.accumulation=2",
     "precision.precision=bf16",
 ]
-
-
-def optland(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "optland.cli", *arguments],
-        cwd=cwd, env=environment(), capture_output=True, text=True, timeout=240,
-    )  # fmt: skip
 
 
 def environment() -> dict[str, str]:

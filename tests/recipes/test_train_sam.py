@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from command_line import optland
 from scipy import stats
 
 from optland.log import read_jsonl
@@ -31,8 +32,7 @@ SAM = {"sam/loss_gap", "sam/curvature", "sam/cos", "sam/rho", "sam/rho_realised"
 TRAIN, STEPS = 140, 18  # samples of the training split, and steps an epoch
 
 
-def command(*arguments: str) -> list[str]:
-    return [sys.executable, "-m", "optland.cli", "run", "train_sam", "smoke", "out=run", *SHORT, *arguments]
+COMPARE = ["run", "train_sam", "smoke", "out=run", *SHORT]
 
 
 def environment() -> dict[str, str]:
@@ -40,9 +40,7 @@ def environment() -> dict[str, str]:
 
 
 def compare(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command(*arguments), cwd=cwd, env=environment(), capture_output=True, text=True, timeout=240
-    )
+    return optland(*COMPARE, *arguments, cwd=cwd)
 
 
 def comparison(folder: Path) -> dict[str, Any]:
@@ -155,7 +153,7 @@ def test_a_comparison_that_was_ended_goes_on_and_keeps_what_is_finished(
 ) -> None:
     out = tmp_path / "run"
     with subprocess.Popen(
-        command("checkpoint_every=7"), cwd=tmp_path, env=environment(),
+        [sys.executable, "-m", "optland.cli", *COMPARE, "checkpoint_every=7"], cwd=tmp_path, env=environment(),
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     ) as process:  # fmt: skip
         wait_for_a_row(out, "sam-*", process)
