@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from command_line import optland
 
 from optland.config import redact_item, redact_text, to_yaml
 from optland.config.secrets import HIDDEN, is_secret, redact
@@ -73,12 +71,9 @@ def test_a_configuration_is_written_without_its_secrets() -> None:
 def test_no_file_of_a_real_run_holds_a_secret(tmp_path: Path) -> None:
     """Given through the environment, the configuration and the command line, and raised in an error."""
     secrets = {"WANDB_API_KEY": "feedfacefeedfacefeedfacefeedfacefeedface", "MY_TOKEN": "token-of-mine-123"}
-    command = [sys.executable, "-m", "optland.cli", "run", "landscape_train", "smoke", "epochs=1", "out=run"]
+    command = ["run", "landscape_train", "smoke", "epochs=1", "out=run"]
     command += [f"log.tags=[{secrets['MY_TOKEN']}]", "log.project=p-feedfacefeedfacefeedfacefeedfacefeedface"]
-    home = {"HOME": str(tmp_path / "home"), "OMP_NUM_THREADS": "1"}
-    run = subprocess.run(
-        command, cwd=tmp_path, env={**os.environ, **home, **secrets}, capture_output=True, text=True, timeout=240
-    )  # fmt: skip
+    run = optland(*command, cwd=tmp_path, env={"HOME": str(tmp_path / "home"), **secrets})
     assert run.returncode == 0, run.stderr
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert len(files) > 8

@@ -99,9 +99,9 @@ def test_m_sharpness_is_the_mean_of_each_batchs_own_and_larger() -> None:
     assert one.error == pytest.approx(0.5 * 0.01 * float((x**2).std()) / math.sqrt(8), rel=1e-6)
     torch.manual_seed(0)
     model = nn.Linear(4, 3).double()
-    data = (torch.randn(32, 4).double(), torch.randint(0, 3, (32,)))
+    data = (torch.randn(16, 4).double(), torch.randint(0, 3, (16,)))
     M = Objective(model, lambda m, b: F.cross_entropy(m(b[0]), b[1]), [data])
-    values = [worst_sharpness(M, 0.1, m=m).rise.value for m in (32, 8, 1)]
+    values = [worst_sharpness(M, 0.1, m=m).rise.value for m in (16, 4, 1)]
     assert values[0] < values[1] < values[2]
 
 

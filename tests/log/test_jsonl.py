@@ -146,7 +146,7 @@ values = st.none() | st.booleans() | st.integers() | st.floats() | st.text()
 keys = st.text().filter(lambda key: key not in ("nonfinite", "kind"))
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(row=st.dictionaries(keys, values | st.dictionaries(keys, values, max_size=3), max_size=5))
 def test_any_row_comes_back(tmp_path: Path, row: dict[str, object]) -> None:
     path = tmp_path / "log.jsonl"

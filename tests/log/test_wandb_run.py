@@ -303,25 +303,18 @@ def test_an_image_that_is_not_there_is_named(tmp_path: Path) -> None:
         WandbLogger(tmp_path).image("landscape/slice", tmp_path / "none.png")
 
 
-def test_a_failed_run_raises_an_alert_with_its_reason(tmp_path: Path) -> None:
+def test_the_first_loss_that_is_not_finite_and_the_reason_of_a_failure_raise_alerts(tmp_path: Path) -> None:
     log = WandbLogger(tmp_path)
-    log.log({"step": 1, "train/loss": 1.0})
+    for step, loss in enumerate([1.0, float("nan"), float("inf")]):
+        log.log({"step": step, "train/loss": loss, "edge/ratio": float("nan")})
     log.finish({"summary/error": "RuntimeError: the loss is gone"}, exit_code=1)
-    (alert,) = alerts(log)
-    assert "the loss is gone" in alert
+    not_finite, failed = alerts(log)
+    assert "the loss is nan at step 1" in not_finite
+    assert "the loss is gone" in failed
 
 
 def alerts(log: WandbLogger) -> list[str]:
     return [json.dumps(alert) for alert in records(log.run_dir, "alert")]
-
-
-def test_the_first_loss_that_is_not_finite_raises_an_alert(tmp_path: Path) -> None:
-    log = WandbLogger(tmp_path)
-    for step, loss in enumerate([1.0, float("nan"), float("inf")]):
-        log.log({"step": step, "train/loss": loss, "edge/ratio": float("nan")})
-    log.finish({})
-    (alert,) = alerts(log)
-    assert "the loss is nan at step 1" in alert
 
 
 def test_no_secret_is_in_any_file_of_the_run(tmp_path: Path) -> None:

@@ -46,7 +46,7 @@ def test_copies_kept_from_step_to_step(name, make_network):
     assert (kept(optimizer.state) - kept(plain.state)) / size == OF[name].state
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def only_new_objects():
     """What lives already is not looked at: it makes the search slow and cancels in the difference."""
     gc.collect()

@@ -348,40 +348,37 @@ import torch.distributed as dist
 from optland.config import UserError
 from optland.train.data import DataConfig
 from optland.train.data.fetch import fetch_once
-rank, folder, works = int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3] == "works"
+rank, folder = int(sys.argv[1]), Path(sys.argv[2])
 dist.init_process_group("gloo", init_method=(folder / "meet").as_uri(), rank=rank, world_size=2)
-def fetch(root):
+def works(root):
     time.sleep(0.5)
-    if not works:
-        raise OSError("no network")
     (root / f"fetched_by_{rank}").write_text("")
-try:
-    fetch_once(DataConfig("cifar10", root=str(folder / "data"), download=True), fetch)
-    print([p.name for p in (folder / "data").iterdir()])
-except UserError as error:
-    print("refused:", error)
+def fails(root):
+    time.sleep(0.5)
+    raise OSError("no network")
+for fetch in (works, fails):
+    data = folder / fetch.__name__
+    try:
+        fetch_once(DataConfig("cifar10", root=str(data), download=True), fetch)
+        print([p.name for p in data.iterdir()])
+    except UserError as error:
+        print("refused:", error)
 dist.destroy_process_group()
 """
 
 
 @pytest.mark.distributed
-@pytest.mark.parametrize("works", [True, False])
-def test_one_process_fetches_and_the_other_waits(tmp_path: Path, works: bool) -> None:
-    command = [sys.executable, "-c", RANK]
-    said = []
+def test_one_process_fetches_and_the_other_waits(tmp_path: Path) -> None:
     ranks = [
         subprocess.Popen(
-            [*command, str(rank), str(tmp_path), "works" if works else "fails"],
-            stdout=subprocess.PIPE,
-            text=True,
+            [sys.executable, "-c", RANK, str(rank), str(tmp_path)], stdout=subprocess.PIPE, text=True
         )
         for rank in (0, 1)
     ]
-    for process in ranks:
-        said.append(process.communicate(timeout=120)[0].strip())
-        assert process.returncode == 0
-    if works:
-        assert said == ["['fetched_by_0']"] * 2
-    else:
-        assert "could not be fetched" in said[0]
-        assert said[1] == "[]"  # it finds nothing there and says so, instead of waiting for ever
+    (fetched, failed), (waited, found_nothing) = (
+        process.communicate(timeout=120)[0].strip().splitlines() for process in ranks
+    )
+    assert [process.returncode for process in ranks] == [0, 0]
+    assert fetched == waited == "['fetched_by_0']"
+    assert "could not be fetched" in failed
+    assert found_nothing == "[]"  # it finds nothing there and says so, instead of waiting for ever

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tiers import slow
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, TensorDataset
 
@@ -111,8 +112,14 @@ def test_a_new_batch_size_comes_two_batches_a_worker_later_and_loses_nothing() -
         assert loader.samples_served == 24
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("stop", [1, 2, 5, 9, 10, 14])
+@pytest.mark.parametrize(
+    ("workers", "stop"),
+    [
+        *((0, stop) for stop in (1, 2, 5, 9, 10, 14)),
+        (2, 9),
+        *slow(*((2, stop) for stop in (1, 2, 5, 10, 14))),
+    ],
+)
 def test_resume_goes_on_as_the_unbroken_run_batches_on_their_way_included(workers: int, stop: int) -> None:
     """The size changes shortly before some of the stops, so that batches of the old size are read but not served."""
     change = {0: 3, 1: 4, 8: 1, 12: 6}

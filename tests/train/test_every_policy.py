@@ -30,6 +30,7 @@ def cross_entropy(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
     return F.cross_entropy(model(batch[0]), batch[1])
 
 
+@cache
 def train(name: str, mode: str) -> dict[str, Any]:
     """60 steps with dropout and BatchNorm; returns everything that looking may not change, and the pilot."""
     torch.manual_seed(0)
@@ -84,6 +85,13 @@ def train(name: str, mode: str) -> dict[str, Any]:
     return {"bits": bits, "pilot": pilot, "losses": losses}
 
 
+def _setting(name: str) -> str:
+    """A policy with the same optimizer: without a pilot it makes no difference which."""
+    if name == "gi_adam":
+        return name
+    return "rho" if name in AROUND_SAM else "auto_lr"
+
+
 def same(a: Any, b: Any) -> bool:
     if isinstance(a, Tensor):
         return torch.equal(a, b)
@@ -96,7 +104,7 @@ def same(a: Any, b: Any) -> bool:
 
 @pytest.mark.parametrize("name", POLICIES)
 def test_monitor_and_shadow_are_off_bit_for_bit_and_control_trains(name: str) -> None:
-    off = train(name, "off")
+    off = train(_setting(name), "off")
     for mode in ("monitor", "shadow"):
         looking = train(name, mode)
         assert same(off["bits"], looking["bits"]), mode

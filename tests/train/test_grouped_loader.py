@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 import torch
+from tiers import slow
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, RandomSampler, TensorDataset
@@ -56,8 +57,14 @@ def test_sizes_follow_and_every_epoch_serves_every_sample_once() -> None:
     assert loader.samples_served == loader.total_samples == 44
 
 
-@pytest.mark.parametrize(("at", "workers"), [(1, 0), (2, 0), (3, 0), (4, 0), (5, 0), (2, 2), (5, 2)])
-@pytest.mark.parametrize("own", [False, True], ids=["torch's generator", "its own generator"])
+@pytest.mark.parametrize(
+    ("at", "workers", "own"),
+    [
+        *((at, 0, own) for at in (1, 2, 3, 4, 5) for own in (False, True)),
+        (2, 2, True),
+        *slow((2, 2, False), (5, 2, False), (5, 2, True)),
+    ],
+)
 def test_a_resumed_run_goes_on_exactly(at: int, workers: int, own: bool) -> None:
     def make() -> GroupedLoader:
         generator = {"generator": torch.Generator().manual_seed(77)} if own else {}

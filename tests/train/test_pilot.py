@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from tiers import slow
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
@@ -149,18 +150,18 @@ def assert_same_bits(a: Any, b: Any, where: str = "") -> None:
 # ---------------------------------------------------------------- looking changes nothing
 
 
-@pytest.mark.parametrize("rho", [None, 0.05])
-def test_monitor_mode_is_bit_identical_to_no_pilot_for_200_steps(rho: float | None) -> None:
+@pytest.mark.parametrize(("rho", "steps"), [(0.05, 40), *slow((0.05, 200), (None, 200))])
+def test_monitor_mode_is_bit_identical_to_no_pilot(rho: float | None, steps: int) -> None:
     """A net with BatchNorm and dropout, probes at every opportunity, SGD and SAM."""
     common: dict[str, Any] = {"model": "resnet8", "dropout": 0.3, "rho": rho, "epochs": 25, "batch": 32}
-    off = Run(**common, mode="off").train(200)
-    looking = Run(**common, mode="monitor", budget=LOADS_OF_PROBES).train(200)
-    assert off.pilot.step == 200
+    off = Run(**common, mode="off").train(steps)
+    looking = Run(**common, mode="monitor", budget=LOADS_OF_PROBES).train(steps)
+    assert off.pilot.step == steps
     assert_same_bits(off.bits(), looking.bits())
     counts = looking.pilot.probes.count
-    assert counts["edge"] >= 30
-    assert counts["noise"] >= 15
-    assert counts["curvature"] >= 8
+    assert counts["edge"] >= 0.15 * steps
+    assert counts["noise"] >= 0.075 * steps
+    assert counts["curvature"] >= 0.025 * steps
 
 
 def test_shadow_mode_decides_and_changes_nothing() -> None:
@@ -444,9 +445,9 @@ def test_noise_batch_refuses_a_loader_that_cannot_change() -> None:
 # ---------------------------------------------------------------- budget and record
 
 
-@pytest.mark.parametrize("budget", [0.0, 0.02, 0.3])
-def test_probes_stay_within_the_budget(budget: float) -> None:
-    run = Run("cnn", rho=0.05, epochs=12, budget=budget, policies=["auto_lr", "noise_batch"]).train()
+@pytest.mark.parametrize(("budget", "epochs"), [(0.0, 2), (0.3, 12), *slow((0.02, 12))])
+def test_probes_stay_within_the_budget(budget: float, epochs: int) -> None:
+    run = Run("cnn", rho=0.05, epochs=epochs, budget=budget, policies=["auto_lr", "noise_batch"]).train()
     assert run.pilot.budget.probe_ge <= budget * run.pilot.budget.train_ge
     assert run.pilot.budget.train_ge == 2 * run.loader.total_samples  # two passes of SAM, every sample
     if budget == 0.3:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from tiers import slow
 from torch import Tensor, nn
 from torch.amp import GradScaler
 from torch.nn import functional as F
@@ -532,7 +533,10 @@ OPTIONS = {
 
 @pytest.mark.parametrize(
     ("option", "make_optimizer"),
-    [*((option, sam) for option in OPTIONS), ("bf16", adamw), ("all", adamw), ("fp16", sgd)],
+    [
+        *[("parts", sam), ("bf16", adamw)],
+        *slow(*((option, sam) for option in OPTIONS if option != "parts"), ("all", adamw), ("fp16", sgd)),
+    ],
 )
 def test_auto_lr_sets_the_length_of_each_step_under_every_option(option: str, make_optimizer: Any) -> None:
     """Whatever computed the gradient, the relative step is the scheduled one (unless the critical step is shorter)."""
@@ -557,7 +561,7 @@ def test_auto_lr_sets_the_length_of_each_step_under_every_option(option: str, ma
     assert run.pilot.probes.count["curvature"] >= 1
 
 
-@pytest.mark.parametrize("option", ["bf16", "layout", "all"])
+@pytest.mark.parametrize("option", ["bf16", *slow("layout", "all")])
 def test_watching_changes_no_bit_under_any_option(option: str) -> None:
     off = Run(OPTIONS[option], sam, mode="off").train()
     watched = Run(OPTIONS[option], sam, mode="monitor").train()
@@ -569,8 +573,9 @@ def test_watching_changes_no_bit_under_any_option(option: str) -> None:
         assert_same_bits(off.ema.model, watched.ema.model)
 
 
-@pytest.mark.parametrize("option", ["bf16", "all"])
-@pytest.mark.parametrize("make_optimizer", [adamw, sam])
+@pytest.mark.parametrize(
+    ("option", "make_optimizer"), [("all", sam), *slow(("all", adamw), ("bf16", adamw), ("bf16", sam))]
+)
 def test_a_resume_is_exact_scaler_and_average_included(
     option: str, make_optimizer: Any, tmp_path: Any
 ) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from tiers import slow
 from torch import Tensor, nn
 
 from optland.curvature import density, hessian, lanczos
@@ -92,8 +93,10 @@ def test_the_variance_is_that_of_the_formula() -> None:
     assert variance < 0.7 * together
 
 
-@pytest.mark.parametrize("warm", [False, True])
-@pytest.mark.parametrize("loss", [mean_loss, counted_loss])
+@pytest.mark.parametrize(
+    ("loss", "warm"),
+    [(counted_loss, True), *slow((mean_loss, True), (mean_loss, False), (counted_loss, False))],
+)
 def test_trace_layers_and_norm_are_unbiased_and_intervals_cover(loss: Loss, warm: bool) -> None:
     L = objective((25, 15), loss)
     A = dense((25, 15), loss)

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from tiers import slow
 from torch import Tensor, nn
 
 from optland.objective import Objective
@@ -109,21 +110,22 @@ def train(
     return f(w).item(), optimizer, calls
 
 
-@pytest.mark.parametrize("seed", range(1))
-@pytest.mark.parametrize("start", STARTS)
-@pytest.mark.parametrize("name", CURVED)
-def test_negative_curvature_leaves_every_saddle_within_a_hundred_calls(
-    name: str, start: str, seed: int
-) -> None:
+# Every start by one wrapper, and every method at one saddle; all pairs in the slow tier.
+QUICK = [("negative curvature", start) for start in STARTS] + [(name, "exact saddle") for name in CURVED][1:]
+
+
+@pytest.mark.parametrize(
+    ("name", "start"),
+    [*QUICK, *slow(*((n, s) for n in CURVED for s in STARTS if (n, s) not in QUICK))],
+)
+def test_negative_curvature_leaves_every_saddle_within_a_hundred_calls(name: str, start: str) -> None:
     f, at, below = STARTS[start]
     saddle_value = 0.5 if f is two_factors else 0.0
-    loss, optimizer, calls = train(f, at, CURVED[name], 400, seed, until=saddle_value - 1e-3)
+    loss, optimizer, calls = train(f, at, CURVED[name], 400, until=saddle_value - 1e-3)
     assert loss < saddle_value - 1e-3
     # What a look and its escape cost; before it SGD has to come to rest, which is its own affair.
     assert (optimizer.closure_calls if isinstance(optimizer, NegativeCurvature) else calls) <= 100
-    end, optimizer, _ = train(
-        f, at, CURVED[name], 500 if isinstance(optimizer, NegativeCurvature) else 30, seed
-    )
+    end, optimizer, _ = train(f, at, CURVED[name], 500 if isinstance(optimizer, NegativeCurvature) else 30)
     assert end < below
     assert all(e.verdict != "minimum up to tau" or e.loss < saddle_value - 1e-3 for e in optimizer.events)
 
@@ -171,16 +173,22 @@ def test_a_kick_takes_a_logarithm_of_the_dimension(d: int, median: int) -> None:
     )  # one step more to see that the gradient is zero
 
 
-def test_degenerate_points_are_never_called_minima_and_are_left_by_a_kick() -> None:
+@pytest.mark.parametrize(
+    "name",
+    [
+        *["negative curvature", "cubic"],
+        *slow("negative curvature over SAM", "negative curvature over Adam", "saddle-free", "trust region"),
+    ],
+)
+def test_degenerate_points_are_never_called_minima_and_are_left_by_a_kick(name: str) -> None:
     """The three-factor net (abc - 1)^2 / 2 and the monkey saddle have a Hessian of zero at the origin."""
     three: Function = lambda w: (w[0] * w[1] * w[2] - 1) ** 2 / 2  # noqa: E731
     for f, at, below in ((three, [0.0] * 3, 0.4), (monkey, [0.0, 0.0], -50.0)):
-        for name in CURVED:
-            loss, optimizer, _ = train(f, at, CURVED[name], 30 if name in SOLVERS else 400)
-            first = optimizer.events[0]
-            assert first.verdict == "degenerate", name
-            assert first.kind == "kick", name
-            assert loss < below, name
+        loss, optimizer, _ = train(f, at, CURVED[name], 30 if name in SOLVERS else 400)
+        first = optimizer.events[0]
+        assert first.verdict == "degenerate"
+        assert first.kind == "kick"
+        assert loss < below
 
 
 def test_a_minimum_is_a_minimum_and_costs_little() -> None:
