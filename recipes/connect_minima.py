@@ -51,7 +51,7 @@ class Config(RunConfig):
     """
 
     epochs: int = 15
-    out: str = "runs/connect_minima/run"
+    can_grow = False  # its nets are trained one after another
     other_seed: int = 1
     shared_epochs: int | None = None
     data: DataConfig = field(default_factory=DataConfig)

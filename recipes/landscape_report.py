@@ -53,7 +53,7 @@ class Config(RunConfig):
     """
 
     epochs: int = 15
-    out: str = "runs/landscape_report/run"
+    can_grow = False  # its nets are trained one after another
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     variants: tuple[Literal["as given", "no skips", "no norm", "no skips, no norm"], ...] = ("as given",)

@@ -74,9 +74,11 @@ class Member:
         saved = self.folder / "config.yaml"
         if not os.path.exists(saved):
             return
-        old, new = saved.read_text(encoding="utf-8").splitlines(), resolved.splitlines()
-        if old != new:
-            changed = [line.strip() for line in new if line not in old] or ["the set of keys"]
+        from optland.train.resume import training_changes
+
+        if changed := [
+            str(change) for change in training_changes(saved.read_text(encoding="utf-8"), resolved)
+        ]:
             raise UserError(
                 f"out: {self.folder} holds a run of another configuration (now {', '.join(changed[:3])}); "
                 "give this grid another folder with out=FOLDER"

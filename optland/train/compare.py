@@ -101,6 +101,11 @@ class ComparedRunConfig(RunConfig):
                 f"compare.rhos: {self.compare.rhos} mean nothing for {name}, which has no radius; use null"
             )
 
+    @property
+    def can_grow(self) -> bool:  # type: ignore[override]
+        """A single run can; a comparison's members were chosen at their length."""
+        return self.compare is None
+
 
 Config = TypeVar("Config", bound=ComparedRunConfig)
 

@@ -20,6 +20,7 @@ from optland.config import UserError, redact_item, redact_text, to_yaml
 from optland.log import ConsoleLogger, JsonlLogger, Logger, LoggerGroup, WandbLogger, read_jsonl
 from optland.train.claim import claim, release
 from optland.train.interrupt import RESUMABLE
+from optland.train.resume import Resumption, named_on_the_command_line
 from optland.train.settings import LogConfig
 
 __all__ = ["RunFolder"]
@@ -58,10 +59,9 @@ class RunFolder:
         self.jsonl = JsonlLogger(self.path / "log.jsonl")
         try:
             if resume:
-                _same_config(self.path / "config.yaml", text)
-                self._require_checkpoint()
+                self._take_up(config, text, recipe)
             else:
-                (self.path / "config.yaml").write_text(text, encoding="utf-8")
+                _write(self.path / "config.yaml", text)
         except BaseException:
             self._release()
             raise
@@ -103,6 +103,21 @@ class RunFolder:
         release(self._claim)
         self._claim = None
 
+    def _take_up(self, config: object, text: str, recipe: str) -> None:
+        """Go on with the run as it is configured now, where that is the same training; say what is other."""
+        resumption = Resumption(
+            self.path, text, config, finished=self.finished, named=named_on_the_command_line(recipe)
+        )
+        self._require_checkpoint()
+        if resumption.ended:
+            return
+        for line in resumption.lines():
+            sys.stderr.write(f"{line}\n")
+        if resumption.longer is not None and self.finished:
+            # Before the new configuration: a run that is killed in between is one that has yet to end.
+            self._summary.rename(self.path / f"summary-{resumption.longer.before}-epochs.json")
+        _write(self.path / "config.yaml", text)
+
     def _require_checkpoint(self) -> None:
         """A log with rows and no checkpoint is a run whose state was lost, not one that has yet to begin."""
         kept = [self.checkpoint, *self.path.glob(f"{self.checkpoint.name}.previous*")]
@@ -121,7 +136,11 @@ class RunFolder:
     @property
     def finished(self) -> bool:
         """Whether the run has come to its end."""
-        return (self.path / "summary.json").exists()
+        return self._summary.exists()
+
+    @property
+    def _summary(self) -> Path:
+        return self.path / "summary.json"
 
     def rows(self) -> list[dict[str, Any]]:
         """The rows logged so far."""
@@ -136,9 +155,7 @@ class RunFolder:
         self.log.finish(summary)
         content = {key: None if _is_nonfinite(value) else value for key, value in summary.items()}
         text = json.dumps(content, indent=2, allow_nan=False, default=str)
-        aside = self.path / "summary.json.writing"
-        aside.write_text(text + "\n", encoding="utf-8")
-        os.replace(aside, self.path / "summary.json")
+        _write(self._summary, text + "\n")
 
     def where(self) -> str:
         """Where to look now, a line each."""
@@ -195,15 +212,11 @@ def _unusable(folder: Path, error: Exception) -> UserError:
     return UserError(f"out: '{str(folder)[:200]}' cannot be used ({error}); name a folder that can be")
 
 
-def _same_config(saved: Path, text: str) -> None:
-    """A resumed run must be the one that was started."""
-    old, new = saved.read_text(encoding="utf-8").splitlines(), text.splitlines()
-    changed = [f"'{b.strip()}' (was '{a.strip()}')" for a, b in zip(old, new, strict=False) if a != b]
-    if old != new:
-        what = ", ".join(changed[:3]) or "the set of keys"
-        raise UserError(
-            f"cannot resume {saved.parent} with another configuration: {what}; start a new run instead"
-        )
+def _write(file: Path, text: str) -> None:
+    """Whole or not at all."""
+    aside = file.with_name(f"{file.name}.writing")
+    aside.write_text(text, encoding="utf-8")
+    os.replace(aside, file)
 
 
 def _resume_command(recipe: str, folder: Path) -> str:

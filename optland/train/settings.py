@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import nn
@@ -273,6 +273,9 @@ class RunConfig:
     Raises:
         ValueError: A value that cannot be, or two that cannot be together.
     """
+
+    can_grow: ClassVar[bool] = True
+    """Whether ``--resume`` may give a run more epochs; False where it is not one training from one checkpoint."""
 
     seed: int = 0
     epochs: int = 1
