@@ -17,9 +17,10 @@ import importlib
 import io
 import json
 import math
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar
+
+from optland.files import write_whole
 
 if TYPE_CHECKING:  # every result is an archive, also where nothing is saved and numbers are all there is
     import numpy as np
@@ -87,8 +88,8 @@ def save(result: Any, path: str | Path) -> None:
     text = json.dumps({**head, "result": content}, indent=1, allow_nan=False)
     stem = _stem(path)
     Path(stem).parent.mkdir(parents=True, exist_ok=True)
-    _write(f"{stem}.npz", buffer.getvalue())
-    _write(f"{stem}.json", text.encode() + b"\n")
+    write_whole(f"{stem}.npz", buffer.getbuffer())
+    write_whole(f"{stem}.json", f"{text}\n")
 
 
 def load(path: str | Path, cls: type[T]) -> T:
@@ -142,13 +143,6 @@ def _read(stem: str) -> tuple[Any, bytes]:
 
 def _sum(content: Any, packed: bytes) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode() + packed).hexdigest()
-
-
-def _write(path: str, content: bytes) -> None:
-    """Whole or not at all, so that a save that is cut off leaves what was there before."""
-    part = Path(f"{path}.part")
-    part.write_bytes(content)
-    os.replace(part, path)
 
 
 def _stem(path: str | Path) -> str:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -80,15 +79,12 @@ def trained(config: Config, data: ImageData, seed: int, run: RunFolder) -> nn.Mo
     shared = config.shared_epochs
     seed_everything(seed if shared is None else config.seed)
     model = build_model(config.model, data.image_shape, data.num_classes).to(data.train_x.device)
-    nets: dict[int, Any] = torch.load(run.checkpoint, weights_only=True) if run.checkpoint.exists() else {}
+    nets = run.saved()
     if seed in nets:
         model.load_state_dict(nets[seed])
         return model
     images = [data.normalise(data.train_x), data.train_y]
-    parts = [
-        (shared or 0, config.seed),
-        (config.epochs - (shared or 0), seed),
-    ]  # epochs, and the order of batches
+    parts = [(shared or 0, config.seed), (config.epochs - (shared or 0), seed)]  # epochs, order of batches
     loaders = [BatchLoader(images, config.batch_size, epochs=n, seed=s) for n, s in parts if n]
     total = sum(loader.total_samples for loader in loaders)
     optimizer = config.optimizer.build(model, sum(loader.total_steps for loader in loaders))
@@ -108,7 +104,7 @@ def trained(config: Config, data: ImageData, seed: int, run: RunFolder) -> nn.Mo
 
         pilot.after_step(batch, optimizer.step(closure))
     model.zero_grad(set_to_none=True)
-    torch.save(nets | {seed: model.state_dict()}, run.checkpoint)
+    run.save(nets | {seed: model.state_dict()})
     return model
 
 
@@ -131,10 +127,6 @@ def main(config: Config, *, resume: bool = False) -> int:
         aligned = linear_path(
             objective, align(first, second, images[:1]).state, threshold=config.curve.threshold
         )
-        for name, result in {"connection": found, "aligned": aligned}.items():
-            result.save(Path(run.path) / name)
-            plot(result, Path(run.path) / f"{name}.png")
-            run.log.image(f"landscape/{name}", Path(run.path) / f"{name}.png")
         print(f"{found}\nafter alignment, {aligned}")
         curve = found.curve or found.linear
         summary = {f"test/acc_{i}": evaluate(m, data.test_x, data.test_y, normalise=data.normalise)["acc"]
@@ -142,8 +134,14 @@ def main(config: Config, *, resume: bool = False) -> int:
         run.finish(summary | {"landscape/barrier": found.linear.above, "landscape/barrier_curve": curve.above,
                               "landscape/barrier_aligned": aligned.above,
                               "landscape/connected": float(found.connected)})  # fmt: skip
+        for name, result in {"connection": found, "aligned": aligned}.items():
+            with run.attempt(f"{name}.npz") as file:
+                result.save(file)
+            with run.attempt(f"{name}.png") as picture:
+                plot(result, picture)
+                run.log.image(f"landscape/{name}", picture)
     print(run.where())
-    return 0
+    return run.exit_code
 
 
 if __name__ == "__main__":

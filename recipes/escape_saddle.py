@@ -17,6 +17,7 @@ from torch.optim import SGD, Adam
 
 from optland.cli import run_script
 from optland.config import did_you_mean
+from optland.files import write_whole
 from optland.objective import Objective
 from optland.optim import create
 from optland.plots import Descent, plot_escapes
@@ -27,6 +28,7 @@ PLAIN = {"sgd": (SGD, {}), "momentum": (SGD, {"momentum": 0.9}), "adam": (Adam, 
 WRAPPERS = ("noisy_gradient", "perturbed_gradient", "negative_curvature")  # around SGD
 SOLVERS = ("saddle_free_newton", "cubic_newton", "trust_region_newton")
 OPTIMIZERS = (*PLAIN, *WRAPPERS, *SOLVERS)
+COLUMNS = ["optimizer", "loss", "escapes", "curv/lambda_min", "verdict"]
 
 
 @dataclass(frozen=True)
@@ -132,18 +134,16 @@ def main(config: Config, *, resume: bool = False) -> int:
                 run.log.event({"step": step, "policy": name, "actuator": event.kind, "old": event.loss,
                                "new": event.loss_after, "reason": event.reason, "taken": event.kind != "probe",
                                "signals": {"curv/lambda_min": event.curvature}})  # fmt: skip
-            print(
-                f"{name:<20} loss {found[name].loss[-1]:10.4g}, {len(found[name].escapes)} escapes, {verdict}"
-            )
-        plot_escapes(found, run.path / "escapes.png", surface=SURFACES.get(config.problem))
-        run.log.image("landscape/escapes", run.path / "escapes.png")
-        columns = ["optimizer", "loss", "escapes", "curv/lambda_min", "verdict"]
-        run.log.table("landscape/escapes_table", columns, rows)
-        table = [dict(zip(columns, row, strict=True)) for row in rows]
-        (run.path / "escapes.json").write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
+            print(f"{name:<20} loss {rows[-1][1]:10.4g}, {rows[-1][2]} escapes, {verdict}")
+        run.log.table("landscape/escapes_table", COLUMNS, rows)
         run.finish({f"train/loss_{row[0]}": row[1] for row in rows})
-    print(f"figure       {run.path / 'escapes.png'}\n{run.where()}")
-    return 0
+        with run.attempt("escapes.json") as file:
+            write_whole(file, json.dumps([dict(zip(COLUMNS, r, strict=True)) for r in rows], indent=1) + "\n")
+        with run.attempt("escapes.png") as picture:
+            plot_escapes(found, picture, surface=SURFACES.get(config.problem))
+            run.log.image("landscape/escapes", picture)
+    print(run.where())
+    return run.exit_code
 
 
 if __name__ == "__main__":

@@ -84,13 +84,12 @@ def trained(
     """A net and its path; a run that was stopped finds those that are done in its checkpoint."""
     seed_everything(seed)
     model = build_model(which, data.image_shape, data.num_classes).to(data.train_x.device)
-    done: dict[str, Any] = torch.load(run.checkpoint, weights_only=True) if run.checkpoint.exists() else {}
+    done = run.saved()
     if name in done:
         model.load_state_dict(done[name]["model"])
         return model, done[name]["path"]
-    loader = BatchLoader(
-        [data.normalise(data.train_x), data.train_y], config.batch_size, epochs=config.epochs, seed=seed
-    )
+    images = [data.normalise(data.train_x), data.train_y]
+    loader = BatchLoader(images, config.batch_size, epochs=config.epochs, seed=seed)
     optimizer = config.optimizer.build(model, loader.total_steps)
     steps = loader.total_samples // config.batch_size
     policies = config.pilot.build_policies(two_pass=hasattr(optimizer, "perturb"), steps=steps)
@@ -111,7 +110,7 @@ def trained(
 
         pilot.after_step(batch, optimizer.step(closure))
     path["end"] = [p.detach().clone() for p in model.parameters()]
-    torch.save(done | {name: {"model": model.state_dict(), "path": path}}, run.checkpoint)
+    run.save(done | {name: {"model": model.state_dict(), "path": path}})
     return model, path
 
 
@@ -139,11 +138,12 @@ def main(config: Config, *, resume: bool = False) -> int:
             sample=True, pairs=[] if config.other_seed is None else [(first, last)],
             path=nets[first][1] if config.snapshots else None, keep=run.path / "measured", watch=print,
         )  # fmt: skip
-        page = write_report(findings, run.path)
-        log_report(findings, run.path, run.log)
         run.finish({"curv/lambda_max": findings.surveys[0].portrait.spectrum.top.value})
-    print(f"report       {page}\n{run.where()}")
-    return 0
+        with run.attempt("report.html"):
+            write_report(findings, run.path)
+            log_report(findings, run.path, run.log)
+    print(run.where())
+    return run.exit_code
 
 
 if __name__ == "__main__":

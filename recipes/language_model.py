@@ -19,17 +19,16 @@ from optland.cli import run_script
 from optland.plots import plot_run
 from optland.train import (
     BatchLoader,
-    Checkpoint,
     GracefulStop,
     OptimizerConfig,
     Pilot,
     PilotConfig,
-    RunConfig,
     RunFolder,
     TextConfig,
     TextData,
     TextHistory,
     TransformerConfig,
+    ValidatedRunConfig,
     choose_device,
     load_text,
     schedule_by_name,
@@ -39,8 +38,8 @@ from optland.train import (
 
 
 @dataclass(frozen=True)
-class Config(RunConfig):
-    """One run: every key of RunConfig, and these.
+class Config(ValidatedRunConfig):
+    """One run: every key of ValidatedRunConfig, and these.
 
     Attributes:
         data: The text, and how it is cut into tokens and windows; a batch is of windows.
@@ -93,14 +92,16 @@ def main(config: Config, *, resume: bool = False) -> int:
     history = TextHistory()
     parts = {"log": run.log, "scheduler": scheduler, "optimizer": optimizer, "model": model, "ema": ema}
     parts |= {"precision": precision, "loader": loader, "pilot": pilot, "history": history}
-    every, seconds = config.checkpoint_every, config.checkpoint_seconds
-    checkpoint = Checkpoint(run.checkpoint, every=every, every_seconds=seconds, **parts)
+    checkpoint = run.checkpoints(config, **parts)
+    weights = run.give_away(
+        model, ema, history, data.inputs, config.model.build, data.vocabulary, data.context
+    )
     done = checkpoint.begin(resume=resume)
     if resume:
         print(f"resuming {run.path} after step {done}")
 
     with GracefulStop() as stop, run:
-        for batch in pilot.batches(loader):
+        for batch in history.until_stalled(pilot.batches(loader), config.patience):
 
             def closure(batch: tuple[Tensor, Tensor] = batch) -> Tensor:
                 optimizer.zero_grad()
@@ -113,19 +114,20 @@ def main(config: Config, *, resume: bool = False) -> int:
             if ema is not None:
                 ema.update()
             if loader.at_epoch_end:
-                evaluated = history.measure(model if ema is None else ema.model, data, loader.epoch)
-                run.log.log({"step": pilot.step, "samples": pilot.samples} | evaluated)
+                found = history.measure(weights.model, data, loader.epoch)
+                run.log.log({"step": pilot.step, "samples": pilot.samples} | found)
+                weights.keep()
             checkpoint.after_step(pilot.step)
             if stop.requested:
-                checkpoint.save(pilot.step)
-                stop.leave()
+                stop.leave(checkpoint, pilot.step)
 
         checkpoint.save(pilot.step)
-        plot_run(run.rows(), run.events(), run.path / "curves.png")
-        run.log.image("summary/curves", run.path / "curves.png")
         run.finish(summarise_text(pilot, history, data, run.rows(), run.events()))
+        with run.attempt("curves.png") as picture:
+            plot_run(run.rows(), run.events(), picture)
+            run.log.image("summary/curves", picture)
     print(run.where())
-    return 0
+    return run.exit_code
 
 
 if __name__ == "__main__":

@@ -20,7 +20,6 @@ from optland.config import ConfigError
 from optland.plots import plot_comparison
 from optland.train import (
     BatchLoader,
-    Checkpoint,
     ComparedRunConfig,
     Comparison,
     DataConfig,
@@ -84,10 +83,8 @@ def train(config: Config, run: RunFolder, stop: GracefulStop, *, resume: bool) -
     device = choose_device(config.device)
     model, data = build(config, device)
     net = config.precision.prepare(model)
-    images = [data.train_x, data.train_y]
-    loader = BatchLoader(
-        images, config.batch_size, epochs=config.epochs, seed=config.seed, transform=data.transform
-    )
+    loader = BatchLoader([data.train_x, data.train_y], config.batch_size, epochs=config.epochs, seed=config.seed,
+                         transform=data.transform)  # fmt: skip
     optimizer = config.optimizer.build(net, loader.total_steps)
     precision = config.precision.build(optimizer, device)
     ema = config.precision.build_ema(model)
@@ -99,11 +96,13 @@ def train(config: Config, run: RunFolder, stop: GracefulStop, *, resume: bool) -
     history = History()
     parts = {"log": run.log, "scheduler": scheduler, "optimizer": optimizer, "model": model, "ema": ema}
     parts |= {"precision": precision, "loader": loader, "pilot": pilot, "history": history}
-    every, seconds = config.checkpoint_every, config.checkpoint_seconds
-    checkpoint = Checkpoint(run.checkpoint, every=every, every_seconds=seconds, **parts)
+    checkpoint = run.checkpoints(config, **parts)
+    weights = run.give_away(
+        model, ema, history, data.inputs, build_model, config.model, data.image_shape, data.num_classes
+    )
     checkpoint.begin(resume=resume)
 
-    for batch in pilot.batches(loader):
+    for batch in history.until_stalled(pilot.batches(loader), config.patience):
 
         def closure(batch: tuple[Tensor, Tensor] = batch) -> Tensor:
             optimizer.zero_grad()
@@ -116,13 +115,13 @@ def train(config: Config, run: RunFolder, stop: GracefulStop, *, resume: bool) -
         if ema is not None:
             ema.update()
         if loader.at_epoch_end:
-            accuracy = history.measure(model if ema is None else ema.model, data, loader.epoch)
+            accuracy = history.measure(weights.model, data, loader.epoch)
             cost = {"samples": pilot.samples, "budget/ge": pilot.budget.train_ge + pilot.budget.probe_ge}
             run.log.log({"step": pilot.step} | cost | accuracy)
+            weights.keep()
         checkpoint.after_step(pilot.step)
         if stop.requested:
-            checkpoint.save(pilot.step)
-            stop.leave()
+            stop.leave(checkpoint, pilot.step)
 
     checkpoint.save(pilot.step)
     run.finish(summarise(pilot, history, run.rows(), run.events()))
@@ -139,11 +138,12 @@ def main(config: Config, *, resume: bool = False) -> int:
             train(member, run, stop, resume=begun)
             print(comparison.describe(run))
         if config.compare is not None:
-            picture = comparison.folder.path / "curves.png"
-            plot_comparison({config.data.name: comparison.report()}, picture)
-            comparison.finish(picture)
-        print(comparison.folder.where())
-    return 0
+            curves = comparison.finish()
+            with comparison.folder.attempt("curves.png") as picture:
+                plot_comparison({config.data.name: curves}, picture)
+                comparison.folder.log.image("summary/curves", picture)
+    print(comparison.where())
+    return comparison.exit_code
 
 
 if __name__ == "__main__":

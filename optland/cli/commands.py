@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 
 from optland import __version__
 from optland.cli.copying import copy_recipe
+from optland.cli.needs import check_needs
 from optland.cli.probe_options import EXAMPLES as _PROBE_EXAMPLES
 from optland.cli.probe_options import OPTIONS, add_probe_arguments
 from optland.cli.recipes import ROOT_VARIABLE, Recipe, all_recipes, find_recipe, first_comment, roots
@@ -163,6 +164,7 @@ def _run_script(file: str, argv: Sequence[str] | None) -> int:
         if arguments.validate:
             say(f"ok\n{to_yaml(config, recipe=recipe.name, secrets=False)}".rstrip("\n"))
             return DONE
+        check_needs(script)
         if argv is None:  # wandb records the command line of the process
             sys.argv[1:] = [redact_item(item) for item in sys.argv[1:]]
         return int(script.main(config, resume=arguments.resume))

@@ -17,8 +17,9 @@ from typing import Any
 from optland.cli.commands import resolve
 from optland.cli.grid_report import report
 from optland.cli.members import Member, Pool
+from optland.cli.needs import missing_for
 from optland.cli.recipes import Recipe
-from optland.cli.terminal import DONE, FAILED, say
+from optland.cli.terminal import DONE, FAILED, complain, say
 from optland.config import UserError, redact_item
 
 __all__ = ["Grid", "run_grid"]
@@ -108,7 +109,8 @@ def run_grid(grid: Grid, *, workers: str | None = None, dry_run: bool = False) -
         dry_run: Only list the members.
 
     Returns:
-        0 where all members have finished, 1 where some have failed, 75 where it was stopped.
+        0 where all members have finished, 1 where some have failed or something could not be written, 75 where it was
+        stopped.
     """
     count = 1 if workers is None else _at_least_one("--workers", workers)
     if os.path.exists(grid.out / "config.yaml"):  # False, where Path.exists raises, for a name that cannot be
@@ -126,11 +128,13 @@ def run_grid(grid: Grid, *, workers: str | None = None, dry_run: bool = False) -
         raise UserError(
             f"out: '{grid.out}' cannot be used ({error}); name a folder that can be with out=FOLDER"
         ) from error
+    if lacking := missing_for("optland.plots"):
+        complain(f"optland: {lacking}; the grid goes on without")
     code = Pool(members, count, group=grid.out.name).run()
     if code != DONE:
         return code
-    failed = report(members, list(grid.axes), grid.out)
-    return FAILED if failed else DONE
+    whole = report(members, list(grid.axes), grid.out)
+    return DONE if whole and not any(member.remark for member in members) else FAILED
 
 
 def _axes(items: Sequence[str]) -> dict[str, list[str]]:

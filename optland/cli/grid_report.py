@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import math
-import os
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -14,7 +14,8 @@ from typing import Any
 
 from optland.cli.members import Member
 from optland.cli.terminal import complain, say, table_console
-from optland.config import UserError
+from optland.files import write_whole
+from optland.log.unwritten import Unwritten
 
 __all__ = ["Spread", "report", "spread"]
 
@@ -53,8 +54,8 @@ def spread(values: Sequence[float]) -> Spread:
     return Spread(mean, statistics.stdev(values) if len(values) > 1 else None, len(values))
 
 
-def report(members: Sequence[Member], keys: Sequence[str], out: Path) -> int:
-    """Write ``grid.csv``, ``grid.json`` and ``grid.png`` and show the table; returns how many members failed.
+def report(members: Sequence[Member], keys: Sequence[str], out: Path) -> bool:
+    """Show the table and write ``grid.csv``, ``grid.json`` and ``grid.png``; returns whether all of it came out.
 
     The main number, the one drawn, is the first of the recipe's summary; a run in which it is not finite has failed.
 
@@ -68,15 +69,21 @@ def report(members: Sequence[Member], keys: Sequence[str], out: Path) -> int:
         if names and not member.failure and _number(member.summary.get(names[0])) is None:
             member.failure = f"{names[0]} is not finite"
     points = _points(members, keys, names)
-    _write_csv(out / "grid.csv", members, keys, names)
-    _write(out / "grid.json", json.dumps({"keys": list(keys), "points": points}, indent=2) + "\n")
     _show(points, keys, names)
-    _draw(members, keys, names, out / "grid.png")
+    unwritten = Unwritten()
+    with unwritten.attempt("grid.csv"):
+        write_whole(out / "grid.csv", _csv(members, keys, names))
+        say(f"table        {out / 'grid.csv'}")
+    with unwritten.attempt("grid.json"):
+        write_whole(out / "grid.json", json.dumps({"keys": list(keys), "points": points}, indent=2) + "\n")
+    with unwritten.attempt("grid.png", Exception):  # the numbers are there, whatever becomes of their picture
+        _draw(members, keys, names, out / "grid.png")
     failed = [member for member in members if member.failure]
     for member in failed:
         complain(f"{member.title} failed: {member.failure} (see {member.console})")
-    say(f"table        {out / 'grid.csv'}")
-    return len(failed)
+    for line in unwritten.lines():
+        complain(line)
+    return not failed and not unwritten.missing
 
 
 def _numbers(members: Sequence[Member]) -> list[str]:
@@ -119,22 +126,16 @@ def _points(members: Sequence[Member], keys: Sequence[str], names: Sequence[str]
     return points
 
 
-def _write_csv(path: Path, members: Sequence[Member], keys: Sequence[str], names: Sequence[str]) -> None:
-    aside = path.with_name(path.name + ".writing")
-    with aside.open("w", encoding="utf-8", newline="") as file:
-        table = csv.writer(file)
-        table.writerow([*keys, "seed", "failure", *names, "folder"])
-        for member in members:
-            values = [member.summary.get(name) for name in names]
-            point = [member.point[key] for key in keys]
-            table.writerow([*point, member.seed, member.failure, *values, member.folder])
-    os.replace(aside, path)
-
-
-def _write(path: Path, text: str) -> None:
-    aside = path.with_name(path.name + ".writing")
-    aside.write_text(text, encoding="utf-8")
-    os.replace(aside, path)
+def _csv(members: Sequence[Member], keys: Sequence[str], names: Sequence[str]) -> str:
+    """One line a member."""
+    text = io.StringIO(newline="")
+    table = csv.writer(text)
+    table.writerow([*keys, "seed", "failure", *names, "folder"])
+    for member in members:
+        values = [member.summary.get(name) for name in names]
+        point = [member.point[key] for key in keys]
+        table.writerow([*point, member.seed, member.failure, *values, member.folder])
+    return text.getvalue()
 
 
 def _show(points: Sequence[dict[str, Any]], keys: Sequence[str], names: Sequence[str]) -> None:
@@ -163,8 +164,5 @@ def _draw(members: Sequence[Member], keys: Sequence[str], names: Sequence[str], 
             point.append(number)
     if not any(values.values()):
         return
-    try:
-        plot_grid(list(keys), values, names[0], path)
-        say(f"figure       {path}")
-    except UserError as error:  # the numbers are there; only the picture needs matplotlib
-        complain(f"optland: {error}")
+    plot_grid(list(keys), values, names[0], path)
+    say(f"figure       {path}")

@@ -35,6 +35,7 @@ class Member:
         seed: Its seed.
         folder: Its run folder.
         failure: Why it did not finish; empty where it did, or has not run.
+        remark: What it had to say although it finished, such as a file that it could not write.
     """
 
     recipe: Recipe
@@ -43,6 +44,7 @@ class Member:
     seed: int
     folder: Path
     failure: str = ""
+    remark: str = ""
 
     @property
     def title(self) -> str:
@@ -90,13 +92,18 @@ class Member:
         return [sys.executable, "-m", "optland.cli", "run", str(self.recipe.script), *self.arguments, *flags]
 
     def ended(self, code: int) -> None:
-        """Note how the process ended."""
-        self.failure = "" if code == DONE and self.state == "finished" else self._reason(code)
+        """Note how the process ended; its result counts where it is there."""
+        finished = self.state == "finished"
+        self.failure = "" if finished else self._reason(code)
+        self.remark = self._reason(code) if finished and code != DONE else ""
 
     def _reason(self, code: int) -> str:
         if code < 0:
             return f"ended by {signal.Signals(-code).name}"
-        lines = self.console.read_text(encoding="utf-8", errors="replace").splitlines()
+        try:
+            lines = self.console.read_text(encoding="utf-8", errors="replace").splitlines()
+        except OSError as error:
+            return f"exit code {code}, and what it said cannot be read ({error})"
         said = [line.strip() for line in lines if line.strip()]
         last = redact_text(said[-1].removeprefix("optland: ")) if said else "it said nothing"
         return f"exit code {code}: {last}"
@@ -160,9 +167,15 @@ class Pool:
         if member.state == "finished":  # by the process that was waited for
             self._done += 1
             return
-        member.folder.mkdir(parents=True, exist_ok=True)
         names = {"WANDB_RUN_GROUP": self.group, "WANDB_NAME": member.title}
-        with member.console.open("ab") as console:
+        try:
+            member.folder.mkdir(parents=True, exist_ok=True)
+            console = member.console.open("ab")
+        except OSError as error:
+            member.failure = f"its folder cannot be written to ({error})"
+            self._tell(member)
+            return
+        with console:
             process = subprocess.Popen(
                 member.command(),
                 stdin=subprocess.DEVNULL,
@@ -178,9 +191,13 @@ class Pool:
     def _ended(self, member: Member, code: int) -> None:
         member.ended(code)
         if not self._stopping:
-            self._done += 1
-            how = f"FAILED, {member.failure}" if member.failure else "done"
-            say(f"[{self._done}/{len(self.members)}] {member.title}: {how}")
+            self._tell(member)
+
+    def _tell(self, member: Member) -> None:
+        self._done += 1
+        how = f"FAILED, {member.failure}" if member.failure else "done"
+        but = f", but {member.remark}" if member.remark else ""
+        say(f"[{self._done}/{len(self.members)}] {member.title}: {how}{but}")
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self._stopping = number

@@ -13,15 +13,18 @@ from torch import nn
 
 from optland import __version__
 from optland.cli.cost_progress import CostProgress
+from optland.cli.needs import missing_for
 from optland.cli.opened import OpenedRun, measuring
 from optland.cli.probe_options import check
 from optland.cli.probe_report import Report
-from optland.cli.terminal import DONE, say, table_console
+from optland.cli.terminal import DONE, FAILED, complain, say, table_console
 from optland.config import UserError
 from optland.curvature.points.portrait import Portrait, portrait
 from optland.curvature.points.portrait import declared_cost as portrait_cost
 from optland.curvature.stability.stable_rate import StableRate, stable_rate
 from optland.curvature.stability.stable_rate import declared_cost as rate_cost
+from optland.files import write_whole
+from optland.log.unwritten import Unwritten
 from optland.objective import Objective
 from optland.plots import plot_portrait
 from optland.train.revisit import disagreement, find_checkpoint
@@ -68,6 +71,8 @@ class _Probe:
     def run(self) -> int:
         """Measure, print, write."""
         a, declared = self.arguments, self._declared()
+        if lacking := missing_for("optland.plots"):
+            self.notes.append(f"{lacking[0].upper()}{lacking[1:]}.")
         where = f"step {self.trained.step}" + (", averaged weights" if self.trained.averaged else "")
         say(f"{self.opened.checkpoint} ({where}), with {self.opened.recipe.script}")
         passes = declared / self.objective.num_samples
@@ -171,14 +176,22 @@ class _Probe:
 
     def _write(self, report: Report) -> int:
         text = json.dumps(report.content(), indent=1, allow_nan=False) + "\n"
-        stem = _new_file(self.out, text)
-        say(f"\nwrote {stem.with_suffix('.json')}")
-        figure = stem.with_suffix(".png")
+        unwritten = Unwritten()
+        with unwritten.attempt("probe.json"):
+            stem = _new_file(self.out, text)
+            say(f"\nwrote {stem.with_suffix('.json')}")
+            if not missing_for("optland.plots"):
+                with unwritten.attempt("probe.png", Exception):
+                    self._draw(report, stem.with_suffix(".png"))
+        for line in unwritten.lines():
+            complain(line)
+        return FAILED if unwritten.missing else DONE
+
+    def _draw(self, report: Report, figure: Path) -> None:
         title = f"{self.trained.folder.name}, step {self.trained.step}: {self.objective.data}"
         verdict = " ".join([report.verdict(), *report.notes])
         plot_portrait(report.portrait, figure, title=title, verdict=verdict)
         say(f"wrote {figure}")
-        return DONE
 
 
 def writable(folder: Path) -> Path:
@@ -202,11 +215,13 @@ def _new_file(folder: Path, text: str) -> Path:
         if stem.with_suffix(".png").exists():
             continue
         try:
-            with stem.with_suffix(".json").open("x", encoding="utf-8") as file:
-                file.write(text)
+            stem.with_suffix(".json").touch(exist_ok=False)  # another process may be about to take this name
         except FileExistsError:
             continue
-        except OSError as error:
-            raise UserError(f"{stem}.json cannot be written ({error.strerror})") from error
+        try:
+            write_whole(stem.with_suffix(".json"), text)
+        except OSError:
+            stem.with_suffix(".json").unlink(missing_ok=True)
+            raise
         return stem
     raise AssertionError("there is always another number")

@@ -7,10 +7,11 @@ import itertools
 from pathlib import Path
 
 from optland.cli.cost_progress import CostProgress
+from optland.cli.needs import missing_for
 from optland.cli.opened import OpenedRun, measuring
 from optland.cli.probe import writable
 from optland.cli.report_options import check_report
-from optland.cli.terminal import DONE, say
+from optland.cli.terminal import DONE, FAILED, complain, say
 from optland.config import UserError
 from optland.log import WandbLogger
 from optland.objective import Objective
@@ -45,6 +46,8 @@ class _Report:
     def __init__(self, arguments: argparse.Namespace) -> None:
         a = self.arguments = arguments
         self.settings = _settings(a)
+        if lacking := missing_for("optland.report"):
+            raise UserError(lacking)
         if a.trajectory and len(a.runs) < 3:
             raise UserError(
                 f"--trajectory: a path needs at least 3 checkpoints, not {len(a.runs)}; name more of them"
@@ -86,7 +89,11 @@ class _Report:
                 )  # fmt: skip
             except ValueError as error:
                 raise UserError(f"{error}") from error
-        page = write_report(findings, self.out)
+        try:
+            page = write_report(findings, self.out)
+        except OSError as error:
+            complain(f"NOT WRITTEN  the report: {error}; make room, and the same command writes it")
+            return FAILED
         say(f"wrote {page}\n      and its pictures beside it")
         if a.wandb != "disabled":
             log = WandbLogger(self.out, project="optland", mode=a.wandb, config=vars(a), group="report",

@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from optland.files import write_whole
 from optland.log.vocabulary import Scalar
 
 _NONFINITE = "nonfinite"
@@ -73,6 +74,11 @@ class JsonlLogger:
         self._write("summary", {**summary, "exit_code": exit_code})
         if self._waiting:
             self._append()
+
+    def read(self, kind: str | None = None) -> list[dict[str, Any]]:
+        """What :func:`read_jsonl` reads, with the lines that the disk has not taken yet."""
+        waiting = [_decode(json.loads(line)) for line in self._waiting]
+        return read_jsonl(self.path, kind) + [item for item in waiting if kind in (None, item["kind"])]
 
     def state_dict(self) -> dict[str, Any]:
         """How many lines the record has now."""
@@ -132,9 +138,7 @@ class JsonlLogger:
         kept = [line for index, line in enumerate(_lines(self.path)) if wanted(index, json.loads(line))]
         text = "".join(f"{line}\n" for line in kept)
         if text.encode() != self.path.read_bytes():
-            scratch = self.path.with_name(self.path.name + ".part")
-            scratch.write_text(text, encoding="utf-8")
-            os.replace(scratch, self.path)
+            write_whole(self.path, text)
 
 
 def read_jsonl(path: str | Path, kind: str | None = None) -> list[dict[str, Any]]:

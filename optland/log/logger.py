@@ -101,6 +101,11 @@ class LoggerGroup:
     def __init__(self, loggers: Sequence[Logger]) -> None:
         self._members = _named(loggers)
 
+    def only(self, *loggers: Logger | None) -> LoggerGroup:
+        """A group of those of its members that still work."""
+        kept = (member for member in self._members.values() if any(member is one for one in loggers))
+        return LoggerGroup(list(kept))
+
     def log(self, row: Mapping[str, Scalar]) -> None:
         """Write a row to every member."""
         self._each(lambda _, member: member.log(row))

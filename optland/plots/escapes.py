@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from optland.plots.figure import figure
+from optland.plots.figure import figure, save
 from optland.problems import Surface
 
 __all__ = ["Descent", "plot_escapes"]
@@ -54,7 +54,7 @@ def plot_escapes(
     if surface is not None:
         _map(panels[0], surface, descents)
     _losses(panels[-1], descents)
-    page.savefig(path, dpi=110)
+    save(page, path)
 
 
 def _style(number: int) -> dict[str, Any]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
+from pathlib import Path
 from typing import Any
 
 from optland.config import UserError
+from optland.files import write_whole
 
-__all__ = ["COLOURS", "figure"]
+__all__ = ["COLOURS", "figure", "save"]
 
 COLOURS = {"blue": "#2b6cb0", "red": "#c53030", "green": "#2f855a", "grey": "#718096", "orange": "#c05621"}
 
@@ -25,3 +28,16 @@ def figure(width: float, height: float) -> Any:
     made = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(made)
     return made
+
+
+def save(page: Any, path: str | Path) -> None:
+    """Write a figure whole or not at all; its kind is the file's ending, PNG where there is none.
+
+    Raises:
+        OSError: It could not be written; nothing is left behind.
+    """
+    path = Path(path)
+    kind = path.suffix.removeprefix(".") or "png"
+    picture = io.BytesIO()
+    page.savefig(picture, format=kind, dpi=110)
+    write_whole(path if path.suffix else path.with_name(f"{path.name}.png"), picture.getbuffer())

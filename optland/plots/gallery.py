@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from optland.config import did_you_mean
-from optland.plots.figure import COLOURS, figure
+from optland.plots.figure import COLOURS, figure, save
 from optland.problems import SURFACES, Surface
 
 __all__ = ["FOUR", "plot_gallery"]
@@ -49,7 +49,7 @@ def plot_gallery(path: str | Path, names: Sequence[str] = FOUR, *, points: int =
     kinds = dict.fromkeys(p.kind for name in names for p in SURFACES[name].points)
     handles = [_mark(kind) for kind in kinds]
     page.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False)
-    page.savefig(path, dpi=110)
+    save(page, path)
 
 
 def _draw(axis: Any, surface: Surface, points: int) -> None:

@@ -20,7 +20,7 @@ from optland.landscape import (
     Sharpness,
     Slice,
 )
-from optland.plots.figure import COLOURS, figure
+from optland.plots.figure import COLOURS, figure, save
 
 __all__ = ["plot"]
 
@@ -62,7 +62,7 @@ def _line(found: Slice, path: str | Path, title: str) -> None:
     axis.grid(alpha=0.25)
     if len(found.surfaces) > 1:
         axis.legend(frameon=False)
-    page.savefig(path, dpi=110)
+    save(page, path)
 
 
 def _plane(found: Slice, path: str | Path, title: str) -> None:
@@ -99,7 +99,7 @@ def _plane(found: Slice, path: str | Path, title: str) -> None:
         axis.set_xlabel(f"{found.directions[0].kind}, |w|", fontsize=8)
         axis.set_ylabel(f"{found.directions[1].kind}, |w|", fontsize=8)
     page.suptitle(title or _stamp(found), fontsize=10)
-    page.savefig(path, dpi=110)
+    save(page, path)
 
 
 def _levels(values: torch.Tensor) -> tuple[list[float], Any]:
@@ -129,7 +129,7 @@ def _(result: PathLoss, path: str | Path, *, title: str = "") -> None:
     axis = page.subplots()
     _path(axis, result, "blue")
     _finish(axis, title or str(result))
-    page.savefig(path, dpi=110)
+    save(page, path)
 
 
 @plot.register
@@ -141,7 +141,7 @@ def _(result: Connection, path: str | Path, *, title: str = "") -> None:
         _path(axis, result.curve, "blue")
     word = "connected" if result.connected else "not connected"
     _finish(axis, title or f"{word} at {result.linear.threshold:g} times the larger end")
-    page.savefig(path, dpi=110)
+    save(page, path)
 
 
 def _path(axis: Any, found: PathLoss, colour: str) -> None:
@@ -177,7 +177,7 @@ def _(result: Rays, path: str | Path, *, title: str = "") -> None:
     )
     axis.grid(alpha=0.25)
     axis.legend(frameon=False)
-    page.savefig(path, dpi=110)
+    save(page, path)
 
 
 @plot.register
@@ -192,7 +192,7 @@ def _(result: EffectiveDimension, path: str | Path, *, title: str = "") -> None:
     axis.set_ylabel("share of the squared length")
     axis.set_title(title or str(result), fontsize=10)
     axis.grid(alpha=0.25)
-    page.savefig(path, dpi=110)
+    save(page, path)
 
 
 @plot.register(list)
@@ -213,7 +213,7 @@ def _(result: Sequence[Sharpness], path: str | Path, *, title: str = "") -> None
     axis.set_xlabel("rise of the loss")
     axis.set_title(title, fontsize=10)
     axis.grid(alpha=0.25, axis="x")
-    page.savefig(path, dpi=110)
+    save(page, path)
 
 
 @plot.register
@@ -241,7 +241,7 @@ def _(result: MinimaComparison, path: str | Path, *, title: str = "") -> None:
     if count > 1:
         below.legend(frameon=False, fontsize=8)
     page.suptitle(title, fontsize=10)
-    page.savefig(path, dpi=110)
+    save(page, path)
 
 
 def _bars(axis: Any, result: MinimaComparison, measures: Sequence[str]) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from optland.plots.figure import COLOURS, figure
+from optland.plots.figure import COLOURS, figure, save
 
 if TYPE_CHECKING:
     from optland.curvature.eigen.spectrum import Spectrum
@@ -55,7 +55,7 @@ def plot_run(rows: Sequence[Row], events: Sequence[Row], path: str | Path) -> No
         if axis.get_legend_handles_labels()[0]:
             axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize=9)
     axes[-1].set_xlabel("step")
-    page.savefig(path, dpi=110)
+    save(page, path)
 
 
 def plot_comparison(panels: Mapping[str, Mapping[str, Sequence[Curve]]], path: str | Path) -> None:
@@ -92,7 +92,7 @@ def plot_comparison(panels: Mapping[str, Mapping[str, Sequence[Curve]]], path: s
         axis.set_ylabel("test accuracy, %")
         axis.grid(alpha=0.25)
         axis.legend(loc="lower right", frameon=False, fontsize=9)
-    page.savefig(path, dpi=110)
+    save(page, path)
 
 
 def plot_grid(
@@ -131,7 +131,7 @@ def plot_grid(
     axis.grid(alpha=0.25)
     if len(lines) > 1:
         axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize=9)
-    page.savefig(path, dpi=110)
+    save(page, path)
 
 
 def plot_portrait(portrait: Portrait, path: str | Path, *, title: str = "", verdict: str = "") -> None:
@@ -162,7 +162,7 @@ def plot_portrait(portrait: Portrait, path: str | Path, *, title: str = "", verd
     axes["text"].text(0.0, 1.0, textwrap.fill(verdict, 66 if long else 52), va="top", fontsize=8 if long else 10,
                       transform=axes["text"].transAxes)  # fmt: skip
     page.suptitle(title)
-    page.savefig(path, dpi=110)
+    save(page, path)
 
 
 _LETTERS_OF_VERDICT = 1100  # more than this would run out of the figure

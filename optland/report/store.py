@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from optland.archive import Archived, load
+from optland.log.unwritten import Unwritten
 from optland.objective import Objective
 
 __all__ = ["Store", "key_of"]
@@ -26,6 +27,7 @@ class Store:
 
     def __init__(self, folder: str | Path | None, name: str, key: str) -> None:
         self.folder, self.stem = None if folder is None else Path(folder), f"{_safe(name)}-{key}"
+        self._unwritten = Unwritten()
         if self.folder is not None:
             self.folder.mkdir(parents=True, exist_ok=True)
 
@@ -42,7 +44,8 @@ class Store:
             return load(path, kind)
         except (FileNotFoundError, ValueError, TypeError):
             found = make()
-            found.save(path)
+            with self._unwritten.attempt(path.parent.name):  # it is kept for after an interruption alone
+                found.save(path)
             return found
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from optland.files import write_whole
 from optland.landscape import Slice
 from optland.log import Logger
 from optland.plots import plot, plot_portrait
@@ -40,9 +40,7 @@ def write_report(findings: Findings, folder: str | Path, *, name: str = "report"
     for _ in _pictures(findings, where):
         continue
     page = where / f"{name}.html"
-    aside = page.with_suffix(".writing")
-    aside.write_text(text, encoding="utf-8")
-    os.replace(aside, page)
+    write_whole(page, text)
     return page
 
 

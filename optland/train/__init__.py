@@ -18,10 +18,18 @@ from optland.train.revisit import probe_objective
 from optland.train.run import RunFolder
 from optland.train.schedule import ScheduleName, check_schedule, cosine_schedule, schedule_by_name
 from optland.train.seeding import seed_everything
-from optland.train.settings import LogConfig, OptimizerConfig, PilotConfig, RunConfig, choose_device
+from optland.train.settings import (
+    LogConfig,
+    OptimizerConfig,
+    PilotConfig,
+    RunConfig,
+    ValidatedRunConfig,
+    choose_device,
+)
 from optland.train.summary import summarise
 from optland.train.text import TextConfig, TextData, TextHistory, load_text, summarise_text
 from optland.train.transformer import TransformerConfig
+from optland.train.weights import Weights, save_weights
 
 __all__ = [
     "RESUMABLE",
@@ -54,6 +62,8 @@ __all__ = [
     "TextData",
     "TextHistory",
     "TransformerConfig",
+    "ValidatedRunConfig",
+    "Weights",
     "best_setting",
     "build_model",
     "check_model",
@@ -67,6 +77,7 @@ __all__ = [
     "paired_gain",
     "probe_objective",
     "save_checkpoint",
+    "save_weights",
     "schedule_by_name",
     "seed_everything",
     "summarise",

@@ -1,13 +1,14 @@
 """Checkpoints that are whole or not there: written aside, checked by a sum, put in place in one move.
 
-A file is one header line with the SHA-256 of what follows, then the ``torch.save`` archive. It is written next to its
-final place, flushed to the disk, and moved over the checkpoint before it, which stays as ``<name>.previous``: at every
-instant at least one of the two is whole. Loading accepts tensors and plain Python values only (``weights_only``), so a
-file cannot run code.
+A file is a ``torch.save`` archive with its SHA-256 as the archive's comment, so ``torch.load(file)`` reads it too. It
+is written next to its final place, flushed to the disk, and moved over the checkpoint before it, which stays as
+``<name>.previous``: at every instant at least one of the two is whole. Loading accepts tensors and plain Python values
+only (``weights_only``), so a file cannot run code. A disk that takes no checkpoint does not end the run.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import os
@@ -25,10 +26,16 @@ from torch import nn
 from optland.config import UserError
 from optland.context import load_rng_state, rng_state
 from optland.failpoints import reach
+from optland.files import ASIDE
+from optland.log.unwritten import Unwritten
 
 __all__ = ["Checkpoint", "CheckpointError", "Stateful", "load_checkpoint", "save_checkpoint"]
 
-_MAGIC = b"optland-checkpoint-1 "
+_MAGIC = b"optland-checkpoint-2 "
+_MAGIC_BEFORE = b"optland-checkpoint-1 "  # the sum in a line before the archive, which torch.load cannot read
+_SUM = len(_MAGIC) + hashlib.sha256().digest_size * 2 + 1  # bytes of the comment, its end of line included
+_ARCHIVE, _ARCHIVE_END = b"PK\x03\x04", b"PK\x05\x06"  # what a zip file begins with, and its last record
+_ARCHIVE_END_SIZE = 22
 
 
 class CheckpointError(UserError):
@@ -48,7 +55,7 @@ class Stateful(Protocol):
 # Files ---------------------------------------------------------------------------------------------
 
 
-def save_checkpoint(path: Path, state: Mapping[str, Any], *, keep: int = 2) -> None:
+def save_checkpoint(path: str | Path, state: Mapping[str, Any], *, keep: int = 2) -> None:
     """Write ``state`` to ``path`` atomically; what was there stays readable behind it.
 
     Args:
@@ -58,6 +65,7 @@ def save_checkpoint(path: Path, state: Mapping[str, Any], *, keep: int = 2) -> N
 
     Raises:
         ValueError: ``keep`` below 1.
+        OSError: The disk does not take it. What was there is untouched, and the half of the new one is gone.
 
     Example:
         >>> import tempfile
@@ -69,21 +77,41 @@ def save_checkpoint(path: Path, state: Mapping[str, Any], *, keep: int = 2) -> N
     """
     if keep < 1:
         raise ValueError(f"keep {keep} checkpoints is none at all; use 1 or more, 2 by default")
-    buffer = io.BytesIO()
-    torch.save(dict(state), buffer)
+    path = Path(path)
+    payload = _with_sum(state)
     reach("checkpoint.before_write")
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = _beside(path, ".writing")
-    _write(aside, buffer.getbuffer())
-    reach("checkpoint.before_rename")
-    _put_in_place(aside, path, keep)
+    aside = _beside(path, ASIDE)
+    try:
+        _write(aside, payload)
+        reach("checkpoint.before_rename")
+        _put_in_place(aside, path, keep)
+    except OSError:
+        _clear_away(aside, _beside(path, ".behind"))
+        raise
     reach("checkpoint.after")
 
 
+def _with_sum(state: Mapping[str, Any]) -> memoryview:
+    """The archive with its sum as its comment."""
+    buffer = io.BytesIO()
+    torch.save(dict(state), buffer)
+    archive = buffer.getbuffer()
+    if bytes(archive[-_ARCHIVE_END_SIZE:][:4]) != _ARCHIVE_END:
+        raise ValueError(
+            "torch.save has written another kind of file than a zip archive; keep torch's own default"
+        )
+    archive[-2:] = _SUM.to_bytes(2, "little")  # the length of the comment
+    comment = _MAGIC + hashlib.sha256(archive).hexdigest().encode() + b"\n"
+    archive.release()
+    buffer.seek(0, io.SEEK_END)
+    buffer.write(comment)
+    return buffer.getbuffer()
+
+
 def _write(file: Path, payload: memoryview) -> None:
-    """Header and payload, on the disk when this returns."""
+    """All of it, on the disk when this returns."""
     with file.open("wb") as out:
-        out.write(_MAGIC + hashlib.sha256(payload).hexdigest().encode() + b"\n")
         half = len(payload) // 2
         out.write(payload[:half])
         out.flush()
@@ -91,6 +119,14 @@ def _write(file: Path, payload: memoryview) -> None:
         out.write(payload[half:])
         out.flush()
         os.fsync(out.fileno())
+
+
+def _clear_away(aside: Path, behind: Path) -> None:
+    """Leave nothing of a save that failed; once the new file is in place, ``behind`` is the one before it."""
+    with contextlib.suppress(OSError):  # the first failure is the one to tell
+        if aside.exists():
+            behind.unlink(missing_ok=True)
+        aside.unlink(missing_ok=True)
 
 
 def _put_in_place(aside: Path, path: Path, keep: int) -> None:
@@ -145,7 +181,9 @@ def _candidates(path: Path) -> Iterator[Path]:
     yield from sorted(older, key=lambda file: int(file.suffix[10:]))
 
 
-def load_checkpoint(path: Path, accept: Callable[[dict[str, Any]], None] | None = None) -> dict[str, Any]:
+def load_checkpoint(
+    path: str | Path, accept: Callable[[dict[str, Any]], None] | None = None
+) -> dict[str, Any]:
     """Read the newest usable checkpoint at ``path``: the file itself, or an older one with a warning.
 
     Args:
@@ -155,7 +193,7 @@ def load_checkpoint(path: Path, accept: Callable[[dict[str, Any]], None] | None 
     Raises:
         CheckpointError: None can be used; the message says why for each.
     """
-    return _newest_usable(path, accept)[1]
+    return _newest_usable(Path(path), accept)[1]
 
 
 def _newest_usable(
@@ -180,19 +218,35 @@ def _read(path: Path) -> dict[str, Any]:
     """One checkpoint file, its sum verified before anything of it is decoded."""
     if not path.exists():
         raise CheckpointError("there is no such file")
-    header, newline, payload = path.read_bytes().partition(b"\n")
-    if not newline or not header.startswith(_MAGIC):
-        raise CheckpointError("this is not an optland checkpoint, or its first line is damaged")
-    if hashlib.sha256(payload).hexdigest().encode() != header.removeprefix(_MAGIC):
+    content = path.read_bytes()
+    archive, summed, found = _taken_apart(content)
+    if hashlib.sha256(summed).hexdigest().encode() != found:
         raise CheckpointError("its checksum does not match: the file is damaged or cut short")
     # A checkpoint from a machine with CUDA can be read on one without.
     where = None if torch.cuda.is_available() else "cpu"
     try:
-        return dict(torch.load(io.BytesIO(payload), map_location=where, weights_only=True))
+        return dict(torch.load(io.BytesIO(archive), map_location=where, weights_only=True))
     except pickle.UnpicklingError as error:
         raise CheckpointError("it holds more than tensors and plain values, which is refused") from error
     except Exception as error:  # whatever a decoder makes of a foreign archive
         raise CheckpointError(f"it is not what save_checkpoint writes ({error})") from error
+
+
+def _taken_apart(content: bytes) -> tuple[memoryview, memoryview, bytes]:
+    """The archive, what of the file the sum is of, and the sum that was written."""
+    whole = memoryview(content)
+    if content.startswith(_MAGIC_BEFORE):
+        header = content.partition(b"\n")[0]
+        archive = whole[len(header) + 1 :]
+        return archive, archive, header.removeprefix(_MAGIC_BEFORE)
+    comment = content[-_SUM:]
+    if content.startswith(_ARCHIVE) and comment.startswith(_MAGIC):
+        return whole, whole[:-_SUM], comment.removeprefix(_MAGIC).rstrip(b"\n")
+    if content.startswith(_ARCHIVE):
+        raise CheckpointError(
+            "its checksum does not match: the file is damaged or cut short, or is another program's"
+        )
+    raise CheckpointError("this is not an optland checkpoint, or its first line is damaged")
 
 
 # Runs ----------------------------------------------------------------------------------------------
@@ -207,6 +261,7 @@ class Checkpoint:
         every_seconds: Seconds between two saves; None saves by step alone. When a save is made has no influence on
             the training, so the clock may decide here.
         keep: Checkpoints to keep; 2, the newest and the last good one behind it.
+        unwritten: Takes down the saves that failed; the run's own, so that its end names them.
         parts: Named objects with ``state_dict`` and ``load_state_dict``; None is left out. A scheduler must come
             before its optimizer, because making one overwrites the learning rate that the optimizer's state holds.
 
@@ -216,11 +271,12 @@ class Checkpoint:
 
     def __init__(
         self,
-        path: Path,
+        path: str | Path,
         *,
         every: int | None = None,
         every_seconds: float | None = None,
         keep: int = 2,
+        unwritten: Unwritten | None = None,
         **parts: Stateful | None,
     ) -> None:
         if every is None and every_seconds is None:
@@ -231,11 +287,14 @@ class Checkpoint:
             raise ValueError(f"checkpoint interval {every_seconds} s must be above 0")
         if keep < 1:
             raise ValueError(f"keep {keep} checkpoints is none at all; use 1 or more, 2 by default")
-        self.path = path
+        self.path = Path(path)
         self.every = every
         self.every_seconds = every_seconds
         self.keep = keep
         self.parts = {name: part for name, part in parts.items() if part is not None}
+        self.unwritten = unwritten or Unwritten()
+        self.kept: int | None = None
+        """Step that a resume would go on from; None where no checkpoint is there."""
         self._saved_at = time.monotonic()
 
     def after_step(self, step: int) -> None:
@@ -245,11 +304,19 @@ class Checkpoint:
         if by_step or (self.every_seconds is not None and waited >= self.every_seconds):
             self.save(step)
 
-    def save(self, step: int) -> None:
-        """Save now."""
+    def save(self, step: int) -> int | None:
+        """Save now; a disk that does not take it costs a warning, and the checkpoint before it stays.
+
+        Returns:
+            The step that a resume would go on from: this one, or that of the last save that succeeded, if any.
+        """
         state: dict[str, Any] = {name: part.state_dict() for name, part in self.parts.items()}
-        save_checkpoint(self.path, {"step": step, "rng": rng_state(), "parts": state}, keep=self.keep)
+        left = "there is none yet" if self.kept is None else f"the one of step {self.kept} stays"
+        with self.unwritten.attempt(self.path.name, left=left):
+            save_checkpoint(self.path, {"step": step, "rng": rng_state(), "parts": state}, keep=self.keep)
+            self.kept = step
         self._saved_at = time.monotonic()
+        return self.kept
 
     def begin(self, *, resume: bool) -> int:
         """Load where a run is resumed, else save its step 0; returns the steps made.
@@ -280,7 +347,8 @@ class Checkpoint:
             part.load_state_dict(saved["parts"][name])
         load_rng_state(saved["rng"])
         self._saved_at = time.monotonic()
-        return int(saved["step"])
+        self.kept = int(saved["step"])
+        return self.kept
 
     def _accept(self, saved: Mapping[str, Any]) -> None:
         """Refuse what does not belong to this run."""

@@ -22,10 +22,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Generic, Literal, TypeVar
 
+from optland.config import UserError
+from optland.files import write_whole
 from optland.train.comparison_table import BEST, LAST, SCORE, ComparisonTable, Side, summary_of
 from optland.train.paired import best_setting
 from optland.train.run import RunFolder
-from optland.train.settings import OptimizerConfig, RunConfig
+from optland.train.settings import OptimizerConfig, ValidatedRunConfig
 
 __all__ = ["CompareConfig", "ComparedRunConfig", "Comparison"]
 
@@ -73,7 +75,7 @@ class CompareConfig:
 
 
 @dataclass(frozen=True)
-class ComparedRunConfig(RunConfig):
+class ComparedRunConfig(ValidatedRunConfig):
     """A run, or with ``compare`` a method against its tuned base.
 
     Attributes:
@@ -90,6 +92,11 @@ class ComparedRunConfig(RunConfig):
             )
         if self.compare is None:
             return
+        if self.patience:
+            raise ValueError(
+                f"patience: {self.patience} would end some of the compared runs earlier than others, which are to have "
+                "equal epochs or equal cost; use null, or compare: null for a single run"
+            )
         name = self.optimizer.name
         if not self.optimizer.is_method:
             raise ValueError(
@@ -142,8 +149,9 @@ class Comparison(Generic[Config]):
             for member, run, begun in comparison.runs():
                 train(member, run, stop, resume=begun)
                 print(comparison.describe(run))
-            plot_comparison({"digits": comparison.report()}, picture)
-            comparison.finish(picture)
+            curves = comparison.finish()
+            with comparison.folder.attempt("curves.png") as picture:
+                plot_comparison({"digits": curves}, picture)
 
     With ``compare: null`` there is one run, in the folder itself, and nothing to report.
 
@@ -165,6 +173,7 @@ class Comparison(Generic[Config]):
         self.folder = RunFolder(config.out, config, quiet, recipe=recipe, length=1, resume=resume)
         self._shown: list[tuple[str, Arm]] = []  # the method first
         self._summary: dict[str, Any] = {}
+        self._unwritten: list[str] = []  # of the members
 
     def __enter__(self) -> Comparison[Config]:
         self.folder.__enter__()
@@ -179,6 +188,15 @@ class Comparison(Generic[Config]):
     def finished(self) -> bool:
         """Whether the table is there already."""
         return self.folder.finished
+
+    @property
+    def exit_code(self) -> int:
+        """0; or 1 where something could not be written."""
+        return 1 if self._unwritten else self.folder.exit_code
+
+    def where(self) -> str:
+        """Where to look now, and what is not there."""
+        return "\n".join([self.folder.where(), *self._unwritten])
 
     # The runs ---------------------------------------------------------------------------------------
 
@@ -198,10 +216,13 @@ class Comparison(Generic[Config]):
             log = replace(self._log, console=False)
             with RunFolder(out, member, log, recipe=self.recipe, length=1, resume=resumed) as run:
                 yield member, run, resumed
+            if not run.finished:  # what comes next is chosen by it
+                raise UserError(f"the comparison cannot go on without the result of a run\n{run.where()}")
+            self._unwritten += [f"{out.name}: {line}" for line in run.unwritten.lines()]
 
     def describe(self, run: RunFolder) -> str:
         """One line about a run that has ended."""
-        found = summary_of(run.path)
+        found = run.summary or summary_of(run.path)
         return (
             f"{run.path.name:<34} val {found[SCORE]:5.1f} %  test {found[BEST]:5.1f} %  last {found[LAST]:5.1f} %  "
             f"{found['budget/ge']:>10,.0f} GE  {found['train/seconds']:6.1f} s"
@@ -268,7 +289,7 @@ class Comparison(Generic[Config]):
     # What comes out ---------------------------------------------------------------------------------
 
     def report(self) -> dict[str, list[list[tuple[float, float]]]]:
-        """Write the table and ``comparison.json``; call it after the last run, and draw and :meth:`finish` after it.
+        """Write the table and ``comparison.json``; call it after the last run.
 
         Returns:
             By method, for every seed: pairs (gradient evaluations, test accuracy in percent).
@@ -282,14 +303,19 @@ class Comparison(Generic[Config]):
         self.folder.log.table("summary/comparison", table.columns, table.cells())
         self._summary = table.summary() | self._choices()
         found = {"seeds": list(self._seeds), "chosen": self._choices(), "sides": table.numbers()}
-        path = self.folder.path / "comparison.json"
-        path.write_text(json.dumps(found, indent=1, default=str) + "\n", encoding="utf-8")
+        with self.folder.unwritten.attempt("comparison.json"):
+            write_whole(self.folder.path / "comparison.json", json.dumps(found, indent=1, default=str) + "\n")
         return table.curves()
 
-    def finish(self, picture: Path) -> None:
-        """Close the record with its figure and summary; ``summary.json`` marks the comparison as done."""
-        self.folder.log.image("summary/curves", picture)
+    def finish(self) -> dict[str, list[list[tuple[float, float]]]]:
+        """:meth:`report`, then keep the summary, which marks the comparison as done, and show it.
+
+        Returns:
+            The curves of :meth:`report`, to be drawn.
+        """
+        curves = self.report()
         self.folder.finish(self._summary)
+        return curves
 
     def _choices(self) -> dict[str, Any]:
         """What validation chose."""

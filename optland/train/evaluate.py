@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,8 @@ from optland.context import preserve_modes, set_modes
 from optland.train.data import ImageData
 
 __all__ = ["History", "Records", "evaluate"]
+
+Batch = TypeVar("Batch")
 
 
 @torch.no_grad()
@@ -72,6 +74,27 @@ class Records:
         if not self._kept or self.rank(row) > self.rank(self.best):
             self._kept["best"] = row
         self._kept["last"] = row
+
+    def until_stalled(self, batches: Iterable[Batch], patience: int | None) -> Iterator[Batch]:
+        """The batches, until the best evaluation is ``patience`` epochs old: early stopping.
+
+        Whether to go on is asked before a batch is taken, so that a run that is resumed after its last epoch stops
+        where it had stopped.
+
+        Args:
+            batches: Batches of the run, evaluated into this history at every epoch's end.
+            patience: Epochs without a better evaluation; None or 0 goes through all batches.
+        """
+        taken = iter(batches)
+        while not self.stalled(patience):
+            try:
+                yield next(taken)
+            except StopIteration:
+                return
+
+    def stalled(self, patience: int | None) -> bool:
+        """Whether the best evaluation is ``patience`` epochs old or older; never with None or 0."""
+        return bool(patience and self._kept) and self.last["epoch"] - self.best["epoch"] >= (patience or 0)
 
     def state_dict(self) -> dict[str, Any]:
         """The latest and the best."""

@@ -12,12 +12,13 @@ The checkpoint of the last save is then what a resume starts from.
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import sys
 import threading
 import warnings
 from types import FrameType, TracebackType
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Protocol
 
 __all__ = ["RESUMABLE", "GracefulStop", "leave_signals_to_main"]
 
@@ -25,6 +26,13 @@ RESUMABLE = 75
 """Exit code of a run that was stopped with a checkpoint of its last step: run it again with ``--resume``."""
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class Keeps(Protocol):
+    """What can save a run: :class:`optland.train.Checkpoint`."""
+
+    def save(self, step: int) -> int | None:
+        """Save; returns the step that a resume would go on from, None where there is none."""
 
 
 class GracefulStop:
@@ -37,8 +45,7 @@ class GracefulStop:
                 ...
                 checkpoint.after_step(step)
                 if stop.requested:
-                    checkpoint.save(step)
-                    stop.leave()
+                    stop.leave(checkpoint, step)
 
     Python lets only the main thread receive signals. In another thread this does nothing but warn once; there a signal
     acts at once, and the owner of the thread can call :meth:`request` instead.
@@ -84,14 +91,27 @@ class GracefulStop:
         """
         self.requested, self.by = True, by
 
-    def leave(self) -> NoReturn:
-        """Say so and leave; call it after the save.
+    def leave(self, checkpoint: Keeps | None = None, step: int = 0) -> NoReturn:
+        """Save, say what there is to go on from, and leave.
+
+        Args:
+            checkpoint: The run's :class:`optland.train.Checkpoint`; None where the caller has saved itself.
+            step: Steps made.
 
         Raises:
-            SystemExit: With code :data:`RESUMABLE`.
+            SystemExit: With code :data:`RESUMABLE`; with 1, where the disk has taken no checkpoint at all.
         """
-        sys.stderr.write(f"stopped by {self.by} after a whole step; go on with --resume\n")
-        raise SystemExit(RESUMABLE)
+        kept = step if checkpoint is None else checkpoint.save(step)
+        if kept == step:
+            how, code = "after a whole step; go on with --resume", RESUMABLE
+        elif kept is not None:
+            how = f"after step {step}, which could not be saved; --resume goes on from step {kept}"
+            code = RESUMABLE
+        else:
+            how, code = f"after step {step}; no checkpoint could be written, so there is nothing to resume", 1
+        with contextlib.suppress(OSError):  # nobody reads it
+            sys.stderr.write(f"stopped by {self.by} {how}\n")
+        raise SystemExit(code)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self.requested:

@@ -1,27 +1,38 @@
-"""The folder of one run: resolved configuration, log, checkpoint, figure, summary.
+"""The folder of one run: resolved configuration, log, checkpoint, summary, weights, figure.
 
 A folder is never written over: a second run of the same name gets the next free number, and ``--resume`` goes on in
 the newest one. One process at a time writes to a folder. Secrets are hidden in everything that is written.
+
+The result comes first: :meth:`RunFolder.finish` writes and shows it, and whatever comes after it (weights, pictures,
+wandb) can fail without costing it. What could not be written is said when it happens and once more at the end.
 """
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import math
-import os
 import shlex
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from optland.config import UserError, redact_item, redact_text, to_yaml
-from optland.log import ConsoleLogger, JsonlLogger, Logger, LoggerGroup, WandbLogger, read_jsonl
+from optland.files import write_whole
+from optland.log import ConsoleLogger, JsonlLogger, Logger, LoggerGroup, WandbLogger
+from optland.log.unwritten import Unwritten
+from optland.train.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from optland.train.claim import claim, release
+from optland.train.ema import Ema
+from optland.train.evaluate import Records
 from optland.train.interrupt import RESUMABLE
 from optland.train.resume import Resumption, named_on_the_command_line
-from optland.train.settings import LogConfig
+from optland.train.settings import LogConfig, RunConfig
+from optland.train.weights import Weights
 
 __all__ = ["RunFolder"]
 
@@ -61,12 +72,20 @@ class RunFolder:
             if resume:
                 self._take_up(config, text, recipe)
             else:
-                _write(self.path / "config.yaml", text)
+                _write_config(self.path, text)
         except BaseException:
             self._release()
             raise
         self._go_on = _resume_command(recipe, self.path)
+        self.unwritten = Unwritten()
+        """What the disk did not take."""
+        self.weights: Weights | None = None
+        self._made: list[str] = []
+        self._left_out: list[str] = []
+        self.summary: dict[str, Any] | None = None
+        """What :meth:`finish` was given; None before."""
         self.wandb = None
+        self._console = ConsoleLogger(length, every=5 * log.every) if log.console else None
         loggers: list[Logger] = [self.jsonl]
         if log.wandb != "disabled" and not self.finished:
             self.wandb = WandbLogger(
@@ -74,20 +93,23 @@ class RunFolder:
                 job_type="train", tags=log.tags, name=self.path.name,
             )  # fmt: skip
             loggers.append(self.wandb)
-        if log.console:
-            loggers.append(ConsoleLogger(length, every=5 * log.every))
+        if self._console is not None:
+            loggers.append(self._console)
         self.log = LoggerGroup(loggers)
 
     def __enter__(self) -> RunFolder:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        """Close a run that broke off: as stopped, with the command that goes on with it, or as failed."""
-        if isinstance(error, KeyboardInterrupt):
-            how = "by Ctrl-C within a step; its last checkpoint is there"
-            self._stopped(how, _INTERRUPTED)
+        """Close the run: with its result, as stopped with the command that goes on with it, or as failed."""
+        if self.summary is not None:
+            self.log.only(self.wandb).finish(self.summary)
+        elif isinstance(error, KeyboardInterrupt):
+            self._stopped("by Ctrl-C within a step; its last checkpoint is there", _INTERRUPTED)
         elif isinstance(error, SystemExit) and error.code == RESUMABLE:
-            self._stopped("after a whole step, with a checkpoint", RESUMABLE)
+            saved = self.checkpoint.name not in self.unwritten.missing
+            how = "with a checkpoint" if saved else "which could not be saved; its last checkpoint is there"
+            self._stopped(f"after a whole step, {how}", RESUMABLE)
         elif isinstance(error, SystemExit) and isinstance(error.code, int):
             self.log.finish({"summary/stopped": f"exit code {error.code}"}, exit_code=error.code)
         elif kind is not None:
@@ -116,7 +138,7 @@ class RunFolder:
         if resumption.longer is not None and self.finished:
             # Before the new configuration: a run that is killed in between is one that has yet to end.
             self._summary.rename(self.path / f"summary-{resumption.longer.before}-epochs.json")
-        _write(self.path / "config.yaml", text)
+        _write_config(self.path, text)
 
     def _require_checkpoint(self) -> None:
         """A log with rows and no checkpoint is a run whose state was lost, not one that has yet to begin."""
@@ -144,28 +166,96 @@ class RunFolder:
 
     def rows(self) -> list[dict[str, Any]]:
         """The rows logged so far."""
-        return read_jsonl(self.jsonl.path, kind="row")
+        return self.jsonl.read("row")
 
     def events(self) -> list[dict[str, Any]]:
         """The decisions logged so far."""
-        return read_jsonl(self.jsonl.path, kind="event")
+        return self.jsonl.read("event")
+
+    def saved(self) -> dict[str, Any]:
+        """What :meth:`save` kept; empty where it has not kept anything yet."""
+        there = self.checkpoint.exists() or any(self.path.glob(f"{self.checkpoint.name}.previous*"))
+        return load_checkpoint(self.checkpoint) if there else {}
+
+    def save(self, state: Mapping[str, Any]) -> None:
+        """Keep what a recipe without a :class:`Checkpoint` has so far; a full disk does not end it."""
+        with self.unwritten.attempt(self.checkpoint.name):
+            save_checkpoint(self.checkpoint, state)
+
+    def checkpoints(self, config: RunConfig, **parts: Any) -> Checkpoint:
+        """The run's checkpoint, as often as the configuration says; ``parts`` as for :class:`Checkpoint`."""
+        every, seconds = config.checkpoint_every, config.checkpoint_seconds
+        return Checkpoint(
+            self.checkpoint, every=every, every_seconds=seconds, unwritten=self.unwritten, **parts
+        )
+
+    def give_away(
+        self, model: nn.Module, average: Ema | None, history: Records, inputs: Mapping[str, str],
+        make: Callable[..., nn.Module], *arguments: Any,
+    ) -> Weights:  # fmt: skip
+        """Give the weights of this run away: see :class:`optland.train.weights.Weights`, which has these arguments."""
+        self.weights = Weights(self.path, self.unwritten, model, average, history, inputs, make, *arguments)
+        return self.weights
 
     def finish(self, summary: Mapping[str, Any]) -> None:
-        """Close the log with the summary and say where everything is; ``summary.json`` marks the run as done."""
-        self.log.finish(summary)
+        """Keep the result and show it; ``summary.json`` marks the run as done.
+
+        Pictures and reports come after it, each in an :meth:`attempt`; the log is closed with the run.
+        """
+        self.summary = dict(summary)
         content = {key: None if _is_nonfinite(value) else value for key, value in summary.items()}
         text = json.dumps(content, indent=2, allow_nan=False, default=str)
-        _write(self._summary, text + "\n")
+        with self.unwritten.attempt(self._summary.name, left="the result is below"):
+            write_whole(self._summary, f"{text}\n", flush=True)
+        with self.unwritten.attempt(self.jsonl.path.name):
+            self.jsonl.finish(summary)
+        self.log.only(self._console).finish(summary)
+        if self.weights is not None:
+            self.weights.finish()
+
+    @contextlib.contextmanager
+    def attempt(self, name: str) -> Iterator[Path]:
+        """A block that makes the file ``name`` beside the result: its failure is noted, whatever it is.
+
+        Returns:
+            A context manager that gives the file's path.
+        """
+        with self.unwritten.attempt(name, Exception):
+            try:
+                yield self.path / name
+                self._made.append(name)
+            except UserError as error:  # a package that is not installed, which was said before training
+                self._left_out.append(f"left out     {name}: {error}")
+
+    @property
+    def exit_code(self) -> int:
+        """0; or 1 where something that the run promises could not be written."""
+        return 1 if self.unwritten.missing else 0
 
     def where(self) -> str:
-        """Where to look now, a line each."""
+        """Where to look now, a line each, and what is not there."""
         lines = [f"run folder   {self.path}"]
-        if (self.path / "curves.png").exists():
-            lines.append(f"figure       {self.path / 'curves.png'}")
+        kinds = {".html": "report", ".png": "figure"}
+        made = [self.path / name for name in self._made]
+        lines += [f"{kinds[path.suffix]:<12} {path}" for path in made if path.suffix in kinds]
         command = self.wandb.view_command() if self.wandb is not None else None
         if command:
             lines.append(f"wandb run    {command}")
+        if self.weights is not None and (described := self.weights.describe()):
+            lines.append(described)
+        lines += [*self._left_out, *self.unwritten.lines()]
+        if "summary.json" in self.unwritten.missing:
+            lines += [f"{key}: {value}" for key, value in (self.summary or {}).items()]
+            lines.append(f"make room, then write it with: {self._go_on}")
         return "\n".join(lines)
+
+
+def _write_config(folder: Path, config: str) -> None:
+    """Write the configuration, which makes a folder that of a run."""
+    try:
+        write_whole(folder / "config.yaml", config)
+    except OSError as error:
+        raise _unusable(folder, error) from error
 
 
 def _candidates(out: Path) -> Iterator[Path]:
@@ -210,13 +300,6 @@ def _newest(out: Path) -> tuple[Path, int | None]:
 
 def _unusable(folder: Path, error: Exception) -> UserError:
     return UserError(f"out: '{str(folder)[:200]}' cannot be used ({error}); name a folder that can be")
-
-
-def _write(file: Path, text: str) -> None:
-    """Whole or not at all."""
-    aside = file.with_name(f"{file.name}.writing")
-    aside.write_text(text, encoding="utf-8")
-    os.replace(aside, file)
 
 
 def _resume_command(recipe: str, folder: Path) -> str:

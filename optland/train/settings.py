@@ -19,7 +19,14 @@ from optland.optim.registry import BASES, METHODS, options_of
 from optland.train.precision import PrecisionConfig
 from optland.train.schedule import ScheduleName, check_schedule
 
-__all__ = ["LogConfig", "OptimizerConfig", "PilotConfig", "RunConfig", "choose_device"]
+__all__ = [
+    "LogConfig",
+    "OptimizerConfig",
+    "PilotConfig",
+    "RunConfig",
+    "ValidatedRunConfig",
+    "choose_device",
+]
 
 _WITH_MOMENTUM = ("sgd", "rmsprop")
 _KEYS = ("lr", "momentum", "weight_decay", "rho")
@@ -321,3 +328,26 @@ class RunConfig:
                 raise ValueError(
                     "policies: gi_adam needs optimizer.name adam or adamw, without a method around it"
                 )
+
+
+@dataclass(frozen=True)
+class ValidatedRunConfig(RunConfig):
+    """A run that is evaluated on validation data after every epoch.
+
+    Attributes:
+        patience: Early stopping: epochs without a better validation result after which the run ends; null or 0 trains
+            all epochs. The schedule is laid out over ``epochs`` all the same, as is ``auto_lr``'s: a run that stops
+            early ends at a rate that has not come down yet, so its best weights are to be taken, and not its last.
+
+    Raises:
+        ValueError: As :class:`RunConfig`, or a negative patience.
+    """
+
+    patience: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.patience is not None and self.patience < 0:
+            raise ValueError(
+                f"patience: {self.patience} epochs is negative; use for example 5, or null for never"
+            )

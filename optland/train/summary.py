@@ -30,6 +30,7 @@ def summarise(
         "epoch best by validation": int(best["epoch"]),
         "val/acc last epoch": last["val/acc"],
         "val/acc best": best["val/acc"],
+        "train/epochs": int(last["epoch"]),
         **what_it_took(pilot, rows, events),
     }
 

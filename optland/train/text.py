@@ -99,6 +99,16 @@ class TextData:
         return 256 if self.alphabet is None else len(self.alphabet)
 
     @property
+    def inputs(self) -> dict[str, str]:
+        """What a model of this text takes, in words, with the alphabet that numbers it."""
+        if self.alphabet is None:
+            return {"input": "bytes as numbers"}
+        return {
+            "input": "places of characters in the alphabet of the file's metadata",
+            "alphabet": self.alphabet,
+        }
+
+    @property
     def fingerprint(self) -> str:
         """Start of the SHA-256 of all tokens with their split: equal for equal data."""
         digest = hashlib.sha256(repr((self.alphabet, self.context)).encode())
@@ -322,6 +332,7 @@ def summarise_text(
         "test/perplexity last": last["test/perplexity"],
         "val/bpc last": last["val/bpc"],
         "val/bpc best": best["val/bpc"],
+        "train/epochs": int(last["epoch"]),
         "data/tokens": sum(len(t) for t in (data.train, data.val, data.test)),
         "data/fingerprint": data.fingerprint,
         **what_it_took(pilot, rows, events),

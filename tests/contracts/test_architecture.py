@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 LEVELS = {
     "vectors": 0,
+    "files": -2,
     "archive": -1,
     "estimate": 0,
     "batches": 0,

@@ -15,9 +15,11 @@ from typing import Any
 import pytest
 import torch
 from command_line import optland
+from safetensors.torch import load_file
 
 from optland.log import read_jsonl
 from optland.train import load_checkpoint
+from optland.train.weights import about_weights
 
 ROOT = Path(__file__).resolve().parents[2]
 SHORT = ["epochs=4", "checkpoint_every=7", "data.label_noise=0.3", "model.name=resnet8", "model.width=4"]
@@ -78,6 +80,31 @@ def test_a_run_leaves_everything_it_promises(whole: tuple[Path, str]) -> None:
     assert "wandb leet" in printed
     assert "\x1b[" not in printed, "no escape codes when the output is not a terminal"
     assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_three_lines_that_a_run_prints_load_its_best_weights_anywhere(whole: tuple[Path, str]) -> None:
+    """They give the accuracy that the run reports, on data standardised as the run says."""
+    folder, printed = whole
+    lines = printed.partition("To load them in any program:\n\n")[2].splitlines()[:3]
+    test = """
+from optland.train import DataConfig, evaluate, load_data
+data = load_data(DataConfig(name="digits", label_noise=0.3))
+print(evaluate(model, data.test_x, data.test_y)["acc"], model.training)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", "\n".join([*lines, test])],
+        cwd=folder.parent, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    summary = json.loads((folder / "summary.json").read_text())
+    accuracy, training = done.stdout.split()
+    assert float(accuracy) == pytest.approx(summary["test/acc best by validation"], abs=1e-9)
+    assert training == "False"
+    assert about_weights(folder / "best.safetensors")["epoch"] == str(summary["epoch best by validation"])
+    last = torch.load(folder / "checkpoint.pt", weights_only=True)["parts"]["model"]
+    given = load_file(folder / "model.safetensors")
+    assert given.keys() == last.keys()
+    assert all(torch.equal(given[name], last[name]) for name in given)
 
 
 def test_wandbs_own_reader_shows_the_values_that_the_console_printed(whole: tuple[Path, str]) -> None:

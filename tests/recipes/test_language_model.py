@@ -17,7 +17,8 @@ import torch
 from command_line import optland
 
 from optland.log import read_jsonl
-from optland.train import load_checkpoint
+from optland.train import TextConfig, load_checkpoint, load_text
+from optland.train.text import evaluate_text
 
 ROOT = Path(__file__).resolve().parents[2]
 SHORT = ["log.wandb=disabled", "model.dropout=0.1", "pilot.budget=0.2", "checkpoint_every=7"]
@@ -60,6 +61,26 @@ def test_a_run_leaves_everything_it_promises_and_learns(whole: tuple[Path, str])
     assert summary["budget/probe_frac"] <= 0.2
     assert "test/bpc last" in printed
     assert "\x1b[" not in printed, "no escape codes when the output is not a terminal"
+
+
+def test_the_three_lines_that_a_run_prints_load_its_average_of_tied_weights(whole: tuple[Path, str]) -> None:
+    folder, printed = whole
+    lines = printed.partition("To load them in any program:\n\n")[2].splitlines()[:3]
+    assert "(an average of the weights)" in printed
+    space: dict[str, Any] = {}
+    here = os.getcwd()
+    os.chdir(folder.parent)
+    try:
+        exec("\n".join(lines), space)
+    finally:
+        os.chdir(here)
+    model = space["model"]
+    assert model.head.weight is model.tokens.weight
+    (config,) = [line for line in (folder / "config.yaml").read_text().splitlines() if "context:" in line]
+    data = load_text(TextConfig(tokens="bytes", max_bytes=30_000, context=int(config.split()[1])))
+    summary = json.loads((folder / "summary.json").read_text())
+    found = evaluate_text(model, data.windows("test"))["bpc"]
+    assert found == pytest.approx(summary["test/bpc best by validation"], rel=1e-6)
 
 
 @pytest.mark.slow

@@ -213,3 +213,19 @@ def test_every_shipped_config_is_valid(config: str, capsys: Any) -> None:
 
     assert main(["validate", "train_sam", config]) == 0
     assert "compare" in capsys.readouterr().out
+
+
+def test_patience_ends_a_single_run_and_is_refused_for_a_comparison(tmp_path: Path, capsys: Any) -> None:
+    from optland.cli import main
+
+    arguments = ["run", "train_sam", "smoke", f"out={tmp_path / 'run'}", *SHORT, "epochs=30", "patience=2"]
+    assert main(arguments) == 2
+    assert "patience: 2 would end some of the compared runs earlier" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+    # A rate at which nothing is learnt: the first epoch is the best.
+    assert main([*arguments, "compare=null", "optimizer.lr=1e-12", "schedule=none"]) == 0
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert (summary["epoch best by validation"], summary["train/epochs"]) == (1, 3)
+    said = capsys.readouterr().out
+    assert "best.safetensors of epoch 1, the best by validation" in said
+    assert "model.safetensors of epoch 3, the last" in said

@@ -58,6 +58,14 @@ class ImageData:
         return c, h, w
 
     @property
+    def inputs(self) -> dict[str, str]:
+        """What a model trained on these data takes, in words, with the numbers that make it."""
+        mean, std = (getattr(self, name).flatten().tolist() for name in ("mean", "std"))
+        unit = "pixels from 0 to 255" if self.train_x.dtype == torch.uint8 else "in the data set's own unit"
+        words = " and ".join(f"{' '.join(f'{v:.4g}' for v in values)}" for values in (mean, std))
+        return {"input": f"(x - mean) / std with {words}, {unit}", "mean": repr(mean), "std": repr(std)}
+
+    @property
     def augments(self) -> bool:
         """Whether :meth:`transform` draws random numbers."""
         return self.crop or self.flip

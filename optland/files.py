@@ -1,0 +1,45 @@
+"""Files that are whole or not there: written beside their place, moved into it in one step, and nothing left behind."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+
+__all__ = ["ASIDE", "write_whole"]
+
+ASIDE = ".writing"
+"""Ending of a file that is not whole yet; what has it was left by a process that was killed."""
+
+
+def write_whole(path: str | Path, content: bytes | memoryview | str, *, flush: bool = False) -> None:
+    """Write a file, so that at every instant the old one or the new one is there.
+
+    Args:
+        path: The file; its folder has to exist.
+        content: All of it; a text is written as UTF-8.
+        flush: Wait until it is on the disk, for what has to survive a power cut.
+
+    Raises:
+        OSError: It could not be written. What was there is still there, and the half of the new one is gone.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     write_whole(Path(folder) / "a.txt", "whole")
+        ...     [file.name for file in Path(folder).iterdir()]
+        ['a.txt']
+    """
+    path = Path(path)
+    aside = path.with_name(path.name + ASIDE)
+    try:
+        with aside.open("wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            if flush:
+                file.flush()
+                os.fsync(file.fileno())
+        os.replace(aside, path)
+    except BaseException:
+        with contextlib.suppress(OSError):  # the first failure is the one to tell
+            aside.unlink(missing_ok=True)
+        raise
