@@ -104,7 +104,10 @@ def create(name: str, params: Iterable[Any], base: str | None = None, **options:
         return inner
     missing = _required(method) - options.keys()
     if missing:
-        raise ValueError(f"{name!r} needs {', '.join(f'{key}=' for key in sorted(missing))}; pass it")
+        raise ValueError(
+            f"{name!r} needs {', '.join(f'{key}=' for key in sorted(missing))}; give it to "
+            "optland.optim.create in Python, or choose another method"
+        )
     build: Callable[..., Optimizer] = method
     taken = {key_of(key) if key in shared else key: key for key in _options(method)}
     return build(inner, **{taken[key]: value for key, value in options.items() if key in taken})

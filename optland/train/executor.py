@@ -27,15 +27,20 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Adam, Optimizer
+from torch.optim import Adam, AdamW, NAdam, Optimizer, RAdam
 
 from optland import vectors
 from optland.control import CollapseGuard, CoolDown, Decision, Proposal, StepPolicy, StepView, clamp_factor
 from optland.control.view import HOST_ACTUATORS
+from optland.curvature.operators.preconditioner import innermost
 from optland.optim.keys import key
 from optland.train.undo import Undo
 
 __all__ = ["Executor", "Outcome", "actuators_of", "is_adam"]
+
+
+ADAMS = (Adam, AdamW)
+"""Optimizers that keep Adam's state; AdamW became a subclass of Adam in PyTorch 2.7."""
 
 
 @dataclass(frozen=True)
@@ -52,8 +57,8 @@ Action = Callable[[float], bool | Outcome]
 
 
 def is_adam(optimizer: Optimizer) -> bool:
-    """Whether the step is divided by the root of a second moment as Adam's is."""
-    return isinstance(getattr(optimizer, "base", optimizer), Adam)
+    """Whether the step, below any wrappers, is divided by the root of a second moment as Adam's is."""
+    return isinstance(innermost(optimizer), (*ADAMS, NAdam, RAdam))
 
 
 def actuators_of(optimizer: Optimizer) -> frozenset[str]:
@@ -63,7 +68,7 @@ def actuators_of(optimizer: Optimizer) -> frozenset[str]:
         has -= {"rho"}
     if not hasattr(optimizer, "gate"):
         has -= {"sam_duty"}
-    if not isinstance(optimizer, Adam):
+    if not isinstance(optimizer, ADAMS):
         has -= {"adam_v0"}
     return frozenset(has)
 

@@ -15,7 +15,7 @@ from optland.control.policies import POLICIES, AutoLR, NoiseBatch, SafeLR
 from optland.optim import available, create
 from optland.optim.gates import as_gate
 from optland.optim.keys import setting
-from optland.optim.registry import BASES, METHODS, options_of
+from optland.optim.registry import BASES, METHODS, SOLVERS, options_of
 from optland.train.precision import PrecisionConfig
 from optland.train.schedule import ScheduleName, check_schedule
 
@@ -73,6 +73,11 @@ class OptimizerConfig:
             if value not in known:
                 hint = did_you_mean(value, known)
                 raise ValueError(f"{key}: optimizer {value!r} is not known; choose from {known}.{hint}")
+        if self.name in SOLVERS:
+            raise ValueError(
+                f"name: {self.name!r} makes its steps without a base, which is not for the loops of the recipes; use "
+                "optland.optim.create in Python, or choose for example 'sam'"
+            )
         if not self.lr > 0:
             raise ValueError(f"lr: {self.lr} must be above 0, for example 0.1")
         if not 0 <= self.momentum < 1:
@@ -82,6 +87,7 @@ class OptimizerConfig:
         if self.rho is not None and self.rho < 0:
             raise ValueError(f"rho: {self.rho} is negative; use 0 or more, for example 0.1")
         self._check_options()
+        self._check_made()
 
     @property
     def is_method(self) -> bool:
@@ -126,7 +132,7 @@ class OptimizerConfig:
         return create(self.name, params, base=self._base, **options, **{**self.options, **more})
 
     def _check_options(self) -> None:
-        """Refuse an option before data are read: by its name, or by what the optimizer itself says of its value."""
+        """Refuse an option that the method and its base do not have."""
         known = sorted(set(options_of(self.name, self._base)) - {"model", *_KEYS})
         if self.is_method and self.rho is not None and "rho" not in options_of(self.name, self._base):
             raise ValueError(f"rho: {self.rho} means nothing for {self.name!r}; use null")
@@ -141,11 +147,15 @@ class OptimizerConfig:
                     f"options: {self.name!r} over {self._base!r} has no option {key!r} (given: {value!r}); "
                     f"choose from {known}.{hint}"
                 )
-        if self.options:
-            try:
-                self._create([nn.Parameter(torch.zeros(1))], steps=1)
-            except (TypeError, ValueError) as error:
-                raise ValueError(f"options: {self.options} cannot be used: {error}") from error
+
+    def _check_made(self) -> None:
+        """Make the optimizer once, so that what its constructor refuses is refused before data are read."""
+        try:
+            self._create([nn.Parameter(torch.zeros(1))], steps=1)
+        except (TypeError, ValueError) as error:
+            what = f"options: {self.options} of {self.name!r}" if self.options else f"name: {self.name!r}"
+            around = "" if self.name in BASES else f" over base: {self.base!r}"
+            raise ValueError(f"{what}{around} cannot be used: {error}") from error
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,9 @@ from torch.optim import lr_scheduler
 from optland.control import NoiseBatch, Plateau, Proposal, SpikeGuard, StepPolicy, StepView
 from optland.control.policies import POLICIES
 from optland.optim import SAM
+from optland.optim.saddle import NegativeCurvature
 from optland.train import BatchLoader, Pilot
+from optland.train.executor import actuators_of, is_adam
 
 STEPS, PEAK, FACTOR = 200, 0.02, 0.25
 
@@ -263,6 +265,20 @@ def test_gi_adam_is_adam_with_v0(decoupled: bool) -> None:
     loop.run(5)
     found = torch.cat([p.flatten() for p in loop.weights()])
     assert torch.allclose(found, w, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", ["Adam", "AdamW", "NAdam", "RAdam"])
+@pytest.mark.parametrize("wrapped", [0, 1, 2])
+def test_adam_is_known_by_any_of_its_names_below_any_wrapper(kind: str, wrapped: int) -> None:
+    """In PyTorch 2.6 AdamW is no kind of Adam; NAdam and RAdam are none anywhere."""
+    model = nn.Linear(2, 1)
+    optimizer: Any = getattr(torch.optim, kind)(model.parameters(), lr=0.01)
+    assert ("adam_v0" in actuators_of(optimizer)) == (kind in ("Adam", "AdamW"))
+    optimizer = SAM(optimizer) if wrapped else optimizer
+    optimizer = NegativeCurvature(optimizer) if wrapped == 2 else optimizer
+    assert is_adam(optimizer)
+    assert wrapped == 0 or "adam_v0" not in actuators_of(optimizer)
+    assert not is_adam(torch.optim.SGD(model.parameters(), lr=0.1))
 
 
 @pytest.mark.parametrize(("name", "optimizer"), [("gi_adam", sgd), ("late_sam", sgd), ("rho", sgd)])

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
 import torch
 
 from optland.config import ConfigError
-from optland.optim import ASAM
+from optland.optim import ASAM, available
+from optland.optim.registry import BASES, SOLVERS
 from optland.train import BatchLoader, DataConfig, ModelConfig, OptimizerConfig, PilotConfig, load_data
 from optland.train.models.build import check_model
 from optland.train.models.registry import MODELS
@@ -29,6 +31,41 @@ from optland.train.settings import RunConfig
 def test_impossible_values_are_refused(values: dict[str, Any], says: str) -> None:
     with pytest.raises(ValueError, match=says):
         RunConfig(**values)
+
+
+@pytest.mark.parametrize("name", available())
+def test_an_optimizer_that_its_constructor_refuses_is_no_configuration(name: str) -> None:
+    """Every name over every base, with and without momentum: refused by name when it is read, or it can be built."""
+    refusals, taken = [], 0
+    for base, momentum in itertools.product(BASES, (0.0, 0.9)):
+        try:
+            config = OptimizerConfig(name=name, base=base, momentum=momentum)
+        except ValueError as error:
+            refusals.append(str(error))
+        else:
+            config.build(torch.nn.Linear(2, 2))
+            taken += 1
+    assert all(refusal.startswith(f"name: {name!r}") for refusal in refusals)
+    assert (taken == 0) == (name in SOLVERS or name == "eigensam")  # what a configuration cannot hold
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        (
+            {"name": "adam_sam"},
+            "name: 'adam_sam' over base: 'sgd' .* use for example torch.optim.AdamW, or SAM",
+        ),
+        ({"name": "adam_sam", "base": "rmsprop"}, "name: 'adam_sam' over base: 'rmsprop' .* second moment"),
+        ({"name": "msam", "momentum": 0.0}, "name: 'msam' over base: 'sgd' .* momentum"),
+        ({"name": "eigensam"}, "name: 'eigensam' .* needs objective=; give it to optland.optim.create"),
+        ({"name": "cubic_newton"}, "name: 'cubic_newton' makes its steps without a base"),
+        ({"name": "adamw", "options": {"eps": -1.0}}, r"options: \{'eps': -1.0\} of 'adamw' cannot be used"),
+    ],
+)
+def test_the_refusal_names_the_pair_and_what_works(values: dict[str, Any], says: str) -> None:
+    with pytest.raises(ValueError, match=f"^{says}"):
+        OptimizerConfig(**values)
 
 
 def test_a_schedule_is_free_where_auto_lr_does_not_act() -> None:
