@@ -5,7 +5,7 @@ from functools import partial
 import pytest
 import torch
 from torch import nn
-from torch.optim import ASGD, SGD, Adadelta, Adam, AdamW, Muon, Optimizer, RMSprop
+from torch.optim import ASGD, SGD, Adadelta, Adam, AdamW, Optimizer, RMSprop
 
 from optland.objective import Objective
 from optland.optim.keys import key
@@ -82,6 +82,12 @@ def schedule_free(params, lr, **options):
     return optimizer
 
 
+def muon(params, lr, **options):
+    if not hasattr(torch.optim, "Muon"):
+        pytest.skip(f"PyTorch {torch.__version__} has no torch.optim.Muon, which came with 2.9")
+    return torch.optim.Muon(params, lr=lr, **options)
+
+
 BASES = {
     "sgd": partial(SGD, momentum=0.9),
     "sgd foreach": partial(SGD, momentum=0.9, foreach=True),
@@ -95,7 +101,7 @@ BASES = {
     "adadelta": Adadelta,
     "asgd": partial(ASGD, lambd=0.1, alpha=0.6),
     "lion": Lion,
-    "muon": Muon,
+    "muon": muon,
     "schedulefree": schedule_free,
 }
 

@@ -209,7 +209,7 @@ def _newest_usable(
             problems.append(f"{candidate.name}: {error}")
             continue
         if path.exists() and problems:
-            warnings.warn(f"checkpoint {problems[0]}; using {candidate.name}", stacklevel=3)
+            warnings.warn(f"checkpoint {problems[0]}; using {candidate.name}", RuntimeWarning, stacklevel=3)
         return candidate, state
     raise CheckpointError(f"no usable checkpoint in {path.parent}: " + "; ".join(problems))
 

@@ -119,6 +119,19 @@ def check_exceptions(file: str, source: str) -> list[str]:
     return problems
 
 
+def check_warnings(file: str, source: str) -> list[str]:
+    """Our warnings are of the kind that the tests take for ours wherever they are raised: see pyproject.toml."""
+    if not file.startswith("optland/"):
+        return []
+    problems = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "warnings.warn":
+            given = [*node.args[1:2], *(k.value for k in node.keywords if k.arg == "category")]
+            if [ast.unparse(kind) for kind in given] != ["RuntimeWarning"]:
+                problems.append(f"{file}:{node.lineno}: our warnings are RuntimeWarning; pass it as category")
+    return problems
+
+
 def is_ellipsis(node: ast.stmt) -> bool:
     return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and node.value.value is ...
 
@@ -149,7 +162,7 @@ def texts(suffix: str = "") -> Iterator[tuple[str, str]]:
             yield name, content.decode("utf-8")
 
 
-CODE_CHECKS = [check_levels, check_homes, check_size, check_exceptions]
+CODE_CHECKS = [check_levels, check_homes, check_size, check_exceptions, check_warnings]
 
 
 @pytest.mark.parametrize("check", CODE_CHECKS)
@@ -192,6 +205,8 @@ def test_no_file_names_a_machine_path() -> None:
         (check_exceptions, "x.py", "try:\n    f()\nexcept:\n    g()", "bare except"),
         (check_exceptions, "x.py", "try:\n    f()\nexcept ValueError:\n    pass", "swallowed"),
         (check_exceptions, "x.py", "try:\n    f()\nexcept ValueError:\n    ...", "swallowed"),
+        (check_warnings, "optland/x.py", "warnings.warn('so', stacklevel=2)", "RuntimeWarning"),
+        (check_warnings, "optland/x.py", "warnings.warn('so', category=UserWarning)", "RuntimeWarning"),
         (check_paths, "README.md", "see /ho" + "me/me/data", "absolute path"),
         (check_paths, "configs/x.yaml", "root: /wo" + "rk/data", "absolute path"),
     ],
@@ -215,6 +230,7 @@ def test_a_violation_is_noticed(
         (check_homes, "tests/x.py", "import wandb"),
         (check_size, "optland/x.py", "\n" * 600),
         (check_exceptions, "x.py", "try:\n    f()\nexcept ValueError:\n    x = None"),
+        (check_warnings, "optland/x.py", "warnings.warn('so', RuntimeWarning, stacklevel=2)"),
         (check_paths, "README.md", "frame/wo" + "rk/x and https://example.org/home"),
     ],
 )

@@ -12,21 +12,22 @@ from typing import Any
 
 import torch
 from processes import exit_code, start
+from scripted import WRECK, GrowsOnce
 
 from optland import failpoints
 from optland.cli import main
+from optland.control import NoiseBatch
 from optland.log import read_jsonl
-from optland.train import load_checkpoint
+from optland.train import Pilot, load_checkpoint
+from optland.train.settings import PilotConfig
 
-# A net with BatchNorm and dropout, SAM, a tau that is far too large, so that it rewinds; every probe, a change of the
-# batch size, a save every other step.
+# A net with BatchNorm and dropout, SAM, every probe, a save every other step; ``scripted`` adds what comes by chance.
 SMALL = ["epochs=2", "batch_size=8", "checkpoint_every=2", "data.label_noise=0.3", "model.name=resnet8"]
 SMALL += [
     "model.width=4",
     "model.dropout=0.2",
-    "pilot.tau=2.0",
+    "pilot.tau=0.05",
     "pilot.budget=0.5",
-    "pilot.max_batch=256",
     "device=cpu",
 ]
 SMALL += ["log.wandb=disabled", "log.console=false", "log.every=1"]
@@ -71,6 +72,28 @@ def run(folder: Path, *extra: str, fail_at: str | None = None) -> Ended:
     return Run(folder, *extra, fail_at=fail_at).ended()
 
 
+WRECKED, GROWN = 25, 40
+"""The step of the rewind, and the one after which the batch grows."""
+
+
+def scripted() -> None:
+    """Make a rewind and a change of the batch happen, in a run and in its resume alike.
+
+    By a scripted loss and a scripted policy: what a run does by itself depends on how its processor rounds.
+    """
+    after_step, build_policies = Pilot.after_step, PilotConfig.build_policies
+
+    def wrecked(pilot: Pilot, batch: Any, loss: Any) -> None:
+        after_step(pilot, batch, WRECK if pilot.step + 1 == WRECKED else loss)
+
+    def growing(config: PilotConfig, **options: Any) -> list[Any]:
+        made = build_policies(config, **options)
+        return [GrowsOnce(GROWN) if isinstance(policy, NoiseBatch) else policy for policy in made]
+
+    Pilot.after_step = wrecked  # type: ignore[method-assign]
+    PilotConfig.build_policies = growing  # type: ignore[method-assign]
+
+
 def _run(folder: str, arguments: list[str], fail_at: str | None) -> None:
     os.chdir(folder)
     printed = os.open("printed.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
@@ -78,6 +101,7 @@ def _run(folder: str, arguments: list[str], fail_at: str | None) -> None:
     os.dup2(printed, 2)
     torch.set_num_threads(1)
     failpoints.arm(fail_at)
+    scripted()
     sys.exit(main(arguments))
 
 

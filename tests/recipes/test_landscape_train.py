@@ -45,7 +45,7 @@ def assert_equal(a: Any, b: Any, where: str = "") -> None:
         for k in range(len(a)):
             assert_equal(a[k], b[k], f"{where}[{k}]")
     else:
-        assert a == b, f"{where}: {a} != {b}"
+        assert a == b or (a != a and b != b), f"{where}: {a} != {b}"
 
 
 @pytest.fixture(scope="module")

@@ -46,7 +46,7 @@ def test_a_damaged_file_is_named_and_the_previous_one_used(tmp_path: Path, damag
     else:
         raw = bytearray(pickle.dumps({"step": 3}))
     path.write_bytes(raw)
-    with pytest.warns(UserWarning, match=r"checkpoint c\.pt: .*; using c\.pt\.previous"):
+    with pytest.warns(RuntimeWarning, match=r"checkpoint c\.pt: .*; using c\.pt\.previous"):
         assert load_checkpoint(path) == {"step": 1}
 
 
@@ -131,7 +131,7 @@ def test_the_oldest_is_found_when_all_newer_ones_are_damaged(tmp_path: Path) -> 
     for name in ("c.pt", "c.pt.previous"):
         (tmp_path / name).write_bytes(b"")
     (tmp_path / "c.pt.previous-2").unlink()
-    with pytest.warns(UserWarning, match=r"using c\.pt\.previous-3"):
+    with pytest.warns(RuntimeWarning, match=r"using c\.pt\.previous-3"):
         assert load_checkpoint(path) == {"step": 0}
 
 
@@ -141,7 +141,7 @@ def test_a_damaged_newest_one_never_pushes_the_last_good_one_out(tmp_path: Path)
     keeper.save(1)
     keeper.save(2)
     (tmp_path / "c.pt").write_bytes(b"damaged")
-    with pytest.warns(UserWarning, match=r"using c\.pt\.previous"):
+    with pytest.warns(RuntimeWarning, match=r"using c\.pt\.previous"):
         assert keeper.load() == 1
     assert (tmp_path / "c.pt.unusable").read_bytes() == b"damaged"
     assert keeper.load() == 1, "before the next save"

@@ -305,7 +305,8 @@ def test_a_run_resumes_bit_for_bit(name: str) -> None:
         resumed.step(again)
     assert torch.equal(other, w)
     assert resumed.verdict == optimizer.verdict
-    assert getattr(resumed, "events", []) == getattr(optimizer, "events", [])
+    # As texts, in which a number has all its digits and nan is nan.
+    assert repr(getattr(resumed, "events", [])) == repr(getattr(optimizer, "events", []))
 
 
 def test_groups_frozen_parameters_and_schedulers() -> None:
