@@ -173,10 +173,10 @@ class MicroBatches:
             failure = (failure or "on another rank") if failed else ""
         if found is not None:
             self.one_piece = True
-            warnings.warn(_NO_MEAN.format(found=found), stacklevel=4)
+            warnings.warn(_NO_MEAN.format(found=found), RuntimeWarning, stacklevel=4)
         elif failure:
             self._due = math.inf
-            warnings.warn(_NOT_CHECKED.format(failure=failure), stacklevel=4)
+            warnings.warn(_NOT_CHECKED.format(failure=failure), RuntimeWarning, stacklevel=4)
         return self.one_piece
 
     def state_dict(self) -> dict[str, Any]:

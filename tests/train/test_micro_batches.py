@@ -21,7 +21,7 @@ Loss = Callable[[nn.Module, Batch], Any]
 
 WEIGHTS = torch.tensor([1.0, 7.0, 0.1], dtype=torch.float64)
 CUTS = [{"accumulation": 3}, {"micro_batch": 2}, {"accumulation": 8}]
-NO_MEAN = pytest.mark.filterwarnings("ignore:micro-batches. the loss of samples:UserWarning")
+NO_MEAN = pytest.mark.filterwarnings("ignore:micro-batches. the loss of samples:RuntimeWarning")
 
 
 def classes() -> tuple[nn.Module, Batch]:
@@ -131,7 +131,7 @@ def test_any_other_loss_is_taken_in_one_piece_and_told(problem: Any, loss_fn: Lo
     model, batch = problem()
     loss, expected = in_one_piece(loss_fn, model, batch)
     precision = built(model, **cut)
-    with pytest.warns(UserWarning, match=r"no mean over samples .* return \(sum of losses, count\)"):
+    with pytest.warns(RuntimeWarning, match=r"no mean over samples .* return \(sum of losses, count\)"):
         found = precision.backward(loss_fn, model, batch)
     assert float(found) == pytest.approx(loss, rel=1e-12)
     torch.testing.assert_close(gradient(model), expected, rtol=1e-12, atol=1e-14)
@@ -156,7 +156,7 @@ def test_a_micro_batch_without_a_target_is_noticed_in_every_call() -> None:
     for p, g in zip(model.parameters(), before, strict=True):
         p.grad = g
     with pytest.warns(
-        UserWarning, match="no mean over samples"
+        RuntimeWarning, match="no mean over samples"
     ):  # call 3 is no call at which means are compared
         found = precision.backward(masked, model, (x, y))
     assert float(found) == pytest.approx(loss, rel=1e-12)
@@ -204,7 +204,7 @@ def test_a_loss_that_knows_training_mode_alone_is_not_judged_and_this_is_told() 
 
     _, expected = in_one_piece(training_only, model, batch)
     precision = built(model, accumulation=4)
-    with pytest.warns(UserWarning, match="could not be checked, .* 'no losses in eval mode"):
+    with pytest.warns(RuntimeWarning, match="could not be checked, .* 'no losses in eval mode"):
         precision.backward(training_only, model, batch)
     torch.testing.assert_close(gradient(model), expected, rtol=1e-12, atol=1e-14)
     precision.backward(training_only, model, batch)  # told once
