@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -26,6 +26,8 @@ Closure = Callable[[], Any]
 
 class Delegating(Optimizer):
     """An optimizer that acts through ``base`` and adds hyper-parameters to its groups.
+
+    A subclass whose ``step`` does not call that of its parent has to run its update in :meth:`_step_with_hooks`.
 
     Schedulers, samplers and trainers see a true ``torch.optim.Optimizer``; attaching them here or to ``base``
     is the same thing. Step hooks registered here fire once per update, whatever number of passes it takes.
@@ -44,6 +46,15 @@ class Delegating(Optimizer):
     base: Optimizer
     _own: dict[str, Any]
 
+    passes_closure_on: ClassVar[bool] = False
+    """Whether the base's step is given the closure; one that ``needs_closure`` can be a base only then."""
+
+    def __init_subclass__(cls, **given: Any) -> None:
+        super().__init_subclass__(**given)
+        # Keeps torch from wrapping step() in the hooks a second time: they fire in _step_with_hooks, where they see w.
+        if "step" in cls.__dict__:
+            cls.step.hooked = True  # type: ignore[attr-defined]
+
     def __init__(self, base: Optimizer, hyperparameters: dict[str, Any]) -> None:
         if not isinstance(base, Optimizer):
             given = f"the class {base.__name__}" if isinstance(base, type) else f"a {type(base).__name__}"
@@ -55,6 +66,11 @@ class Delegating(Optimizer):
             raise ValueError(
                 f"LBFGS evaluates the closure by itself and cannot be the base of {type(self).__name__}; "
                 "use a one-gradient optimizer such as SGD or AdamW"
+            )
+        if getattr(base, "needs_closure", False) and not self.passes_closure_on:
+            raise ValueError(
+                f"{type(base).__name__} needs the closure of a step, which {type(self).__name__} evaluates by itself; "
+                f"turn them round, {type(base).__name__}({type(self).__name__}(...)), or use another base"
             )
         self.base = base
         self._own = {key(name): value for name, value in hyperparameters.items()}
@@ -151,7 +167,7 @@ class Delegating(Optimizer):
         self._refuse_in_flight("state_dict()")
         for before in self._optimizer_state_dict_pre_hooks.values():
             before(self)
-        state_dict: dict[str, Any] = self.base.state_dict()
+        state_dict = self._with_own_state(self.base.state_dict())
         for after in self._optimizer_state_dict_post_hooks.values():
             state_dict = after(self, state_dict) or state_dict
         return state_dict
@@ -166,11 +182,19 @@ class Delegating(Optimizer):
         self.base.load_state_dict(state_dict)
         if self._fill_groups():
             self._rename_state()
+        self._take_own_state()
         for after in self._optimizer_load_state_dict_post_hooks.values():
             after(self)
 
     def _rename_state(self) -> None:
         """A checkpoint had short names in its groups, and has them in its state too; for wrappers that keep any."""
+
+    def _with_own_state(self, state_dict: dict[str, Any]) -> dict[str, Any]:
+        """The base's state dict with what this wrapper knows besides, in its groups and its state."""
+        return state_dict
+
+    def _take_own_state(self) -> None:
+        """Take what :meth:`_with_own_state` had added out of the groups and the state that were loaded."""
 
     def __getstate__(self) -> dict[str, Any]:
         self._refuse_in_flight("copying or pickling")

@@ -22,8 +22,8 @@ __all__ = ["call_alone", "is_shared", "is_spent", "own", "present", "require_den
 _MARK = "_optland_spent"
 
 
-def require_dense(gradients: Iterable[Tensor | None]) -> None:
-    """Refuse gradients that a global norm cannot be taken over.
+def require_dense(gradients: Iterable[Tensor | None], what: str = "a two-pass step") -> None:
+    """Refuse gradients that a global norm cannot be taken over, for ``what`` needs it.
 
     Raises:
         TypeError: A gradient is sparse or complex.
@@ -32,7 +32,7 @@ def require_dense(gradients: Iterable[Tensor | None]) -> None:
         if g is not None and (g.layout is not torch.strided or g.dtype.is_complex):
             kind = "complex" if g.is_complex() else str(g.layout)
             raise TypeError(
-                f"a two-pass step needs dense real gradients and found a {kind} one, of shape {tuple(g.shape)}; "
+                f"{what} needs dense real gradients and found a {kind} one, of shape {tuple(g.shape)}; "
                 "use sparse=False in embeddings, or real and imaginary parts as separate parameters"
             )
 

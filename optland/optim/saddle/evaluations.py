@@ -22,9 +22,10 @@ from torch import Tensor, nn
 from optland import vectors
 from optland.context import load_rng_state, preserve_buffers, rng_state
 from optland.objective import Objective
+from optland.optim.gradients import present, require_dense
 from optland.vectors import Vector
 
-__all__ = ["Evaluations", "OnObjective"]
+__all__ = ["Evaluations", "OnObjective", "loss_value"]
 
 
 class Evaluations:
@@ -51,7 +52,12 @@ class Evaluations:
         return self._call(), self.gradients()
 
     def gradients(self) -> list[Tensor]:
-        """Copies of what the last call left in ``.grad``; zero where there is none."""
+        """Copies of what the last call left in ``.grad``; zero where there is none.
+
+        Raises:
+            TypeError: A gradient is sparse or complex.
+        """
+        require_dense(present(self.params), "a look at the curvature")
         return [torch.zeros_like(p) if p.grad is None else p.grad.detach().clone() for p in self.params]
 
     def at(self, point: Vector) -> tuple[float, list[Tensor]]:
@@ -99,9 +105,7 @@ class Evaluations:
         self.calls += 1
         with torch.enable_grad():
             loss = self.closure()
-        if loss is None:
-            raise ValueError("the closure returned None; return the loss: def closure(): ...; return loss")
-        return float(loss.detach() if isinstance(loss, Tensor) else loss)
+        return float(loss_value(loss))
 
     @contextmanager
     def _looking(self) -> Iterator[None]:
@@ -148,6 +152,27 @@ class OnObjective(Evaluations):
     def value(self, point: Vector) -> float:
         """Loss at ``point``."""
         return self.objective.value(list(point))
+
+
+def loss_value(loss: Any) -> float | Tensor:
+    """The loss that a closure returned, as one number; on a GPU the host does not wait for it.
+
+    Raises:
+        ValueError: There is none, or there are several.
+    """
+    if loss is None:
+        raise ValueError("the closure returned None; return the loss: def closure(): ...; return loss")
+    if isinstance(loss, Tensor):
+        if loss.numel() != 1 or loss.dtype.is_complex:
+            raise ValueError(
+                f"the closure returned a {loss.dtype} tensor of shape {tuple(loss.shape)}; return the loss as one real "
+                "number, such as its mean"
+            )
+        return loss.detach()
+    try:
+        return float(loss)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"the closure returned a {type(loss).__name__}; return the loss") from error
 
 
 def is_lower(new: float, old: float, rounding: float) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from optland import vectors
 from optland.optim.saddle.evaluations import Evaluations
 from optland.optim.saddle.krylov import Krylov, explore
+from optland.optim.saddle.saved import ENTRY, decoded, encoded, makes_room
 from optland.optim.saddle.verdict import Event, Verdict, judge
 from optland.optim.saddle.way_off import ROUNDING, carry_out, outcome, require, way_off
 from optland.optim.uncompiled import uncompiled
@@ -50,6 +51,7 @@ class KrylovSolver(Optimizer):
         if not tol > 0 or not radius > 0:
             raise ValueError(f"tol {tol} and radius {radius} must be above 0")
         super().__init__(params, {"lr": lr})
+        self.param_groups[0][ENTRY] = ""
         self.products, self.tol, self.radius, self.model = products, tol, radius, model
         self.generator = torch.Generator().manual_seed(seed)
         self.verdict: Verdict = "unknown"
@@ -57,6 +59,8 @@ class KrylovSolver(Optimizer):
         self.closure_calls = 0
         self.largest = 0.0
         self._step = 0
+
+    needs_closure: ClassVar[bool] = True
 
     @property
     def last_evaluations(self) -> int:
@@ -73,6 +77,8 @@ class KrylovSolver(Optimizer):
             TypeError: No closure.
         """
         if closure is None:
+            if makes_room(self.param_groups):
+                return None  # there is no state beside the groups
             raise TypeError(
                 f"{type(self).__name__}.step() needs a closure that zeroes, runs backward and returns the loss"
             )
@@ -147,19 +153,26 @@ class KrylovSolver(Optimizer):
         ]
 
     def state_dict(self) -> dict[str, Any]:
-        """Groups, and under ``solver`` what was learnt."""
-        state = super().state_dict()
-        state["solver"] = {
+        """Groups, and in the first of them what was learnt."""
+        known = {
             "generator": self.generator.get_state(), "verdict": self.verdict, "largest": self.largest,
             "events": [e.to_dict() for e in self.events], "calls": self.closure_calls, "step": self._step,
             "scale": self._scale,
         }  # fmt: skip
-        return state
+        self.param_groups[0][ENTRY] = encoded(known)
+        try:
+            return super().state_dict()
+        finally:
+            self.param_groups[0][ENTRY] = ""
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load what :meth:`state_dict` returned."""
-        own = state_dict["solver"]
-        super().load_state_dict({k: v for k, v in state_dict.items() if k != "solver"})
+        super().load_state_dict(state_dict)
+        text = self.param_groups[0].get(ENTRY)
+        self.param_groups[0][ENTRY] = ""
+        if not text:
+            return
+        own = decoded(text)
         self.generator.set_state(own["generator"])
         self.verdict, self.largest, self._scale = own["verdict"], own["largest"], own["scale"]
         self.closure_calls, self._step = own["calls"], own["step"]

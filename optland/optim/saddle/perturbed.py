@@ -115,7 +115,8 @@ class NoisyGradient(SaddleWrapper):
         seed: Of the noise.
 
     Raises:
-        ValueError: A radius that is not positive.
+        ValueError: A radius that is not positive, or a base that needs the closure: put it outside, as in
+            ``NegativeCurvature(NoisyGradient(...))``.
         TypeError: A base that evaluates its closure more than once (the SAM family): noise would have to go into each.
 
     Example:
@@ -133,6 +134,8 @@ class NoisyGradient(SaddleWrapper):
         -0.25
     """
 
+    passes_closure_on = False
+
     def __init__(self, base: Optimizer, *, radius: float = 0.01, seed: int = 0) -> None:
         if not radius > 0 or not math.isfinite(radius):
             raise ValueError(f"radius {radius} must be above 0, in the units of the gradient")
@@ -148,7 +151,7 @@ class NoisyGradient(SaddleWrapper):
         assert closure is not None
         self._step += 1
         with torch.enable_grad():
-            loss = closure()
+            loss = self._checked(closure)
         params = [p for p in self._weights if p.grad is not None]
         scale = self.radius / math.sqrt(max(vectors.numel(params), 1))
         for p in params:

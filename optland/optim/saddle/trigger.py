@@ -5,18 +5,22 @@ sign       holds when
 =========  =============================================================================================
 gradient   ||g|| is at most ``small`` times the largest so far (or zero)
 still      the weights moved by less than 1 % of their norm over ``patience`` steps
+circling   the weights go round one point of an exact loss (:mod:`~optland.optim.saddle.circling`)
 plateau    the loss shows no significant fall over ``patience`` steps: the t statistic of a straight line
            through them is above -2
 every      ``every`` steps have gone by
 ncr        -lambda_min / lambda_max, which somebody else measures and ``ncr()`` tells, is above ``saddle``
 =========  =============================================================================================
 
+The gradient is that of the first pass of a step: of a base with two passes that at w, and not that at w + eps, which is
+left in ``.grad`` and stays as long as rho times the curvature however near a critical point w is.
+
 A look costs tens of closure calls, so looks are rationed: after one that changed nothing the next has to wait twice as
 long, and all of them together may cost ``share`` of the calls that training made. Two things are free where training is
-*steady* (a gradient of exactly zero, or a loss that goes smoothly from step to step, as it does on full batches near a
-critical point): looks that led off a point, which have paid for themselves, and an ``allowance``. On minibatches the
-loss jitters, the noise itself moves the weights, and a small gradient is mostly the end of healthy training: there the
-share is all. Smooth is a von Neumann ratio of the last losses,
+*steady*: looks that led off a point, which have paid for themselves, and an ``allowance``. Steady is a gradient of
+exactly zero, a loss that goes smoothly from step to step, as it does on full batches near a critical point, or one that
+is seen to be exact. On minibatches the loss jitters, the noise itself moves the weights, and a small gradient is mostly
+the end of healthy training: there the share is all. Smooth is a von Neumann ratio of the last losses,
 
 .. math:: \sum_t (\Delta^2 L_t)^2 \big/ \sum_t (\Delta L_t)^2 < 0.3,
 
@@ -36,10 +40,11 @@ from torch import Tensor
 
 from optland import vectors
 from optland.control.statistics import slope_t
+from optland.optim.saddle.circling import Circling
 
 __all__ = ["SIGNS", "Trigger"]
 
-SIGNS = ("gradient", "still", "plateau", "every", "ncr")
+SIGNS = ("gradient", "still", "circling", "plateau", "every", "ncr")
 STILL = 0.01
 SMOOTH, SMOOTH_STEPS = 0.3, 10
 
@@ -50,7 +55,7 @@ class Trigger:
     Args:
         signs: Which of the signs to heed.
         small: Of ``gradient``; 0.05.
-        patience: Steps of ``still`` and ``plateau``; 20.
+        patience: Steps of ``still`` and ``plateau``; 20. ``circling`` needs 12 and sees rounds of up to so many steps.
         every: Of ``every``.
         ncr: Of ``ncr``: gives the latest negative-curvature ratio, None where there is none.
         saddle: Of ``ncr``; 0.3: nets measured 0.86 at the initial plateau and below 0.1 later.
@@ -65,7 +70,7 @@ class Trigger:
 
     def __init__(
         self,
-        signs: Sequence[str] = ("gradient", "still"),
+        signs: Sequence[str] = ("gradient", "still", "circling"),
         *,
         small: float = 0.05,
         patience: int = 20,
@@ -106,24 +111,34 @@ class Trigger:
         self.steady = False
         self.last_loss = math.inf
         self._losses: deque[float] = deque(maxlen=max(patience, SMOOTH_STEPS))
+        self.circling = Circling()
         self._weights: list[Tensor] | None = None
         self._since = 0
+        self._norm: Tensor | None = None
+
+    def see(self, params: Sequence[Tensor]) -> None:
+        """Take in the first pass of a step, as it has just been made: the weights where it was, with its gradients."""
+        self._norm = vectors.norm([p.grad for p in params if p.grad is not None])
+        if "circling" in self.signs:
+            self.circling.see(self._weights, params)
 
     def observe(self, params: Sequence[Tensor], loss: float, calls: int) -> None:
-        """Take in a step: the gradients are those that it left in ``.grad``.
+        """Take in a step; where :meth:`see` was not told its first pass, the gradients are those in ``.grad``.
 
         Args:
             params: The weights after the step.
-            loss: Its loss.
+            loss: Of its first pass.
             calls: Closure calls that it took.
         """
         self.step += 1
         self.calls += calls
-        gradients = [p.grad for p in params if p.grad is not None]
-        norm = float(vectors.norm(gradients)) if gradients else 0.0
+        if self._norm is None:
+            self._norm = vectors.norm([p.grad for p in params if p.grad is not None])
+        norm, self._norm = float(self._norm), None
         self._losses.append(loss)
         self.last_loss = loss
-        self.steady = norm == 0.0 or self._is_smooth()
+        self.circling.compare(loss)
+        self.steady = norm == 0.0 or self._is_smooth() or self.circling.exact
         self.reason = self._sign(params, norm) if self.step >= self.ready_at else None
         self.largest = max(self.largest, norm) if math.isfinite(norm) else self.largest
 
@@ -143,6 +158,7 @@ class Trigger:
         self.ready_at = self.step + self.wait
         self.reason = None
         self._weights = None
+        self.circling.begin(None)
         self._losses.clear()
         if moved:
             self.largest = 0.0  # the next critical point has a scale of its own
@@ -156,8 +172,14 @@ class Trigger:
         ratio = None if self.ncr is None else self.ncr()
         if ratio is not None and ratio > self.saddle:
             return f"the negative curvature is {ratio:.2f} of the largest, more than {self.saddle:g}"
-        if "still" in self.signs and self._is_still(params):
+        goes_round = self.circling.holds(self.step)
+        is_still = self._is_still(params)
+        if "still" in self.signs and is_still:
             return f"the weights moved by less than {STILL:.0%} of their norm in {self.patience} steps"
+        if goes_round:
+            return (
+                f"the weights go round one point since step {self.circling.since}, and the loss does not fall"
+            )
         if "plateau" in self.signs and len(self._losses) >= self.patience:
             _, t, _ = slope_t(list(self._losses)[-self.patience :])
             if t > -2.0:
@@ -175,24 +197,28 @@ class Trigger:
         return sum(x * x for x in second) <= SMOOTH * sum(x * x for x in first) + rest
 
     def _is_still(self, params: Sequence[Tensor]) -> bool:
+        """Compare with the weights of ``patience`` steps ago, and begin anew from these."""
+        if not {"still", "circling"} & set(self.signs):
+            return False
         now = [p.detach() for p in params]
-        if self._weights is None:
-            self._weights, self._since = vectors.clone(now), self.step
+        before = self._weights
+        if before is not None and self.step - self._since < self.patience:
             return False
-        if self.step - self._since < self.patience:
-            return False
-        moved = float(vectors.norm(vectors.subtract(now, self._weights)))
-        size = float(vectors.norm(now))
         self._weights, self._since = vectors.clone(now), self.step
-        return moved <= STILL * size
+        self.circling.begin(self.step)
+        if before is None or [t.shape for t in before] != [
+            t.shape for t in now
+        ]:  # unfrozen or added meanwhile
+            return False
+        return float(vectors.norm(vectors.subtract(now, before))) <= STILL * float(vectors.norm(now))
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything, for an exact resume."""
+        """Everything but :attr:`memory`, for an exact resume: plain numbers and text."""
         return {
             "step": self.step, "largest": self.largest, "wait": self.wait, "ready_at": self.ready_at,
             "spent": self.spent, "calls": self.calls, "reason": self.reason, "steady": self.steady,
-            "last_loss": self.last_loss, "losses": list(self._losses),
-            "weights": None if self._weights is None else [t.clone() for t in self._weights], "since": self._since,
+            "last_loss": self.last_loss, "losses": list(self._losses), "since": self._since,
+            "circling": self.circling.state_dict(),
         }  # fmt: skip
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -203,4 +229,14 @@ class Trigger:
         self.steady, self.last_loss = state["steady"], state["last_loss"]
         self._losses.clear()
         self._losses.extend(state["losses"])
-        self._weights = None if state["weights"] is None else [t.clone() for t in state["weights"]]
+        self.circling.load_state_dict(state["circling"])
+        self._norm = None
+
+    @property
+    def memory(self) -> dict[str, list[Tensor] | None]:
+        """What is remembered in the shapes of the weights, by name; None where there is nothing just now."""
+        return {"still": self._weights, "slope": self.circling.slope}
+
+    @memory.setter
+    def memory(self, value: dict[str, list[Tensor] | None]) -> None:
+        self._weights, self.circling.slope = value["still"], value["slope"]
