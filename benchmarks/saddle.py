@@ -11,6 +11,7 @@ torchzero, pytorch-minimize and psd-optimizer where they are installed, from the
 
 Further parts (``saddle_tasks.py``), chosen by ``--parts``; what was measured is kept, and an interrupted run goes on:
 
+circling     calls to leave saddles that SAM circles, NegativeCurvature(SAM(SGD)) beside SGD
 octopus      calls against the number of saddles in a row, 2 to 20, and the fitted growth
 healthy      calls that NegativeCurvature adds to healthy training, and bit-identity up to its first look
 certificate  200 looks on minibatches at a minimum and at saddles of the full loss: how many end in a move
@@ -29,6 +30,7 @@ from typing import Any
 
 import torch
 from kept import SCRATCH, Kept
+from saddle_circling import circling
 from saddle_peers import PEER_SOLVERS, versions
 from saddle_tasks import autoencoder, certificate, healthy, octopus
 from torch import Tensor, nn
@@ -193,6 +195,7 @@ def main() -> int:
 PARTS: dict[str, Callable[[Kept], dict[str, Any]]] = {
     "escapes": escapes,
     "peers": peers,
+    "circling": circling,
     "octopus": octopus,
     "healthy": healthy,
     "certificate": certificate,
