@@ -17,6 +17,7 @@ from typing import Any
 from optland.cli.recipes import Recipe
 from optland.cli.terminal import DONE, STOPPED, say
 from optland.config import UserError, redact_text
+from optland.log.wandb_environment import LONGEST_NAME, without_empty
 
 __all__ = ["Member", "Pool"]
 
@@ -167,7 +168,7 @@ class Pool:
         if member.state == "finished":  # by the process that was waited for
             self._done += 1
             return
-        names = {"WANDB_RUN_GROUP": self.group, "WANDB_NAME": member.title}
+        names = {"WANDB_RUN_GROUP": self.group[-LONGEST_NAME:], "WANDB_NAME": member.title[-LONGEST_NAME:]}
         try:
             member.folder.mkdir(parents=True, exist_ok=True)
             console = member.console.open("ab")
@@ -181,7 +182,7 @@ class Pool:
                 stdin=subprocess.DEVNULL,
                 stdout=console,
                 stderr=subprocess.STDOUT,
-                env={**names, **os.environ},
+                env={**names, **without_empty(os.environ)},
                 start_new_session=True,
             )
         self._running.append((process, member))

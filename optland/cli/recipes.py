@@ -83,7 +83,11 @@ class Recipe:
 
 def roots() -> list[Path]:
     """Folders that hold ``recipes/`` and ``configs/``: the user's own, then what the package ships."""
-    own = os.environ.get(ROOT_VARIABLE)
+    own = os.environ.get(ROOT_VARIABLE, "").strip()
+    if own and not Path(own).is_dir():
+        raise UserError(
+            f"{ROOT_VARIABLE}: there is no folder {own}; name one that holds recipes/, or unset it"
+        )
     checkout = _PACKAGE.parent
     shipped = checkout if (checkout / "recipes").is_dir() else _PACKAGE / "_bundled"
     return [*([Path(own).resolve()] if own else []), shipped]

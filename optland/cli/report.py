@@ -14,6 +14,7 @@ from optland.cli.report_options import check_report
 from optland.cli.terminal import DONE, FAILED, complain, say
 from optland.config import UserError
 from optland.log import WandbLogger
+from optland.log.wandb_environment import check_environment
 from optland.objective import Objective
 from optland.report import SurveySettings, declared_cost, investigate, log_report, write_report
 from optland.train.revisit import Split, find_checkpoint
@@ -46,6 +47,8 @@ class _Report:
     def __init__(self, arguments: argparse.Namespace) -> None:
         a = self.arguments = arguments
         self.settings = _settings(a)
+        if a.wandb != "disabled":
+            check_environment()
         if lacking := missing_for("optland.report"):
             raise UserError(lacking)
         if a.trajectory and len(a.runs) < 3:

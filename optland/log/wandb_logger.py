@@ -6,7 +6,8 @@ a second folder with the same id: ``wandb sync`` joins them. The axis of every c
 
 wandb's environment variables win over the arguments: ``WANDB_MODE``, ``WANDB_PROJECT``, ``WANDB_ENTITY``,
 ``WANDB_NAME``, ``WANDB_TAGS``, ``WANDB_RUN_GROUP``, ``WANDB_JOB_TYPE``, ``WANDB_RUN_ID``, ``WANDB_DIR``,
-and all others that wandb itself reads. The exception is ``WANDB_SERVICE``: a run has a service process of
+and all others that wandb itself reads; one that is empty is as unset, and one that cannot be used is refused
+before training. The exception is ``WANDB_SERVICE``: a run has a service process of
 its own, because one that another process started may be gone, or go while the run needs it. Mode ``online``
 without a login, or with a server that does not answer, becomes ``offline`` with a warning.
 
@@ -33,6 +34,7 @@ from typing import Any, Literal
 from optland.config import redact, redact_item, redact_text
 from optland.log.child import Child
 from optland.log.vocabulary import STEP, Scalar
+from optland.log.wandb_environment import check_environment, labels, setting, without_empty
 from optland.log.wandb_run import ELSEWHERE, new_id
 
 __all__ = ["WandbLogger"]
@@ -66,6 +68,9 @@ class WandbLogger:
         name: Display name.
         timeout: Seconds to wait for wandb when the run finishes; what is not sent by then is sent by
             ``wandb sync``. The default keeps what a dead server costs, all in all, below 10 s.
+
+    Raises:
+        UserError: One of wandb's environment variables cannot be used.
     """
 
     def __init__(
@@ -82,18 +87,19 @@ class WandbLogger:
         name: str | None = None,
         timeout: float = 5.0,
     ) -> None:
-        self._directory = Path(_setting("WANDB_DIR", str(directory)))
-        self._mode: str = _setting("WANDB_MODE", mode)
-        self._run_id = _setting("WANDB_RUN_ID", run_id or new_id())
-        labels = os.environ.get("WANDB_TAGS")
+        if mode != "disabled":
+            check_environment()
+        self._directory = Path(str(setting("WANDB_DIR", str(directory))))
+        self._mode = str(setting("WANDB_MODE", mode))
+        self._run_id = str(setting("WANDB_RUN_ID", run_id or new_id()))
         options = {
             "config": dict(config or {}),
-            "project": _setting("WANDB_PROJECT", project),
-            "entity": _setting("WANDB_ENTITY", None),
-            "group": _setting("WANDB_RUN_GROUP", group),
-            "job_type": _setting("WANDB_JOB_TYPE", job_type),
-            "name": _setting("WANDB_NAME", name),
-            "tags": labels.split(",") if labels else list(tags),
+            "project": setting("WANDB_PROJECT", project),
+            "entity": setting("WANDB_ENTITY", None),
+            "group": setting("WANDB_RUN_GROUP", group),
+            "job_type": setting("WANDB_JOB_TYPE", job_type),
+            "name": setting("WANDB_NAME", name),
+            "tags": labels() or list(tags),
         }
         self._options = redact(options)
         self._timeout = timeout
@@ -307,12 +313,7 @@ def _with_program(environment: Mapping[str, str]) -> dict[str, str]:
     main = sys.modules.get("__main__")
     spec, file = getattr(main, "__spec__", None), getattr(main, "__file__", None)
     program = file if spec is None else f"-m {spec.name}"
-    return {**({} if program is None else {"WANDB_PROGRAM": str(program)}), **environment}
-
-
-def _setting(variable: str, value: Any) -> Any:
-    """The environment's word, read here because wandb reads its variables once a process only."""
-    return os.environ.get(variable) or value
+    return {**({} if program is None else {"WANDB_PROGRAM": str(program)}), **without_empty(environment)}
 
 
 def _cell(column: str, value: object) -> object:

@@ -156,7 +156,7 @@ def _require_safe_layout(model: nn.Module) -> None:
 def _require_compiler(model: nn.Module) -> None:
     """Found out here, before the first step, and in one sentence."""
     on_cpu = all(p.device.type == "cpu" for p in model.parameters())
-    if on_cpu and not any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "clang++", "cl")):
+    if on_cpu and not any(shutil.which(name) for name in (os.environ.get("CXX") or "g++", "clang++", "cl")):
         raise UserError(
             "compile: torch.compile needs a C++ compiler on the CPU; install g++, or set compile=false"
         )

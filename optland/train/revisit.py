@@ -28,6 +28,7 @@ from optland.config import UserError, did_you_mean
 from optland.log import read_jsonl
 from optland.objective import LossFn, Objective
 from optland.train.checkpoint import CheckpointError, load_checkpoint
+from optland.train.weights import about_weights
 
 __all__ = [
     "ProbeData",
@@ -116,10 +117,11 @@ def find_checkpoint(path: Path) -> Path:
 
 
 def revisit(checkpoint: Path, model: nn.Module, optimizer: Optimizer | None = None) -> TrainedRun:
-    """Load a checkpoint into a model and optimizer as the run built them.
+    """Load a checkpoint, or the weights that a run gives away, into a model and optimizer as the run built them.
 
     Args:
-        checkpoint: The file; where it is damaged, the one before it is taken, and ``notes`` say so.
+        checkpoint: The file; where it is damaged, the one before it is taken, and ``notes`` say so. One that ends in
+            ``.safetensors`` has no state of the optimizer.
         model: A freshly built model; its weights are overwritten.
         optimizer: A freshly built optimizer on ``model``; its state is overwritten.
 
@@ -129,6 +131,8 @@ def revisit(checkpoint: Path, model: nn.Module, optimizer: Optimizer | None = No
     Raises:
         UserError: No checkpoint that can be read, one of another model, or weights that are not finite.
     """
+    if checkpoint.suffix == ".safetensors":
+        return _revisit_weights(checkpoint, model)
     saved, notes = _load(checkpoint)
     parts, step = saved["parts"], int(saved["step"])
     _fill(model, parts["model"], checkpoint)
@@ -156,6 +160,28 @@ def revisit(checkpoint: Path, model: nn.Module, optimizer: Optimizer | None = No
     return TrainedRun(
         checkpoint.parent, step, model, evaluated, optimizer, _rates(rows), val[-1] if val else None, tuple(notes)
     )  # fmt: skip
+
+
+def _revisit_weights(file: Path, model: nn.Module) -> TrainedRun:
+    """The weights of an epoch; the step and the loss are those of the log's row of that epoch."""
+    from safetensors.torch import load_file
+
+    try:
+        about, state = about_weights(file), load_file(file)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{error}") from error
+    same = {name: stored for name, stored in about.items() if stored in state and name not in state}
+    _fill(model, state | {name: state[stored] for name, stored in same.items()}, file)
+    notes = [f"The file holds {about.get('weights', 'weights')}, and no state of the optimizer."]
+    every = _rows(file.parent, None, notes)
+    rows = [
+        row for row in every if row.get("epoch") is not None and str(int(row["epoch"])) == about.get("epoch")
+    ]
+    step = int(rows[-1]["step"]) if rows else 0
+    _require_finite(model, step)
+    rates = _rates([row for row in every if row["step"] <= step])
+    val_loss = rows[-1].get("val/loss") if rows else None
+    return TrainedRun(file.parent, step, model, model, None, rates, val_loss, tuple(notes))
 
 
 def probe_objective(
@@ -258,14 +284,14 @@ def _require_finite(model: nn.Module, step: int) -> None:
             )
 
 
-def _rows(folder: Path, step: int, notes: list[str]) -> list[dict[str, Any]]:
-    """The logged rows up to the checkpoint."""
+def _rows(folder: Path, step: int | None, notes: list[str]) -> list[dict[str, Any]]:
+    """The logged rows up to the checkpoint; all of them with None."""
     try:
         rows = read_jsonl(folder / "log.jsonl", kind="row")
     except (ValueError, KeyError) as error:
         notes.append(f"log.jsonl cannot be read ({error}), so the run's learning rates are not known.")
         return []
-    return [row for row in rows if row["step"] <= step]
+    return [row for row in rows if step is None or row["step"] <= step]
 
 
 def _not_the_end(folder: Path, step: int) -> list[str]:

@@ -25,6 +25,7 @@ from optland.config import UserError, redact_item, redact_text, to_yaml
 from optland.files import write_whole
 from optland.log import ConsoleLogger, JsonlLogger, Logger, LoggerGroup, WandbLogger
 from optland.log.unwritten import Unwritten
+from optland.log.wandb_environment import check_environment
 from optland.train.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from optland.train.claim import claim, release
 from optland.train.ema import Ema
@@ -51,8 +52,8 @@ class RunFolder:
         resume: Go on in the newest folder of this name.
 
     Raises:
-        UserError: Nothing to resume, a resume with another configuration or without its checkpoint, or a run that is
-            still going on.
+        UserError: An environment variable of wandb's that cannot be used, nothing to resume, a resume with another
+            configuration or without its checkpoint, or a run that is still going on.
     """
 
     def __init__(
@@ -65,6 +66,8 @@ class RunFolder:
         length: int,
         resume: bool,
     ) -> None:
+        if log.wandb != "disabled":
+            check_environment()
         text = to_yaml(config, recipe=recipe, secrets=False)
         self.path, self._claim = _newest(Path(out)) if resume else _free(Path(out))
         self.jsonl = JsonlLogger(self.path / "log.jsonl")

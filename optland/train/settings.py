@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from optland.config import did_you_mean
 from optland.control import StepPolicy
 from optland.control.policies import POLICIES, AutoLR, NoiseBatch, SafeLR
+from optland.log.wandb_environment import LONGEST_NAME, LONGEST_TAG, NOT_IN_A_PROJECT
 from optland.optim import available, create
 from optland.optim.gates import as_gate
 from optland.optim.keys import setting
@@ -34,11 +35,6 @@ _KEYS = ("lr", "momentum", "weight_decay", "rho")
 _SET_THE_RATE = ("auto_lr", "safe_lr", "relative_step")
 
 _MOST_THREADS = 1024
-
-# wandb's own limits: it would refuse the run when training has begun.
-_LONGEST_NAME = 128
-_LONGEST_TAG = 64
-_NOT_IN_A_PROJECT = set("/\\#?%:")
 
 
 @dataclass(frozen=True)
@@ -239,18 +235,18 @@ class LogConfig:
             raise ValueError(f"every: {self.every} must be at least 1 step")
         if not self.project:
             raise ValueError("project: the name is empty; use for example 'optland'")
-        if len(self.project) > _LONGEST_NAME or _NOT_IN_A_PROJECT & set(self.project):
+        if len(self.project) > LONGEST_NAME or NOT_IN_A_PROJECT & set(self.project):
             raise ValueError(
-                f"project: wandb takes names of at most {_LONGEST_NAME} characters without "
-                f"{' '.join(sorted(_NOT_IN_A_PROJECT))}; {self.project[:40]!r} is none, use for example 'optland'"
+                f"project: wandb takes names of at most {LONGEST_NAME} characters without "
+                f"{' '.join(sorted(NOT_IN_A_PROJECT))}; {self.project[:40]!r} is none, use for example 'optland'"
             )
-        if self.group is not None and not 0 < len(self.group) <= _LONGEST_NAME:
+        if self.group is not None and not 0 < len(self.group) <= LONGEST_NAME:
             raise ValueError(
-                f"group: {self.group[:40]!r} has {len(self.group)} characters; use 1 to {_LONGEST_NAME}, or null"
+                f"group: {self.group[:40]!r} has {len(self.group)} characters; use 1 to {LONGEST_NAME}, or null"
             )
         for tag in self.tags:
-            if not 0 < len(tag) <= _LONGEST_TAG:
-                raise ValueError(f"tags: {tag[:40]!r} has {len(tag)} characters; use 1 to {_LONGEST_TAG}")
+            if not 0 < len(tag) <= LONGEST_TAG:
+                raise ValueError(f"tags: {tag[:40]!r} has {len(tag)} characters; use 1 to {LONGEST_TAG}")
         if len(set(self.tags)) < len(self.tags):
             raise ValueError(f"tags: {self.tags} names one twice; leave the second out")
 

@@ -270,6 +270,31 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before_and_that_is_said(
     assert "no usable checkpoint" in refused([str(run), *CHEAP], capsys)
 
 
+def test_weights_that_a_run_gave_away_are_probed_as_its_checkpoint_is(
+    images: Path, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The same point, seen through either file; of tied and averaged weights too."""
+    for run in (images, text):
+        found = []
+        for name in ("checkpoint.pt", "model.safetensors"):
+            out = tmp_path / run.parent.name / name
+            assert cli.main(["probe", str(run / name), *CHEAP, "--out", str(out)]) == 0
+            found.append(json.loads((out / "probe.json").read_text()))
+        checkpoint, weights = found
+        assert weights["step"] == checkpoint["step"]
+        assert weights["loss"] == checkpoint["loss"]
+        assert weights["ritz_values"] == checkpoint["ritz_values"]
+        assert weights["stability"] is None
+        assert not any("the run logged" in note for note in weights["notes"])
+        kind = "an average of the weights" if run is text else "the weights themselves"
+        assert f"The file holds {kind}, and no state of the optimizer." in weights["notes"]
+    (tmp_path / "no.safetensors").write_bytes(b"no weights")
+    shutil.copy(images / "config.yaml", tmp_path)
+    assert "no.safetensors is no safetensors file" in refused(
+        [str(tmp_path / "no.safetensors"), *CHEAP], capsys
+    )
+
+
 def test_a_bare_checkpoint_needs_its_config(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
