@@ -91,6 +91,11 @@ class EigenSAM(TwoPass):
 
     def direction(self, at: Gradients) -> list[Tensor]:
         """U."""
+        if any(group.get("maximize") for group in at.groups):
+            raise ValueError(
+                "Eigen-SAM looks for the sharpest direction of a loss that is minimized, and its base has "
+                "maximize=True; minimize the negated loss instead"
+            )
         v = self._eigenvector(at)
         length = vectors.norm(at.g)
         g_hat = vectors.scaled(torch.where(length > 0, 1.0 / length, torch.zeros_like(length)), at.g)

@@ -77,6 +77,10 @@ class Method(Remembering):
     sign: ClassVar[float] = 1.0
     """Of the perturbation: -1 goes down the direction."""
 
+    def uphill(self, group: dict[str, Any]) -> float:
+        """Sign of the perturbation in a group: where the base maximizes, the worst point nearby lies below."""
+        return -self.sign if group.get("maximize") else self.sign
+
     @property
     def true_units(self) -> bool:
         """Whether the length of g decides the perturbation, so that a loss scale has to be taken out of it."""
@@ -128,13 +132,14 @@ class Method(Remembering):
 
         Then eps need not be made, which saves a copy of the weights and an operation on every tensor.
         """
-        length, radii = at.g_norm, {setting(group, "rho") for group in at.groups}
+        length = at.g_norm
+        radii = {(self.uphill(group), setting(group, "rho")) for group in at.groups}
         if not self._is_straight or length is None or not length.is_cpu or len(radii) != 1:
             return None
         if not {g.dtype for g in at.g} <= {torch.float32, torch.float64}:  # where c may underflow
             return None
-        norm = float(length)
-        return self.sign * float(radii.pop()) / norm if 0.0 < norm < math.inf else None
+        norm, (sign, rho) = float(length), radii.pop()
+        return sign * float(rho) / norm if 0.0 < norm < math.inf else None
 
     @property
     def _is_straight(self) -> bool:
@@ -166,7 +171,7 @@ class Method(Remembering):
             length = dual_norm([x[i] for i in indices], self.p) if known is None else known
             for group, where in _by_group(at.groups, indices):
                 steep = steepest([x[i] for i in where], self.p)
-                radius = self.sign * self.radius(group, length)
+                radius = self.uphill(group) * self.radius(group, length)
                 for i, e in zip(where, times(steep, radius, length, self.p), strict=True):
                     eps[i] = e
         return [

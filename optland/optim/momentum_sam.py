@@ -86,6 +86,10 @@ class MSAM(TwoPass):
 
     sign = -1.0  # the engine is given the momentum in the place of the gradient
 
+    def uphill(self, group: dict[str, Any]) -> float:
+        """Along the base's next move, whichever way the base takes its gradients."""
+        return self.sign
+
     _waiting = False
     """In phase form a gate has left the weights at w, and the only pass is still to come."""
 

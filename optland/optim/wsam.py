@@ -107,11 +107,11 @@ class WSAM(TwoPass):
 
     @vectors.no_graph
     def after_update(self) -> None:
-        """W <- w - lr a (h - g)."""
+        """W <- w - lr a (h - g), and + where the base maximizes."""
         for group in self.param_groups:
             for p in group["params"]:
                 if p in self._correction:
-                    p.sub_(group["lr"] * self._correction[p])
+                    p.sub_(self.uphill(group) * group["lr"] * self._correction[p])
         self._correction = {}
 
     def _forget_step(self) -> None:
