@@ -139,8 +139,9 @@ class Delegating(Optimizer):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group to the base optimizer; hyper-parameters it does not name take their defaults."""
         self._refuse_in_flight("add_param_group()")
-        self._validate(self._keys.values(param_group))
-        self._keys.rename(param_group)
+        if isinstance(param_group, dict):  # the base says what is wrong with anything else
+            self._validate(self._keys.values(param_group))
+            self._keys.rename(param_group)
         self.base.add_param_group(param_group)
 
     def __getattr__(self, name: str) -> Any:

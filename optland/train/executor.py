@@ -34,6 +34,7 @@ from optland.control import CollapseGuard, CoolDown, Decision, Proposal, StepPol
 from optland.control.view import HOST_ACTUATORS
 from optland.curvature.operators.preconditioner import innermost
 from optland.optim.keys import key
+from optland.optim.two_pass import TwoPass
 from optland.train.undo import Undo
 
 __all__ = ["Executor", "Outcome", "actuators_of", "is_adam"]
@@ -66,7 +67,7 @@ def actuators_of(optimizer: Optimizer) -> frozenset[str]:
     has = set(HOST_ACTUATORS)
     if not any(key("rho") in group for group in optimizer.param_groups):
         has -= {"rho"}
-    if not hasattr(optimizer, "gate"):
+    if not isinstance(optimizer, TwoPass):
         has -= {"sam_duty"}
     if not isinstance(optimizer, ADAMS):
         has -= {"adam_v0"}
@@ -117,7 +118,7 @@ class Executor:
             "alarm": lambda new: False,
             "stop": self._stop,
         }
-        self._own_gate = getattr(optimizer, "gate", None)
+        self._own_gate = optimizer.gate if isinstance(optimizer, TwoPass) else None
         if act and any(policy.holds_sam for policy in self.policies):
             self._set_duty(0.0)
 

@@ -35,6 +35,8 @@ from optland.batches import num_samples
 from optland.control import AutoLR, Decision, ProbeBudget, RatioEMA, SafeLR
 from optland.log import Logger, NullLogger
 from optland.objective import LossFn
+from optland.optim.delegate import Delegating
+from optland.optim.two_pass import TwoPass
 from optland.train.choice import Policy, choose_policies
 from optland.train.executor import Executor
 from optland.train.probes import Probes, Reading
@@ -110,7 +112,7 @@ class Pilot(StepPolicies):
         self.log = log if log is not None else NullLogger()
         self.log_every = log_every
         self.total_samples = total_samples
-        passes = int(getattr(optimizer, "evaluations", 1))
+        passes = optimizer.evaluations if isinstance(optimizer, TwoPass) else 1
         lr_policy, self.batch_policy, others = choose_policies(policies, two_pass=passes > 1)
         if mode in ("off", "monitor"):
             lr_policy, self.batch_policy, others = None, None, []
@@ -127,7 +129,7 @@ class Pilot(StepPolicies):
             "escape": self._escape,
         }
         self._batch: Any = None
-        self._telemetry: Any = getattr(optimizer, "telemetry", None)
+        self._telemetry = optimizer.telemetry if isinstance(optimizer, TwoPass) else None
         self._recent: deque[Any] = deque(maxlen=CHECKING)
         self._replaying = False
         self.noise = RatioEMA(0.8)
@@ -183,7 +185,8 @@ class Pilot(StepPolicies):
         self.step += 1
         self._count = num_samples(batch)
         self.samples += self._count
-        self.budget.train(self._count * int(getattr(self.optimizer, "last_evaluations", 1)))
+        ours = isinstance(self.optimizer, Delegating)
+        self.budget.train(self._count * int(getattr(self.optimizer, "last_evaluations", 1) if ours else 1))
         decided = len(self.decisions)
         fresh: dict[str, float] = {}
         self._batch = batch

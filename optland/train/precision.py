@@ -59,6 +59,8 @@ from torch.optim import Optimizer
 from optland.batches import num_samples
 from optland.config import UserError
 from optland.objective import LossFn
+from optland.optim.delegate import Delegating
+from optland.optim.two_pass import TwoPass
 from optland.train.ema import Ema
 from optland.train.micro_batches import MicroBatches
 
@@ -185,8 +187,8 @@ class Precision:
         """Micro-batches a batch is cut into; :meth:`set_accumulation` changes it in the middle of an epoch."""
         self.micro_batch = config.micro_batch
         self.scaler = GradScaler(self.device, enabled=config.precision == "fp16")
-        self._two_pass = hasattr(optimizer, "perturb")
-        self._wraps = hasattr(optimizer, "base")
+        self._two_pass = isinstance(optimizer, TwoPass)
+        self._wraps = isinstance(optimizer, Delegating)
         if self.scaler.is_enabled() and self._wraps and not self._two_pass:
             raise TypeError(
                 f"{type(optimizer).__name__} evaluates its closure by itself, which cannot be loss-scaled; "
@@ -317,14 +319,13 @@ class Precision:
 def _is_perturbed(optimizer: Any) -> bool:
     """Whether this is a second pass, which sees the batch of the first."""
     while not getattr(optimizer, "is_perturbed", False):
-        if not hasattr(optimizer, "base"):
+        if not isinstance(optimizer, Delegating):
             return False
         optimizer = optimizer.base
     return True
 
 
-def _innermost(optimizer: Any) -> Optimizer:
-    while hasattr(optimizer, "base"):
+def _innermost(optimizer: Optimizer) -> Optimizer:
+    while isinstance(optimizer, Delegating):  # others may have something else under that name
         optimizer = optimizer.base
-    innermost: Optimizer = optimizer
-    return innermost
+    return optimizer

@@ -5,14 +5,17 @@ import io
 
 import pytest
 import torch
-from drivers import ALL, BASES, assert_identical, fits, fitting, make, run, run_phases, wrap
+from drivers import ALL, BASES, assert_identical, fits, fitting, make, mean_loss, run, run_phases, wrap
 from torch import nn
 from torch.optim import SGD, Adadelta, RMSprop
 
 from optland.optim import ASAM, GSAM, SAM, LookSAM, create
 from optland.optim.keys import PREFIX, key
 from optland.optim.registry import BASES as BY_NAME
-from optland.optim.registry import METHODS, options_of
+from optland.optim.registry import METHODS, WRAPPERS, options_of
+from optland.train import Pilot
+from optland.train.executor import actuators_of
+from optland.train.precision import Precision, PrecisionConfig
 
 NAMESAKES = ("adadelta", "rmsprop", "asgd")
 
@@ -204,3 +207,51 @@ def test_create_takes_the_prefixed_option_and_refuses_the_one_that_could_be_eith
         ValueError, match=r"'gsam' and its base 'rmsprop' both.* 'alpha'; write sam_alpha=0\.3"
     ):
         create("gsam", [parameter()], base="rmsprop", lr=0.1, alpha=0.3)
+
+
+ATTRIBUTES = (
+    "base", "model", "telemetry", "gate", "evaluations", "last_evaluations", "perturb", "is_perturbed", "events",
+    "steps", "verdict", "trigger", "train_mode", "_keys", "_own", "_sum",
+)  # fmt: skip
+
+
+class Namesake(SGD):
+    """An optimizer whose own attributes have the names of ours."""
+
+    def __init__(self, params, **options):
+        super().__init__(params, **options)
+        for name in ATTRIBUTES:
+            setattr(self, name, f"its {name}")
+
+
+@pytest.mark.parametrize("name", [*ALL, *WRAPPERS])
+def test_attributes_of_the_base_with_names_of_ours_are_neither_read_nor_written(name, make_network):
+    if not fits(name, "sgd"):
+        return  # it keeps no second moment
+    one, two = make_network(), make_network()
+    optimizers = []
+    for network, base in ((one, SGD), (two, Namesake)):
+        inner = base(network.model.parameters(), lr=0.1, momentum=0.9)
+        optimizers.append(WRAPPERS[name](inner) if name in WRAPPERS else wrap(name, inner, network))
+    run(one, optimizers[0], 4)
+    run(two, optimizers[1], 4)
+    assert_identical(one.weights(), two.weights())
+    assert [getattr(optimizers[1].base, name) for name in ATTRIBUTES] == [
+        f"its {name}" for name in ATTRIBUTES
+    ]
+    assert optimizers[1].last_evaluations == optimizers[0].last_evaluations
+
+
+@pytest.mark.parametrize("around", [lambda base: base, SAM])
+def test_nor_does_the_trainer_take_them_for_ours(around, make_network):
+    networks, steered = (make_network(), make_network()), []
+    for network, base in zip(networks, (SGD, Namesake), strict=True):
+        optimizer = around(base(network.model.parameters(), lr=0.1))
+        steered.append(actuators_of(optimizer))
+        precision = Precision(PrecisionConfig(clip=0.1), optimizer)
+        pilot = Pilot(optimizer, network.model, mean_loss, mode="monitor")
+        for _ in range(3):
+            loss = precision.step(network.closure(optimizer))
+            pilot.after_step((network.x, network.y), loss)
+    assert steered[0] == steered[1]
+    assert_identical(networks[0].weights(), networks[1].weights())

@@ -22,6 +22,7 @@ from optland.config import UserError
 from optland.objective import Objective
 from optland.optim import ASAM, SAM
 from optland.optim.method import Gradients
+from optland.optim.saddle import NegativeCurvature
 from optland.train import BatchLoader, Checkpoint, Pilot
 from optland.train.models import ModelConfig, build_model
 from optland.train.precision import Precision, PrecisionConfig
@@ -245,11 +246,8 @@ def test_an_interrupt_in_pass_two_leaves_the_weights_unperturbed() -> None:
 
 
 def test_a_wrapper_that_calls_closures_by_itself_cannot_be_loss_scaled() -> None:
-    class Escaping(torch.optim.SGD):
-        base = None
-
-    optimizer = Escaping(make().parameters(), lr=0.1)
-    with pytest.raises(TypeError, match=r"Escaping evaluates its closure by itself.*bf16 or fp32"):
+    optimizer = NegativeCurvature(torch.optim.SGD(make().parameters(), lr=0.1))
+    with pytest.raises(TypeError, match=r"NegativeCurvature evaluates its closure by itself.*bf16 or fp32"):
         PrecisionConfig(precision="fp16").build(optimizer)
 
 

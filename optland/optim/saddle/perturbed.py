@@ -31,6 +31,7 @@ from optland.optim.saddle.moves import uniform_in_ball
 from optland.optim.saddle.trigger import Trigger
 from optland.optim.saddle.verdict import Event
 from optland.optim.saddle.wrapper import SaddleWrapper
+from optland.optim.two_pass import TwoPass
 
 __all__ = ["NoisyGradient", "PerturbedGradient"]
 
@@ -139,7 +140,7 @@ class NoisyGradient(SaddleWrapper):
     def __init__(self, base: Optimizer, *, radius: float = 0.01, seed: int = 0) -> None:
         if not radius > 0 or not math.isfinite(radius):
             raise ValueError(f"radius {radius} must be above 0, in the units of the gradient")
-        if hasattr(base, "perturb"):
+        if isinstance(base, TwoPass):
             raise TypeError(
                 f"NoisyGradient adds noise to the one gradient of a step, and {type(base).__name__} takes two; use "
                 "PerturbedGradient(SAM(...))"

@@ -14,9 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from optland.optim.keys import key
+
 __all__ = ["ENTRY", "decoded", "encoded", "makes_room"]
 
-ENTRY = "saddle"
+ENTRY = key("saddle")
 """Key in the first parameter group, and prefix of keys in the state of a parameter."""
 
 

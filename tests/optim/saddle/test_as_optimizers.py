@@ -337,7 +337,7 @@ def untouched(model: nn.Module, optimizer: Any, closure: Any, error: Any, words:
     with pytest.raises(error, match=words):
         optimizer.step(closure)
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), before, strict=True))
-    of_base = [k for entry in optimizer.state.values() for k in entry if not k.startswith("saddle")]
+    of_base = [k for entry in optimizer.state.values() for k in entry if not k.startswith("sam_saddle")]
     assert of_base == []
 
 
