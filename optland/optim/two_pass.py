@@ -111,7 +111,7 @@ class TwoPass(ClosureForm):
 
     Raises:
         TypeError: ``base`` is not an optimizer instance, or is a two-pass optimizer already.
-        ValueError: A hyper-parameter out of range, or a base that evaluates closures by itself.
+        ValueError: A hyper-parameter out of range, or a base that evaluates closures by itself or is differentiable.
     """
 
     def __init__(
@@ -129,6 +129,11 @@ class TwoPass(ClosureForm):
         if isinstance(base, TwoPass):
             raise TypeError(
                 f"{type(base).__name__} takes two passes already; wrap its base optimizer instead"
+            )
+        if isinstance(base, Optimizer) and base.defaults.get("differentiable"):
+            raise ValueError(
+                f"{type(base).__name__} has differentiable=True, and no graph goes through the perturbation of "
+                f"{type(self).__name__}: the derivative of its step would be another one's; use differentiable=False"
             )
         if model is not None and not isinstance(model, nn.Module):
             raise TypeError(f"model is a {type(model).__name__}; pass the nn.Module that the loop calls")

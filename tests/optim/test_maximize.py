@@ -6,6 +6,8 @@ from drivers import ALL, BASES, assert_identical, fits, fitting, make, run, run_
 from torch import nn
 
 from optland.optim import SAM
+from optland.optim.saddle import NegativeCurvature
+from optland.optim.saddle.trigger import Trigger
 
 MAXIMIZING = sorted(set(ALL) - {"eigensam"})
 
@@ -66,4 +68,18 @@ def test_eigen_sam_refuses_a_maximizing_base_before_anything_moves(make_network)
     with pytest.raises(ValueError, match="maximize=True; minimize the negated loss"):
         run(network, optimizer, 1)
     assert not optimizer.is_perturbed
+    assert_identical(before, network.weights())
+
+
+def test_negative_curvature_refuses_a_maximizing_base_at_once_and_later(make_network):
+    network = make_network()
+    params = list(network.model.parameters())
+    with pytest.raises(ValueError, match="leaves a saddle downwards, and this SGD has maximize=True"):
+        NegativeCurvature(torch.optim.SGD(params, lr=0.1, maximize=True))
+    optimizer = NegativeCurvature(torch.optim.SGD(params, lr=0.1), trigger=Trigger(("every",), every=1))
+    run(network, optimizer, 1)
+    optimizer.param_groups[0]["maximize"] = True
+    before = network.weights()
+    with pytest.raises(ValueError, match="minimize the negated loss"):
+        run(network, optimizer, 1)
     assert_identical(before, network.weights())

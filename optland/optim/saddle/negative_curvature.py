@@ -63,7 +63,7 @@ class NegativeCurvature(SaddleWrapper):
     Raises:
         TypeError: ``base`` is not an optimizer instance.
         ValueError: Fewer than 2 products, a radius that is not positive, an unknown search, ``check`` without
-            ``probe``, or ``probe`` with ``neon``.
+            ``probe``, ``probe`` with ``neon``, or a base that maximizes.
 
     Example:
         >>> import torch
@@ -101,13 +101,22 @@ class NegativeCurvature(SaddleWrapper):
         if check is not None and probe is None:
             raise ValueError("check has to agree with a look at other data; give probe as well")
         super().__init__(base, model=model, trigger=trigger, seed=seed)
+        self._require_minimizing()
         self.products = products
         self.radius = radius
         self.probe = probe
         self.check = check
         self.search = search
 
+    def _require_minimizing(self) -> None:
+        if any(group.get("maximize") for group in self.param_groups):
+            raise ValueError(
+                f"NegativeCurvature leaves a saddle downwards, and this {type(self.base).__name__} has maximize=True; "
+                "minimize the negated loss instead"
+            )
+
     def _act(self, closure: Closure, reason: str) -> None:
+        self._require_minimizing()
         dim = vectors.numel(self._weights)
         products = min(self.products, dim)
         if not self.trigger.affords(self._expected(products)):
