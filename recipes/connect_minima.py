@@ -112,7 +112,7 @@ def main(config: Config, *, resume: bool = False) -> int:
     """Train both nets, look between them, draw and summarise."""
     torch.set_num_threads(config.threads)
     data = load_data(config.data).to(choose_device(config.device))
-    run = RunFolder(config.out, config, config.log, recipe="connect_minima", length=3, resume=resume)
+    run = RunFolder(config.out, config, config.log, recipe=__file__, length=3, resume=resume)
     if run.finished:
         print(f"the run in {run.path} is finished; start a new one without --resume")
         return 0

@@ -118,7 +118,7 @@ def main(config: Config, *, resume: bool = False) -> int:
     """Run each, draw, and say who left."""
     torch.set_num_threads(1)
     count = len(config.optimizers)
-    run = RunFolder(config.out, config, config.log, recipe="escape_saddle", length=count, resume=resume)
+    run = RunFolder(config.out, config, config.log, recipe=__file__, length=count, resume=resume)
     if run.finished:
         print(f"the run in {run.path} is finished; start a new one without --resume")
         return 0

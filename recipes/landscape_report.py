@@ -121,9 +121,7 @@ def main(config: Config, *, resume: bool = False) -> int:
     plan = {name: (replace(config.model, **CHANGES[name]), config.seed) for name in config.variants}
     if config.other_seed is not None:
         plan[f"seed {config.other_seed}"] = (plan[config.variants[0]][0], config.other_seed)
-    run = RunFolder(
-        config.out, config, config.log, recipe="landscape_report", length=len(plan), resume=resume
-    )
+    run = RunFolder(config.out, config, config.log, recipe=__file__, length=len(plan), resume=resume)
     if run.finished:
         print(f"the run in {run.path} is finished; start a new one without --resume")
         return 0

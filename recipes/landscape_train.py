@@ -87,7 +87,7 @@ def main(config: Config, *, resume: bool = False) -> int:
     ema = config.precision.build_ema(model)
     scheduler = schedule_by_name(config.schedule, optimizer, loader)
     total = loader.total_samples
-    run = RunFolder(config.out, config, config.log, recipe="landscape_train", length=total, resume=resume)
+    run = RunFolder(config.out, config, config.log, recipe=__file__, length=total, resume=resume)
     if run.finished:
         print(f"the run in {run.path} is finished; start a new one without --resume")
         return 0

@@ -130,7 +130,7 @@ def train(config: Config, run: RunFolder, stop: GracefulStop, *, resume: bool) -
 def main(config: Config, *, resume: bool = False) -> int:
     """Train, compare, draw; or with ``compare: null`` train one run."""
     torch.set_num_threads(config.threads)
-    with GracefulStop() as stop, Comparison(config, recipe="train_sam", resume=resume) as comparison:
+    with GracefulStop() as stop, Comparison(config, recipe=__file__, resume=resume) as comparison:
         if comparison.finished:
             print(f"{comparison.folder.path} is finished; start a new one without --resume")
             return 0

@@ -18,7 +18,15 @@ from optland.cli.copying import copy_recipe
 from optland.cli.needs import check_needs
 from optland.cli.probe_options import EXAMPLES as _PROBE_EXAMPLES
 from optland.cli.probe_options import OPTIONS, add_probe_arguments
-from optland.cli.recipes import ROOT_VARIABLE, Recipe, all_recipes, find_recipe, first_comment, roots
+from optland.cli.recipes import (
+    ROOT_VARIABLE,
+    Recipe,
+    all_recipes,
+    find_recipe,
+    first_comment,
+    local_recipes,
+    roots,
+)
 from optland.cli.report_options import EXAMPLES as _REPORT_EXAMPLES
 from optland.cli.report_options import OPTIONS as _REPORT_OPTIONS
 from optland.cli.report_options import add_report_arguments
@@ -37,11 +45,12 @@ _EXAMPLES = f"""examples:
   optland run landscape_train digits --grid optimizer.rho=0.05,0.1,0.2 --seeds 3 --workers 2
   optland validate landscape_train digits epochs=3
   optland cp landscape_train digits my_experiment
-  optland run my_experiment/landscape_train.py my_experiment/digits.yaml
+  optland run my_experiment digits
   optland probe runs/landscape_train/digits
   optland report runs/landscape_train/digits
 
-Recipes of your own: set {ROOT_VARIABLE} to a folder that holds recipes/ and configs/.
+Recipes of your own: a script, by its path; by its name in ./recipes or here; by the folder that it is alone in; or set
+{ROOT_VARIABLE} to a folder that holds recipes/ and configs/.
 """
 
 _RUN_EXAMPLES = """examples:
@@ -160,7 +169,12 @@ def _run_script(file: str, argv: Sequence[str] | None) -> int:
         overrides = _overrides(arguments, extra)
         command += [arguments.config, *map(redact_item, overrides), "--resume"]
         path = recipe.find_config(arguments.config)
-        config = load(script.Config, path, overrides, recipe=recipe.name)
+        has_folder = "out" in getattr(script.Config, "__dataclass_fields__", {})
+        config = load(
+            script.Config, path, overrides,
+            recipe=None if path.is_file() and recipe.owns(path) else recipe.name,
+            defaults={"out": f"runs/{recipe.name}/{path.stem}"} if has_folder else {},
+        )  # fmt: skip
         if arguments.validate:
             say(f"ok\n{to_yaml(config, recipe=recipe.name, secrets=False)}".rstrip("\n"))
             return DONE
@@ -277,6 +291,7 @@ def _no_more(extra: Sequence[str], usage: str, options: Sequence[str] = _OPTIONS
 
 def _ls() -> None:
     recipes = all_recipes()
+    recipes |= {name: recipe for name, recipe in local_recipes().items() if name not in recipes}
     if not recipes:
         folders = ", ".join(str(root / "recipes") for root in roots())
         raise UserError(f"no recipes found in {folders}. Set {ROOT_VARIABLE} to a folder with recipes/")

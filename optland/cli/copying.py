@@ -8,9 +8,11 @@ from pathlib import Path
 
 from optland.cli.recipes import Recipe
 from optland.cli.terminal import say
-from optland.config import UserError
+from optland.config import UserError, recipe_name
 
 __all__ = ["copy_recipe"]
+
+_NEEDS_NO_DOWNLOAD = "digits"
 
 
 def copy_recipe(recipe: Recipe, config: str | None, destination: str) -> None:
@@ -29,10 +31,12 @@ def copy_recipe(recipe: Recipe, config: str | None, destination: str) -> None:
     configs = (
         recipe.configs if config is None else {recipe.find_config(config).stem: recipe.find_config(config)}
     )
-    copies = {script: recipe.script.read_text(encoding="utf-8")}
+    text = recipe.script.read_text(encoding="utf-8")
+    launch = rf"optland run {re.escape(recipe.name)} \S*?([^/\s]+\.yaml)"
+    copies = {script: re.sub(launch, lambda m: _command(script, script.parent / m.group(1)), text)}
     for path in configs.values():
         copy = script.parent / path.name
-        copies[copy] = _for_script(path.read_text(encoding="utf-8"), script, copy)
+        copies[copy] = _for_script(path.read_text(encoding="utf-8"), recipe, script, copy)
     if taken := [str(path) for path in copies if path.exists()]:
         raise UserError(f"there is {' and '.join(taken)} already; name another folder, or move it away first")
     try:
@@ -45,14 +49,17 @@ def copy_recipe(recipe: Recipe, config: str | None, destination: str) -> None:
         ) from error
     for path in copies:
         say(f"wrote {path}")
-    for path in list(copies)[1:2]:
+    first = sorted(list(copies)[1:], key=lambda path: path.stem != _NEEDS_NO_DOWNLOAD)
+    for path in first[:1]:
         say(f"Run it with:\n  {_command(script, path)}")
 
 
-def _for_script(text: str, script: Path, config: Path) -> str:
-    """A config that names the copied script, in its ``recipe`` key and in the launch command on top."""
+def _for_script(text: str, recipe: Recipe, script: Path, config: Path) -> str:
+    """A config for the copy: its ``recipe`` key, its run folder, and the launch command on top."""
+    name = recipe_name(script)
     text = re.sub(r"^# optland run \S+ \S+", lambda _: f"# {_command(script, config)}", text, count=1)
-    return re.sub(r"^recipe:.*$", f"recipe: {script.stem}", text, count=1, flags=re.MULTILINE)
+    text = re.sub(rf"^out: runs/{re.escape(recipe.name)}/", f"out: runs/{name}/", text, flags=re.MULTILINE)
+    return re.sub(r"^recipe:.*$", f"recipe: {name}", text, count=1, flags=re.MULTILINE)
 
 
 def _command(script: Path, config: Path) -> str:

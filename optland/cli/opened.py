@@ -23,7 +23,7 @@ from torch.optim import Optimizer
 
 from optland.cli.recipes import Recipe, find_recipe
 from optland.cli.terminal import INTERRUPTED, complain
-from optland.config import UserError, load
+from optland.config import ScriptRecord, UserError, load
 from optland.objective import Objective
 from optland.train.revisit import ProbeData, Split, find_checkpoint, probe_objective, revisit
 from optland.train.settings import choose_device
@@ -121,6 +121,8 @@ class OpenedRun:
     def _find_recipe(self, config: Path, given: str | None) -> Recipe:
         if given is not None:
             return find_recipe(given)
+        if (record := ScriptRecord.read(config.parent)) is not None:
+            return _recorded(record, config.parent)
         named = re.search(r"^recipe: *(\S+)\s*$", config.read_text(encoding="utf-8"), flags=re.MULTILINE)
         if named is None:
             raise UserError(f"{config}: no recipe is named; add --recipe RECIPE")
@@ -139,6 +141,19 @@ class OpenedRun:
         make: Callable[[nn.Module], Optimizer] | None
         make = getattr(getattr(self.config, "optimizer", None), "build", None)
         return None if make is None else make(model)
+
+
+def _recorded(record: ScriptRecord, folder: Path) -> Recipe:
+    """The recipe that made the run; another one of its name would be taken for it silently."""
+    script = record.find(folder)
+    if script is None:
+        raise UserError(
+            f"{folder / record.FILE}: the run was made by {record.script or record.recipe}, which is not there; name "
+            "its script with --recipe FILE"
+        )
+    if not record.is_text_of(script):
+        complain(f"{script} has been edited since it made {folder}")
+    return Recipe(script.resolve())
 
 
 def _definitions(recipe: Recipe) -> types.ModuleType:

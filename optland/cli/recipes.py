@@ -5,16 +5,16 @@ from __future__ import annotations
 import ast
 import os
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from optland.config import UserError, did_you_mean
+from optland.config import ROOT_VARIABLE, UserError, did_you_mean, recipe_name
+from optland.config import roots as _roots
 
-__all__ = ["ROOT_VARIABLE", "Recipe", "all_recipes", "find_recipe", "first_comment", "roots"]
+__all__ = ["ROOT_VARIABLE", "Recipe", "all_recipes", "find_recipe", "first_comment", "local_recipes", "roots"]
 
-ROOT_VARIABLE = "OPTLAND_RECIPES"
-"""Environment variable: a folder of the user's own that holds ``recipes/`` and ``configs/``."""
-
+_CONTRACT = "run_script("
 _PACKAGE = Path(__file__).resolve().parent.parent
 
 
@@ -24,20 +24,24 @@ class Recipe:
 
     Attributes:
         script: ``<root>/recipes/<name>.py``; its configs are in ``<root>/configs/<name>/``, and, for a copy, the
-            YAML files beside it that name it.
+            YAML files beside it, or in a folder ``configs`` there, that are for it.
     """
 
     script: Path
 
     @property
     def name(self) -> str:
-        """The script's name without ``.py``."""
-        return self.script.stem
+        """The script's name without ``.py``; of a copy that kept the name of another recipe, its folder's."""
+        return recipe_name(self.script)
 
     @property
     def argument(self) -> str:
         """How to name it on the command line: by its name where that finds it, else by its path."""
-        return self.name if all_recipes().get(self.name) == self else str(self.script)
+        if all_recipes().get(self.name) == self:
+            return self.name
+        below = self.script.is_relative_to(Path.cwd())
+        shown = str(self.script.relative_to(Path.cwd()) if below else self.script)
+        return shown if os.sep in shown else os.path.join(".", shown)
 
     @property
     def summary(self) -> str:
@@ -51,9 +55,24 @@ class Recipe:
     @property
     def configs(self) -> dict[str, Path]:
         """Config files by bare name."""
-        folder = self.script.parent.parent / "configs" / self.name
-        beside = [path for path in sorted(self.script.parent.glob("*.yaml")) if self._is_for_this(path)]
-        return {path.stem: path for path in [*beside, *sorted(folder.glob("*.yaml"))]}
+        here, root = self.script.parent, self.script.parent.parent
+        beside = [*sorted(here.glob("*.yaml")), *sorted((here / "configs").glob("*.yaml"))]
+        shipped = sorted((root / "configs" / self.name).glob("*.yaml"))
+        return {path.stem: path for path in [*filter(self.owns, beside), *shipped]}
+
+    def owns(self, config: Path) -> bool:
+        """Whether a config that lies with this recipe is for it, whatever recipe it was copied from."""
+        if config.resolve().parent not in self._folders():
+            return False
+        text = config.read_text(encoding="utf-8", errors="replace")
+        line = re.search(r"^recipe:([^#\n]*)", text, flags=re.MULTILINE)
+        named = line.group(1).strip().strip("'\"") if line else ""
+        of_another = (self.script.parent / f"{named}.py").is_file()
+        return named in (self.name, self.script.stem) or (bool(named) and not of_another)
+
+    def _folders(self) -> list[Path]:
+        here = self.script.resolve().parent
+        return [here, here / "configs", here.parent / "configs" / self.name]
 
     def find_config(self, named: str) -> Path:
         """A config by path or by bare name.
@@ -72,29 +91,18 @@ class Recipe:
         hint = did_you_mean(bare, self.configs)
         raise UserError(f"the recipe '{self.name}' has no config '{named}'.{hint} {self._usage()}")
 
-    def _is_for_this(self, path: Path) -> bool:
-        text = path.read_text(encoding="utf-8", errors="replace")
-        return re.search(rf"^recipe: *{re.escape(self.name)}\s*$", text, flags=re.MULTILINE) is not None
-
     def _usage(self) -> str:
         known = ", ".join(self.configs) or "none yet"
-        return f"Write: optland run {self.name} CONFIG [key=value ...]. Its configs: {known}"
+        return f"Write: optland run {self.argument} CONFIG [key=value ...]. Its configs: {known}"
 
 
 def roots() -> list[Path]:
     """Folders that hold ``recipes/`` and ``configs/``: the user's own, then what the package ships."""
-    own = os.environ.get(ROOT_VARIABLE, "").strip()
-    if own and not Path(own).is_dir():
-        raise UserError(
-            f"{ROOT_VARIABLE}: there is no folder {own}; name one that holds recipes/, or unset it"
-        )
-    checkout = _PACKAGE.parent
-    shipped = checkout if (checkout / "recipes").is_dir() else _PACKAGE / "_bundled"
-    return [*([Path(own).resolve()] if own else []), shipped]
+    return _roots(_PACKAGE)
 
 
 def all_recipes() -> dict[str, Recipe]:
-    """Every recipe by name; the user's own come before shipped ones of the same name."""
+    """Every recipe in a folder ``recipes/`` by name; the user's own come before shipped ones of the same name."""
     found: dict[str, Recipe] = {}
     for root in roots():
         for script in sorted((root / "recipes").glob("*.py")):
@@ -102,8 +110,20 @@ def all_recipes() -> dict[str, Recipe]:
     return found
 
 
+def local_recipes() -> dict[str, Recipe]:
+    """The user's own in ``./recipes``, beside it, and in folders here, by name: scripts that end as a recipe does."""
+    here = Path.cwd()
+    below = [path for path in sorted(here.glob("[!.]*")) if path.is_dir() and path.name != "recipes"]
+    is_root = Path(os.environ.get(ROOT_VARIABLE) or "/").resolve() == here  # whose recipes are known
+    found: dict[str, Recipe] = {}
+    for folder in [here, *below] if is_root else [here / "recipes", here, *below]:
+        for recipe in _scripts_in(folder):
+            found.setdefault(recipe.name, recipe)
+    return found
+
+
 def find_recipe(named: str) -> Recipe:
-    """A recipe by name, or by the path of its script.
+    """A recipe by name, by the path of its script, or by the folder that it is alone in.
 
     Raises:
         UserError: There is no such recipe.
@@ -113,10 +133,38 @@ def find_recipe(named: str) -> Recipe:
             raise UserError(f"{named}: there is no such recipe script. `optland ls` lists the known recipes")
         return Recipe(Path(named).resolve())
     recipes = all_recipes()
+    local = Path.cwd() / "recipes" / f"{named}.py"
+    shipped = named in recipes and recipes[named].script.parent.parent == roots()[-1]
+    if (shipped or named not in recipes) and _is_recipe(local):
+        return Recipe(local.resolve())
+    if named in recipes:
+        return recipes[named]
+    if named and Path(named).is_dir() and (here := list(_scripts_in(Path(named).resolve()))):
+        own = [recipe for recipe in here if recipe.script.stem == Path(named).resolve().name]
+        if len(here) > 1 and not own:
+            scripts = ", ".join(str(Path(named) / recipe.script.name) for recipe in here)
+            raise UserError(f"there are several recipes in {named}; name one of them: {scripts}")
+        return (own or here)[0]
+    recipes |= local_recipes()
     if named in recipes:
         return recipes[named]
     hint = did_you_mean(named.lower(), recipes)
     raise UserError(f"there is no recipe '{named}'.{hint} `optland ls` lists the recipes")
+
+
+def _scripts_in(folder: Path) -> Iterator[Recipe]:
+    try:
+        scripts = sorted(folder.glob("*.py"))
+    except OSError:  # a folder that may not be read
+        return
+    yield from (Recipe(script) for script in scripts if _is_recipe(script))
+
+
+def _is_recipe(script: Path) -> bool:
+    try:
+        return _CONTRACT in script.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return False
 
 
 def first_comment(path: Path) -> str:

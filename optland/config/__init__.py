@@ -32,31 +32,43 @@ Example:
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from optland.config.errors import ConfigError, UserError, closest, did_you_mean
 from optland.config.schema import Builder, plain
+from optland.config.scripts import ROOT_VARIABLE, ScriptRecord, recipe_name, roots
 from optland.config.secrets import redact, redact_item, redact_text
 from optland.config.sources import Sources
 
 __all__ = [
+    "ROOT_VARIABLE",
     "ConfigError",
+    "ScriptRecord",
     "UserError",
     "closest",
     "did_you_mean",
     "load",
+    "recipe_name",
     "redact",
     "redact_item",
     "redact_text",
+    "roots",
     "to_yaml",
 ]
 
 T = TypeVar("T")
 
 
-def load(schema: type[T], path: str | Path, overrides: Sequence[str] = (), *, recipe: str | None = None) -> T:
+def load(
+    schema: type[T],
+    path: str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    recipe: str | None = None,
+    defaults: Mapping[str, Any] | None = None,
+) -> T:
     """Read a YAML file and overrides into an instance of a dataclass.
 
     Args:
@@ -65,6 +77,7 @@ def load(schema: type[T], path: str | Path, overrides: Sequence[str] = (), *, re
         path: The YAML file.
         overrides: ``key=value`` items with dotted keys, applied in order; values are written as in YAML.
         recipe: The recipe that asks. The file's ``recipe:`` key must then name it.
+        defaults: Top-level values that take the place of the schema's where neither file nor overrides have one.
 
     Returns:
         A ``schema`` instance whose ``__post_init__`` checks, and those of every section, have passed.
@@ -73,7 +86,7 @@ def load(schema: type[T], path: str | Path, overrides: Sequence[str] = (), *, re
         ConfigError: If anything about the file or the overrides is wrong.
     """
     sources = Sources(Path(path))
-    tree = sources.read(overrides)
+    tree = {**(defaults or {}), **sources.read(overrides)}
     if "recipe" not in {field.name for field in dataclasses.fields(cast(Any, schema))}:
         _check_recipe(tree.pop("recipe", None), recipe, sources)
     return cast(T, Builder(sources, schema).section(schema, tree, ""))
@@ -99,5 +112,8 @@ def _check_recipe(named: Any, recipe: str | None, sources: Sources) -> None:
         return
     if named is None:
         raise ConfigError(f"{sources.path}: no recipe is named. Add the line 'recipe: {recipe}' on top")
-    command = f"optland run {named} {sources.path}"
-    raise sources.error("recipe", f"recipe: this config is for '{named}', not '{recipe}'. Run: {command}")
+    raise sources.error(
+        "recipe",
+        f"recipe: this config is for '{named}', not '{recipe}'. Run: optland run {named} {sources.path}, or, if it is "
+        f"to be for '{recipe}' from now on, write 'recipe: {recipe}' in it",
+    )

@@ -145,7 +145,7 @@ class Comparison(Generic[Config]):
 
     In a recipe::
 
-        with GracefulStop() as stop, Comparison(config, recipe="train_sam", resume=resume) as comparison:
+        with GracefulStop() as stop, Comparison(config, recipe=__file__, resume=resume) as comparison:
             for member, run, begun in comparison.runs():
                 train(member, run, stop, resume=begun)
                 print(comparison.describe(run))
@@ -157,7 +157,7 @@ class Comparison(Generic[Config]):
 
     Args:
         config: The whole configuration.
-        recipe: Name of the recipe.
+        recipe: The recipe's script, ``__file__``.
         resume: Go on in the newest folder of this name.
 
     Raises:

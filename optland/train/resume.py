@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from optland.config import UserError
+from optland.config import UserError, recipe_name
 
 __all__ = ["NOT_OF_TRAINING", "Resumption", "training_changes"]
 
@@ -132,7 +132,7 @@ class Resumption:
 def named_on_the_command_line(recipe: str) -> list[str] | None:
     """Keys of the ``key=value`` items, where this process runs the recipe's script; None elsewhere."""
     script, *arguments = sys.argv or [""]
-    if not (script.endswith(".py") and Path(script).stem == recipe):
+    if not (script.endswith(".py") and recipe_name(script) == recipe):
         return None
     return [item.partition("=")[0].strip() for item in arguments if "=" in item]
 

@@ -21,7 +21,7 @@ from typing import Any
 
 from torch import nn
 
-from optland.config import UserError, redact_item, redact_text, to_yaml
+from optland.config import ScriptRecord, UserError, recipe_name, redact_item, redact_text, to_yaml
 from optland.files import write_whole
 from optland.log import ConsoleLogger, JsonlLogger, Logger, LoggerGroup, WandbLogger
 from optland.log.unwritten import Unwritten
@@ -47,7 +47,8 @@ class RunFolder:
         out: Folder asked for; a number is added when it holds a run already.
         config: The resolved configuration, saved as ``config.yaml``.
         log: The log section of the configuration.
-        recipe: Name of the recipe, for the saved configuration and wandb's grouping.
+        recipe: The recipe's script, ``__file__``, of which a record is kept as ``recipe.json``, so that
+            ``optland probe`` and ``report`` find it again; or a name, for the saved configuration and wandb's grouping.
         length: Samples the whole run will see, for the progress display.
         resume: Go on in the newest folder of this name.
 
@@ -68,14 +69,16 @@ class RunFolder:
     ) -> None:
         if log.wandb != "disabled":
             check_environment()
+        script = Path(recipe) if recipe.endswith(".py") else None
+        recipe = recipe if script is None else recipe_name(script)
         text = to_yaml(config, recipe=recipe, secrets=False)
         self.path, self._claim = _newest(Path(out)) if resume else _free(Path(out))
         self.jsonl = JsonlLogger(self.path / "log.jsonl")
         try:
             if resume:
-                self._take_up(config, text, recipe)
+                self._take_up(config, text, recipe, script)
             else:
-                _write_config(self.path, text)
+                _write_config(self.path, text, script)
         except BaseException:
             self._release()
             raise
@@ -128,7 +131,7 @@ class RunFolder:
         release(self._claim)
         self._claim = None
 
-    def _take_up(self, config: object, text: str, recipe: str) -> None:
+    def _take_up(self, config: object, text: str, recipe: str, script: Path | None) -> None:
         """Go on with the run as it is configured now, where that is the same training; say what is other."""
         resumption = Resumption(
             self.path, text, config, finished=self.finished, named=named_on_the_command_line(recipe)
@@ -136,7 +139,11 @@ class RunFolder:
         self._require_checkpoint()
         if resumption.ended:
             return
-        for line in resumption.lines():
+        lines = list(resumption.lines())
+        record = ScriptRecord.read(self.path)
+        if script is not None and record is not None and not record.is_text_of(script):
+            lines.append(f"resuming with {script}, which has been edited since the run was started")
+        for line in lines:
             sys.stderr.write(f"{line}\n")
         if resumption.longer is not None and self.finished:
             # Before the new configuration: a run that is killed in between is one that has yet to end.
@@ -253,9 +260,11 @@ class RunFolder:
         return "\n".join(lines)
 
 
-def _write_config(folder: Path, config: str) -> None:
-    """Write the configuration, which makes a folder that of a run."""
+def _write_config(folder: Path, config: str, script: Path | None = None) -> None:
+    """Write what was run, and with what configuration, which makes a folder that of a run."""
     try:
+        if script is not None:
+            write_whole(folder / ScriptRecord.FILE, ScriptRecord.of(script, folder).text())
         write_whole(folder / "config.yaml", config)
     except OSError as error:
         raise _unusable(folder, error) from error
@@ -308,7 +317,7 @@ def _unusable(folder: Path, error: Exception) -> UserError:
 def _resume_command(recipe: str, folder: Path) -> str:
     """What to type to go on: the script of this process with its arguments; elsewhere, the folder's own config."""
     script, *arguments = sys.argv or [""]
-    if Path(script).stem == recipe and script.endswith(".py"):
+    if script.endswith(".py") and recipe_name(script) == recipe:
         given = [redact_item(item) for item in arguments if item != "--resume"]
         return shlex.join(["optland", "run", script, *given, "--resume"])
     return shlex.join(["optland", "run", recipe, str(folder / "config.yaml"), "--resume"])

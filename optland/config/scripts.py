@@ -1,0 +1,118 @@
+"""The script of a recipe: what it is called, and the record of it that a run keeps."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from optland.config.errors import UserError
+
+__all__ = ["ROOT_VARIABLE", "ScriptRecord", "recipe_name", "roots"]
+
+ROOT_VARIABLE = "OPTLAND_RECIPES"
+"""Environment variable: a folder of the user's own that holds ``recipes/`` and ``configs/``."""
+
+_PACKAGE = Path(__file__).resolve().parent.parent
+
+
+def roots(package: Path = _PACKAGE) -> list[Path]:
+    """Folders that hold ``recipes/`` and ``configs/``: the user's own, then what the package ships.
+
+    Raises:
+        UserError: The environment names a folder that is not there.
+    """
+    own = os.environ.get(ROOT_VARIABLE, "").strip()
+    if own and not Path(own).is_dir():
+        raise UserError(
+            f"{ROOT_VARIABLE}: there is no folder {own}; name one that holds recipes/, or unset it"
+        )
+    checkout = package.parent
+    shipped = checkout if (checkout / "recipes").is_dir() else package / "_bundled"
+    return [*([Path(own).resolve()] if own else []), shipped]
+
+
+def recipe_name(script: str | Path) -> str:
+    """The name of the recipe that a script is: its file's, without ``.py``.
+
+    A copy that has kept the file name of a known recipe is called by its folder: ``mine/landscape_train.py`` is the
+    recipe ``mine``.
+    """
+    path = Path(script).resolve()
+    known = any((root / "recipes" / path.name).is_file() for root in roots())
+    of_its_own = known and path.parent.name not in ("recipes", "")
+    return path.parent.name if of_its_own else path.stem
+
+
+@dataclass(frozen=True)
+class ScriptRecord:
+    """Which script made a run; kept in the run folder as ``recipe.json``.
+
+    Attributes:
+        recipe: The recipe's name.
+        script: Its path from the folder that the run was started in, absolute where it is not below; None for a recipe
+            that the package ships, which is found by its name.
+        from_run: Its path from the run folder.
+        sha256: Of its text.
+    """
+
+    recipe: str
+    script: str | None
+    from_run: str | None
+    sha256: str
+
+    FILE = "recipe.json"
+
+    @classmethod
+    def of(cls, script: Path, folder: Path) -> ScriptRecord:
+        """The record of a script for a run folder."""
+        path, name = script.resolve(), recipe_name(script)
+        if path.parent.parent == roots()[-1]:
+            return cls(name, None, None, _sum(path))
+        below = path.is_relative_to(Path.cwd())
+        shown = path.relative_to(Path.cwd()) if below else path
+        try:
+            from_run = Path(os.path.relpath(path, folder.resolve())).as_posix()
+        except ValueError:  # on another drive
+            from_run = None
+        return cls(name, shown.as_posix(), from_run, _sum(path))
+
+    @classmethod
+    def read(cls, folder: Path) -> ScriptRecord | None:
+        """The record in a run folder; None where there is none, or none that can be read."""
+        try:
+            found = json.loads((folder / cls.FILE).read_text(encoding="utf-8"))
+            return cls(**{key: found[key] for key in ("recipe", "script", "from_run", "sha256")})
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def text(self) -> str:
+        """As it is written down."""
+        return json.dumps(asdict(self), indent=1) + "\n"
+
+    def find(self, folder: Path) -> Path | None:
+        """The script, wherever the run or the project has been moved to; None where it is not there.
+
+        One with the text that made the run comes first, then one that was edited since.
+        """
+        there = [path for path in self._candidates(folder) if path.is_file()]
+        return next((path for path in there if self.is_text_of(path)), there[0] if there else None)
+
+    def is_text_of(self, script: Path) -> bool:
+        """Whether the script reads as it did."""
+        return _sum(script) == self.sha256
+
+    def _candidates(self, folder: Path) -> Iterator[Path]:
+        if self.script is None:
+            yield roots()[-1] / "recipes" / f"{self.recipe}.py"
+            return
+        if self.from_run is not None:
+            yield folder / self.from_run
+        yield Path(self.script)
+
+
+def _sum(script: Path) -> str:
+    return hashlib.sha256(script.read_bytes()).hexdigest()
