@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.optim import SGD, Adam
 
 from optland.cli import run_script
-from optland.config import did_you_mean
+from optland.config import RUN_FOLDER, did_you_mean
 from optland.files import write_whole
 from optland.objective import Objective
 from optland.optim import create
@@ -58,7 +58,7 @@ class Config:
     lrs: tuple[float, float] = (0.05, 0.01)
     calls: int = 200
     seed: int = 0
-    out: str = "runs/escape_saddle/run"
+    out: str = RUN_FOLDER
     log: LogConfig = field(default_factory=LogConfig)
 
     def __post_init__(self) -> None:

@@ -47,7 +47,6 @@ class Config(ValidatedRunConfig):
     """
 
     epochs: int = 25
-    out: str = "runs/landscape_train/run"
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
 

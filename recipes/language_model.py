@@ -47,7 +47,6 @@ class Config(ValidatedRunConfig):
     """
 
     batch_size: int = 16
-    out: str = "runs/language_model/run"
     data: TextConfig = field(default_factory=TextConfig)
     model: TransformerConfig = field(default_factory=TransformerConfig)
     optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(name="adamw", lr=1e-3))

@@ -52,7 +52,6 @@ class Config(ComparedRunConfig):
 
     epochs: int = 25
     schedule: ScheduleName = "cosine"
-    out: str = "runs/train_sam/run"
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     pilot: PilotConfig = field(default_factory=lambda: PilotConfig(mode="off", policies=[]))

@@ -31,7 +31,7 @@ from optland.cli.report_options import EXAMPLES as _REPORT_EXAMPLES
 from optland.cli.report_options import OPTIONS as _REPORT_OPTIONS
 from optland.cli.report_options import add_report_arguments
 from optland.cli.terminal import DONE, FAILED, INTERRUPTED, REFUSED, STOPPED, UNREAD, complain, say
-from optland.config import UserError, did_you_mean, load, redact_item, to_yaml
+from optland.config import RUN_FOLDER, UserError, did_you_mean, load, redact_item, to_yaml
 from optland.log.streams import Outcome, steady
 
 __all__ = ["main", "resolve", "run_script"]
@@ -169,11 +169,11 @@ def _run_script(file: str, argv: Sequence[str] | None) -> int:
         overrides = _overrides(arguments, extra)
         command += [arguments.config, *map(redact_item, overrides), "--resume"]
         path = recipe.find_config(arguments.config)
-        has_folder = "out" in getattr(script.Config, "__dataclass_fields__", {})
+        folder = getattr(script.Config, "__dataclass_fields__", {}).get("out")
         config = load(
             script.Config, path, overrides,
             recipe=None if path.is_file() and recipe.owns(path) else recipe.name,
-            defaults={"out": f"runs/{recipe.name}/{path.stem}"} if has_folder else {},
+            defaults={"out": f"runs/{recipe.name}/{path.stem}"} if folder and folder.default == RUN_FOLDER else {},
         )  # fmt: skip
         if arguments.validate:
             say(f"ok\n{to_yaml(config, recipe=recipe.name, secrets=False)}".rstrip("\n"))

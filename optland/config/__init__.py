@@ -38,12 +38,13 @@ from typing import Any, TypeVar, cast
 
 from optland.config.errors import ConfigError, UserError, closest, did_you_mean
 from optland.config.schema import Builder, plain
-from optland.config.scripts import ROOT_VARIABLE, ScriptRecord, recipe_name, roots
+from optland.config.scripts import ROOT_VARIABLE, RUN_FOLDER, ScriptRecord, recipe_name, roots
 from optland.config.secrets import redact, redact_item, redact_text
 from optland.config.sources import Sources
 
 __all__ = [
     "ROOT_VARIABLE",
+    "RUN_FOLDER",
     "ConfigError",
     "ScriptRecord",
     "UserError",

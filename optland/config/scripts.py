@@ -11,7 +11,10 @@ from pathlib import Path
 
 from optland.config.errors import UserError
 
-__all__ = ["ROOT_VARIABLE", "ScriptRecord", "recipe_name", "roots"]
+__all__ = ["ROOT_VARIABLE", "RUN_FOLDER", "ScriptRecord", "recipe_name", "roots"]
+
+RUN_FOLDER = "runs/run"
+"""Default of a configuration's ``out``; on the command line it stands for ``runs/<recipe>/<config>``."""
 
 ROOT_VARIABLE = "OPTLAND_RECIPES"
 """Environment variable: a folder of the user's own that holds ``recipes/`` and ``configs/``."""

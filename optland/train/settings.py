@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from optland.config import did_you_mean
+from optland.config import RUN_FOLDER, did_you_mean
 from optland.control import StepPolicy
 from optland.control.policies import POLICIES, AutoLR, NoiseBatch, SafeLR
 from optland.log.wandb_environment import LONGEST_NAME, LONGEST_TAG, NOT_IN_A_PROJECT
@@ -277,7 +277,7 @@ class RunConfig:
         checkpoint_every: Steps between two checkpoints, beside those by time; null takes one by time alone.
         checkpoint_seconds: Seconds between two checkpoints, which is what ``kill -9`` can cost: after SIGTERM or Ctrl-C
             one is saved at once. At 60 a save may take 1.2 s before checkpoints cost more than 2 % of the time.
-        out: Folder of the run.
+        out: Folder of the run; on the command line ``runs/<recipe>/<config>`` where none is named.
         optimizer: The optimizer.
         precision: How a step is computed.
         pilot: What watches and steers.
@@ -298,7 +298,7 @@ class RunConfig:
     threads: int = 1
     checkpoint_every: int | None = None
     checkpoint_seconds: float = 60.0
-    out: str = "runs/run"
+    out: str = RUN_FOLDER
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     precision: PrecisionConfig = field(default_factory=PrecisionConfig)
     pilot: PilotConfig = field(default_factory=PilotConfig)

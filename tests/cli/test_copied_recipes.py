@@ -20,13 +20,14 @@ SCRIPT = '''
 import dataclasses
 
 from optland.cli import run_script
+from optland.config import RUN_FOLDER
 from optland.train import LogConfig, RunFolder
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
     seed: int = 0
-    out: str = "runs/run"
+    out: str = RUN_FOLDER
 
 
 def main(config: Config, *, resume: bool = False) -> int:
