@@ -91,6 +91,15 @@ class RandomSnapshot:
         if self._cuda is not None:
             torch.cuda.set_rng_state_all(self._cuda)
 
+    def drawn_from(self) -> bool:
+        """Whether one of PyTorch's generators has been drawn from since."""
+        if not torch.equal(torch.default_generator.get_state(), self._torch):
+            return True
+        now = _cuda_state()
+        if now is None or self._cuda is None:
+            return False
+        return not all(torch.equal(a, b) for a, b in zip(now, self._cuda, strict=True))
+
 
 def _equal(a: Any, b: Any) -> bool:
     """Whether two of NumPy's states are the same, whatever the bit generator: numbers and arrays in dictionaries."""

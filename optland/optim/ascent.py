@@ -17,11 +17,14 @@ from torch.optim import Optimizer
 from optland import vectors
 from optland.failpoints import reach
 from optland.optim.amp import ScalerAware
+from optland.optim.base_step import BaseStep
 from optland.optim.gates import Gate, as_gate, gate_state
 from optland.optim.gradients import own, present, require_dense
 from optland.optim.guards import PassGuard
 from optland.optim.keys import key
 from optland.optim.method import Gradients, Method
+from optland.optim.notices import Notices
+from optland.optim.replicas import Replicas
 from optland.optim.selection import Selection, selected
 from optland.optim.telemetry import Telemetry
 
@@ -65,7 +68,18 @@ class Climber(ScalerAware):
         self.check_finite, self.only, self.telemetry_every = check_finite, only, telemetry_every
         self.telemetry = Telemetry()
         self.last_evaluations = 0
-        self._guard = PassGuard(model)
+        self._notices = Notices()
+        self._guard = PassGuard(model, self._notices)
+        self._replicas = Replicas()
+        self._replicas.find(self._params, model)
+        self._passes_apart: list[bool] = []  # of each pass of this step: its gradient is this rank's own
+        self._apart = False  # what is in .grad is this rank's own
+        self._norm_asked = False  # by the gate, for this step
+        self._aside: dict[
+            Tensor, Tensor
+        ] = {}  # what after_update() adds, and adds up over micro-batches like .grad
+        self._base_step = BaseStep(base)
+        self._losses: list[Any] = []  # of this step's micro-batches, as their closures told them
         self._ascent: Ascent | None = None
         self._loss_scale: float | Tensor = 1.0
         self._share = 1.0  # of this micro-batch in the mean loss
@@ -98,10 +112,18 @@ class Climber(ScalerAware):
         self._gate_before = self._gate_before or [
             {key(name): group[key(name)] for name in gate_state(self.gate)} for group in self.param_groups
         ]
-        return bool(self.gate(self))  # type: ignore[arg-type]  # always a TwoPass
+        self._norm_asked = False
+        decision = bool(self.gate(self))  # type: ignore[arg-type]  # always a TwoPass
+        if self._norm_asked and any(self._passes_apart):
+            raise RuntimeError(
+                f"pass one ran under no_sync(), so g is this rank's own, and gate={self.gate!r} asks for its length: "
+                "the ranks would decide apart. Leave no_sync() out of pass one, or take a gate that counts, as every(5)"
+            )
+        return decision
 
     def gradient_norm(self) -> float:
         """The length of g, in the units of the mean loss of its samples; the host waits for it."""
+        self._norm_asked = True
         return float(self._g_norm) / float(self._unit)
 
     @property
@@ -141,7 +163,14 @@ class Climber(ScalerAware):
         g = present(self._params)
         require_dense(g)
         self._g_norm = vectors.norm([x for x in g if x is not None])
-        self._norms.append(self._g_norm)
+        self._passes_apart = [self._replicas.apart]
+        if not self._passes_apart[0]:  # else it is no matter of all ranks whether it is finite
+            self._norms.append(self._g_norm)
+        elif self.remembers:
+            raise RuntimeError(
+                f"pass one ran under no_sync(), so g is this rank's own, and so would be what {type(self).__name__} "
+                "remembers of it: the replicas would drift apart. Leave no_sync() out of pass one"
+            )
 
     def _checked_share(self, share: float) -> float:
         if not 0.0 < share <= 1.0:
@@ -159,7 +188,9 @@ class Climber(ScalerAware):
     def _forget_step(self) -> None:
         """Nothing of an earlier step, taken or not, goes into the next one."""
         self._keys.refuse_short(self.param_groups)
-        self._norms, self._shares = [], 0.0
+        self._replicas.find(self._params, self.model)
+        self._norms, self._shares, self._losses = [], 0.0, []
+        self._passes_apart, self._apart, self._aside = [], False, {}
         self._drop_proposals()
         self.telemetry.clear()
         every = self.telemetry_every
@@ -195,7 +226,7 @@ class Climber(ScalerAware):
     @vectors.no_graph
     def _ascend(self) -> None:
         g = present(self._params)
-        self._guard.begin_second()
+        self._guard.begin_second(self._params)
         try:
             self._ascent = self._climb(g, self._g_norm)
         except BaseException:
@@ -238,6 +269,7 @@ class Climber(ScalerAware):
     def _cross(self, ascent: Ascent) -> None:
         """From w + eps, where h is known, to w - eps."""
         self._require_dense_pass()
+        self._passes_apart.append(self._replicas.apart)
         ascent.beyond = own(self._params, present(self._params))
         eps = vectors.subtract(ascent.moved, ascent.weights)
         vectors.copy_(ascent.moved, ascent.weights)
@@ -301,6 +333,30 @@ class Climber(ScalerAware):
             self._abandon()
             raise
 
+    def _note_apart(self) -> None:
+        """The last pass is done: tell whether what it hands over is this rank's own, or part of it is."""
+        passes = self._passes_apart = [*self._passes_apart, self._replicas.apart]
+        if not self._hands_over_h and any(passes) != all(passes):
+            self._abandon()
+            raise RuntimeError(
+                f"one pass ran under no_sync() and another did not, and {type(self).__name__} combines the gradients "
+                "of both, of this rank's batch and of all; the step was undone. Put all passes of a micro-batch into "
+                "no_sync(), or leave it out of the last micro-batch of each pass"
+            )
+        self._apart = passes[-1]
+
+    def _agree(self) -> None:
+        """Before the base or a GradScaler looks at ``.grad``: the same on every rank."""
+        if self._apart:
+            self._apart = False
+            params = self._params
+            for p, mean in zip(params, self._replicas.mean(params, present(params)), strict=True):
+                p.grad = mean
+            if self._aside:
+                means = self._replicas.mean(params, [self._aside.get(p) for p in params])
+                self._aside = {p: mean for p, mean in zip(params, means, strict=True) if mean is not None}
+            self._norms.append(vectors.norm([g for _, g in self._gradients()]))
+
     def _abandon(self) -> None:
         """Back to w as if the second pass had not begun."""
         ascent = self._land()
@@ -316,7 +372,8 @@ class Climber(ScalerAware):
         return ascent
 
     def _finite(self) -> Tensor:
-        return torch.stack([n.to(self._norms[0].device) for n in self._norms]).isfinite().all()
+        norms = self._norms or [torch.zeros(())]
+        return torch.stack([n.to(norms[0].device) for n in norms]).isfinite().all()
 
     def _is_finite(self) -> bool:
         """The one place in a step where the host waits for the device; on the CPU it has not to wait."""

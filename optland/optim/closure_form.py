@@ -8,6 +8,7 @@ import torch
 
 from optland import vectors
 from optland.optim.ascent import Ascent, Climber
+from optland.optim.base_step import total
 from optland.optim.delegate import Closure
 from optland.optim.gradients import call_alone, is_spent, present, spend
 from optland.optim.keys import setting
@@ -23,6 +24,7 @@ class ClosureForm(Climber):
         self._forget_step()
         try:
             loss = self._passes(closure)
+            self._losses = [loss]
         except BaseException:
             self._drop_proposals()
             raise
@@ -35,6 +37,7 @@ class ClosureForm(Climber):
         self._guard.begin_closure()
         try:
             loss = call_alone(closure, self._params)
+            self._note_backward()
             self._begin(share=share)
             if self._worthwhile() and self.due() and any(p.grad is not None for p in self._params):
                 self._second_pass(closure, loss)
@@ -43,6 +46,27 @@ class ClosureForm(Climber):
         finally:
             self._guard.end_second()
         return loss
+
+    def _note_backward(self) -> None:
+        """A closure that brings no gradient makes a step of nothing, as with PyTorch's optimizers; say so once.
+
+        Raises:
+            RuntimeError: The parameters are sharded, and FSDP2 has kept the gradient back.
+        """
+        if any(p.grad is not None for p in self._params):
+            return
+        if any(hasattr(p, "to_local") for p in self._params):
+            raise RuntimeError(
+                "the closure brought no gradient to the sharded parameters. Under set_requires_gradient_sync(False) "
+                "FSDP2 keeps gradients back and would mix those of both passes. For an eps of each micro-batch leave "
+                "that out; for one of them all: for _ in optimizer.passes(): backward over all micro-batches, the last "
+                "one synchronised; then step()"
+            )
+        self._notices.once(
+            "backward",
+            f"the closure brought no gradient to any parameter of {type(self).__name__}, so nothing is trained; it has "
+            "to call loss.backward(), on a loss of these parameters, after zero_grad()",
+        )
 
     def _worthwhile(self) -> bool:
         """With every rho at 0 a second pass would only find h = g."""
@@ -75,6 +99,7 @@ class ClosureForm(Climber):
     @vectors.no_graph
     def _single_pass(self) -> None:
         self.last_evaluations = 1
+        self._apart = any(self._passes_apart)
         self.telemetry.note(g_norm=self._g_norm, eps_norm=0.0, loss_scale=self._unit)
         at = self._at(present(self._params))
         at.g_norm = self._g_norm
@@ -99,6 +124,7 @@ class ClosureForm(Climber):
                 "step(); the third is missing and the step was undone"
             )
         self._require_dense_pass()
+        self._note_apart()
         self._descend(ascent)
         self._pending, self.last_evaluations = True, self.evaluations
 
@@ -111,6 +137,8 @@ class ClosureForm(Climber):
         self._pending = False
 
     def _update(self) -> None:
+        losses, self._losses = self._losses, []  # and with them their graphs
+        self._agree()
         if self.check_finite and not self._is_finite():
             self.telemetry.note(skipped=1.0)
             self._drop_proposals()
@@ -121,6 +149,6 @@ class ClosureForm(Climber):
             self.telemetry.note(skipped=0.0)
         if self._measuring and self.telemetry.has_measurement:
             self.telemetry.keep(self._period)
-        self.base.step()
+        self._base_step(total(losses), self._params)
         self.after_update()
         self._write_down()

@@ -7,14 +7,16 @@ pass one, and the random state after the step is the one that a single pass woul
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from optland.context import BufferSnapshot, RandomSnapshot, preserve_buffers, preserve_rng
+from optland.optim.notices import Notices
+from optland.optim.running_statistics import StatisticsWatch
 from optland.optim.uncompiled import uncompiled
 
 __all__ = ["ForwardRecorder", "PassGuard"]
@@ -31,8 +33,7 @@ class ForwardRecorder:
         self.mode = mode
         self.states: list[RandomSnapshot] = []
         self.position = 0
-        self.synced = True
-        """Whether the last forward that was recorded leads to gradients that all ranks share."""
+        self._before: list[RandomSnapshot] = []  # the forward before the gradients were zeroed
 
     @uncompiled
     def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> None:
@@ -50,7 +51,6 @@ class ForwardRecorder:
             return
         if self.mode == "record":
             self.states.append(RandomSnapshot())
-            self.synced = getattr(module, "require_backward_grad_sync", True)  # DistributedDataParallel's
         elif self.position < len(self.states):
             self.states[self.position].restore()
             self.position += 1
@@ -58,9 +58,18 @@ class ForwardRecorder:
     def start(self, mode: Literal["off", "record", "replay"]) -> None:
         """Change mode; recording starts from an empty list and replay from its beginning."""
         if mode == "record":
-            self.states.clear()
-            self.synced = True
+            self.states, self._before = [], []
+        elif mode == "replay":
+            self.states = self.states or self._before
         self.mode, self.position = mode, 0
+
+    def zeroed(self) -> None:
+        """Gradients were zeroed: what was recorded belongs to no pass, but for a last forward that is yet to be used.
+
+        Many loops zero the gradients between forward and backward.
+        """
+        if self.mode == "record":
+            self.states, self._before = [], self.states[-1:] or self._before
 
     # A copy of the user's model (an EMA, a saved module) must not go on recording: its hook is switched off.
     def __deepcopy__(self, memo: dict[int, Any]) -> ForwardRecorder:
@@ -76,10 +85,13 @@ class PassGuard:
     Args:
         model: The module whose buffers and dropout masks are guarded, the one that the loop calls; None
             guards neither (in the closure form random numbers are replayed all the same).
+        notices: Where to say what goes unguarded.
     """
 
-    def __init__(self, model: nn.Module | None) -> None:
+    def __init__(self, model: nn.Module | None, notices: Notices | None = None) -> None:
         self.model = model
+        self._notices = notices or Notices()
+        self._statistics = StatisticsWatch() if model is None else None
         self.beginnings = 0  # of a pass one, or of what may become one
         self._recorder = ForwardRecorder()
         self._in_second = False
@@ -98,10 +110,9 @@ class PassGuard:
         self._recorder.start("record")
 
     def forget_forwards(self) -> None:
-        """Gradients were zeroed in phase form: the forwards so far belong to no pass."""
+        """Gradients were zeroed in phase form."""
         self.beginnings += 1
-        if self._recorder.mode == "record":
-            self._recorder.start("record")
+        self._recorder.zeroed()
 
     @contextmanager
     def unrecorded(self) -> Iterator[None]:
@@ -115,22 +126,23 @@ class PassGuard:
         finally:
             self._recorder.mode = mode
 
-    @property
-    def pass_one_is_this_ranks_own(self) -> bool:
-        """Whether the forwards of pass one ran under ``no_sync()``, the last of them included."""
-        return not self._recorder.synced
-
     def begin_closure(self) -> None:
         """Pass one is a closure: its random state is known from the start, so no hook is needed."""
         self.beginnings += 1
         self._recorder.start("off")
         self._start = RandomSnapshot()
 
-    def begin_second(self) -> None:
-        """Pass two begins; calling it twice is the same as once."""
+    def begin_second(self, params: Sequence[Tensor] = ()) -> None:
+        """Pass two begins; calling it twice is the same as once.
+
+        Args:
+            params: The parameters of the step, by which layers are known where no model was given.
+        """
         if self._in_second:
             return
         self._in_second = True
+        if self._statistics is not None:
+            self._statistics.begin(params)
         if self.model is not None:
             self._buffers = BufferSnapshot(self.model)
         if self._start is not None or self.model is not None:
@@ -146,15 +158,35 @@ class PassGuard:
 
     def end_second(self) -> None:
         """Pass two is over; buffers and random state are those of one pass. Does nothing outside pass two."""
+        unguarded = self._unguarded() if self._in_second else {}
         if self._buffers is not None:
             self._buffers.restore()
         if self._end is not None:
             self._end.restore()
         self._in_second, self._buffers, self._end = False, None, None
         self.forget()
+        for about, words in unguarded.items():
+            self._notices.once(about, words)
+
+    def _unguarded(self) -> dict[str, str]:
+        """What pass two has changed, or not repeated, as nobody could see to it: in words."""
+        said: dict[str, str] = {}
+        if self._statistics is not None and (layers := self._statistics.end()):
+            said["statistics"] = (
+                f"the second pass has updated the running statistics of {layers} once more, at w + eps; pass "
+                "model=model (the module that the loop calls) to the optimizer, and they keep those of the first pass"
+            )
+        replayed = self._recorder.mode == "replay" and not self._recorder.states
+        if replayed and self._end is not None and self._end.drawn_from():
+            said["forward"] = (
+                "no forward pass of model= was seen in pass one, so the random numbers (dropout masks) that pass two "
+                "drew are others; pass as model= the module that the loop calls, for a compiled one what torch.compile "
+                "returned"
+            )
+        return said
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"model": self.model}
+        return {"model": self.model, "notices": self._notices}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(state["model"])  # type: ignore[misc]  # hooks the copied model
+        self.__init__(**state)  # type: ignore[misc]  # hooks the copied model

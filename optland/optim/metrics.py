@@ -120,6 +120,6 @@ class PreconditionedSAM(TwoPass):
         second: Tensor = state["exp_avg_sq"]
         if "step" in state:  # where it is counted elsewhere: the correction cancels in d / |d|, but for delta
             step = state["step"]  # in float32, which is not enough for beta^step; on a device it stays there
-            steps = step.to(second.dtype) if step.device.type != "cpu" else float(step)
+            steps = step.to(second.dtype) if isinstance(step, Tensor) and not step.is_cpu else float(step)
             second = second / (1.0 - group["betas"][1] ** steps)
         return g / second.sqrt().add_(setting(group, "delta"))

@@ -18,13 +18,15 @@ class GradientSum:
 
     def __init__(self) -> None:
         self._of: dict[Tensor, Tensor] = {}
+        self._apart = False
 
     def __bool__(self) -> bool:
         return bool(self._of)
 
     @vectors.no_graph
-    def take(self, params: list[Tensor]) -> None:
-        """Add what is in ``.grad``, and empty it."""
+    def take(self, params: list[Tensor], *, apart: bool = False) -> None:
+        """Add what is in ``.grad``, and empty it; ``apart`` says whether it is this rank's own."""
+        self._apart = self._apart or apart
         for p in params:
             if p.grad is None:
                 continue
@@ -34,8 +36,11 @@ class GradientSum:
                 self._of[p] = p.grad.detach().clone() if is_shared(p.grad) else p.grad
             p.grad = None
 
-    def place(self, params: list[Tensor]) -> None:
+    def place(self, params: list[Tensor]) -> bool:
         """Put the sum into ``.grad`` and start again from nothing.
+
+        Returns:
+            Whether some part of it is this rank's own.
 
         Raises:
             RuntimeError: There are gradients that are not part of the sum.
@@ -48,7 +53,8 @@ class GradientSum:
             )
         for p in params:
             p.grad = self._of.get(p)
-        self._of = {}
+        apart, self._of, self._apart = self._apart, {}, False
+        return apart
 
 
 class BackwardWatch:

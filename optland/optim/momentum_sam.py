@@ -114,9 +114,7 @@ class MSAM(TwoPass):
         self._waiting = False
         if not (self._worthwhile() and self.due()):
             loss = call_alone(closure, self._params)
-            self._begin(share=share)
-            self._single_pass()
-            return loss
+            return self._flat_pass(loss, share)
         self._loss_scale, self._share = 1.0, self._checked_share(share)
         ascent = self._rise()
         try:
@@ -125,7 +123,16 @@ class MSAM(TwoPass):
             self._land()
             raise
         self._return(ascent)
-        self._require_pending()
+        if not self._pending:
+            return self._flat_pass(loss, share)
+        self._pending = False
+        return loss
+
+    def _flat_pass(self, loss: Any, share: float) -> Any:
+        """The gradient in ``.grad``, if any, is that of w."""
+        self._note_backward()
+        self._begin(share=share)
+        self._single_pass()
         return loss
 
     @uncompiled
@@ -143,6 +150,7 @@ class MSAM(TwoPass):
             RuntimeError: The weights are perturbed already.
         """
         self._refuse_in_flight("perturb()")
+        self._refuse_untold()
         if not self._sum:
             self._forget_step()
         self._loss_scale, self._pending = 1.0 if loss_scale is None else loss_scale, False
@@ -226,6 +234,7 @@ class MSAM(TwoPass):
                 "leaves the weights where they are. Write: perturb(), backward, step()"
             )
         require_dense(present(self._params))
+        self._passes_apart = [self._replicas.apart]
         self._norms.append(self._note_norm())
         self._single_pass()
 

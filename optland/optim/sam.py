@@ -31,7 +31,7 @@ Hsieh & You, "Towards Efficient and Scalable Sharpness-Aware Minimization", 2022
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, Unpack
 
 from torch import Tensor, nn
@@ -39,7 +39,7 @@ from torch.optim import Optimizer
 
 from optland.optim.gates import Gate
 from optland.optim.keys import setting
-from optland.optim.legacy import LegacyForm, make_base
+from optland.optim.legacy import LegacyForm, make_base, original_names
 from optland.optim.radius import Scope, check_ball
 from optland.optim.selection import Selection
 from optland.optim.two_pass import EngineOptions, TwoPass
@@ -53,7 +53,7 @@ class SAM(LegacyForm):
     Args:
         base: The optimizer that makes the update (or the parameters, in the class form of
             :mod:`optland.optim.legacy`).
-        base_class: Class form only: the base optimizer's class.
+        base_class: Class form only: the base optimizer's class, or a function that makes one of parameters.
         rho: Radius of the ascent in weight space, ||eps||. A group may have its own; the norm is over all
             groups.
         adaptive: Class form only: T = |w| for every parameter.
@@ -89,8 +89,8 @@ class SAM(LegacyForm):
 
     def __init__(
         self,
-        base: Optimizer | Iterable[Any],
-        base_class: type[Optimizer] | None = None,
+        base: Optimizer | Iterable[Any] | None = None,
+        base_class: Callable[..., Optimizer] | None = None,
         rho: float = 0.05,
         adaptive: bool = False,
         *,
@@ -104,11 +104,12 @@ class SAM(LegacyForm):
         **base_options: Any,
     ) -> None:
         check_ball(p, scope)
-        inner = make_base(type(self).__name__, base, base_class, adaptive, base_options)
-        options = {"rho": rho} if base_class is None else {"rho": rho, "adaptive": adaptive}
+        name = type(self).__name__
+        base, base_class = original_names(name, base, base_class, base_options)
+        inner = make_base(name, base, base_class, adaptive, base_options)
         super().__init__(
             inner,
-            options,
+            {"rho": rho, "adaptive": adaptive},
             model=model,
             check_finite=check_finite,
             gate=gate,

@@ -34,18 +34,23 @@ With a GradScaler: ``scaler.scale(loss).backward()``, ``perturb(loss_scale=scale
 cancels in the perturbation, so pass one is never unscaled; clip, if at all, after ``restore()`` and
 ``scaler.unscale_``.
 
-**Caveats.** Without ``model=`` the second pass updates BatchNorm statistics again, and in the phase form it
-draws new dropout masks. Weights stored in bfloat16 realise only part of a small perturbation: watch
-``sam/rho_realised``. The norm is one over all parameters, also where they are sharded.
-Under ``torch.compile`` of a function that holds a step, the step runs as it is written and what is around it is
-compiled; compile the model (or the closure) and not the step.
+**Caveats.** Without ``model=`` the second pass updates BatchNorm statistics again (one warning, where a layer's scale
+or shift is among the parameters), and in the phase form it draws new dropout masks. Weights stored in bfloat16 realise
+only part of a small perturbation: watch ``sam/rho_realised``. The norm is one over all parameters, also where they are
+sharded. Gradients have to be dense and real. Under ``torch.compile`` of a function that holds a step, the step runs as
+it is written and what is around it is compiled; compile the model (or the closure) and not the step.
+
+A base that reads the loss in ``step(closure)`` is told that of pass one, in the closure form; one that evaluates the
+closure at other weights is refused (:mod:`optland.optim.base_step`).
 
 **Several processes.** Under DistributedDataParallel both forms give the numbers of the large batch in one process, and
-under FSDP2 too. For an eps of each rank's own (m-sharpness, and one synchronisation less) put the forward *and* the
-backward of pass one into ``no_sync()``, in phase form. That is for methods that hand over h alone, in steps that take
-pass two: where g goes into the update (WSAM, PGN, GSAM, LookSAM, stable SAM, CR-SAM, and any method in a step that its
-gate leaves out) the replicas would drift apart, and what F-SAM, VaSSO and sparse SAM remember would be the rank's own.
-With ``model=`` that raises.
+under FSDP2 too. Under ``no_sync()``, around forward *and* backward, a gradient is this rank's own, and with it eps:
+m-sharpness, and a synchronisation less. What is still this rank's own when the base is to have it is averaged over the
+ranks first, once an update, so that all micro-batches of ``accumulate()`` may run without synchronisation, or pass one
+alone in phase form. Replicas never drift apart; refused are pass one alone for methods that combine both gradients, and
+any pass one of this rank's own for methods that remember something of it (F-SAM, VaSSO, LookSAM, sparse SAM) and for
+gates that ask for its length. The wrapper is found in ``model=``, or among all live objects (but for those that
+``gc.freeze`` has put away). Under FSDP2 ``set_requires_gradient_sync(False)`` is for micro-batches that share one eps.
 
 Reference: Foret, Kleiner, Mobahi & Neyshabur, "Sharpness-Aware Minimization for Efficiently Improving
 Generalization", 2021, arXiv:2010.01412.
@@ -63,6 +68,7 @@ from torch.optim import Optimizer
 
 from optland import vectors
 from optland.optim.amp import USAGES
+from optland.optim.base_step import UNTOLD
 from optland.optim.closure_form import ClosureForm
 from optland.optim.delegate import Closure
 from optland.optim.gates import Gate
@@ -226,12 +232,12 @@ class TwoPass(ClosureForm):
             )
         if not self._sum:
             self._forget_step()
+        self._refuse_untold()
         self._begin(loss_scale, share)
-        due = self.due()
-        self._refuse_drift(due)
-        if not due:
+        if not self.due():
             self._single_pass()
             self._guard.forget()
+            self._agree()
             self._pending = True
             self._watch.start(self._gradients()[0][0])
             return False
@@ -274,14 +280,14 @@ class TwoPass(ClosureForm):
             RuntimeError: The weights are not perturbed, and nothing was accumulated.
         """
         if self._ascent is None and self._sum:
-            self._sum.place(self._params)
-            self._pending = True
+            self._place_sum()
+        if self._ascent is None and self._pending:  # or a closed gate left the weights where they are
+            self._agree()
             return
-        if self._ascent is None and self._pending:
-            return  # a closed gate left them where they are
         if self._ascent is None:
             raise RuntimeError("restore() without perturb(): the weights are not perturbed. " + USAGES)
         self._return(self._ascent)
+        self._agree()
         if self._pending:  # a GradScaler leaves step() out where this says so
             self.telemetry.note(skipped=1.0 - self._finite().to(torch.float32))
 
@@ -311,15 +317,18 @@ class TwoPass(ClosureForm):
             if not self._sum:
                 self._forget_step()
             loss = self._passes(closure, share)
-        elif self.is_perturbed:
-            self.restore()
+        elif self._ascent is not None:
+            self._return(self._ascent)
             self._require_pending()
         elif not self._pending:
             raise RuntimeError("accumulate() comes after perturb() and a second backward pass. " + USAGES)
         self._require_unwatched("accumulate()")
         self._pending = False
-        self._sum.take(self._params)
+        self._sum.take(self._params, apart=self._apart)
+        self._apart = False
         self._shares += self._share
+        loss_of_it = loss.detach() if isinstance(loss, Tensor) else loss
+        self._losses.append(UNTOLD if closure is None else loss_of_it)
         return loss
 
     @uncompiled_block
@@ -386,14 +395,16 @@ class TwoPass(ClosureForm):
                 "Finish the step first, or call restore(), also where a GradScaler may skip the step."
             )
 
-    def _refuse_drift(self, due: bool) -> None:
-        if not self._guard.pass_one_is_this_ranks_own or (due and self._hands_over_h and not self.remembers):
-            return
-        what = "it goes into the update" if due else "this step takes pass one alone"
-        raise RuntimeError(
-            f"pass one ran under no_sync(), so g is this rank's own, and {what}: the replicas of "
-            f"{type(self).__name__} would drift apart. Leave no_sync() out of the last micro-batch of pass one"
-        )
+    def _refuse_untold(self) -> None:
+        if self._base_step.needs_closure:
+            raise RuntimeError(
+                f"{type(self.base).__name__}.step() needs a closure, which tells it the loss, and the phase form has "
+                f"none to give; use {type(self).__name__}.step(closure), or accumulate(closure) and step()"
+            )
+
+    def _place_sum(self) -> None:
+        self._apart = self._sum.place(self._params)
+        self._pending = True
 
     def _prepare_phase_step(self) -> None:
         """Bring the weights back, and refuse a step whose gradients never saw the second pass."""
@@ -403,8 +414,7 @@ class TwoPass(ClosureForm):
         self._require_unwatched("step()")
         if self._sum:
             self._refuse_scaler("scaler.step(optimizer) after accumulate() needs restore() before it.")
-            self._sum.place(self._params)
-            self._pending = True
+            self._place_sum()
         if self._pending:
             return
         require_dense(present(self._params))

@@ -77,7 +77,6 @@ class WSAM(TwoPass):
     ) -> None:
         self.decoupled = decoupled
         super().__init__(base, {"rho": rho, "gamma": gamma}, **engine)
-        self._correction: dict[Tensor, Tensor] = {}
 
     def _validate(self, values: dict[str, Any]) -> None:
         super()._validate(values)
@@ -102,7 +101,7 @@ class WSAM(TwoPass):
             return [torch.add(g, c, alpha=a) for g, c, a in zip(at.g, change, factors, strict=True)]
         for p, c, a in zip(at.params, self._unscaled(change), factors, strict=True):
             c.mul_(a)  # in place, as no one else has it
-            self._correction[p] = self._correction[p].add_(c) if p in self._correction else c
+            self._aside[p] = self._aside[p].add_(c) if p in self._aside else c
         return at.g
 
     @vectors.no_graph
@@ -110,13 +109,9 @@ class WSAM(TwoPass):
         """W <- w - lr a (h - g), and + where the base maximizes."""
         for group in self.param_groups:
             for p in group["params"]:
-                if p in self._correction:
-                    p.sub_(self.uphill(group) * group["lr"] * self._correction[p])
-        self._correction = {}
-
-    def _forget_step(self) -> None:
-        super()._forget_step()
-        self._correction = {}
+                if p in self._aside:
+                    p.sub_(self.uphill(group) * group["lr"] * self._aside[p])
+        self._aside = {}
 
 
 class PGN(TwoPass):

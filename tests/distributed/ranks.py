@@ -13,45 +13,22 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
+from two_processes import (
+    METHOD_OPTIONS,
+    assert_close,
+    assert_replicas_identical,
+    mine,
+    problem,
+    sharded,
+    whole,
+    wrap,
+)
 
 from optland.optim.registry import METHODS
 from optland.train import PrecisionConfig
 
-METHOD_OPTIONS = {
-    "sam": {"rho": 0.2},
-    "asam": {"rho": 0.5},
-    "msam": {"rho": 0.3},
-    "looksam": {"rho": 0.2, "k": 2},
-}
 STEPS = 5
-SAMPLES = 12
-
-
-def problem() -> tuple[nn.Module, Tensor, Tensor]:
-    """The same network and batch in every process."""
-    torch.manual_seed(1)
-    model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3)).double()
-    return model, torch.randn(SAMPLES, 4, dtype=torch.float64), torch.randint(3, (SAMPLES,))
-
-
-def mine() -> slice:
-    """The samples of this rank."""
-    size = SAMPLES // dist.get_world_size()
-    return slice(dist.get_rank() * size, (dist.get_rank() + 1) * size)
-
-
-def wrap(name: str, model: nn.Module, **options: object) -> torch.optim.Optimizer:
-    """The method over SGD with momentum, or over Adam where it needs that."""
-    params = model.parameters()
-    base = (
-        torch.optim.AdamW(params, lr=0.01)
-        if name == "adam_sam"
-        else torch.optim.SGD(params, lr=0.1, momentum=0.9)
-    )
-    return METHODS[name](base, model=model, **{**METHOD_OPTIONS.get(name, {"rho": 0.2}), **options})
 
 
 def by_closures(model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor, steps: int) -> None:
@@ -74,27 +51,6 @@ def by_phases(model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, y: 
         for _ in optimizer.passes():
             nn.functional.cross_entropy(model(x), y).backward()
         optimizer.step()
-
-
-def whole(t: Tensor) -> Tensor:
-    """A tensor with all its shards."""
-    return t.detach().full_tensor() if hasattr(t, "full_tensor") else t.detach()
-
-
-def assert_close(model: nn.Module, expected: nn.Module, what: str, tolerance: float = 1e-10) -> None:
-    """Weights equal up to the order of sums."""
-    for p, q in zip(model.parameters(), expected.parameters(), strict=True):
-        torch.testing.assert_close(
-            whole(p), whole(q), rtol=tolerance, atol=tolerance, msg=lambda m: f"{what}: {m}"
-        )
-
-
-def assert_replicas_identical(model: nn.Module, what: str) -> None:
-    """Bit for bit, as nothing brings replicas together again."""
-    for p in model.parameters():
-        others = [torch.empty_like(p) for _ in range(dist.get_world_size())]
-        dist.all_gather(others, p.detach())
-        assert all(torch.equal(others[0], other) for other in others), what
 
 
 def ddp_synced(folder: Path) -> None:
@@ -141,15 +97,6 @@ def ddp_per_rank(folder: Path) -> None:
                 optimizer.step()
             assert_close(net, expected, f"{name} bucket view {view}")
             assert_replicas_identical(net, name)
-
-
-def sharded(net: nn.Module) -> nn.Module:
-    """Over both ranks, layer by layer."""
-    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
-    for layer in net:
-        if isinstance(layer, nn.Linear):
-            fully_shard(layer, mesh=mesh)
-    return fully_shard(net, mesh=mesh)
 
 
 def fsdp(folder: Path) -> None:
@@ -273,6 +220,9 @@ def micro_batches(folder: Path) -> None:
 CHECKS = {f.__name__: f for f in (ddp_synced, ddp_per_rank, fsdp, resume, micro_batches)}
 
 if __name__ == "__main__":
+    import no_sync
+
+    CHECKS.update(no_sync.CHECKS)
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
     try:

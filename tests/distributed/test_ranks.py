@@ -14,8 +14,11 @@ SCRIPT = Path(__file__).with_name("ranks.py")
 @pytest.mark.parametrize(
     "check",
     [
-        "ddp_synced+micro_batches",  # one start for both
-        *(pytest.param(name, marks=pytest.mark.slow) for name in ("ddp_per_rank", "fsdp", "resume")),
+        "ddp_synced+micro_batches+no_sync",  # one start for all
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("ddp_per_rank", "fsdp", "resume", "no_sync_more")
+        ),
     ],
 )
 def test_two_processes(tmp_path: Path, check: str) -> None:

@@ -80,7 +80,8 @@ def test_every_method_draws_one_mask_a_step_and_counts_one_batch(make_network, n
 
 def test_without_the_model_the_statistics_move_twice(make_network):
     network = make_network(nn.BatchNorm1d(8))
-    closure_step(network, sam(network))
+    with pytest.warns(RuntimeWarning, match="running statistics of 1 BatchNorm1d"):
+        closure_step(network, sam(network))
     assert network.model[1].num_batches_tracked.item() == 2
 
 

@@ -105,7 +105,7 @@ def test_one_hyper_parameter_under_both_names_is_refused_before_anything_is_take
 def test_a_short_name_written_into_a_live_group_is_refused_before_anything_moves(name, form, make_network):
     network = make_network(nn.BatchNorm1d(8))
     if form == "class":
-        optimizer = SAM(network.model.parameters(), SGD, lr=0.1, momentum=0.9)
+        optimizer = SAM(network.model.parameters(), SGD, lr=0.1, momentum=0.9, model=network.model)
         network.loss().backward()
         optimizer.first_step()
         network.loss().backward()

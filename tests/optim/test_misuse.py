@@ -5,7 +5,7 @@ import pickle
 
 import pytest
 import torch
-from drivers import ALL, make, run, wrap
+from drivers import ALL, assert_identical, make, run, wrap
 from torch import nn
 
 from optland.optim import ASAM, SAM
@@ -301,10 +301,13 @@ class Synced(nn.Module):
     [
         ("sam", None, None),
         ("lesam", None, None),
-        ("sam", "every(2)", "this step takes pass one alone"),
-        ("wsam", None, "it goes into the update"),
-        ("looksam", None, "it goes into the update"),
-        ("fsam", None, "it goes into the update"),
+        ("sam", "every(2)", None),
+        ("sam", "large_gradient(10)", "asks for its length"),
+        ("wsam", None, "one pass ran under no_sync"),
+        ("gsam", None, "one pass ran under no_sync"),
+        ("crsam", None, "one pass ran under no_sync"),
+        ("looksam", None, "remembers"),
+        ("fsam", None, "remembers"),
     ],
 )
 def test_replicas_that_would_drift_apart(name, gate, says):
@@ -312,26 +315,25 @@ def test_replicas_that_would_drift_apart(name, gate, says):
     optimizer = make(
         name, model, guarded=False, params=model.parameters(), model=model, **({"gate": gate} if gate else {})
     )
+    before = [p.detach().clone() for p in model.parameters()]
 
     def backward(*, synced):
         model.require_backward_grad_sync = synced
         model(torch.ones(1, 2)).sum().backward()
 
-    for step in range(2):
+    def step(synced):
         optimizer.zero_grad()
-        backward(synced=False)
-        if says is None or (gate and step == 0):
-            assert optimizer.perturb()
-            backward(synced=True)
-            optimizer.step()
-            continue
-        before = [p.detach().clone() for p in model.parameters()]
-        with pytest.raises(RuntimeError, match=f"under no_sync.*{says}"):
-            optimizer.perturb()
-        assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
-        optimizer.zero_grad()
-        for synced in (False, True):  # two micro-batches, of which the second reduces the sum
-            backward(synced=synced)
-        optimizer.perturb()
-        optimizer.zero_grad()
-        break
+        for number in optimizer.passes():
+            for flag in synced if number == 0 else [True]:
+                backward(synced=flag)
+        optimizer.step()
+
+    if says is None:
+        step([False])
+    else:
+        with pytest.raises(RuntimeError, match=says):
+            step([False])
+        assert not optimizer.is_perturbed
+        assert_identical(before, list(model.parameters()))
+        step([False, True])  # two micro-batches, of which the second reduces the sum
+    assert not torch.equal(before[0], next(iter(model.parameters())))
