@@ -395,7 +395,7 @@ def check_hooks(case: Case, kind: str) -> None:
     assert len(seen) == 16
 
 
-def check_groups(case: Case, kind: str) -> None:
+def check_groups(case: Case, kind: str) -> str | None:
     """Groups with a rate of their own, one that is added in mid-run, and a radius by group."""
     problems = Problem(case), Problem(case)
     made = []
@@ -409,7 +409,11 @@ def check_groups(case: Case, kind: str) -> None:
     repeat(2, *steps)
     for problem, optimizer in zip(problems, made, strict=True):
         optimizer.add_param_group({"params": [problem.more], "lr": 0.002})
-    repeat(2, *steps)
+    try:
+        repeat(2, steps[0])
+    except KeyError as error:  # Adagrad of torch 2.6 makes no state for a group that comes later
+        return f"{OF_BASE}KeyError {error} after add_param_group"
+    repeat(2, steps[1])
     same(problems[0].weights(), problems[1].weights())
     one, two = made
     assert one.param_groups[0].keys() == {key for key in two.param_groups[0] if not key.startswith("sam_")}
@@ -437,6 +441,7 @@ def check_groups(case: Case, kind: str) -> None:
         everything = [*problems[1].params, problems[1].more]
         for p, x, y in zip(everything, before, after, strict=True):
             assert torch.equal(x, y) != (id(p) in own)
+    return None
 
 
 SCHEDULERS: tuple[Callable[[Optimizer], Any], ...] = (

@@ -17,6 +17,8 @@ choice                 question                                              def
 ``selected``           which parameters are perturbed?                       all
 ``remembers``          which tensors are kept from step to step?             none
 =====================  ====================================================  ==================
+
+A hyper-parameter of the method is read from a group by its name with :func:`optland.optim.keys.setting`.
 """
 
 from __future__ import annotations
