@@ -7,14 +7,14 @@ any way.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["join", "map_tensors", "num_samples", "split", "take", "thin", "to_device", "to_dtype"]
+__all__ = ["Cast", "join", "map_tensors", "num_samples", "split", "take", "thin", "to_device", "to_dtype"]
 
 
 def _children(batch: Any) -> Iterator[Any]:
@@ -174,3 +174,13 @@ def to_dtype(batch: Any, dtype: torch.dtype) -> Any:
         [torch.float64, torch.int64]
     """
     return map_tensors(batch, lambda t: t.to(dtype) if t.is_floating_point() else t)
+
+
+class Cast:
+    """Batches whose floating tensors are cast as they are read."""
+
+    def __init__(self, batches: Iterable[Any], dtype: torch.dtype) -> None:
+        self.batches, self.dtype = batches, dtype
+
+    def __iter__(self) -> Iterator[Any]:
+        return (to_dtype(batch, self.dtype) for batch in self.batches)

@@ -12,24 +12,30 @@ import copy
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from optland import vectors
-from optland.batches import num_samples, to_dtype
-from optland.context import preserve_rng, probe_context
+from optland.batches import Cast, num_samples
+from optland.context import notes_of, preserve_rng, probe_context
+from optland.derivatives import Leaves, gradient, with_weights
 from optland.estimate import Provenance
 from optland.vectors import Vector
 
-__all__ = ["FORWARD_GE", "LossFn", "Objective"]
+__all__ = ["FORWARD_GE", "NO_COUNT", "LossFn", "Objective"]
 
 LossFn = Callable[[nn.Module, Any], Any]
 """``loss_fn(model, batch)`` returns the mean loss of the batch, or the pair (sum of losses, count)."""
 
 FORWARD_GE = 1.0 / 3.0
 """Cost of one forward pass of one sample in gradient evaluations; the backward pass costs twice a forward."""
+
+
+NO_COUNT = "the batches of this objective have a total count of 0; there is no mean loss"
+
+T = TypeVar("T")
 
 
 @dataclass(slots=True)
@@ -69,6 +75,7 @@ class Objective:
         names: Names of the trainable parameters.
         params: The parameters themselves, in the same order.
         sources: The user's own parameters that ``params`` stand for: other tensors only after :meth:`cast`.
+        notes: What probes have found out about the model; see :mod:`optland.context.notes`.
 
     Raises:
         TypeError: ``batches`` is a single tensor or tuple instead of a collection of batches, or an iterator
@@ -120,6 +127,7 @@ class Objective:
         self.num_samples = self._count() if num_samples is None else num_samples
         if self.num_samples == 0:
             raise ValueError("batches holds no samples; pass at least one batch")
+        self.notes = notes_of(self.model)
         self._meter = _Meter()
         self._place = _Place()
 
@@ -195,8 +203,11 @@ class Objective:
         """
         if not dtype.is_floating_point:
             raise ValueError(f"dtype={dtype} is not a floating type; use torch.float64 or torch.float32")
+        # Weights that the older weight and spectral norms compute carry a graph, which is not copied.
+        modules = self.model.modules()
+        computed = [t for m in modules for t in vars(m).values() if isinstance(t, Tensor) and not t.is_leaf]
         try:
-            model = copy.deepcopy(self.model).to(dtype)
+            model = copy.deepcopy(self.model, {id(t): t.detach().clone() for t in computed}).to(dtype)
         except (RuntimeError, TypeError) as error:
             raise ValueError(
                 f"{type(self.model).__name__} cannot be copied ({error}); build it in {dtype} and make "
@@ -206,7 +217,8 @@ class Objective:
         named = dict(model.named_parameters())
         other = copy.copy(self)
         other.model, other.params = model, [named[name] for name in self.names]
-        other.batches = _Cast(self.batches, dtype)
+        other.notes = notes_of(model)
+        other.batches = Cast(self.batches, dtype)
         if isinstance(self.batches, Sequence):
             other.batches = list(other.batches)
         other._place = _Place()
@@ -225,9 +237,34 @@ class Objective:
         with preserve_rng(self.seed):
             return sum(num_samples(batch) for batch in self.batches)
 
-    def context(self) -> Any:
-        """Guard under which the loss is evaluated; see :func:`optland.context.probe_context`."""
-        return probe_context(self.model, self.mode, self.seed)
+    def context(self, standing: dict[int, Tensor] | None = None) -> Any:
+        """Guard under which the loss is evaluated; see :func:`optland.context.probe_context`.
+
+        Enter it after :meth:`at`: what stands in for a parameter inside is a copy of what it is on entry.
+
+        Args:
+            standing: Stand-ins for parameters that a graph to be run again was built with.
+        """
+        return probe_context(self.model, self.mode, self.seed, standing)
+
+    @property
+    def settled(self) -> bool:
+        """Whether the forward is known to write no parameter, so that one guard does for many evaluations."""
+        return bool(self.notes.looked.get(self.mode)) and not self.notes.written.get(self.mode)
+
+    @property
+    def rewritten(self) -> str:
+        """Names of parameters of this objective that the last evaluation's forward has changed; empty for none."""
+        return ", ".join(self.notes.active[id(p)] for p in self.params if id(p) in self.notes.active)
+
+    def leaves(self) -> Leaves:
+        """What to differentiate by, inside :meth:`context`."""
+        return Leaves(self.params, self.notes.standing or {})
+
+    def replacing(self, weights: Vector, evaluate: Callable[[], T]) -> T:
+        """``evaluate()`` while these tensors, which it may write, stand in the model for :attr:`params`."""
+        self.notes.replaced = True
+        return with_weights(self.model, dict(zip(self.names, weights, strict=True)), evaluate)
 
     def loss(self, batch: Any, loss_fn: LossFn | None = None) -> tuple[Tensor, float]:
         """Loss sum (0-d, with its graph) and count of one batch; run it inside :meth:`context`.
@@ -268,7 +305,7 @@ class Objective:
             if count > 0 or total.requires_grad or not torch.is_grad_enabled():
                 yield total, count  # a batch whose terms are all masked may have a constant for its loss
         if not seen > 0:
-            raise ValueError("the batches of this objective have a total count of 0; there is no mean loss")
+            raise ValueError(NO_COUNT)
 
     @contextmanager
     def at(self, point: Vector | None) -> Iterator[None]:
@@ -298,7 +335,7 @@ class Objective:
     def value(self, point: Vector | None = None) -> float:
         """L at ``point`` (default: current weights), summed in float64. Cost: a third of a GE per sample."""
         total, count = 0.0, 0.0
-        with self.context(), self.at(point), torch.no_grad():
+        with self.at(point), self.context(), torch.no_grad():
             for loss, n in self.losses():
                 total += float(loss)
                 count += n
@@ -312,19 +349,30 @@ class Objective:
     def value_and_gradient(self, point: Vector | None = None) -> tuple[float, list[Tensor]]:
         """L and its gradient from one pass; parameters the loss does not use get a zero gradient."""
         total, count = 0.0, 0.0
-        gradient = vectors.accumulator(self.params)
-        with self.context(), self.at(point), torch.enable_grad():
-            for loss, n in self.losses():
-                pieces = torch.autograd.grad(loss, self.params, allow_unused=True, materialize_grads=True)
-                vectors.axpy_(1.0, pieces, gradient)
-                total += float(loss.detach())
+        total_gradient = vectors.accumulator(self.params)
+        with self.at(point), self.context(), torch.enable_grad():
+            for batch in self.batches:
+                loss, n, pieces = self.batch_gradient(batch)
+                vectors.axpy_(1.0, pieces, total_gradient)
+                total += float(loss)
                 count += n
+        if not count > 0:
+            raise ValueError(NO_COUNT)
         self.cost_ge += self.num_samples
-        mean = vectors.scaled(1.0 / count, gradient)
+        mean = vectors.scaled(1.0 / count, total_gradient)
         return total / count, [g.to(p.dtype) for g, p in zip(mean, self.params, strict=True)]
+
+    def batch_gradient(self, batch: Any) -> tuple[Tensor, float, list[Tensor]]:
+        """Loss sum without a graph, count, and gradient of the sum; inside :meth:`context`, with gradients on."""
+        loss, count = self.loss(batch)
+        if not loss.requires_grad:  # all terms masked
+            return loss, count, [torch.zeros_like(p) for p in self.params]
+        return loss.detach(), count, gradient(self, loss, lambda: self.loss(batch)[0])
 
     def provenance(self, method: str, seed: int | None = None) -> Provenance:
         """The provenance of a number measured on this objective by ``method``."""
+        if self.notes.backward:
+            method = f"{method}, gradients by backward()"
         return Provenance(method, self.num_samples, self.data, self.mode, seed, self.dtype)
 
     @property
@@ -337,16 +385,6 @@ class Objective:
             f"Objective({type(self.model).__name__}, {self.num_samples} samples of {self.data}, "
             f"mode={self.mode!r}, d={vectors.numel(self.params)})"
         )
-
-
-class _Cast:
-    """Batches whose floating tensors are cast as they are read."""
-
-    def __init__(self, batches: Iterable[Any], dtype: torch.dtype) -> None:
-        self.batches, self.dtype = batches, dtype
-
-    def __iter__(self) -> Iterator[Any]:
-        return (to_dtype(batch, self.dtype) for batch in self.batches)
 
 
 def _refuse_complex(names: Sequence[str], params: Sequence[Tensor]) -> None:

@@ -28,6 +28,7 @@ __all__ = [
     "clone",
     "combine",
     "copy_",
+    "dense",
     "direction_length",
     "dot",
     "flatten",
@@ -62,6 +63,16 @@ def no_graph(function: Callable[_Given, _Result]) -> Callable[_Given, _Result]:
             return function(*args, **kwargs)
 
     return quiet
+
+
+def dense(x: Vector) -> list[Tensor]:
+    """The entries with every coordinate stored; gradients of ``nn.Embedding(sparse=True)`` come without the zeros.
+
+    Example:
+        >>> dense([torch.tensor([0.0, 2.0]).to_sparse()])[0].tolist()
+        [0.0, 2.0]
+    """
+    return [t if t.layout is torch.strided else t.to_dense() for t in x]
 
 
 def numel(x: Vector) -> int:
@@ -282,22 +293,25 @@ def combine(weights: Sequence[float], vectors: Sequence[Vector]) -> list[Tensor]
     return out
 
 
-def require_shapes(x: Vector, like: Vector, name: str) -> None:
-    """Refuse a vector that is not one of the same parameters.
+def require_shapes(x: Vector, like: Vector, name: str) -> list[Tensor]:
+    """The vector, dense, where it is one of the same parameters.
 
     Raises:
         ValueError: The shapes of ``x`` are not those of ``like``; the message calls it ``name``.
+        TypeError: An entry is complex.
     """
     given, wanted = [tuple(t.shape) for t in x], [tuple(t.shape) for t in like]
-    if given == wanted:
-        return
-    where = f"{len(given)} tensors for {len(wanted)} parameters"
-    if len(given) == len(wanted):
-        i = next(i for i, (a, b) in enumerate(zip(given, wanted, strict=True)) if a != b)
-        where = f"tensor {i} is {given[i]}, the parameter {wanted[i]}"
-    raise ValueError(
-        f"{name} has other shapes than the trainable parameters ({where}): pass one tensor for each of them"
-    )
+    if given != wanted:
+        where = f"{len(given)} tensors for {len(wanted)} parameters"
+        if len(given) == len(wanted):
+            i = next(i for i, (a, b) in enumerate(zip(given, wanted, strict=True)) if a != b)
+            where = f"tensor {i} is {given[i]}, the parameter {wanted[i]}"
+        raise ValueError(
+            f"{name} has other shapes than the trainable parameters ({where}): pass one tensor for each of them"
+        )
+    if any(t.is_complex() for t in x):
+        raise TypeError(f"{name} has complex entries; pass real ones (torch.view_as_real)")
+    return dense(x)
 
 
 def direction_length(x: Vector, name: str) -> float:
@@ -305,8 +319,11 @@ def direction_length(x: Vector, name: str) -> float:
 
     Raises:
         ValueError: It is zero or not finite; the message calls the vector ``name``.
+        TypeError: An entry is complex.
     """
-    length = float(norm(x))
+    if any(t.is_complex() for t in x):
+        raise TypeError(f"{name} has complex entries; pass real ones (torch.view_as_real)")
+    length = float(norm(dense(x)))
     if not 0.0 < length < math.inf:
         raise ValueError(f"the length of {name} is {length}: a direction is finite and not zero")
     return length

@@ -1,4 +1,4 @@
-"""Guards that put things back: random state, module modes, buffers, numerical precision.
+"""Guards that put things back: random state, module modes, buffers, parameters, numerical precision.
 
 Looking changes nothing: every probe runs inside :func:`probe_context`, and what it finds on entry is there
 again, bit for bit, on exit, also when the probe raises.
@@ -9,27 +9,35 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
-from torch import nn
+from torch import Tensor, nn
 
 from optland.context.modules import (
     BATCH_NORMS,
     BufferSnapshot,
+    every_module,
     preserve_buffers,
     preserve_modes,
     set_modes,
 )
+from optland.context.notes import Notes, Verdict, notes_of
+from optland.context.parameters import has_hooks, preserve_parameters
 from optland.context.precision import exact_arithmetic, exact_precision
 from optland.context.rng import RandomSnapshot, load_rng_state, preserve_rng, rng_state
 
 __all__ = [
     "BATCH_NORMS",
     "BufferSnapshot",
+    "Notes",
     "RandomSnapshot",
+    "Verdict",
     "exact_arithmetic",
     "exact_precision",
+    "has_hooks",
     "load_rng_state",
+    "notes_of",
     "preserve_buffers",
     "preserve_modes",
+    "preserve_parameters",
     "preserve_rng",
     "probe_context",
     "rng_state",
@@ -38,20 +46,24 @@ __all__ = [
 
 
 @contextmanager
-def probe_context(model: nn.Module, mode: str, seed: int) -> Iterator[None]:
+def probe_context(
+    model: nn.Module, mode: str, seed: int, standing: dict[int, Tensor] | None = None
+) -> Iterator[None]:
     """Everything a measurement of the loss needs, and nothing of it left behind.
 
     Args:
-        model: The user's module; its modes and buffers are restored on exit.
+        model: The user's module; its modes, buffers and parameters are as they were on exit.
         mode: ``"eval"`` or ``"train"``; in train mode BatchNorm uses the batch's statistics and dropout is
             on.
         seed: Seeds the random state inside, so that a loss with dropout is the same function at every
             evaluation.
+        standing: Stand-ins for parameters that a graph of an earlier block was built with.
     """
     with ExitStack() as stack:
         stack.enter_context(preserve_rng(seed))
         stack.enter_context(preserve_modes(model))
         stack.enter_context(preserve_buffers(model))
         stack.enter_context(exact_precision())
+        stack.enter_context(preserve_parameters(model, every_module(model), mode, standing))
         set_modes(model, training=mode == "train")
         yield

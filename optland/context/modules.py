@@ -8,22 +8,33 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-__all__ = ["BATCH_NORMS", "BufferSnapshot", "preserve_buffers", "preserve_modes", "set_modes"]
+__all__ = ["BATCH_NORMS", "BufferSnapshot", "every_module", "preserve_buffers", "preserve_modes", "set_modes"]
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 """Layers that normalise by the batch's statistics and keep running ones."""
 
 
+def every_module(model: nn.Module) -> list[nn.Module]:
+    """All modules once; ``model.modules()`` and its nested generators take longer than a small net's layer."""
+    every, seen = [model], {id(model)}
+    for module in every:  # which grows meanwhile
+        for child in module._modules.values():
+            if child is not None and id(child) not in seen:
+                seen.add(id(child))
+                every.append(child)
+    return every
+
+
 def set_modes(model: nn.Module, *, training: bool) -> None:
     """Set the ``training`` flag of every module, without calling user overrides of ``train()``."""
-    for module in model.modules():
+    for module in every_module(model):
         module.training = training
 
 
 @contextmanager
 def preserve_modes(model: nn.Module) -> Iterator[None]:
     """Restore each module's own train/eval flag (a frozen BatchNorm in a training model stays frozen)."""
-    flags = [(module, module.training) for module in model.modules()]
+    flags = [(module, module.training) for module in every_module(model)]
     try:
         yield
     finally:
@@ -42,7 +53,7 @@ class BufferSnapshot:
     __slots__ = ("_bits", "_data", "_owners")
 
     def __init__(self, model: nn.Module) -> None:
-        self._owners = [(m, name, b) for m in _with_buffers(model) for name, b in m._buffers.items()]
+        self._owners = [(m, name, b) for m in every_module(model) for name, b in m._buffers.items()]
         self._data = [b.data for _, _, b in self._owners if b is not None]
         self._bits = [data.clone() for data in self._data]
 
@@ -52,19 +63,6 @@ class BufferSnapshot:
             module._buffers[name] = buffer
         if self._data:
             torch._foreach_copy_(self._data, self._bits)
-
-
-def _with_buffers(model: nn.Module) -> list[nn.Module]:
-    """Modules that have buffers; ``model.modules()`` and its nested generators take longer than a small net's layer."""
-    found, every, seen = [], [model], {id(model)}
-    for module in every:  # which grows meanwhile
-        if module._buffers:
-            found.append(module)
-        for child in module._modules.values():
-            if child is not None and id(child) not in seen:
-                seen.add(id(child))
-                every.append(child)
-    return found
 
 
 @contextmanager

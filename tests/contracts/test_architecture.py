@@ -14,13 +14,14 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 
 LEVELS = {
-    "vectors": 0,
+    "vectors": -1,
     "files": -2,
     "archive": -1,
+    "derivatives": 0,
     "estimate": 0,
     "batches": 0,
     "config": 0,
-    "context": 0,
+    "context": -1,
     "failpoints": 0,
     "objective": 1,
     "control": 1,
@@ -183,7 +184,7 @@ def test_no_file_names_a_machine_path() -> None:
             check_levels,
             "optland/vectors.py",
             "from optland.train import pilot",
-            "vectors (level 0) imports train",
+            "vectors (level -1) imports train",
         ),
         (check_levels, "optland/log/x.py", "def f():\n    from optland.control import y", "imports control"),
         (check_levels, "optland/optim/x.py", "from optland import landscape", "imports landscape"),

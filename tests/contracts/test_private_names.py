@@ -31,6 +31,11 @@ ALLOWED = {
     "_is_view": "whether DDP will write to a gradient's memory again",
     "_buffers": "buffers that are None, and their names, module by module in no time",
     "_modules": "as _buffers",
+    "_parameters": "as _buffers; a stand-in that is no nn.Parameter has no other way in",
+    "_version": "whether a tensor was written since; torch documents it and gives no public name",
+    "_backward_hooks": "whether a hook waits for a tensor's gradient",
+    "_post_accumulate_grad_hooks": "whether a hook waits for a tensor's gradient",
+    "_forward_pre_hooks": "which modules compute a weight before their forward, as the older norms do",
     "_orig_mod": "the module inside a compiled one; its name is part of every compiled state dict",
     # wandb: a service that does not answer can be ended in no public way
     **dict.fromkeys(["_singleton", "_connection", "_proc", "_process"], "the process of wandb's service"),
