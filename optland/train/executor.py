@@ -153,7 +153,7 @@ class Executor:
         """Post-hook: what has to be measured while weights and gradients of the step are there."""
         self.grad_norm, self.dots = math.nan, (math.nan, math.nan)
         if self.reads_norm:
-            grads = [p.grad.detach() for p in self.params if p.grad is not None]
+            grads = vectors.dense([p.grad.detach() for p in self.params if p.grad is not None])
             self.grad_norm = float(vectors.norm(grads)) if grads else math.nan
             if grads and not math.isfinite(self.grad_norm):
                 self.grad_norm = math.inf

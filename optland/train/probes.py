@@ -19,6 +19,7 @@ from typing import Any
 from torch import nn
 
 from optland.batches import num_samples, take
+from optland.context import notes_of
 from optland.control.signals import Signal
 from optland.curvature import (
     CriticalStep,
@@ -170,6 +171,7 @@ class Probes:
             "edge_start": self.edge_start,
             "tracker": self.tracker.state_dict(),
             "count": dict(self.count),
+            "verdicts": notes_of(self.model).state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -179,6 +181,9 @@ class Probes:
         self.tracker.load_state_dict(state["tracker"])
         self._probe_set = None
         self.count = dict(state["count"])
+        notes_of(self.model).load_state_dict(
+            state.get("verdicts", {})
+        )  # what was compared is not paid for again
 
 
 def _edge_signals(

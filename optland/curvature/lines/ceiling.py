@@ -115,7 +115,7 @@ def ceiling(objective: Objective, update: Vector, fresh: Objective, *, method: M
         >>> [round(e.value, 4) for e in (found.own, found.fresh, found.best, found.critical_batch)]
         [10.0, 6.6667, 3.3333, 1.0]
     """
-    vectors.require_shapes(update, objective.params, "update")
+    update = vectors.require_shapes(update, objective.params, "update")
     length = vectors.direction_length(update, "update")
     u = vectors.scaled(1.0 / length, update)
     spent = (objective.cost_ge, fresh.cost_ge)

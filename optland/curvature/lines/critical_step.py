@@ -51,6 +51,9 @@ GROWTH = 8.0
 ROUNDING = 4.0
 """Differences of the loss up to this many units of rounding of L are level, neither a rise nor a fall."""
 
+COARSE = 1e-3
+"""Rounding of the loss, relative to it, from which on a level trial is no sign of the root."""
+
 NOTES: dict[Status, str] = {
     "resolved": "",
     "not_descent": "No trial lowered the loss: the crossing, if any, lies below the smallest trial.",
@@ -128,8 +131,10 @@ def critical_step(
         >>> print(critical_step(L, [-g]))
         critical step 0.5231 ± 0.0262 (bracket) [resolved, 4 forwards]
     """
-    _check(objective, direction, origin, start, rtol, max_forwards - (base_loss is None))
-    line = _Line(objective, direction, objective.params if origin is None else origin)
+    _check(start, rtol, max_forwards - (base_loss is None))
+    direction = vectors.require_shapes(direction, objective.params, "direction")
+    start_at = objective.params if origin is None else origin
+    line = _Line(objective, direction, vectors.require_shapes(start_at, objective.params, "origin"))
     length = float(vectors.norm(direction))
     base = base_loss if base_loss is not None else line(0.0) if math.isfinite(length) else math.nan
     search = _Search(base, start, rtol, ROUNDING * torch.finfo(objective.params[0].dtype).eps * abs(base))
@@ -255,7 +260,13 @@ class _Search:
 
     @property
     def error(self) -> float:
-        return max(self.value - self.lo, self.hi - self.value) if self.hi < math.inf else math.nan
+        if self.hi == math.inf:
+            return math.nan
+        # In half precision many trials are level within rounding, and may lie on either side.
+        coarse = self.status == "resolved" and self.floor > COARSE * abs(self.base)
+        fallen = [t for t, loss in self.trials if t <= self.lo and loss - self.base < -self.floor]
+        sure = max(fallen) if coarse and fallen else self.lo
+        return max(self.value - sure, self.hi - self.value)
 
 
 def _result(search: _Search, line: _Line) -> CriticalStep:
@@ -274,14 +285,7 @@ def _result(search: _Search, line: _Line) -> CriticalStep:
     return CriticalStep(step, status, (search.lo, search.hi), losses, cost, line.num_forwards)
 
 
-def _check(
-    objective: Objective,
-    direction: Vector,
-    origin: Vector | None,
-    start: float,
-    rtol: float,
-    num_trials: int,
-) -> None:
+def _check(start: float, rtol: float, num_trials: int) -> None:
     if not (start > 0 and math.isfinite(start)):
         raise ValueError(
             f"start={start} must be positive: it is the first trial in multiples of the direction"
@@ -292,6 +296,3 @@ def _check(
         raise ValueError(
             "max_forwards leaves no trial beside the loss at the origin; use at least 2, or give base_loss"
         )
-    for name, vector in (("direction", direction), ("origin", origin)):
-        if vector is not None:
-            vectors.require_shapes(vector, objective.params, name)

@@ -97,7 +97,7 @@ def curvature_along(
         >>> print(curvature_along(L, d), "|", round(curvature_along(L, d, method="forward").value, 3))
         2.5 ± 0 (residual) | 2.5
     """
-    _check(objective, direction, method, step)
+    direction = _checked(objective, direction, method, step)
     if method == "forward":
         return _second_difference(objective, direction, step)
     spent = objective.cost_ge
@@ -184,7 +184,7 @@ def divided(x: Vector, preconditioner: Vector) -> list[Tensor]:
     Raises:
         ValueError: P has other shapes than x.
     """
-    vectors.require_shapes(preconditioner, x, "the preconditioner")
+    preconditioner = vectors.require_shapes(preconditioner, x, "the preconditioner")
     return [(t / p).to(t.dtype) for t, p in zip(x, preconditioner, strict=True)]
 
 
@@ -215,10 +215,11 @@ def _second_difference(objective: Objective, direction: Vector, step: float | No
     )
 
 
-def _check(objective: Objective, direction: Vector, method: str, step: float | None) -> None:
-    vectors.require_shapes(direction, objective.params, "direction")
+def _checked(objective: Objective, direction: Vector, method: str, step: float | None) -> Vector:
+    direction = vectors.require_shapes(direction, objective.params, "direction")
     vectors.direction_length(direction, "direction")
     if step is not None and method != "forward":
         raise ValueError(f"step={step} belongs to method='forward', not to {method!r}; leave it out")
     if step is not None and not 0.0 < step < math.inf:
         raise ValueError(f"step={step} must be positive and finite: it is a distance in units of the weights")
+    return direction

@@ -214,13 +214,12 @@ def scales(objective: Objective, preconditioner: Vector | None) -> list[Tensor] 
     """
     if preconditioner is None:
         return None
-    vectors.require_shapes(preconditioner, objective.params, "preconditioner")
-    return [p.rsqrt() for p in preconditioner]
+    return [p.rsqrt() for p in vectors.require_shapes(preconditioner, objective.params, "preconditioner")]
 
 
 def part_gradients(
     objective: Objective, parts: int, scale: Vector | None
-) -> Iterator[tuple[tuple[Tensor, ...], float, int]]:
+) -> Iterator[tuple[list[Tensor], float, int]]:
     """Mean gradient (times ``scale``), count and samples of every part of every batch, at one pass over the data.
 
     To be run inside the objective's context, where the random state goes on from part to part: parts with the same
@@ -228,12 +227,10 @@ def part_gradients(
     """
     for batch in objective.batches:
         for part in split(batch, min(parts, num_samples(batch))):
-            loss, count = objective.loss(part)
-            pieces = torch.autograd.grad(
-                loss / count, objective.params, allow_unused=True, materialize_grads=True
-            )
+            _, count, total = objective.batch_gradient(part)
+            pieces = [g / count for g in total]
             if scale is not None:
-                pieces = tuple(g * s for g, s in zip(pieces, scale, strict=True))
+                pieces = [g * s for g, s in zip(pieces, scale, strict=True)]
             yield pieces, count, num_samples(part)
 
 

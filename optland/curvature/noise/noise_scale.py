@@ -160,9 +160,7 @@ def noise_scale(
     )
 
 
-def _gradients(
-    objective: Objective, parts: int, scale: Vector | None
-) -> tuple[list[tuple[Tensor, ...]], Tensor]:
+def _gradients(objective: Objective, parts: int, scale: Vector | None) -> tuple[list[list[Tensor]], Tensor]:
     """Gradient of every part (times P^-1/2), and its size in samples (in shares of the tokens, for a token loss)."""
     if parts < 1:
         raise ValueError(f"parts={parts} must be at least 1")

@@ -48,6 +48,12 @@ CHUNK = 64
 CHUNK_NUMBERS = 2**27
 """Most numbers in the gradients of a default chunk."""
 
+SUM_APART = 1e-2
+"""Relative distance of the sum of mapped gradients from the gradient at which the mapping is refused."""
+
+ROUNDING = 100.0
+"""Units in the last place of the single gradients, by which their sum may be off."""
+
 Chunk = tuple[Tensor, Tensor, Tensor]
 """|s_i|^2, <s_i, g_B> and the count of each sample, with s_i the gradient of its loss sum."""
 
@@ -143,6 +149,8 @@ def per_sample_gradients(
     )
     try:
         chunks = _run(objective, ways[chosen])
+        if chosen == "vmap":
+            _require_sum(objective, chunks, mean)
     except (RuntimeError, TypeError, ValueError, NotImplementedError) as error:
         if method != "auto":
             raise
@@ -161,6 +169,22 @@ def per_sample_gradients(
         cost_ge=objective.cost_ge - spent,
         provenance=objective.provenance(what, objective.seed),
     )
+
+
+def _require_sum(objective: Objective, chunks: Sequence[Chunk], mean: Vector) -> None:
+    """Raise where the mapped gradients do not add up to that of all: along it, sum_i <s_i, g_B> = C |g_B|^2.
+
+    A penalty on weights that the loss reads itself is not seen through the mapped model. In train mode every sample has
+    its own dropout mask, and the sum is another.
+    """
+    if objective.mode == "train":
+        return
+    squares, products, counts = (torch.cat(column) for column in zip(*chunks, strict=True))
+    length, C = float(vectors.norm(mean)), float(counts.sum())
+    apart = abs(float(products.sum()) - C * length**2)
+    rounding = ROUNDING * torch.finfo(objective.params[0].dtype).eps * float(squares.sqrt().sum()) * length
+    if math.isfinite(length) and apart > SUM_APART * C * length**2 + rounding:
+        raise RuntimeError("the mapped gradients do not add up to the gradient of the loss")
 
 
 def _run(objective: Objective, chunks: Iterator[Chunk]) -> list[Chunk]:
@@ -188,7 +212,9 @@ class _Loss(nn.Module):
 def _mapped(objective: Objective, mean: Vector, scale: Vector | None, chunk: int | None) -> Iterator[Chunk]:
     """The chunks by vmap over samples."""
     names = [f"model.{name}" for name in objective.names]
-    weights = dict(zip(names, (p.detach() for p in objective.params), strict=True))
+    # Copies, which the forward may write.
+    weights = dict(zip(names, (p.detach().clone() for p in objective.params), strict=True))
+    objective.notes.replaced = True
     loss = _Loss(objective)
     d = vectors.numel(objective.params)
     size = chunk or max(1, min(CHUNK, CHUNK_NUMBERS // d))
@@ -254,12 +280,9 @@ def _looped(objective: Objective, mean: Vector, scale: Vector | None) -> Iterato
     for batch in objective.batches:
         for sample in split(batch, num_samples(batch)):
             with torch.enable_grad():
-                total, count = objective.loss(sample)
-                pieces = torch.autograd.grad(
-                    total, objective.params, allow_unused=True, materialize_grads=True
-                )
+                loss, count, pieces = objective.batch_gradient(sample)
             stacked = [g.unsqueeze(0) for g in pieces]
-            yield _reduced(stacked, torch.full((1,), count, device=total.device), mean, scale)
+            yield _reduced(stacked, torch.full((1,), count, device=loss.device), mean, scale)
 
 
 def _scaled(gradient: Vector, scale: Vector | None) -> list[Tensor]:

@@ -39,7 +39,7 @@ import torch
 from torch import Tensor
 
 from optland import vectors
-from optland.curvature.operators.products import Product, kinks, poisoned
+from optland.curvature.operators.products import Product, kinks, poisoned, refuse_writes
 from optland.objective import Objective
 from optland.vectors import Vector
 
@@ -224,4 +224,5 @@ class FiniteDifference(Product):
 
     def _gradient_at(self, u: Vector, h: float) -> list[Tensor]:
         loss, gradient = self._at.value_and_gradient(self._at.displaced(u, h))
+        refuse_writes(self._at)
         return poisoned(gradient, torch.tensor(loss, device=gradient[0].device))

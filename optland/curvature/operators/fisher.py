@@ -51,6 +51,9 @@ Likelihood = Literal["categorical", "bernoulli", "gaussian"]
 MISMATCH = 1e-3
 """Relative distance between the loss's curvature and the likelihood's at which the loss is refused."""
 
+DIFFERENCES = 30.0
+"""Factor on it where the curvature comes from differences of gradients."""
+
 
 def fisher(
     objective: Objective,
@@ -282,9 +285,10 @@ def _weights(model: Model, piece: Piece) -> list[Tensor]:
         apart += float((w * model.covariance(t, x) - Hx).square().sum())
         size += float(Hx.square().sum())
         weights.append(w)
-    wrong = next((float(w.min()) for w in weights if w.numel() and not float(w.min()) > -MISMATCH), None)
+    allowed = MISMATCH if piece.shifted is None else DIFFERENCES * MISMATCH
+    wrong = next((float(w.min()) for w in weights if w.numel() and not float(w.min()) > -allowed), None)
     finite = bool(torch.isfinite(piece.loss.detach()))  # of another loss the product is not a number anyway
-    if finite and (not apart <= MISMATCH**2 * size or wrong is not None):
+    if finite and (not apart <= allowed**2 * size or wrong is not None):
         name = type(model).__name__.removeprefix("_").lower()
         raise ValueError(
             f"the loss is not a negative log likelihood of a {name} distribution of the outputs: its "

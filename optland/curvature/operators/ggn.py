@@ -23,12 +23,16 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from optland import vectors
 from optland.curvature.operators.hessian import CurvatureOperator, Method, PassOperator
 from optland.curvature.operators.linearised import linearised
 from optland.curvature.operators.outputs import Piece, Split
+from optland.derivatives import derivative
 from optland.objective import Objective
 
 __all__ = ["declared_product_cost", "ggn", "loss_hessian"]
+
+KIND = "generalised Gauss-Newton"
 
 
 def ggn(objective: Objective, *, split: Split | None = None, method: Method = "auto") -> CurvatureOperator:
@@ -60,12 +64,12 @@ def ggn(objective: Objective, *, split: Split | None = None, method: Method = "a
         >>> ggn(L).to_dense().item(), hessian(L).to_dense().item()
         (16.0, 22.0)
     """
-    return PassOperator(objective, linearised("generalised Gauss-Newton", _loss_hessian, split), method)
+    return PassOperator(objective, linearised(KIND, _loss_hessian, split), method)
 
 
 def declared_product_cost(objective: Objective, num_products: int, *, method: Method = "auto") -> float:
     """The most that ``num_products`` products can cost in gradient evaluations, set-up and fallback included."""
-    return linearised("", _loss_hessian, None).declared(objective, num_products, method)
+    return linearised(KIND, _loss_hessian, None).declared(objective, num_products, method)
 
 
 def loss_hessian(piece: Piece, u: list[Tensor]) -> list[Tensor]:
@@ -74,6 +78,8 @@ def loss_hessian(piece: Piece, u: list[Tensor]) -> list[Tensor]:
 
 
 def _loss_hessian(number: int, piece: Piece) -> Callable[[list[Tensor]], list[Tensor]]:
+    if piece.shifted is not None:
+        return _by_difference(piece, piece.shifted)
     gradient = piece.gradient(create_graph=True)
 
     def multiply(u: list[Tensor]) -> list[Tensor]:
@@ -81,9 +87,23 @@ def _loss_hessian(number: int, piece: Piece) -> Callable[[list[Tensor]], list[Te
         if not live:
             return [torch.zeros_like(z) for z in piece.leaves]
         outputs, seeds = zip(*live, strict=True)
-        second = torch.autograd.grad(
-            outputs, piece.leaves, seeds, retain_graph=True, allow_unused=True, materialize_grads=True
-        )
-        return list(second)
+        return derivative(outputs, piece.leaves, seeds, retain_graph=True)
+
+    return multiply
+
+
+def _by_difference(
+    piece: Piece, shifted: Callable[[list[Tensor]], list[Tensor]]
+) -> Callable[[list[Tensor]], list[Tensor]]:
+    """The same from two derivatives of the loss by the outputs, for losses that cannot be differentiated twice."""
+    size = float(vectors.norm([z.detach() for z in piece.leaves]))
+
+    def multiply(u: list[Tensor]) -> list[Tensor]:
+        length = float(vectors.norm(u))
+        if length == 0.0:
+            return [torch.zeros_like(z) for z in piece.leaves]
+        h = 0.1 * (1.0 + size) * float(torch.finfo(piece.leaves[0].dtype).eps) ** (1 / 3) / length
+        ahead, behind = (shifted([t * x for x in u]) for t in (h, -h))
+        return [(a - b) / (2 * h) for a, b in zip(ahead, behind, strict=True)]
 
     return multiply

@@ -15,9 +15,10 @@ graph is about 2.5 times that of a training step on the same data.
 (``product_error``) of about 1e-4 relative in float32; half-precision weights are displaced in a float32 copy.
 
 **Caveats.** A kept graph belongs to the weights it was built at; a product after the weights have moved
-raises. In train mode dropout masks are replayed and BatchNorm uses the statistics of each batch. A custom
-backward can be differentiated twice without an error and yet without its curvature, so where the graph holds
-one the first product is held against finite differences.
+raises. In train mode dropout masks are replayed and BatchNorm uses the statistics of each batch. Second derivatives
+are not trusted unseen: the first operator on a kind of graph holds one product against differences of gradients
+(:mod:`optland.curvature.operators.trust`), and ``auto`` falls back where they are wrong. Weights in half precision get
+a float32 copy of the model; only the product is rounded to their type.
 
 **References.** Pearlmutter 1994 (products with the Hessian).
 """
@@ -25,12 +26,14 @@ one the first product is held against finite differences.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from optland import vectors
+from optland.context import Verdict
 from optland.curvature.operators.finite_difference import FiniteDifference
 from optland.curvature.operators.linear_operator import CurvatureOperator, OperatorCheck
 from optland.curvature.operators.products import (
@@ -41,6 +44,7 @@ from optland.curvature.operators.products import (
     KeptGraph,
     Product,
 )
+from optland.curvature.operators.trust import Differences, Ways, a_part, compare, kind_of
 from optland.objective import Objective
 from optland.vectors import Vector
 
@@ -62,8 +66,10 @@ KEPT_SAMPLES = 2048
 KEPT_SIZE = 2**28
 """Most samples times parameters whose graph ``auto`` keeps when they come in several batches."""
 
-DISAGREEMENT = 0.05
-"""Relative distance from finite differences, beside their own error, at which an exact product is refused."""
+MORE_GE = 4.0
+"""What a comparison may take beside its product and differences: a gradient and some forwards of the second look."""
+
+HALF_BITS = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,35 +81,55 @@ class Family:
         ways: Makes a product of an objective, by the name of the method.
         product_ge: Cost of a product.
         setup_ge: Cost of what comes with the first product.
+        differences: A product from first derivatives with a given step, for the comparison of the exact ways.
+        difference_ge: Its cost.
     """
 
     kind: str
     ways: dict[str, Callable[[Objective], Product]]
     product_ge: dict[str, float]
     setup_ge: dict[str, float]
+    differences: Differences
+    difference_ge: float
 
-    @property
-    def check_ge(self) -> float:
-        """Cost of the check against finite differences that a model with a custom backward gets."""
-        return self.first_ge("finite_difference")
+    def check_ge(self, objective: Objective, method: str) -> float:
+        """The most that the comparison with differences costs in all, which each kind of graph gets once."""
+        second = max(3 * self.difference_ge + self.first_ge(method), self.first_ge("finite_difference"))
+        part = a_part(objective)
+        samples = objective.num_samples if part is None else part.num_samples
+        return (self.first_ge(method) + self.difference_ge + second + MORE_GE) * samples
 
     def first_ge(self, method: str) -> float:
         """Cost of the first product."""
         return self.setup_ge[method] + self.product_ge[method]
 
     def declared(self, objective: Objective, num_products: int, method: Method) -> float:
-        """The most that ``num_products`` products can cost, set-up and fallbacks included."""
+        """The most that ``num_products`` products can cost, set-up, comparison and fallbacks included."""
         chosen = _choose(objective)[0] if method == "auto" else method
+        check = 0.0 if self._is_trusted(objective, chosen) else self.check_ge(objective, chosen)
         cost = self._run_ge(chosen, num_products)
-        if (
-            method == "auto"
-        ):  # the fallback is taken after the set-up and one product; the check is its first product
+        if method == "auto":  # the fallback is taken after the set-up, one product and the comparison
             cost = max(cost, self.first_ge(chosen) + self._run_ge("finite_difference", num_products))
-        return cost * objective.num_samples
+        return cost * objective.num_samples + check
 
     def _run_ge(self, method: str, num_products: int) -> float:
-        check = 0.0 if method == "finite_difference" else self.check_ge
-        return self.setup_ge[method] + num_products * self.product_ge[method] + check
+        return self.setup_ge[method] + num_products * self.product_ge[method]
+
+    def _is_trusted(self, objective: Objective, method: str) -> bool:
+        derived = DERIVED[method]
+        kind = kind_of(objective, self.kind, derived)
+        return not derived or objective.notes.verdict(kind, objective.names) is not None
+
+
+DERIVED = {
+    "kept_graph": "reverse", "double_backward": "reverse", "forward_over_reverse": "forward", "finite_difference": "",
+}  # fmt: skip
+"""Which second derivatives a method takes."""
+
+
+def _gradient_difference(objective: Objective, u: Vector, h: float) -> list[Tensor]:
+    ahead, behind = (objective.gradient(objective.displaced(u, t)) for t in (h, -h))
+    return vectors.scaled(1.0 / (2 * h), vectors.subtract(ahead, behind))
 
 
 HESSIAN = Family(
@@ -116,6 +142,8 @@ HESSIAN = Family(
     },
     HVP_GE,
     SETUP_GE,
+    _gradient_difference,
+    2.0,
 )
 
 
@@ -170,7 +198,8 @@ class PassOperator(CurvatureOperator):
         self._asked: Method = method
         self._fallback = method == "auto"
         self._product: Product | None = None
-        self._check: tuple[Product, list[Tensor]] | None = None  # finite differences, and their product
+        self._rounding = 0.0  # of products, relative to them, where it is more than that of their type
+        self._largest = 0.0  # product with a unit vector so far, where that matters
 
     @property
     def product_ge(self) -> float:
@@ -185,7 +214,7 @@ class PassOperator(CurvatureOperator):
     @property
     def product_error(self) -> float:
         """Size of the error of a product with a unit vector; 0 where products are exact to rounding."""
-        return 0.0 if self._product is None else self._product.error
+        return 0.0 if self._product is None else max(self._product.error, self._rounding * self._largest)
 
     def restricted(self, indices: Sequence[int]) -> PassOperator:
         """The block of these parameters, whose products take gradients for them alone."""
@@ -203,7 +232,7 @@ class PassOperator(CurvatureOperator):
     def _multiply(self, v: Vector) -> list[Tensor]:
         if self._product is not None and self.num_products > 0:
             self.cost_ge += self.product_ge
-            return self._product(v)
+            return self._measured(self._product(v), v)
         try:
             return self._first_product(v)
         except RuntimeError as error:
@@ -213,35 +242,124 @@ class PassOperator(CurvatureOperator):
         self._product = None  # frees what the failed way holds before the next one allocates anything
         self.reason = f"{self.method} failed: {failure}"
         self.method = "finite_difference"
-        if self._check is not None:  # the check that failed has done and paid for this product
-            self._product, product = self._check
-            return product
         return self._first_product(v)
 
     def _first_product(self, v: Vector) -> list[Tensor]:
         self.cost_ge += self.setup_ge + self.product_ge
-        self._product = self.family.ways[self.method](self.objective)
+        self._product = self._made(self.objective)
         product = self._product(v)
-        if self._product.note:
-            self.reason = f"{self.reason}; {self._product.note}"
-        if not self._product.trusted:
-            self._compare(product, v)
-            self._check = None  # passed, and of no more use
+        if self._product.derived:
+            self._require_trust(self._product)
+        self._say(self._product.note)
+        if self.objective.rewritten:
+            self._say(f"the forward rewrites {self.objective.rewritten}: derivatives at what it leaves")
+        return self._measured(product, v)
+
+    def _measured(self, product: list[Tensor], v: Vector) -> list[Tensor]:
+        if self._rounding > 0:
+            length = float(vectors.norm(v))
+            size = float(vectors.norm(product)) / length if length > 0 else 0.0
+            self._largest = max(self._largest, size)
         return product
 
-    def _compare(self, product: Vector, v: Vector) -> None:
-        """Hold a product through a backward written by hand against finite differences of gradients, once."""
-        self.cost_ge += self.family.check_ge * self.objective.num_samples
-        check = self.family.ways["finite_difference"](self.objective)
-        expected = check(v)
-        self._check = check, expected
-        apart = float(vectors.norm(vectors.subtract(product, expected)))
-        allowed = DISAGREEMENT * float(vectors.norm(expected)) + 10 * check.error * float(vectors.norm(v))
-        if not apart <= allowed:
-            raise RuntimeError(
-                f"a custom backward has no correct derivative: the product by {self.method} is {apart:.3g} away from "
-                f"finite differences, {allowed:.3g} would be rounding; use method='finite_difference'"
+    def _made(self, objective: Objective) -> Product:
+        way = self.family.ways[self.method]
+        is_half = torch.finfo(objective.params[0].dtype).bits <= HALF_BITS
+        if is_half and self.method != "finite_difference":  # which has a float32 copy of its own
+            return InFloat32(objective, way)
+        return way(objective)
+
+    def _say(self, words: str) -> None:
+        if words:
+            self.reason = f"{self.reason}; {words}"
+
+    def _require_trust(self, product: Product) -> None:
+        """Compare, where this kind of graph has no verdict yet, and act on it."""
+        L = self.objective
+        kind = kind_of(L, self.family.kind, product.derived)
+        found = L.notes.verdict(kind, L.names, product.graphs)
+        if found is None:
+            compared = self._compared(product)
+            if compared is None:
+                return
+            found = replace(compared, names=frozenset(L.names))
+            L.notes.keep(kind, found)
+        if found.fault and self._asked != "auto" and not found.of_loss:
+            self._say(f"{found.fault}; what is detached is held still")
+        elif found.fault and not found.of_loss:
+            raise ValueError(
+                f"{found.fault}. There is no Hessian of the loss in such gradients; with method='double_backward' "
+                "products hold what is detached still"
             )
+        elif found.fault:
+            raise RuntimeError(f"{found.fault}; use method='finite_difference'")
+        self._rounding = found.rounding
+        self._say(found.note)
+
+    def _compared(self, product: Product) -> Verdict | None:
+        """A comparison on some samples of the first batch, or on all data where these make other graphs."""
+        part = a_part(self.objective)
+        if part is not None:
+            try:
+                found, graphs = self._compare(self._made(part), self.family.first_ge(self.method))
+            except (IndexError, RuntimeError, TypeError, ValueError):  # a batch that cannot be cut like that
+                found, graphs = None, set()
+            if found is not None and product.graphs <= graphs:
+                return found
+        return self._compare(product, self.family.product_ge[self.method])[0]
+
+    def _compare(self, product: Product, product_ge: float) -> tuple[Verdict | None, set[str]]:
+        family = self.family
+        ways = Ways(
+            family.ways[self.method], family.first_ge(self.method), family.ways["finite_difference"],
+            family.first_ge("finite_difference"), family.differences, family.difference_ge,
+        )  # fmt: skip
+        compared = compare(product, ways)
+        ge = product_ge + family.difference_ge + compared.cost_ge
+        self.cost_ge += ge * product.objective.num_samples
+        return compared.verdict, product.graphs
+
+
+class InFloat32(Product):
+    """Products of weights in half precision, computed on a float32 copy of the model; only their result is rounded.
+
+    Raises:
+        ValueError: The loss cannot be evaluated on a float32 copy.
+    """
+
+    def __init__(self, objective: Objective, way: Callable[[Objective], Product]) -> None:
+        self._source = objective
+        super().__init__(objective.cast(torch.float32))
+        self._eps = float(torch.finfo(objective.params[0].dtype).eps)
+        self._weights = self._fingerprint()
+        try:
+            self._way = way(self.objective)
+        except RuntimeError as error:
+            raise ValueError(
+                f"the weights are in {objective.dtype}, and the loss cannot be evaluated on a float32 copy of the "
+                f"model ({str(error).splitlines()[0]}); let loss_fn cast its tensors to the type of the outputs"
+            ) from error
+        self.derived, self.graphs = self._way.derived, self._way.graphs
+
+    def __call__(self, v: Vector) -> list[Tensor]:
+        """H v at the present weights, rounded to their type."""
+        if self._fingerprint() != self._weights:
+            if isinstance(self._way, KeptGraph):
+                raise RuntimeError(
+                    "the weights have changed since this operator kept its graph; make a new one, or use "
+                    "method='double_backward', which reads the weights at every product"
+                )
+            self._weights = self._fingerprint()
+            self.objective.refresh(self._source)
+        wide = self._way([t.float() for t in v])
+        length = float(vectors.norm(v))
+        if length > 0:
+            self.error = max(self.error, self._eps * float(vectors.norm(wide)) / length)
+        return [t.to(p.dtype) for t, p in zip(wide, self._source.params, strict=True)]
+
+    def _fingerprint(self) -> list[tuple[int, int, int]]:
+        L = self._source
+        return [(p.data_ptr(), p._version, L.location) for p in L.params]
 
 
 def _choose(objective: Objective) -> tuple[Method, str]:

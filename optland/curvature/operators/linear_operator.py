@@ -130,7 +130,7 @@ class CurvatureOperator:
             ValueError: ``v`` has other shapes than the trainable parameters.
             RuntimeError: The graph was kept and the weights have changed since, or the operator was closed.
         """
-        vectors.require_shapes(v, self.like, "v")
+        v = vectors.require_shapes(v, self.like, "v")
         if self._closed:
             raise RuntimeError("this operator was closed; make a new one with hessian(objective)")
         spent, spent_on_objective = self.cost_ge, self.objective.cost_ge

@@ -12,25 +12,28 @@ J'u, which is linear in u; from forward mode; or from a difference of outputs.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from optland import vectors
+from optland.context import RandomSnapshot
 from optland.curvature.operators.hessian import Family
-from optland.curvature.operators.outputs import Piece, Split, evaluate, pieces
+from optland.curvature.operators.outputs import Piece, Split, evaluate, pieces, shifted_gradient
 from optland.curvature.operators.products import (
     Product,
     dual_weights,
-    has_custom_backward,
     poisoned,
     primal,
+    refuse_writes,
     tangent,
-    with_weights,
 )
-from optland.objective import Objective
+from optland.derivatives import Leaves, derivative, gradient, require_grad
+from optland.objective import NO_COUNT, Objective
 from optland.vectors import Vector
 
 __all__ = ["LINEARISED_GE", "LINEARISED_SETUP_GE", "Middle", "linearised"]
@@ -50,7 +53,7 @@ LINEARISED_SETUP_GE = {
     "kept_graph": 1.5,
     "double_backward": 0.0,
     "forward_over_reverse": 0.0,
-    "finite_difference": 1.0,
+    "finite_difference": 6.0,
 }
 """Cost of what comes with the first product."""
 
@@ -63,10 +66,12 @@ def linearised(kind: str, middle: Middle, split: Split | None) -> Family:
             "kept_graph": lambda L: _KeptGraph(L, middle, split),
             "double_backward": lambda L: _DoubleBackward(L, middle, split),
             "forward_over_reverse": lambda L: _ForwardMode(L, middle, split),
-            "finite_difference": lambda L: _OutputDifference(L, middle, split),
+            "finite_difference": lambda L: OutputDifference(L, middle, split),
         },
         LINEARISED_GE,
         LINEARISED_SETUP_GE,
+        lambda L, u, h: OutputDifference(L, middle, split).through(u, h),
+        LINEARISED_GE["finite_difference"],
     )
 
 
@@ -75,11 +80,19 @@ class _Linearised(Product):
         super().__init__(objective)
         self.middle, self.split = middle, split
 
+    def _linearised(self) -> Iterator[_Linearisation]:
+        """Each batch with its graph, inside the context."""
+        L = self.objective
+        for i, piece in enumerate(pieces(L, self.split)):
+            self._look(*piece.outputs, piece.loss)
+            require_grad(L, piece.outputs[0], lambda b=piece.batch: evaluate(L, self.split, b).outputs[0])  # type: ignore[misc]
+            yield _Linearisation.of(piece, self.middle, i, L.leaves())
+
     def _gather(self, parts: list[tuple[list[Tensor], float]]) -> list[Tensor]:
         """Sum of the parts over the sum of their counts."""
         params, total = self.objective.params, sum(count for _, count in parts)
         if not total > 0:
-            raise ValueError("the batches of this objective have a total count of 0; there is no mean loss")
+            raise ValueError(NO_COUNT)
         product = vectors.accumulator(params)
         for part, _ in parts:
             vectors.axpy_(1.0 / total, part, product)
@@ -92,50 +105,41 @@ class _Linearisation:
 
     piece: Piece
     multiply: Callable[[list[Tensor]], list[Tensor]]  # by M
-    params: list[Tensor]
+    leaves: Leaves
     u: list[Tensor]
     Jt_u: list[Tensor]
 
     @classmethod
-    def of(cls, piece: Piece, middle: Middle, number: int, params: list[Tensor]) -> _Linearisation:
+    def of(cls, piece: Piece, middle: Middle, number: int, leaves: Leaves) -> _Linearisation:
         u = [torch.zeros_like(z, requires_grad=True) for z in piece.leaves]
-        Jt_u = torch.autograd.grad(
-            piece.outputs, params, u, create_graph=True, allow_unused=True, materialize_grads=True
-        )
-        return cls(piece, middle(number, piece), params, u, list(Jt_u))
+        Jt_u = leaves.derivative(piece.outputs, u, create_graph=True)
+        return cls(piece, middle(number, piece), leaves, u, Jt_u)
 
     def __call__(self, v: Vector, *, keep: bool) -> list[Tensor]:
         live = [(g, t.to(g.dtype)) for g, t in zip(self.Jt_u, v, strict=True) if g.requires_grad]
         if not live:
-            return [torch.zeros_like(p) for p in self.params]
+            return [torch.zeros_like(p) for p in self.leaves.params]
         outputs, seeds = zip(*live, strict=True)
-        Jv = torch.autograd.grad(
-            outputs, self.u, seeds, retain_graph=True, allow_unused=True, materialize_grads=True
-        )
-        return transposed(self.piece, self.params, self.multiply(list(Jv)), keep=keep)
+        Jv = derivative(outputs, self.u, seeds, retain_graph=True)
+        return transposed(self.piece, self.leaves, self.multiply(Jv), keep=keep)
 
 
-def transposed(piece: Piece, params: Vector, u: Vector, *, keep: bool) -> list[Tensor]:
+def transposed(piece: Piece, leaves: Leaves, u: Vector, *, keep: bool) -> list[Tensor]:
     """J'u, not a number where the loss is none."""
-    product = torch.autograd.grad(
-        piece.outputs, list(params), list(u), retain_graph=keep, allow_unused=True, materialize_grads=True
-    )
-    return poisoned(list(product), piece.loss.detach())
+    return poisoned(leaves.derivative(piece.outputs, u, retain_graph=keep), piece.loss.detach())
 
 
 class _KeptGraph(_Linearised):
     """Linearises all batches once; a product is three backwards through what was kept."""
 
+    derived = "reverse"
+
     def __init__(self, objective: Objective, middle: Middle, split: Split | None) -> None:
         super().__init__(objective, middle, split)
         self._weights = self._fingerprint()
         with objective.context(), torch.enable_grad():
-            self._parts = [
-                _Linearisation.of(piece, middle, i, objective.params)
-                for i, piece in enumerate(pieces(objective, split))
-            ]
-        outputs = [z for part in self._parts for z in part.piece.outputs]
-        self.trusted = not any(has_custom_backward(z) for z in outputs)
+            self._standing = objective.notes.standing
+            self._parts = list(self._linearised())
 
     def __call__(self, v: Vector) -> list[Tensor]:
         if self._fingerprint() != self._weights:
@@ -143,7 +147,7 @@ class _KeptGraph(_Linearised):
                 "the weights have changed since this operator kept its graph; make a new one, or use "
                 "method='double_backward', which reads the weights at every product"
             )
-        with self.objective.context():
+        with self.objective.context(self._standing):
             return self._gather([(part(v, keep=True), part.piece.count) for part in self._parts])
 
     def _fingerprint(self) -> list[tuple[int, int, int]]:
@@ -153,38 +157,43 @@ class _KeptGraph(_Linearised):
 class _DoubleBackward(_Linearised):
     """Linearises each batch anew in every product, so that data can stream and weights may move."""
 
+    derived = "reverse"
+
     def __call__(self, v: Vector) -> list[Tensor]:
-        params, parts = self.objective.params, []
         with self.objective.context(), torch.enable_grad():
-            for i, piece in enumerate(pieces(self.objective, self.split)):
-                self.trusted = self.trusted and not any(has_custom_backward(z) for z in piece.outputs)
-                part = _Linearisation.of(piece, self.middle, i, params)
-                parts.append((part(v, keep=False), piece.count))
+            parts = [(part(v, keep=False), part.piece.count) for part in self._linearised()]
+        self._seen = True
         return self._gather(parts)
 
 
 class _ForwardMode(_Linearised):
     """J v from one forward pass with tangents; the same pass leaves the graph for the way back."""
 
+    derived = "forward"
+
     def __call__(self, v: Vector) -> list[Tensor]:
-        parts = []
-        with self.objective.context(), torch.enable_grad(), dual_weights(self.objective.params, v) as duals:
-            for i, batch in enumerate(self.objective.batches):
-                piece = with_weights(
-                    self.objective,
-                    duals,
-                    lambda b=batch: evaluate(self.objective, self.split, b),  # type: ignore[misc]
-                )
-                self.trusted = self.trusted and not any(has_custom_backward(z) for z in piece.outputs)
+        parts, L = [], self.objective
+        with L.context(), torch.enable_grad(), dual_weights(L.params, v) as duals:
+            for i, batch in enumerate(L.batches):
+                piece = L.replacing(duals, lambda b=batch: self._evaluate(b))  # type: ignore[misc]
+                self._look(*piece.outputs, piece.loss)
                 Jv = [tangent(z) for z in piece.outputs]
                 bare = Piece(batch, [primal(z) for z in piece.outputs], piece.leaves, piece.loss, piece.count)
                 u = self.middle(i, bare)(Jv)
-                parts.append((transposed(bare, duals, u, keep=False), piece.count))
+                parts.append((transposed(bare, Leaves(duals, {}), u, keep=False), piece.count))
+        self._seen = True
         return self._gather([([primal(t) for t in part], count) for part, count in parts])
 
+    def _evaluate(self, batch: Any) -> Piece:
+        return evaluate(self.objective, self.split, batch)
 
-class _OutputDifference(_Linearised):
-    """J v from a central difference of the outputs; only the first derivative is asked of the model."""
+
+class OutputDifference(_Linearised):
+    """J v from a central difference of the outputs, and M u from one of the loss's derivative by them.
+
+    Only first derivatives are asked of model and loss. ``error`` is twice the larger distance from the products with
+    half and with twice the step, at the first product.
+    """
 
     def __call__(self, v: Vector) -> list[Tensor]:
         L = self.objective
@@ -195,23 +204,49 @@ class _OutputDifference(_Linearised):
         eps = float(torch.finfo(L.params[0].dtype).eps)
         # The step at which rounding of the outputs and their third derivative weigh alike, as for gradients.
         h = 0.1 * (1.0 + float(vectors.norm([p.detach() for p in L.params]))) * math.pow(eps, 1 / 3)
-        product = self._through(u, h)
-        if self.error == 0.0:
-            self.error = float(vectors.norm(vectors.subtract(product, self._through(u, 2 * h))))
+        product = self.through(u, h, strict=True)
+        if self.error == 0.0:  # rounding shows with half of the step, what bends with twice the step
+            others = [self.through(u, factor * h) for factor in (0.5, 2.0)]
+            apart = [float(vectors.norm(vectors.subtract(product, other))) for other in others]
+            self.error = 2 * max(apart)  # other directions bend more
         return vectors.scaled(length, product)
 
-    def _through(self, u: Vector, h: float) -> list[Tensor]:
-        ahead, behind = self._outputs(u, h), self._outputs(u, -h)
-        parts = []
-        with self.objective.context(), torch.enable_grad():
-            for i, piece in enumerate(pieces(self.objective, self.split)):
+    def through(self, u: Vector, h: float, *, strict: bool = False) -> list[Tensor]:
+        """The product with a unit vector, with this step."""
+        L, parts = self.objective, []
+        ahead, behind = self._outputs(u, h, strict), self._outputs(u, -h, strict)
+        with L.context(), torch.enable_grad():
+            for i, batch in enumerate(L.batches):
+                start = RandomSnapshot()
+                piece = evaluate(L, self.split, batch)
                 Jv = [(a - b) / (2 * h) for a, b in zip(ahead[i], behind[i], strict=True)]
-                Mu = self.middle(i, piece)(Jv)
-                parts.append((transposed(piece, self.objective.params, Mu, keep=False), piece.count))
+                Mu = self.middle(i, replace(piece, shifted=partial(self._shifted, piece, start)))(Jv)
+                parts.append((self._back(piece, Mu), piece.count))
         return self._gather(parts)
 
-    def _outputs(self, u: Vector, h: float) -> list[list[Tensor]]:
+    def _back(self, piece: Piece, u: list[Tensor]) -> list[Tensor]:
+        """J'u, also of graphs that want ``backward()``."""
+
+        def along(piece: Piece) -> Tensor:
+            return torch.stack([(z * t).sum() for z, t in zip(piece.outputs, u, strict=True)]).sum()
+
         L = self.objective
-        with L.context(), L.at(L.displaced(u, h)), torch.enable_grad():
+        product = gradient(L, along(piece), lambda: along(evaluate(L, self.split, piece.batch)))
+        return poisoned(product, piece.loss.detach())
+
+    def _shifted(self, piece: Piece, start: RandomSnapshot, shifts: list[Tensor]) -> list[Tensor]:
+        """Derivative of the loss by shifted outputs, with the random numbers of the piece."""
+        after = RandomSnapshot()
+        start.restore()
+        found = shifted_gradient(self.objective, self.split, piece, shifts)
+        after.restore()
+        return found
+
+    def _outputs(self, u: Vector, h: float, strict: bool) -> list[list[Tensor]]:
+        L = self.objective
+        with L.at(L.displaced(u, h)), L.context(), torch.enable_grad():
             # With a graph, so that the same tensors count as outputs here and at the weights themselves.
-            return [[z.detach() for z in piece.outputs] for piece in pieces(L, self.split)]
+            found = [[z.detach() for z in piece.outputs] for piece in pieces(L, self.split)]
+        if strict:
+            refuse_writes(L)
+        return found

@@ -20,9 +20,10 @@ from torch import Tensor, nn
 
 from optland.batches import map_tensors
 from optland.curvature.operators.products import primal
+from optland.derivatives import derivative
 from optland.objective import Objective
 
-__all__ = ["Piece", "Split", "evaluate", "pieces"]
+__all__ = ["Piece", "Split", "evaluate", "pieces", "shifted_gradient"]
 
 Split = tuple[Callable[[nn.Module, Any], Any], Callable[[Any, Any], Any]]
 """``outputs(model, batch)``, a tensor or any structure of tensors, and ``loss(outputs, batch)``, a mean "
@@ -41,6 +42,8 @@ class Piece:
         leaves: The same values as leaves of the graph of ``loss``.
         loss: Sum of the losses as a function of ``leaves``.
         count: How many losses it sums.
+        shifted: Derivative of the loss sum by the outputs, at outputs moved by some vector; where the loss's second
+            derivatives are to be had from differences of it.
     """
 
     batch: Any
@@ -48,19 +51,11 @@ class Piece:
     leaves: list[Tensor]
     loss: Tensor
     count: float
+    shifted: Callable[[list[Tensor]], list[Tensor]] | None = None
 
     def gradient(self, *, create_graph: bool = False) -> list[Tensor]:
         """Derivative of the loss sum by the outputs."""
-        return list(
-            torch.autograd.grad(
-                self.loss,
-                self.leaves,
-                create_graph=create_graph,
-                retain_graph=True,
-                allow_unused=True,
-                materialize_grads=True,
-            )
-        )
+        return derivative(self.loss, self.leaves, create_graph=create_graph, retain_graph=True)
 
 
 def pieces(objective: Objective, split: Split | None) -> Iterator[Piece]:
@@ -76,12 +71,7 @@ def pieces(objective: Objective, split: Split | None) -> Iterator[Piece]:
 def evaluate(objective: Objective, split: Split | None, batch: Any) -> Piece:
     """One batch taken apart."""
     capture = _Capture()
-    if split is None:
-        total, count = _hooked(objective, batch, capture)
-    else:
-        outputs, loss = split
-        detached = capture(outputs(objective.model, batch))
-        total, count = objective.loss(batch, lambda model, b: loss(detached, b))
+    total, count = _captured(objective, split, batch, capture)
     if not torch.is_grad_enabled():
         return Piece(batch, capture.outputs, capture.leaves, total, count)
     if not total.requires_grad:  # all terms masked: a constant, whose derivatives are zero
@@ -94,12 +84,23 @@ def evaluate(objective: Objective, split: Split | None, batch: Any) -> Piece:
     return piece
 
 
-class _Capture:
-    """Replaces every differentiable tensor of a structure by a leaf with the same value, and keeps both."""
+def shifted_gradient(
+    objective: Objective, split: Split | None, piece: Piece, shifts: list[Tensor]
+) -> list[Tensor]:
+    """Derivative of the loss sum of a batch by its outputs, where these are moved by ``shifts``."""
+    values = [z.detach() + s for z, s in zip(piece.leaves, shifts, strict=True)]
+    capture = _Capture(values)
+    total, _ = _captured(objective, split, piece.batch, capture)
+    return derivative(total, capture.leaves) if total.requires_grad else [torch.zeros_like(s) for s in shifts]
 
-    def __init__(self) -> None:
+
+class _Capture:
+    """Replaces every differentiable tensor of a structure by a leaf of the same or a given value; keeps both."""
+
+    def __init__(self, values: list[Tensor] | None = None) -> None:
         self.outputs: list[Tensor] = []
         self.leaves: list[Tensor] = []
+        self.values = values
 
     def __call__(self, structure: Any) -> Any:
         return map_tensors(structure, self._replace)
@@ -107,10 +108,22 @@ class _Capture:
     def _replace(self, t: Tensor) -> Tensor:
         if not t.is_floating_point() or (torch.is_grad_enabled() and not t.requires_grad):
             return t
-        leaf: Tensor = primal(t).detach().requires_grad_(torch.is_grad_enabled())
+        leaf: Tensor = primal(t).detach() if self.values is None else self.values[len(self.leaves)]
+        leaf.requires_grad_(torch.is_grad_enabled())
         self.outputs.append(t)
         self.leaves.append(leaf)
         return leaf
+
+
+def _captured(
+    objective: Objective, split: Split | None, batch: Any, capture: _Capture
+) -> tuple[Tensor, float]:
+    """Loss sum and count with the outputs replaced by leaves."""
+    if split is None:
+        return _hooked(objective, batch, capture)
+    outputs, loss = split
+    detached = capture(outputs(objective.model, batch))
+    return objective.loss(batch, lambda model, b: loss(detached, b))
 
 
 def _hooked(objective: Objective, batch: Any, capture: _Capture) -> tuple[Tensor, float]:
@@ -135,7 +148,7 @@ def _hooked(objective: Objective, batch: Any, capture: _Capture) -> tuple[Tensor
 
 
 def _refuse_other_paths(objective: Objective, total: Tensor) -> None:
-    reached = torch.autograd.grad(total, objective.params, allow_unused=True, retain_graph=True)
+    reached = objective.leaves().used(total, retain_graph=True)
     beside = [name for name, g in zip(objective.names, reached, strict=True) if g is not None]
     if beside:
         raise ValueError(

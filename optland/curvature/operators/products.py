@@ -20,18 +20,17 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
-from torch.func import functional_call
 
 from optland import vectors
 from optland.context import exact_arithmetic
-from optland.objective import Objective
+from optland.derivatives import Leaves, custom_functions, derivative, graph_of, require_grad
+from optland.objective import NO_COUNT, Objective
 from optland.vectors import Vector
 
 __all__ = [
@@ -43,15 +42,12 @@ __all__ = [
     "Product",
     "counted_forwards",
     "dual_weights",
-    "has_custom_backward",
     "kinks",
     "poisoned",
     "primal",
+    "refuse_writes",
     "tangent",
-    "with_weights",
 ]
-
-T = TypeVar("T")
 
 # Measured against one plain gradient of the same batch, on one CPU thread, medians of 25 interleaved repeats,
 # taken twice: convolutional nets with BatchNorm, GroupNorm or none, a transformer layer and an MLP, batches
@@ -72,34 +68,48 @@ class Product:
 
     Attributes:
         error: Size of the error of H v for a unit vector v; 0 where the product is exact to rounding.
-        trusted: False once a backward written by hand was seen: PyTorch may differentiate such a one twice without
-            an error and without its curvature (``once_differentiable``, or a detached tensor inside).
+        derived: Which second derivatives it takes, ``"reverse"`` or ``"forward"``; empty where it takes none.
+        graphs: Names of what the graphs are made of, from the first product on: backward kernels, and functions written
+            by hand. PyTorch may differentiate one twice without an error and without its curvature
+            (``once_differentiable``, a detached tensor inside), and some kernels of its own have wrong derivatives.
         note: What the record should say of the products, after the first of them.
     """
 
     error = 0.0
-    trusted = True
+    derived = ""
     note = ""
 
     def __init__(self, objective: Objective) -> None:
         self.objective = objective
+        self.graphs: set[str] = set()
+        self._seen = False
 
     def __call__(self, v: Vector) -> list[Tensor]:
         """H v, a new vector."""
         raise NotImplementedError
 
+    def _look(self, *outputs: Tensor) -> None:
+        """Take the names of a graph, in the first product."""
+        if not self._seen:
+            self.graphs |= {node.name() for node in graph_of(*outputs)} | custom_functions(graph_of(*outputs))
+
 
 class KeptGraph(Product):
     """Second backward through the graph of the gradient over all data, built once."""
+
+    derived = "reverse"
 
     def __init__(self, objective: Objective) -> None:
         super().__init__(objective)
         self._weights = self._fingerprint()
         with objective.context(), torch.enable_grad():
-            losses, counts = zip(*objective.losses(), strict=True)
-            mean = torch.stack(losses).sum() / sum(counts)
-            self.trusted = not has_custom_backward(mean)
-            self._gradient = _gradient_with_graph(mean, objective.params)
+            self._standing = objective.notes.standing
+            mean = self._mean()
+            self._look(mean)
+            require_grad(objective, mean, self._mean)
+            self._leaves = objective.leaves()
+            self._gradient = self._leaves.derivative(mean, create_graph=True)
+        self._custom = bool(custom_functions(graph_of(mean)))
         self._poison = _poison(mean)
         self._light = False
 
@@ -117,14 +127,19 @@ class KeptGraph(Product):
         if self._light:
             with exact_arithmetic():
                 return self._second_backward(v)
-        with self.objective.context(), counted_forwards() as forwards:
+        with self.objective.context(self._standing), counted_forwards() as forwards:
             product = self._second_backward(v)
         # A checkpointed or hand-written backward may run modules and draw numbers; any other only needs arithmetic.
-        self._light = self.trusted and not forwards
+        self._light = not (self._custom or forwards)
         return product
 
+    def _mean(self) -> Tensor:
+        losses, counts = zip(*self.objective.losses(), strict=True)
+        mean: Tensor = torch.stack(losses).sum() / sum(counts)
+        return mean
+
     def _second_backward(self, v: Vector) -> list[Tensor]:
-        product = _backward_again(self._gradient, self.objective.params, v, keep=True)
+        product = _backward_again(self._gradient, self._leaves, v, keep=True)
         return product if self._poison is None else [t + self._poison.to(t) for t in product]
 
     def _fingerprint(self) -> list[tuple[int, int, int]]:
@@ -135,21 +150,31 @@ class KeptGraph(Product):
 class DoubleBackward(Product):
     """A fresh graph for every batch of every product, so that data can stream and weights may move."""
 
+    derived = "reverse"
+
     def __call__(self, v: Vector) -> list[Tensor]:
         """H v at the present weights."""
         params, total, product = self.objective.params, 0.0, vectors.accumulator(self.objective.params)
         with self.objective.context(), torch.enable_grad():
-            for loss, count in self.objective.losses():
-                gradient = _gradient_with_graph(loss, params)
-                self.trusted = self.trusted and not has_custom_backward(loss)
-                piece = _backward_again(gradient, params, v, keep=False)
-                vectors.axpy_(1.0, poisoned(piece, loss.detach()), product)
+            for batch in self.objective.batches:
+                loss, count = self.objective.loss(batch)
                 total += count
+                if not loss.requires_grad:
+                    continue
+                self._look(loss)
+                require_grad(self.objective, loss, lambda b=batch: self.objective.loss(b)[0])  # type: ignore[misc]
+                leaves = self.objective.leaves()
+                piece = _backward_again(leaves.derivative(loss, create_graph=True), leaves, v, keep=False)
+                vectors.axpy_(1.0, poisoned(piece, loss.detach()), product)
+        self._seen = True
+        _require_count(total)
         return _cast(vectors.scaled(1.0 / total, product), params)
 
 
 class ForwardOverReverse(Product):
     """Directional derivative of the gradient by forward-mode automatic differentiation; data can stream."""
+
+    derived = "forward"
 
     def __call__(self, v: Vector) -> list[Tensor]:
         """H v at the present weights.
@@ -157,36 +182,19 @@ class ForwardOverReverse(Product):
         Raises:
             RuntimeError: An operation of the model has no forward-mode derivative.
         """
-        params, total, product = self.objective.params, 0.0, vectors.accumulator(self.objective.params)
-        with self.objective.context(), torch.enable_grad(), dual_weights(params, v) as duals:
-            for batch in self.objective.batches:
-                loss, count = with_weights(self.objective, duals, lambda b=batch: self.objective.loss(b))  # type: ignore[misc]
-                if not (count > 0 or loss.requires_grad):
-                    continue
-                self.trusted = self.trusted and not has_custom_backward(loss)
-                gradient = torch.autograd.grad(loss, duals, allow_unused=True, materialize_grads=True)
-                piece = [tangent(g) for g in gradient]
-                vectors.axpy_(1.0, poisoned(piece, primal(loss).detach()), product)
+        L, total, product = self.objective, 0.0, vectors.accumulator(self.objective.params)
+        with L.context(), torch.enable_grad(), dual_weights(L.params, v) as duals:
+            for batch in L.batches:
+                loss, count = L.replacing(duals, lambda b=batch: L.loss(b))  # type: ignore[misc]
                 total += count
-        return _cast(vectors.scaled(1.0 / total, product), params)
-
-
-class _Carrier(nn.Module):
-    """Lets ``functional_call`` replace the weights of a model while any function of the model runs."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, evaluate: Callable[[], T]) -> T:
-        return evaluate()
-
-
-def with_weights(objective: Objective, weights: Vector, evaluate: Callable[[], T]) -> T:
-    """``evaluate()`` while these tensors stand in the model for the parameters of the objective."""
-    named = {f"model.{name}": w for name, w in zip(objective.names, weights, strict=True)}
-    result: T = functional_call(_Carrier(objective.model), named, (evaluate,))
-    return result
+                if not loss.requires_grad:
+                    continue
+                self._look(loss)
+                piece = [tangent(g) for g in derivative(loss, duals)]
+                vectors.axpy_(1.0, poisoned(piece, primal(loss).detach()), product)
+        self._seen = True
+        _require_count(total)
+        return _cast(vectors.scaled(1.0 / total, product), L.params)
 
 
 @contextmanager
@@ -198,7 +206,7 @@ def dual_weights(params: Vector, v: Vector) -> Iterator[list[Tensor]]:
             # it has deprecated.
             warnings.filterwarnings("ignore", message=".*torch.jit.*")
             duals = [
-                forward_ad.make_dual(p.detach().requires_grad_(), t.detach().to(p.dtype))  # type: ignore[no-untyped-call]
+                forward_ad.make_dual(p.detach().clone().requires_grad_(), t.detach().to(p.dtype))  # type: ignore[no-untyped-call]
                 for p, t in zip(params, v, strict=True)
             ]
         yield duals
@@ -216,30 +224,13 @@ def primal(t: Tensor) -> Tensor:
     return bare
 
 
-def _gradient_with_graph(loss: Tensor, params: Vector) -> list[Tensor]:
-    return list(
-        torch.autograd.grad(loss, list(params), create_graph=True, allow_unused=True, materialize_grads=True)
-    )
-
-
-def _backward_again(gradient: Vector, params: Vector, v: Vector, *, keep: bool) -> list[Tensor]:
+def _backward_again(gradient: Vector, leaves: Leaves, v: Vector, *, keep: bool) -> list[Tensor]:
     """H v from the graph of the gradient; a piece of it without a graph is constant and adds nothing."""
     live = [(g, x.to(g.dtype)) for g, x in zip(gradient, v, strict=True) if g.requires_grad]
     if not live:
-        return [torch.zeros_like(p) for p in params]
+        return [torch.zeros_like(p) for p in leaves.params]
     outputs, seeds = zip(*live, strict=True)
-    second = torch.autograd.grad(
-        outputs, list(params), seeds, retain_graph=keep, allow_unused=True, materialize_grads=True
-    )
-    return list(second)
-
-
-def has_custom_backward(loss: Tensor) -> bool:
-    """Whether the graph of ``loss`` holds a backward written by hand, in Python or C++."""
-    return any(
-        isinstance(node, torch.autograd.function.BackwardCFunction) or "CppNode" in node.name()
-        for node in _graph(loss)
-    )
+    return leaves.derivative(outputs, seeds, retain_graph=keep)
 
 
 KINKS = (
@@ -257,20 +248,8 @@ def kinks(loss: Tensor) -> set[str]:
         >>> sorted(kinks(nn.ReLU()(torch.ones(2, requires_grad=True)).sum()))
         ['Relu']
     """
-    names = {re.sub(r"(Backward.*|\d.*)$", "", node.name()) for node in _graph(loss)}
+    names = {re.sub(r"(Backward.*|\d.*)$", "", node.name()) for node in graph_of(loss)}
     return names & set(KINKS)
-
-
-def _graph(loss: Tensor) -> Iterator[torch.autograd.graph.Node]:
-    """Every node behind ``loss``, once."""
-    seen, waiting = set(), [loss.grad_fn]
-    while waiting:
-        node = waiting.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        yield node
-        waiting.extend(parent for parent, _ in node.next_functions)
 
 
 @contextmanager
@@ -297,6 +276,25 @@ def poisoned(product: list[Tensor], loss: Tensor) -> list[Tensor]:
     """The product, or NaN where the loss is not finite, decided on the device."""
     zero_or_nan = 0.0 * loss
     return [t + zero_or_nan.to(device=t.device, dtype=t.dtype) for t in product]
+
+
+def refuse_writes(objective: Objective) -> None:
+    """Raise where displaced weights were rewritten: a difference between them is one between other points.
+
+    Raises:
+        ValueError: The forward of the last evaluation changed a parameter.
+    """
+    if objective.rewritten:
+        raise ValueError(
+            f"the forward rewrites {objective.rewritten} (a bound on its norm, a clamp), so that differences of "
+            "displaced weights are between other points than meant; products here need double backward, or this "
+            "parameter frozen"
+        )
+
+
+def _require_count(total: float) -> None:
+    if not total > 0:
+        raise ValueError(NO_COUNT)
 
 
 def _cast(x: Vector, like: Vector) -> list[Tensor]:

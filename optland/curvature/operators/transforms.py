@@ -61,7 +61,7 @@ def preconditioned(H: CurvatureOperator, optimizer: Any) -> CurvatureOperator:
         P, owner = list(optimizer), "a given diagonal"
     else:
         P, owner = preconditioner(optimizer, H.objective), type(innermost(optimizer)).__name__
-    _check_diagonal(H, P, "P")
+    P = _checked_diagonal(H, P, "P")
     if not all(bool((t > 0).all()) for t in P):
         raise ValueError("P has entries that are not positive; a preconditioner divides by them")
     return _Scaled(H, [t.rsqrt() for t in P], f"{H.kind} preconditioned by {owner}")
@@ -93,7 +93,7 @@ def in_metric(H: CurvatureOperator, T: Vector | Literal["weights"]) -> Curvature
         if T != "weights":
             raise ValueError(f"T={T!r} is not known; use 'weights' or one tensor for each parameter")
         return _Scaled(H, [p.detach().abs() for p in H.like], f"{H.kind} in the metric of the weights")
-    _check_diagonal(H, T, "T")
+    T = _checked_diagonal(H, T, "T")
     return _Scaled(H, list(T), f"{H.kind} in a diagonal metric")
 
 
@@ -295,7 +295,8 @@ class _Shifted(_Transformed):
         return _Shifted(self.inner.restricted(indices), [self.shifts[i] for i in indices], self.kind)
 
 
-def _check_diagonal(H: CurvatureOperator, D: Vector, name: str) -> None:
-    vectors.require_shapes(D, H.like, name)
-    if not bool(torch.isfinite(vectors.norm(D))):
+def _checked_diagonal(H: CurvatureOperator, D: Vector, name: str) -> list[Tensor]:
+    entries = vectors.require_shapes(D, H.like, name)
+    if not bool(torch.isfinite(vectors.norm(entries))):
         raise ValueError(f"{name} has entries that are not finite")
+    return entries

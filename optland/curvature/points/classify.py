@@ -123,7 +123,7 @@ def classify(
     Example:
         >>> from optland.problems import monkey_saddle, saddle
         >>> print(classify(saddle()))
-        strict saddle, index 1 (loss 0, 2 products, 7.5 GE)
+        strict saddle, index 1 (loss 0, 2 products, 12 GE)
           |g| 0, floor 0 (rounding)
           eigenvalues from -2 ± 8.88e-16 (residual) to 2 ± 8.88e-16 (residual)
           tau 8.88e-16 (rounding 8.9e-16)

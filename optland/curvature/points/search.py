@@ -165,7 +165,7 @@ def find_critical_points(
         raise ValueError(f"max_steps={max_steps} and max_products={max_products} must be at least 1")
     found = []
     for i, start in enumerate(starts):
-        vectors.require_shapes(start, objective.params, f"start {i}")
+        start = vectors.require_shapes(start, objective.params, f"start {i}")
         spent = objective.cost_ge
         search = _Search(objective, start, tol, method)
         search.run(max_steps, max_products)

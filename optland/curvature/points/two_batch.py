@@ -192,4 +192,4 @@ def _checked(vector: Vector, sign: str, confidence: float) -> Vector:
         raise ValueError(f"sign={sign!r} is not known; use 'negative' or 'positive'")
     if not 0.5 < confidence < 1.0:
         raise ValueError(f"confidence={confidence} must lie between 0.5 and 1, for example 0.99")
-    return vectors.scaled(1.0 / vectors.direction_length(vector, "vector"), vector)
+    return vectors.scaled(1.0 / vectors.direction_length(vector, "vector"), vectors.dense(vector))

@@ -93,6 +93,7 @@ class DiagonalSamples:
     mean: Tensor | None = None  # (d,) of the diagonal
     spread: Tensor | None = None  # (d,) sum of squared deviations from it
     exact: bool = False
+    inexact: float = 0.0  # error of a product with a unit vector
     failed: bool = False
     basis_size: int = 0
     widening: float = 1.0
@@ -175,7 +176,7 @@ def probe(
                 tol is not None and samples.num >= MIN_SAMPLES and samples.within(tol, confidence)
             ):
                 break
-    samples.failed = A.failed
+    samples.failed, samples.inexact = A.failed, H.product_error
     return samples
 
 

@@ -175,7 +175,7 @@ def trace_per_layer(
         >>> from optland.problems import linear_regression
         >>> L = linear_regression(torch.eye(2), torch.zeros(2, 1))
         >>> print(trace_per_layer(hessian(L)))
-        trace: 2 ± 0 (standard_error), 2 products, 13 GE
+        trace: 2 ± 0 (standard_error), 2 products, 22 GE
           weight  2 ± 0 (standard_error)
           ||A||_F^2 2 ± 0 (standard_error)
     """
@@ -233,17 +233,24 @@ def estimates(
 ) -> tuple[dict[str, Estimate], Estimate, Estimate]:
     """The trace by layer, in all, and the squared Frobenius norm, from their samples."""
     t = samples.quantile(confidence)
+    # Errors of the products, independent from one coordinate to the next.
+    d = sum(samples.sizes)
+    length = math.sqrt(max(0.0, samples.mean_and_error(samples.squares, 1.0)[0])) if samples.squares else 0.0
 
-    def estimate(values: Sequence[float], widening: float = samples.widening) -> Estimate:
+    def estimate(values: Sequence[float], scale: float, widening: float = samples.widening) -> Estimate:
         value, error = samples.mean_and_error(values, widening)
+        error = math.hypot(error, scale * samples.inexact)
         met = math.isfinite(error) and (tol is None or t * error <= tol * abs(value))
         return Estimate(value, error, "standard_error", met, cost, source, _note(samples))
 
     columns = {name: [float(sums[i]) for sums in samples.layers] for i, name in enumerate(names)}
     return (
-        {name: estimate(values) for name, values in columns.items()},
-        estimate(samples.totals),
-        estimate(samples.squares, samples.square_widening),
+        {
+            name: estimate(values, math.sqrt(size))
+            for size, (name, values) in zip(samples.sizes, columns.items(), strict=True)
+        },
+        estimate(samples.totals, math.sqrt(d)),
+        estimate(samples.squares, 2 * math.sqrt(d) * length, samples.square_widening),
     )
 
 
