@@ -101,6 +101,7 @@ def made(objective: Objective, tensors: Vector, kind: str, seed: int | None = No
             else f"shape {shapes[wrong]} for {objective.names[wrong]!r} of shape {expected[wrong]}"
         )
         raise ValueError(f"the direction {kind!r} does not fit the model: {where}")
+    tensors = vectors.require_shapes(tensors, objective.params, f"the direction {kind!r}")
     norm = float(vectors.norm(tensors))
     if not norm > 0 or not math.isfinite(norm):
         raise ValueError(

@@ -26,13 +26,14 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from optland import vectors
 from optland.archive import Archived
-from optland.context import BATCH_NORMS, preserve_buffers, preserve_modes, preserve_rng
+from optland.context import BATCH_NORMS, BufferSnapshot, preserve_buffers, set_modes
 from optland.estimate import Provenance
 from optland.objective import FORWARD_GE, Objective
 from optland.vectors import Vector
@@ -204,24 +205,37 @@ def recalibrated(objective: Objective, point: Vector) -> Iterator[None]:
     """Hold the weights at ``point`` with BatchNorm statistics of the objective's data there (one forward pass).
 
     The running mean becomes the mean over the data of the batch means, the running variance likewise, both weighted by
-    the size of the batch as ``momentum=None`` does it for equal batches.
+    what each layer saw of the batch (samples times positions); ``momentum=None`` weighs a ragged last batch as a full
+    one.
     """
     model = objective.model
     layers = [m for m in model.modules() if isinstance(m, BATCH_NORMS) and m.track_running_stats]
-    with objective.at(point), preserve_buffers(model), preserve_modes(model), preserve_rng(objective.seed):
-        momenta = [m.momentum for m in layers]
-        try:
-            model.eval()
-            for m in layers:
-                m.train()
-                m.reset_running_stats()
-                m.momentum = None  # a cumulative average
-            with torch.no_grad():
+    seen = dict.fromkeys(layers, 0)
+
+    def weigh(layer: Any, inputs: tuple[Tensor, ...]) -> None:
+        size = inputs[0].numel() // inputs[0].shape[1]
+        seen[layer] += size
+        layer.momentum = size / seen[layer]
+
+    with objective.at(point), preserve_buffers(model):
+        with objective.context(), torch.no_grad():
+            momenta, hooks = (
+                [m.momentum for m in layers],
+                [m.register_forward_pre_hook(weigh) for m in layers],
+            )
+            try:
+                set_modes(model, training=False)
+                for m in layers:
+                    m.training = True
+                    m.reset_running_stats()
                 for _ in objective.losses():
                     continue
-        finally:
-            for m, momentum in zip(layers, momenta, strict=True):
-                m.momentum = momentum
+            finally:
+                for m, momentum, hook in zip(layers, momenta, hooks, strict=True):
+                    m.momentum = momentum
+                    hook.remove()
+            statistics = BufferSnapshot(model)
+        statistics.restore()
         objective.cost_ge += FORWARD_GE * objective.num_samples
         yield
 

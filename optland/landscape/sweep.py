@@ -2,7 +2,7 @@ r"""Losses along a list of points, one forward each: what slices, rays and paths
 
 The weights are written in place, point after point, and put back from a copy at the end: no copy a point, no gradient,
 and never a restore by subtraction. In eval mode one guard holds for the whole sweep; in train mode every point gets its
-own, since dropout masks and BatchNorm buffers must be the same at each.
+own, since dropout masks and BatchNorm buffers must be the same at each, as where the forward writes weights.
 
 A long sweep keeps what it has in a file every few seconds, and goes on from there when it is started again with the
 same points.
@@ -14,7 +14,7 @@ import hashlib
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -113,7 +113,6 @@ def _held(
 ) -> Iterator[Callable[[Sequence[Sequence[float]]], Tensor]]:
     """A function that gives the losses at some places, with the weights held for the whole block."""
     weights = [p.data for p in objective.params]
-    whole = objective.mode == "eval"
     several = stacked(objective, base, directions) if together > 1 else None
 
     def measure() -> float:
@@ -128,7 +127,11 @@ def _held(
         for t, d in zip(place, directions, strict=True):
             if t != 0.0:
                 vectors.axpy_(t, d, weights)
-        if whole:
+        if held:
+            return measure()
+        if objective.mode == "eval" and objective.settled:
+            guard.enter_context(objective.context())
+            held.append(True)
             return measure()
         with objective.context():
             return measure()
@@ -136,15 +139,14 @@ def _held(
     def value(places: Sequence[Sequence[float]]) -> Tensor:
         objective.cost_ge += len(places) * FORWARD_GE * objective.num_samples
         if several is not None:
-            return several(places)
+            with objective.context():
+                objective.notes.replaced = True
+                return several(places)
         return torch.tensor([one(place) for place in places], dtype=torch.float64)
 
-    with objective.at(weights), torch.no_grad():
-        if whole:
-            with objective.context():
-                yield value
-        else:
-            yield value
+    with objective.at(weights), torch.no_grad(), ExitStack() as guard:
+        held: list[bool] = []  # once it is known that the forward writes no weights
+        yield value
 
 
 def _continue(partial: str | Path | None, key: str, values: Tensor) -> int:
