@@ -31,6 +31,7 @@ bench: $(VENV)/bench.stamp
 	$(BIN)/python benchmarks/demo.py --seeds 1 2 3 4 5 --result benchmarks/results/demo.json
 	$(BIN)/python benchmarks/loop.py
 	$(BIN)/python benchmarks/curvature.py
+	$(BIN)/python benchmarks/curvature_nets.py
 	$(BIN)/python benchmarks/slices.py
 	$(BIN)/python benchmarks/saddle.py
 	$(BIN)/python benchmarks/connectivity.py

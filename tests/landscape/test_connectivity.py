@@ -169,6 +169,38 @@ def test_recalibrated_statistics_are_those_of_the_data() -> None:
     assert all(torch.equal(v, before[k]) for k, v in L.model.state_dict().items())
 
 
+@pytest.mark.parametrize("sizes", [(16, 3), (5, 5, 2), (1, 7)])
+def test_recalibrated_statistics_weigh_batches_by_their_size(sizes: tuple[int, ...]) -> None:
+    """Images, where a layer sees samples times positions, and a layer that is run twice in a forward."""
+    torch.manual_seed(4)
+
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            small = self.norm(self.conv(x[:, :, :4, :4]))
+            return self.norm(self.conv(x)).mean((2, 3)) + small.mean((2, 3))
+
+    model = Twice().double()
+    batches = [torch.randn(n, 1, 6, 6).double() * n for n in sizes]
+    L = Objective(model, lambda m, x: m(x).square().mean(), batches)
+    other = [p.detach() + 0.3 for p in model.parameters()]
+    means, variances, weights = [], [], []
+    with recalibrated(L, other), torch.no_grad():
+        for x in batches:
+            for seen in (model.conv(x[:, :, :4, :4]), model.conv(x)):
+                means.append(seen.mean((0, 2, 3)))
+                variances.append(seen.var((0, 2, 3)))
+                weights.append(float(seen.numel()))
+        w = torch.tensor(weights).double() / sum(weights)
+        torch.testing.assert_close(model.norm.running_mean, w @ torch.stack(means))
+        torch.testing.assert_close(model.norm.running_var, w @ torch.stack(variances))
+    assert model.norm.momentum == 0.1
+    assert float(model.norm.running_mean.abs().max()) == 0.0
+
+
 def test_a_path_recalibrates_and_differs_from_one_with_stale_statistics() -> None:
     L, other = normed()
     path = linear_path(L, other, points=5, refine=0)

@@ -40,7 +40,8 @@ def test_the_start_lies_near_the_top_and_is_paid_for() -> None:
         assert start is not None
         assert abs(float(start[0].reshape(-1) @ top)) > 0.4 > 5 / D**0.5
         assert H.num_products == 0
-        assert 0 < H.cost_ge == L.cost_ge < 2.5 * N
+        # The comparison of second derivatives included, which is made on a part of the data too.
+        assert 0 < H.cost_ge == L.cost_ge < 2.75 * N
 
 
 def test_it_saves_products_where_the_part_is_like_the_whole() -> None:

@@ -108,7 +108,7 @@ def test_a_jump_may_be_audited_with_the_next_probe_and_no_probe_costs_more_than_
         assert found.spectrum.top.value == pytest.approx(30.0 * scale, rel=0.01)
     assert whys == ["first", "", "jump", "", "", "", "due"]
     one, two = declared[1], declared[2]
-    assert two > 1.5 * one
+    assert two > 1.25 * one  # both with the comparison of second derivatives, as every model here is new
     assert declared == [one, one, two, one, one, one, two]
 
 
@@ -128,8 +128,8 @@ def test_the_declared_cost_covers_the_start_of_an_audit_on_a_part_of_the_data(ju
     for _ in range(3):
         H = hessian(linear_regression(X, torch.zeros(512, 1, dtype=D)))
         declared = tracker.next_cost(H.objective)
-        assert tracker.probe(H).cost_ge == H.cost_ge <= declared
         assert declared <= declared_cost(H.objective, 3, ends="top")
+        assert tracker.probe(H).cost_ge == H.cost_ge <= declared
 
 
 def test_a_run_that_does_not_converge_is_audited_and_marked() -> None:
