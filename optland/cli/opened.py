@@ -121,13 +121,15 @@ class OpenedRun:
     def _find_recipe(self, config: Path, given: str | None) -> Recipe:
         if given is not None:
             return find_recipe(given)
-        if (record := ScriptRecord.read(config.parent)) is not None:
-            return _recorded(record, config.parent)
-        named = re.search(r"^recipe: *(\S+)\s*$", config.read_text(encoding="utf-8"), flags=re.MULTILINE)
-        if named is None:
+        line = re.search(r"^recipe: *(\S.*?)\s*$", config.read_text(encoding="utf-8"), flags=re.MULTILINE)
+        if line is None:
             raise UserError(f"{config}: no recipe is named; add --recipe RECIPE")
+        named = line.group(1).strip("'\"")
+        record = ScriptRecord.read(config.parent)
+        if record is not None and record.recipe == named:
+            return _recorded(record, config.parent)
         try:
-            return find_recipe(named.group(1).strip("'\""))
+            return find_recipe(named)
         except UserError as error:
             raise UserError(f"{config}: {error}, or name its script with --recipe FILE") from error
 
