@@ -189,7 +189,7 @@ def test_a_verdict_is_kept_for_the_model_its_parts_and_its_data() -> None:
         operator.matvec(operator.like)
         assert operator.cost_ge == pytest.approx(operator.setup_ge + operator.product_ge)
     assert declared_product_cost(L, 1) < declared
-    fresh = hessian(L, method="forward_over_reverse")  # another way, not compared yet
+    fresh = hessian(objective_of(net("mapped")), method="kept_graph")  # another model, not compared yet
     fresh.matvec(v)
     assert fresh.cost_ge > fresh.setup_ge + fresh.product_ge
     assert hessian(L.double()).objective.notes is not L.notes
