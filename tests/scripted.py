@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from optland.control import NoiseBatch
 
 __all__ = ["WRECK", "GrowsOnce"]
@@ -15,10 +17,11 @@ class GrowsOnce(NoiseBatch):
 
     Args:
         step: The step; a probe may come some steps later.
+        **options: Of :class:`optland.control.NoiseBatch`.
     """
 
-    def __init__(self, step: int) -> None:
-        super().__init__()
+    def __init__(self, step: int, **options: Any) -> None:
+        super().__init__(**options)
         self.step = step
 
     def propose(

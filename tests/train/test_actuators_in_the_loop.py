@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 import torch
+from scripted import GrowsOnce
 from torch import Tensor, nn
 from torch.optim import lr_scheduler
 
-from optland.control import NoiseBatch, Plateau, Proposal, SpikeGuard, StepPolicy, StepView
+from optland.control import Plateau, Proposal, SpikeGuard, StepPolicy, StepView
 from optland.control.policies import POLICIES
 from optland.optim import SAM
 from optland.optim.saddle import NegativeCurvature
@@ -295,7 +296,7 @@ def test_seesaw_needs_a_loader_that_can_grow() -> None:
 
 
 def test_the_rate_and_adams_memory_follow_the_batch() -> None:
-    policy = NoiseBatch(margin=1.0, patience=1, interval=1, max_batch=16, scale_lr=True)
+    policy = GrowsOnce(30, scale_lr=True)
     loop = Loop(lambda p: torch.optim.Adam(p, lr=0.01), policies=[policy], budget=5.0).run(60)
     grown = [d for d in loop.pilot.decisions if d.actuator == "batch_size"]
     assert len(grown) == 1

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 import torch
+from scripted import GrowsOnce
 from tiers import slow
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -16,7 +17,6 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset,
 
 from optland.batches import join, split
 from optland.context import rng_state
-from optland.control import NoiseBatch
 from optland.optim import SAM
 from optland.train import GroupedLoader, Pilot, PrecisionConfig
 
@@ -144,13 +144,13 @@ def test_join_undoes_split_for_every_kind_of_batch() -> None:
 
 
 def test_noise_batch_grows_a_data_loaders_updates_and_micro_batches_bound_a_forward() -> None:
-    """The batch follows the noise on a plain DataLoader, and no forward pass ever sees more than 16 samples."""
+    """The batch grows on a plain DataLoader, and no forward pass that is differentiated sees more than 16 samples."""
     torch.manual_seed(0)
     x = torch.randn(512, 4)
     y = (x @ torch.randn(4) + 3.0 * torch.randn(512)).unsqueeze(1)
     loader = GroupedLoader(DataLoader(TensorDataset(x, y), batch_size=16, shuffle=True), epochs=12, seed=0)
     model, forwards = nn.Linear(4, 1), []
-    model.register_forward_hook(lambda module, args, out: forwards.append(len(args[0])))
+    model.register_forward_hook(lambda module, args, out: forwards.append(len(args[0]) * out.requires_grad))
     optimizer = torch.optim.SGD(model.parameters(), 0.01)
     precision = PrecisionConfig(micro_batch=16).build(optimizer)
 
@@ -158,7 +158,7 @@ def test_noise_batch_grows_a_data_loaders_updates_and_micro_batches_bound_a_forw
         return F.mse_loss(net(batch[0]), batch[1])
 
     pilot = Pilot(
-        optimizer, model, loss_fn, policies=[NoiseBatch(patience=1, interval=1)], budget=1.0,
+        optimizer, model, loss_fn, policies=[GrowsOnce(20)], budget=1.0,
         total_samples=loader.total_samples,
     )  # fmt: skip
     sizes, largest = [], 0
@@ -173,7 +173,7 @@ def test_noise_batch_grows_a_data_loaders_updates_and_micro_batches_bound_a_forw
         largest = max(largest, *forwards)
         sizes.append(len(batch[0]))
         pilot.after_step(batch, loss)
-    assert max(sizes) >= 32
+    assert max(sizes) == 32
     assert largest == 16
     assert loader.samples_served == 12 * 512
 
@@ -184,7 +184,7 @@ def test_a_micro_batch_below_one_is_refused() -> None:
 
 
 class Growing:
-    """auto_lr and noise_batch over SAM on a plain DataLoader, in float64."""
+    """auto_lr and a batch that grows, over SAM on a plain DataLoader, in float64."""
 
     def __init__(self, micro_batch: int | None = None) -> None:
         torch.manual_seed(0)
@@ -195,7 +195,7 @@ class Growing:
         self.model = nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 3)).double()
         self.optimizer = SAM(torch.optim.SGD(self.model.parameters(), 0.1, momentum=0.9), rho=0.05)
         self.precision = PrecisionConfig(micro_batch=micro_batch).build(self.optimizer)
-        policies = ["auto_lr", NoiseBatch(margin=1.0, patience=1, interval=1)]
+        policies = ["auto_lr", GrowsOnce(12)]
         total = self.loader.total_samples
         self.pilot = Pilot(
             self.optimizer, self.model, self.loss, policies=policies, budget=1.0, total_samples=total
