@@ -234,7 +234,7 @@ def test_auto_lr_keeps_the_ratio_between_groups() -> None:
     optimizer.step()
     pilot.after_step(x, loss)
     rates = [
-        float(((w - p.detach()) / p.grad).mean())
+        float(((w - p.detach()) * p.grad).sum() / p.grad.square().sum())
         for p, w in zip(model.parameters(), before, strict=True)
         if p.grad is not None
     ]
