@@ -126,7 +126,7 @@ print(platform.python_version(), torch.__version__, torch.backends.cpu.get_cpu_c
     counts=$(tail -n 1 "$folder/$name.txt")
     number() { { grep -oE "[0-9]+ $1" <<<"$counts" || true; } | awk '{ n += $1 } END { print n + 0 }'; }
     failed=$(($(number failed) + $(number error)))
-    note=$(awk '/^(FAILED|ERROR) / && ++n <= 20 { printf "%s ", $2 }' "$folder/$name.txt")
+    note=$(awk '/^(FAILED|ERROR) [^ ]+\.py/ && ++n <= 20 { printf "%s ", $2 }' "$folder/$name.txt")
     grep -qE '[0-9]+ passed' <<<"$counts" || { failed=$((failed + 1)); note="no result: see $folder/$name.txt $note"; }
     ((failed == 0)) || bad=1
     printf '%s\t%s\t%s\t%s\t%s\t%s\t%s\n' "$name" "$(number passed)" "$failed" "$(number skipped)" \
