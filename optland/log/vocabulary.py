@@ -19,7 +19,7 @@ GROUPS = {
     "curv": "lambda_max, lambda_max_precond, lambda_min, ncr, trace, eta_lambda, products (HVPs spent)",
     "noise": "b_simple, b_simple_precond, b_current (batch size in use), trace_cov, grad_sq, resolved, efficiency, "
     "coherence (averaged cosine of successive gradients)",
-    "train": "loss, loss_ema, acc; at the end: steps, seconds",
+    "train": "loss, loss_ema, acc; at the end: epochs, steps, seconds",
     "val": "loss, acc (bpc, perplexity for text) on the validation split",
     "test": "as val: loss, acc (bpc, perplexity); slope_t, sasa_stat and stationary of the stationarity tests",
     "update": "rel (lr times update norm over weight norm), grad_norm, cos_gu, clip_frac",
