@@ -37,7 +37,7 @@ def start(function: Callable[..., object], *arguments: object) -> BaseProcess:
     return process
 
 
-def exit_code(process: BaseProcess, timeout: float = 120.0) -> int:
+def exit_code(process: BaseProcess, timeout: float = 240.0) -> int:
     """How it ended: its exit code, or minus the signal that ended it."""
     process.join(timeout)
     code = process.exitcode

@@ -228,7 +228,7 @@ def test_a_killed_grid_goes_on_where_it_was(root: Path) -> None:
         assert again.stdout is not None
         assert again.stdout.readline() == "2 runs: 1 finished before, 1 to go on with, 1 at a time\n"
         (second / "go").touch()
-        said, _ = again.communicate(timeout=120)
+        said, _ = again.communicate(timeout=240)
     assert again.returncode == 0, said
     assert starts(root / "here") == {"part.factor=1/seed1": ["fresh"], "part.factor=3/seed1": ["fresh"]}
     assert [point["numbers"]["result"]["mean"] for point in points(root / "here")] == [1.0, 3.0]
@@ -241,7 +241,7 @@ def test_a_killed_member_is_resumed(root: Path) -> None:
         wait_for(lambda: progress(first) == 2)
         (child,) = Path(f"/proc/{grid.pid}/task/{grid.pid}/children").read_text().split()
         os.kill(int(child), signal.SIGKILL)
-        said, _ = grid.communicate(timeout=120)
+        said, _ = grid.communicate(timeout=240)
     assert grid.returncode == 1
     assert "part.factor=1/seed1: FAILED, ended by SIGKILL" in said
     (first / "go").touch()
@@ -261,7 +261,7 @@ def test_a_signal_lets_the_members_save_and_the_grid_go_on_later(root: Path) -> 
         with begin(*held(1)) as grid:
             wait_for(lambda: progress(first) == 2)
             grid.send_signal(signal.SIGINT)
-            said, _ = grid.communicate(timeout=60)
+            said, _ = grid.communicate(timeout=240)
     finally:
         signal.signal(signal.SIGINT, before)
     assert grid.returncode == 75, said

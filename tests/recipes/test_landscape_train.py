@@ -93,7 +93,7 @@ print(evaluate(model, data.test_x, data.test_y)["acc"], model.training)
 """
     done = subprocess.run(
         [sys.executable, "-c", "\n".join([*lines, test])],
-        cwd=folder.parent, capture_output=True, text=True, timeout=120,
+        cwd=folder.parent, capture_output=True, text=True, timeout=240,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     summary = json.loads((folder / "summary.json").read_text())
@@ -118,7 +118,7 @@ def test_wandbs_own_reader_shows_the_values_that_the_console_printed(whole: tupl
         "--json",
         str(run_dir),
     ]
-    shown = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+    shown = subprocess.run(command, capture_output=True, text=True, timeout=240, check=True).stdout
     seen = _numbers(json.loads(shown))
     summary = json.loads((folder / "summary.json").read_text())
     for key in ("test/acc last epoch", "test/acc best by validation", "budget/probe_frac", "budget/ge"):
@@ -170,7 +170,7 @@ def test_kill_9_at_a_random_step_and_resume_ends_with_the_same_bits(
 
 
 def _wait_for_step(log: Path, step: int, process: subprocess.Popen[bytes]) -> None:
-    for _ in range(1200):
+    for _ in range(4800):
         assert process.poll() is None, "the run ended before it could be killed"
         if log.exists() and any(int(r.get("step", 0)) >= step for r in read_jsonl(log)):
             return

@@ -376,7 +376,7 @@ def test_one_process_fetches_and_the_other_waits(tmp_path: Path) -> None:
         for rank in (0, 1)
     ]
     (fetched, failed), (waited, found_nothing) = (
-        process.communicate(timeout=120)[0].strip().splitlines() for process in ranks
+        process.communicate(timeout=240)[0].strip().splitlines() for process in ranks
     )
     assert [process.returncode for process in ranks] == [0, 0]
     assert fetched == waited == "['fetched_by_0']"
