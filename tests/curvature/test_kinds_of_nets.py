@@ -32,9 +32,13 @@ pytestmark = pytest.mark.filterwarnings(
     "ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning"
 )
 
-FAST = [
-    name for name in NETS if name not in ("compiled_part", "compiled", "lstm", "transformer", "lstm_cell")
-]
+FAST = (
+    "attention", "weight_norm", "sparse_embedding", "sparse_bag", "bounded_beyond", "hand_written", "custom_wrong",
+    "fused_loss", "tied", "bf16", "batch_norm", "dropout_train", "autocast", "averaging", "penalised", "detached",
+    "straight_through", "rnn_cell",
+)  # fmt: skip
+"""Of every mechanism one; the others differ in the kernels alone."""
+
 ALL = [pytest.param(name, marks=[] if name in FAST else pytest.mark.slow) for name in NETS]
 
 SIGMAS = 5.0
@@ -96,7 +100,7 @@ def test_every_value_is_right_within_its_error_or_refused(name: str) -> None:
 
     top = lanczos(hessian(L), k=1, tol=1e-3).top
     assert abs(top.value - float(torch.linalg.eigvalsh(H)[-1])) <= 2 * top.error + rounding
-    total = trace(hessian(L), max_products=len(g) + 1)
+    total = trace(hessian(L), max_products=16)
     assert abs(total.value - float(H.trace())) <= SIGMAS * total.error + 1e-4 * float(H.abs().sum())
     assert unchanged(before, L.model)
 
@@ -117,7 +121,7 @@ def test_gauss_newton_is_right_whatever_the_way(name: str) -> None:
             assert float((product - expected).norm()) <= allowed, operator.reason
 
 
-@pytest.mark.parametrize("name", ["reentrant", "hand_written", "sparse_bag", "bounded_beyond"])
+@pytest.mark.parametrize("name", ["reentrant", "sparse_bag", "bounded_beyond"])
 def test_critical_step_and_noise_are_those_of_the_twin(name: str) -> None:
     found = net(name)
     twin, L = Net64(found), objective_of(found)
