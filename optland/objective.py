@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from optland import vectors
 from optland.batches import Cast, num_samples
-from optland.context import notes_of, preserve_rng, probe_context
+from optland.context import Notes, notes_of, preserve_rng, probe_context
 from optland.derivatives import Leaves, gradient, with_weights
 from optland.estimate import Provenance
 from optland.vectors import Vector
@@ -75,7 +75,6 @@ class Objective:
         names: Names of the trainable parameters.
         params: The parameters themselves, in the same order.
         sources: The user's own parameters that ``params`` stand for: other tensors only after :meth:`cast`.
-        notes: What probes have found out about the model; see :mod:`optland.context.notes`.
 
     Raises:
         TypeError: ``batches`` is a single tensor or tuple instead of a collection of batches, or an iterator
@@ -127,9 +126,16 @@ class Objective:
         self.num_samples = self._count() if num_samples is None else num_samples
         if self.num_samples == 0:
             raise ValueError("batches holds no samples; pass at least one batch")
-        self.notes = notes_of(self.model)
         self._meter = _Meter()
         self._place = _Place()
+
+    @property
+    def notes(self) -> Notes:
+        """What probes have found out about the model; see :mod:`optland.context.notes`.
+
+        Looked up and not kept: in a copy of the objective and its model they would be those of the old model.
+        """
+        return notes_of(self.model)
 
     @property
     def cost_ge(self) -> float:
@@ -217,7 +223,6 @@ class Objective:
         named = dict(model.named_parameters())
         other = copy.copy(self)
         other.model, other.params = model, [named[name] for name in self.names]
-        other.notes = notes_of(model)
         other.batches = Cast(self.batches, dtype)
         if isinstance(self.batches, Sequence):
             other.batches = list(other.batches)

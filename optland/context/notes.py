@@ -103,4 +103,7 @@ _NOTES: weakref.WeakKeyDictionary[nn.Module, Notes] = weakref.WeakKeyDictionary(
 
 def notes_of(model: nn.Module) -> Notes:
     """The notes on this very module; a copy of it begins with none."""
-    return _NOTES.setdefault(model, Notes())
+    found = _NOTES.get(model)
+    if found is None:
+        found = _NOTES[model] = Notes()
+    return found

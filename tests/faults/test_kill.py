@@ -23,7 +23,7 @@ KILLS += [f"probe.{probe}:{n}" for probe, n in (("edge", 1), ("edge", 9), ("nois
 KILLS += ["probe.curvature:1", "probe.curvature:3", "pilot.batch_size:1"]
 
 # Later kills count from the resume before them.
-CHAIN = ["checkpoint.before_write:1", "checkpoint.mid_write:8", "probe.curvature:1", "pilot.batch_size:1"]
+CHAIN = ["checkpoint.before_write:1", "checkpoint.mid_write:8", "pilot.batch_size:1", "probe.curvature:1"]
 CHAIN += ["checkpoint.between_renames:3", "optim.between_passes:5"]
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import copy
+import pickle
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -272,6 +274,22 @@ def test_wrong_losses_are_refused() -> None:
         Objective(model, lambda m, b: (m(b[0]) - b[1]).square(), [(X, Y)]).value()
     with pytest.raises(ValueError, match="total count of 0"):
         Objective(model, lambda m, b: (m(b[0]).sum(), 0), [(X, Y)]).value()
+
+
+@pytest.mark.parametrize(
+    "copier", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))], ids=["deep", "pickle"]
+)
+def test_a_copy_after_a_look_is_measured_at_its_own_weights(copier: Callable[[Objective], Objective]) -> None:
+    model, X, Y = regression()
+    L = Objective(model, mean_loss, [(X, Y)])
+    L.gradient()
+    twin = copier(L)
+    with torch.no_grad():
+        for p in twin.params:
+            p.add_(1.0)
+    moved = L.gradient([p.detach() for p in twin.params])
+    assert all(torch.equal(a, b) for a, b in zip(twin.gradient(), moved, strict=True))
+    assert all(bool(g.any()) for g in moved)
 
 
 def test_repr_says_what_it_is() -> None:
