@@ -42,7 +42,10 @@ class Subject(Protocol):
     mode: Literal["eval", "train"]
     names: list[str]
     params: list[Tensor]
-    notes: Notes
+
+    @property
+    def notes(self) -> Notes:
+        """What probes have found out about the model."""
 
     def leaves(self) -> Leaves:
         """What to differentiate by."""
