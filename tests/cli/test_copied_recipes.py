@@ -206,6 +206,7 @@ def trained_by_a_copy(folder: Path) -> Path:
     assert built in text
     script.write_text(text.replace(built, f"nn.Sequential({built.replace(').to', ')).to')}"))
     settings = ["epochs=1", "log.wandb=disabled", "log.console=false", "data.name=teacher", "model.name=mlp"]
+    settings += ["data.num_samples=500"]
     done = optland("run", "mine", "smoke", *settings, cwd=folder)
     assert done.returncode == 0, done.stderr
     return script

@@ -313,7 +313,8 @@ BAD = {
 def test_what_cannot_be_run_gets_one_message_and_nothing_starts(
     root: Path, capsys: pytest.CaptureFixture[str], case: str
 ) -> None:
-    assert cli.main(["run", "product", "one", "out=taken", "--seeds", "1"]) == 0
+    if case == "another configuration":
+        assert cli.main(["run", "product", "one", "out=taken", "--seeds", "1"]) == 0
     (root / "single").mkdir()
     (root / "single" / "config.yaml").write_text("")
     arguments, parts = BAD[case]

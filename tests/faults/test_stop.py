@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from faults.runs import assert_same_end, final, run
 from processes import exit_code, start
+from tiers import slow
 
 from optland.train.interrupt import RESUMABLE, GracefulStop
 
@@ -109,7 +110,7 @@ with GracefulStop() as stop:
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGINT, *slow(signal.SIGTERM)])
 def test_a_signal_to_the_whole_process_group_leaves_the_loaders_workers_alive_until_the_save(
     tmp_path: Path, number: signal.Signals
 ) -> None:

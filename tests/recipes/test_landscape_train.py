@@ -145,6 +145,7 @@ def _numbers(tree: Any) -> dict[str, float]:
     return found
 
 
+@pytest.mark.slow  # tests/faults kills smaller runs at every named instant
 def test_kill_9_at_a_random_step_and_resume_ends_with_the_same_bits(
     whole: tuple[Path, str], tmp_path: Path
 ) -> None:

@@ -81,13 +81,15 @@ def test_the_variance_is_that_of_the_formula() -> None:
     blocks = [torch.stack([parts._product(b, e) for e in eye]) for b in range(len(parts))]  # omega_b A_b
     variance = 2 * sum(float(A.square().sum() - A.diagonal().square().sum()) for A in blocks)
     square = sum(blocks).square().sum()
-    draws = RandomVectors([like], 0)
+    vectors, draws = RandomVectors([like], 0), 500
     K = Deflation(like, 0)
-    drawn = [sample(parts, [draws.next() for _ in blocks], K.project, torch.zeros_like) for _ in range(1500)]
+    drawn = [
+        sample(parts, [vectors.next() for _ in blocks], K.project, torch.zeros_like) for _ in range(draws)
+    ]
     totals, squares = np.array([float(x.sum()) for x, _, _ in drawn]), np.array([s for _, s, _ in drawn])
-    assert totals.var() == pytest.approx(variance, rel=0.15)
-    assert abs(totals.mean() - float(sum(blocks).trace())) < 4 * np.sqrt(variance / 1500)
-    assert abs(squares.mean() - float(square)) < 4 * squares.std() / np.sqrt(1500)
+    assert totals.var() == pytest.approx(variance, rel=0.3)  # four of its standard errors
+    assert abs(totals.mean() - float(sum(blocks).trace())) < 4 * np.sqrt(variance / draws)
+    assert abs(squares.mean() - float(square)) < 4 * squares.std() / np.sqrt(draws)
     whole = sum(blocks)
     together = 2 * float(whole.square().sum() - whole.diagonal().square().sum())
     assert variance < 0.7 * together
