@@ -8,6 +8,9 @@ from torch.distributed.fsdp import fully_shard
 
 from optland.optim.registry import METHODS
 
+SHARDS = hasattr(torch.cpu.Stream, "record_event")
+"""Whether FSDP2 works on the processor; torch 2.6 has the class and raises in the first forward pass."""
+
 METHOD_OPTIONS = {
     "sam": {"rho": 0.2},
     "asam": {"rho": 0.5},

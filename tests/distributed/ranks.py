@@ -16,6 +16,7 @@ from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_di
 from torch.nn.parallel import DistributedDataParallel
 from two_processes import (
     METHOD_OPTIONS,
+    SHARDS,
     assert_close,
     assert_replicas_identical,
     mine,
@@ -102,7 +103,7 @@ def ddp_per_rank(folder: Path) -> None:
 def fsdp(folder: Path) -> None:
     """Norms are those of the whole and not of a shard; then the weights are too."""
     for name in METHODS:
-        if name == "eigensam":
+        if name == "eigensam" or not SHARDS:
             continue  # needs products with the Hessian of a sharded model
         for form in (by_closures, by_phases) if name == "sam" else (by_closures,):
             expected, x, y = problem()
@@ -126,7 +127,7 @@ def resume(folder: Path) -> None:
         ("fsdp", "looksam"),
         ("fsdp", "fsam"),
     ):
-        for before in (0, 2):
+        for before in (0, 2) if kind == "ddp" or SHARDS else ():
 
             def start(kind: str = kind, name: str = name) -> tuple[nn.Module, torch.optim.Optimizer]:
                 net, _, _ = problem()
@@ -189,7 +190,7 @@ def micro_batches(folder: Path) -> None:
     here = slice(0, 8) if dist.get_rank() == 0 else slice(8, 12)
     batch = (x[here], y[here])
     cuts = ({}, {"accumulation": 2}, {"micro_batch": 3}, {"micro_batch": 4})  # the last cuts on rank 0 alone
-    for kind in ("ddp", "ddp with views", "fsdp"):
+    for kind in ("ddp", "ddp with views", *(["fsdp"] if SHARDS else [])):
         for cut in cuts if kind != "fsdp" else cuts[:2]:
             for loss_fn, right in ((counted, expected), (mean, averaged)):
                 net = problem()[0]
