@@ -1,18 +1,30 @@
-"""The modules that hold a parameter, found where nobody has given them: among everything that is alive."""
+"""Instances of a class that are alive: how one finds the module of a parameter, which does not know it."""
 
 from __future__ import annotations
 
 import gc
+from typing import TypeVar
 
-from torch import nn
+__all__ = ["instances"]
 
-__all__ = ["modules_alive"]
+_Kind = TypeVar("_Kind")
 
 
-def modules_alive() -> list[nn.Module]:
-    """All modules of this process, but for those in frozen generations (``gc.freeze``).
+def instances(*kinds: type[_Kind]) -> list[_Kind]:
+    """All that are alive, of subclasses too, but for those that ``gc.freeze`` has put away.
 
-    A parameter does not know its module. The walk takes 0.1 s over half a million objects, so it is for what happens
-    once in a run.
+    An instance refers to its class, so one walk of the garbage collector finds them: 0.1 s over a million objects, for
+    what happens once in a run. (A walk over ``gc.get_objects()`` would also take hold of tensors that C++ owns, which
+    torch 2.6 does not survive.)
+
+    Example:
+        >>> class Kind:
+        ...     pass
+        >>> one = Kind()
+        >>> instances(Kind) == [one]
+        True
     """
-    return [thing for thing in gc.get_objects() if issubclass(type(thing), nn.Module)]
+    classes = list(kinds)
+    for kind in classes:  # which grows meanwhile
+        classes += [below for below in kind.__subclasses__() if below not in classes]
+    return [thing for thing in gc.get_referrers(*classes) if isinstance(thing, kinds)]

@@ -15,9 +15,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from optland import vectors
-from optland.optim.alive import modules_alive
+from optland.optim.alive import instances
 
 __all__ = ["Replicas"]
 
@@ -59,7 +60,7 @@ class Replicas:
         found = [] if model is None else [net for net in model.modules() if _SYNC in net.__dict__]
         if not found and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
             ours = {id(p) for p in params}
-            nets = [net for net in modules_alive() if _SYNC in net.__dict__]
+            nets = instances(DistributedDataParallel)
             found = [net for net in nets if any(id(p) in ours for p in net.parameters())]
         for net in found:
             note = _LastForward()

@@ -9,17 +9,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from optland.optim.alive import modules_alive
+from optland.context import BATCH_NORMS
+from optland.optim.alive import instances
 
 __all__ = ["StatisticsWatch"]
+
+_LAYERS = (*BATCH_NORMS, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
 
 
 class StatisticsWatch:
     """Looks at the first second pass of an optimizer without ``model=``, and at no other.
 
-    It knows normalisation layers by their ``running_mean`` and finds those whose scale or shift is among the
-    optimizer's parameters. Values are compared, as batch norm's kernel does not advance a version counter, and as the
-    usual remedy (momentum 0 in the second pass) writes what was there before.
+    It finds the batch and instance normalisation layers whose scale or shift is among the optimizer's parameters.
+    Values are compared, as batch norm's kernel does not advance a version counter, and as the usual remedy (momentum 0
+    in the second pass) writes what was there before.
     """
 
     def __init__(self) -> None:
@@ -35,7 +38,7 @@ class StatisticsWatch:
             ours = {id(p) for p in params}
             self._kept = [
                 (module, mean.clone())
-                for module in modules_alive()
+                for module in instances(*_LAYERS)
                 if module.training
                 and (mean := _running_mean(module)) is not None
                 and any(id(p) in ours for p in module.parameters(recurse=False))
