@@ -191,7 +191,7 @@ def test_a_second_run_does_not_write_over_the_first_and_a_finished_one_is_not_re
     assert "is finished" in again.stdout
     changed = optland(*arguments, "--resume", "seed=5", cwd=tmp_path)
     assert changed.returncode == 2
-    assert "'seed: 5' (was 'seed: 0')" in changed.stderr
+    assert "'seed: 5' (was 0)" in changed.stderr
 
 
 BAD = [
