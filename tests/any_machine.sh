@@ -69,8 +69,8 @@ missing() {
 
 version() { "$1" -c 'import sys; print("%d.%d" % sys.version_info[:2])'; }
 
-# The first of some interpreters that is there.
-first() { for name in "$@"; do command -v "$name" && return; done; true; }
+# The first of some interpreters that runs; a version manager may have a name for one that is not chosen.
+first() { for name in "$@"; do "$name" -c '' 2>/dev/null && command -v "$name" && return; done; true; }
 
 # Prints the interpreter of an environment, made where it is missing; or "-" and why there can be none.
 interpreter() {
