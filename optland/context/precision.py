@@ -29,14 +29,14 @@ def exact_arithmetic() -> Iterator[None]:
 
     Autocast is left only where it is on, because entering it costs more than a product with a small net.
     """
-    knobs, full = _float32_knobs()
-    saved = [(holder, name, getattr(holder, name)) for holder, name in knobs]
+    knobs = _float32_knobs()
+    saved = [(holder, name, getattr(holder, name)) for holder, name, _ in knobs]
     with ExitStack() as stack:
         for device in ("cpu", "cuda"):
             if torch.is_autocast_enabled(device):
                 stack.enter_context(torch.autocast(device, enabled=False))
         try:
-            for holder, name in knobs:
+            for holder, name, full in knobs:
                 setattr(holder, name, full)
             yield
         finally:
@@ -44,8 +44,20 @@ def exact_arithmetic() -> Iterator[None]:
                 setattr(holder, name, value)
 
 
-def _float32_knobs() -> tuple[list[tuple[Any, str]], Any]:
-    """The settings that let float32 products run in fewer digits, and the value that forbids it.
+class _MatmulPrecision:
+    """The precision of older versions as a setting; their ``allow_tf32`` knows no "medium" and puts back "high"."""
+
+    @property
+    def value(self) -> str:
+        return torch.get_float32_matmul_precision()
+
+    @value.setter
+    def value(self, precision: str) -> None:
+        torch.set_float32_matmul_precision(precision)
+
+
+def _float32_knobs() -> list[tuple[Any, str, Any]]:
+    """The settings that let float32 products run in fewer digits, each with the value that forbids it.
 
     Since 2.9 PyTorch raises when the old flags (``allow_tf32``) are read after the new ones were set. The new
     ones can be read and put back whichever the user wrote, so the old ones serve only where no new ones
@@ -55,5 +67,5 @@ def _float32_knobs() -> tuple[list[tuple[Any, str]], Any]:
     if hasattr(backends.cuda.matmul, "fp32_precision"):
         cuda = [backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn]
         holders = [*cuda, backends.mkldnn.matmul, backends.mkldnn.conv]
-        return [(holder, "fp32_precision") for holder in holders], "ieee"
-    return [(backends.cuda.matmul, "allow_tf32"), (backends.cudnn, "allow_tf32")], False
+        return [(holder, "fp32_precision", "ieee") for holder in holders]
+    return [(_MatmulPrecision(), "value", "highest"), (backends.cudnn, "allow_tf32", False)]
