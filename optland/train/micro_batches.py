@@ -20,8 +20,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from itertools import pairwise
 from typing import Any
 
@@ -32,7 +32,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from optland.batches import join, num_samples, split
-from optland.context import exact_arithmetic, preserve_buffers, preserve_modes, preserve_rng, set_modes
+from optland.context import probe_context
 from optland.objective import LossFn
 from optland.train.ranks import Ranks, ranks_of
 
@@ -162,7 +162,8 @@ class MicroBatches:
         """Whether two micro-batches show that the loss is no mean over samples; says so, and notes it."""
         found, failure = None, ""
         try:
-            with _evaluation(_unwrapped(model)) as net:
+            net = _unwrapped(model)
+            with probe_context(net, "eval", seed=0), torch.no_grad():
                 found = _difference(loss_fn, net, pieces)
         except Exception as error:  # the user's code, in a mode that it may not know
             failure = f"{type(error).__name__}: {error}"
@@ -284,17 +285,6 @@ class _Apart:
                 p.grad.add_(before)
             else:
                 p.grad = before.add_(p.grad)
-
-
-@contextmanager
-def _evaluation(model: nn.Module) -> Iterator[nn.Module]:
-    """Evaluates in full precision and leaves nothing behind."""
-    with ExitStack() as stack:
-        for guard in (preserve_rng(), preserve_modes(model), preserve_buffers(model), exact_arithmetic()):
-            stack.enter_context(guard)
-        stack.enter_context(torch.no_grad())
-        set_modes(model, training=False)
-        yield model
 
 
 def _unwrapped(model: nn.Module) -> nn.Module:
