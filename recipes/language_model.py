@@ -16,12 +16,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from optland.cli import run_script
+from optland.pilot import Pilot
 from optland.plots import plot_run
 from optland.train import (
     BatchLoader,
     GracefulStop,
     OptimizerConfig,
-    Pilot,
     PilotConfig,
     RunFolder,
     TextConfig,
@@ -82,10 +82,8 @@ def main(config: Config, *, resume: bool = False) -> int:
     if run.finished:
         print(f"the run in {run.path} is finished; start a new one without --resume")
         return 0
-    steps = total // config.batch_size
-    policies = config.pilot.build_policies(two_pass=hasattr(optimizer, "perturb"), steps=steps)
     pilot = Pilot(
-        optimizer, model, loss_fn, policies=policies, mode=config.pilot.mode, budget=config.pilot.budget,
+        optimizer, model, loss_fn, policies=config.pilot.build_policies(), mode=config.pilot.mode, budget=config.pilot.budget,
         total_samples=total, log=run.log, log_every=config.log.every, seed=config.seed,
     )  # fmt: skip
     history = TextHistory()

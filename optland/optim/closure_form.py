@@ -20,6 +20,12 @@ __all__ = ["ClosureForm"]
 class ClosureForm(Climber):
     """Evaluates a closure at each place that a step looks at, and makes the update."""
 
+    _withdrawn = False
+
+    def withdraw(self) -> None:
+        """Told from inside a closure: the gradient was taken away on purpose, and the update shall be none."""
+        self._withdrawn = True
+
     def _closure_step(self, closure: Closure) -> Any:
         self._forget_step()
         try:
@@ -53,7 +59,8 @@ class ClosureForm(Climber):
         Raises:
             RuntimeError: The parameters are sharded, and FSDP2 has kept the gradient back.
         """
-        if any(p.grad is not None for p in self._params):
+        withdrawn, self._withdrawn = self._withdrawn, False
+        if withdrawn or any(p.grad is not None for p in self._params):
             return
         if any(hasattr(p, "to_local") for p in self._params):
             raise RuntimeError(

@@ -1,4 +1,4 @@
-"""What a training loop is made of: pilot, data, models, loaders, precision, checkpoints, evaluation, run folders."""
+"""What a training loop is made of: data, models, loaders, precision, checkpoints, evaluation, run folders."""
 
 from optland.train.checkpoint import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
 from optland.train.compare import CompareConfig, ComparedRunConfig, Comparison
@@ -12,7 +12,6 @@ from optland.train.loader import BatchLoader, ResumableLoader
 from optland.train.models import ModelConfig, build_model
 from optland.train.models.build import check_model
 from optland.train.paired import Gain, best_setting, paired_gain
-from optland.train.pilot import Pilot
 from optland.train.precision import Precision, PrecisionConfig
 from optland.train.revisit import probe_objective
 from optland.train.run import RunFolder
@@ -50,7 +49,6 @@ __all__ = [
     "LogConfig",
     "ModelConfig",
     "OptimizerConfig",
-    "Pilot",
     "PilotConfig",
     "Precision",
     "PrecisionConfig",

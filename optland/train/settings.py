@@ -10,13 +10,13 @@ from torch import nn
 from torch.optim import Optimizer
 
 from optland.config import RUN_FOLDER, did_you_mean
-from optland.control import StepPolicy
-from optland.control.policies import POLICIES, AutoLR, NoiseBatch, SafeLR
 from optland.log.wandb_environment import LONGEST_NAME, LONGEST_TAG, NOT_IN_A_PROJECT
 from optland.optim import available, create
 from optland.optim.gates import as_gate
 from optland.optim.keys import setting
 from optland.optim.registry import BASES, METHODS, SOLVERS, options_of
+from optland.pilot import POLICIES, AutoLR, NoiseBatch, Policy
+from optland.pilot.controls import check_setters
 from optland.train.precision import PrecisionConfig
 from optland.train.schedule import ScheduleName, check_schedule
 
@@ -31,8 +31,6 @@ __all__ = [
 
 _WITH_MOMENTUM = ("sgd", "rmsprop")
 _KEYS = ("lr", "momentum", "weight_decay", "rho")
-
-_SET_THE_RATE = ("auto_lr", "safe_lr", "relative_step")
 
 _MOST_THREADS = 1024
 
@@ -177,13 +175,6 @@ class PilotConfig:
             if policy not in POLICIES:
                 hint = did_you_mean(policy, POLICIES)
                 raise ValueError(f"policies: {policy!r} is not known; choose from {sorted(POLICIES)}.{hint}")
-        for rivals, what in (
-            (_SET_THE_RATE, "the learning rate"),
-            (("noise_batch", "seesaw"), "the batch size"),
-        ):
-            both = [name for name in rivals if name in self.policies]
-            if len(both) > 1:
-                raise ValueError(f"policies: {' and '.join(both)} both set {what}; choose one of them")
         if not 0 <= self.budget <= 1:
             raise ValueError(
                 f"budget: {self.budget} is not a share; use a number from 0 to 1, for example 0.05"
@@ -192,19 +183,20 @@ class PilotConfig:
             raise ValueError(f"tau: {self.tau} must be above 0, for example 0.02, or null for the default")
         if self.max_batch is not None and self.max_batch < 1:
             raise ValueError(f"max_batch: {self.max_batch} must be at least 1, or null for the default")
+        try:
+            check_setters(self.build_policies())
+        except ValueError as error:
+            raise ValueError(f"policies: {error}") from error
 
     @property
     def sets_the_rate(self) -> bool:
-        """Whether ``auto_lr`` or ``relative_step`` brings the whole schedule."""
-        return self.mode == "control" and bool({"auto_lr", "relative_step"} & set(self.policies))
+        """Whether a policy brings the whole schedule, height and shape."""
+        return self.mode == "control" and "auto_lr" in self.policies
 
-    def build_policies(
-        self, *, two_pass: bool, steps: int
-    ) -> list[AutoLR | SafeLR | NoiseBatch | StepPolicy]:
-        """The policy objects with this section's constants, for a run of about ``steps`` steps."""
-        made: dict[str, AutoLR | SafeLR | NoiseBatch | StepPolicy] = {
-            "auto_lr": AutoLR(tau=self.tau, two_pass=two_pass, steps=steps),
-            "safe_lr": SafeLR(),
+    def build_policies(self) -> list[Policy]:
+        """The policy objects with this section's constants."""
+        made: dict[str, Policy] = {
+            "auto_lr": AutoLR(tau=self.tau),
             "noise_batch": NoiseBatch(max_batch=self.max_batch),
         }
         return [made[name] if name in made else POLICIES[name]() for name in dict.fromkeys(self.policies)]
@@ -319,21 +311,6 @@ class RunConfig:
             raise ValueError(f"out: {self.out!r} names no folder; use for example runs/mine")
         choose_device(self.device)
         check_schedule(self.schedule, sets_the_rate=self.pilot.sets_the_rate)
-        self._check_policies()
-
-    def _check_policies(self) -> None:
-        """Refuse a policy whose actuator this optimizer does not have, before data are read."""
-        if self.pilot.mode != "control":
-            return
-        for policy in self.pilot.policies:
-            if policy in ("late_sam", "rho") and not self.optimizer.is_method:
-                raise ValueError(f"policies: {policy} steers SAM; set optimizer.name to sam, or leave it out")
-            if policy == "rho" and self.optimizer.own_rho is None:
-                raise ValueError(f"policies: {self.optimizer.name!r} has no rho that could follow anything")
-            if policy == "gi_adam" and self.optimizer.name not in ("adam", "adamw"):
-                raise ValueError(
-                    "policies: gi_adam needs optimizer.name adam or adamw, without a method around it"
-                )
 
 
 @dataclass(frozen=True)

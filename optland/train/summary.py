@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from optland.control import advise
+from optland.pilot import Pilot, advise
 from optland.train.evaluate import History
-from optland.train.pilot import Pilot
 
 __all__ = ["summarise", "what_it_took"]
 

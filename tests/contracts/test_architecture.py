@@ -24,18 +24,19 @@ LEVELS = {
     "context": -1,
     "failpoints": 0,
     "objective": 1,
-    "control": 1,
+    "pilot": 4,
+    "statistics": 0,
     "log": 1,
     "curvature": 2,
     "problems": 2,
     "optim": 3,
     "landscape": 3,
-    "train": 4,
-    "plots": 5,
-    "report": 6,  # draws its pictures with plots
-    "integrations": 5,
-    "cli": 7,
-    "__init__": 8,
+    "train": 5,
+    "plots": 6,
+    "report": 7,  # draws its pictures with plots
+    "integrations": 6,
+    "cli": 8,
+    "__init__": 9,
 }
 
 ONLY_IN = {

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from optland import vectors
-from optland.control.statistics import slope_t
+from optland.statistics import slope_t
 
 __all__ = ["Circling"]
 

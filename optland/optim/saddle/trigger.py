@@ -39,8 +39,8 @@ from typing import Any
 from torch import Tensor
 
 from optland import vectors
-from optland.control.statistics import slope_t
 from optland.optim.saddle.circling import Circling
+from optland.statistics import slope_t
 
 __all__ = ["SIGNS", "Trigger"]
 

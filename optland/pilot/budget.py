@@ -1,0 +1,118 @@
+r"""The probe budget: never more than a stated share of the training's own gradient evaluations.
+
+.. math:: \text{spent} \le \max\bigl(f\,T,\ \min(A,\ \tfrac14 T)\bigr)
+
+with T the training cost so far, f the share, and a small advance A: a few probes, so that the first ones need not wait.
+The advance does not come on top: nothing more is spent until f T has grown past it, so it is paid back within the first
+A / f gradient evaluations of a run of any length, and a long run does not begin with a burst of probes.
+
+Each probe has its part of the whole, in proportion to its weight among the probes that are in use. A probe declares the
+most it can cost before it runs and is let through when that fits. Decisions rest on declared cost alone: the wall clock
+would make two runs of one seed differ, break exact resume, and let ranks disagree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+__all__ = ["ADVANCE", "Budget"]
+
+ADVANCE = 4
+"""Advance, in runs of the probe: enough for a cap to find its edge within a warm-up."""
+
+SPREAD = 0.25
+"""Share of the training cost that the advance may be at first: it is spread over the first updates."""
+
+
+class Budget:
+    """Counts gradient evaluations and lets probes through while they fit.
+
+    Args:
+        fraction: Share f of the training cost that probes may add, for example 0.05.
+        weights: Probes in use, with their weights.
+
+    Raises:
+        ValueError: ``fraction`` is negative or above 1, or a weight is not positive.
+
+    Example:
+        >>> budget = Budget(0.05, {"edge": 1.0})
+        >>> budget.train(1000.0)
+        >>> budget.affords("edge", 51.0), budget.affords("edge", 50.0), budget.spend("edge", 50.0), budget.used
+        (False, True, None, 0.05)
+    """
+
+    def __init__(self, fraction: float, weights: Mapping[str, float] | None = None) -> None:
+        if not 0 <= fraction <= 1:
+            raise ValueError(
+                f"budget {fraction} is not a share of the training cost; use a number from 0 to 1, such as 0.05 for 5 %"
+            )
+        self.fraction = fraction
+        self.train_ge = 0.0
+        self.shares: dict[str, float] = {}
+        self.spent: dict[str, float] = {}
+        self.advances: dict[str, float] = {}
+        self.use(weights or {})
+
+    def use(self, weights: Mapping[str, float]) -> None:
+        """Divide the budget among these probes."""
+        if any(not weight > 0 for weight in weights.values()):
+            raise ValueError(f"probe weights {dict(weights)} must all be above 0")
+        total = sum(weights.values())
+        self.shares = {name: weight / total for name, weight in weights.items()}
+        self.spent = {name: self.spent.get(name, 0.0) for name in weights} | self.spent
+
+    def train(self, ge: float) -> None:
+        """Count the cost of one update."""
+        self.train_ge += ge
+
+    @property
+    def advance(self) -> float:
+        """A: what may be spent ahead of f T, in gradient evaluations; known once a probe has declared its cost."""
+        return sum(self.advances.values())
+
+    def allowance(self, probe: str) -> float:
+        """What ``probe`` may have spent in total by now."""
+        share = self.shares.get(probe, 0.0)
+        ahead = min(self.advances.get(probe, 0.0), SPREAD * share * self.train_ge)
+        return max(self.fraction * share * self.train_ge, ahead if self.fraction > 0 else 0.0)
+
+    def affords(self, probe: str, declared_ge: float) -> bool:
+        """Whether a probe that declares this cost fits now."""
+        if probe not in self.advances and declared_ge < float("inf"):
+            self.advances[probe] = ADVANCE * declared_ge
+        return self.spent.get(probe, 0.0) + declared_ge <= self.allowance(probe)
+
+    def spend(self, probe: str, ge: float) -> None:
+        """Count the real cost of a probe that ran."""
+        self.spent[probe] = self.spent.get(probe, 0.0) + ge
+
+    def interval(self, probe: str, declared_ge: float, update_ge: float) -> float:
+        """Updates between two runs of the probe that the budget allows, at this cost of an update."""
+        rate = self.fraction * self.shares.get(probe, 0.0) * update_ge
+        return declared_ge / rate if rate > 0 else float("inf")
+
+    @property
+    def probe_ge(self) -> float:
+        """Gradient evaluations spent on probes so far."""
+        return sum(self.spent.values())
+
+    @property
+    def used(self) -> float:
+        """Probe cost as a share of training cost so far; compare with ``fraction``."""
+        return self.probe_ge / self.train_ge if self.train_ge else 0.0
+
+    @property
+    def allowed(self) -> float:
+        """What ``used`` may be by now: ``fraction``, and more only while the advance is being paid back."""
+        total = sum(self.allowance(probe) for probe in self.shares)
+        return total / self.train_ge if self.train_ge else 0.0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain numbers for the checkpoint."""
+        return {"train_ge": self.train_ge, "spent": dict(self.spent), "advances": dict(self.advances)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue where :meth:`state_dict` was taken."""
+        self.train_ge = state["train_ge"]
+        self.spent, self.advances = dict(state["spent"]), dict(state["advances"])

@@ -1,0 +1,41 @@
+"""The closure of a step, with something done when its first evaluation has made the gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch.optim import Optimizer
+
+__all__ = ["with_each_call"]
+
+
+def with_each_call(args: tuple[Any, ...], kwargs: dict[str, Any], *, first: Callable[[], None]) -> Any:
+    """The arguments of a step with its closure wrapped; ``first`` is called at once where there is none.
+
+    Args:
+        args: Positional arguments of the step, the optimizer itself among them.
+        kwargs: Its keyword arguments.
+        first: Called once the gradient is there and nothing has used it.
+
+    Returns:
+        New arguments for the step; None where it has no closure.
+    """
+    at = next((i for i, x in enumerate(args) if callable(x) and not isinstance(x, Optimizer)), None)
+    closure = kwargs.get("closure") if at is None else args[at]
+    if closure is None:
+        first()
+        return None
+    called = False
+
+    def evaluated(*given: Any) -> Any:
+        nonlocal called
+        loss = closure(*given)
+        if not called:
+            called = True
+            first()
+        return loss
+
+    if at is None:
+        return args, kwargs | {"closure": evaluated}
+    return (*args[:at], evaluated, *args[at + 1 :]), kwargs

@@ -1,0 +1,216 @@
+"""The policies of one run: who may set what, what they ask for, the caps in force, and what became of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from optland.config.errors import did_you_mean
+from optland.pilot.decision import BEFORE, TURNED, Decision, Proposal
+from optland.pilot.guards import CoolDown
+from optland.pilot.history import History
+from optland.pilot.host import Host
+from optland.pilot.policies import POLICIES
+from optland.pilot.policies.base import Policy
+from optland.pilot.policies.facts import HostFacts
+
+__all__ = ["Controls", "Outcome", "by_name", "check_setters"]
+
+GROWING = frozenset({"lr_factor", "batch_size", "rho"})
+"""What may not grow for a while after a rewind."""
+
+Outcome = tuple[bool, str, dict[str, float]]
+"""Whether an action was done, what there is to say of it, and numbers."""
+
+
+def by_name(policies: Sequence[str | Policy]) -> list[Policy]:
+    """Policy objects out of names and objects.
+
+    Raises:
+        ValueError: A string in place of a list, or an unknown name.
+    """
+    if isinstance(policies, str):
+        raise ValueError(f"policies is the string {policies!r}; use a list: [{policies!r}]")
+    made: list[Policy] = []
+    for item in policies:
+        if not isinstance(item, str):
+            made.append(item)
+        elif item in POLICIES:
+            made.append(POLICIES[item]())
+        else:
+            hint = did_you_mean(item, POLICIES)
+            raise ValueError(f"policy {item!r} is not known; choose from {sorted(POLICIES)}.{hint}")
+    return made
+
+
+def check_setters(policies: Sequence[Policy]) -> None:
+    """Refuse two policies that set the same thing, and something that nobody can turn.
+
+    Raises:
+        ValueError: With both names, or the unknown one.
+    """
+    setters: dict[str, str] = {}
+    for policy in policies:
+        for name in sorted(policy.turns | policy.caps):
+            if name not in TURNED:
+                raise ValueError(
+                    f"{policy.name} turns {name!r}, which is not known; choose from {sorted(TURNED)}"
+                )
+        for name in sorted(policy.turns - {"alarm"}):
+            if name in setters:
+                raise ValueError(f"{setters[name]} and {policy.name} both set {name}; choose one of them")
+            setters[name] = policy.name
+
+
+class Controls:
+    """Asks policies and carries out what they say.
+
+    Args:
+        policies: Asked in this order.
+        host: What is turned.
+        history: What they read.
+        act: Whether decisions are carried out; else they are only made.
+
+    Raises:
+        ValueError: Two policies set the same thing.
+    """
+
+    def __init__(self, policies: Sequence[Policy], host: Host, history: History, *, act: bool) -> None:
+        self.policies, self.host, self.act = list(policies), host, act
+        self.readers = [history.reader() for _ in policies]
+        self.cool = CoolDown()
+        self.caps: dict[str, dict[str, float]] = {}
+        """Caps in force, by what is capped and by whom."""
+        self._said: dict[str, float] = {}  # caps as they were last put on record
+        self.actions: dict[str, Callable[[], Outcome]] = {}
+        """What the pilot does for a policy: escapes."""
+        check_setters(self.policies)
+
+    @property
+    def reads(self) -> frozenset[str]:
+        """Signals that some policy reads."""
+        return frozenset().union(*(p.reads for p in self.policies))
+
+    @property
+    def turns(self) -> frozenset[str]:
+        """Everything that some policy sets."""
+        return frozenset().union(*(p.turns for p in self.policies))
+
+    @property
+    def paces(self) -> bool:
+        """Whether a policy answers for the learning rate; else a rewind halves it."""
+        return any(p.turns & {"step_length", "lr"} or "lr" in p.caps for p in self.policies)
+
+    def begin(self, facts: HostFacts, step: int) -> list[Decision]:
+        """Tell the policies of the run, hold what they turn against the host, and carry out what they ask for at once.
+
+        Raises:
+            ValueError: Two policies set the same thing, or there is something that cannot be turned by anybody.
+            TypeError: This host cannot turn something.
+        """
+        asked = [(policy, proposal) for policy in self.policies for proposal in policy.begin(facts)]
+        check_setters(self.policies)
+        if self.act:
+            self._check_host()
+        return [d for policy, proposal in asked if (d := self.settle(policy, proposal, step)) is not None]
+
+    def _check_host(self) -> None:
+        for policy in self.policies:
+            for name in sorted(policy.turns | policy.caps):
+                if self.host.can_turn(name):
+                    continue
+                why = self.host.why_not_rescaled() if name == "step_length" else None
+                raise TypeError(
+                    f"{policy.name} turns {name}, which this optimizer or loop does not offer"
+                    f"{f' ({why})' if why else ''}: {TURNED[name].lacking}. Or use mode='shadow' to log its advice only"
+                )
+
+    def ask(self, *, before: bool) -> list[tuple[Policy, Proposal]]:
+        """What the policies want now, before an update or after it."""
+        found: list[tuple[Policy, Proposal]] = []
+        for policy, reader in zip(self.policies, self.readers, strict=True):
+            if bool(policy.turns & BEFORE) == before:
+                found.extend((policy, proposal) for proposal in policy.decide(reader))
+        return found
+
+    def cap(self, name: str) -> float:
+        """The least cap in force."""
+        return min(self.caps.get(name, {}).values(), default=math.inf)
+
+    def settle(self, policy: Policy, proposal: Proposal, step: int) -> Decision | None:
+        """Carry out a proposal within its bounds, and say what was done; None for a cap that holds nothing back yet."""
+        name, old = proposal.actuator, self._present(proposal)
+        if proposal.cap:
+            return self._settle_cap(policy, proposal, step)
+        new = TURNED[name].within(old, proposal.new) if math.isfinite(old) else proposal.new
+        reason, signals, taken = proposal.reason, proposal.signals, False
+        if name in GROWING and not self.cool.allows(step, old, new):
+            reason = f"{reason}; held back: a rewind was less than {self.cool.steps} updates ago"
+        elif self.act and name in self.actions:
+            taken, why, numbers = self.actions[name]()
+            reason, signals = f"{reason}; {why}" if why else reason, signals | numbers
+        elif self.act or name == "lr_factor":  # in shadow mode the factor is counted, and never applied
+            taken = self.host.turn(name, new) and self.act
+        decision = Decision(step, policy.name, name, old, new, reason, taken, signals)
+        policy.told(decision)
+        return decision
+
+    def _settle_cap(self, policy: Policy, proposal: Proposal, step: int) -> Decision | None:
+        """Put a cap in force; on record where it holds something back and has moved by a quarter since it was."""
+        name, new = proposal.actuator, proposal.new
+        held, present = self.caps.setdefault(name, {}), self._present(proposal)
+        old = held.get(policy.name, math.inf)
+        held[policy.name] = new
+        said = self._said.get(name, math.inf)
+        if not (math.isfinite(present) and new < present):
+            if new == math.inf and old < math.inf:
+                self._said.pop(name, None)
+                return Decision(
+                    step, policy.name, name, old, new, proposal.reason, self.act, proposal.signals
+                )
+            return None
+        if new == said or (math.isfinite(said) and 0.8 * said < new < 1.25 * said):
+            return None
+        self._said[name] = new
+        return Decision(
+            step, policy.name, name, min(old, present), new, proposal.reason, self.act, proposal.signals
+        )
+
+    def _present(self, proposal: Proposal) -> float:
+        found = self.host.read(proposal.actuator)
+        return math.nan if found is None else found
+
+    def rewound(self, decision: Decision, step: int) -> None:
+        """A rewind was made: every policy is told, and nothing grows for a while."""
+        if decision.taken:
+            self.cool.start(step)
+        for policy in self.policies:
+            policy.told(decision)
+
+    def metrics(self) -> dict[str, float]:
+        """Numbers of the policies for the log."""
+        row: dict[str, float] = {}
+        for policy in self.policies:
+            row |= policy.metrics()
+        return row
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain values for the checkpoint."""
+        return {
+            "policies": [p.state_dict() for p in self.policies],
+            "readers": [r.state_dict() for r in self.readers],
+            "cool": self.cool.until,
+            "caps": {name: dict(held) for name, held in self.caps.items()},
+            "said": dict(self._said),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue where :meth:`state_dict` was taken, with the same policies."""
+        for policy, kept in zip(self.policies, state["policies"], strict=True):
+            policy.load_state_dict(kept)
+        for reader, seen in zip(self.readers, state["readers"], strict=True):
+            reader.load_state_dict(seen)
+        self.cool.until = state["cool"]
+        self.caps = {name: dict(held) for name, held in state["caps"].items()}
+        self._said = dict(state["said"])

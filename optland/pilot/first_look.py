@@ -1,0 +1,64 @@
+"""What the first call of ``after_step`` shows: whether its arguments are what they should be."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from optland.pilot.budget import Budget
+from optland.pilot.host import Host
+
+__all__ = ["scalar", "try_loss_fn"]
+
+APART = 1.5
+"""Ratio of two losses of one batch from which they are not the same loss; dropout makes less of a difference."""
+
+
+def scalar(loss: Any) -> float | Tensor:
+    """The loss of an update as it was given.
+
+    Raises:
+        TypeError: It is no single number.
+    """
+    if isinstance(loss, Tensor) and loss.numel() == 1 and not loss.is_complex():
+        return loss.detach().reshape(())
+    if isinstance(loss, int | float):
+        return float(loss)
+    shape = f" of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else ""
+    raise TypeError(
+        f"after_step(batch, loss) takes the loss as one number and was given a {type(loss).__name__}{shape}; "
+        "are the two the other way round?"
+    )
+
+
+def try_loss_fn(host: Host, budget: Budget, given: float, seed: int) -> None:
+    """Evaluate ``loss_fn`` once where the loop did, and hold the loss that was given against it; a forward pass.
+
+    Raises:
+        TypeError: It cannot be evaluated on the batch.
+        ValueError: The two are apart by more than a factor of 1.5.
+    """
+    try:
+        objective = host.objective(host.batch, mode="train", seed=seed)
+        moved = host.update()
+        with torch.no_grad():
+            found = objective.value(None if moved is None else moved[0])
+    except Exception as error:
+        raise TypeError(
+            "loss_fn cannot be evaluated as loss_fn(model, batch) on the first batch "
+            f"({type(error).__name__}: {error}); the probes need the training loss in "
+            "that form, and after_step takes (batch, loss) in that order"
+        ) from error
+    budget.advances["loss_fn"] = objective.cost_ge
+    budget.spend("loss_fn", objective.cost_ge)
+    if not (math.isfinite(given) and math.isfinite(found)):
+        return
+    apart = abs(given - found)
+    if apart > (APART - 1) * min(abs(given), abs(found)) and apart > 1e-3:
+        raise ValueError(
+            f"the loss given to after_step is {given:.4g}, and loss_fn(model, batch) on the same batch is {found:.4g}; "
+            "give the mean loss of all micro-batches of the update, and the loss_fn that is trained with"
+        )

@@ -1,0 +1,421 @@
+"""What a run lets one see and turn: the only place that touches optimizer, model and loader.
+
+:class:`Host` is a plain PyTorch loop. Another loop (a trainer that owns the batch, say) is a subclass that overrides
+what differs there: :meth:`Host.can_turn`, :meth:`Host.read`, :meth:`Host.turn`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence, Sized
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Adam, AdamW, NAdam, Optimizer, RAdam
+
+from optland import batches
+from optland.objective import LossFn, Objective
+from optland.optim.delegate import Delegating
+from optland.optim.keys import key
+from optland.optim.saddle.wrapper import SaddleWrapper
+from optland.optim.two_pass import TwoPass
+from optland.pilot.decision import TURNED
+from optland.pilot.linear import innermost_of, why_not_linear
+from optland.pilot.measure import WeightsBefore
+from optland.pilot.policies.facts import HostFacts
+
+__all__ = ["Host"]
+
+_ADAMS = (Adam, AdamW, NAdam, RAdam)  # AdamW became a subclass of Adam in PyTorch 2.7
+_IN_GROUPS = {"weight_decay": "weight_decay", "momentum": "momentum", "rho": key("rho")}
+_BETAS = {"beta1": 0, "beta2": 1}
+
+
+class Host:
+    """A plain loop.
+
+    Args:
+        optimizers: One, or several that step once each in every update.
+        model: The module that they train, also compiled or wrapped by DDP.
+        loss_fn: ``loss_fn(model, batch)``, the training loss.
+        dataset_size: Samples of the training set; None asks the loader.
+        num_samples: Counts the samples of a batch of a type that cannot be counted by its first tensor.
+        split: Cuts a batch of such a type: ``split(batch, parts)`` gives a list of batches.
+
+    Attributes:
+        factor: The factor on the learning rate; this is its only owner.
+        before: The weights before the present update, where they were copied.
+        batch: The batch of the present update: a list of micro-batches where there are several.
+        applied: Learning rate of the last update, once it is known on the host.
+        step: Updates made.
+
+    Raises:
+        ValueError: The optimizers hold no parameter of the model.
+    """
+
+    def __init__(
+        self,
+        optimizers: Sequence[Optimizer],
+        model: nn.Module,
+        loss_fn: LossFn,
+        *,
+        dataset_size: int | None = None,
+        num_samples: Callable[[Any], int] | None = None,
+        split: Callable[[Any, int], list[Any]] | None = None,
+    ) -> None:
+        self.optimizers = list(optimizers)
+        self.inner = [_below_saddle_wrappers(o) for o in optimizers]
+        """What the pilot's hooks are on: an escape of a wrapper around it is no step, and is not rescaled."""
+        self.model = _unwrapped(model)
+        self.loss_fn = loss_fn
+        self.factor = 1.0
+        self.before = WeightsBefore()
+        self.batch: Any = None
+        self.applied = math.nan
+        self.step = 0
+        self.loader: Any = None
+        self.stopped = False
+        self._nominal: int | None = None
+        self._dataset_size = dataset_size
+        self._num_samples, self._split = num_samples or batches.num_samples, split
+        self._largest = 0  # samples of the largest batch since the batch size was last turned
+        self._evaluations = [0.0, 0.0]  # gradient evaluations per sample, summed over updates; updates
+        self._held: dict[int, list[float | Tensor]] = {}
+        self._own_gate = next((o.gate for o in self.inner if isinstance(o, TwoPass)), None)
+        self._clip: float | None = None
+        if not self.parameters() and not self._named_in_groups():
+            raise ValueError(
+                "the optimizer holds no parameter of the model: it is another model's, or model= is; "
+                "pass the module whose parameters() the optimizer was made with"
+            )
+
+    # ------------------------------------------------------------------ what there is
+
+    def _named_in_groups(self) -> dict[str, Tensor]:
+        held = {p for o in self.optimizers for group in o.param_groups for p in group["params"]}
+        return {name: p for name, p in self.model.named_parameters() if p in held}
+
+    def parameters(self) -> dict[str, Tensor]:
+        """The parameters that are trained now, by name, in the model's order whatever the groups' is.
+
+        A frozen one is left out, one that was unfrozen or added is in; looked up at every update.
+        """
+        return {name: p for name, p in self._named_in_groups().items() if p.requires_grad}
+
+    def parameters_of(self, optimizer: Optimizer) -> list[Tensor]:
+        """Those of one optimizer, trained now, in its own order; also such as the model does not know."""
+        return [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
+
+    def buffers(self) -> dict[str, Tensor]:
+        """Floating-point buffers by name: running statistics."""
+        return {name: b for name, b in self.model.named_buffers() if b.is_floating_point()}
+
+    @property
+    def two_pass(self) -> bool:
+        """Whether an update may take two passes."""
+        return any(isinstance(o, TwoPass) and o.evaluations > 1 for o in self.inner)
+
+    @property
+    def is_adam(self) -> bool:
+        """Whether the steps, below any wrappers, are divided by the root of a second moment as Adam's are."""
+        return any(isinstance(innermost_of(o), _ADAMS) for o in self.optimizers)
+
+    def last_evaluations(self) -> float:
+        """Gradient evaluations per sample that the last update took."""
+        return max(float(getattr(o, "last_evaluations", 1)) if isinstance(o, Delegating) or
+                   hasattr(o, "last_evaluations") else 1.0 for o in self.optimizers)  # fmt: skip
+
+    def note_evaluations(self, evaluations: float) -> None:
+        """Take in what an update took."""
+        self._evaluations = [self._evaluations[0] + evaluations, self._evaluations[1] + 1.0]
+
+    @property
+    def expected_evaluations(self) -> float:
+        """Gradient evaluations per sample that an update is expected to take, as measured so far."""
+        total, count = self._evaluations
+        return total / count if count else 2.0 if self.two_pass else 1.0
+
+    @property
+    def batch_size(self) -> int:
+        """Samples of an update: the loader's, or those of the first batch; the last one of an epoch may be smaller."""
+        own = getattr(self.loader, "batch_size", None)
+        return int(own) if own else self._nominal or 1
+
+    @property
+    def knows_batch_size(self) -> bool:
+        """Whether a batch has been seen, or the loader says."""
+        return bool(getattr(self.loader, "batch_size", None) or self._nominal)
+
+    def saw(self, samples: int) -> None:
+        """Take in the size of a batch; the first one is the nominal one where no loader says it."""
+        self._nominal = self._nominal or samples
+        self._largest = max(self._largest, min(samples, self.batch_size))
+
+    def is_ragged(self, samples: int) -> bool:
+        """Whether a batch is smaller than those before it, as at the end of an epoch."""
+        return samples < self._largest
+
+    @property
+    def dataset_size(self) -> int | None:
+        """Samples of the training set, as told, by the loader or by its data set; None where nobody says."""
+        if self._dataset_size is not None:
+            return self._dataset_size
+        if (own := getattr(self.loader, "num_samples", None)) is not None:
+            return int(own)
+        data = getattr(self.loader, "dataset", None)
+        return len(data) if isinstance(data, Sized) else None
+
+    def count(self, batch: Any) -> int:
+        """Samples of a batch, or of all micro-batches of an update."""
+        return sum(self._num_samples(piece) for piece in self.pieces(batch))
+
+    def objective(self, batch: Any, *, mode: Literal["train", "eval"] = "eval", data: str = "step batch",
+                  seed: int = 0) -> Objective:  # fmt: skip
+        """The loss on a batch, or on all micro-batches of an update, at the present weights."""
+        count = self.count(batch)
+        return Objective(
+            self.model, self.loss_fn, self.pieces(batch), mode=mode, data=data, seed=seed, num_samples=count
+        )
+
+    def parts(self, batch: Any, parts: int) -> list[Any]:
+        """A batch cut into about ``parts`` pieces, at least two where that can be."""
+        pieces = self.pieces(batch)
+        each = -(-parts // len(pieces))
+        cut = self._split or batches.split
+        return [
+            x
+            for piece in pieces
+            for x in (cut(piece, min(each, self._num_samples(piece))) if each > 1 else [piece])
+        ]
+
+    def some(self, batch: Any, samples: int) -> Any:
+        """The first samples of a batch."""
+        piece = self.pieces(batch)[0]
+        if self._split is None:
+            return batches.take(piece, samples)
+        return self._split(piece, max(self._num_samples(piece) // samples, 1))[0]
+
+    def pieces(self, batch: Any) -> list[Any]:
+        """The micro-batches of an update: a list of batches, each of which is no tensor, is taken for several."""
+        several = (
+            isinstance(batch, list)
+            and len(batch) > 0
+            and not any(isinstance(x, Tensor | int | float) for x in batch)
+        )
+        return list(batch) if several else [batch]
+
+    # ------------------------------------------------------------------ the learning rate
+
+    @property
+    def rate(self) -> float:
+        """The user's largest learning rate over all groups, as scheduled now; NaN where groups have none."""
+        rates: list[float] = []
+        for i, optimizer in enumerate(self.inner):
+            held = self._held.get(i) or [group.get("lr", math.nan) for group in optimizer.param_groups]
+            rates.extend(float(lr) for lr in held)
+        return max(rates, default=math.nan)
+
+    def shape(self) -> float | None:
+        """Scheduled over peak learning rate where a scheduler is attached; None without one."""
+        groups = [g for o in self.inner for g in o.param_groups]
+        if not any("initial_lr" in g for g in groups):
+            return None
+        peak = max(float(g.get("max_lr", g.get("initial_lr", g["lr"]))) for g in groups)
+        return self.rate / peak if peak > 0 else 0.0
+
+    def hold_rate(self, optimizer: Optimizer, rate: float) -> None:
+        """Give the groups of one optimizer ``rate`` times their share of the user's largest rate, until released."""
+        largest, i = self.rate, self.inner.index(optimizer)
+        self._held[i] = [
+            lr.clone() if isinstance(lr := g["lr"], Tensor) else lr for g in optimizer.param_groups
+        ]
+        for group in optimizer.param_groups:
+            share = float(group["lr"]) / largest if largest > 0 else 1.0
+            _write_lr(group, rate * share)
+
+    def release_rate(self, optimizer: Optimizer) -> None:
+        """Put the user's learning rates back; does nothing where none are held."""
+        held = self._held.pop(self.inner.index(optimizer), None)
+        if held is not None:
+            for group, lr in zip(optimizer.param_groups, held, strict=False):
+                _write_lr(group, lr)
+
+    # ------------------------------------------------------------------ what can be turned
+
+    def can_turn(self, name: str) -> bool:
+        """Whether this host can turn something, a key of :data:`~optland.pilot.decision.TURNED`."""
+        if name in ("step_length",):
+            return self.why_not_rescaled() is None
+        if name in ("lr", "lr_factor"):
+            return all("lr" in g for o in self.inner for g in o.param_groups)
+        if name == "batch_size":
+            return hasattr(self.loader, "set_batch_size")
+        if name == "gate":
+            return any(isinstance(o, TwoPass) for o in self.inner)
+        if name in _IN_GROUPS:
+            return any(_IN_GROUPS[name] in g for o in self.inner for g in o.param_groups)
+        if name in _BETAS:
+            return any("betas" in g for o in self.inner for g in o.param_groups)
+        if name == "stop":
+            return self.loader is not None
+        return name in TURNED
+
+    def why_not_rescaled(self) -> str | None:
+        """Why an update cannot be given another length afterwards; None where it can."""
+        for optimizer in self.inner:
+            if (why := why_not_linear(optimizer)) is not None:
+                return f"the move of {type(innermost_of(optimizer)).__name__} is not linear in the learning rate: {why}"
+        low = [name for name, p in self.parameters().items() if p.dtype in (torch.bfloat16, torch.float16)]
+        if low:
+            return (
+                f"{low[0]} is {str(self.parameters()[low[0]].dtype).removeprefix('torch.')} without a float32 master "
+                "copy, and a small step is lost to its rounding; keep the weights in float32 and use autocast"
+            )
+        return None
+
+    def read(self, name: str) -> float | None:
+        """A present setting; None where there is none."""
+        if name == "lr":
+            return self.rate
+        if name == "lr_factor":
+            return self.factor
+        if name == "lr_applied":
+            return self.applied if math.isfinite(self.applied) else None
+        if name == "shape":
+            return self.shape()
+        if name == "batch_size":
+            return float(self.batch_size) if self.knows_batch_size else None
+        if name == "clip":
+            return self._clip or 0.0
+        groups = [g for o in self.inner for g in o.param_groups]
+        if name in _IN_GROUPS:
+            return next((float(g[_IN_GROUPS[name]]) for g in groups if _IN_GROUPS[name] in g), None)
+        if name in _BETAS:
+            return next((float(g["betas"][_BETAS[name]]) for g in groups if "betas" in g), None)
+        if name == "gate":
+            closed = any(isinstance(o, TwoPass) and o.gate is _closed for o in self.inner)
+            return (0.0 if closed else 1.0) if self.can_turn("gate") else None
+        return None
+
+    def turn(self, name: str, new: float) -> bool:
+        """Turn something for the updates to come; returns whether that was done."""
+        if name == "lr_factor":
+            self.factor = new
+        elif name == "batch_size":
+            self.loader.set_batch_size(int(new))
+            self._largest = 0
+        elif name == "clip":
+            self._clip = new if new > 0 else None
+        elif name == "gate":
+            for o in self.inner:
+                if isinstance(o, TwoPass):
+                    o.gate = self._own_gate if new > 0 else _closed
+        elif name == "stop":
+            self.stopped = True
+        elif name in _IN_GROUPS or name in _BETAS:
+            self._turn_in_groups(name, new)
+        else:
+            return False
+        return True
+
+    def _turn_in_groups(self, name: str, new: float) -> None:
+        for group in (g for o in self.inner for g in o.param_groups):
+            if name in _BETAS and "betas" in group:
+                betas = list(group["betas"])
+                betas[_BETAS[name]] = new
+                group["betas"] = tuple(betas)
+            elif name in _IN_GROUPS and _IN_GROUPS[name] in group:
+                group[_IN_GROUPS[name]] = new
+
+    def clip_gradients(self, params: Iterable[Tensor]) -> None:
+        """Cut the norm of the gradients where that is asked for."""
+        if self._clip is not None:
+            torch.nn.utils.clip_grad_norm_(list(params), self._clip)
+
+    def facts(self, *, steps: int | None, has_length: bool, open_ended: bool, lengths_set: bool) -> HostFacts:
+        """This host in numbers, for policies."""
+        size = self.dataset_size
+        passes = steps * self.batch_size / size if steps and size and self.knows_batch_size else None
+        return HostFacts(
+            steps=steps,
+            has_length=has_length,
+            passes=passes,
+            has_schedule=self.shape() is not None,
+            two_pass=self.two_pass,
+            adam=self.is_adam,
+            can=frozenset(name for name in TURNED if self.can_turn(name)),
+            lengths_set=lengths_set,
+            samples=size,
+            open_ended=open_ended,
+        )
+
+    # ------------------------------------------------------------------ the update just made
+
+    def update(self) -> tuple[list[Tensor], list[Tensor]] | None:
+        """The weights before the update and the realised move, for every trainable parameter of the model in its order.
+
+        None where the weights were not copied. A parameter that no optimizer holds has not moved.
+        """
+        if not self.before:
+            return None
+        origin, moved = [], []
+        with torch.no_grad():
+            for p in self.model.parameters():
+                if not p.requires_grad:
+                    continue
+                kept = self.before.of(p)
+                origin.append(p.detach() if kept is None else kept)
+                moved.append(torch.zeros_like(p) if kept is None else p.detach() - kept)
+        return origin, moved
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain values for the checkpoint; what is in the groups travels in the optimizer's own state."""
+        return {
+            "factor": self.factor,
+            "clip": self._clip,
+            "gate": self.read("gate"),
+            "stopped": self.stopped,
+            "nominal": self._nominal,
+            "largest": self._largest,
+            "evaluations": list(self._evaluations),
+            "applied": self.applied,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue where :meth:`state_dict` was taken."""
+        self.factor, self._clip, self.stopped = state["factor"], state["clip"], state["stopped"]
+        self._nominal, self._evaluations = state["nominal"], list(state["evaluations"])
+        self.applied, self._largest = state["applied"], state["largest"]
+        if state["gate"] is not None and state["gate"] != self.read("gate"):
+            self.turn("gate", state["gate"])
+
+
+def _write_lr(group: dict[str, Any], lr: float | Tensor) -> None:
+    """A tensor learning rate (capturable optimizers) is filled in place: replacing it would recompile."""
+    if isinstance(group["lr"], Tensor):
+        group["lr"].fill_(lr)
+    else:
+        group["lr"] = lr
+
+
+def _below_saddle_wrappers(optimizer: Optimizer) -> Optimizer:
+    while isinstance(optimizer, SaddleWrapper):
+        optimizer = optimizer.base
+    return optimizer
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    """Without DDP, whose forward passes wait for the other ranks, and without the compiler."""
+    while True:
+        inner = getattr(model, "_orig_mod", model)
+        if isinstance(inner, nn.parallel.DistributedDataParallel | nn.DataParallel):
+            inner = inner.module
+        if inner is model:
+            return model
+        model = inner
+
+
+def _closed(optimizer: Any) -> bool:
+    """A gate that leaves out every second pass."""
+    return False

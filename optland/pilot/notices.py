@@ -1,0 +1,24 @@
+"""What whoever has no log sees of trouble: one warning each."""
+
+from __future__ import annotations
+
+import warnings
+
+__all__ = ["say_not_finite", "say_off"]
+
+
+def say_off(what: str, step: int, error: Exception) -> None:
+    """Something that is not training has failed and is off."""
+    warnings.warn(
+        f"{what} failed at update {step} and is off from here on; training goes on ({type(error).__name__}: {error})",
+        stacklevel=5,
+    )
+
+
+def say_not_finite(step: int) -> None:
+    """The first gradient that is not finite."""
+    warnings.warn(
+        f"the gradient of update {step} is not finite: the update becomes none, here and wherever it happens again; "
+        "pilot.lost counts them",
+        stacklevel=5,
+    )

@@ -1,0 +1,618 @@
+"""The pilot: probes under a budget, signals to policies, decisions to what can be turned, everything to the log.
+
+Three lines in any loop::
+
+    pilot = Pilot(optimizer, model, loss_fn, policies=["auto_lr"], total_steps=epochs * len(loader))
+    for batch in loader:                             # or pilot.batches(loader, epochs=E): the batch may then grow
+        loss = optimizer.step(closure)               # any loop: closure, phase form, GradScaler, accumulation
+        pilot.after_step(batch, loss)                # may probe, decide, act and log; says why
+
+It attaches through the optimizer's step hooks. One update goes like this:
+
+================ ===================================================================================================
+when             what
+================ ===================================================================================================
+gradient there   its norm and all scalars of the update before reach the host, in one transfer; a gradient that is
+                 not finite is taken away, and with it the update; the guard looks at the last loss; the rate is set
+the base steps   through the user's optimizer, wrappers included
+post-hook        policies decide; the update is given its length; the user's own hooks see the final weights
+after_step       cost and budget, escapes, probes, snapshot, log
+================ ===================================================================================================
+
+What it probes is the *realised* update w_after - w_before: exact for any optimizer, weight decay, clipping and SAM,
+with no virtual step.
+
+========== ============================================================================================
+mode       meaning
+========== ============================================================================================
+off        no hook, no probe; the loss and the learning rate are logged
+monitor    probes and logs; weights, optimizer state, random state and buffers are bit-identical to off
+shadow     as monitor, and policies decide; decisions are logged and not carried out
+control    decisions are carried out
+========== ============================================================================================
+"""
+
+from __future__ import annotations
+
+import math
+import time
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict
+from typing import Any, Literal
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from optland.log import Logger
+from optland.objective import LossFn
+from optland.pilot.budget import Budget
+from optland.pilot.closures import with_each_call
+from optland.pilot.controls import Controls, Outcome, by_name
+from optland.pilot.decision import Decision, Proposal
+from optland.pilot.escape import escape
+from optland.pilot.first_look import scalar, try_loss_fn
+from optland.pilot.history import History
+from optland.pilot.host import Host
+from optland.pilot.looks import Looks
+from optland.pilot.measure import norms
+from optland.pilot.policies.base import Policy
+from optland.pilot.policies.facts import HostFacts
+from optland.pilot.probes import Probe
+from optland.pilot.progress import Progress
+from optland.pilot.ranks import refuse_several_ranks
+from optland.pilot.record import Record
+from optland.pilot.report import in_words, row_of
+from optland.pilot.scalars import Scalars
+from optland.pilot.signal import Signal
+from optland.pilot.steering import Steering
+from optland.pilot.trouble import Trouble, all_finite
+
+__all__ = ["MODES", "Mode", "Pilot"]
+
+Mode = Literal["off", "monitor", "shadow", "control"]
+MODES = ("off", "monitor", "shadow", "control")
+
+CHECKING = 6
+"""Earlier batches that have to certify an escape."""
+
+_ATTACHED: weakref.WeakKeyDictionary[Optimizer, weakref.ref[Pilot]] = weakref.WeakKeyDictionary()
+
+
+class Pilot:
+    """Watches and steers one training run.
+
+    Args:
+        optimizer: Any ``torch.optim.Optimizer``, also optland's SAM family; or a list of several that step once each in
+            every update.
+        model: The module that they train.
+        loss_fn: ``loss_fn(model, batch)``, the training loss; used by the probes, and tried once on the first batch.
+        policies: Names of :data:`optland.pilot.POLICIES`, or objects: with other constants, or of a class of your own.
+        mode: ``off``, ``monitor``, ``shadow`` or ``control``.
+        budget: Probe cost as a share of training cost, in declared gradient evaluations; 0.05.
+        total_steps: Updates of the whole run, epochs x len(loader); :meth:`batches` finds it by itself.
+        total_samples: In its place the samples of the whole run, where a policy turns the batch size.
+        open_ended: The length is unknown; ``auto_lr`` holds its height until :meth:`decay`. Worse without an end.
+        log: A :class:`optland.log.Logger`; None logs nothing.
+        log_every: Updates between two logged rows; rows with a probe or a decision are always logged.
+        seed: Seed of the probes' own randomness.
+        probes: Further probes, of a class of your own.
+        num_samples: ``num_samples(batch)`` for batches of a type that cannot be counted by their first tensor.
+        split: ``split(batch, parts)`` for batches of a type that cannot be cut along their first dimension.
+        dataset_size: Samples of the training set, where no loader says it.
+
+    Raises:
+        ValueError: Unknown mode or policy, two policies for one thing, a budget that is no share, two lengths, or an
+            optimizer of another model.
+        RuntimeError: The optimizer has a pilot already, or there is more than one process.
+
+    Attributes:
+        host: What is seen and turned.
+        progress: How far the run is.
+        budget: What probes may cost and have cost.
+        history: The signals.
+        controls: The policies, and what they hold.
+        looks: The probes.
+        trouble: Guards, snapshots, and the updates that became none.
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer | Sequence[Optimizer],
+        model: nn.Module,
+        loss_fn: LossFn,
+        *,
+        policies: Sequence[str | Policy] = ("auto_lr",),
+        mode: Mode = "control",
+        budget: float = 0.05,
+        total_steps: int | None = None,
+        total_samples: int | None = None,
+        open_ended: bool = False,
+        log: Logger | None = None,
+        log_every: int = 10,
+        seed: int = 0,
+        probes: Sequence[Probe] = (),
+        num_samples: Callable[[Any], int] | None = None,
+        split: Callable[[Any, int], list[Any]] | None = None,
+        dataset_size: int | None = None,
+    ) -> None:
+        if mode not in MODES:
+            raise ValueError(f"mode {mode!r} is not known; choose from {MODES}")
+        optimizers = [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer)
+        chosen = by_name(policies)
+        self.mode: Mode = mode
+        self._acts = mode == "control"
+        self.progress = Progress(total_steps, total_samples, open_ended=open_ended)
+        self.host = Host(
+            optimizers, model, loss_fn, dataset_size=dataset_size, num_samples=num_samples, split=split
+        )
+        self.budget = Budget(budget if mode != "off" else 0.0)
+        self.history = History(self._setting)
+        deciding = mode in ("shadow", "control")
+        self.controls = Controls(chosen if deciding else [], self.host, self.history, act=self._acts)
+        self.controls.actions = {"escape": self._escape}
+        self.scalars = Scalars()
+        self.steering = Steering(self.host, self.controls, self.scalars, act=self._acts)
+        self.looks = Looks(
+            self.host,
+            self.history,
+            self.budget,
+            reads=self.controls.reads,
+            shown=not self._acts,
+            own=probes,
+            seed=seed,
+        )
+        self.trouble = Trouble(self.host, paces=self.controls.paces)
+        self.record = Record(log, log_every)
+        self.seed = seed
+        self._seconds_before = 0.0
+        self._started = self._ended = time.perf_counter()
+        self._facts: HostFacts | None = None
+        self._stepped: set[int] = set()
+        self._finished: Literal["", "update", "none"] = ""
+        self._judged = False
+        self._recent: deque[Any] = deque(maxlen=CHECKING)
+        self._escape_asked: tuple[Policy, Proposal] | None = None
+        self._names: dict[Tensor, str] = {}
+        self._handles: list[Any] = []
+        if mode != "off":
+            refuse_several_ranks()
+            self._attach()
+
+    # ------------------------------------------------------------------ the loop's calls
+
+    def batches(self, loader: Iterable[Any], epochs: int | None = None) -> Iterator[Any]:
+        """The loader's batches over all epochs, with the loader at hand for the run's length and changes of the batch.
+
+        Args:
+            loader: Any iterable of batches that can be read again; one of optland's loaders where a policy turns the
+                batch size.
+            epochs: Passes over it; None for one, or as many as the loader makes by itself.
+
+        Raises:
+            TypeError: A policy is to turn the batch size, and the loader cannot.
+            ValueError: A length was given that is not that of the loader.
+        """
+        turning = [p.name for p in self.controls.policies if "batch_size" in p.turns]
+        if self._acts and turning and not hasattr(loader, "set_batch_size"):
+            raise TypeError(
+                f"{turning[0]} cannot change the batch size of a {type(loader).__name__}; wrap it in "
+                "optland.train.GroupedLoader, or use mode='shadow' to log the advice only"
+            )
+        self.progress.learn(loader, epochs, by_samples=bool(turning))
+        self.host.loader = loader
+        for _ in range(epochs or 1):
+            for batch in loader:
+                if not self.host.knows_batch_size:
+                    self.host.saw(self.host.count(batch))
+                yield batch
+                if self.host.stopped:
+                    return
+
+    def after_step(self, batch: Any, loss: float | Tensor) -> None:
+        """Count the update, probe if the budget allows, and log.
+
+        Args:
+            batch: The batch of the update; a list of micro-batches where several were accumulated.
+            loss: Its loss at the weights before the update: the mean over all of them.
+
+        Raises:
+            RuntimeError: No update was made since the last call.
+            TypeError: The arguments are swapped, or ``loss_fn`` cannot be used.
+            ValueError: The loss is not that of ``loss_fn`` on this batch.
+        """
+        loss, host = scalar(loss), self.host
+        if self._stepped and not self._finished:
+            raise RuntimeError(
+                f"after_step() after {len(self._stepped)} of {len(host.inner)} optimizers; all of them have to step"
+            )
+        samples = host.count(batch)
+        host.batch = batch
+        host.saw(samples)
+        made = self._finished == "update" or self.mode == "off"
+        if not made and not self._finished:
+            self._no_update()
+        self._finished, self._stepped = "", set()
+        evaluations = host.last_evaluations()
+        host.note_evaluations(evaluations)
+        self.budget.train(samples * evaluations)
+        if made:
+            self._count(batch, samples, loss)
+        self._write(loss)
+        host.before.forget()
+        if self._acts:
+            self.trouble.buffers.take(host.buffers())
+        self._ended = time.perf_counter()
+
+    def decay(self, steps: int) -> None:
+        """Begin the end of a run of unknown length: ``auto_lr`` goes linearly to zero over the next ``steps`` updates.
+
+        Until then it holds its height.
+
+        Args:
+            steps: Updates from now to the end of the run; a tenth to a fifth of what was trained so far is usual.
+
+        Raises:
+            ValueError: Fewer than one update.
+            RuntimeError: The run has a length, or its end has begun.
+        """
+        self.progress.decay(self.host.step, steps)
+
+    def close(self) -> None:
+        """Take the pilot off the optimizer and give its memory back; the optimizer goes on as without it."""
+        if self._handles:
+            self.progress.end(self.host.step)
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+        for optimizer in self.host.inner:
+            self.host.release_rate(optimizer)
+            _ATTACHED.pop(optimizer, None)
+        self.host.before.release()
+        self.steering.coherence.forget()
+        self._recent.clear()
+
+    def __enter__(self) -> Pilot:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    # ------------------------------------------------------------------ what there is to know
+
+    @property
+    def step(self) -> int:
+        """Updates made."""
+        return self.host.step
+
+    @property
+    def samples(self) -> int:
+        """Samples that they were made with."""
+        return self.progress.samples
+
+    @property
+    def decisions(self) -> deque[Decision]:
+        """What was decided, the last ten thousand of it."""
+        return self.record.decisions
+
+    @property
+    def lost(self) -> int:
+        """Updates that became none: not finite, skipped by a policy, or at hand when the run went back."""
+        return self.trouble.lost
+
+    @property
+    def seconds(self) -> float:
+        """Wall time up to the last update, earlier parts of a resumed run included. Reported, never decided on."""
+        return self._seconds_before + self._ended - self._started
+
+    @property
+    def probe_seconds(self) -> float:
+        """Wall time spent in probes."""
+        return self.looks.seconds
+
+    def __repr__(self) -> str:
+        return in_words(self)
+
+    def _setting(self, name: str) -> float | None:
+        if name == "shape":
+            own = self.host.shape()
+            return own if own is not None else self.progress.tail(self.host.step)
+        return self.host.read(name)
+
+    def _name(self, p: Tensor) -> str:
+        """The name of a parameter in the model; a number for one that the model does not know."""
+        if p not in self._names:
+            self._names |= {q: name for name, q in self.host.model.named_parameters()}
+            self._names.setdefault(p, f"parameter {len(self._names)}")
+        return self._names[p]
+
+    # ------------------------------------------------------------------ on the optimizer
+
+    def _attach(self) -> None:
+        for optimizer in self.host.inner:
+            other = _ATTACHED.get(optimizer)
+            if other is not None and other() is not None:
+                raise RuntimeError(
+                    f"this {type(optimizer).__name__} has a pilot already, and two would steer against each other; "
+                    "call close() on the first one, or make a new optimizer"
+                )
+        for optimizer in self.host.inner:
+            _ATTACHED[optimizer] = weakref.ref(self)
+            self._handles.append(optimizer.register_step_pre_hook(self._before_step))
+            handle = optimizer.register_step_post_hook(self._after_base)
+            # The user's hooks see the final weights, also those that were there before.
+            hooks: Any = optimizer._optimizer_step_post_hooks
+            hooks.move_to_end(handle.id, last=False)
+            self._handles.append(handle)
+
+    def _begin(self) -> None:
+        """Before the first update: tell the policies of the run, and hold what they turn against the host.
+
+        The first batch of a run whose length is given in samples may be unknown here; then they are told again.
+        """
+        host, progress = self.host, self.progress
+        self._facts = host.facts(
+            steps=progress.steps(host.batch_size if host.knows_batch_size else None),
+            has_length=progress.known,
+            open_ended=progress.open_ended,
+            lengths_set=self.steering.sets_lengths,
+        )
+        for decision in self.controls.begin(self._facts, host.step):
+            self.record.decided(decision)
+
+    @property
+    def _waits_for_a_batch(self) -> bool:
+        """Whether the number of updates cannot be told before a batch has been seen."""
+        return self.progress.known and (self._facts is None or self._facts.steps is None)
+
+    def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
+        host = self.host
+        if self._finished or host.inner.index(optimizer) in self._stepped:
+            raise RuntimeError(
+                "after_step(batch, loss) was not called since the last update; call it once after every "
+                f"{type(optimizer).__name__}.step()"
+            )
+        host.release_rate(optimizer)  # a closure that raised has left the rates of its step in place
+        if self._facts is None:
+            self._begin()
+            if self._acts:
+                self.trouble.store()
+                self.trouble.buffers.take(host.buffers())
+        if not self._stepped:
+            self._judged, self.steering.rate = False, host.rate
+            self._copying = (
+                host.step == 0
+                or self.steering.needs_weights_before()
+                or self.looks.needs_weights_before(host.step + 1)
+            )
+        if self._copying:
+            host.before.take(host.parameters_of(optimizer))
+        return with_each_call(args, kwargs, first=lambda: self._gradient_there(optimizer))
+
+    _copying = False
+
+    def _gradient_there(self, optimizer: Optimizer) -> None:
+        """The gradient is known and not used yet: all scalars come to the host, trouble is looked for, the rate is set."""
+        held = [p for p in self.host.parameters_of(optimizer) if p.grad is not None]
+        reads = self._acts or "update/grad_norm" in self.controls.reads
+        found = self.scalars.fetch(norms([p.grad for p in held if p.grad is not None]) if reads else None)
+        first, self._judged = not self._judged, True
+        if first:
+            self._deliver()
+        if reads:
+            self._judge(optimizer, held, found, first=first)
+        if self._acts:
+            self.host.clip_gradients(held)
+            self.steering.set_rate(optimizer)
+
+    def _deliver(self) -> None:
+        step = self.host.step
+        self.steering.delivered()
+        self.history.put(Signal(n, v, step) for n, v in self.scalars.delivered.items() if n != "lr/applied")
+
+    def _judge(self, optimizer: Optimizer, held: list[Tensor], found: list[float], *, first: bool) -> None:
+        """Look at the gradient and, once per update, at the last loss; then ask the policies that may skip the update."""
+        scale = getattr(optimizer, "grad_scale", None)
+        sizes = found if scale is None else [size / float(scale) for size in found]
+        norm = math.hypot(*sizes)
+        if self._acts and not math.isfinite(norm) and not all_finite(p.grad for p in held):
+            why = self.trouble.not_finite()
+            self.steering.coherence.forget()
+            if why is not None:
+                self._rewind("guard", why, {})
+            return
+        self.history.put([Signal("update/grad_norm", norm, self.host.step + 1)])
+        if not first or self.trouble.withdrawn:
+            return
+        matrices = {self._name(p): size for p, size in zip(held, sizes, strict=True) if p.ndim >= 2}
+        if self._guarded(matrices):
+            return
+        for policy, proposal in self.controls.ask(before=True):
+            self._settle_before(policy, proposal)
+
+    def _settle_before(self, policy: Policy, proposal: Proposal) -> None:
+        """Carry out what is asked for before the update: a skip, a rewind, a cap."""
+        if proposal.actuator == "rewind" and self._acts:
+            self._rewind(policy.name, proposal.reason, proposal.signals)
+            return
+        self.record.decided(self.controls.settle(policy, proposal, self.host.step + 1))
+        if proposal.actuator == "skip" and self._acts:
+            self.trouble.withdraw()
+            self.steering.coherence.forget()
+
+    def _guarded(self, matrices: dict[str, float]) -> bool:
+        """Whether the last loss or the present gradient is trouble; then the run goes back, or would."""
+        loss, host = self.scalars.delivered.get("train/loss"), self.host
+        if loss is None or not (self._acts or self.controls.paces):
+            return False
+        trouble = self.trouble.seen(loss, matrices)
+        if trouble is None:
+            return False
+        signals = {"train/loss": loss}
+        if self._acts:
+            self._rewind("guard", trouble, signals)
+        else:
+            reason = f"{trouble}; control mode would have gone back"
+            self.record.decided(
+                Decision(host.step, "guard", "rewind", host.factor, host.factor, reason, False, signals)
+            )
+            self.trouble.begin_again()
+        return True
+
+    def _rewind(self, who: str, why: str, signals: dict[str, float]) -> None:
+        """Go back; policies that answer for the rate slow down, and where there is none it is halved."""
+        host = self.host
+        at, old = self.trouble.go_back(), host.factor
+        self.steering.rewound()
+        if not self.controls.paces:
+            host.turn("lr_factor", old / 2)
+        reason = f"{why}; weights and optimizer go back to update {at}, the data go on"
+        decision = Decision(host.step, who, "rewind", old, host.factor, reason, True, signals)
+        self.record.decided(decision)
+        self.controls.rewound(decision, host.step)
+
+    def _after_base(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        host = self.host
+        self._stepped.add(host.inner.index(optimizer))
+        host.release_rate(optimizer)
+        if len(self._stepped) < len(host.inner):
+            return
+        if (found := getattr(optimizer, "found_inf", None)) is not None and bool(found):
+            self.trouble.say_once()  # a fused optimizer, told by a GradScaler to leave the weights alone
+            self.trouble.withdrawn = True
+        made = not self.trouble.withdrawn
+        self.trouble.over(made=made)
+        self._finished = "update" if made else "none"
+        if made:
+            host.step += 1
+            if not self._waits_for_a_batch:
+                self._decide()
+
+    def _decide(self) -> None:
+        """Policies look at what is known, and the update is given its length."""
+        history, host, length = self.history, self.host, None
+        history.step, history.progress = host.step, self.progress.at(host.step, host.batch_size)
+        self.steering.measure()
+        for policy, proposal in self.controls.ask(before=False):
+            if proposal.actuator == "step_length":
+                length = proposal.new
+            elif proposal.actuator == "escape" and self._acts:
+                self._escape_asked = policy, proposal  # made in after_step, where the batch is known
+            else:
+                self.record.decided(self.controls.settle(policy, proposal, host.step))
+        self.steering.set_length(length)
+
+    # ------------------------------------------------------------------ after the update
+
+    def _no_update(self) -> None:
+        """``after_step`` without an update: one that a GradScaler left out, or a mistake."""
+        gradients = [p.grad for o in self.host.inner for p in self.host.parameters_of(o)]
+        if self._facts is None or all_finite(gradients):
+            raise RuntimeError(
+                "after_step() was called and no optimizer of this pilot has stepped since the last call. With accumulation "
+                "call it once per update, with the list of micro-batches. If a step was made, its hooks did not run: in a "
+                "compiled step, a CUDA graph or DeepSpeed the pilot cannot see it; step outside of it, or use mode='off'"
+            )
+        self.trouble.say_once()
+        self.trouble.over(made=False)
+        if self._acts:
+            self.trouble.buffers.restore()
+
+    def _count(self, batch: Any, samples: int, loss: float | Tensor) -> None:
+        """An update was made: probes, escapes and snapshots."""
+        host = self.host
+        if self.mode == "off":
+            host.step += 1
+            self.progress.count(samples, host.step)
+            return
+        if host.step == 1:
+            self._first_batch(samples, loss)
+        self.progress.count(samples, host.step)
+        self.scalars.put(train__loss=loss)
+        if self._escape_asked is not None:
+            (policy, proposal), self._escape_asked = self._escape_asked, None
+            self.record.decided(self.controls.settle(policy, proposal, host.step))
+        if host.before and self.looks.probes:
+            self.steering.applied()
+        self.record.measured(self.looks.run())
+        if self._acts and host.step % self._snapshot_every == 0:
+            self.trouble.store()
+        if self._acts and "escape" in self.controls.turns:
+            self._recent.append(batch)
+
+    def _first_batch(self, samples: int, loss: float | Tensor) -> None:
+        """The first batch shows how long a run is whose length is in samples; the length of its update waited for that."""
+        self.progress.check_first(samples)
+        try_loss_fn(self.host, self.budget, float(loss), self.seed)
+        if self._waits_for_a_batch:
+            self._begin()
+            self._decide()
+
+    @property
+    def _snapshot_every(self) -> int:
+        steps = self.progress.steps(self.host.batch_size)
+        return max(5, (steps or 1000) // 20)
+
+    def _escape(self) -> Outcome:
+        return escape(self.host, list(self._recent), self.budget, self.seed + self.host.step)
+
+    def _write(self, loss: float | Tensor) -> None:
+        """Write decisions and, where there is something new or it is time, a row."""
+        row = None
+        if self.record.is_due(self.host.step):
+            row = row_of(self, float(loss))
+        self.record.write(self.host.step, row)
+
+    # ------------------------------------------------------------------ resume
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything the pilot knows, for an exact resume: tensors, numbers, strings, lists and dictionaries.
+
+        Raises:
+            RuntimeError: Called between a step and ``after_step``.
+        """
+        if self._finished or self._stepped:
+            raise RuntimeError(
+                "state_dict() between a step and after_step(): the update is not counted yet; call it after that"
+            )
+        facts = None if self._facts is None else asdict(self._facts) | {"can": sorted(self._facts.can)}
+        return {
+            **{name: part.state_dict() for name, part in self._parts().items()},
+            "step": self.host.step,
+            "facts": facts,
+            "coherence": {self._name(p): g for p, g in self.steering.coherence.last.items()},
+            "recent": list(self._recent),
+            "seconds": self.seconds,
+            "decisions": [d.to_dict() for d in self.decisions],
+            "telemetry": [
+                o.telemetry.state_dict() if hasattr(o, "telemetry") else None for o in self.host.inner
+            ],
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue where :meth:`state_dict` was taken, with the same policies and mode."""
+        if state["facts"] is not None:  # not those of now: the batch may have grown since
+            self._facts = HostFacts(**state["facts"] | {"can": frozenset(state["facts"]["can"])})
+            for policy in self.controls.policies:
+                policy.begin(self._facts)
+        for name, part in self._parts().items():
+            part.load_state_dict(state[name])
+        self.host.step = self.history.step = state["step"]
+        named = {self._name(p): p for o in self.host.inner for p in self.host.parameters_of(o)}
+        self.steering.coherence.last = {named[n]: g for n, g in state["coherence"].items() if n in named}
+        self._recent.clear()
+        self._recent.extend(state["recent"])
+        self._seconds_before = state["seconds"]
+        self.decisions.clear()
+        self.decisions.extend(Decision(**d) for d in state["decisions"])
+        for optimizer, kept in zip(self.host.inner, state["telemetry"], strict=True):
+            if kept is not None:
+                optimizer.telemetry.load_state_dict(kept)  # type: ignore[attr-defined]
+
+    def _parts(self) -> dict[str, Any]:
+        return {
+            "host": self.host, "progress": self.progress, "history": self.history, "controls": self.controls,
+            "budget": self.budget, "scalars": self.scalars, "steering": self.steering, "looks": self.looks,
+            "trouble": self.trouble,
+        }  # fmt: skip

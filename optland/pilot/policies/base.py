@@ -1,0 +1,86 @@
+"""What a policy is: signals in, proposals with reasons out. Plain numbers: no tensor, no torch.
+
+A policy of one's own takes 15 lines::
+
+    class WarmDecay(Policy):
+        name = "warm_decay"
+        reads = frozenset({"train/loss"})
+        turns = frozenset({"weight_decay"})
+
+        def decide(self, history):
+            loss = history.new("train/loss")
+            if loss is None or history.step % 100:
+                return []
+            new = 1e-4 if loss.value > 1.0 else 1e-3
+            return [Proposal("weight_decay", new, f"the loss is {loss.value:.3g}", {"train/loss": loss.value})]
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from optland.pilot.decision import Decision, Proposal
+from optland.pilot.history import Reader
+from optland.pilot.policies.facts import HostFacts
+
+__all__ = ["Policy"]
+
+
+class Policy:
+    """Looks at signals after every update and may ask for something.
+
+    A subclass sets ``name``, ``reads`` and what it ``turns`` or ``caps``, and implements :meth:`decide`. Attributes
+    named in ``kept`` are the state that an exact resume needs: plain numbers, strings, lists.
+
+    Attributes:
+        name: What users write in ``policies=[...]``, and what decisions are logged under.
+        reads: Names of signals. A probe runs only where a policy reads something that it measures.
+        turns: Keys of :data:`~optland.pilot.decision.TURNED` that it sets; nobody else may set them in that run.
+        caps: Keys that it bounds from above: ``lr`` or ``lr_factor``.
+    """
+
+    name: ClassVar[str]
+    reads: frozenset[str] = frozenset()
+    turns: frozenset[str] = frozenset()
+    caps: frozenset[str] = frozenset()
+    kept: ClassVar[tuple[str, ...]] = ()
+
+    def begin(self, host: HostFacts) -> list[Proposal]:
+        """Before the first update: take in what is known of the run; may already ask for something.
+
+        ``turns`` is read after this call, so it may depend on the run.
+        """
+        return []
+
+    def decide(self, history: Reader) -> list[Proposal]:
+        """What to do; an empty list for nothing. Called once for every update."""
+        raise NotImplementedError(
+            f"{type(self).__name__} does not say what it asks for; implement decide(history)"
+        )
+
+    def told(self, decision: Decision) -> None:
+        """What became of a proposal of this policy, and of every rewind; nothing by default."""
+
+    def metrics(self) -> dict[str, float]:
+        """Numbers for the log, under ``group/name`` keys."""
+        return {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain values for the checkpoint."""
+        return {name: _copied(getattr(self, name)) for name in self.kept}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue where :meth:`state_dict` was taken."""
+        for name in self.kept:
+            held = getattr(self, name)
+            if hasattr(held, "load_state_dict"):
+                held.load_state_dict(state[name])
+            else:
+                setattr(self, name, _copied(state[name]))
+
+
+def _copied(value: Any) -> Any:
+    """A filter's state; a copy of a list."""
+    if hasattr(value, "state_dict"):
+        return value.state_dict()
+    return list(value) if isinstance(value, list) else value

@@ -1,0 +1,138 @@
+r"""``edge_monitor``, ``noise_monitor``, ``curvature_monitor``: numbers to look at, with a word when one leaves its range.
+
+.. math:: r = \eta / \eta_c, \qquad e = 1 / (1 + B / B_\mathrm{simple})
+
+**Edge ratio** r: the learning rate over the critical one along the optimizer's own update. Below 0.2 the rate is
+wasteful, 0.3 to 0.8 is healthy, above 1 the next step raises the loss of its own batch. **Efficiency** e of a sample:
+near 1 while the batch is far below the noise scale, 1/2 at B = B_simple, near 0 where most samples are wasted.
+
+**Curvature**: both ends of the Hessian's spectrum on a fixed set of samples, shown and not judged.
+
+Cost: that of the probe, inside the budget: an edge probe five forward passes, a noise probe one gradient, a curvature
+probe up to eight Hessian products of 32 samples. None of them acts. When: one wants to see where a run stands; in
+monitor and shadow mode all probes run without them. When not: every gradient counts.
+
+Defaults: r is averaged over about ten probes (logarithms, beta 0.9), since one probe is uncertain by a factor of 1.5;
+an alarm when the average crosses 1 upwards, taken back below 0.8. The batch is called too small or too large beyond a
+factor of 4 in three successive probes, since B_simple is a proxy that is right within such a factor.
+
+Reference: critical learning rate of Kalra et al. 2026, arXiv:2601.16979; noise scale of McCandlish et al. 2018,
+arXiv:1812.06162.
+"""
+
+from __future__ import annotations
+
+from optland.pilot.decision import Proposal
+from optland.pilot.filters import LogEMA
+from optland.pilot.history import Reader
+from optland.pilot.policies.base import Policy
+
+__all__ = ["CurvatureMonitor", "EdgeMonitor", "NoiseMonitor"]
+
+
+class EdgeMonitor(Policy):
+    """The averaged edge ratio, with an alarm above ``high``.
+
+    Args:
+        high: Ratio above which an alarm is raised; 1.0, where a step raises its own batch's loss.
+        calm: Ratio below which the next alarm is possible again; 0.8.
+    """
+
+    name = "edge_monitor"
+    reads = frozenset({"edge/ratio"})
+    kept = ("alarmed", "ratio")
+
+    def __init__(self, *, high: float = 1.0, calm: float = 0.8) -> None:
+        if not 0 < calm <= high:
+            raise ValueError(
+                f"calm {calm} must be above 0 and at most high {high}; use for example 0.8 and 1.0"
+            )
+        self.high, self.calm = high, calm
+        self.ratio = LogEMA(0.9)
+        self.alarmed = False
+
+    def decide(self, history: Reader) -> list[Proposal]:
+        """An alarm where the averaged ratio crosses ``high`` upwards."""
+        found = history.new("edge/ratio")
+        if found is None or not found.valid:
+            return []
+        self.ratio.update(found.value)
+        average = self.ratio.value
+        if average is None:
+            return []
+        if self.alarmed:
+            self.alarmed = average > self.calm
+            return []
+        if average <= self.high:
+            return []
+        self.alarmed = True
+        reason = (
+            f"the edge ratio averages {average:.2f}: steps of this size raise the loss of their own batch"
+        )
+        return [Proposal("alarm", average, reason, {"edge/ratio": found.value})]
+
+    def metrics(self) -> dict[str, float]:
+        """``edge/ratio_ema``: the one number to read."""
+        average = self.ratio.value
+        return {} if average is None else {"edge/ratio_ema": average}
+
+
+class NoiseMonitor(Policy):
+    """Says once when the batch has become too small or too large for the noise.
+
+    Args:
+        factor: Ratio between noise scale and batch beyond which a word is due; 4.
+        patience: Successive probes that must agree; 3.
+    """
+
+    name = "noise_monitor"
+    reads = frozenset({"noise/b_simple"})
+    kept = ("votes", "said", "efficiency")
+
+    def __init__(self, *, factor: float = 4.0, patience: int = 3) -> None:
+        if not factor > 1:
+            raise ValueError(f"factor: {factor} must be above 1; use for example 4")
+        if patience < 1:
+            raise ValueError(f"patience: {patience} must be at least 1")
+        self.factor, self.patience = factor, patience
+        self.votes = 0
+        self.said = 0
+        self.efficiency: float | None = None
+
+    def decide(self, history: Reader) -> list[Proposal]:
+        """One alarm per change of side: +1 the batch is too small, -1 too large."""
+        found, size = history.new("noise/b_simple"), history.setting("batch_size")
+        if found is None or size is None or not (found.valid and found.value > 0):
+            return []
+        ratio = found.value / size
+        self.efficiency = 1.0 / (1.0 + 1.0 / ratio)
+        side = 1 if ratio > self.factor else -1 if ratio < 1 / self.factor else 0
+        self.votes = self.votes + side if side * self.votes > 0 else side
+        if side == 0:
+            self.said = 0
+            return []
+        if abs(self.votes) < self.patience or self.said == side:
+            return []
+        self.said = side
+        what = (
+            "steps are noise-limited, a larger batch or a decay would pay"
+            if side > 0
+            else "most samples of a batch are wasted, a smaller one would do"
+        )
+        reason = f"the noise scale {found.value:.0f} is {ratio:.2g} x the batch of {size:.0f}: {what}"
+        return [Proposal("alarm", found.value, reason, {"noise/b_simple": found.value})]
+
+    def metrics(self) -> dict[str, float]:
+        """``noise/efficiency``: what a further sample in the batch is worth."""
+        return {} if self.efficiency is None else {"noise/efficiency": self.efficiency}
+
+
+class CurvatureMonitor(Policy):
+    """Lets the curvature probe run, for the log."""
+
+    name = "curvature_monitor"
+    reads = frozenset({"curv/lambda_max"})
+
+    def decide(self, history: Reader) -> list[Proposal]:
+        """Nothing."""
+        return []

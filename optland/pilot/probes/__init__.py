@@ -1,0 +1,26 @@
+"""Probes: looks at the landscape in the loop, each with its declared cost."""
+
+from collections.abc import Sequence
+
+from optland.pilot.probes.base import Probe
+from optland.pilot.probes.curvature import CurvatureProbe
+from optland.pilot.probes.edge import EdgeProbe
+from optland.pilot.probes.noise import CurvatureNoiseProbe, NoiseProbe
+
+__all__ = [
+    "SHOWN",
+    "CurvatureNoiseProbe",
+    "CurvatureProbe",
+    "EdgeProbe",
+    "NoiseProbe",
+    "Probe",
+    "standard_probes",
+]
+
+SHOWN = frozenset({"edge", "noise", "curvature"})
+"""Probes that monitor and shadow mode run though no policy reads them."""
+
+
+def standard_probes(seed: int) -> Sequence[Probe]:
+    """The probes that the pilot knows."""
+    return [EdgeProbe(seed), NoiseProbe(seed), CurvatureProbe(seed), CurvatureNoiseProbe(seed)]

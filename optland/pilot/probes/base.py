@@ -1,0 +1,51 @@
+"""What a probe is: a look at the landscape with a declared cost, which leaves no trace."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar
+
+from optland.pilot.host import Host
+from optland.pilot.signal import Signal
+
+__all__ = ["Probe"]
+
+
+class Probe(ABC):
+    """Measures signals; it runs where a policy reads one of them, or the mode shows it.
+
+    Attributes:
+        name: Of the probe, in the budget and the log.
+        yields: Names of the signals that policies may read.
+        every: Fewest updates between two runs, however large the budget.
+        weight: Its part of the budget, relative to that of the other probes in use.
+        along_update: Whether it needs the weights before the update.
+        whole_batches: Whether it stays off the smaller batch at the end of an epoch, which is cheaper and not comparable.
+        spent: Cost of the last run, in gradient evaluations.
+    """
+
+    name: ClassVar[str]
+    yields: ClassVar[frozenset[str]]
+    every: int = 10
+    weight: float = 1.0
+    along_update: ClassVar[bool] = False
+    whole_batches: ClassVar[bool] = True
+    spent: float = 0.0
+
+    @abstractmethod
+    def cost(self, host: Host) -> float:
+        """The most that a run can cost now, in gradient evaluations; infinite while there is nothing to look at."""
+
+    @abstractmethod
+    def measure(self, host: Host) -> list[Signal]:
+        """Look, at the weights and along the move of the update just made; sets ``spent``."""
+
+    def see(self, host: Host) -> None:  # noqa: B027 - most probes need nothing beforehand
+        """Called after every update, before anything is measured; nothing by default."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs to measure as the unbroken one would."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: B027
+        """Continue where :meth:`state_dict` was taken."""

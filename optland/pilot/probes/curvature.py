@@ -1,0 +1,111 @@
+"""Both ends of the Hessian's spectrum on a fixed set of samples: warm-started, and audited by cold runs."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from optland.context import notes_of
+from optland.curvature import SpectrumTracker, Tracked, hessian
+from optland.failpoints import reach
+from optland.objective import Objective
+from optland.pilot.host import Host
+from optland.pilot.probes.base import Probe
+from optland.pilot.signal import Signal
+
+__all__ = ["CurvatureProbe"]
+
+SAMPLES = 32
+PRODUCTS = 8  # of one run; an audited probe has two
+TOL = 0.05  # a rate is scheduled on it, not a figure printed in a paper
+AUDIT_EVERY = 8
+"""Probes from one audit of the spectrum to the next: they are far apart in updates, so more turns in between."""
+
+
+class CurvatureProbe(Probe):
+    """``curv/lambda_max``, ``curv/lambda_min`` and their negative ratio ``curv/ncr``.
+
+    Args:
+        seed: Seed of the Lanczos start vectors.
+    """
+
+    name = "curvature"
+    yields = frozenset({"curv/lambda_max", "curv/lambda_min", "curv/ncr"})
+    every = 20
+    weight = 2.0
+    whole_batches = False
+
+    def __init__(self, seed: int = 0) -> None:
+        self.seed = seed
+        self.batch: Any = None
+        self.tracker = self._tracker()
+        self._objective: Objective | None = None
+        self._verdicts: dict[str, Any] | None = None
+
+    def _tracker(self) -> SpectrumTracker:
+        # Jumps are audited with the probe that follows, so that what a probe declares is what it can cost.
+        return SpectrumTracker(
+            tol=TOL, max_products=PRODUCTS, audit_every=AUDIT_EVERY, audit_jumps="next", seed=self.seed
+        )
+
+    def see(self, host: Host) -> None:
+        """Keep the first samples of the first batch: one fixed set makes a series comparable.
+
+        Where layers were frozen or unfrozen since, it is another spectrum, and the search starts anew.
+        """
+        if self.batch is None:
+            self.batch = host.some(host.batch, SAMPLES)
+        if self._verdicts is not None:  # what was compared before a resume is not paid for again
+            notes_of(host.model).load_state_dict(self._verdicts)
+            self._verdicts = None
+        present = [id(p) for p in host.model.parameters() if p.requires_grad]
+        if self._objective is not None:
+            if present == [id(p) for p in self._objective.params]:
+                return
+            self.tracker = self._tracker()
+        self._objective = Objective(
+            host.model, host.loss_fn, [self.batch], data="probe set", seed=self.seed,
+            num_samples=host.count(self.batch),
+        )  # fmt: skip
+
+    def cost(self, host: Host) -> float:
+        """Up to eight products; one whose audit is due declares both of its runs."""
+        return math.inf if self._objective is None else self.tracker.next_cost(self._objective)
+
+    def measure(self, host: Host) -> list[Signal]:
+        """Extreme eigenvalues with their residuals and whether they converged."""
+        if self._objective is None:
+            raise RuntimeError("the probe set is not known yet; call see(host) first")
+        with hessian(self._objective) as H:
+            reach("probe.curvature")
+            found = self.tracker.probe(H)
+        self.spent = found.cost_ge
+        return _signals(found, host.step)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Warm starts, audits and the probe set."""
+        known = self._objective
+        return {
+            "batch": self.batch,
+            "tracker": self.tracker.state_dict(),
+            "verdicts": None if known is None else notes_of(known.model).state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue where :meth:`state_dict` was taken."""
+        self.batch, self._verdicts = state["batch"], state["verdicts"]
+        self.tracker.load_state_dict(state["tracker"])
+        self._objective = None
+
+
+def _signals(found: Tracked, step: int) -> list[Signal]:
+    top, bottom = found.spectrum.top, found.spectrum.bottom
+    signals = []
+    for name, pair in (("curv/lambda_max", top), ("curv/lambda_min", bottom)):
+        why = "" if pair.converged else "unresolved"
+        signals.append(Signal(name, pair.value, step, pair.error, pair.converged, why))
+        signals.append(Signal(f"{name}_converged", float(pair.converged), step))
+    positive = top.value > 0
+    ncr = -bottom.value / top.value if positive else math.nan
+    signals.append(Signal("curv/ncr", ncr, step, valid=positive, why="" if positive else "unresolved"))
+    return [*signals, Signal("curv/products", float(found.num_products), step)]

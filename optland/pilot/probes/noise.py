@@ -1,0 +1,124 @@
+"""The noise of the gradient: the batch in parts, and the noise scales that follow, averaged over probes."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from optland.curvature import gradient_noise
+from optland.curvature.noise.noise_scale import declared_cost, noise_scale
+from optland.failpoints import reach
+from optland.objective import Objective
+from optland.pilot.filters import RatioEMA
+from optland.pilot.host import Host
+from optland.pilot.probes.base import Probe
+from optland.pilot.signal import Signal
+
+__all__ = ["CurvatureNoiseProbe", "NoiseProbe"]
+
+PARTS = 4
+
+
+class _NoiseScale(Probe):
+    """What both have: the batch in parts, and a ratio of averages."""
+
+    every = 10
+
+    def __init__(self, seed: int = 0) -> None:
+        self.seed = seed
+        self.scale = RatioEMA(0.8)
+
+    def _parted(self, host: Host) -> Objective | None:
+        """The loss on the parts; None where the batch cannot be parted."""
+        parts = host.parts(host.batch, PARTS)
+        if len(parts) < 2:
+            return None
+        # In train mode BatchNorm would see other statistics in a part than in the whole batch.
+        return Objective(
+            host.model, host.loss_fn, parts, data="step batch", seed=self.seed + host.step,
+            num_samples=host.count(host.batch),
+        )  # fmt: skip
+
+    def _ratio(self, name: str, step: int) -> Signal:
+        value = self.scale.value
+        if value is None:
+            return Signal(name, math.nan, step, valid=False, why="unresolved")
+        return Signal(name, value, step, self.scale.error)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The averages."""
+        return {"scale": self.scale.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue where :meth:`state_dict` was taken."""
+        self.scale.load_state_dict(state["scale"])
+
+
+class NoiseProbe(_NoiseScale):
+    """``noise/b_simple``, tr(Sigma) / |G|^2 in samples, from the two-batch-size estimator of gradients of parts.
+
+    Args:
+        seed: Of the dropout masks inside.
+    """
+
+    name = "noise"
+    yields = frozenset({"noise/b_simple", "noise/trace_cov", "noise/grad_sq"})
+
+    def cost(self, host: Host) -> float:
+        """One gradient of the batch."""
+        return float(host.batch_size)
+
+    def measure(self, host: Host) -> list[Signal]:
+        """Noise and signal at the present weights; their ratio is one of averages."""
+        reach("probe.noise")
+        self.spent, step, objective = 0.0, host.step, self._parted(host)
+        if objective is None:
+            return [Signal("noise/resolved", 0.0, step)]
+        noise = gradient_noise(objective, parts=1)
+        self.spent = noise.cost_ge
+        trace, square = noise.trace_cov, noise.grad_sq
+        if not (math.isfinite(trace.value) and math.isfinite(square.value)):
+            return [Signal("noise/b_simple", math.nan, step, valid=False, why="nonfinite")]
+        count = objective.num_samples
+        # tr(Sigma)/B + |G|^2 is the squared norm of this batch's own gradient: the natural unit of the pair.
+        unit = trace.value / count + square.value
+        self.scale.update(trace.value, square.value, unit, (trace.error, square.error))
+        scale = self._ratio("noise/b_simple", step)
+        signals = [
+            Signal("noise/trace_cov", trace.value, step, trace.error),
+            Signal("noise/grad_sq", square.value, step, square.error),
+            Signal("noise/resolved", float(noise.resolved), step),
+            scale,
+        ]
+        if scale.valid:
+            signals.append(Signal("noise/efficiency", 1.0 / (1.0 + count / max(scale.value, 1e-12)), step))
+        return signals
+
+
+class CurvatureNoiseProbe(_NoiseScale):
+    """``noise/b_curvature``, tr(H Sigma) / G'HG in samples: noise weighted by the curvature that it meets.
+
+    Args:
+        seed: Of the dropout masks inside.
+    """
+
+    name = "curvature_noise"
+    yields = frozenset({"noise/b_curvature"})
+    weight = 2.0
+
+    def cost(self, host: Host) -> float:
+        """Four products with the Hessian of the batch, and its gradient."""
+        objective = None if host.batch is None else self._parted(host)
+        return math.inf if objective is None else declared_cost(objective, parts=1)
+
+    def measure(self, host: Host) -> list[Signal]:
+        """As :class:`NoiseProbe`, with each gradient weighed by a product with the Hessian of other samples."""
+        self.spent, step, objective = 0.0, host.step, self._parted(host)
+        if objective is None:
+            return []
+        found = noise_scale(objective, parts=1)
+        self.spent = found.cost_ge
+        top, bottom = found.noise_curvature, found.curvature
+        unit = abs(top.value) / objective.num_samples + abs(bottom.value)
+        self.scale.update(top.value, bottom.value, unit, (top.error, bottom.error))
+        return [self._ratio("noise/b_curvature", step)]

@@ -1,0 +1,176 @@
+"""How far a run is: updates made, of how many; or samples seen, where the batch grows or the user counts them."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+__all__ = ["Progress"]
+
+SHORT, LONG = 0.9, 1.1
+"""A run that ends below the one, or passes the other share of its stated length, has been told a wrong length."""
+
+FEWEST = 4
+"""Updates below which a stated number of samples cannot be a run's: it is a number of steps, most likely."""
+
+
+class Progress:
+    """The length of a run and what is done of it.
+
+    Args:
+        total_steps: Updates of the whole run.
+        total_samples: Samples that the whole run sees, epochs x size of the training set. One of the two, or neither.
+        open_ended: Nobody knows the length; :meth:`decay` says when the end begins.
+
+    Raises:
+        ValueError: Both are given, or a length below 1.
+    """
+
+    def __init__(
+        self, total_steps: int | None = None, total_samples: int | None = None, *, open_ended: bool = False
+    ) -> None:
+        if total_steps is not None and total_samples is not None:
+            raise ValueError(
+                f"total_steps={total_steps} and total_samples={total_samples} are two lengths of one run; give one"
+            )
+        for name, given in (("total_steps", total_steps), ("total_samples", total_samples)):
+            if given is not None and given < 1:
+                raise ValueError(f"{name}={given} must be at least 1, the length of the whole run")
+        self.total_steps, self.total_samples, self.open_ended = total_steps, total_samples, open_ended
+        self.samples = 0
+        self._tail: tuple[int, int] | None = None
+        self._said = False
+
+    @property
+    def known(self) -> bool:
+        """Whether the length of the run is known."""
+        return self.total_steps is not None or self.total_samples is not None
+
+    def steps(self, batch_size: int | None) -> int | None:
+        """Updates of the whole run at this batch size; None where that cannot be told."""
+        if self.total_steps is not None:
+            return self.total_steps
+        return max(self.total_samples // batch_size, 1) if self.total_samples and batch_size else None
+
+    def learn(self, loader: Any, epochs: int | None, *, by_samples: bool) -> None:
+        """Take the length from a loader, where it was not given; or hold what was given against it.
+
+        Args:
+            loader: Has ``total_steps`` and ``total_samples`` of the whole run (optland's loaders), or a length per epoch.
+            epochs: Passes over it; None for one, or the loader's own.
+            by_samples: Count samples, since a policy turns the batch size.
+
+        Raises:
+            ValueError: The length given is far from that of the loader, or it cannot be counted in samples.
+        """
+        steps = getattr(loader, "total_steps", None)
+        samples = getattr(loader, "total_samples", None)
+        if steps is None and hasattr(loader, "__len__"):
+            steps = (epochs or 1) * len(loader)
+        if by_samples and self.total_steps is not None:
+            raise ValueError(
+                f"total_steps={self.total_steps} cannot be kept while a policy turns the batch size; "
+                "give total_samples=epochs * len(dataset)"
+            )
+        self._hold_against("total_steps", self.total_steps, steps, epochs)
+        self._hold_against("total_samples", self.total_samples, samples, epochs)
+        if self.known or self.open_ended:
+            return
+        if by_samples:
+            self.total_samples = samples
+        else:
+            self.total_steps = steps
+
+    def _hold_against(self, name: str, given: int | None, found: int | None, epochs: int | None) -> None:
+        if given is None or found is None or SHORT * found <= given <= LONG * found:
+            return
+        what = "one epoch of it" if epochs in (None, 1) else f"{epochs} epochs of it"
+        raise ValueError(
+            f"{name}={given} is not the length of this run: {what} make {found}; leave {name} out, or give "
+            "pilot.batches(loader, epochs=...) the number of epochs"
+        )
+
+    def check_first(self, samples: int) -> None:
+        """Refuse a number of samples that the first batch shows to be no length of a run.
+
+        Raises:
+            ValueError: Fewer than four batches.
+        """
+        if self.total_samples is not None and self.total_samples < FEWEST * samples:
+            raise ValueError(
+                f"total_samples={self.total_samples} are fewer than {FEWEST} batches of {samples}; if that is the number "
+                f"of updates, write total_steps={self.total_samples}"
+            )
+
+    def at(self, step: int, batch_size: int) -> float | None:
+        """Share of the run done at the middle of update number ``step``, from 1; None when the length is unknown."""
+        if self.total_steps is not None:
+            return (step - 0.5) / self.total_steps
+        if self.total_samples is not None:
+            return (self.samples + 0.5 * batch_size) / self.total_samples
+        return None
+
+    def done(self, step: int) -> float | None:
+        """Share of the run done after so many updates; None when the length is unknown."""
+        if self.total_steps is not None:
+            return step / self.total_steps
+        return None if self.total_samples is None else self.samples / self.total_samples
+
+    def count(self, samples: int, step: int) -> None:
+        """Take in the samples of an update; says once where the run passes its length."""
+        self.samples += samples
+        done = self.done(step)
+        if done is not None and done > LONG and not self._said:
+            self._warn(
+                f"has passed its length: {done:.0%} of {self._length} are done, and the rate of a schedule is 0"
+            )
+
+    def end(self, step: int) -> None:
+        """The run is over; says where it was shorter than it was told to be."""
+        done = self.done(step)
+        if done is not None and 0 < done < SHORT and not self._said:
+            self._warn(f"ended after {done:.0%} of {self._length}, so its schedule has not come to its end")
+
+    def _warn(self, what: str) -> None:
+        self._said = True
+        warnings.warn(
+            f"the run {what}; the pilot counts updates, one after_step() each: was the length given in another unit?",
+            stacklevel=3,
+        )
+
+    @property
+    def _length(self) -> str:
+        if self.total_steps is not None:
+            return f"total_steps={self.total_steps}"
+        return f"total_samples={self.total_samples}"
+
+    def decay(self, step: int, steps: int) -> None:
+        """Begin the end of a run of unknown length.
+
+        Raises:
+            ValueError: Fewer than one update.
+            RuntimeError: The run has a length, or its end has begun.
+        """
+        if steps < 1:
+            raise ValueError(f"steps {steps} must be at least 1: what is left of the run")
+        if self.known or not self.open_ended:
+            raise RuntimeError("decay() is for runs that were begun with open_ended=True")
+        if self._tail is not None:
+            raise RuntimeError(f"the end of this run began at update {self._tail[0]}")
+        self._tail = (step, steps)
+
+    def tail(self, step: int) -> float | None:
+        """Shape of a run of unknown length in the middle of update ``step``: 1 until its end has begun."""
+        if self._tail is None:
+            return 1.0 if self.open_ended else None
+        begun, length = self._tail
+        return max(0.0, 1.0 - (step - 0.5 - begun) / length)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain numbers for the checkpoint."""
+        return {"samples": self.samples, "tail": None if self._tail is None else list(self._tail)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue where :meth:`state_dict` was taken."""
+        self.samples = state["samples"]
+        self._tail = None if state["tail"] is None else (state["tail"][0], state["tail"][1])

@@ -1,0 +1,80 @@
+"""The record of a run: decisions, the rows of the log, and the run in words."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Iterable
+
+from optland.failpoints import reach
+from optland.log import Logger, NullLogger
+from optland.pilot.decision import Decision
+from optland.pilot.notices import say_off
+from optland.pilot.signal import Signal
+
+__all__ = ["Record"]
+
+KEPT = 10_000
+"""Decisions kept; the log has them all."""
+
+
+class Record:
+    """Keeps decisions and writes them and rows to a logger; one that fails is off, and training goes on.
+
+    Args:
+        log: The logger; None writes nothing.
+        every: Updates between two rows; one with a probe or a decision is always written.
+    """
+
+    def __init__(self, log: Logger | None, every: int) -> None:
+        self.log: Logger = log if log is not None else NullLogger()
+        self.every = every
+        self.decisions: deque[Decision] = deque(maxlen=KEPT)
+        self._unsaid: list[Decision] = []
+        self._fresh: dict[str, float] = {}
+
+    def decided(self, decision: Decision | None) -> None:
+        """Take in a decision."""
+        if decision is None:
+            return
+        if decision.actuator == "batch_size" and decision.taken:
+            reach("pilot.batch_size")
+        self.decisions.append(decision)
+        self._unsaid.append(decision)
+
+    def measured(self, signals: Iterable[Signal]) -> None:
+        """Take in what probes measured, for the row of this update."""
+        for signal in signals:
+            self._fresh |= dict(signal.row())
+
+    def is_due(self, step: int) -> bool:
+        """Whether a row is to be written."""
+        return bool(self._fresh or self._unsaid or step % self.every == 0)
+
+    def write(self, step: int, row: dict[str, float] | None) -> None:
+        """Write what was decided, and the row."""
+        said, self._unsaid = self._unsaid, []
+        fresh, self._fresh = self._fresh, {}
+        try:
+            for decision in said:
+                self.log.event(decision.to_dict())
+            if row is not None:
+                row |= fresh
+                if "curv/lambda_max" in row:
+                    row["curv/eta_lambda"] = row["lr/applied"] * row["curv/lambda_max"]
+                self.log.log({key: value for key, value in row.items() if not _is_nan(value)})
+        except Exception as error:
+            self.log = NullLogger()
+            say_off("the log", step, error)
+
+    def last(self) -> str:
+        """The last decision in words."""
+        if not self.decisions:
+            return "none"
+        last = self.decisions[-1]
+        done = "" if last.taken else " (not taken)"
+        return f"update {last.step}, {last.policy}, {last.actuator}{done}: {last.reason}"
+
+
+def _is_nan(value: object) -> bool:
+    return isinstance(value, float) and math.isnan(value)

@@ -1,0 +1,45 @@
+"""A named number on its way from a probe to a policy: value, error, validity, and the update it was measured at."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+__all__ = ["Signal"]
+
+
+@dataclass(frozen=True, slots=True)
+class Signal:
+    """One measurement.
+
+    Attributes:
+        name: Metric key, ``group/name``.
+        value: The measured value; meaningless when not ``valid``.
+        step: Update at which it was measured.
+        error: Error of ``value`` in its own unit; NaN when unknown.
+        valid: False when the probe could not resolve the value. Invalid samples are counted, never averaged.
+        why: What has to be known of it besides: for an invalid one the reason (``not_descent``, ``unresolved``,
+            ``nonfinite``), for a valid one that it is a bound (``unbounded``).
+    """
+
+    name: str
+    value: float
+    step: int
+    error: float = math.nan
+    valid: bool = True
+    why: str = ""
+
+    def age(self, step: int) -> int:
+        """Updates since the measurement."""
+        return step - self.step
+
+    def row(self) -> Iterator[tuple[str, float]]:
+        """What is logged of it: the value and, where known, its error.
+
+        Nothing of an invalid one, but for one that has not converged, which its own flag in the log marks.
+        """
+        if self.valid or (self.why == "unresolved" and math.isfinite(self.value)):
+            yield self.name, self.value
+            if math.isfinite(self.error):
+                yield f"{self.name}_error", self.error

@@ -1,0 +1,154 @@
+"""Trouble: an update that is not finite becomes none, and a run that has broken goes back.
+
+The two are different. One bad batch costs one update: its gradient is taken away before any optimizer sees it, so no
+state moves, and buffers are as before its forward pass. A rewind is for trouble that lasts: the loss guard, a dead net,
+weights that are not finite, or gradients that are not for ten updates in a row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from optland.pilot.buffers import BuffersBefore
+from optland.pilot.guards import CollapseGuard, RewindGuard
+from optland.pilot.host import Host
+from optland.pilot.notices import say_not_finite
+from optland.pilot.snapshots import Snapshots
+
+__all__ = ["Trouble", "all_finite"]
+
+LASTING = 10
+"""Updates in a row that were not finite after which the weights, and not the batches, are taken for damaged."""
+
+
+class Trouble:
+    """Sees trouble and undoes it.
+
+    Args:
+        host: Whose weights, buffers and optimizer state go back.
+        paces: Whether a policy answers for the learning rate; a user's own rate is touched for a wreck alone.
+
+    Attributes:
+        lost: Updates that became none, for whatever reason.
+        withdrawn: Whether the present one has.
+    """
+
+    def __init__(self, host: Host, *, paces: bool) -> None:
+        self.host, self.paces = host, paces
+        self.guard = _guard(paces)
+        self.collapse = CollapseGuard()
+        self.snapshots = Snapshots()
+        self.buffers = BuffersBefore()
+        self.lost = 0
+        self.withdrawn = False
+        self._in_a_row = 0
+        self._said = False
+
+    # ------------------------------------------------------------------ one update
+
+    def withdraw(self) -> None:
+        """Make the present update none: no optimizer sees a gradient, and buffers are as before the forward pass."""
+        for optimizer in self.host.inner:
+            for p in self.host.parameters_of(optimizer):
+                p.grad = None
+            if hasattr(optimizer, "withdraw"):
+                optimizer.withdraw()
+        self.buffers.restore()
+        self.withdrawn = True
+
+    def not_finite(self) -> str | None:
+        """Withdraw an update whose gradient is not finite; returns why the run has to go back, where it has to."""
+        self.say_once()
+        self.withdraw()
+        self._in_a_row += 1
+        if not all_finite(p.detach() for p in self.host.parameters().values()):
+            return "the weights are not finite"
+        if self._in_a_row >= LASTING:
+            return f"the gradient was not finite {self._in_a_row} times in a row"
+        return None
+
+    def say_once(self) -> None:
+        """Warn of the first update that is not finite."""
+        if not self._said:
+            self._said = True
+            say_not_finite(self.host.step + 1)
+
+    def over(self, *, made: bool) -> None:
+        """The present update is over, made or none."""
+        self.withdrawn = False
+        if made:
+            self._in_a_row = 0
+        else:
+            self.lost += 1
+
+    # ------------------------------------------------------------------ the run
+
+    def seen(self, loss: float, norms: Mapping[str, float]) -> str | None:
+        """Look at the last loss and at the present gradients of the weight matrices; the trouble in words."""
+        return self.guard.observe(loss) or self.collapse.observe(loss, norms)
+
+    def begin_again(self) -> None:
+        """Forget the losses, where a rewind is only said."""
+        self.guard = _guard(self.paces)
+        self.collapse.forget()
+
+    def store(self) -> None:
+        """Take a snapshot."""
+        host = self.host
+        self.snapshots.take(host.step, self.guard.mark(), host.parameters(), host.buffers(), host.inner)
+
+    def go_back(self) -> int:
+        """Restore a snapshot, and make the present update none: its gradient belongs to other weights.
+
+        Returns:
+            The update that the run went back to.
+        """
+        host = self.host
+        snapshot = self.snapshots.choose(host.step, self.collapse.since)
+        self.withdraw()
+        self.snapshots.restore(snapshot, host.parameters(), host.buffers(), host.inner)
+        self.buffers.take(host.buffers())
+        self.guard.rewind(snapshot["mark"])
+        self.collapse.forget()
+        self._in_a_row = 0
+        return int(snapshot["step"])
+
+    def state_dict(self) -> dict[str, Any]:
+        """Guards, counts and the snapshots themselves."""
+        return {
+            "guard": self.guard.state_dict(),
+            "collapse": self.collapse.state_dict(),
+            "snapshots": self.snapshots.state_dict(),
+            "lost": self.lost,
+            "in_a_row": self._in_a_row,
+            "said": self._said,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue where :meth:`state_dict` was taken."""
+        self.guard.load_state_dict(state["guard"])
+        self.collapse.load_state_dict(state["collapse"])
+        self.snapshots.load_state_dict(state["snapshots"])
+        self.lost, self._in_a_row, self._said = state["lost"], state["in_a_row"], state["said"]
+        self.buffers.take(self.host.buffers())
+
+
+def all_finite(tensors: Iterable[Tensor | None]) -> bool:
+    """Whether every number in these tensors is finite."""
+    return all(
+        bool(torch.isfinite(t.coalesce().values() if t.is_sparse else t).all())
+        for t in tensors
+        if t is not None
+    )
+
+
+def _guard(paces: bool) -> RewindGuard:
+    """For a user's own rate: three quarters of all progress lost, or ten times the first loss.
+
+    Batches of eight samples lose a quarter of the progress by chance, and halving a rate that was chosen is no repair.
+    """
+    return RewindGuard() if paces else RewindGuard(lost=0.75, slack=0.5, ceiling=10.0)
