@@ -393,7 +393,7 @@ class Pilot:
     _copying = False
 
     def _gradient_there(self, optimizer: Optimizer) -> None:
-        """The gradient is known and not used yet: all scalars come to the host, trouble is looked for, the rate is set."""
+        """The gradient is known and not used yet: scalars come to the host, trouble is looked for, the rate is set."""
         held = [p for p in self.host.parameters_of(optimizer) if p.grad is not None]
         reads = self._acts or "update/grad_norm" in self.controls.reads
         found = self.scalars.fetch(norms([p.grad for p in held if p.grad is not None]) if reads else None)
@@ -412,7 +412,7 @@ class Pilot:
         self.history.put(Signal(n, v, step) for n, v in self.scalars.delivered.items() if n != "lr/applied")
 
     def _judge(self, optimizer: Optimizer, held: list[Tensor], found: list[float], *, first: bool) -> None:
-        """Look at the gradient and, once per update, at the last loss; then ask the policies that may skip the update."""
+        """Look at the gradient and, once per update, at the last loss; ask the policies that may skip the update."""
         scale = getattr(optimizer, "grad_scale", None)
         sizes = found if scale is None else [size / float(scale) for size in found]
         norm = math.hypot(*sizes)
@@ -510,9 +510,10 @@ class Pilot:
         gradients = [p.grad for o in self.host.inner for p in self.host.parameters_of(o)]
         if self._facts is None or all_finite(gradients):
             raise RuntimeError(
-                "after_step() was called and no optimizer of this pilot has stepped since the last call. With accumulation "
-                "call it once per update, with the list of micro-batches. If a step was made, its hooks did not run: in a "
-                "compiled step, a CUDA graph or DeepSpeed the pilot cannot see it; step outside of it, or use mode='off'"
+                "after_step() was called and no optimizer of this pilot has stepped since the last call. With "
+                "accumulation call it once per update, with the list of micro-batches. If a step was made, its hooks "
+                "did not run: the pilot cannot see it in a compiled step, a CUDA graph or DeepSpeed; step outside of "
+                "it, or use mode='off'"
             )
         self.trouble.say_once()
         self.trouble.over(made=False)
@@ -542,7 +543,7 @@ class Pilot:
             self._recent.append(batch)
 
     def _first_batch(self, samples: int, loss: float | Tensor) -> None:
-        """The first batch shows how long a run is whose length is in samples; the length of its update waited for that."""
+        """The first batch shows how long a run is whose length is in samples; its update waited for that."""
         self.progress.check_first(samples)
         try_loss_fn(self.host, self.budget, float(loss), self.seed)
         if self._waits_for_a_batch:

@@ -56,7 +56,7 @@ class Progress:
         """Take the length from a loader, where it was not given; or hold what was given against it.
 
         Args:
-            loader: Has ``total_steps`` and ``total_samples`` of the whole run (optland's loaders), or a length per epoch.
+            loader: Has ``total_steps`` and ``total_samples`` of the whole run (as ours do), or a length per epoch.
             epochs: Passes over it; None for one, or the loader's own.
             by_samples: Count samples, since a policy turns the batch size.
 
@@ -98,8 +98,8 @@ class Progress:
         """
         if self.total_samples is not None and self.total_samples < FEWEST * samples:
             raise ValueError(
-                f"total_samples={self.total_samples} are fewer than {FEWEST} batches of {samples}; if that is the number "
-                f"of updates, write total_steps={self.total_samples}"
+                f"total_samples={self.total_samples} are fewer than {FEWEST} batches of {samples}; if that is the "
+                f"number of updates, write total_steps={self.total_samples}"
             )
 
     def at(self, step: int, batch_size: int) -> float | None:

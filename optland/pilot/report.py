@@ -34,7 +34,7 @@ def in_words(pilot: Any) -> str:
 
 
 def row_of(pilot: Any, loss: float) -> dict[str, float]:
-    """Everything known about the last update under the names of the metric vocabulary; NaN is left out by the record."""
+    """Everything known about the last update under the names of the metric vocabulary; NaN where there is nothing."""
     host, budget, steering = pilot.host, pilot.budget, pilot.steering
     applied, known, factor = steering.applied(), pilot.scalars.known(), steering.factor
     norm = pilot.history.last("update/grad_norm")

@@ -26,7 +26,7 @@ class Scalars:
         self._waiting |= {name.replace("__", "/"): value for name, value in scalars.items()}
 
     def flush(self, more: Tensor | None = None) -> list[float]:
-        """Turn what waits into numbers, where it goes on waiting, and return those of ``more``; one transfer for all."""
+        """Turn what waits into numbers, which go on waiting, and return those of ``more``; one transfer for all."""
         tensors = {name: v for name, v in self._waiting.items() if isinstance(v, Tensor)}
         parts = ([] if more is None else [more]) + [v.reshape(1) for v in tensors.values()]
         if not parts:

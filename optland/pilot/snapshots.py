@@ -156,11 +156,10 @@ def _put_back(optimizer: Optimizer, p: Tensor, kept: Mapping[str, Any]) -> None:
         del entry[key]
     for key, value in kept.items():
         there = entry.get(key)
-        if isinstance(value, Tensor) and isinstance(there, Tensor):
-            if _local(there).shape == value.shape:
-                _local(there).copy_(value)
-                continue
-        if isinstance(value, Tensor):
+        both = isinstance(value, Tensor) and isinstance(there, Tensor)
+        if both and _local(there).shape == value.shape:
+            _local(there).copy_(value)
+        elif isinstance(value, Tensor):
             # Step counters of Adam live on the host, moments beside their parameter.
             entry[key] = value.clone() if value.ndim == 0 else value.to(p.device, copy=True)
         else:

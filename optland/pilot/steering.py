@@ -29,9 +29,9 @@ BINDING = {"user": 0.0, "edge": 1.0, "ratio": 2.0, "guard": 3.0}
 class Steering:
     """Sets rates and lengths, and measures what costs no gradient.
 
-    Where a policy sets the length, the update is made at a *trial* rate, close to the last one that was right, and then
-    rescaled: near the end of a schedule the step is so small that w_after - w_before would lose its digits, so the trial
-    keeps the longest length that was asked for.
+    Where a policy sets the length, the update is made at a *trial* rate, close to the last one that was right, and
+    then rescaled: near the end of a schedule the step is so small that w_after - w_before would lose its digits, so
+    the trial keeps the longest length that was asked for.
 
     Args:
         host: What is turned.
@@ -73,12 +73,12 @@ class Steering:
             ValueError: Lengths are to be set, and a trial shows that its move is not linear in the learning rate.
         """
         host = self.host
-        if host.step == 0 and self.sets_lengths and has_to_be_tried(optimizer):
-            if (why := tried(optimizer, host.parameters_of(optimizer))) is not None:
-                raise ValueError(
-                    f"the length of an update of {type(optimizer).__name__} cannot be set afterwards, since its move is "
-                    f"not linear in the learning rate: {why}; use safe_lr, or an optimizer such as SGD or AdamW"
-                )
+        unknown = host.step == 0 and self.sets_lengths and has_to_be_tried(optimizer)
+        if unknown and (why := tried(optimizer, host.parameters_of(optimizer))) is not None:
+            raise ValueError(
+                f"the length of an update of {type(optimizer).__name__} cannot be set afterwards, since its move is "
+                f"not linear in the learning rate: {why}; use safe_lr, or an optimizer such as SGD or AdamW"
+            )
         user = host.rate
         self.rate = self._trial if self.sets_lengths else min(user * self.factor, self.controls.cap("lr"))
         if self.rate != user:

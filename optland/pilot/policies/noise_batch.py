@@ -3,8 +3,9 @@ r"""``noise_batch``: the batch grows when the gradient noise scale says that it 
 .. math:: B_\mathrm{simple} = \mathrm{tr}(\Sigma) / \lvert G\rvert^2
 
 Sigma is the covariance of per-sample gradients, G the true gradient. While B is far below B_simple a step is mostly
-noise and a larger batch gives proportionally more progress a step. The batch doubles when the averaged noise scale
-has been above ``margin`` times the batch, by more than its standard error, in ``patience`` successive probes; it never shrinks.
+noise and a larger batch gives proportionally more progress per step. The batch doubles when the averaged noise scale
+has been above ``margin`` times the batch, by more than its standard error, in ``patience`` successive probes; it never
+shrinks.
 
 Cost: none beyond the noise probe. What it buys: fewer steps for the same samples, and less noise at the end, like a
 decay of the learning rate. On two data sets co-scaling ended nearer to the small batch's loss than a rate left as it

@@ -11,8 +11,9 @@ the inner products are not measured the slope decides alone. Then the negative-c
 lambda_max, where a curvature probe has a fresh one, chooses: above ``saddle`` the run is held up by a saddle and an
 *escape* along the negative direction is asked for (once per window); else it is a noise floor, and the rate drops.
 
-Cost: none; one copy of the weights and two inner products per update, and the curvature probe inside the budget. When: a run without a schedule. When
-not: with ``auto_lr`` or a decaying schedule, which cuts the rate by plan; windows shorter than an epoch.
+Cost: no gradient; one copy of the weights, two inner products per update, and the curvature probe inside the budget.
+When: a run without a schedule. When not: with ``auto_lr`` or a decaying schedule, which cuts the rate by plan; windows
+shorter than an epoch.
 
 Defaults: window 100 steps, since a t-test on fewer batch losses has no power; level 0.05; drop to half, the mildest cut
 that halves the noise floor; NCR 0.3: nets measured 0.86 at the initial plateau and below 0.1 later.

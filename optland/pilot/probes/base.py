@@ -20,7 +20,7 @@ class Probe(ABC):
         every: Fewest updates between two runs, however large the budget.
         weight: Its part of the budget, relative to that of the other probes in use.
         along_update: Whether it needs the weights before the update.
-        whole_batches: Whether it stays off the smaller batch at the end of an epoch, which is cheaper and not comparable.
+        whole_batches: Whether it stays off the smaller batch at the end of an epoch, which is not comparable.
         spent: Cost of the last run, in gradient evaluations.
     """
 

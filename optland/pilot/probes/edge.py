@@ -1,4 +1,4 @@
-"""The edge: the critical learning rate along the realised update, from the weights before it, as the step saw the net."""
+"""The edge: the critical learning rate along the realised update, from the weights before it, as the step saw it."""
 
 from __future__ import annotations
 
