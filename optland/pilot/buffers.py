@@ -18,16 +18,15 @@ class BuffersBefore:
 
     @torch.no_grad()
     def take(self, buffers: Mapping[str, Tensor]) -> None:
+        """Copy these buffers."""
+        self._kept = {name: (b, b._version, b.detach().clone()) for name, b in buffers.items()}
+
+    @torch.no_grad()
+    def refresh(self) -> None:
         """Bring the copies up to date; one whose version has not moved since is left alone."""
-        for name, buffer in buffers.items():
-            known = self._kept.get(name)
-            if known is not None and known[0] is buffer:
-                if known[1] == buffer._version:
-                    continue
-                copied = known[2].copy_(buffer)
-            else:
-                copied = buffer.detach().clone()
-            self._kept[name] = (buffer, buffer._version, copied)
+        for name, (buffer, version, copied) in self._kept.items():
+            if buffer._version != version:
+                self._kept[name] = (buffer, buffer._version, copied.copy_(buffer))
 
     @torch.no_grad()
     def restore(self) -> None:

@@ -167,11 +167,12 @@ class Mean:
         self._sum = 0.0
         self._weight = 0.0
 
-    def update(self, x: float) -> None:
-        """Take in one sample; one that is not finite is left out."""
+    def update(self, x: float, weight: float = 1.0) -> None:
+        """Take in one sample, which stands for ``weight`` of them; one that is not finite is left out."""
         if not math.isfinite(x):
             return
-        keep, new = (1.0, 1.0) if self.beta is None else (self.beta, 1.0 - self.beta)
+        keep = 1.0 if self.beta is None else self.beta**weight
+        new = weight if self.beta is None else 1.0 - keep
         self._sum = keep * self._sum + new * x
         self._weight = keep * self._weight + new
 

@@ -107,6 +107,10 @@ class Host:
         """Those of one optimizer, trained now, in its own order; also such as the model does not know."""
         return [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
 
+    def index(self, optimizer: Optimizer) -> int:
+        """Which of the optimizers it is."""
+        return next(i for i, o in enumerate(self.inner) if o is optimizer)
+
     def buffers(self) -> dict[str, Tensor]:
         """Floating-point buffers by name: running statistics."""
         return {name: b for name, b in self.model.named_buffers() if b.is_floating_point()}
@@ -226,7 +230,7 @@ class Host:
 
     def hold_rate(self, optimizer: Optimizer, rate: float) -> None:
         """Give the groups of one optimizer ``rate`` times their share of the user's largest rate, until released."""
-        largest, i = self.rate, self.inner.index(optimizer)
+        largest, i = self.rate, self.index(optimizer)
         self._held[i] = [
             lr.clone() if isinstance(lr := g["lr"], Tensor) else lr for g in optimizer.param_groups
         ]
@@ -236,7 +240,7 @@ class Host:
 
     def release_rate(self, optimizer: Optimizer) -> None:
         """Put the user's learning rates back; does nothing where none are held."""
-        held = self._held.pop(self.inner.index(optimizer), None)
+        held = self._held.pop(self.index(optimizer), None)
         if held is not None:
             for group, lr in zip(optimizer.param_groups, held, strict=False):
                 _write_lr(group, lr)
@@ -360,11 +364,9 @@ class Host:
         if not self.before:
             return None
         origin, moved = [], []
+        trained = [p for p in self.model.parameters() if p.requires_grad]
         with torch.no_grad():
-            for p in self.model.parameters():
-                if not p.requires_grad:
-                    continue
-                kept = self.before.of(p)
+            for p, kept in zip(trained, self.before.of(trained), strict=True):
                 origin.append(p.detach() if kept is None else kept)
                 moved.append(torch.zeros_like(p) if kept is None else p.detach() - kept)
         return origin, moved

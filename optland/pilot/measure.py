@@ -5,6 +5,8 @@ Everything here stays on the device of the weights; the pilot brings all scalars
 
 from __future__ import annotations
 
+import math
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,28 +16,75 @@ from torch.optim import Optimizer
 
 from optland import vectors
 
-__all__ = ["Coherence", "WeightsBefore", "norms", "relative_speed"]
+__all__ = ["Coherence", "Layout", "WeightsBefore", "norms", "relative_speed"]
 
 _LOW = (torch.float16, torch.bfloat16)
 _PLAIN = (Tensor, torch.nn.Parameter)
 
+FLOOR = 0.1
+"""Share of the root-mean-square weight that counts as the size of a tensor with smaller weights."""
 
-@vectors.no_graph
-def norms(tensors: Sequence[Tensor]) -> Tensor:
-    """The Euclidean norm of each tensor, in float32 or better, as one vector on the device of the first.
 
-    Sparse gradients give that of their entries, sharded ones that of the whole tensor.
+class Layout:
+    """What has to be known of a list of parameters, found out once for as long as the list stays the same.
+
+    Args:
+        params: The parameters.
+        names: Their names, where somebody asks for them.
+
+    Attributes:
+        matrices: Indices of those with two or more dimensions; of all where there are none.
+        roots: Square root of the number of elements of each.
+        on_host: Whether all of them live on the CPU.
+        simple: Whether they share type, device and layout, so that one call serves them all.
     """
-    if not tensors:
-        return torch.zeros(0)
-    first = tensors[0]
-    if all(
+
+    def __init__(self, params: Sequence[Tensor], names: Sequence[str] = ()) -> None:
+        self.params = list(params)
+        self.names = list(names)
+        self.matrices = [i for i, p in enumerate(params) if p.ndim >= 2] or list(range(len(params)))
+        self.roots = [math.sqrt(p.numel()) for p in params]
+        self.on_host = all(p.device.type == "cpu" for p in params)
+        self.simple = _alike(params)
+        self._on_device: tuple[Tensor, Tensor] | None = None
+
+    def fits(self, params: Sequence[Tensor]) -> bool:
+        """Whether it is that of these parameters."""
+        return len(params) == len(self.params) and all(map(operator.is_, params, self.params))
+
+    def on(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        """``matrices`` and ``roots`` as tensors beside another one."""
+        if self._on_device is None or self._on_device[0].device != like.device:
+            matrices = torch.tensor(self.matrices, device=like.device)
+            self._on_device = matrices, torch.tensor(self.roots, device=like.device, dtype=like.dtype)
+        return self._on_device
+
+
+def _alike(tensors: Sequence[Tensor]) -> bool:
+    first = tensors[0] if tensors else None
+    return first is not None and all(
         type(t) in _PLAIN
         and t.layout is torch.strided
         and t.dtype == first.dtype
         and t.device == first.device
         for t in tensors
-    ):
+    )
+
+
+@vectors.no_graph
+def norms(tensors: Sequence[Tensor], *, simple: bool = False) -> Tensor:
+    """The Euclidean norm of each tensor, in float32 or better, as one vector on the device of the first.
+
+    Sparse gradients give that of their entries, sharded ones that of the whole tensor.
+
+    Args:
+        tensors: The tensors.
+        simple: They are known to share type, device and layout.
+    """
+    if not tensors:
+        return torch.zeros(0)
+    first = tensors[0]
+    if simple or _alike(tensors):
         options = {"dtype": torch.float32} if first.dtype in _LOW else {}
         return torch.stack(torch._foreach_norm(list(tensors), 2, **options))
     found = [vectors.norm(vectors.dense([t])).to(device=first.device, dtype=torch.float32) for t in tensors]
@@ -43,7 +92,7 @@ def norms(tensors: Sequence[Tensor]) -> Tensor:
 
 
 @vectors.no_graph
-def relative_speed(update: Tensor, weights: Tensor, sizes: Tensor, matrices: Tensor) -> tuple[Tensor, Tensor]:
+def relative_speed(update: Tensor, weights: Tensor, layout: Layout) -> tuple[Tensor | float, Tensor | float]:
     r"""Root-sum-square over tensors of |d_l| / max(|w_l|, phi_l), and |d| / |w| over all tensors.
 
     Only tensors with two or more dimensions count: biases and normalisation gains start at 0 or 1 and say nothing
@@ -54,63 +103,81 @@ def relative_speed(update: Tensor, weights: Tensor, sizes: Tensor, matrices: Ten
     Args:
         update: |d_l| of each tensor.
         weights: |w_l| of each tensor.
-        sizes: Square root of its number of elements.
-        matrices: Indices of the tensors that count.
+        layout: Of the tensors.
+
+    Returns:
+        Numbers where the weights live on the CPU, where a dozen small operations would take longer than the rest;
+        else tensors beside them, and nothing waits.
     """
-    d, w, root = update[matrices], weights[matrices], sizes[matrices]
+    if layout.on_host:
+        return _relative_speed_here(update.tolist(), weights.tolist(), layout)
+    matrices, roots = layout.on(weights)
+    d, w, root = update[matrices], weights[matrices], roots[matrices]
     rms = torch.linalg.vector_norm(w) / torch.linalg.vector_norm(root)
-    floor = 0.1 * torch.where(rms > 0, rms, 1.0) * root
+    floor = FLOOR * torch.where(rms > 0, rms, 1.0) * root
     speed = torch.linalg.vector_norm(d / torch.maximum(w, floor))
     return speed, torch.linalg.vector_norm(update) / torch.linalg.vector_norm(weights).clamp_min(1e-30)
 
 
+def _relative_speed_here(update: list[float], weights: list[float], layout: Layout) -> tuple[float, float]:
+    chosen, roots = layout.matrices, layout.roots
+    rms = math.hypot(*(weights[i] for i in chosen)) / math.hypot(*(roots[i] for i in chosen))
+    floor = FLOOR * (rms if rms > 0 else 1.0)
+    speed = math.hypot(*(update[i] / max(weights[i], floor * roots[i]) for i in chosen))
+    return speed, math.hypot(*update) / max(math.hypot(*weights), 1e-30)
+
+
 class WeightsBefore:
-    """A copy of the trained weights as they were before an update, in memory that is kept from one to the next."""
+    """A copy of the trained weights as they were before an update, in memory that is kept from one to the next.
+
+    Attributes:
+        params: The parameters that were copied for the present update; empty where none were.
+        copies: Their copies, in the same order.
+    """
 
     def __init__(self) -> None:
         self.params: list[Tensor] = []
-        self._copies: dict[Tensor, Tensor] = {}
-        self._memory: dict[Tensor, Tensor] = {}
+        self.copies: list[Tensor] = []
+        self._blocks: list[tuple[list[Tensor], list[Tensor]]] = []
 
     @vectors.no_graph
-    def take(self, params: Sequence[Tensor]) -> None:
+    def take(self, params: list[Tensor]) -> None:
         """Copy these weights; may be called for one optimizer after another."""
-        known = [p for p in params if p in self._memory]
-        if known:
-            torch._foreach_copy_([self._memory[p] for p in known], known)
-        for p in params:
-            if p not in self._memory:
-                self._memory[p] = p.detach().clone()
-            self._copies[p] = self._memory[p]
-        self.params = [*self.params, *params]
+        copies = next(
+            (c for p, c in self._blocks if len(p) == len(params) and all(map(operator.is_, p, params))), None
+        )
+        if copies is None:
+            known = {id(p): c for block in self._blocks for p, c in zip(*block, strict=True)}
+            copies = [known[id(p)] if id(p) in known else torch.empty_like(p) for p in params]
+            mine = {id(p) for p in params}
+            self._blocks = [b for b in self._blocks if not mine & {id(p) for p in b[0]}] + [(params, copies)]
+        if params:
+            torch._foreach_copy_(copies, [p.detach() for p in params])
+        self.params, self.copies = self.params + params, self.copies + copies
 
     def __bool__(self) -> bool:
         return bool(self.params)
 
-    def of(self, p: Tensor) -> Tensor | None:
-        """The copy of one parameter; None where it was not trained in this update."""
-        return self._copies.get(p)
-
-    @property
-    def copies(self) -> list[Tensor]:
-        """The copies, in the order of ``params``."""
-        return [self._copies[p] for p in self.params]
+    def of(self, params: Sequence[Tensor]) -> list[Tensor | None]:
+        """The copies of these parameters; None for one that was not trained in this update."""
+        known = {id(p): c for p, c in zip(self.params, self.copies, strict=True)}
+        return [known.get(id(p)) for p in params]
 
     def forget(self) -> None:
-        """The update is over; memory of what is no longer trained is given back."""
-        if len(self._memory) > len(self._copies):
-            self._memory = dict(self._copies)
-        self.params, self._copies = [], {}
+        """The update is over."""
+        self.params, self.copies = [], []
 
     def release(self) -> None:
         """Give all memory back."""
-        self.params, self._copies, self._memory = [], {}, {}
+        self.forget()
+        self._blocks = []
 
 
 _SECOND_MOMENTS = ("exp_avg_sq", "square_avg")
 
-DENSE, EVERY = 64, 8
-"""The coherence is measured at each of the first updates, then at every eighth: it enters a mean over the run."""
+DENSE, EVERY = 16, 8
+"""The coherence is measured at each of the first updates, then at every eighth, which stands for the ones between: it
+enters a mean over the run, and costs as much as all the rest that is measured of an update."""
 
 
 class Coherence:

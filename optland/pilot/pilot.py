@@ -42,6 +42,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -56,7 +57,7 @@ from optland.pilot.first_look import scalar, try_loss_fn
 from optland.pilot.history import History
 from optland.pilot.host import Host
 from optland.pilot.looks import Looks
-from optland.pilot.measure import norms
+from optland.pilot.measure import Layout, norms
 from optland.pilot.policies.base import Policy
 from optland.pilot.policies.facts import HostFacts
 from optland.pilot.probes import Probe
@@ -175,6 +176,7 @@ class Pilot:
         self._recent: deque[Any] = deque(maxlen=CHECKING)
         self._escape_asked: tuple[Policy, Proposal] | None = None
         self._names: dict[Tensor, str] = {}
+        self._gradients = Layout([])
         self._handles: list[Any] = []
         if mode != "off":
             refuse_several_ranks()
@@ -242,7 +244,7 @@ class Pilot:
         self._write(loss)
         host.before.forget()
         if self._acts:
-            self.trouble.buffers.take(host.buffers())
+            self.trouble.buffers.refresh()
         self._ended = time.perf_counter()
 
     def decay(self, steps: int) -> None:
@@ -368,7 +370,7 @@ class Pilot:
 
     def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
         host = self.host
-        if self._finished or host.inner.index(optimizer) in self._stepped:
+        if self._finished or host.index(optimizer) in self._stepped:
             raise RuntimeError(
                 "after_step(batch, loss) was not called since the last update; call it once after every "
                 f"{type(optimizer).__name__}.step()"
@@ -378,7 +380,6 @@ class Pilot:
             self._begin()
             if self._acts:
                 self.trouble.store()
-                self.trouble.buffers.take(host.buffers())
         if not self._stepped:
             self._judged, self.steering.rate = False, host.rate
             self._copying = (
@@ -396,7 +397,8 @@ class Pilot:
         """The gradient is known and not used yet: scalars come to the host, trouble is looked for, the rate is set."""
         held = [p for p in self.host.parameters_of(optimizer) if p.grad is not None]
         reads = self._acts or "update/grad_norm" in self.controls.reads
-        found = self.scalars.fetch(norms([p.grad for p in held if p.grad is not None]) if reads else None)
+        with torch.no_grad():
+            found = self.scalars.fetch(norms([p.grad for p in held if p.grad is not None]) if reads else None)
         first, self._judged = not self._judged, True
         if first:
             self._deliver()
@@ -425,8 +427,10 @@ class Pilot:
         self.history.put([Signal("update/grad_norm", norm, self.host.step + 1)])
         if not first or self.trouble.withdrawn:
             return
-        matrices = {self._name(p): size for p, size in zip(held, sizes, strict=True) if p.ndim >= 2}
-        if self._guarded(matrices):
+        if not self._gradients.fits(held):
+            self._gradients = Layout(held, [self._name(p) for p in held])
+        names = self._gradients.names
+        if self._guarded({names[i]: sizes[i] for i in self._gradients.matrices}):
             return
         for policy, proposal in self.controls.ask(before=True):
             self._settle_before(policy, proposal)
@@ -474,7 +478,7 @@ class Pilot:
 
     def _after_base(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         host = self.host
-        self._stepped.add(host.inner.index(optimizer))
+        self._stepped.add(host.index(optimizer))
         host.release_rate(optimizer)
         if len(self._stepped) < len(host.inner):
             return

@@ -100,6 +100,7 @@ class Trouble:
         """Take a snapshot."""
         host = self.host
         self.snapshots.take(host.step, self.guard.mark(), host.parameters(), host.buffers(), host.inner)
+        self.buffers.take(host.buffers())
 
     def go_back(self) -> int:
         """Restore a snapshot, and make the present update none: its gradient belongs to other weights.

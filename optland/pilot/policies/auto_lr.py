@@ -123,7 +123,7 @@ class AutoLR(Policy):
 
     name = "auto_lr"
     turns = frozenset({"step_length"})
-    kept = ("tau", "rewinds", "coherence", "critical")
+    kept = ("tau", "rewinds", "coherence", "measured", "critical")
 
     def __init__(
         self, *, tau: float | None = None, warmup: float = 0.05, ceiling: float | None = None
@@ -146,6 +146,8 @@ class AutoLR(Policy):
         )
         self.caps = frozenset({"lr"} if ceiling is not None else ())
         self.coherence = Mean()
+        self.measured = 0
+        """Update at which the coherence was measured last; a sample stands for those since."""
         self.critical = LogEMA(0.9)
         self.rewinds = 0
         self.two_pass = False
@@ -187,7 +189,8 @@ class AutoLR(Policy):
         """The length of the update just made, relative to the weights; with ``ceiling`` a cap on the rate besides."""
         coherence = history.new("noise/coherence")
         if coherence is not None and coherence.valid:
-            self.coherence.update(coherence.value)
+            self.coherence.update(coherence.value, max(coherence.step - self.measured, 1))
+            self.measured = coherence.step
         shape = self.shape(history.progress, history.setting("shape"), history.step)
         asked = [Proposal("step_length", shape * self.pace, "the schedule's share of the pace")]
         if self.ceiling is None:
