@@ -9,8 +9,6 @@ low, and the line again after the units of the second net were renumbered to mat
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
-from itertools import chain
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,13 +17,13 @@ from torch.nn import functional as F
 from optland.cli import run_script
 from optland.landscape import CurveConfig, align, connect, linear_path
 from optland.objective import Objective
+from optland.pilot import Pilot
 from optland.plots import plot
 from optland.train import (
     BatchLoader,
     DataConfig,
     ImageData,
     ModelConfig,
-    Pilot,
     RunConfig,
     RunFolder,
     build_model,
@@ -77,24 +75,23 @@ def loss_fn(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
 def trained(config: Config, data: ImageData, seed: int, run: RunFolder) -> nn.Module:
     """One net; a run that was stopped finds the finished ones in its checkpoint."""
     shared = config.shared_epochs
-    seed_everything(seed if shared is None else config.seed)
+    start = seed if shared is None else config.seed
+    seed_everything(start)
     model = build_model(config.model, data.image_shape, data.num_classes).to(data.train_x.device)
     nets = run.saved()
     if seed in nets:
         model.load_state_dict(nets[seed])
         return model
     images = [data.normalise(data.train_x), data.train_y]
-    parts = [(shared or 0, config.seed), (config.epochs - (shared or 0), seed)]  # epochs, order of batches
-    loaders = [BatchLoader(images, config.batch_size, epochs=n, seed=s) for n, s in parts if n]
-    total = sum(loader.total_samples for loader in loaders)
-    optimizer = config.optimizer.build(model, sum(loader.total_steps for loader in loaders))
-    steps, two_pass = total // config.batch_size, hasattr(optimizer, "perturb")
-    policies: Any = config.pilot.build_policies(two_pass=two_pass, steps=steps)
+    loader = BatchLoader(
+        images, config.batch_size, epochs=config.epochs, seed=config.seed if shared else seed
+    )
+    optimizer = config.optimizer.build(model, loader.total_steps)
     pilot = Pilot(
-        optimizer, model, loss_fn, policies=policies, mode=config.pilot.mode, budget=config.pilot.budget,
-        total_samples=total, seed=seed if shared is None else config.seed,
+        optimizer, model, loss_fn, policies=config.pilot.build_policies(), mode=config.pilot.mode,
+        budget=config.pilot.budget, seed=start,
     )  # fmt: skip
-    for batch in chain.from_iterable(map(pilot.batches, loaders)):
+    for batch in pilot.batches(loader):
 
         def closure(batch: tuple[Tensor, Tensor] = batch) -> Tensor:
             optimizer.zero_grad()
@@ -103,6 +100,8 @@ def trained(config: Config, data: ImageData, seed: int, run: RunFolder) -> nn.Mo
             return loss
 
         pilot.after_step(batch, optimizer.step(closure))
+        if loader.epoch == shared:
+            loader.seed = seed  # from here on the batches differ
     model.zero_grad(set_to_none=True)
     run.save(nets | {seed: model.state_dict()})
     return model

@@ -15,13 +15,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from optland.cli import run_script
+from optland.pilot import Pilot
 from optland.report import SurveySettings, investigate, log_report, write_report
 from optland.train import (
     BatchLoader,
     DataConfig,
     ImageData,
     ModelConfig,
-    Pilot,
     RunConfig,
     RunFolder,
     build_model,
@@ -91,13 +91,11 @@ def trained(
     images = [data.normalise(data.train_x), data.train_y]
     loader = BatchLoader(images, config.batch_size, epochs=config.epochs, seed=seed)
     optimizer = config.optimizer.build(model, loader.total_steps)
-    steps = loader.total_samples // config.batch_size
-    policies = config.pilot.build_policies(two_pass=hasattr(optimizer, "perturb"), steps=steps)
     pilot = Pilot(
-        optimizer, model, loss_fn, policies=policies, mode=config.pilot.mode, budget=config.pilot.budget,
-        total_samples=loader.total_samples, seed=seed,
+        optimizer, model, loss_fn, policies=config.pilot.build_policies(), mode=config.pilot.mode,
+        budget=config.pilot.budget, seed=seed,
     )  # fmt: skip
-    every, path = max(1, steps // max(1, config.snapshots)), {}
+    every, path = max(1, loader.total_steps // max(1, config.snapshots)), {}
     for batch in pilot.batches(loader):
         if config.snapshots and pilot.step % every == 0:
             path[f"step {pilot.step}"] = [p.detach().clone() for p in model.parameters()]

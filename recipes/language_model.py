@@ -77,14 +77,15 @@ def main(config: Config, *, resume: bool = False) -> int:
     precision = config.precision.build(optimizer, device)
     ema = config.precision.build_ema(model)
     scheduler = schedule_by_name(config.schedule, optimizer, loader)
-    total = loader.total_samples
-    run = RunFolder(config.out, config, config.log, recipe=__file__, length=total, resume=resume)
+    run = RunFolder(
+        config.out, config, config.log, recipe=__file__, length=loader.total_samples, resume=resume
+    )
     if run.finished:
         print(f"the run in {run.path} is finished; start a new one without --resume")
         return 0
     pilot = Pilot(
-        optimizer, model, loss_fn, policies=config.pilot.build_policies(), mode=config.pilot.mode, budget=config.pilot.budget,
-        total_samples=total, log=run.log, log_every=config.log.every, seed=config.seed,
+        optimizer, model, loss_fn, policies=config.pilot.build_policies(), mode=config.pilot.mode,
+        budget=config.pilot.budget, log=run.log, log_every=config.log.every, seed=config.seed,
     )  # fmt: skip
     history = TextHistory()
     parts = {"log": run.log, "scheduler": scheduler, "optimizer": optimizer, "model": model, "ema": ema}

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from optland.cli import run_script
 from optland.config import ConfigError
+from optland.pilot import Pilot
 from optland.plots import plot_comparison
 from optland.train import (
     BatchLoader,
@@ -27,7 +28,6 @@ from optland.train import (
     History,
     ImageData,
     ModelConfig,
-    Pilot,
     PilotConfig,
     RunFolder,
     ScheduleName,
@@ -90,7 +90,7 @@ def train(config: Config, run: RunFolder, stop: GracefulStop, *, resume: bool) -
     scheduler = schedule_by_name(config.schedule, optimizer, loader)
     pilot = Pilot(
         optimizer, model, loss_fn, policies=[], mode=config.pilot.mode, budget=config.pilot.budget,
-        total_samples=loader.total_samples, log=run.log, log_every=config.log.every, seed=config.seed,
+        log=run.log, log_every=config.log.every, seed=config.seed,
     )  # fmt: skip
     history = History()
     parts = {"log": run.log, "scheduler": scheduler, "optimizer": optimizer, "model": model, "ema": ema}
