@@ -24,6 +24,7 @@ from optland.pilot.policies import (
 )
 from optland.pilot.probes import Probe
 from optland.pilot.signal import Signal
+from optland.pilot.suggest import suggest_lr
 
 __all__ = [
     "MODES",
@@ -48,4 +49,5 @@ __all__ = [
     "Signal",
     "SpikeGuard",
     "advise",
+    "suggest_lr",
 ]
