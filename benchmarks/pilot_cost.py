@@ -3,7 +3,7 @@
     python benchmarks/pilot_cost.py               # about 25 minutes on one core
     python benchmarks/pilot_cost.py --quick       # a look, two minutes; writes nothing
 
-The bare loop and the piloted one train the same net on the same batches in one process, in turns of a few steps each, so
+The bare loop and the piloted one train the same net on the same batches in one process, in turns of a few steps, so
 that both meet the same machine; a figure is the median over turns. Probes: the first 500 and the last 500 steps of runs
 of 500, 3,000 and a million steps (of the last only the first 500 can be had).
 """

@@ -38,8 +38,9 @@ class Budget:
     Example:
         >>> budget = Budget(0.05, {"edge": 1.0})
         >>> budget.train(1000.0)
-        >>> budget.affords("edge", 51.0), budget.affords("edge", 50.0), budget.spend("edge", 50.0), budget.used
-        (False, True, None, 0.05)
+        >>> budget.spend("edge", 40.0)  # with what was spent of the advance
+        >>> budget.affords("edge", 11.0), budget.affords("edge", 10.0), round(budget.allowed, 3)
+        (False, True, 0.05)
     """
 
     def __init__(self, fraction: float, weights: Mapping[str, float] | None = None) -> None:

@@ -61,7 +61,7 @@ class Progress:
             by_samples: Count samples, since a policy turns the batch size.
 
         Raises:
-            ValueError: The length given is far from that of the loader, or it cannot be counted in samples.
+            ValueError: The length of one epoch was given as that of several, or it cannot be counted in samples.
         """
         steps = getattr(loader, "total_steps", None)
         samples = getattr(loader, "total_samples", None)
@@ -72,8 +72,9 @@ class Progress:
                 f"total_steps={self.total_steps} cannot be kept while a policy turns the batch size; "
                 "give total_samples=epochs * len(dataset)"
             )
-        self._hold_against("total_steps", self.total_steps, steps, epochs)
-        self._hold_against("total_samples", self.total_samples, samples, epochs)
+        passes = epochs or getattr(loader, "epochs", 1)
+        self._hold_against("total_steps", self.total_steps, steps, passes)
+        self._hold_against("total_samples", self.total_samples, samples, passes)
         if self.known or self.open_ended:
             return
         if by_samples:
@@ -81,14 +82,16 @@ class Progress:
         else:
             self.total_steps = steps
 
-    def _hold_against(self, name: str, given: int | None, found: int | None, epochs: int | None) -> None:
-        if given is None or found is None or SHORT * found <= given <= LONG * found:
+    def _hold_against(self, name: str, given: int | None, found: int | None, epochs: int) -> None:
+        """Refuse the length of one epoch given as that of several; a run may be stopped before its loader ends."""
+        if given is None or found is None or epochs < 2:
             return
-        what = "one epoch of it" if epochs in (None, 1) else f"{epochs} epochs of it"
-        raise ValueError(
-            f"{name}={given} is not the length of this run: {what} make {found}; leave {name} out, or give "
-            "pilot.batches(loader, epochs=...) the number of epochs"
-        )
+        one = found / epochs
+        if SHORT * one <= given <= LONG * one:
+            raise ValueError(
+                f"{name}={given} is the length of one epoch, and the run has {epochs}, which make {found}; leave {name} "
+                "out, or give the length of the whole run"
+            )
 
     def check_first(self, samples: int) -> None:
         """Refuse a number of samples that the first batch shows to be no length of a run.

@@ -88,13 +88,14 @@ def suggest_lr(
         seed: Of the probes' own randomness.
 
     Returns:
-        The rate for the group with the largest one, as an :class:`~optland.estimate.Estimate`: ``error`` is the spread of
-        what was measured, in the unit of the rate, and the cost is in gradient evaluations.
+        The rate for the group with the largest one, as an :class:`~optland.estimate.Estimate`: ``error`` is the
+        spread of what was measured, in the unit of the rate, and the cost is in gradient evaluations.
 
     Raises:
         ValueError: Fewer than 12 updates, an empty loader, or an optimizer whose move is not linear in its rate.
 
     Example:
+        >>> import torch
         >>> _ = torch.manual_seed(0)
         >>> X = torch.randn(256, 4); Y = X @ torch.tensor([[1.0], [-2.0], [0.5], [3.0]])
         >>> net = nn.Linear(4, 1)
