@@ -89,8 +89,8 @@ class Progress:
         one = found / epochs
         if SHORT * one <= given <= LONG * one:
             raise ValueError(
-                f"{name}={given} is the length of one epoch, and the run has {epochs}, which make {found}; leave {name} "
-                "out, or give the length of the whole run"
+                f"{name}={given} is the length of one epoch, and the run has {epochs}, which make {found}; leave "
+                f"{name} out, or give the length of the whole run"
             )
 
     def check_first(self, samples: int) -> None:
