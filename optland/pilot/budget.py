@@ -1,10 +1,12 @@
 r"""The probe budget: never more than a stated share of the training's own gradient evaluations.
 
-.. math:: \text{spent} \le \max\bigl(f\,T,\ \min(A,\ \tfrac14 T)\bigr)
+.. math:: \text{spent}_p \le s_p \max\bigl(f\,T,\ \min(A_p / s_p,\ \tfrac14 T,\ \tfrac45 f\,W)\bigr)
 
-with T the training cost so far, f the share, and a small advance A: a few probes, so that the first ones need not wait.
-The advance does not come on top: nothing more is spent until f T has grown past it, so it is paid back within the first
-A / f gradient evaluations of a run of any length, and a long run does not begin with a burst of probes.
+for a probe p with its part s_p of the whole, T the training cost so far, f the share, and a small advance A_p: a few
+runs of the probe, so that the first ones need not wait. The advance does not come on top: nothing more is spent until
+f T has grown past it. It is less than what a whole run, of cost W, may spend on the probe, so it is paid back before
+the run ends, and a long run does not begin with a burst of probes. What is spent on no probe, such as the first
+look at ``loss_fn``, comes out of the parts of all.
 
 Each probe has its part of the whole, in proportion to its weight among the probes that are in use. A probe declares the
 most it can cost before it runs and is let through when that fits. Decisions rest on declared cost alone: the wall clock
@@ -13,6 +15,7 @@ would make two runs of one seed differ, break exact resume, and let ranks disagr
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -23,6 +26,9 @@ ADVANCE = 4
 
 SPREAD = 0.25
 """Share of the training cost that the advance may be at first: it is spread over the first updates."""
+
+EARLY = 0.8
+"""Share of the whole run's budget that may be spent in advance: W is known roughly, and there is to be a late look."""
 
 
 class Budget:
@@ -38,9 +44,12 @@ class Budget:
     Example:
         >>> budget = Budget(0.05, {"edge": 1.0})
         >>> budget.train(1000.0)
-        >>> budget.spend("edge", 40.0)  # with what was spent of the advance
-        >>> budget.affords("edge", 11.0), budget.affords("edge", 10.0), round(budget.allowed, 3)
-        (False, True, 0.05)
+        >>> budget.affords("edge", 60.0), budget.affords("edge", 300.0)  # the advance: four runs, at most T / 4
+        (True, False)
+        >>> budget.spend("edge", 240.0)
+        >>> budget.train(4000.0)
+        >>> budget.affords("edge", 60.0), budget.allowance("edge"), budget.used
+        (False, 250.0, 0.048)
     """
 
     def __init__(self, fraction: float, weights: Mapping[str, float] | None = None) -> None:
@@ -50,6 +59,8 @@ class Budget:
             )
         self.fraction = fraction
         self.train_ge = 0.0
+        self.whole = math.inf
+        """W, the training cost of the whole run as far as it is known."""
         self.shares: dict[str, float] = {}
         self.spent: dict[str, float] = {}
         self.advances: dict[str, float] = {}
@@ -74,9 +85,16 @@ class Budget:
 
     def allowance(self, probe: str) -> float:
         """What ``probe`` may have spent in total by now."""
-        share = self.shares.get(probe, 0.0)
-        ahead = min(self.advances.get(probe, 0.0), SPREAD * share * self.train_ge)
-        return max(self.fraction * share * self.train_ge, ahead if self.fraction > 0 else 0.0)
+        share, f = self.shares.get(probe, 0.0), self.fraction
+        ahead = min(
+            self.advances.get(probe, 0.0), SPREAD * share * self.train_ge, EARLY * f * share * self.whole
+        )
+        return max(share * (f * self.train_ge - self.elsewhere), ahead if f > 0 else 0.0)
+
+    @property
+    def elsewhere(self) -> float:
+        """Gradient evaluations spent on what is no probe in use."""
+        return sum(ge for name, ge in self.spent.items() if name not in self.shares)
 
     def affords(self, probe: str, declared_ge: float) -> bool:
         """Whether a probe that declares this cost fits now."""
@@ -106,14 +124,19 @@ class Budget:
     @property
     def allowed(self) -> float:
         """What ``used`` may be by now: ``fraction``, and more only while the advance is being paid back."""
-        total = sum(self.allowance(probe) for probe in self.shares)
+        total = max(self.fraction * self.train_ge, self.elsewhere + sum(map(self.allowance, self.shares)))
         return total / self.train_ge if self.train_ge else 0.0
 
     def state_dict(self) -> dict[str, Any]:
         """Plain numbers for the checkpoint."""
-        return {"train_ge": self.train_ge, "spent": dict(self.spent), "advances": dict(self.advances)}
+        return {
+            "train_ge": self.train_ge,
+            "whole": self.whole,
+            "spent": dict(self.spent),
+            "advances": dict(self.advances),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue where :meth:`state_dict` was taken."""
-        self.train_ge = state["train_ge"]
+        self.train_ge, self.whole = state["train_ge"], state["whole"]
         self.spent, self.advances = dict(state["spent"]), dict(state["advances"])

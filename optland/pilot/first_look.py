@@ -52,7 +52,6 @@ def try_loss_fn(host: Host, budget: Budget, given: float, seed: int) -> None:
             f"({type(error).__name__}: {error}); the probes need the training loss in "
             "that form, and after_step takes (batch, loss) in that order"
         ) from error
-    budget.advances["loss_fn"] = objective.cost_ge
     budget.spend("loss_fn", objective.cost_ge)
     if not (math.isfinite(given) and math.isfinite(found)):
         return

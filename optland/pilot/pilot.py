@@ -239,6 +239,7 @@ class Pilot:
         evaluations = host.last_evaluations()
         host.note_evaluations(evaluations)
         self.budget.train(samples * evaluations)
+        self.budget.whole = self.progress.in_samples(host.batch_size) * host.expected_evaluations
         if made:
             self._count(batch, samples, loss)
         self._write(loss)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from typing import Any
 
@@ -51,6 +52,12 @@ class Progress:
         if self.total_steps is not None:
             return self.total_steps
         return max(self.total_samples // batch_size, 1) if self.total_samples and batch_size else None
+
+    def in_samples(self, batch_size: int) -> float:
+        """Samples of the whole run; infinite where its length is unknown."""
+        if self.total_samples is not None:
+            return float(self.total_samples)
+        return math.inf if self.total_steps is None else float(self.total_steps * batch_size)
 
     def learn(self, loader: Any, epochs: int | None, *, by_samples: bool) -> None:
         """Take the length from a loader, where it was not given; or hold what was given against it.
