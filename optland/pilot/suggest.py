@@ -9,7 +9,7 @@ optimizer state, random state, gradients.
 
 Cost: ``steps`` updates, each with five forward passes every third time. When: to have a peak rate to start from, for a
 schedule with a warm-up. When not: where ``auto_lr`` may set the rate, which follows the run; a rate from its first
-updates is known within a factor of two or three at best.
+updates is known within a factor of three at best, and on a plateau not even that (benchmarks/suggest.py).
 
 Defaults: c = 0.35 as ``safe_lr`` has it, 48 updates from a relative length of 1e-4 to 0.03.
 
@@ -18,12 +18,13 @@ Reference: critical learning rate of Kalra et al. 2026, arXiv:2601.16979.
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
 import statistics
 import warnings
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import Any
 
 from torch import nn
@@ -109,25 +110,29 @@ def suggest_lr(
         raise ValueError(f"steps {steps} are too few for a ramp; use 12 or more, for example 48")
     ramp = _Ramp(steps)
     with _everything_back(model, loss_fn, optimizer), preserve_rng(seed):
-        cost = _climb(model, loss_fn, loader, optimizer, ramp, seed)
+        cost, reached = _climb(model, loss_fn, loader, optimizer, ramp, seed)
     source = Provenance(
         "critical step along a ramp of real updates", data="training batches", mode="train", seed=seed
     )
     late = ramp.late()
     if len(late) < 2:
-        note = "No critical rate was met along the ramp: the updates descend further than they go."
-        return Estimate(math.nan, math.nan, "none", False, cost, source, note)
+        note = "No critical rate was met: the updates descend further than the ramp goes, so this is a bound from below."
+        return Estimate(reached, math.nan, "none", False, cost, source, note)
     logs = [math.log(eta) for eta in late]
-    rate = FRACTION * math.exp(statistics.fmean(logs))
-    return Estimate(rate, rate * math.expm1(statistics.stdev(logs)), "standard_error", True, cost, source)
+    rate, spread = FRACTION * math.exp(statistics.fmean(logs)), math.expm1(statistics.stdev(logs))
+    note = (
+        ""
+        if spread < 1
+        else "The critical rates along the ramp differ by factors, as on a plateau; try a lower one too."
+    )
+    return Estimate(rate, rate * spread, "standard_error", not note, cost, source, note)
 
 
 def _climb(
     model: nn.Module, loss_fn: LossFn, loader: Iterable[Any], optimizer: Optimizer, ramp: _Ramp, seed: int
-) -> float:
-    """Make the updates of the ramp; returns their cost with that of the probes."""
-    batches = _endless(loader)
-    with warnings.catch_warnings():
+) -> tuple[float, float]:
+    """Make the updates of the ramp; returns their cost with that of the probes, and the rate at its end."""
+    with closing(_endless(loader)) as batches, warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # a ramp that meets no end is told by the result
         with Pilot(
             optimizer, model, loss_fn, policies=[ramp], total_steps=ramp.steps, budget=1.0, seed=seed
@@ -142,17 +147,25 @@ def _climb(
                     return loss
 
                 pilot.after_step(batch, optimizer.step(closure))
-            return pilot.budget.train_ge + pilot.budget.probe_ge
+            return pilot.budget.train_ge + pilot.budget.probe_ge, pilot.steering.applied()
 
 
-def _endless(loader: Iterable[Any]) -> Iterator[Any]:
-    while True:
-        empty = True
-        for batch in loader:
-            empty = False
-            yield batch
-        if empty:
-            raise ValueError("the loader is empty; give batches of the training data")
+def _endless(loader: Any) -> Iterator[Any]:
+    """Batches again and again; a loader that knows its position is left where it was."""
+    position = copy.deepcopy(loader.state_dict()) if hasattr(loader, "load_state_dict") else None
+    try:
+        while True:
+            empty = True
+            for batch in loader:
+                empty = False
+                yield batch
+            if position is not None:
+                loader.load_state_dict(copy.deepcopy(position))
+            if empty:
+                raise ValueError("the loader is empty; give batches of the training data")
+    finally:
+        if position is not None:
+            loader.load_state_dict(position)
 
 
 @contextmanager
