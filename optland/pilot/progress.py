@@ -79,7 +79,7 @@ class Progress:
                 f"total_steps={self.total_steps} cannot be kept while a policy turns the batch size; "
                 "give total_samples=epochs * len(dataset)"
             )
-        passes = epochs or getattr(loader, "epochs", 1)
+        passes = int(epochs or getattr(loader, "epochs", 1) or 1)
         self._hold_against("total_steps", self.total_steps, steps, passes)
         self._hold_against("total_samples", self.total_samples, samples, passes)
         if self.known or self.open_ended:

@@ -23,7 +23,7 @@ import itertools
 import math
 import statistics
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing, contextmanager
 from typing import Any
 
@@ -116,7 +116,7 @@ def suggest_lr(
     )
     late = ramp.late()
     if len(late) < 2:
-        note = "No critical rate was met: the updates descend further than the ramp goes, so this is a bound from below."
+        note = "No critical rate was met: updates descend further than the ramp goes, so this is a bound from below."
         return Estimate(reached, math.nan, "none", False, cost, source, note)
     logs = [math.log(eta) for eta in late]
     rate, spread = FRACTION * math.exp(statistics.fmean(logs)), math.expm1(statistics.stdev(logs))
@@ -150,7 +150,7 @@ def _climb(
             return pilot.budget.train_ge + pilot.budget.probe_ge, pilot.steering.applied()
 
 
-def _endless(loader: Any) -> Iterator[Any]:
+def _endless(loader: Any) -> Generator[Any, None, None]:
     """Batches again and again; a loader that knows its position is left where it was."""
     position = copy.deepcopy(loader.state_dict()) if hasattr(loader, "load_state_dict") else None
     try:
