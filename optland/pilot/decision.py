@@ -81,7 +81,7 @@ TURNED = {
     "clip": Turned(0.0, lacking="use an optimizer whose step takes gradients"),
     "skip": Turned(lacking="use an optimizer whose step takes gradients"),
     "rewind": Turned(lacking="use a torch optimizer whose state can be copied"),
-    "escape": Turned(lacking="pass the model whose parameters the optimizer holds"),
+    "escape": Turned(lacking="train in one process, where one look moves all weights"),
     "stop": Turned(lacking="take the batches from pilot.batches(loader)"),
     "alarm": Turned(),
 }  # fmt: skip

@@ -24,6 +24,7 @@ from optland.pilot.decision import TURNED
 from optland.pilot.linear import innermost_of, why_not_linear
 from optland.pilot.measure import WeightsBefore
 from optland.pilot.policies.facts import HostFacts
+from optland.pilot.ranks import Ranks
 
 __all__ = ["Host"]
 
@@ -68,6 +69,7 @@ class Host:
         self.inner = [_below_saddle_wrappers(o) for o in optimizers]
         """What the pilot's hooks are on: an escape of a wrapper around it is no step, and is not rescaled."""
         self.model = _unwrapped(model)
+        self.ranks = Ranks(self.model)
         self.loss_fn = loss_fn
         self.factor = 1.0
         self.before = WeightsBefore()
@@ -141,10 +143,15 @@ class Host:
         return total / count if count else 2.0 if self.two_pass else 1.0
 
     @property
-    def batch_size(self) -> int:
-        """Samples of an update: the loader's, or those of the first batch; the last one of an epoch may be smaller."""
+    def own_batch_size(self) -> int:
+        """Samples of an update on this rank: the loader's, or those of the first batch."""
         own = getattr(self.loader, "batch_size", None)
         return int(own) if own else self._nominal or 1
+
+    @property
+    def batch_size(self) -> int:
+        """Samples of an update on all ranks; the last one of an epoch may be smaller."""
+        return self.own_batch_size * self.ranks.size
 
     @property
     def knows_batch_size(self) -> bool:
@@ -154,7 +161,7 @@ class Host:
     def saw(self, samples: int) -> None:
         """Take in the size of a batch; the first one is the nominal one where no loader says it."""
         self._nominal = self._nominal or samples
-        self._largest = max(self._largest, min(samples, self.batch_size))
+        self._largest = max(self._largest, min(samples, self.own_batch_size))
 
     def is_ragged(self, samples: int) -> bool:
         """Whether a batch is smaller than those before it, as at the end of an epoch."""
@@ -255,6 +262,8 @@ class Host:
             return all("lr" in g for o in self.inner for g in o.param_groups)
         if name == "batch_size":
             return hasattr(self.loader, "set_batch_size")
+        if name == "escape":
+            return not self.ranks.several
         if name == "gate":
             return any(isinstance(o, TwoPass) for o in self.inner)
         if name in _IN_GROUPS:
@@ -307,7 +316,7 @@ class Host:
         if name == "lr_factor":
             self.factor = new
         elif name == "batch_size":
-            self.loader.set_batch_size(int(new))
+            self.loader.set_batch_size(max(int(new) // self.ranks.size, 1))
             self._largest = 0
         elif name == "clip":
             self._clip = new if new > 0 else None

@@ -30,6 +30,7 @@ class Looks:
 
     Attributes:
         probes: Those in use.
+        due: Those that run in the present update.
         seconds: Wall time spent; reported, never decided on.
     """
 
@@ -49,6 +50,16 @@ class Looks:
         known = [*standard_probes(seed), *own] if budget.fraction > 0 else []
         self.probes = [p for p in known if p.yields & reads or p.name in show]
         budget.use({p.name: p.weight for p in self.probes})
+        self.ranks = host.ranks
+        if self.ranks.evaluate_together and self.probes:
+            names = ", ".join(p.name for p in self.probes)
+            say_off(
+                f"probes ({names})",
+                0,
+                "a sharded model, or one with SyncBatchNorm, is evaluated by all ranks together",
+            )
+            self.probes = []
+        self.due: list[Probe] = []
         self.last: dict[str, int] = {}
         self.seconds = 0.0
 
@@ -58,36 +69,62 @@ class Looks:
             return False
         return self.budget.affords(probe.name, probe.cost(self.host))
 
-    def needs_weights_before(self, step: int) -> bool:
-        """Whether a probe that looks along the update will run at ``step``."""
-        return any(p.along_update and self.is_due(p, step) for p in self.probes)
+    def plan(self, step: int) -> list[float]:
+        """Choose the probes that run at ``step``; 1 for each that does, 0 for each that does not."""
+        self.due = [p for p in self.probes if self.ranks.leads and self.is_due(p, step)]
+        return [float(p in self.due) for p in self.probes]
+
+    def told(self, chosen: Sequence[float]) -> None:
+        """Take over what rank 0 has chosen."""
+        self.due = [p for p, due in zip(self.probes, chosen, strict=True) if due]
+
+    @property
+    def along_update(self) -> bool:
+        """Whether a probe that looks along the update is due here."""
+        return self.ranks.leads and any(p.along_update for p in self.due)
 
     def run(self) -> list[Signal]:
         """Run the probes that are due, and return what they measured."""
-        started, found = time.perf_counter(), []
+        started = time.perf_counter()
         for probe in list(self.probes):
-            found += self._run(probe)
+            self._see(probe)
+        found: list[Signal] = []
+        for probe in [p for p in self.due if p in self.probes]:
+            signals, spent, failed = self.ranks.from_first(
+                self._measured(probe) if self.ranks.leads else None
+            )
+            if failed:
+                self._off(probe, failed)
+            elif signals is not None:
+                self.budget.spend(probe.name, spent)
+                self.last[probe.name] = self.host.step
+                self.history.put(signals)
+                found += signals
+        self.due = []
         self.seconds += time.perf_counter() - started
         return found
 
-    def _run(self, probe: Probe) -> list[Signal]:
-        """One that fails is off from there on, and training goes on."""
+    def _see(self, probe: Probe) -> None:
+        try:
+            probe.see(self.host)
+        except Exception as error:
+            self._off(probe, _in_words(error))
+
+    def _measured(self, probe: Probe) -> tuple[list[Signal] | None, float, str]:
+        """What it measured, nothing where it stays off this batch, and why it failed where it did."""
         host = self.host
         try:
-            probe.see(host)
-            if probe.whole_batches and host.is_ragged(host.count(host.batch)):
-                return []
-            if (probe.along_update and not host.before) or not self.is_due(probe, host.step):
-                return []
-            signals = probe.measure(host)
+            ragged = probe.whole_batches and host.is_ragged(host.count(host.batch))
+            if ragged or (probe.along_update and not host.before):
+                return None, 0.0, ""
+            return probe.measure(host), probe.spent, ""
         except Exception as error:
-            self.probes = [p for p in self.probes if p is not probe]
-            say_off(f"the {probe.name} probe", host.step, error)
-            return []
-        self.budget.spend(probe.name, probe.spent)
-        self.last[probe.name] = host.step
-        self.history.put(signals)
-        return signals
+            return None, 0.0, _in_words(error)
+
+    def _off(self, probe: Probe, why: str) -> None:
+        """One that fails is off from there on, and training goes on."""
+        self.probes = [p for p in self.probes if p is not probe]
+        say_off(f"the {probe.name} probe", self.host.step, why)
 
     def intervals(self) -> dict[str, float]:
         """Updates between two runs of each probe, as the budget has it now; no value that is read gets twice as old."""
@@ -116,3 +153,7 @@ class Looks:
         for probe in self.probes:
             probe.load_state_dict(state["probes"][probe.name])
         self.last, self.seconds = dict(state["last"]), state["seconds"]
+
+
+def _in_words(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"

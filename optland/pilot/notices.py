@@ -7,10 +7,10 @@ import warnings
 __all__ = ["say_not_finite", "say_off"]
 
 
-def say_off(what: str, step: int, error: Exception) -> None:
+def say_off(what: str, step: int, why: str) -> None:
     """Something that is not training has failed and is off."""
     warnings.warn(
-        f"{what} failed at update {step} and is off from here on; training goes on ({type(error).__name__}: {error})",
+        f"{what} failed at update {step} and is off from here on; training goes on ({why})",
         stacklevel=5,
     )
 

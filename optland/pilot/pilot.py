@@ -62,7 +62,6 @@ from optland.pilot.policies.base import Policy
 from optland.pilot.policies.facts import HostFacts
 from optland.pilot.probes import Probe
 from optland.pilot.progress import Progress
-from optland.pilot.ranks import refuse_several_ranks
 from optland.pilot.record import Record
 from optland.pilot.report import in_words, row_of
 from optland.pilot.scalars import Scalars
@@ -153,7 +152,10 @@ class Pilot:
         deciding = mode in ("shadow", "control")
         self.controls = Controls(chosen if deciding else [], self.host, self.history, act=self._acts)
         self.controls.actions = {"escape": self._escape}
-        self.scalars = Scalars()
+        device = next(
+            (p.device for o in optimizers for g in o.param_groups for p in g["params"]), torch.device("cpu")
+        )
+        self.scalars = Scalars(self.host.ranks, device)
         self.steering = Steering(self.host, self.controls, self.scalars, act=self._acts)
         self.looks = Looks(
             self.host,
@@ -165,21 +167,21 @@ class Pilot:
             seed=seed,
         )
         self.trouble = Trouble(self.host, paces=self.controls.paces)
-        self.record = Record(log, log_every)
+        self.record = Record(log if self.host.ranks.leads else None, log_every)
         self.seed = seed
         self._seconds_before = 0.0
         self._started = self._ended = time.perf_counter()
         self._facts: HostFacts | None = None
         self._stepped: set[int] = set()
         self._finished: Literal["", "update", "none"] = ""
-        self._judged = False
+        self._judged = self._copying = False
+        self._chosen: list[float] = []
         self._recent: deque[Any] = deque(maxlen=CHECKING)
         self._escape_asked: tuple[Policy, Proposal] | None = None
         self._names: dict[Tensor, str] = {}
         self._gradients = Layout([])
         self._handles: list[Any] = []
         if mode != "off":
-            refuse_several_ranks()
             self._attach()
 
     # ------------------------------------------------------------------ the loop's calls
@@ -238,10 +240,11 @@ class Pilot:
         self._finished, self._stepped = "", set()
         evaluations = host.last_evaluations()
         host.note_evaluations(evaluations)
-        self.budget.train(samples * evaluations)
+        self.scalars.samples = samples
+        self.budget.train(samples * host.ranks.size * evaluations)
         self.budget.whole = self.progress.in_samples(host.batch_size) * host.expected_evaluations
         if made:
-            self._count(batch, samples, loss)
+            self._count(batch, samples * host.ranks.size, loss)
         self._write(loss)
         host.before.forget()
         if self._acts:
@@ -383,34 +386,38 @@ class Pilot:
                 self.trouble.store()
         if not self._stepped:
             self._judged, self.steering.rate = False, host.rate
-            self._copying = (
-                host.step == 0
-                or self.steering.needs_weights_before()
-                or self.looks.needs_weights_before(host.step + 1)
-            )
+            self._chosen = self.looks.plan(host.step + 1)
+            self._copying = host.step == 0 or self.steering.needs_weights_before() or self.looks.along_update
         if self._copying:
             host.before.take(host.parameters_of(optimizer))
         return with_each_call(args, kwargs, first=lambda: self._gradient_there(optimizer))
-
-    _copying = False
 
     def _gradient_there(self, optimizer: Optimizer) -> None:
         """The gradient is known and not used yet: scalars come to the host, trouble is looked for, the rate is set."""
         held = [p for p in self.host.parameters_of(optimizer) if p.grad is not None]
         reads = self._acts or "update/grad_norm" in self.controls.reads
-        with torch.no_grad():
-            found = self.scalars.fetch(norms([p.grad for p in held if p.grad is not None]) if reads else None)
         first, self._judged = not self._judged, True
-        if first:
-            self._deliver()
+        if reads or self.controls.policies or self.host.ranks.several:
+            with torch.no_grad():
+                gradients = norms([p.grad for p in held if p.grad is not None]) if reads else None
+                found, told = self.scalars.fetch(gradients, [*self._chosen, self.record.fingerprint])
+            if first:
+                self._deliver(told)
         if reads:
             self._judge(optimizer, held, found, first=first)
         if self._acts:
             self.host.clip_gradients(held)
             self.steering.set_rate(optimizer)
 
-    def _deliver(self) -> None:
+    def _deliver(self, told: list[float]) -> None:
+        """Signals go out; what rank 0 has chosen is taken over, and what it has decided is what was decided here."""
         step = self.host.step
+        self.looks.told(told[:-1])
+        if told[-1] != self.record.fingerprint:
+            raise RuntimeError(
+                f"the ranks have decided differently up to update {step}: rank {self.host.ranks.rank} is apart from rank "
+                "0; give every rank the same policies, budget, lengths and seed"
+            )
         self.steering.delivered()
         self.history.put(Signal(n, v, step) for n, v in self.scalars.delivered.items() if n != "lr/applied")
 
@@ -419,7 +426,7 @@ class Pilot:
         scale = getattr(optimizer, "grad_scale", None)
         sizes = found if scale is None else [size / float(scale) for size in found]
         norm = math.hypot(*sizes)
-        if self._acts and not math.isfinite(norm) and not all_finite(p.grad for p in held):
+        if self._acts and not math.isfinite(norm) and self._is_bad(held):
             why = self.trouble.not_finite()
             self.steering.coherence.forget()
             if why is not None:
@@ -435,6 +442,10 @@ class Pilot:
             return
         for policy, proposal in self.controls.ask(before=True):
             self._settle_before(policy, proposal)
+
+    def _is_bad(self, held: list[Tensor]) -> bool:
+        """Whether a gradient is not finite on any rank; the norm of one that is may overflow."""
+        return self.host.ranks.any(not all_finite(p.grad for p in held), self.scalars.ranks_device)
 
     def _settle_before(self, policy: Policy, proposal: Proposal) -> None:
         """Carry out what is asked for before the update: a skip, a rewind, a cap."""
@@ -539,7 +550,7 @@ class Pilot:
         if self._escape_asked is not None:
             (policy, proposal), self._escape_asked = self._escape_asked, None
             self.record.decided(self.controls.settle(policy, proposal, host.step))
-        if host.before and self.looks.probes:
+        if self.looks.along_update:
             self.steering.applied()
         self.record.measured(self.looks.run())
         if self._acts and host.step % self._snapshot_every == 0:

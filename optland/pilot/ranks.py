@@ -1,17 +1,77 @@
-"""Several processes that train one model: what the pilot does there."""
+"""Several processes that train one model: they see the same numbers, so they decide the same.
+
+Once per update, where the gradient is there, the scalars of all ranks meet in one all-reduce: the loss as a sum and a
+count, whether a gradient is not finite anywhere (a NaN may live in one shard), and everything else as rank 0 has it.
+Which probes are due is among that; rank 0 alone runs them, on its batch, and tells the others what came of it. Snapshots
+are those of each rank, or of its shards. A fingerprint of the decisions goes along, and ranks that differ are an error.
+"""
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 
-__all__ = ["refuse_several_ranks"]
+__all__ = ["Ranks"]
 
 
-def refuse_several_ranks() -> None:
-    """Several processes would measure on different batches and decide differently."""
-    distributed = torch.distributed
-    if distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1:
-        raise RuntimeError(
-            "the pilot measures and decides in one process; several ranks would decide differently. "
-            "Use mode='off' there"
-        )
+class Ranks:
+    """The processes of a run.
+
+    Args:
+        model: What they train; sharded models and synchronised BatchNorm evaluate together or not at all.
+
+    Attributes:
+        size: How many they are.
+        rank: Which of them this is.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        distributed = torch.distributed
+        several = distributed.is_available() and distributed.is_initialized()
+        self.size = distributed.get_world_size() if several else 1
+        self.rank = distributed.get_rank() if several else 0
+        together = (FSDPModule, nn.SyncBatchNorm)
+        self.evaluate_together = self.several and any(isinstance(m, together) for m in model.modules())
+
+    @property
+    def several(self) -> bool:
+        """Whether there is more than one."""
+        return self.size > 1
+
+    @property
+    def leads(self) -> bool:
+        """Whether this one measures and logs."""
+        return self.rank == 0
+
+    def agree(self, numbers: Tensor, sums: Tensor) -> tuple[Tensor, Tensor]:
+        """The numbers as rank 0 has them, and the sums over all; one transfer between the processes.
+
+        Args:
+            numbers: In the same order on every rank.
+            sums: Likewise.
+        """
+        if not self.several:
+            return numbers, sums
+        mine = numbers if self.leads else torch.zeros_like(numbers)
+        both = torch.cat([mine.double(), sums.double()])
+        torch.distributed.all_reduce(both)
+        return both[: len(numbers)], both[len(numbers) :]
+
+    def any(self, here: bool, device: torch.device) -> bool:
+        """Whether it is so on any rank."""
+        if not self.several:
+            return here
+        flag = torch.tensor(float(here), device=device)
+        torch.distributed.all_reduce(flag)
+        return bool(flag > 0)
+
+    def from_first(self, what: Any) -> Any:
+        """What rank 0 holds, on every rank."""
+        if not self.several:
+            return what
+        held = [what]
+        torch.distributed.broadcast_object_list(held, src=0)
+        return held[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import zlib
 from collections import deque
 from collections.abc import Iterable
 
@@ -30,6 +31,8 @@ class Record:
         self.log: Logger = log if log is not None else NullLogger()
         self.every = every
         self.decisions: deque[Decision] = deque(maxlen=KEPT)
+        self.fingerprint = 0.0
+        """Of all decisions so far; equal on ranks that have decided the same."""
         self._unsaid: list[Decision] = []
         self._fresh: dict[str, float] = {}
 
@@ -40,6 +43,8 @@ class Record:
         if decision.actuator == "batch_size" and decision.taken:
             reach("pilot.batch_size")
         self.decisions.append(decision)
+        what = f"{decision.step} {decision.policy} {decision.actuator} {decision.new!r} {decision.taken} {self.fingerprint}"
+        self.fingerprint = float(zlib.crc32(what.encode()))
         self._unsaid.append(decision)
 
     def measured(self, signals: Iterable[Signal]) -> None:
@@ -65,7 +70,7 @@ class Record:
                 self.log.log({key: value for key, value in row.items() if not _is_nan(value)})
         except Exception as error:
             self.log = NullLogger()
-            say_off("the log", step, error)
+            say_off("the log", step, f"{type(error).__name__}: {error}")
 
     def last(self) -> str:
         """The last decision in words."""

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from optland.pilot.ranks import Ranks
 
 __all__ = ["Scalars"]
 
@@ -13,11 +17,18 @@ __all__ = ["Scalars"]
 class Scalars:
     """Numbers by name, on the device until somebody fetches them.
 
+    Args:
+        ranks: The processes that share them.
+        device: Where the processes meet.
+
     Attributes:
+        samples: Of this rank's last batch, the weight of its loss.
         delivered: What the last :meth:`fetch` brought, as numbers.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, ranks: Ranks, device: torch.device) -> None:
+        self.ranks, self.ranks_device = ranks, device
+        self.samples = 0
         self._waiting: dict[str, Tensor | float] = {}
         self.delivered: dict[str, float] = {}
 
@@ -25,28 +36,62 @@ class Scalars:
         """Let these wait, under names with ``__`` for the slash."""
         self._waiting |= {name.replace("__", "/"): value for name, value in scalars.items()}
 
-    def flush(self, more: Tensor | None = None) -> list[float]:
-        """Turn what waits into numbers, which go on waiting, and return those of ``more``; one transfer for all."""
+    def flush(self) -> None:
+        """Turn what waits into numbers, where it goes on waiting, in one transfer."""
         tensors = {name: v for name, v in self._waiting.items() if isinstance(v, Tensor)}
-        parts = ([] if more is None else [more]) + [v.reshape(1) for v in tensors.values()]
-        if not parts:
-            return []
-        device, kind = parts[0].device, parts[0].dtype
-        if any(v.dtype != kind for v in parts):
-            kind = torch.float64 if device.type in ("cpu", "cuda") else torch.float32
-        if any(v.device != device or v.dtype != kind for v in parts):
-            parts = [v.to(device=device, dtype=kind) for v in parts]
-        values = torch.cat(parts).tolist()
-        split = 0 if more is None else len(more)
-        self._waiting |= dict(zip(tensors, values[split:], strict=True))
-        return values[:split]
+        if tensors:
+            values = _together([v.reshape(1) for v in tensors.values()]).tolist()
+            self._waiting |= dict(zip(tensors, values, strict=True))
 
-    def fetch(self, more: Tensor | None = None) -> list[float]:
-        """Deliver what waits, with the numbers of ``more``."""
-        found = self.flush(more)
+    def fetch(
+        self, gradients: Tensor | None = None, extra: Sequence[float] = ()
+    ) -> tuple[list[float], list[float]]:
+        """Deliver what waits, with the norms of the gradients, in one transfer.
+
+        Where there are several ranks, all of them get the same: the loss as a mean over their samples, norms that are
+        not finite where they are not on any of them, everything else as rank 0 has it.
+
+        Args:
+            gradients: Norms of the gradients.
+            extra: Numbers that all ranks shall have from rank 0.
+
+        Returns:
+            The norms of the gradients, and ``extra``.
+        """
+        if self.ranks.several:
+            return self._agreed(gradients, extra)
+        waiting = {name: v for name, v in self._waiting.items() if isinstance(v, Tensor)}
+        parts = ([] if gradients is None else [gradients]) + [v.reshape(1) for v in waiting.values()]
+        values = _together(parts).tolist() if parts else []
+        split = 0 if gradients is None else len(gradients)
+        self._waiting |= dict(zip(waiting, values[split:], strict=True))
+        self._deliver()
+        return values[:split], list(extra)
+
+    def _agreed(self, gradients: Tensor | None, extra: Sequence[float]) -> tuple[list[float], list[float]]:
+        device = self.ranks_device if gradients is None else gradients.device
+        norms = torch.zeros(0, device=device) if gradients is None else gradients
+        waiting = [
+            torch.as_tensor(v, device=device, dtype=torch.float64).reshape(1) for v in self._waiting.values()
+        ]
+        told = torch.tensor([*extra], device=device, dtype=torch.float64)
+        bad = (~norms.isfinite()).any().double().reshape(1)
+        samples = torch.tensor([self.samples], device=device, dtype=torch.float64)
+        loss = self._waiting.get("train/loss", 0.0)
+        weighted = torch.as_tensor(loss, device=device, dtype=torch.float64).reshape(1) * samples
+        mine = torch.cat([norms.double(), *waiting, told])
+        numbers, sums = self.ranks.agree(mine, torch.cat([bad, weighted, samples]))
+        values, (flag, total, count) = numbers.tolist(), sums.tolist()
+        n, w = len(norms), len(waiting)
+        self._waiting = dict(zip(self._waiting, values[n : n + w], strict=True))
+        if "train/loss" in self._waiting and count > 0:
+            self._waiting["train/loss"] = total / count
+        self._deliver()
+        return [math.nan] * n if flag > 0 else values[:n], values[n + w :]
+
+    def _deliver(self) -> None:
         self.delivered = {name: float(value) for name, value in self._waiting.items()}
         self._waiting = {}
-        return found
 
     def known(self) -> dict[str, float]:
         """Everything of the last update and the one before; waits for the device."""
@@ -61,3 +106,13 @@ class Scalars:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue where :meth:`state_dict` was taken."""
         self._waiting, self.delivered = dict(state["waiting"]), dict(state["delivered"])
+
+
+def _together(parts: list[Tensor]) -> Tensor:
+    """One vector of them all, on the device of the first."""
+    device, kind = parts[0].device, parts[0].dtype
+    if any(v.dtype != kind for v in parts):
+        kind = torch.float64 if device.type in ("cpu", "cuda") else torch.float32
+    if any(v.device != device or v.dtype != kind for v in parts):
+        parts = [v.to(device=device, dtype=kind) for v in parts]
+    return torch.cat(parts)
