@@ -41,6 +41,7 @@ class Progress:
         self.samples = 0
         self._tail: tuple[int, int] | None = None
         self._said = False
+        self._learnt = False  # whether the length is that of a loader
 
     @property
     def known(self) -> bool:
@@ -68,8 +69,14 @@ class Progress:
             by_samples: Count samples, since a policy turns the batch size.
 
         Raises:
-            ValueError: The length of one epoch was given as that of several, or it cannot be counted in samples.
+            ValueError: The length of one epoch was given as that of several, or taken from a loader that is now read
+                again, or it cannot be counted in samples.
         """
+        if self._learnt and self.samples and not hasattr(loader, "total_steps"):
+            raise ValueError(
+                f"the length of this run was taken from the first pilot.batches(): {self._length}, and now there is a "
+                "second pass; give pilot.batches(loader, epochs=...) the number of epochs, or the Pilot total_steps="
+            )
         steps = getattr(loader, "total_steps", None)
         samples = getattr(loader, "total_samples", None)
         if steps is None and hasattr(loader, "__len__"):
@@ -84,6 +91,7 @@ class Progress:
         self._hold_against("total_samples", self.total_samples, samples, passes)
         if self.known or self.open_ended:
             return
+        self._learnt = True
         if by_samples:
             self.total_samples = samples
         else:
