@@ -16,9 +16,9 @@ from scripted import WRECK, GrowsOnce
 
 from optland import failpoints
 from optland.cli import main
-from optland.control import NoiseBatch
 from optland.log import read_jsonl
-from optland.train import Pilot, load_checkpoint
+from optland.pilot import NoiseBatch, Pilot, Policy
+from optland.train import load_checkpoint
 from optland.train.settings import PilotConfig
 
 # A net with BatchNorm and dropout, SAM, every probe, a save every other step; ``scripted`` adds what comes by chance.
@@ -28,6 +28,7 @@ SMALL += [
     "model.dropout=0.2",
     "pilot.tau=0.05",
     "pilot.budget=0.5",
+    "pilot.policies=[auto_lr,noise_batch,edge_monitor,curvature_monitor]",
     "device=cpu",
 ]
 SMALL += ["log.wandb=disabled", "log.console=false", "log.every=1"]
@@ -72,8 +73,8 @@ def run(folder: Path, *extra: str, fail_at: str | None = None) -> Ended:
     return Run(folder, *extra, fail_at=fail_at).ended()
 
 
-WRECKED, GROWN = 25, 40
-"""The step of the rewind, and the one after which the batch grows."""
+WRECKED, GROWN = 25, 48
+"""The update whose loss is a wreck, for which the next one goes back; and that after which the batch grows, 20 later."""
 
 
 def scripted() -> None:
@@ -84,10 +85,11 @@ def scripted() -> None:
     after_step, build_policies = Pilot.after_step, PilotConfig.build_policies
 
     def wrecked(pilot: Pilot, batch: Any, loss: Any) -> None:
-        after_step(pilot, batch, WRECK if pilot.step + 1 == WRECKED else loss)
+        rewound = any(decision.actuator == "rewind" for decision in pilot.decisions)
+        after_step(pilot, batch, WRECK if pilot.step == WRECKED and not rewound else loss)
 
-    def growing(config: PilotConfig, **options: Any) -> list[Any]:
-        made = build_policies(config, **options)
+    def growing(config: PilotConfig) -> list[Policy]:
+        made = build_policies(config)
         return [GrowsOnce(GROWN) if isinstance(policy, NoiseBatch) else policy for policy in made]
 
     Pilot.after_step = wrecked  # type: ignore[method-assign]
@@ -109,7 +111,8 @@ def final(folder: Path) -> dict[str, Any]:
     """What must be equal after a resume: weights, optimizer, loader, decisions, evaluations, random generators."""
     saved = load_checkpoint(folder / "run" / "checkpoint.pt")
     parts = saved["parts"]
-    pilot = {k: v for k, v in parts["pilot"].items() if k != "seconds"}
+    pilot = {k: v for k, v in parts["pilot"].items() if k not in ("seconds", "looks")}
+    pilot["looks"] = {k: v for k, v in parts["pilot"]["looks"].items() if k != "seconds"}
     kept = {k: parts[k] for k in ("model", "optimizer", "loader", "history", "log")}
     return {**kept, "pilot": pilot, "step": saved["step"], "rng": saved["rng"]}
 
