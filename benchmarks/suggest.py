@@ -63,11 +63,19 @@ def main() -> int:
     for (task, optimizer), best in sorted(searched().items()):
         found = suggested(task, optimizer)
         apart = [abs(math.log(f["value"] / best)) for f in found]
-        row = {"task": task, "group": TASKS[task].group, "optimizer": optimizer, "searched": best, "suggested": found,
-               "factor_apart": math.exp(statistics.median(apart)), "converged": all(f["converged"] for f in found)}  # fmt: skip
+        row = {
+            "task": task,
+            "group": TASKS[task].group,
+            "optimizer": optimizer,
+            "searched": best,
+            "suggested": found,
+            "factor_apart": math.exp(statistics.median(apart)),
+            "converged": all(f["converged"] for f in found),
+        }
         rows.append(row)
         print(
-            f"{task} {optimizer}: searched {best:g}, suggested {found[0]['value']:.3g}, {row['factor_apart']:.1f} times apart"
+            f"{task} {optimizer}: searched {best:g}, suggested {found[0]['value']:.3g}, "
+            f"{row['factor_apart']:.1f} times apart"
         )
     machine = {"python": platform.python_version(), "torch": torch.__version__}
     (RESULTS / "suggest.json").write_text(

@@ -56,7 +56,7 @@ class Looks:
             say_off(
                 f"probes ({names})",
                 0,
-                "a sharded model, or one with SyncBatchNorm, is evaluated by all ranks together",
+                "all ranks evaluate a sharded model, or SyncBatchNorm, together",
             )
             self.probes = []
         self.due: list[Probe] = []
@@ -71,7 +71,7 @@ class Looks:
 
     def plan(self, step: int) -> list[float]:
         """Choose the probes that run at ``step``; 1 for each that does, 0 for each that does not."""
-        self.due = [p for p in self.probes if self.ranks.leads and self.is_due(p, step)]
+        self.due = [p for p in self.probes if self.is_due(p, step)]
         return [float(p in self.due) for p in self.probes]
 
     def told(self, chosen: Sequence[float]) -> None:

@@ -415,8 +415,8 @@ class Pilot:
         self.looks.told(told[:-1])
         if told[-1] != self.record.fingerprint:
             raise RuntimeError(
-                f"the ranks have decided differently up to update {step}: rank {self.host.ranks.rank} is apart from rank "
-                "0; give every rank the same policies, budget, lengths and seed"
+                f"the ranks have decided differently up to update {step}: rank {self.host.ranks.rank} is apart from "
+                "rank 0; give every rank the same policies, budget, lengths and seed"
             )
         self.steering.delivered()
         self.history.put(Signal(n, v, step) for n, v in self.scalars.delivered.items() if n != "lr/applied")
@@ -601,6 +601,7 @@ class Pilot:
             "coherence": {self._name(p): g for p, g in self.steering.coherence.last.items()},
             "recent": list(self._recent),
             "seconds": self.seconds,
+            "fingerprint": self.record.fingerprint,
             "decisions": [d.to_dict() for d in self.decisions],
             "telemetry": [
                 o.telemetry.state_dict() if hasattr(o, "telemetry") else None for o in self.host.inner
@@ -621,6 +622,7 @@ class Pilot:
         self._recent.clear()
         self._recent.extend(state["recent"])
         self._seconds_before = state["seconds"]
+        self.record.fingerprint = state["fingerprint"]
         self.decisions.clear()
         self.decisions.extend(Decision(**d) for d in state["decisions"])
         for optimizer, kept in zip(self.host.inner, state["telemetry"], strict=True):

@@ -2,8 +2,9 @@
 
 Once per update, where the gradient is there, the scalars of all ranks meet in one all-reduce: the loss as a sum and a
 count, whether a gradient is not finite anywhere (a NaN may live in one shard), and everything else as rank 0 has it.
-Which probes are due is among that; rank 0 alone runs them, on its batch, and tells the others what came of it. Snapshots
-are those of each rank, or of its shards. A fingerprint of the decisions goes along, and ranks that differ are an error.
+Which probes are due is among that; rank 0 alone runs them, on its batch, and tells the others what came of it.
+Snapshots are those of each rank, or of its shards. A fingerprint of the decisions goes along, and ranks that differ are
+an error.
 """
 
 from __future__ import annotations

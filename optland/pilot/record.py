@@ -43,8 +43,15 @@ class Record:
         if decision.actuator == "batch_size" and decision.taken:
             reach("pilot.batch_size")
         self.decisions.append(decision)
-        what = f"{decision.step} {decision.policy} {decision.actuator} {decision.new!r} {decision.taken} {self.fingerprint}"
-        self.fingerprint = float(zlib.crc32(what.encode()))
+        what = (
+            decision.step,
+            decision.policy,
+            decision.actuator,
+            decision.new,
+            decision.taken,
+            self.fingerprint,
+        )
+        self.fingerprint = float(zlib.crc32(repr(what).encode()))
         self._unsaid.append(decision)
 
     def measured(self, signals: Iterable[Signal]) -> None:

@@ -13,6 +13,12 @@ from optland.pilot.ranks import Ranks
 
 __all__ = ["Scalars"]
 
+SHARED = (
+    "train/loss", "lr/applied", "update/speed", "update/rel", "update/w_dot_d", "update/d_sq", "noise/coherence",
+    "ctl/lr_would_be",
+)  # fmt: skip
+"""Everything that may wait, in the order in which ranks tell it to each other."""
+
 
 class Scalars:
     """Numbers by name, on the device until somebody fetches them.
@@ -71,20 +77,24 @@ class Scalars:
     def _agreed(self, gradients: Tensor | None, extra: Sequence[float]) -> tuple[list[float], list[float]]:
         device = self.ranks_device if gradients is None else gradients.device
         norms = torch.zeros(0, device=device) if gradients is None else gradients
+        # A place for each, NaN where rank 0 has none: the weights before an update are copied where they are looked at.
         waiting = [
-            torch.as_tensor(v, device=device, dtype=torch.float64).reshape(1) for v in self._waiting.values()
+            torch.as_tensor(self._waiting.get(name, math.nan), device=device, dtype=torch.float64).reshape(1)
+            for name in SHARED
         ]
         told = torch.tensor([*extra], device=device, dtype=torch.float64)
         bad = (~norms.isfinite()).any().double().reshape(1)
-        samples = torch.tensor([self.samples], device=device, dtype=torch.float64)
-        loss = self._waiting.get("train/loss", 0.0)
-        weighted = torch.as_tensor(loss, device=device, dtype=torch.float64).reshape(1) * samples
+        counted = self.samples if "train/loss" in self._waiting else 0
+        samples = torch.tensor([float(counted)], device=device, dtype=torch.float64)
+        loss = torch.as_tensor(self._waiting.get("train/loss", 0.0), device=device, dtype=torch.float64)
+        weighted = loss.reshape(1) * samples
         mine = torch.cat([norms.double(), *waiting, told])
         numbers, sums = self.ranks.agree(mine, torch.cat([bad, weighted, samples]))
         values, (flag, total, count) = numbers.tolist(), sums.tolist()
         n, w = len(norms), len(waiting)
-        self._waiting = dict(zip(self._waiting, values[n : n + w], strict=True))
-        if "train/loss" in self._waiting and count > 0:
+        shared = dict(zip(SHARED, values[n : n + w], strict=True))
+        self._waiting = {name: value for name, value in shared.items() if not math.isnan(value)}
+        if count > 0:
             self._waiting["train/loss"] = total / count
         self._deliver()
         return [math.nan] * n if flag > 0 else values[:n], values[n + w :]

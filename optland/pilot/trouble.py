@@ -65,7 +65,8 @@ class Trouble:
         self.say_once()
         self.withdraw()
         self._in_a_row += 1
-        if not all_finite(p.detach() for p in self.host.parameters().values()):
+        weights = list(self.host.parameters().values())
+        if self.host.ranks.any(not all_finite(p.detach() for p in weights), weights[0].device):
             return "the weights are not finite"
         if self._in_a_row >= LASTING:
             return f"the gradient was not finite {self._in_a_row} times in a row"

@@ -225,8 +225,9 @@ CHECKS = {f.__name__: f for f in (ddp_synced, ddp_per_rank, fsdp, resume, micro_
 
 if __name__ == "__main__":
     import no_sync
+    import piloted
 
-    CHECKS.update(no_sync.CHECKS)
+    CHECKS.update(no_sync.CHECKS | piloted.CHECKS)
     torch.set_num_threads(1)
     faulthandler.dump_traceback_later(200, exit=False)  # before the test's own limit: says where a rank waits
     dist.init_process_group("gloo")

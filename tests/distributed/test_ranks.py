@@ -14,7 +14,7 @@ SCRIPT = Path(__file__).with_name("ranks.py")
 @pytest.mark.parametrize(
     "check",
     [
-        "ddp_synced+micro_batches+no_sync",  # one start for all
+        "ddp_synced+micro_batches+no_sync+piloted+piloted_damage",  # one start for all
         *(
             pytest.param(name, marks=pytest.mark.slow)
             for name in ("ddp_per_rank", "fsdp", "resume", "no_sync_more")

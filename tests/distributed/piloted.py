@@ -1,0 +1,98 @@
+"""The pilot in two processes: one decision for all, that of one process that sees the whole batch."""
+
+import io
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from two_processes import assert_close, assert_replicas_identical, mine, problem
+
+from optland.optim import SAM
+from optland.pilot import Pilot
+
+STEPS = 40
+DAMAGED = 17
+
+
+def loss_fn(model: nn.Module, batch: Any) -> Tensor:
+    return nn.functional.cross_entropy(model(batch[0]), batch[1])
+
+
+def train(
+    net: nn.Module, model: nn.Module, batch: Any, *, sam: bool, damage: int | None = None, **pilot: Any
+) -> Pilot:
+    """Steps on one batch; at step ``damage`` the inputs of rank 1 are not a number."""
+    optimizer: torch.optim.Optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
+    if sam:
+        optimizer = SAM(optimizer, rho=0.1, model=model)
+    steps = Pilot(optimizer, model, loss_fn, total_steps=STEPS, **pilot)
+    for k in range(STEPS):
+        bad = damage is not None and k == damage and dist.get_rank() == 1
+        x = torch.full_like(batch[0], torch.nan) if bad else batch[0]
+
+        def closure(x: Tensor = x) -> Tensor:
+            optimizer.zero_grad()
+            loss = loss_fn(model, (x, batch[1]))
+            loss.backward()
+            return loss
+
+        steps.after_step((x, batch[1]), optimizer.step(closure))
+    return steps
+
+
+def piloted(folder: Path) -> None:
+    """The replicas stay equal bit for bit and are where one process is; decisions and costs are the same."""
+    watching = ["auto_lr", "edge_monitor", "noise_monitor", "curvature_monitor"]
+    for sam in (False, True):
+        for policies, budget in (
+            (["auto_lr"], 0.0),
+            (["safe_lr"], 0.5),
+            (watching, 1.0),
+            (["auto_lr", "spike_guard"], 0.0),
+        ):
+            what = f"sam {sam} {policies}"
+            net, x, y = problem()
+            here = mine()
+            model = DistributedDataParallel(net)
+            with warnings.catch_warnings():
+                warnings.simplefilter("error")
+                pilot = train(net, model, (x[here], y[here]), sam=sam, policies=policies, budget=budget)
+            assert_replicas_identical(net, what)
+            told: list[Any] = [None] * dist.get_world_size()
+            dist.all_gather_object(
+                told, (pilot.budget.state_dict(), [repr(d) for d in pilot.decisions], pilot.step)
+            )
+            assert told[0] == told[1], f"{what}: {told[0]}\n{told[1]}"
+            assert pilot.step == STEPS, what
+            if budget:
+                assert pilot.budget.probe_ge > 0, what
+            if policies == ["auto_lr"]:
+                alone, x, y = problem()
+                train(alone, alone, (x, y), sam=sam, policies=policies, budget=budget)
+                assert_close(net, alone, what, tolerance=1e-7)
+
+
+def piloted_damage(folder: Path) -> None:
+    """A number that is not one on rank 1 makes the update none on both, and the run goes on."""
+    net, x, y = problem()
+    here = mine()
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        model = DistributedDataParallel(net)
+        pilot = train(
+            net, model, (x[here], y[here]), sam=False, damage=DAMAGED, policies=["auto_lr"], budget=0.0
+        )
+    assert_replicas_identical(net, "damage")
+    assert (pilot.step, pilot.lost) == (STEPS - 1, 1)
+    assert sum("not finite" in str(w.message) for w in said) == 1
+    assert all(bool(p.isfinite().all()) for p in net.parameters())
+    torch.save(pilot.state_dict(), held := io.BytesIO())
+    held.seek(0)
+    torch.load(held, weights_only=True)
+
+
+CHECKS = {f.__name__: f for f in (piloted, piloted_damage)}
