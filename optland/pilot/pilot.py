@@ -36,7 +36,6 @@ from __future__ import annotations
 
 import math
 import time
-import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
@@ -50,11 +49,12 @@ from optland.log import Logger
 from optland.objective import LossFn
 from optland.pilot.budget import Budget
 from optland.pilot.closures import with_each_call
-from optland.pilot.controls import Controls, Outcome, by_name
+from optland.pilot.controls import Controls, by_name
 from optland.pilot.decision import Decision, Proposal
 from optland.pilot.escape import escape
 from optland.pilot.first_look import scalar, try_loss_fn
 from optland.pilot.history import History
+from optland.pilot.hooks import Hooks
 from optland.pilot.host import Host
 from optland.pilot.looks import Looks
 from optland.pilot.measure import Layout, norms
@@ -76,8 +76,6 @@ MODES = ("off", "monitor", "shadow", "control")
 
 CHECKING = 6
 """Earlier batches that have to certify an escape."""
-
-_ATTACHED: weakref.WeakKeyDictionary[Optimizer, weakref.ref[Pilot]] = weakref.WeakKeyDictionary()
 
 
 class Pilot:
@@ -108,13 +106,8 @@ class Pilot:
         RuntimeError: The optimizer has a pilot already, or there is more than one process.
 
     Attributes:
-        host: What is seen and turned.
-        progress: How far the run is.
-        budget: What probes may cost and have cost.
-        history: The signals.
-        controls: The policies, and what they hold.
-        looks: The probes.
-        trouble: Guards, snapshots, and the updates that became none.
+        host, progress, budget, history: What is turned; how far the run is; what probes cost; the signals.
+        controls, looks, trouble: The policies; the probes; guards, snapshots, and updates that became none.
     """
 
     def __init__(
@@ -151,7 +144,9 @@ class Pilot:
         self.history = History(self._setting)
         deciding = mode in ("shadow", "control")
         self.controls = Controls(chosen if deciding else [], self.host, self.history, act=self._acts)
-        self.controls.actions = {"escape": self._escape}
+        self.controls.actions = {
+            "escape": lambda: escape(self.host, list(self._recent), self.budget, seed + self.host.step)
+        }
         device = next(
             (p.device for o in optimizers for g in o.param_groups for p in g["params"]), torch.device("cpu")
         )
@@ -180,9 +175,7 @@ class Pilot:
         self._escape_asked: tuple[Policy, Proposal] | None = None
         self._names: dict[Tensor, str] = {}
         self._gradients = Layout([])
-        self._handles: list[Any] = []
-        if mode != "off":
-            self._attach()
+        self._hooks = None if mode == "off" else Hooks(self.host.inner, self._before_step, self._after_base)
 
     # ------------------------------------------------------------------ the loop's calls
 
@@ -213,6 +206,7 @@ class Pilot:
                 yield batch
                 if self.host.stopped:
                     return
+        self.progress.end(self.host.step)
 
     def after_step(self, batch: Any, loss: float | Tensor) -> None:
         """Count the update, probe if the budget allows, and log.
@@ -267,14 +261,10 @@ class Pilot:
 
     def close(self) -> None:
         """Take the pilot off the optimizer and give its memory back; the optimizer goes on as without it."""
-        if self._handles:
+        if self._hooks is not None and self._hooks.close():
             self.progress.end(self.host.step)
-        for handle in self._handles:
-            handle.remove()
-        self._handles = []
         for optimizer in self.host.inner:
             self.host.release_rate(optimizer)
-            _ATTACHED.pop(optimizer, None)
         self.host.before.release()
         self.steering.coherence.forget()
         self._recent.clear()
@@ -333,24 +323,7 @@ class Pilot:
             self._names.setdefault(p, f"parameter {len(self._names)}")
         return self._names[p]
 
-    # ------------------------------------------------------------------ on the optimizer
-
-    def _attach(self) -> None:
-        for optimizer in self.host.inner:
-            other = _ATTACHED.get(optimizer)
-            if other is not None and other() is not None:
-                raise RuntimeError(
-                    f"this {type(optimizer).__name__} has a pilot already, and two would steer against each other; "
-                    "call close() on the first one, or make a new optimizer"
-                )
-        for optimizer in self.host.inner:
-            _ATTACHED[optimizer] = weakref.ref(self)
-            self._handles.append(optimizer.register_step_pre_hook(self._before_step))
-            handle = optimizer.register_step_post_hook(self._after_base)
-            # The user's hooks see the final weights, also those that were there before.
-            hooks: Any = optimizer._optimizer_step_post_hooks
-            hooks.move_to_end(handle.id, last=False)
-            self._handles.append(handle)
+    # ------------------------------------------------------------------ around the optimizer's step
 
     def _begin(self) -> None:
         """Before the first update: tell the policies of the run, and hold what they turn against the host.
@@ -426,7 +399,9 @@ class Pilot:
         scale = getattr(optimizer, "grad_scale", None)
         sizes = found if scale is None else [size / float(scale) for size in found]
         norm = math.hypot(*sizes)
-        if self._acts and not math.isfinite(norm) and self._is_bad(held):
+        bad = self._acts and not math.isfinite(norm)
+        # The norm of a gradient may overflow; every rank has to find the same.
+        if bad and self.host.ranks.any(not all_finite(p.grad for p in held), self.scalars.ranks_device):
             why = self.trouble.not_finite()
             self.steering.coherence.forget()
             if why is not None:
@@ -442,10 +417,6 @@ class Pilot:
             return
         for policy, proposal in self.controls.ask(before=True):
             self._settle_before(policy, proposal)
-
-    def _is_bad(self, held: list[Tensor]) -> bool:
-        """Whether a gradient is not finite on any rank; the norm of one that is may overflow."""
-        return self.host.ranks.any(not all_finite(p.grad for p in held), self.scalars.ranks_device)
 
     def _settle_before(self, policy: Policy, proposal: Proposal) -> None:
         """Carry out what is asked for before the update: a skip, a rewind, a cap."""
@@ -553,8 +524,8 @@ class Pilot:
         if self.looks.along_update:
             self.steering.applied()
         self.record.measured(self.looks.run())
-        if self._acts and host.step % self._snapshot_every == 0:
-            self.trouble.store()
+        if self._acts:
+            self.trouble.store_if_due(self.progress.steps(host.batch_size))
         if self._acts and "escape" in self.controls.turns:
             self._recent.append(batch)
 
@@ -565,14 +536,6 @@ class Pilot:
         if self._waits_for_a_batch:
             self._begin()
             self._decide()
-
-    @property
-    def _snapshot_every(self) -> int:
-        steps = self.progress.steps(self.host.batch_size)
-        return max(5, (steps or 1000) // 20)
-
-    def _escape(self) -> Outcome:
-        return escape(self.host, list(self._recent), self.budget, self.seed + self.host.step)
 
     def _write(self, loss: float | Tensor) -> None:
         """Write decisions and, where there is something new or it is time, a row."""

@@ -103,6 +103,11 @@ class Trouble:
         self.snapshots.take(host.step, self.guard.mark(), host.parameters(), host.buffers(), host.inner)
         self.buffers.take(host.buffers())
 
+    def store_if_due(self, steps: int | None) -> None:
+        """Take a snapshot every twentieth of a run of so many updates, and not oftener than every fifth update."""
+        if self.host.step % max(5, (steps or 1000) // 20) == 0:
+            self.store()
+
     def go_back(self) -> int:
         """Restore a snapshot, and make the present update none: its gradient belongs to other weights.
 
