@@ -22,6 +22,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from optland.log.logger import change_in_words
 from optland.log.streams import let_go
 from optland.log.vocabulary import BINDING, STEP, Scalar
 
@@ -214,8 +215,8 @@ class ConsoleLogger:
 
 def describe_event(event: Mapping[str, object]) -> str:
     """A decision in one line: who changed what, from what to what, and why."""
-    verb = "" if event.get("taken", True) else "would set "
-    change = f"{verb}{event.get('actuator')} {_number(event.get('old'))} -> {_number(event.get('new'))}"
+    values = (_number(event.get(name)) for name in ("old", "new"))
+    change = change_in_words(event.get("actuator"), *values, taken=bool(event.get("taken", True)))
     return f"step {event.get(STEP)}: {event.get('policy')}: {change}: {event.get('reason')}"
 
 

@@ -159,3 +159,21 @@ def _named(loggers: Sequence[Logger]) -> dict[str, Logger]:
         count = sum(name.split("-")[0] == base for name in members)
         members[f"{base}-{count + 1}" if count else base] = logger
     return members
+
+
+def change_in_words(actuator: object, old: object, new: object, *, taken: bool) -> str:
+    """What a decision changes: from what to what, or the bare act where there is nothing to count.
+
+    Args:
+        actuator: What it is about.
+        old: The value before, as a number or text; not a number where an act has none.
+        new: The value after.
+        taken: Whether it was carried out.
+
+    Example:
+        >>> change_in_words("batch_size", 64, 128, taken=False), change_in_words("skip", float("nan"), 1.0, taken=True)
+        ('would set batch_size 64 -> 128', 'skip')
+    """
+    if str(old) in (str(new), "nan", "None"):
+        return f"{actuator}" if taken or actuator == "alarm" else f"would {actuator}"
+    return f"{'' if taken else 'would set '}{actuator} {old} -> {new}"

@@ -33,6 +33,7 @@ from typing import Any, Literal
 
 from optland.config import redact, redact_item, redact_text
 from optland.log.child import Child
+from optland.log.logger import change_in_words
 from optland.log.vocabulary import STEP, Scalar
 from optland.log.wandb_environment import check_environment, labels, setting, without_empty
 from optland.log.wandb_run import ELSEWHERE, new_id
@@ -44,7 +45,6 @@ Mode = Literal["offline", "online", "disabled"]
 _PROCESS = "optland.log.wandb_run"
 _EVENTS = "ctl/events"
 _EVENT_COLUMNS = [STEP, "policy", "actuator", "old", "new", "reason", "taken", "signals"]
-_ALARMING = ("rewind", "rollback")
 _SUMMARY_EVENTS = 100  # a wandb value should stay below a megabyte
 _ERROR = "summary/error"
 _LOSS = "train/loss"
@@ -143,7 +143,7 @@ class WandbLogger:
         """Keep a decision for the table ``ctl/events``; a rewind also raises an alert."""
         self._note_step(event)
         self._events.append([_cell(column, event.get(column)) for column in _EVENT_COLUMNS])
-        if event.get("actuator") in _ALARMING:
+        if event.get("actuator") == "rewind":
             title = f"{event.get('policy')}: {event.get('actuator')} at step {self._step}"
             self._alert(title, str(event.get("reason")), "WARN")
 
@@ -323,4 +323,4 @@ def _cell(column: str, value: object) -> object:
 
 def _sentence(event: Sequence[Any]) -> str:
     step, policy, actuator, old, new, reason, taken, _ = event
-    return f"step {step}: {policy}: {'' if taken else 'would set '}{actuator} {old} -> {new}: {reason}"
+    return f"step {step}: {policy}: {change_in_words(actuator, old, new, taken=taken)}: {reason}"

@@ -30,8 +30,8 @@ def advise(
         return " ".join([*dead, *_about_probes(rows, budget, used)])
     sentences = [
         *_about_edge(rows),
-        *_about_rewinds(decisions),
-        *_about_steps(decisions),
+        *_about_rewinds(rows, decisions),
+        *_about_steps(rows, decisions),
         *_about_batch(rows, decisions),
         *_about_sam(rows),
         *_about_fit(rows),
@@ -80,33 +80,57 @@ def _about_edge(rows: Sequence[Row]) -> list[str]:
     return [f"The median edge ratio was {median:.2f}, in the healthy range (0.1 to 0.7)."]
 
 
-def _about_rewinds(decisions: Sequence[Mapping[str, object]]) -> list[str]:
+def _about_rewinds(rows: Sequence[Row], decisions: Sequence[Mapping[str, object]]) -> list[str]:
+    """How often the run went back, and the pace or share of the rate that held in the end."""
     rewinds = [d for d in decisions if d["actuator"] == "rewind"]
     if not rewinds:
         return []
-    verb = "was rewound" if rewinds[0]["taken"] else "would have been rewound"
     times = "once" if len(rewinds) == 1 else f"{len(rewinds)} times"
-    return [f"The run {verb} {times}; start with a pace (tau) of {float(str(rewinds[-1]['new'])):.3g}."]
+    if not rewinds[0]["taken"]:
+        return [f"The run would have been rewound {times}."]
+    paces, factor = _values(rows, "ctl/pace"), _number(rewinds[-1]["new"])
+    if paces:
+        remedy = f"start with a pace (tau) of {paces[-1]:.2g}"
+    elif factor < 1:
+        remedy = f"start with {factor:.3g} of the learning rate"
+    else:
+        remedy = "lower the learning rate"
+    return [f"The run was rewound {times}; {remedy}."]
 
 
-def _about_steps(decisions: Sequence[Mapping[str, object]]) -> list[str]:
-    """Steps taken back, and the lowest factor on the rate."""
+def _about_steps(rows: Sequence[Row], decisions: Sequence[Mapping[str, object]]) -> list[str]:
+    """Updates that became none, and the lowest factor on the rate."""
     sentences = []
     skips = [d for d in decisions if d["actuator"] == "skip"]
     if skips:
-        verb = "were taken back" if skips[0]["taken"] else "would have been taken back"
+        done = bool(skips[0]["taken"])
+        verb = ("was" if len(skips) == 1 else "were") if done else "would have been"
         sentences.append(
-            f"{len(skips)} steps {verb} as spikes, the first at step {skips[0].get('step', 0)}: look at those batches."
+            f"{_updates(len(skips))} {verb} left out as spikes, the first at step {skips[0].get('step', 0)}: look at "
+            "those batches."
         )
-    factors = [float(str(d["new"])) for d in decisions if d["actuator"] == "lr_factor"]
-    if factors and min(factors) < 1:
-        what = (
-            "was cut"
-            if any(d["taken"] for d in decisions if d["actuator"] == "lr_factor")
-            else "would have been cut"
+    lost = int(max(_values(rows, "ctl/lost"), default=0.0))
+    taken = sum(bool(d["taken"]) and d["actuator"] in ("skip", "rewind") for d in decisions)
+    if lost > taken:
+        sentences.append(
+            f"{_updates(lost - taken)} became none for a gradient that was not finite: look for damaged samples, or "
+            "for numbers that overflow (a few are usual under a GradScaler)."
         )
-        sentences.append(f"The learning rate {what} to {min(factors):.3g} of the schedule.")
+    cuts = [d for d in decisions if d["actuator"] == "lr_factor" and _number(d["new"]) < 1]
+    if cuts:
+        what = "was cut" if any(d["taken"] for d in cuts) else "would have been cut"
+        deepest = min(_number(d["new"]) for d in cuts)
+        sentences.append(f"The learning rate {what} to {deepest:.3g} of the schedule.")
     return sentences
+
+
+def _updates(count: int) -> str:
+    return "1 update" if count == 1 else f"{count} updates"
+
+
+def _number(value: object) -> float:
+    """What a decision has as a number; infinite for a cap that has ended."""
+    return math.inf if value is None else float(str(value))
 
 
 def _about_batch(rows: Sequence[Row], decisions: Sequence[Mapping[str, object]]) -> list[str]:

@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from optland.control import AutoLR, NoiseBatch, RewindGuard, SafeLR, advise
+from optland.control import AutoLR, NoiseBatch, RewindGuard, SafeLR
 from optland.control.policies.auto_lr import linear_shape
 
 
@@ -293,63 +293,3 @@ def test_guard_goes_back_to_a_mark() -> None:
     assert guard.mark() == mark
     assert guard.first == 2.3
     assert guard.observe(0.4) is None
-
-
-# ---------------------------------------------------------------- advice
-
-
-def _decision(actuator: str, *, taken: bool = True, new: float = 0.01) -> dict[str, object]:
-    return {"actuator": actuator, "taken": taken, "new": new, "old": 0.02, "reason": ""}
-
-
-def test_advice_names_what_the_signals_show() -> None:
-    rows = [
-        {"step": k, "val/acc": 95.0 - k, "noise/b_simple": 900.0, "noise/b_current": 64.0} for k in range(6)
-    ]
-    text = advise(rows, [_decision("rewind"), _decision("rewind", new=0.005)], 0.05)
-    assert "rewound 2 times; start with a pace (tau) of 0.005" in text
-    assert "noise scale ended at 900 with batches of 64" in text
-    assert "peaked at 95.0" in text
-
-
-def test_advice_sees_a_language_model_that_overfits() -> None:
-    rows = [{"step": k, "val/bpc": bits} for k, bits in enumerate([3.0, 2.5, 2.4, 2.6])]
-    assert "best at 2.40 bits in epoch 3 and ended at 2.60" in advise(rows, [], 0.05)
-    assert "bits" not in advise(rows[:3], [], 0.05)
-
-
-def test_advice_in_shadow_mode_does_not_claim_a_rewind() -> None:
-    assert "would have been rewound once" in advise([], [_decision("rewind", taken=False)], 0.05)
-
-
-def test_advice_marks_probes_that_did_not_converge() -> None:
-    rows = [{"step": 1, "curv/lambda_max_converged": 0.0}, {"step": 2, "curv/lambda_max_converged": 1.0}]
-    assert "1 of 2 sharpness probes did not converge" in advise(rows, [], 0.05)
-
-
-def test_a_run_without_findings_says_so() -> None:
-    assert advise([{"step": 1, "train/loss": 0.1}], [], 0.05).startswith("Nothing stood out")
-
-
-def test_a_dead_run_is_told_to_lower_rho_first() -> None:
-    rows = [{"step": k, "train/loss": 2.3, "sam/rho": 0.3, "edge/ratio": 0.2} for k in range(20)]
-    text = advise(rows, [_decision("rewind", new=0.0003)] * 6, 0.05)
-    assert "nothing was learnt. First lower rho" in text
-    assert "healthy" not in text
-    assert "tau" not in text
-
-
-def test_advice_counts_the_steps_taken_back_and_names_the_deepest_cut() -> None:
-    taken = [
-        _decision("skip") | {"step": 7},
-        _decision("skip"),
-        _decision("lr_factor", new=0.5),
-        _decision("lr_factor", new=1.0),
-    ]
-    text = advise([], taken, 0.05)
-    assert "2 steps were taken back as spikes, the first at step 7" in text
-    assert "was cut to 0.5 of the schedule" in text
-    shadow = [_decision("skip", taken=False) | {"step": 7}, _decision("lr_factor", taken=False, new=0.5)]
-    text = advise([], shadow, 0.05)
-    assert "1 steps would have been taken back" in text
-    assert "would have been cut to 0.5" in text

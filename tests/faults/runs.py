@@ -74,7 +74,7 @@ def run(folder: Path, *extra: str, fail_at: str | None = None) -> Ended:
 
 
 WRECKED, GROWN = 25, 48
-"""The update whose loss is a wreck, for which the next one goes back; and that after which the batch grows, 20 later."""
+"""The update whose loss is a wreck, for which the next one goes back, and that after which the batch grows."""
 
 
 def scripted() -> None:

@@ -96,6 +96,22 @@ def test_the_age_of_the_sharpness_grows_and_a_failed_one_is_marked() -> None:
             {"taken": False},
             "step 10: noise_batch: would set batch_size 64 -> 128: the noise scale is [120]\n",
         ),
+        (
+            {"policy": "spike_guard", "actuator": "skip", "old": math.nan, "new": 1.0},
+            "step 10: spike_guard: skip: the noise scale is [120]\n",
+        ),
+        (
+            {"policy": "guard", "actuator": "rewind", "old": 1.0, "new": 1.0, "taken": False},
+            "step 10: guard: would rewind: the noise scale is [120]\n",
+        ),
+        (
+            {"policy": "guard", "actuator": "rewind", "old": 1.0, "new": 0.5},
+            "step 10: guard: rewind 1 -> 0.5: the noise scale is [120]\n",
+        ),
+        (
+            {"policy": "edge_monitor", "actuator": "alarm", "old": math.nan, "new": 1.2, "taken": False},
+            "step 10: edge_monitor: alarm: the noise scale is [120]\n",
+        ),
     ],
 )
 def test_a_decision_is_one_line_with_its_reason(change: dict[str, bool], says: str) -> None:

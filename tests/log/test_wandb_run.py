@@ -21,7 +21,7 @@ from optland.log import LoggerGroup, WandbLogger, wandb_logger, wandb_run
 LEET = [str(Path(sys.executable).with_name("wandb")), "leet"]
 REWIND = {
     "step": 30,
-    "policy": "rewind_guard",
+    "policy": "guard",
     "actuator": "rewind",
     "old": 0.1,
     "new": 0.05,
@@ -82,7 +82,7 @@ def test_an_offline_run_holds_what_was_logged(tmp_path: Path) -> None:
     assert values["edge/ratio"] == "NaN"
     assert values["summary/advice"] == "raise the batch size"
     assert values["summary/robust_ok"] is True
-    assert values["ctl/events_text"] == "step 30: rewind_guard: rewind 0.1 -> 0.05: the loss rose by a half"
+    assert values["ctl/events_text"] == "step 30: guard: rewind 0.1 -> 0.05: the loss rose by a half"
     assert (values["ctl/events"]["nrows"], values["ctl/events"]["ncols"]) == (1, 8)
     assert (values["landscape/path"]["nrows"], values["landscape/slice"]["_type"]) == (2, "image-file")
     records = [json.loads(line) for line in inspect(log).splitlines()]

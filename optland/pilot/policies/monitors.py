@@ -17,7 +17,7 @@ an alarm when the average crosses 1 upwards, taken back below 0.8. The batch is 
 factor of 4 in three successive probes, since B_simple is a proxy that is right within such a factor.
 
 Reference: critical learning rate of Kalra et al. 2026, arXiv:2601.16979; noise scale of McCandlish et al. 2018,
-arXiv:1812.06162.
+arXiv:1812.06162; spectra through training: Ghorbani et al. 2019, arXiv:1901.10159.
 """
 
 from __future__ import annotations
