@@ -144,6 +144,7 @@ class Controls:
         if proposal.cap:
             return self._settle_cap(policy, proposal, step)
         new = TURNED[name].within(old, proposal.new) if math.isfinite(old) else proposal.new
+        old = old if math.isfinite(old) else 0.0  # an action has no value before
         reason, signals, taken = proposal.reason, proposal.signals, False
         if name in GROWING and not self.cool.allows(step, old, new):
             reason = f"{reason}; held back: a rewind was less than {self.cool.steps} updates ago"

@@ -29,7 +29,7 @@ from typing import Any
 
 from optland.statistics import step_noise
 
-__all__ = ["CollapseGuard", "CoolDown", "RewindGuard"]
+__all__ = ["ClipWatch", "CollapseGuard", "CoolDown", "RewindGuard"]
 
 FEWEST = 8
 """Losses before the average is judged: from fewer nobody can tell how noisy they are."""
@@ -223,3 +223,28 @@ class CoolDown:
     def allows(self, step: int, old: float, new: float) -> bool:
         """Whether a change from ``old`` to ``new`` may be made at ``step``; a reduction always may."""
         return new <= old or step > self.until
+
+
+@dataclass
+class ClipWatch:
+    """Gradients that were clipped before the step: their norm is the same number again and again.
+
+    Attributes:
+        window: Norms that are looked at; 16.
+        many: How many of them have to be equal, and the largest; 12.
+        rtol: Relative difference up to which two count as equal; 1e-4: clipping divides by the norm plus 1e-6.
+    """
+
+    window: int = 16
+    many: int = 12
+    rtol: float = 1e-4
+    norms: list[float] = field(default_factory=list, init=False)
+
+    def observe(self, norm: float) -> float | None:
+        """Take in a norm; returns what the gradients are clipped to, None where they are not."""
+        if not math.isfinite(norm):
+            return None
+        self.norms = [*self.norms, norm][-self.window :]
+        most = max(self.norms)
+        equal = sum(x >= (1.0 - self.rtol) * most for x in self.norms)
+        return most if most > 0 and equal >= self.many else None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 
-__all__ = ["say_not_finite", "say_off"]
+__all__ = ["say_clipped", "say_not_finite", "say_off"]
 
 
 def say_off(what: str, step: int, why: str) -> None:
@@ -20,5 +20,14 @@ def say_not_finite(step: int) -> None:
     warnings.warn(
         f"the gradient of update {step} is not finite: the update becomes none, here and wherever it happens again; "
         "pilot.lost counts them",
+        stacklevel=5,
+    )
+
+
+def say_clipped(limit: float, step: int) -> None:
+    """Gradients that were clipped before the step."""
+    warnings.warn(
+        f"gradients come to the step clipped to a norm of {limit:.3g} (seen up to update {step}), which hides spikes: "
+        "policies that read the gradient's norm go by the loss; let the pilot's `clip` cut them to have both",
         stacklevel=5,
     )

@@ -9,27 +9,7 @@ Three lines in any loop::
 
 It attaches through the optimizer's step hooks. One update goes like this:
 
-================ ===================================================================================================
-when             what
-================ ===================================================================================================
-gradient there   its norm and all scalars of the update before reach the host, in one transfer; a gradient that is
-                 not finite is taken away, and with it the update; the guard looks at the last loss; the rate is set
-the base steps   through the user's optimizer, wrappers included
-post-hook        policies decide; the update is given its length; the user's own hooks see the final weights
-after_step       cost and budget, escapes, probes, snapshot, log
-================ ===================================================================================================
-
-What it probes is the *realised* update w_after - w_before: exact for any optimizer, weight decay, clipping and SAM,
-with no virtual step.
-
-========== ============================================================================================
-mode       meaning
-========== ============================================================================================
-off        no hook, no probe; the loss and the learning rate are logged
-monitor    probes and logs; weights, optimizer state, random state and buffers are bit-identical to off
-shadow     as monitor, and policies decide; decisions are logged and not carried out
-control    decisions are carried out
-========== ============================================================================================
+======
 """
 
 from __future__ import annotations
@@ -47,6 +27,7 @@ from torch.optim import Optimizer
 
 from optland.log import Logger
 from optland.objective import LossFn
+from optland.optim.uncompiled import uncompiled
 from optland.pilot.budget import Budget
 from optland.pilot.closures import with_each_call
 from optland.pilot.controls import Controls, by_name
@@ -87,7 +68,9 @@ class Pilot:
         model: The module that they train.
         loss_fn: ``loss_fn(model, batch)``, the training loss; used by the probes, and tried once on the first batch.
         policies: Names of :data:`optland.pilot.POLICIES`, or objects: with other constants, or of a class of your own.
-        mode: ``off``, ``monitor``, ``shadow`` or ``control``.
+        mode: ``off``: no hook and no probe, the loss and the rate are logged; ``monitor``: probes and logs, and weights,
+            optimizer state, random state and buffers are bit-identical to off; ``shadow``: policies decide too, and
+            decisions are only logged; ``control``: they are carried out.
         budget: Probe cost as a share of training cost, in declared gradient evaluations; 0.05.
         total_steps: Updates of the whole run, epochs x len(loader); :meth:`batches` finds it by itself.
         total_samples: In its place the samples of the whole run, where a policy turns the batch size.
@@ -208,6 +191,7 @@ class Pilot:
                     return
         self.progress.end(self.host.step)
 
+    @uncompiled
     def after_step(self, batch: Any, loss: float | Tensor) -> None:
         """Count the update, probe if the budget allows, and log.
 
@@ -345,6 +329,7 @@ class Pilot:
         """Whether the number of updates cannot be told before a batch has been seen."""
         return self.progress.known and (self._facts is None or self._facts.steps is None)
 
+    @uncompiled
     def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
         host = self.host
         if self._finished or host.index(optimizer) in self._stepped:
@@ -407,7 +392,9 @@ class Pilot:
             if why is not None:
                 self._rewind("guard", why, {})
             return
-        self.history.put([Signal("update/grad_norm", norm, self.host.step + 1)])
+        clipped = self.controls.policies and self.trouble.is_clipped(norm)
+        why = "clipped" if clipped else ""
+        self.history.put([Signal("update/grad_norm", norm, self.host.step + 1, valid=not clipped, why=why)])
         if not first or self.trouble.withdrawn:
             return
         if not self._gradients.fits(held):
@@ -459,6 +446,7 @@ class Pilot:
         self.record.decided(decision)
         self.controls.rewound(decision, host.step)
 
+    @uncompiled
     def _after_base(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         host = self.host
         self._stepped.add(host.index(optimizer))

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from optland.pilot.buffers import BuffersBefore
-from optland.pilot.guards import CollapseGuard, RewindGuard
+from optland.pilot.guards import ClipWatch, CollapseGuard, RewindGuard
 from optland.pilot.host import Host
-from optland.pilot.notices import say_not_finite
+from optland.pilot.notices import say_clipped, say_not_finite
 from optland.pilot.snapshots import Snapshots
 
 __all__ = ["Trouble", "all_finite"]
@@ -41,12 +41,13 @@ class Trouble:
         self.host, self.paces = host, paces
         self.guard = _guard(paces)
         self.collapse = CollapseGuard()
+        self.clips = ClipWatch()
         self.snapshots = Snapshots()
         self.buffers = BuffersBefore()
         self.lost = 0
         self.withdrawn = False
         self._in_a_row = 0
-        self._said = False
+        self._said = self._said_clipped = False
 
     # ------------------------------------------------------------------ one update
 
@@ -77,6 +78,14 @@ class Trouble:
         if not self._said:
             self._said = True
             say_not_finite(self.host.step + 1)
+
+    def is_clipped(self, norm: float) -> bool:
+        """Whether the user clips gradients, so that their norm hides what they were; says so once."""
+        limit = self.clips.observe(norm)
+        if limit is not None and not self._said_clipped:
+            self._said_clipped = True
+            say_clipped(limit, self.host.step + 1)
+        return limit is not None
 
     def over(self, *, made: bool) -> None:
         """The present update is over, made or none."""
@@ -132,7 +141,8 @@ class Trouble:
             "snapshots": self.snapshots.state_dict(),
             "lost": self.lost,
             "in_a_row": self._in_a_row,
-            "said": self._said,
+            "said": [self._said, self._said_clipped],
+            "norms": list(self.clips.norms),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -140,7 +150,9 @@ class Trouble:
         self.guard.load_state_dict(state["guard"])
         self.collapse.load_state_dict(state["collapse"])
         self.snapshots.load_state_dict(state["snapshots"])
-        self.lost, self._in_a_row, self._said = state["lost"], state["in_a_row"], state["said"]
+        self.lost, self._in_a_row = state["lost"], state["in_a_row"]
+        self._said, self._said_clipped = state["said"]
+        self.clips.norms = list(state["norms"])
         self.buffers.take(self.host.buffers())
 
 

@@ -101,6 +101,7 @@ class SpikeGuard(Policy):
         if sharpness is not None and sharpness.valid:
             self.lambdas = [*self.lambdas, sharpness.value][-2:]
         norm, loss = history.new("update/grad_norm"), history.new("train/loss")
+        norm = norm if norm is not None and norm.valid else None  # clipped by the user, it hides what it was
         by_norm = None if norm is None else self._norm_trouble(norm.value)
         by_loss = None if loss is None else self._loss_trouble(loss.value)
         if loss is not None and by_loss is None and math.isfinite(loss.value):
