@@ -47,6 +47,7 @@ import torch
 from control_ablations import METHODS
 from control_published import PUBLISHED
 from control_runs import Cell, run
+from control_new_tasks import NEW_TASKS
 from control_tasks import TASKS
 from kept import Kept
 from rich.console import Console
@@ -386,7 +387,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--group", choices=["development", "report", "edge"], required=True)
+    parser.add_argument("--group", choices=["development", "report", "edge", "new"], required=True)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--scratch", type=Path)
     parser.add_argument("--result", type=Path)

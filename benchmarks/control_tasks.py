@@ -110,6 +110,10 @@ TASKS = {
 }  # fmt: skip
 
 
+MORE: dict[str, Callable[[Task, int], Problem]] = {}
+"""What makes tasks of other modules ready, by their kind."""
+
+
 @functools.lru_cache(maxsize=8)
 def _image_data(
     items: tuple[tuple[str, Any], ...], halved: bool, turned: bool, label_noise: float, noise_seed: int
@@ -139,6 +143,8 @@ def prepare(task: Task, *, label_noise: float = 0.0, seed: int = 0) -> Problem:
     """
     if label_noise and task.kind != "images":
         raise ValueError(f"label_noise {label_noise} needs labels; {task.title} has none")
+    if task.kind in MORE:
+        return MORE[task.kind](task, seed)
     makers: dict[str, Callable[[], Problem]] = {
         "images": lambda: _image_problem(task, label_noise, seed),
         "text": lambda: _text_problem(task),
