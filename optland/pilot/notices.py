@@ -11,6 +11,7 @@ def say_off(what: str, step: int, why: str) -> None:
     """Something that is not training has failed and is off."""
     warnings.warn(
         f"{what} failed at update {step} and is off from here on; training goes on ({why})",
+        RuntimeWarning,
         stacklevel=5,
     )
 
@@ -20,6 +21,7 @@ def say_not_finite(step: int) -> None:
     warnings.warn(
         f"the gradient of update {step} is not finite: the update becomes none, here and wherever it happens again; "
         "pilot.lost counts them",
+        RuntimeWarning,
         stacklevel=5,
     )
 

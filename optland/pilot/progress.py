@@ -153,6 +153,7 @@ class Progress:
         self._said = True
         warnings.warn(
             f"the run {what}; the pilot counts updates, one after_step() each: was the length given in another unit?",
+            RuntimeWarning,
             stacklevel=3,
         )
 
