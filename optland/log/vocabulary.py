@@ -15,18 +15,17 @@ STEP = "step"
 
 GROUPS = {
     "lr": "learning rate: user (the schedule's), ceiling, applied, binding (which of them decided)",
-    "edge": "ratio (lr over the critical step), eta_c, lambda_c, batch_sharpness, resolved, not_descent",
+    "edge": "ratio (lr over the critical step), ratio_ema (averaged), eta_c, lambda_c, batch_sharpness, resolved, not_descent",
     "curv": "lambda_max, lambda_max_precond, lambda_min, ncr, trace, eta_lambda, products (HVPs spent)",
-    "noise": "b_simple, b_simple_precond, b_current (batch size in use), trace_cov, grad_sq, resolved, efficiency, "
-    "coherence (averaged cosine of successive gradients)",
+    "noise": "b_simple, b_simple_precond, b_curvature (weighted by the curvature), b_current (batch size in use), "
+    "trace_cov, grad_sq, resolved, efficiency, coherence (averaged cosine of successive gradients)",
     "train": "loss, loss_ema, acc; at the end: epochs, steps, seconds",
     "val": "loss, acc (bpc, perplexity for text) on the validation split",
-    "test": "as val: loss, acc (bpc, perplexity); slope_t, sasa_stat and stationary of the stationarity tests",
+    "test": "as val: loss, acc (bpc, perplexity); slope and sasa_stat of the tests of plateau",
     "update": "rel (lr times update norm over weight norm), grad_norm, cos_gu, clip_frac",
     "sam": "rho, rho_realised, active, loss_gap, curvature, stability, cos, grad_norm, skipped",
-    "ctl": "events (the decision table), rejects, rollbacks, lr_would_be (in shadow mode), "
-    "pace (the relative step that auto_lr aims at); at the end: decisions, "
-    "rewinds",
+    "ctl": "events (the decision table), lr_factor (on the schedule), lr_factor_would_be and lr_would_be (in shadow "
+    "mode), pace (the relative step that auto_lr aims at), lost (updates that became none); at the end: decisions, rewinds",
     "budget": "ge (gradient evaluations so far), probe_frac, allowed, probe_ms",
     "probe": "age_<probe>: steps since the probe last ran",
     "landscape": "slices, paths and other pictures of the loss",
@@ -40,8 +39,7 @@ GROUPS = {
 
 PLANNED = frozenset({
     "edge/batch_sharpness", "curv/lambda_max_precond", "curv/trace", "noise/b_simple_precond", "train/acc",
-    "test/slope_t", "test/sasa_stat", "test/stationary", "update/cos_gu", "update/clip_frac", "sam/active",
-    "ctl/rejects", "ctl/rollbacks", "summary/robust_ok", "summary/max_edge_ratio", "summary/probe_frac",
+    "update/cos_gu", "update/clip_frac", "sam/active", "summary/robust_ok", "summary/max_edge_ratio", "summary/probe_frac",
 })  # fmt: skip
 """Keys whose name is settled and that no run writes so far."""
 

@@ -29,9 +29,14 @@ class BuffersBefore:
                 self._kept[name] = (buffer, buffer._version, copied.copy_(buffer))
 
     @torch.no_grad()
-    def restore(self) -> None:
-        """Put back those that have changed since."""
+    def restore(self, *, broken: bool = False) -> None:
+        """Put back those that have changed since.
+
+        Args:
+            broken: Only those that hold something not finite. Before the first update the copies may be older than one
+                forward pass, and a state may have been loaded since.
+        """
         for name, (buffer, version, copied) in self._kept.items():
-            if buffer._version != version:
+            if buffer._version != version and not (broken and bool(buffer.isfinite().all())):
                 buffer.copy_(copied)
                 self._kept[name] = (buffer, buffer._version, copied)

@@ -16,8 +16,8 @@ from torch.optim import Adam, AdamW, NAdam, Optimizer, RAdam
 
 from optland import batches
 from optland.objective import LossFn, Objective
-from optland.optim.delegate import Delegating
 from optland.optim.keys import key
+from optland.optim.saddle.krylov_solver import KrylovSolver
 from optland.optim.saddle.wrapper import SaddleWrapper
 from optland.optim.two_pass import TwoPass
 from optland.pilot.decision import TURNED
@@ -29,6 +29,11 @@ from optland.pilot.ranks import Ranks
 __all__ = ["Host"]
 
 _ADAMS = (Adam, AdamW, NAdam, RAdam)  # AdamW became a subclass of Adam in PyTorch 2.7
+_OURS = (
+    TwoPass,
+    SaddleWrapper,
+    KrylovSolver,
+)  # by their class, since an attribute of that name may mean anything
 _IN_GROUPS = {"weight_decay": "weight_decay", "momentum": "momentum", "rho": key("rho")}
 _BETAS = {"beta1": 0, "beta2": 1}
 
@@ -117,6 +122,10 @@ class Host:
         """Floating-point buffers by name: running statistics."""
         return {name: b for name, b in self.model.named_buffers() if b.is_floating_point()}
 
+    def say_loaded(self) -> None:
+        """Tell whoever follows the weights, an average for one, that others were written into them: load hooks run."""
+        self.model.load_state_dict(self.model.state_dict())
+
     @property
     def two_pass(self) -> bool:
         """Whether an update may take two passes."""
@@ -129,8 +138,7 @@ class Host:
 
     def last_evaluations(self) -> float:
         """Gradient evaluations per sample that the last update took."""
-        return max(float(getattr(o, "last_evaluations", 1)) if isinstance(o, Delegating) or
-                   hasattr(o, "last_evaluations") else 1.0 for o in self.optimizers)  # fmt: skip
+        return max(float(o.last_evaluations) if isinstance(o, _OURS) else 1.0 for o in self.optimizers)
 
     def note_evaluations(self, evaluations: float) -> None:
         """Take in what an update took."""

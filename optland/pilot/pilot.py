@@ -27,6 +27,7 @@ from torch.optim import Optimizer
 
 from optland.log import Logger
 from optland.objective import LossFn
+from optland.optim.two_pass import TwoPass
 from optland.optim.uncompiled import uncompiled
 from optland.pilot.budget import Budget
 from optland.pilot.closures import with_each_call
@@ -159,6 +160,8 @@ class Pilot:
         self._names: dict[Tensor, str] = {}
         self._gradients = Layout([])
         self._hooks = None if mode == "off" else Hooks(self.host.inner, self._before_step, self._after_base)
+        if self._acts:
+            self.trouble.buffers.take(self.host.buffers())
 
     # ------------------------------------------------------------------ the loop's calls
 
@@ -341,7 +344,7 @@ class Pilot:
         if self._facts is None:
             self._begin()
             if self._acts:
-                self.trouble.store()
+                self.trouble.begin()
         if not self._stepped:
             self._judged, self.steering.rate = False, host.rate
             self._chosen = self.looks.plan(host.step + 1)
@@ -353,16 +356,13 @@ class Pilot:
     def _gradient_there(self, optimizer: Optimizer) -> None:
         """The gradient is known and not used yet: scalars come to the host, trouble is looked for, the rate is set."""
         held = [p for p in self.host.parameters_of(optimizer) if p.grad is not None]
-        reads = self._acts or "update/grad_norm" in self.controls.reads
         first, self._judged = not self._judged, True
-        if reads or self.controls.policies or self.host.ranks.several:
-            with torch.no_grad():
-                gradients = norms([p.grad for p in held if p.grad is not None]) if reads else None
-                found, told = self.scalars.fetch(gradients, [*self._chosen, self.record.fingerprint])
-            if first:
-                self._deliver(told)
-        if reads:
-            self._judge(optimizer, held, found, first=first)
+        with torch.no_grad():
+            gradients = norms([p.grad for p in held if p.grad is not None])
+            found, told = self.scalars.fetch(gradients, [*self._chosen, self.record.fingerprint])
+        if first:
+            self._deliver(told)
+        self._judge(optimizer, held, found, first=first)
         if self._acts:
             self.host.clip_gradients(held)
             self.steering.set_rate(optimizer)
@@ -416,9 +416,9 @@ class Pilot:
             self.steering.coherence.forget()
 
     def _guarded(self, matrices: dict[str, float]) -> bool:
-        """Whether the last loss or the present gradient is trouble; then the run goes back, or would."""
+        """Whether the last loss or the present gradient is trouble; then the run goes back, or would in shadow mode."""
         loss, host = self.scalars.delivered.get("train/loss"), self.host
-        if loss is None or not (self._acts or self.controls.paces):
+        if loss is None:
             return False
         trouble = self.trouble.seen(loss, matrices)
         if trouble is None:
@@ -426,12 +426,13 @@ class Pilot:
         signals = {"train/loss": loss}
         if self._acts:
             self._rewind("guard", trouble, signals)
-        else:
+            return True
+        if self.mode == "shadow":
             reason = f"{trouble}; control mode would have gone back"
             self.record.decided(
                 Decision(host.step, "guard", "rewind", host.factor, host.factor, reason, False, signals)
             )
-            self.trouble.begin_again()
+        self.trouble.begin_again()
         return True
 
     def _rewind(self, who: str, why: str, signals: dict[str, float]) -> None:
@@ -483,17 +484,17 @@ class Pilot:
     def _no_update(self) -> None:
         """``after_step`` without an update: one that a GradScaler left out, or a mistake."""
         gradients = [p.grad for o in self.host.inner for p in self.host.parameters_of(o)]
-        if self._facts is None or all_finite(gradients):
+        if all_finite(gradients):
             raise RuntimeError(
                 "after_step() was called and no optimizer of this pilot has stepped since the last call. With "
-                "accumulation call it once per update, with the list of micro-batches. If a step was made, its hooks "
-                "did not run: the pilot cannot see it in a compiled step, a CUDA graph or DeepSpeed; step outside of "
-                "it, or use mode='off'"
+                "accumulation call it once per update, with the list of micro-batches; with a GradScaler, which leaves "
+                "steps out, before zero_grad(). If a step was made, its hooks did not run: the pilot cannot see it in "
+                "a compiled step, a CUDA graph or DeepSpeed; step outside of it, or use mode='off'"
             )
         self.trouble.say_once()
         self.trouble.over(made=False)
         if self._acts:
-            self.trouble.buffers.restore()
+            self.trouble.buffers.restore(broken=self._facts is None)
 
     def _count(self, batch: Any, samples: int, loss: float | Tensor) -> None:
         """An update was made: probes, escapes and snapshots."""
@@ -555,7 +556,7 @@ class Pilot:
             "fingerprint": self.record.fingerprint,
             "decisions": [d.to_dict() for d in self.decisions],
             "telemetry": [
-                o.telemetry.state_dict() if hasattr(o, "telemetry") else None for o in self.host.inner
+                o.telemetry.state_dict() if isinstance(o, TwoPass) else None for o in self.host.inner
             ],
         }
 
@@ -577,8 +578,8 @@ class Pilot:
         self.decisions.clear()
         self.decisions.extend(Decision(**d) for d in state["decisions"])
         for optimizer, kept in zip(self.host.inner, state["telemetry"], strict=True):
-            if kept is not None:
-                optimizer.telemetry.load_state_dict(kept)  # type: ignore[attr-defined]
+            if isinstance(optimizer, TwoPass):
+                optimizer.telemetry.load_state_dict(kept)
 
     def _parts(self) -> dict[str, Any]:
         return {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from optland.optim.two_pass import TwoPass
 from optland.pilot.steering import BINDING
 
 __all__ = ["in_words", "row_of"]
@@ -60,6 +61,6 @@ def row_of(pilot: Any, loss: float) -> dict[str, float]:
         **pilot.looks.ages(),
     }
     for optimizer in host.inner:
-        if hasattr(optimizer, "telemetry"):
+        if isinstance(optimizer, TwoPass):
             row |= optimizer.telemetry.read()
     return row

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from optland.optim.two_pass import TwoPass
 from optland.pilot.buffers import BuffersBefore
 from optland.pilot.guards import ClipWatch, CollapseGuard, RewindGuard
 from optland.pilot.host import Host
@@ -56,7 +57,7 @@ class Trouble:
         for optimizer in self.host.inner:
             for p in self.host.parameters_of(optimizer):
                 p.grad = None
-            if hasattr(optimizer, "withdraw"):
+            if isinstance(optimizer, TwoPass):
                 optimizer.withdraw()
         self.buffers.restore()
         self.withdrawn = True
@@ -106,6 +107,11 @@ class Trouble:
         self.guard = _guard(self.paces)
         self.collapse.forget()
 
+    def begin(self) -> None:
+        """Store the start, at the first step: a forward pass that has broken buffers may lie before it."""
+        self.buffers.restore(broken=True)
+        self.store()
+
     def store(self) -> None:
         """Take a snapshot."""
         host = self.host
@@ -127,6 +133,7 @@ class Trouble:
         snapshot = self.snapshots.choose(host.step, self.collapse.since)
         self.withdraw()
         self.snapshots.restore(snapshot, host.parameters(), host.buffers(), host.inner)
+        host.say_loaded()
         self.buffers.take(host.buffers())
         self.guard.rewind(snapshot["mark"])
         self.collapse.forget()

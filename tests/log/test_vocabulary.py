@@ -8,27 +8,32 @@ import subprocess
 import sys
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from scripted import Asks
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from optland.log import GROUPS, JsonlLogger, read_jsonl
 from optland.log.vocabulary import PLANNED
 from optland.optim import SAM
-from optland.train import BatchLoader, Pilot
+from optland.pilot import NoiseBatch, Pilot, Plateau
+from optland.train import BatchLoader
 
-# What of control.md's panels every run under SAM and auto_lr must show.
+# What every run under SAM, auto_lr and noise_batch must show, and what it shows where the probe is asked for.
 PANELS = {
-    "lr/user", "lr/ceiling", "lr/applied", "lr/binding",
-    "edge/ratio", "edge/eta_c", "edge/lambda_c", "edge/resolved", "edge/not_descent",
-    "curv/lambda_max", "curv/lambda_min", "curv/ncr", "curv/eta_lambda", "curv/products",
-    "noise/b_simple", "noise/b_current", "noise/trace_cov", "noise/grad_sq", "noise/resolved", "noise/efficiency",
+    "lr/user", "lr/applied", "lr/binding", "ctl/pace",
+    "noise/coherence", "noise/b_simple", "noise/b_current", "noise/trace_cov", "noise/grad_sq", "noise/resolved", "noise/efficiency",
     "train/loss", "train/loss_ema",
     "update/rel", "update/grad_norm", "sam/rho", "sam/rho_realised", "sam/loss_gap", "sam/curvature", "sam/stability",
-    "budget/ge", "budget/probe_frac", "budget/allowed", "budget/probe_ms",
-    "probe/age_edge", "probe/age_noise", "probe/age_curvature",
+    "budget/ge", "budget/probe_frac", "budget/allowed", "budget/probe_ms", "probe/age_noise",
+}  # fmt: skip
+ASKED_FOR = {
+    "edge/ratio", "edge/eta_c", "edge/lambda_c", "edge/resolved", "edge/not_descent",
+    "curv/lambda_max", "curv/lambda_min", "curv/ncr", "curv/eta_lambda", "curv/products",
+    "probe/age_edge", "probe/age_curvature",
 }  # fmt: skip
 EVALUATED = {"val/loss", "val/acc", "test/loss", "test/acc"}
 AXES = {"step", "samples", "epoch", "kind"}
@@ -58,19 +63,16 @@ def loss_fn(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
     return F.cross_entropy(model(batch[0]), batch[1])
 
 
-@pytest.mark.parametrize("mode", ["control", "shadow"])
-def test_a_pilot_writes_what_the_vocabulary_names(tmp_path: Path, mode: str) -> None:
+def written(path: Path, policies: list[Any], **options: Any) -> set[str]:
+    """The keys of a small run under SAM."""
     torch.manual_seed(0)
     x = torch.randn(512, 6)
     y = (x[:, 0] + 0.5 * torch.randn(512) > 0).long()
     model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 2))
     optimizer = SAM(torch.optim.SGD(model.parameters(), lr=0.1), rho=0.05, model=model)
     loader = BatchLoader([x, y], 32, epochs=4, seed=0)
-    log = JsonlLogger(tmp_path / "log.jsonl")
-    pilot = Pilot(
-        optimizer, model, loss_fn, policies=["auto_lr", "noise_batch"], mode=mode, budget=2.0,
-        total_samples=loader.total_samples, log=log,
-    )  # fmt: skip
+    log = JsonlLogger(path)
+    pilot = Pilot(optimizer, model, loss_fn, policies=policies, budget=1.0, log=log, **options)
     for batch in pilot.batches(loader):
 
         def closure(batch: tuple[Tensor, Tensor] = batch) -> Tensor:
@@ -80,9 +82,27 @@ def test_a_pilot_writes_what_the_vocabulary_names(tmp_path: Path, mode: str) -> 
             return loss
 
         pilot.after_step(batch, optimizer.step(closure))
-    keys = set().union(*read_jsonl(log.path, kind="row"))
-    assert keys >= PANELS
+    return set().union(*read_jsonl(log.path, kind="row"))
+
+
+@pytest.mark.parametrize("mode", ["control", "shadow"])
+def test_a_pilot_writes_what_the_vocabulary_names(tmp_path: Path, mode: str) -> None:
+    policies = ["auto_lr", "noise_batch", "noise_monitor", "edge_monitor", "curvature_monitor"]
+    keys = written(tmp_path / "log.jsonl", policies, mode=mode)
+    assert keys >= PANELS | ASKED_FOR | {"edge/ratio_ema"}
     assert ("ctl/lr_would_be" in keys) == (mode == "shadow")
+    check_named(keys)
+
+
+@pytest.mark.parametrize("mode", ["control", "shadow"])
+def test_so_does_one_with_the_other_policies(tmp_path: Path, mode: str) -> None:
+    others = [Plateau(window=16), "safe_lr", "spike_guard", NoiseBatch(scale="curvature", scale_lr=False)]
+    keys = written(tmp_path / "log.jsonl", others, mode=mode)
+    assert keys >= {"lr/ceiling", "test/slope", "noise/b_curvature"}
+    factor = {"control": "ctl/lr_factor", "shadow": "ctl/lr_factor_would_be"}
+    once = Asks({1: [("lr_factor", 0.5)]})
+    keys |= written(tmp_path / "other.jsonl", [once], mode=mode, total_steps=64)
+    assert keys & set(factor.values()) == {factor[mode]}
     check_named(keys)
 
 

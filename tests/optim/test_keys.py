@@ -9,12 +9,12 @@ from drivers import ALL, BASES, assert_identical, fits, fitting, make, mean_loss
 from torch import nn
 from torch.optim import SGD, Adadelta, RMSprop
 
+from optland.log import JsonlLogger
 from optland.optim import ASAM, GSAM, SAM, LookSAM, create
 from optland.optim.keys import PREFIX, key
 from optland.optim.registry import BASES as BY_NAME
 from optland.optim.registry import METHODS, WRAPPERS, options_of
-from optland.train import Pilot
-from optland.train.executor import actuators_of
+from optland.pilot import TURNED, Pilot
 from optland.train.precision import Precision, PrecisionConfig
 
 NAMESAKES = ("adadelta", "rmsprop", "asgd")
@@ -243,15 +243,22 @@ def test_attributes_of_the_base_with_names_of_ours_are_neither_read_nor_written(
 
 
 @pytest.mark.parametrize("around", [lambda base: base, SAM])
-def test_nor_does_the_trainer_take_them_for_ours(around, make_network):
-    networks, steered = (make_network(), make_network()), []
+@pytest.mark.parametrize("mode", ["monitor", "control"])
+def test_nor_does_the_pilot_take_them_for_ours(around, mode, make_network, tmp_path):
+    networks, turned, costs = (make_network(), make_network()), [], []
     for network, base in zip(networks, (SGD, Namesake), strict=True):
         optimizer = around(base(network.model.parameters(), lr=0.1))
-        steered.append(actuators_of(optimizer))
         precision = Precision(PrecisionConfig(clip=0.1), optimizer)
-        pilot = Pilot(optimizer, network.model, mean_loss, mode="monitor")
+        log = JsonlLogger(tmp_path / "log.jsonl")
+        pilot = Pilot(
+            optimizer, network.model, mean_loss, mode=mode, policies=["spike_guard"], log=log, log_every=1
+        )
+        turned.append([name for name in TURNED if pilot.host.can_turn(name)])
         for _ in range(3):
             loss = precision.step(network.closure(optimizer))
             pilot.after_step((network.x, network.y), loss)
-    assert steered[0] == steered[1]
+        costs.append(pilot.budget.train_ge)
+        pilot.load_state_dict(pilot.state_dict())
+    assert turned[0] == turned[1]
+    assert costs[0] == costs[1]
     assert_identical(networks[0].weights(), networks[1].weights())

@@ -12,7 +12,8 @@ from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from optland.optim import SAM
-from optland.train import BatchLoader, Checkpoint, Pilot
+from optland.pilot import Pilot
+from optland.train import BatchLoader, Checkpoint
 from optland.train.ema import Ema
 
 
@@ -129,7 +130,7 @@ def test_what_the_pilot_rewinds_does_not_live_on_in_the_average() -> None:
 
     pilot = Pilot(optimizer, model, loss_fn, total_samples=loader.total_samples)
     ema = Ema(model, decay=0.99)
-    rewound = []
+    rewound, calls = [], 0
     for batch in pilot.batches(loader):
 
         def closure(batch: tuple[Tensor, Tensor] = batch) -> Tensor:
@@ -138,21 +139,22 @@ def test_what_the_pilot_rewinds_does_not_live_on_in_the_average() -> None:
             loss.backward()
             return loss
 
-        loss = optimizer.step(closure)
         seen = len(pilot.decisions)
-        pilot.after_step(batch, loss)
-        if any(d.actuator == "rewind" for d in pilot.decisions[seen:]):
-            rewound.append(pilot.step)
+        loss = optimizer.step(closure)
+        if any(d.actuator == "rewind" for d in list(pilot.decisions)[seen:]):
+            rewound.append(calls)
             assert ema.updates == 0
+        pilot.after_step(batch, loss)
         ema.update()
-        if pilot.step == 60:
+        calls += 1
+        if calls == 60:
             with torch.no_grad():
                 model[3].weight.mul_(1e6)  # a disaster that no guard saw coming
             ema.update()
     assert len(rewound) == 1
-    assert rewound[0] > 60
+    assert rewound[0] >= 60
     assert max(float(t.abs().max()) for t in floats(ema.model)) < 1e3
-    assert ema.updates == pilot.step - rewound[0] + 1
+    assert ema.updates == calls - rewound[0]
 
 
 def test_a_copy_of_the_model_has_nothing_to_do_with_the_average() -> None:
