@@ -15,7 +15,8 @@ STEP = "step"
 
 GROUPS = {
     "lr": "learning rate: user (the schedule's), ceiling, applied, binding (which of them decided)",
-    "edge": "ratio (lr over the critical step), ratio_ema (averaged), eta_c, lambda_c, batch_sharpness, resolved, not_descent",
+    "edge": "ratio (lr over the critical step), ratio_ema (averaged), eta_c, lambda_c, batch_sharpness, resolved, "
+    "not_descent",
     "curv": "lambda_max, lambda_max_precond, lambda_min, ncr, trace, eta_lambda, products (HVPs spent)",
     "noise": "b_simple, b_simple_precond, b_curvature (weighted by the curvature), b_current (batch size in use), "
     "trace_cov, grad_sq, resolved, efficiency, coherence (averaged cosine of successive gradients)",
@@ -25,7 +26,8 @@ GROUPS = {
     "update": "rel (lr times update norm over weight norm), grad_norm, cos_gu, clip_frac",
     "sam": "rho, rho_realised, active, loss_gap, curvature, stability, cos, grad_norm, skipped",
     "ctl": "events (the decision table), lr_factor (on the schedule), lr_factor_would_be and lr_would_be (in shadow "
-    "mode), pace (the relative step that auto_lr aims at), lost (updates that became none); at the end: decisions, rewinds",
+    "mode), pace (the relative step that auto_lr aims at), lost (updates that became none); at the end: "
+    "decisions, rewinds",
     "budget": "ge (gradient evaluations so far), probe_frac, allowed, probe_ms",
     "probe": "age_<probe>: steps since the probe last ran",
     "landscape": "slices, paths and other pictures of the loss",
@@ -39,7 +41,8 @@ GROUPS = {
 
 PLANNED = frozenset({
     "edge/batch_sharpness", "curv/lambda_max_precond", "curv/trace", "noise/b_simple_precond", "train/acc",
-    "update/cos_gu", "update/clip_frac", "sam/active", "summary/robust_ok", "summary/max_edge_ratio", "summary/probe_frac",
+    "update/cos_gu", "update/clip_frac", "sam/active", "summary/robust_ok", "summary/max_edge_ratio",
+    "summary/probe_frac",
 })  # fmt: skip
 """Keys whose name is settled and that no run writes so far."""
 

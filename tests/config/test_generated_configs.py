@@ -27,10 +27,9 @@ from hypothesis import strategies as st
 from optland.cli.commands import resolve
 from optland.cli.recipes import Recipe
 from optland.config import UserError, load
-from optland.control.policies import POLICIES
 from optland.log import LoggerGroup
 from optland.optim import available
-from optland.train import Pilot
+from optland.pilot import POLICIES, Pilot
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -179,7 +178,7 @@ def set_up(subject: Subject, text: str, folder: Path) -> None:
     subject.module.main(config)
 
 
-def stop(self: Pilot, loader: Any) -> Iterator[Any]:
+def stop(self: Pilot, loader: Any, epochs: int | None = None) -> Iterator[Any]:
     raise Ready
 
 

@@ -16,7 +16,8 @@ from optland.landscape import connect, line, random_direction, worst_sharpness
 from optland.objective import Objective
 from optland.optim import ASAM, SAM, LookSAM
 from optland.optim.saddle import CubicNewton, NegativeCurvature, PerturbedGradient, SaddleFreeNewton
-from optland.train import BatchLoader, Pilot
+from optland.pilot import Pilot
+from optland.train import BatchLoader
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 

@@ -25,7 +25,8 @@ from optland.train import BatchLoader
 # What every run under SAM, auto_lr and noise_batch must show, and what it shows where the probe is asked for.
 PANELS = {
     "lr/user", "lr/applied", "lr/binding", "ctl/pace",
-    "noise/coherence", "noise/b_simple", "noise/b_current", "noise/trace_cov", "noise/grad_sq", "noise/resolved", "noise/efficiency",
+    "noise/coherence", "noise/b_simple", "noise/b_current", "noise/trace_cov", "noise/grad_sq", "noise/resolved",
+    "noise/efficiency",
     "train/loss", "train/loss_ema",
     "update/rel", "update/grad_norm", "sam/rho", "sam/rho_realised", "sam/loss_gap", "sam/curvature", "sam/stability",
     "budget/ge", "budget/probe_frac", "budget/allowed", "budget/probe_ms", "probe/age_noise",

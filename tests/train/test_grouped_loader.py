@@ -18,7 +18,8 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset,
 from optland.batches import join, split
 from optland.context import rng_state
 from optland.optim import SAM
-from optland.train import GroupedLoader, Pilot, PrecisionConfig
+from optland.pilot import Pilot
+from optland.train import GroupedLoader, PrecisionConfig
 
 
 class Noisy(Dataset[Any]):
