@@ -1,0 +1,60 @@
+"""The tests behind decisions, against SciPy and against series whose law is known."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from scipy import stats
+
+from optland.statistics import mean_interval, robust_z, slope_t, step_noise, t_quantile, trend_z
+
+
+@pytest.mark.parametrize("p", [0.05, 0.95, 0.975])
+@pytest.mark.parametrize("df", [7, 20, 85])
+def test_t_quantile_against_scipy(p: float, df: int) -> None:
+    assert t_quantile(p, df) == pytest.approx(stats.t.ppf(p, df), rel=2e-3)
+
+
+def test_slope_against_scipy() -> None:
+    draw = random.Random(0)
+    values = [1.0 - 0.01 * k + draw.gauss(0, 0.1) for k in range(60)]
+    slope, t, bound = slope_t(values)
+    peer = stats.linregress(range(60), values)
+    assert slope == pytest.approx(peer.slope, rel=1e-10)
+    assert t == pytest.approx(peer.slope / peer.stderr, rel=1e-10)
+    assert bound == pytest.approx(stats.t.ppf(0.05, 58), rel=2e-3)
+
+
+def test_mean_interval_covers_the_mean_of_a_correlated_series() -> None:
+    """An AR(1) series: the interval that takes its samples as independent would cover in 60 % of cases."""
+    draw, covered = random.Random(1), 0
+    for _ in range(300):
+        x, series = 0.0, []
+        for _ in range(400):
+            x = 0.7 * x + draw.gauss(0, 1)
+            series.append(x)
+        mean, half = mean_interval(series)
+        covered += abs(mean) <= half
+    assert covered / 300 > 0.85
+
+
+def test_robust_z_ignores_an_outlier_in_the_past() -> None:
+    calm = [0.1 * (k % 7) for k in range(70)]
+    assert robust_z(3.0, [*calm, 1e9], least=1e-3) == pytest.approx(robust_z(3.0, calm, least=1e-3), rel=0.2)
+
+
+def test_step_noise_is_that_of_one_value_whatever_the_drift() -> None:
+    """White noise of 0.3 on a slope: the median of |x_k - x_(k-1)| is 0.3 sqrt(2) 0.6745 for a drift well below it."""
+    draw = random.Random(2)
+    for drift in (0.0, 0.03, -0.03):
+        values = [drift * k + draw.gauss(0.0, 0.3) for k in range(4000)]
+        assert step_noise(values) == pytest.approx(0.3, rel=0.06)
+    assert step_noise([*values, 1e9]) == pytest.approx(step_noise(values), rel=0.01)
+
+
+def test_trend_z_judges_against_the_recent_median() -> None:
+    """A series that has fallen from 100 to 60: the median of its last 16 values is 60.75 for a fall of 0.1."""
+    falling = [100.0 - 0.1 * k for k in range(400)]
+    assert trend_z(62.85, falling, least=0.5) == pytest.approx((62.85 - 60.85) / 0.5, rel=1e-9)
+    assert robust_z(62.85, falling, least=0.5) < -1
