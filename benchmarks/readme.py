@@ -17,6 +17,7 @@ from readme_control import batch_table, control_edge_table, control_report_table
 
 from optland.optim import CARDS
 from optland.optim.conformance.finding import KINDS
+from optland.pilot.cards import policy_table
 
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
@@ -366,7 +367,7 @@ TABLES = {
 
 def filled(text: str) -> str:
     """The README with every marked table made anew."""
-    tables = {"methods": methods_table(), "probes": probes_table()}
+    tables = {"methods": methods_table(), "policies": policy_table(), "probes": probes_table()}
     for name, make in TABLES.items():
         path = ROOT / "benchmarks" / "results" / f"{name}.json"
         if path.exists() or f"<!-- begin {name} -->" in text:  # else not measured, and not spoken of
