@@ -26,9 +26,9 @@ from typing import Any
 import torch
 from control_tasks import TASKS, Problem, prepare
 from kept import SCRATCH, Kept
+from optland.control import NoiseBatch
 from torch import Tensor, nn
 
-from optland.control import NoiseBatch
 from optland.train import BatchLoader, Pilot, seed_everything
 
 RESULT = Path(__file__).resolve().parent / "results" / "batch.json"

@@ -43,11 +43,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import control_new_tasks  # noqa: F401 - adds its tasks
 import torch
 from control_ablations import METHODS
+from control_peers import PEERS
 from control_published import PUBLISHED
 from control_runs import Cell, run
-from control_new_tasks import NEW_TASKS
 from control_tasks import TASKS
 from kept import Kept
 from rich.console import Console
@@ -57,8 +58,8 @@ from rich.table import Table
 RESULTS = Path(__file__).resolve().parent / "results"
 TUNE_SEEDS, REPORT_SEEDS = (0, 1, 2), (10, 11, 12, 13, 14)
 SAM_TASKS = {"digits_cnn", "mnist1d_cnn", "fashion_cnn", "digits_deep_mlp"}
-LR_FREE = ("plateau", "prodigy", "schedule_free", "momo", "halving")
-OWN_OPTIMIZER = ("prodigy", "schedule_free")  # one run serves both optimizers of a task
+LR_FREE = ("plateau", "greedy_lr", "prodigy", "dog", "schedule_free", "momo", "halving")
+OWN_OPTIMIZER = ("prodigy", "dog", "schedule_free")  # one run serves both optimizers of a task
 ABLATIONS = (
     "no probe",
     "critical-step ceiling",
@@ -69,6 +70,7 @@ ABLATIONS = (
 )
 GUARDS = ("no guard", "halving without rewind")
 METHODS.update(PUBLISHED)
+METHODS.update(PEERS)
 ABLATION_TASKS = {"development": ("mnist1d_cnn", "mnist1d_mlp"), "report": ("digits_deep_mlp", "text_gpt")}
 PARTS = ("main", "pace", "user", "safe", "ablation", "published")
 

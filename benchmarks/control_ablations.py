@@ -8,8 +8,8 @@ from typing import Any
 
 from control_runs import METHODS, PROBE_BUDGET, Cell, Setup, finish, piloted, train_some
 from control_tasks import TASKS, Problem, prepare
-
 from optland.control import AutoLR
+
 from optland.train import Pilot, seed_everything
 
 __all__ = ["METHODS"]

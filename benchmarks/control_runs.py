@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 from control_tasks import TASKS, Problem, prepare
+from optland.control import AutoLR, SafeLR
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 
-from optland.control import AutoLR, SafeLR
 from optland.optim import SAM
 from optland.train import BatchLoader, Pilot, seed_everything
 
@@ -72,7 +72,7 @@ class Setup:
     optimizer: Optimizer
     pilot: Pilot | None = None
     scheduler: Any = None
-    plateau: ReduceLROnPlateau | None = None
+    plateau: Any = None  # has step(loss); a ReduceLROnPlateau at the end of an epoch
     samples: int = 0  # of the run; fewer where probes take their share
     schedule: str | None = None  # by progress, made once the loader is there
     spent: float = 0.0  # gradient evaluations of a search before the run
@@ -233,7 +233,7 @@ def train_some(cell: Cell, problem: Problem, setup: Setup) -> tuple[list[float],
         ge += len(data[0]) * float(getattr(optimizer, "last_evaluations", 1))
         if scheduler is not None:
             scheduler.step()
-        if setup.plateau is not None and loader.at_epoch_end:
+        if setup.plateau is not None and (loader.at_epoch_end or hasattr(setup.plateau, "every_step")):
             setup.plateau.step(sum(losses[-10:]) / len(losses[-10:]))
         if pilot is not None:
             pilot.after_step(data, loss)
