@@ -31,5 +31,6 @@ def say_clipped(limit: float, step: int) -> None:
     warnings.warn(
         f"gradients come to the step clipped to a norm of {limit:.3g} (seen up to update {step}), which hides spikes: "
         "policies that read the gradient's norm go by the loss; let the pilot's `clip` cut them to have both",
+        RuntimeWarning,
         stacklevel=5,
     )
