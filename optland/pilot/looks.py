@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from optland.context import notes_of
 from optland.pilot.budget import Budget
 from optland.pilot.history import History
 from optland.pilot.host import Host
@@ -145,6 +146,7 @@ class Looks:
             "probes": {p.name: p.state_dict() for p in self.probes},
             "last": dict(self.last),
             "seconds": self.seconds,
+            "verdicts": notes_of(self.host.model).state_dict(),  # comparisons that are paid for
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -153,6 +155,7 @@ class Looks:
         for probe in self.probes:
             probe.load_state_dict(state["probes"][probe.name])
         self.last, self.seconds = dict(state["last"]), state["seconds"]
+        notes_of(self.host.model).load_state_dict(state["verdicts"])
 
 
 def _in_words(error: Exception) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from optland.context import notes_of
 from optland.curvature import SpectrumTracker, Tracked, hessian
 from optland.failpoints import reach
 from optland.objective import Objective
@@ -40,7 +39,7 @@ class CurvatureProbe(Probe):
         self.batch: Any = None
         self.tracker = self._tracker()
         self._objective: Objective | None = None
-        self._verdicts: dict[str, Any] | None = None
+        self._names: list[str] = []  # of the parameters that the spectrum is of
 
     def _tracker(self) -> SpectrumTracker:
         # Jumps are audited with the probe that follows, so that what a probe declares is what it can cost.
@@ -49,34 +48,38 @@ class CurvatureProbe(Probe):
         )
 
     def see(self, host: Host) -> None:
-        """Keep the first samples of the first batch: one fixed set makes a series comparable.
-
-        Where layers were frozen or unfrozen since, it is another spectrum, and the search starts anew.
-        """
+        """Keep the first samples of the first batch: one fixed set makes a series comparable."""
         if self.batch is None:
             self.batch = host.some(host.batch, SAMPLES)
-        if self._verdicts is not None:  # what was compared before a resume is not paid for again
-            notes_of(host.model).load_state_dict(self._verdicts)
-            self._verdicts = None
-        present = [id(p) for p in host.model.parameters() if p.requires_grad]
-        if self._objective is not None:
-            if present == [id(p) for p in self._objective.params]:
-                return
+
+    def _on_the_set(self, host: Host) -> Objective | None:
+        """The loss on the probe set; where layers were frozen or unfrozen it is another spectrum, sought anew."""
+        if self.batch is None:
+            return None
+        present = {name: p for name, p in host.model.named_parameters() if p.requires_grad}
+        known = [] if self._objective is None else self._objective.params
+        if len(known) == len(present) and all(p is q for p, q in zip(known, present.values(), strict=True)):
+            return self._objective
+        if self._names not in ([], list(present)):
             self.tracker = self._tracker()
+        self._names = list(present)
         self._objective = Objective(
             host.model, host.loss_fn, [self.batch], data="probe set", seed=self.seed,
             num_samples=host.count(self.batch),
         )  # fmt: skip
+        return self._objective
 
     def cost(self, host: Host) -> float:
         """Up to eight products; one whose audit is due declares both of its runs."""
-        return math.inf if self._objective is None else self.tracker.next_cost(self._objective)
+        objective = self._on_the_set(host)
+        return math.inf if objective is None else self.tracker.next_cost(objective)
 
     def measure(self, host: Host) -> list[Signal]:
         """Extreme eigenvalues with their residuals and whether they converged."""
-        if self._objective is None:
+        objective = self._on_the_set(host)
+        if objective is None:
             raise RuntimeError("the probe set is not known yet; call see(host) first")
-        with hessian(self._objective) as H:
+        with hessian(objective) as H:
             reach("probe.curvature")
             found = self.tracker.probe(H)
         self.spent = found.cost_ge
@@ -84,18 +87,12 @@ class CurvatureProbe(Probe):
 
     def state_dict(self) -> dict[str, Any]:
         """Warm starts, audits and the probe set."""
-        known = self._objective
-        return {
-            "batch": self.batch,
-            "tracker": self.tracker.state_dict(),
-            "verdicts": None if known is None else notes_of(known.model).state_dict(),
-        }
+        return {"batch": self.batch, "names": list(self._names), "tracker": self.tracker.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue where :meth:`state_dict` was taken."""
-        self.batch, self._verdicts = state["batch"], state["verdicts"]
+        self.batch, self._names, self._objective = state["batch"], list(state["names"]), None
         self.tracker.load_state_dict(state["tracker"])
-        self._objective = None
 
 
 def _signals(found: Tracked, step: int) -> list[Signal]:

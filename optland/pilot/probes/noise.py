@@ -106,10 +106,19 @@ class CurvatureNoiseProbe(_NoiseScale):
     yields = frozenset({"noise/b_curvature"})
     weight = 2.0
 
+    def __init__(self, seed: int = 0) -> None:
+        super().__init__(seed)
+        self.each = math.inf  # cost per sample
+
+    def see(self, host: Host) -> None:
+        """What a look at a batch like this one costs; less once its second derivatives have been compared."""
+        objective = self._parted(host)
+        if objective is not None:
+            self.each = declared_cost(objective, parts=1) / objective.num_samples
+
     def cost(self, host: Host) -> float:
         """Four products with the Hessian of the batch, and its gradient."""
-        objective = None if host.batch is None else self._parted(host)
-        return math.inf if objective is None else declared_cost(objective, parts=1)
+        return self.each * host.batch_size
 
     def measure(self, host: Host) -> list[Signal]:
         """As :class:`NoiseProbe`, with each gradient weighed by a product with the Hessian of other samples."""
@@ -122,3 +131,12 @@ class CurvatureNoiseProbe(_NoiseScale):
         unit = abs(top.value) / objective.num_samples + abs(bottom.value)
         self.scale.update(top.value, bottom.value, unit, (top.error, bottom.error))
         return [self._ratio("noise/b_curvature", step)]
+
+    def state_dict(self) -> dict[str, Any]:
+        """The averages, and the cost."""
+        return {**super().state_dict(), "each": self.each}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue where :meth:`state_dict` was taken."""
+        super().load_state_dict(state)
+        self.each = state["each"]
