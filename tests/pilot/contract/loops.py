@@ -147,6 +147,7 @@ class Run:
     Attributes:
         trained: Samples times backward passes, counted here.
         losses: Of the updates.
+        sizes: Of their batches.
     """
 
     def __init__(
@@ -167,7 +168,7 @@ class Run:
         self.optimizers: list[Any] = made if isinstance(made, list) else [made]
         self.scaler = torch.amp.GradScaler("cpu", init_scale=16.0, enabled=form == "scaled")
         self.loader = Loader()
-        self.trained, self.losses = 0.0, list[float]()
+        self.trained, self.losses, self.sizes = 0.0, list[float](), list[int]()
         self.meter = Meter()
         self.pilot: Pilot | None = None
         if policies is not None:
@@ -192,6 +193,7 @@ class Run:
     def update(self) -> None:
         """One update, in the form of this run."""
         batch = next(self.batches)
+        self.sizes.append(len(batch[0]))
         half = len(batch[0]) // 2
         pieces = [batch]
         if self.form == "accumulated":
@@ -222,7 +224,9 @@ class Run:
         (first, *_) = self.optimizers
         loss = torch.zeros(())
         if hasattr(first, "passes"):
-            for number in first.passes(loss_scale=self.scaler.get_scale() if self.scaler.is_enabled() else None):
+            for number in first.passes(
+                loss_scale=self.scaler.get_scale() if self.scaler.is_enabled() else None
+            ):
                 found = self.gradient(pieces)
                 loss = found if number == 0 else loss
             self._poison()

@@ -8,9 +8,12 @@ import pytest
 from pilot.contract.loops import BATCH, FORMS, OPTIMIZERS, Run, can_run
 from tiers import slow
 
-from optland.pilot import POLICIES, AutoLR, History, NoiseBatch, Pilot, Plateau, Policy, Proposal
+from optland.pilot import POLICIES, AutoLR, NoiseBatch, Plateau, Policy, Probe, Proposal
 
 pytestmark = pytest.mark.filterwarnings("ignore:the gradient of update:RuntimeWarning")
+
+LOOK = BATCH / 3
+"""Cost of the first look at ``loss_fn``, a forward pass."""
 
 MODES = ("monitor", "shadow", "control")
 
@@ -47,24 +50,34 @@ def policies(name: str) -> list[Any]:
     return [OWN[name]() if name in OWN else name]
 
 
-def paid_by_the_share(pilot: Pilot, trained: float, name: str) -> bool:
-    """Whether all runs of a probe so far, and a further one, fit its share of the budget without the advance."""
-    budget = pilot.budget
-    return budget.spent[name] <= budget.fraction * budget.shares[name] * trained
-
-
 class Watch:
     """Holds the promises against what is counted here, update by update."""
 
     def __init__(self, run: Run) -> None:
         assert run.pilot is not None
         self.run, self.pilot = run, run.pilot
-        self.paid: dict[str, tuple[int, bool]] = {}  # when a probe last ran, and whether its share had paid for it
+        self.paid: dict[str, bool] = {}
+        """Whether the share of a probe alone had paid for all its runs when it ran last."""
 
     def update(self) -> None:
+        before = self.run.trained
+        room = {probe.name for probe in self.read() if self.has_room(probe, before)}
         self.run.update()
         self.cost()
-        self.ages()
+        self.ages(room, before)
+
+    def read(self) -> list[Probe]:
+        """The probes that a policy reads."""
+        return [p for p in self.pilot.looks.probes if p.yields & self.pilot.controls.reads]
+
+    def paid_for(self, probe: Probe, trained: float) -> float:
+        """The part of the budget that a probe may have used by now, the first look at ``loss_fn`` paid."""
+        budget = self.pilot.budget
+        return budget.shares[probe.name] * (budget.fraction * trained - LOOK)
+
+    def has_room(self, probe: Probe, trained: float) -> bool:
+        spent = self.pilot.budget.spent[probe.name] + probe.cost(self.pilot.host)
+        return 1.001 * spent < self.paid_for(probe, trained)
 
     def cost(self) -> None:
         budget, trained = self.pilot.budget, self.run.trained
@@ -73,30 +86,26 @@ class Watch:
         assert budget.train_ge == pytest.approx(trained, rel=1e-12), at
         assert spent <= 1.01 * f * trained + budget.advance, at
         # What the module says more exactly: the advance is spread, and is not on top. loss_fn is tried once besides.
-        first = BATCH / 3
-        assert spent - first <= 1.01 * max(f, 0.25) * trained, at
-        assert self.run.meter.evaluations <= spent * 1.0001 + 1e-6, f"{at}; the calls cost {self.run.meter.evaluations}"
+        assert spent - LOOK <= 1.01 * max(f, 0.25) * trained, at
+        assert self.run.meter.evaluations <= spent * 1.0001 + 1e-6, (
+            f"{at}; the calls cost {self.run.meter.evaluations}"
+        )
 
-    def ages(self) -> None:
-        """No value that is read is older than twice the interval, once a probe is paid by its share alone."""
-        pilot, reads = self.pilot, self.pilot.controls.reads
-        intervals = pilot.looks.intervals()
-        for probe in pilot.looks.probes:
-            if not probe.yields & reads:
-                continue
+    def ages(self, room: set[str], before: float) -> None:
+        """What is read is as fresh as the budget lets it be, and no older than twice the interval once it is paid for."""
+        pilot, intervals = self.pilot, self.pilot.looks.intervals()
+        last = self.run.sizes[-1]
+        for probe in self.read():
             ran = pilot.looks.last.get(probe.name)
             if ran == pilot.step:
-                self.paid[probe.name] = ran, paid_by_the_share(pilot, self.run.trained, probe.name)
-            before, paid = self.paid.get(probe.name, (0, False))
-            room = pilot.budget.spent[probe.name] + probe.cost(pilot.host) <= (
-                pilot.budget.fraction * pilot.budget.shares[probe.name] * self.run.trained
-            )
-            if not (paid or room):
-                continue
-            # One update more than that: a smaller batch is not probed.
-            assert pilot.step - before <= 2 * intervals[probe.name] + 1, (
-                f"{probe.name} ran last at {before}, now {pilot.step}"
-            )
+                self.paid[probe.name] = pilot.budget.spent[probe.name] <= self.paid_for(probe, before)
+            age = pilot.step - (ran or 0)
+            if probe.name in room and last == max(self.run.sizes[-3:]):  # a smaller batch is not probed
+                assert age < probe.every + 1, f"{probe.name} has room at {pilot.step} and ran last at {ran}"
+            if self.paid.get(probe.name):
+                assert age <= 2 * intervals[probe.name] + 1, (
+                    f"{probe.name} ran last at {ran}, now {pilot.step}"
+                )
 
 
 def every_cell() -> list[tuple[str, str, str, str, float]]:
@@ -138,4 +147,6 @@ def test_the_budget_is_kept_at_every_update(
     for _ in range(run.updates):
         watch.update()
     assert run.pilot is not None
+    if run.pilot.progress.total_steps is not None:
+        assert run.pilot.budget.probe_ge <= 1.01 * budget * run.trained + LOOK, "the advance is not paid back"
     assert run.pilot.lost == (len(run.poisoned) if form == "scaled" else 0)

@@ -1,0 +1,141 @@
+"""Looking changes nothing, names are their objects, and a killed run goes on: bit for bit, for every kind of run."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import pytest
+from pilot.contract.loops import FORMS, OPTIMIZERS, Run, can_run, differences
+from pilot.contract.test_budget import OWN, policies
+from tiers import slow
+
+from optland.pilot import POLICIES, Plateau, SpikeGuard
+
+pytestmark = pytest.mark.filterwarnings("ignore:the gradient of update:RuntimeWarning")
+
+UPDATES = 42
+
+
+@cache
+def without(optimizer: str, form: str) -> dict[str, Any]:
+    """The run that nobody looks at."""
+    return Run(optimizer, form, updates=UPDATES).train().bits()
+
+
+def looking_cells() -> list[tuple[str, str, str, str]]:
+    return [
+        (mode, policy, optimizer, form)
+        for mode in ("off", "monitor", "shadow")
+        for policy in ([*POLICIES, *OWN] if mode == "shadow" else ["auto_lr"])
+        for optimizer in OPTIMIZERS
+        for form in FORMS
+        if can_run(optimizer, form)
+    ]
+
+
+LOOKING = [
+    ("off", "auto_lr", "sgd", "plain"),
+    ("monitor", "auto_lr", "adamw", "accumulated"),
+    ("monitor", "auto_lr", "sam", "plain"),
+    ("monitor", "auto_lr", "muon", "scaled"),
+    ("shadow", "auto_lr", "sam_every", "scaled"),
+    ("shadow", "auto_lr", "muon", "plain"),
+    ("shadow", "safe_lr", "negative_curvature", "plain"),
+    ("shadow", "noise_batch", "looksam", "accumulated"),
+    ("shadow", "leaves", "adamw", "scaled"),
+    ("shadow", "spike_guard", "msam", "plain"),
+]
+
+
+@pytest.mark.parametrize(
+    ("mode", "policy", "optimizer", "form"),
+    [*LOOKING, *slow(*(cell for cell in looking_cells() if cell not in LOOKING))],
+)
+def test_a_run_that_is_looked_at_is_the_run_without(
+    mode: str, policy: str, optimizer: str, form: str
+) -> None:
+    expected = without(optimizer, form)
+    run = Run(optimizer, form, policies=policies(policy), mode=mode, budget=1.0, updates=UPDATES).train()
+    assert differences(expected, run.bits()) == []
+    assert run.pilot is not None
+    assert not any(d.taken for d in run.pilot.decisions)
+    if mode != "off":
+        seen = {"edge", "noise", "curvature"} if optimizer == "sam" else {"edge", "noise"}
+        assert seen <= set(run.pilot.looks.last)
+
+
+def acting_cells() -> list[tuple[str, str, str]]:
+    return [(p, o, f) for p in POLICIES for o in OPTIMIZERS for f in FORMS if can_run(o, f)]
+
+
+NAMED = [("auto_lr", "sgd", "plain"), ("auto_lr", "sam", "plain"), ("noise_batch", "sam", "accumulated"),
+         ("safe_lr", "adamw", "plain"), ("spike_guard", "sgd", "scaled")]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("policy", "optimizer", "form"),
+    [*NAMED, *slow(*(cell for cell in acting_cells() if cell not in NAMED))],
+)
+def test_a_name_is_its_object(policy: str, optimizer: str, form: str) -> None:
+    (bits, said), again = (
+        (run.train().bits(), [d.to_dict() for d in run.pilot.decisions] if run.pilot else [])
+        for p in (policy, POLICIES[policy]())
+        for run in [Run(optimizer, form, policies=[p], budget=0.3, updates=UPDATES)]
+    )
+    assert differences((bits, said), again) == []
+    if policy == "auto_lr":
+        assert differences(without(optimizer, form)["model"], bits["model"]) != [], (
+            "the policy does nothing here"
+        )
+
+
+BUSY: dict[str, Any] = {
+    "plateau, busy": lambda: Plateau(window=16),
+    "spike_guard, busy": lambda: SpikeGuard(z=0.1, many=1, within=5, persist=4),
+}
+"""With constants that make them act within a tiny run."""
+
+RESUMED = [("auto_lr", "adamw", "plain", 23), ("auto_lr", "sam", "scaled", 8), ("safe_lr", "muon", "accumulated", 17),
+           ("doubles", "sgd", "plain", 25), ("plateau, busy", "looksam", "plain", 30), ("leaves", "sgd", "plain", 31),
+           ("spike_guard, busy", "msam", "plain", 22), ("curvature_monitor", "negative_curvature", "plain", 37),
+           ("noise_batch, curvature", "sgd", "plain", 19)]  # fmt: skip
+
+
+def resumed_cells() -> list[tuple[str, str, str, int]]:
+    return [
+        (p, o, f, at)
+        for p in [*POLICIES, *OWN, *BUSY]
+        for o in OPTIMIZERS
+        for f in FORMS
+        for at in (1, 8, 26)
+        if can_run(o, f)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("policy", "optimizer", "form", "at"),
+    [*RESUMED, *slow(*(cell for cell in resumed_cells() if cell not in RESUMED))],
+)
+def test_a_run_that_was_killed_goes_on_as_if_it_had_not_been(
+    policy: str, optimizer: str, form: str, at: int
+) -> None:
+    def made() -> Run:
+        chosen = [BUSY[policy]()] if policy in BUSY else policies(policy)
+        return Run(optimizer, form, policies=chosen, budget=1.0, updates=UPDATES)
+
+    whole = made().train()
+    expected = whole.bits()
+    saved = (
+        made().train(at).saved()
+    )  # made() seeds the generators, so one run is over before the next is made
+    second = made().load(saved).train()
+    assert differences(expected, second.bits()) == []
+    assert whole.trained == second.trained
+    assert whole.pilot is not None
+    assert second.pilot is not None
+    kept, found = whole.pilot.state_dict(), second.pilot.state_dict()
+    for state in (kept, found):  # wall time is reported, and never decided on
+        state.pop("seconds")
+        state["looks"].pop("seconds")
+    assert differences(kept, found) == []
