@@ -26,10 +26,11 @@ from typing import Any
 import torch
 from control_tasks import TASKS, Problem, prepare
 from kept import SCRATCH, Kept
-from optland.control import NoiseBatch
 from torch import Tensor, nn
 
-from optland.train import BatchLoader, Pilot, seed_everything
+from optland.pilot import NoiseBatch, Pilot, Proposal
+from optland.pilot.history import Reader
+from optland.train import BatchLoader, seed_everything
 
 RESULT = Path(__file__).resolve().parent / "results" / "batch.json"
 SEEDS = (0, 1, 2, 3, 4)
@@ -85,13 +86,16 @@ def train(task: str, variant: str, seed: int) -> dict[str, Any]:
 class NormTest(NoiseBatch):
     """The published rule for comparison: B >= tr(Sigma) / (theta^2 |G|^2) at once (Byrd et al. 2012)."""
 
-    def propose(
-        self, scale: float | None, step: int, batch_size: int, dataset_size: int | None
-    ) -> tuple[int, str] | None:
-        limit = self.max_batch or (dataset_size or 0) // 8
-        if scale is None or scale <= THETA**2 * batch_size or batch_size >= limit:
-            return None
-        return min(math.ceil(scale / THETA**2), limit), "the norm test fails"
+    def decide(self, history: Reader) -> list[Proposal]:
+        found, size = history.new(self.signal), history.setting("batch_size")
+        limit = self.max_batch or (self.samples or 0) // 8
+        if found is None or size is None or not found.valid:
+            return []
+        if found.value <= THETA**2 * size or size >= limit:
+            return []
+        new = min(math.ceil(found.value / THETA**2), limit)
+        asked = [Proposal("batch_size", new, "the norm test fails", {self.signal: found.value})]
+        return asked + (self._co_scaled(history, new / size, size, found.value) if self.follows else [])
 
 
 class Position(nn.Module):
@@ -119,7 +123,7 @@ def track(seed: int, margin: float) -> dict[str, Any]:
     problem = Problem(model, [targets], loss_fn, lambda net: {}, 0.0)
     loader = BatchLoader(problem.train, 4, epochs=10_000, seed=seed)
     policy = NoiseBatch(margin=margin, max_batch=LARGEST, scale_lr=False)
-    pilot = Pilot(optimizer, model, loss_fn, policies=[policy], budget=5.0, total_samples=10**9, seed=seed)
+    pilot = Pilot(optimizer, model, loss_fn, policies=[policy], budget=1.0, total_samples=10**9, seed=seed)
     seen: list[tuple[int, float]] = []
     for batch in pilot.batches(loader):
         w = model.w.detach()

@@ -8,7 +8,7 @@
 Every run of a task has the same budget in gradient evaluations, probes counted (a forward is a third): a run with
 probes is shortened by all that they may cost. The tuned baseline is the same optimizer with 5 % warm-up and cosine, at
 the best of nine learning rates by clean validation over three seeds; five fresh seeds are reported for everything.
-``relative step`` is the plain rule without any probe, at its one constant.
+``relative_step`` is the plain rule ``AutoLR(tau=0.05)`` without any probe, at its one constant.
 
 =========  =========================================================================================================
 part       what is run

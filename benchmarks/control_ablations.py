@@ -6,69 +6,103 @@ import random
 from collections.abc import Callable
 from typing import Any
 
-from control_runs import METHODS, PROBE_BUDGET, Cell, Setup, finish, piloted, train_some
+from control_runs import METHODS, Cell, Setup, finish, train_some
 from control_tasks import TASKS, Problem, prepare
-from optland.control import AutoLR
+from torch import Tensor
 
-from optland.train import Pilot, seed_everything
+from optland.pilot import Pilot
+from optland.pilot.length import Lengths, Number
+from optland.pilot.measure import WeightsBefore
+from optland.train import seed_everything
 
 __all__ = ["METHODS"]
 
 SEARCH = 0.1  # share of the budget that successive halving spends before its final run
+RISE = 0.05  # share of a run over which the shape of auto_lr rises
 
 
-class Frozen(AutoLR):
-    """Takes the relative speed at the end of the warm-up for all that follows."""
+class OtherSpeeds(Lengths):
+    """Gives updates the length that they would have if their relative speed per unit of rate were another.
 
-    frozen: float | None = None
+    Args:
+        speed: The other speed, from the real one.
+    """
 
-    def step_size(self, relative_speed: float, shape: float) -> tuple[float, str]:
-        if self.frozen is None and self.rising and shape < self.last_shape:
-            self.frozen = relative_speed
-        self.rising, self.last_shape = shape >= self.last_shape, shape
-        return super().step_size(self.frozen or relative_speed, shape)
+    def __init__(self, speed: Callable[[float], float]) -> None:
+        super().__init__()
+        self.speed, self.trial = speed, 1.0
 
-    rising, last_shape = True, 0.0
+    def rescale(
+        self, before: WeightsBefore, target: float, trial: float, most: float
+    ) -> tuple[Number, Number, Number]:
+        self.trial = trial
+        return super().rescale(before, target, trial, most)
 
-
-class Recorded(AutoLR):
-    """Remembers every relative speed that it is shown."""
-
-    def step_size(self, relative_speed: float, shape: float) -> tuple[float, str]:
-        self.__dict__.setdefault("speeds", []).append(relative_speed)
-        return super().step_size(relative_speed, shape)
-
-
-class Replayed(AutoLR):
-    """Takes its relative speeds from a list instead of from the optimizer's moves."""
-
-    def step_size(self, relative_speed: float, shape: float) -> tuple[float, str]:
-        speeds = self.__dict__["speeds"]
-        if not relative_speed > 0:  # a dead net: nothing moved, whatever the list says
-            return super().step_size(relative_speed, shape)
-        return super().step_size(speeds.pop() if speeds else relative_speed, shape)
+    def _relative(self, before: WeightsBefore, moved: list[Tensor]) -> tuple[Number, Number]:
+        speed, relative = super()._relative(before, moved)
+        return self.trial * self.speed(float(speed) / self.trial), relative
 
 
-def _policy(kind: type[AutoLR], cell: Cell) -> AutoLR:
-    return kind(two_pass=cell.optimizer == "sam")
+def _with_speeds(setup: Setup, speed: Callable[[float], float]) -> Setup:
+    _pilot(setup).steering._lengths = OtherSpeeds(speed)
+    return setup
+
+
+def _frozen(cell: Cell, problem: Problem) -> Setup:
+    """The relative speed at the end of the warm-up for all that follows."""
+    setup = METHODS["auto_lr"](cell, problem)
+    pilot, held = _pilot(setup), []
+
+    def speed(real: float) -> float:
+        done = pilot.progress.at(pilot.step, pilot.host.batch_size)
+        if not held and done is not None and done >= RISE:
+            held.append(real)
+        return held[0] if held else real
+
+    return _with_speeds(setup, speed)
+
+
+def _shuffled(cell: Cell, problem: Problem) -> Setup:
+    """The relative speeds of a whole run of its own, in random order: tells whether their timing matters."""
+    seed_everything(cell.seed)
+    other = prepare(TASKS[cell.task], label_noise=cell.label_noise, seed=cell.seed)
+    speeds: list[float] = []
+
+    def record(real: float) -> float:
+        speeds.append(real)
+        return real
+
+    first = _with_speeds(METHODS["auto_lr"](cell, other), record)
+    train_some(cell, other, first)
+    _pilot(first).close()
+    random.Random(cell.seed).shuffle(speeds)
+
+    def replay(real: float) -> float:
+        # In a dead net nothing moved, whatever the list says.
+        return speeds.pop() if speeds and real > 0 else real
+
+    return _with_speeds(METHODS["auto_lr"](cell, problem), replay)
 
 
 def _without_guard(cell: Cell, problem: Problem) -> Setup:
     """No rewind, whatever the loss, the gradient or a layer says."""
     setup = METHODS["auto_lr"](cell, problem)
-    _pilot(setup).steering.rewound = lambda *_: None  # type: ignore[method-assign]
+    pilot = _pilot(setup)
+    pilot._rewind = lambda *_: None  # type: ignore[method-assign]
     return setup
 
 
 def _without_rewind(cell: Cell, problem: Problem) -> Setup:
     """Halves the pace on trouble, and goes on from where it is."""
     setup = METHODS["auto_lr"](cell, problem)
-    steering = _pilot(setup).steering
+    pilot = _pilot(setup)
+    trouble = pilot.trouble
 
-    def stay() -> dict[str, Any]:
-        return {"step": -1, "mark": steering.guard.mark()}
+    def stay(step: int, dead_for: int = 0) -> dict[str, Any]:
+        return {"step": step, "mark": trouble.guard.mark()}
 
-    steering.snapshots.rewind = stay  # type: ignore[method-assign]
+    trouble.snapshots.choose = stay  # type: ignore[method-assign]
+    trouble.snapshots.restore = lambda *_: None  # type: ignore[method-assign]
     return setup
 
 
@@ -76,20 +110,6 @@ def _pilot(setup: Setup) -> Pilot:
     if setup.pilot is None:
         raise RuntimeError("an ablation of auto_lr needs a pilot")
     return setup.pilot
-
-
-def _shuffled(cell: Cell, problem: Problem) -> Setup:
-    """The relative speeds of a whole run of its own, in random order: tells whether their timing matters."""
-    seed_everything(cell.seed)
-    other = prepare(TASKS[cell.task], label_noise=cell.label_noise, seed=cell.seed)
-    first = piloted(lambda c: _policy(Recorded, c), PROBE_BUDGET)(cell, other)
-    train_some(cell, other, first)
-    policy = _pilot(first).steering.policy
-    speeds = list(policy.__dict__["speeds"])
-    random.Random(cell.seed).shuffle(speeds)
-    replayed = _policy(Replayed, cell)
-    replayed.__dict__["speeds"] = speeds
-    return piloted(lambda c: replayed, PROBE_BUDGET)(cell, problem)
 
 
 def halving(cell: Cell, problem: Problem) -> Setup:
@@ -119,10 +139,6 @@ def _trial(cell: Cell, rate: float, samples: int) -> tuple[float, float]:
     setup.samples, setup.schedule = samples, None
     losses, ge = train_some(cell, problem, setup)
     return finish(losses, 0.25), ge
-
-
-def _frozen(cell: Cell, problem: Problem) -> Setup:
-    return piloted(lambda c: _policy(Frozen, c), PROBE_BUDGET)(cell, problem)
 
 
 ADDED: dict[str, Callable[[Cell, Problem], Setup]] = {

@@ -17,13 +17,16 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 
 from optland.optim import SAM
-from optland.train import BatchLoader, Pilot, seed_everything
+from optland.pilot import AutoLR, Pilot, SafeLR
+from optland.train import BatchLoader, seed_everything
 
 __all__ = ["METHODS", "OPTIMIZERS", "PROBE_BUDGET", "Cell", "Setup", "finish", "piloted", "run", "train_some"]
 
 PLAIN_PACE = 0.05
 PROBE_BUDGET = 0.05
 WARMUP = 0.05
+SHOWN = ("edge_monitor", "noise_monitor", "curvature_monitor")
+"""What lets every probe run in control mode, though no policy needs it."""
 
 
 @dataclass(frozen=True)
@@ -96,20 +99,23 @@ def piloted(
     policy: Callable[[Cell], Any],
     budget: float = PROBE_BUDGET,
     *,
+    shown: bool = False,
     schedule: str | None = None,
     end_at: float | None = None,
 ) -> Method:
     """A method of the pilot; the run is shortened by all that its probes may cost, so that totals are equal.
 
-    With ``end_at`` the pilot is told of the end at that share of the run, and nothing of its length before.
+    With ``shown`` all probes run, also those that the policy does not need. With ``end_at`` the pilot is told of the
+    end at that share of the run, and nothing of its length before.
     """
 
     def method(cell: Cell, problem: Problem) -> Setup:
         optimizer = OPTIMIZERS[cell.optimizer](cell, problem.model, cell.lr or 1e-3)
         samples = int(cell.samples / (1.0 + budget))
         pilot = Pilot(
-            optimizer, problem.model, problem.loss_fn, policies=[policy(cell)], budget=budget, seed=cell.seed,
-            total_samples=samples if end_at is None else None, open_ended=end_at is not None,
+            optimizer, problem.model, problem.loss_fn, policies=[policy(cell), *(SHOWN if shown else ())],
+            budget=budget, seed=cell.seed, total_samples=samples if end_at is None else None,
+            open_ended=end_at is not None, dataset_size=len(problem.train[0]),
         )  # fmt: skip
         called = None if end_at is None else int(end_at * samples)
         return Setup(optimizer, pilot, samples=samples, schedule=schedule, end_at=called)
@@ -144,18 +150,9 @@ def _momo(cell: Cell, problem: Problem) -> Setup:
     return Setup(kind(problem.model.parameters()), samples=cell.samples)
 
 
-def auto(**constants: Any) -> Callable[[Cell], AutoLR]:
-    """``auto_lr`` with other constants; without any, as users get it."""
-
-    def policy(cell: Cell) -> AutoLR:
-        return AutoLR(two_pass=cell.optimizer == "sam", **constants)
-
-    return policy
-
-
 METHODS: dict[str, Method] = {
     "tuned": _scheduled("cosine"),
-    "auto_lr": piloted(lambda cell: "auto_lr"),
+    "auto_lr": piloted(lambda cell: "auto_lr", shown=True),
     "relative_step": piloted(lambda cell: AutoLR(tau=PLAIN_PACE), 0.0),
     "safe_lr": piloted(lambda cell: SafeLR(), schedule="cosine"),
     "plateau": _plateau,
@@ -163,7 +160,7 @@ METHODS: dict[str, Method] = {
     "schedule_free": _schedule_free,
     "momo": _momo,
     "no probe": piloted(lambda cell: "auto_lr", 0.0),
-    "critical-step ceiling": piloted(auto(ceiling=1.0)),
+    "critical-step ceiling": piloted(lambda cell: AutoLR(ceiling=1.0)),
     "open-ended": piloted(lambda cell: "auto_lr", 0.0, end_at=0.8),
 }
 
@@ -220,7 +217,7 @@ def train_some(cell: Cell, problem: Problem, setup: Setup) -> tuple[list[float],
     ge = 0.0
     if hasattr(optimizer, "train"):
         optimizer.train()
-    for data in loader if pilot is None else pilot.batches(loader):
+    for data in loader:  # no policy here turns the batch
 
         def closure(data: Any = data) -> torch.Tensor:
             optimizer.zero_grad()
@@ -238,7 +235,7 @@ def train_some(cell: Cell, problem: Problem, setup: Setup) -> tuple[list[float],
         if pilot is not None:
             pilot.after_step(data, loss)
             if setup.end_at is not None and loader.samples_served >= setup.end_at:
-                pilot.decay(setup.samples - loader.samples_served)
+                pilot.decay(math.ceil((setup.samples - loader.samples_served) / batch))
                 setup.end_at = None
         if loader.samples_served >= setup.samples or (pilot is None and not math.isfinite(losses[-1])):
             break

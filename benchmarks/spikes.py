@@ -14,6 +14,7 @@ and no gradient. Those are counted apart. A finished run is a line in a scratch 
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import platform
@@ -27,7 +28,8 @@ from kept import SCRATCH, Kept
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from optland.train import BatchLoader, DataConfig, ModelConfig, Pilot, build_model, load_data
+from optland.pilot import Pilot
+from optland.train import BatchLoader, DataConfig, ModelConfig, build_model, load_data
 
 RESULT = Path(__file__).parent / "results" / "spikes.json"
 SEEDS = (0, 1, 2, 3, 4)
@@ -70,14 +72,12 @@ def run(task: str, base: str, seed: int, *, corrupt: bool, guard: bool, drop: bo
         cross_entropy,
         policies=["spike_guard"],
         mode="control" if guard else "off",
-        total_samples=steps * size,
         budget=0.0,
     )
     chosen = sorted(random.Random(seed).sample(range(FIRST, steps + 1), CORRUPT))
     bad = chosen if corrupt else []
-    generator, through = torch.Generator().manual_seed(seed), []
-    for batch in pilot.batches(loader):
-        at = pilot.step + 1
+    generator, through, skipped = torch.Generator().manual_seed(seed), [], []
+    for at, batch in enumerate(itertools.islice(loader, steps), start=1):
         seen = corrupted(batch, KINDS[bad.index(at) % 3], generator) if at in bad else batch
         optimizer.zero_grad()
         loss = cross_entropy(model, seen)
@@ -87,12 +87,12 @@ def run(task: str, base: str, seed: int, *, corrupt: bool, guard: bool, drop: bo
         scheduler.step()
         if at in bad and float(loss.detach()) == 0.0:
             through.append(at)
+        lost = pilot.lost
         pilot.after_step(seen, loss)
-        if pilot.step == steps:
-            break
+        if pilot.lost > lost:
+            skipped.append(at)
     with torch.no_grad():
         losses = [float(cross_entropy(model, pair)) for pair in ((x, data.train_y), (val, data.val_y))]
-    skipped = [d.step for d in pilot.decisions if d.actuator == "skip" and d.taken]
     return {
         "train_loss": losses[0] if math.isfinite(losses[0]) else None,
         "val_loss": losses[1] if math.isfinite(losses[1]) else None,
@@ -100,7 +100,7 @@ def run(task: str, base: str, seed: int, *, corrupt: bool, guard: bool, drop: bo
         "corrupt_harmless": len(set(through) - set(skipped)),
         "clean_skipped": len(set(skipped) - set(bad)),
         "cuts": sum(d.actuator == "lr_factor" and d.new < d.old for d in pilot.decisions),
-        "rewinds": sum(d.actuator in ("rewind", "rollback") for d in pilot.decisions),
+        "rewinds": sum(d.actuator == "rewind" for d in pilot.decisions),
     }
 
 
