@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from control_tasks import TASKS, Problem, prepare
-from optland.control import AutoLR, SafeLR
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
