@@ -131,6 +131,21 @@ class RatioEMA:
         first, second = (math.sqrt(v) for v in self._variances)
         return value * math.hypot(first / self._numerator, second / self._denominator)
 
+    @property
+    def least(self) -> float:
+        """Lower end of the ratio's interval of one standard error, by Fieller; NaN where that is not known.
+
+        It holds where the denominator is known to a factor only, as the first order does not: the smaller r of
+        (a - r b)^2 = v_a + r^2 v_b.
+        """
+        if self.value is None:
+            return math.nan
+        a, b, (va, vb) = self._numerator, self._denominator, self._variances
+        if a * a <= va:
+            return 0.0
+        root = math.sqrt(max(a * a * vb + b * b * va - va * vb, 0.0))
+        return (a * a - va) / (a * b + root)
+
     def state_dict(self) -> dict[str, Any]:
         """Plain numbers for the checkpoint."""
         return {

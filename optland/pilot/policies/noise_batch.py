@@ -98,10 +98,10 @@ class NoiseBatch(Policy):
     def decide(self, history: Reader) -> list[Proposal]:
         """After a probe of the noise: a doubling, where it is due."""
         found, size = history.new(self.signal), history.setting("batch_size")
-        if found is None or size is None:
+        if found is None or size is None or not found.valid:
             return []
         least = found.value - (found.error if math.isfinite(found.error) else 0.0)
-        if not found.valid or least <= self.margin * size:
+        if least <= self.margin * size:
             self.votes = 0
             return []
         self.votes += 1

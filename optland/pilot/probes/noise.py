@@ -43,7 +43,7 @@ class _NoiseScale(Probe):
         value = self.scale.value
         if value is None:
             return Signal(name, math.nan, step, valid=False, why="unresolved")
-        return Signal(name, value, step, self.scale.error)
+        return Signal(name, value, step, value - self.scale.least)
 
     def state_dict(self) -> dict[str, Any]:
         """The averages."""
