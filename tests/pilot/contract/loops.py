@@ -1,4 +1,4 @@
-"""Tiny runs of every kind, and what is counted of them from outside: optimizers, forms of the loop, with and without a pilot.
+"""Tiny runs of every kind, and what is counted of them from outside: optimizers, forms of the loop, pilots.
 
 Batches are made from their number, so that a resumed run goes on anywhere without a loader's state.
 """
@@ -112,7 +112,7 @@ def can_run(optimizer: str, form: str) -> bool:
 
 
 class Meter:
-    """The pilot's loss function, with what its calls cost at least: a forward pass a third, with a backward pass one."""
+    """The pilot's loss function, with what its calls cost at least: a forward pass a third, a backward pass two."""
 
     def __init__(self) -> None:
         self.evaluations = 0.0

@@ -92,7 +92,7 @@ class Watch:
         )
 
     def ages(self, room: set[str], before: float) -> None:
-        """What is read is as fresh as the budget lets it be, and no older than twice the interval once it is paid for."""
+        """What is read is as fresh as the budget lets it be; once it is paid for, no older than twice the interval."""
         pilot, intervals = self.pilot, self.pilot.looks.intervals()
         last = self.run.sizes[-1]
         for probe in self.read():
