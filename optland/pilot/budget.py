@@ -80,8 +80,11 @@ class Budget:
 
     @property
     def advance(self) -> float:
-        """A: what may be spent ahead of f T, in gradient evaluations; known once a probe has declared its cost."""
-        return sum(self.advances.values())
+        """What may be spent ahead of f T, in gradient evaluations: all A_p, and the first look at ``loss_fn``.
+
+        The A_p are known once the probes have declared their costs.
+        """
+        return sum(self.advances.values()) + self.elsewhere
 
     def allowance(self, probe: str) -> float:
         """What ``probe`` may have spent in total by now."""

@@ -60,11 +60,12 @@ class Watch:
         """Whether the share of a probe alone had paid for all its runs when it ran last."""
 
     def update(self) -> None:
-        before = self.run.trained
+        before, step = self.run.trained, self.pilot.step
         room = {probe.name for probe in self.read() if self.has_room(probe, before)}
         self.run.update()
         self.cost()
-        self.ages(room, before)
+        if self.pilot.step > step:
+            self.ages(room, before)
 
     def read(self) -> list[Probe]:
         """The probes that a policy reads."""
