@@ -227,7 +227,10 @@ class Pilot:
         if made:
             self._count(batch, samples * host.ranks.size, loss)
         self._write(loss)
-        host.before.forget()
+        if self.steering.needs_weights_before() or any(p.along_update for p in self.looks.probes):
+            host.before.forget()
+        else:
+            host.before.release()
         if self._acts:
             self.trouble.buffers.refresh()
         self._ended = time.perf_counter()

@@ -144,6 +144,7 @@ class SpectrumTracker:
         max_products: Most products of one run; an audited probe has two runs.
         max_basis: Most vectors of the basis.
         seed: Seed of every random vector; probe n uses seeds that depend on n alone.
+        store: Device whose memory the eigenvectors wait in from one probe to the next; None leaves them where they are.
 
     Raises:
         ValueError: ``audit_every`` is not positive, or ``audit_jumps`` is unknown.
@@ -171,6 +172,7 @@ class SpectrumTracker:
         max_products: int = 40,
         max_basis: int | None = None,
         seed: int = 0,
+        store: torch.device | str | None = None,
     ) -> None:
         if audit_every < 1:
             raise ValueError(f"audit_every={audit_every} must be at least 1; 1 audits every probe")
@@ -180,7 +182,7 @@ class SpectrumTracker:
         self.audit_jumps = audit_jumps
         self.stop: Stop = stop
         self.audit_every, self.admixture, self.seed = audit_every, admixture, seed
-        self.max_products, self.max_basis = max_products, max_basis
+        self.max_products, self.max_basis, self.store = max_products, max_basis, store
         self.num_probes = 0
         self.num_products = 0
         self.num_audits = 0
@@ -234,12 +236,17 @@ class SpectrumTracker:
             ends=self.ends,
             tol=self.tol,
             stop=self.stop,
-            start=None if cold else self._kept,
+            start=None if cold else self._starts(H),
             admixture=self.admixture,
             max_products=self.max_products,
             max_basis=self.max_basis,
             seed=self.seed + SEED_STRIDE * self.num_probes + cold,
         )
+
+    def _starts(self, H: CurvatureOperator) -> list[list[Tensor]]:
+        """The last eigenvectors, where the weights are."""
+        params = H.objective.params
+        return [[v.to(p.device) for v, p in zip(y, params, strict=True)] for y in self._kept]
 
     def _reason(self, warm: Spectrum | None) -> str:
         """Why this probe is audited; empty when it is not."""
@@ -303,7 +310,8 @@ class SpectrumTracker:
         self._owed = jumped or ""  # only where jumps are not audited at once
         self._since_audit = 0 if tracked.audit is not None else self._since_audit + 1
         finite = all(math.isfinite(value) for value in self._wanted(tracked.spectrum))
-        self._kept = [list(y) for y in tracked.spectrum.vectors] if finite else []
+        found = tracked.spectrum.vectors if finite else []
+        self._kept = [[v if self.store is None else v.to(self.store) for v in y] for y in found]
         self._last = self._wanted(tracked.spectrum) if finite else []
 
     def state_dict(self) -> dict[str, Any]:

@@ -24,6 +24,8 @@ AUDIT_EVERY = 8
 class CurvatureProbe(Probe):
     """``curv/lambda_max``, ``curv/lambda_min`` and their negative ratio ``curv/ncr``.
 
+    The two eigenvectors, two copies of the trained parameters, wait in the host's memory for the next run.
+
     Args:
         seed: Seed of the Lanczos start vectors.
     """
@@ -44,7 +46,12 @@ class CurvatureProbe(Probe):
     def _tracker(self) -> SpectrumTracker:
         # Jumps are audited with the probe that follows, so that what a probe declares is what it can cost.
         return SpectrumTracker(
-            tol=TOL, max_products=PRODUCTS, audit_every=AUDIT_EVERY, audit_jumps="next", seed=self.seed
+            tol=TOL,
+            max_products=PRODUCTS,
+            audit_every=AUDIT_EVERY,
+            audit_jumps="next",
+            seed=self.seed,
+            store="cpu",
         )
 
     def see(self, host: Host) -> None:
