@@ -39,7 +39,11 @@ def descend(
     torch.manual_seed(0)
     model = Saddle()
     optimizer = make(model)
-    pilot = Pilot(optimizer, model, loss_fn, policies=["auto_lr"], mode=mode, total_steps=updates) if piloted else None
+    pilot = (
+        Pilot(optimizer, model, loss_fn, policies=["auto_lr"], mode=mode, total_steps=updates)
+        if piloted
+        else None
+    )
     batch, places = torch.zeros(4, 1), []
     innermost = optimizer.base.base if isinstance(optimizer.base, SAM) else optimizer.base
     innermost.register_step_pre_hook(lambda *_: places.append(model.w.detach().clone()))
@@ -61,7 +65,9 @@ def descend(
 WRAPPERS: dict[str, Callable[[Saddle], Any]] = {
     "sgd": lambda m: NegativeCurvature(torch.optim.SGD(m.parameters(), lr=0.05, momentum=0.5), model=m),
     "adamw": lambda m: NegativeCurvature(torch.optim.AdamW(m.parameters(), lr=0.05), model=m),
-    "sam": lambda m: NegativeCurvature(SAM(torch.optim.SGD(m.parameters(), lr=0.05), rho=0.01, model=m), model=m),
+    "sam": lambda m: NegativeCurvature(
+        SAM(torch.optim.SGD(m.parameters(), lr=0.05), rho=0.01, model=m), model=m
+    ),
     "kick": lambda m: PerturbedGradient(torch.optim.SGD(m.parameters(), lr=0.05), model=m),
 }
 
