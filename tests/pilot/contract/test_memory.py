@@ -9,8 +9,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import pytest
-import torch
-from pilot.contract.loops import OPTIMIZERS, Run, can_run
+from pilot.contract.loops import OPTIMIZERS, Run
 from pilot.contract.test_budget import policies
 from tiers import slow
 from torch import Tensor, nn
@@ -27,7 +26,8 @@ class Wide(nn.Sequential):
 
     def __init__(self) -> None:
         super().__init__(
-            nn.Linear(6, WIDTH), nn.BatchNorm1d(WIDTH), nn.ReLU(), nn.Linear(WIDTH, WIDTH), nn.ReLU(), nn.Linear(WIDTH, 3)
+            nn.Linear(6, WIDTH), nn.BatchNorm1d(WIDTH), nn.ReLU(), nn.Linear(WIDTH, WIDTH), nn.ReLU(),
+            nn.Linear(WIDTH, 3),
         )  # fmt: skip
 
 
