@@ -65,7 +65,7 @@ class Lengths:
         return speed / trial, relative * factor, factor * trial
 
     def _scale(self, moves: list[Tensor], factor: Number) -> None:
-        if factor == 0.0 and not isinstance(factor, Tensor):
+        if not isinstance(factor, Tensor) and factor == 0.0:
             torch._foreach_zero_(moves)  # also where the move holds NaN: the update is taken back bit for bit
         elif not isinstance(factor, Tensor) or self._layout.simple:
             torch._foreach_mul_(moves, factor)
