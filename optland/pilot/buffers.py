@@ -9,24 +9,38 @@ from torch import Tensor
 
 __all__ = ["BuffersBefore"]
 
+LARGE = 65_536
+"""Elements from which a buffer is taken for a constant, such as a mask, unless its version says that it was written."""
+
 
 class BuffersBefore:
-    """Copies of those buffers that change; constants are copied once."""
+    """Copies of those buffers that change.
+
+    The kernels of normalisation layers write running statistics without raising a tensor's version, so that small
+    buffers, as those are, are copied after every update.
+    """
 
     def __init__(self) -> None:
-        self._kept: dict[str, tuple[Tensor, int, Tensor]] = {}
+        self._small: tuple[list[Tensor], list[Tensor]] = ([], [])
+        self._large: list[tuple[Tensor, int, Tensor]] = []
 
     @torch.no_grad()
     def take(self, buffers: Mapping[str, Tensor]) -> None:
         """Copy these buffers."""
-        self._kept = {name: (b, b._version, b.detach().clone()) for name, b in buffers.items()}
+        small = [b for b in buffers.values() if b.numel() < LARGE]
+        self._small = small, [b.detach().clone() for b in small]
+        large = [b for b in buffers.values() if b.numel() >= LARGE]
+        self._large = [(b, b._version, b.detach().clone()) for b in large]
 
     @torch.no_grad()
     def refresh(self) -> None:
-        """Bring the copies up to date; one whose version has not moved since is left alone."""
-        for name, (buffer, version, copied) in self._kept.items():
+        """Bring the copies up to date."""
+        buffers, copies = self._small
+        if buffers:
+            torch._foreach_copy_(copies, buffers)
+        for i, (buffer, version, copied) in enumerate(self._large):
             if buffer._version != version:
-                self._kept[name] = (buffer, buffer._version, copied.copy_(buffer))
+                self._large[i] = buffer, buffer._version, copied.copy_(buffer)
 
     @torch.no_grad()
     def restore(self, *, broken: bool = False) -> None:
@@ -36,7 +50,10 @@ class BuffersBefore:
             broken: Only those that hold something not finite. Before the first update the copies may be older than one
                 forward pass, and a state may have been loaded since.
         """
-        for name, (buffer, version, copied) in self._kept.items():
+        for buffer, copied in zip(*self._small, strict=True):
+            if not (broken and bool(buffer.isfinite().all())):
+                buffer.copy_(copied)
+        for i, (buffer, version, copied) in enumerate(self._large):
             if buffer._version != version and not (broken and bool(buffer.isfinite().all())):
                 buffer.copy_(copied)
-                self._kept[name] = (buffer, buffer._version, copied)
+                self._large[i] = buffer, buffer._version, copied
