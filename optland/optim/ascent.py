@@ -68,6 +68,7 @@ class Climber(ScalerAware):
         self.check_finite, self.only, self.telemetry_every = check_finite, only, telemetry_every
         self.telemetry = Telemetry()
         self.last_evaluations = 0
+        self.last_skipped = False
         self._notices = Notices()
         self._guard = PassGuard(model, self._notices)
         self._replicas = Replicas()

@@ -23,7 +23,10 @@ class ClosureForm(Climber):
     _withdrawn = False
 
     def withdraw(self) -> None:
-        """Told from inside a closure: the gradient was taken away on purpose, and the update shall be none."""
+        """The gradient was taken away on purpose, inside a closure or before ``step()``: this update shall be none.
+
+        Neither the base's state nor that of the method moves.
+        """
         self._withdrawn = True
 
     def _closure_step(self, closure: Closure) -> Any:
@@ -59,8 +62,7 @@ class ClosureForm(Climber):
         Raises:
             RuntimeError: The parameters are sharded, and FSDP2 has kept the gradient back.
         """
-        withdrawn, self._withdrawn = self._withdrawn, False
-        if withdrawn or any(p.grad is not None for p in self._params):
+        if self._withdrawn or any(p.grad is not None for p in self._params):
             return
         if any(hasattr(p, "to_local") for p in self._params):
             raise RuntimeError(
@@ -146,7 +148,9 @@ class ClosureForm(Climber):
     def _update(self) -> None:
         losses, self._losses = self._losses, []  # and with them their graphs
         self._agree()
-        if self.check_finite and not self._is_finite():
+        withdrawn, self._withdrawn = self._withdrawn, False
+        self.last_skipped = withdrawn or (self.check_finite and not self._is_finite())
+        if self.last_skipped:
             self.telemetry.note(skipped=1.0)
             self._drop_proposals()
             return

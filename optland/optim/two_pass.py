@@ -114,6 +114,7 @@ class TwoPass(ClosureForm):
     Attributes:
         telemetry: Scalars of the last step; ``telemetry.read()``.
         last_evaluations: Gradient evaluations a sample that the last step took.
+        last_skipped: Whether the last step has left everything as it was, since a gradient was not finite.
 
     Raises:
         TypeError: ``base`` is not an optimizer instance, or is a two-pass optimizer already.

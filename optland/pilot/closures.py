@@ -10,13 +10,13 @@ from torch.optim import Optimizer
 __all__ = ["with_each_call"]
 
 
-def with_each_call(args: tuple[Any, ...], kwargs: dict[str, Any], *, first: Callable[[], None]) -> Any:
+def with_each_call(args: tuple[Any, ...], kwargs: dict[str, Any], *, first: Callable[[bool], None]) -> Any:
     """The arguments of a step with its closure wrapped; ``first`` is called at once where there is none.
 
     Args:
         args: Positional arguments of the step, the optimizer itself among them.
         kwargs: Its keyword arguments.
-        first: Called once the gradient is there and nothing has used it.
+        first: Called once the gradient is there and nothing has used it; with whether a closure has made it just now.
 
     Returns:
         New arguments for the step; None where it has no closure.
@@ -24,7 +24,7 @@ def with_each_call(args: tuple[Any, ...], kwargs: dict[str, Any], *, first: Call
     at = next((i for i, x in enumerate(args) if callable(x) and not isinstance(x, Optimizer)), None)
     closure = kwargs.get("closure") if at is None else args[at]
     if closure is None:
-        first()
+        first(False)
         return None
     called = False
 
@@ -33,7 +33,7 @@ def with_each_call(args: tuple[Any, ...], kwargs: dict[str, Any], *, first: Call
         loss = closure(*given)
         if not called:
             called = True
-            first()
+            first(True)
         return loss
 
     if at is None:

@@ -84,7 +84,7 @@ class Controls:
         """Caps in force, by what is capped and by whom."""
         self._said: dict[str, float] = {}  # caps as they were last put on record
         self.actions: dict[str, Callable[[], Outcome]] = {}
-        """What the pilot does for a policy: escapes."""
+        """What the pilot does for a policy: escapes, and updates left out."""
         check_setters(self.policies)
 
     @property

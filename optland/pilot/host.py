@@ -7,7 +7,7 @@ what differs there: :meth:`Host.can_turn`, :meth:`Host.read`, :meth:`Host.turn`.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence, Sized
+from collections.abc import Callable, Sequence, Sized
 from typing import Any, Literal
 
 import torch
@@ -349,10 +349,10 @@ class Host:
             elif name in _IN_GROUPS and _IN_GROUPS[name] in group:
                 group[_IN_GROUPS[name]] = new
 
-    def clip_gradients(self, params: Iterable[Tensor]) -> None:
-        """Cut the norm of the gradients where that is asked for."""
+    def clip_gradients(self, optimizer: Optimizer) -> None:
+        """Cut the norm of the gradients of one optimizer where that is asked for."""
         if self._clip is not None:
-            torch.nn.utils.clip_grad_norm_(list(params), self._clip)
+            torch.nn.utils.clip_grad_norm_(self.parameters_of(optimizer), self._clip)
 
     def facts(self, *, steps: int | None, has_length: bool, open_ended: bool, lengths_set: bool) -> HostFacts:
         """This host in numbers, for policies."""

@@ -31,7 +31,7 @@ from optland.optim.two_pass import TwoPass
 from optland.optim.uncompiled import uncompiled
 from optland.pilot.budget import Budget
 from optland.pilot.closures import with_each_call
-from optland.pilot.controls import Controls, by_name
+from optland.pilot.controls import Controls, Outcome, by_name
 from optland.pilot.decision import Decision, Proposal
 from optland.pilot.escape import escape
 from optland.pilot.first_look import scalar, try_loss_fn
@@ -49,7 +49,7 @@ from optland.pilot.report import in_words, row_of
 from optland.pilot.scalars import Scalars
 from optland.pilot.signal import Signal
 from optland.pilot.steering import Steering
-from optland.pilot.trouble import Trouble, all_finite
+from optland.pilot.trouble import Trouble, all_finite, was_left_out
 
 __all__ = ["MODES", "Mode", "Pilot"]
 
@@ -129,7 +129,8 @@ class Pilot:
         deciding = mode in ("shadow", "control")
         self.controls = Controls(chosen if deciding else [], self.host, self.history, act=self._acts)
         self.controls.actions = {
-            "escape": lambda: escape(self.host, list(self._recent), self.budget, seed + self.host.step)
+            "escape": lambda: escape(self.host, list(self._recent), self.budget, seed + self.host.step),
+            "skip": self._skip,
         }
         device = next(
             (p.device for o in optimizers for g in o.param_groups for p in g["params"]), torch.device("cpu")
@@ -208,10 +209,6 @@ class Pilot:
             ValueError: The loss is not that of ``loss_fn`` on this batch.
         """
         loss, host = scalar(loss), self.host
-        if self._stepped and not self._finished:
-            raise RuntimeError(
-                f"after_step() after {len(self._stepped)} of {len(host.inner)} optimizers; all of them have to step"
-            )
         samples = host.count(batch)
         host.batch = batch
         host.saw(samples)
@@ -354,20 +351,27 @@ class Pilot:
             self._copying = host.step == 0 or self.steering.needs_weights_before() or self.looks.along_update
         if self._copying:
             host.before.take(host.parameters_of(optimizer))
-        return with_each_call(args, kwargs, first=lambda: self._gradient_there(optimizer))
+        return with_each_call(args, kwargs, first=lambda new: self._gradient_there(optimizer, new))
 
-    def _gradient_there(self, optimizer: Optimizer) -> None:
-        """The gradient is known and not used yet: scalars come to the host, trouble is looked for, the rate is set."""
-        held = [p for p in self.host.parameters_of(optimizer) if p.grad is not None]
+    def _gradient_there(self, optimizer: Optimizer, new: bool) -> None:
+        """The gradient is known and not used yet: scalars come to the host, trouble is looked for, the rate is set.
+
+        Of several optimizers the first to step looks at the gradients of all, so that an update is none as a whole.
+        """
         first, self._judged = not self._judged, True
-        with torch.no_grad():
-            gradients = norms([p.grad for p in held if p.grad is not None])
-            found, told = self.scalars.fetch(gradients, [*self._chosen, self.record.fingerprint])
-        if first:
-            self._deliver(told)
-        self._judge(optimizer, held, found, first=first)
+        if first or new:
+            of = self.host.inner if first else [optimizer]
+            held = [p for o in of for p in self.host.parameters_of(o) if p.grad is not None]
+            with torch.no_grad():
+                gradients = norms([p.grad for p in held if p.grad is not None])
+                found, told = self.scalars.fetch(gradients, [*self._chosen, self.record.fingerprint])
+            if first:
+                self._deliver(told)
+            self._judge(optimizer, held, found, first=first)
+        if self.trouble.withdrawn:
+            self.trouble.take_gradient(optimizer)
         if self._acts:
-            self.host.clip_gradients(held)
+            self.host.clip_gradients(optimizer)
             self.steering.set_rate(optimizer)
 
     def _deliver(self, told: list[float]) -> None:
@@ -395,11 +399,11 @@ class Pilot:
             if why is not None:
                 self._rewind("guard", why, {})
             return
+        if not first:
+            return
         clipped = self.controls.policies and self.trouble.is_clipped(norm)
         why = "clipped" if clipped else ""
         self.history.put([Signal("update/grad_norm", norm, self.host.step + 1, valid=not clipped, why=why)])
-        if not first or self.trouble.withdrawn:
-            return
         if not self._gradients.fits(held):
             self._gradients = Layout(held, [self._name(p) for p in held])
         names = self._gradients.names
@@ -414,9 +418,11 @@ class Pilot:
             self._rewind(policy.name, proposal.reason, proposal.signals)
             return
         self.record.decided(self.controls.settle(policy, proposal, self.host.step + 1))
-        if proposal.actuator == "skip" and self._acts:
-            self.trouble.withdraw()
-            self.steering.coherence.forget()
+
+    def _skip(self) -> Outcome:
+        self.trouble.withdraw()
+        self.steering.coherence.forget()
+        return True, "", {}
 
     def _guarded(self, matrices: dict[str, float]) -> bool:
         """Whether the last loss or the present gradient is trouble; then the run goes back, or would in shadow mode."""
@@ -457,9 +463,8 @@ class Pilot:
         host.release_rate(optimizer)
         if len(self._stepped) < len(host.inner):
             return
-        if (found := getattr(optimizer, "found_inf", None)) is not None and bool(found):
-            self.trouble.say_once()  # a fused optimizer, told by a GradScaler to leave the weights alone
-            self.trouble.withdrawn = True
+        if not self.trouble.withdrawn and was_left_out(optimizer):
+            self.trouble.left_out(act=self._acts)
         made = not self.trouble.withdrawn
         self.trouble.over(made=made)
         self._finished = "update" if made else "none"
@@ -486,18 +491,21 @@ class Pilot:
 
     def _no_update(self) -> None:
         """``after_step`` without an update: one that a GradScaler left out, or a mistake."""
-        gradients = [p.grad for o in self.host.inner for p in self.host.parameters_of(o)]
-        if all_finite(gradients):
+        waiting = [o for i, o in enumerate(self.host.inner) if i not in self._stepped]
+        if all_finite(p.grad for o in waiting for p in self.host.parameters_of(o)):
+            if self._stepped:
+                made = len(self._stepped)
+                raise RuntimeError(
+                    f"after_step() after {made} of {len(self.host.inner)} optimizers; all of them have to step"
+                )
             raise RuntimeError(
                 "after_step() was called and no optimizer of this pilot has stepped since the last call. With "
                 "accumulation call it once per update, with the list of micro-batches; with a GradScaler, which leaves "
                 "steps out, before zero_grad(). If a step was made, its hooks did not run: the pilot cannot see it in "
                 "a compiled step, a CUDA graph or DeepSpeed; step outside of it, or use mode='off'"
             )
-        self.trouble.say_once()
+        self.trouble.left_out(act=self._acts, first=self._facts is None)
         self.trouble.over(made=False)
-        if self._acts:
-            self.trouble.buffers.restore(broken=self._facts is None)
 
     def _count(self, batch: Any, samples: int, loss: float | Tensor) -> None:
         """An update was made: probes, escapes and snapshots."""

@@ -84,7 +84,7 @@ class Record:
         if not self.decisions:
             return "none"
         last = self.decisions[-1]
-        done = "" if last.taken else " (not taken)"
+        done = "" if last.taken or last.actuator == "alarm" else " (not taken)"
         return f"update {last.step}, {last.policy}, {last.actuator}{done}: {last.reason}"
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from optland.optim.two_pass import TwoPass
 from optland.pilot.buffers import BuffersBefore
@@ -20,7 +21,7 @@ from optland.pilot.host import Host
 from optland.pilot.notices import say_clipped, say_not_finite
 from optland.pilot.snapshots import Snapshots
 
-__all__ = ["Trouble", "all_finite"]
+__all__ = ["Trouble", "all_finite", "was_left_out"]
 
 LASTING = 10
 """Updates in a row that were not finite after which the weights, and not the batches, are taken for damaged."""
@@ -54,13 +55,15 @@ class Trouble:
 
     def withdraw(self) -> None:
         """Make the present update none: no optimizer sees a gradient, and buffers are as before the forward pass."""
-        for optimizer in self.host.inner:
-            for p in self.host.parameters_of(optimizer):
-                p.grad = None
-            if isinstance(optimizer, TwoPass):
-                optimizer.withdraw()
         self.buffers.restore()
         self.withdrawn = True
+
+    def take_gradient(self, optimizer: Optimizer) -> None:
+        """Take away what an optimizer is about to use; at its own step, before which a scaler looks for it."""
+        for p in self.host.parameters_of(optimizer):
+            p.grad = None
+        if isinstance(optimizer, TwoPass):
+            optimizer.withdraw()
 
     def not_finite(self) -> str | None:
         """Withdraw an update whose gradient is not finite; returns why the run has to go back, where it has to."""
@@ -73,6 +76,18 @@ class Trouble:
         if self._in_a_row >= LASTING:
             return f"the gradient was not finite {self._in_a_row} times in a row"
         return None
+
+    def left_out(self, *, act: bool, first: bool = False) -> None:
+        """The optimizer, or a GradScaler, has left the weights alone.
+
+        Args:
+            act: Whether buffers go back to before the forward pass.
+            first: Whether no step was seen so far.
+        """
+        self.say_once()
+        self.withdrawn = True
+        if act:
+            self.buffers.restore(broken=first)
 
     def say_once(self) -> None:
         """Warn of the first update that is not finite."""
@@ -161,6 +176,14 @@ class Trouble:
         self._said, self._said_clipped = state["said"]
         self.clips.norms = list(state["norms"])
         self.buffers.take(self.host.buffers())
+
+
+def was_left_out(optimizer: Optimizer) -> bool:
+    """Whether a step has left the weights alone: told so by a GradScaler, or since a gradient was not finite."""
+    if isinstance(optimizer, TwoPass) and optimizer.last_skipped:
+        return True
+    found = getattr(optimizer, "found_inf", None)  # of a fused one
+    return found is not None and bool(found)
 
 
 def all_finite(tensors: Iterable[Tensor | None]) -> bool:
