@@ -164,8 +164,8 @@ class Run:
         torch.manual_seed(0)
         self.form, self.updates, self.poisoned = form, updates, poisoned
         self.model = net()
-        made = OPTIMIZERS[optimizer](self.model)
-        self.optimizers: list[Any] = made if isinstance(made, list) else [made]
+        self.kind = optimizer
+        self.optimizers = self._optimizers()
         self.scaler = torch.amp.GradScaler("cpu", init_scale=16.0, enabled=form == "scaled")
         self.loader = Loader()
         self.trained, self.losses, self.sizes = 0.0, list[float](), list[int]()
@@ -175,9 +175,19 @@ class Run:
             turns_batch = any(p == "noise_batch" or "batch_size" in getattr(p, "turns", ()) for p in policies)
             length = {"total_samples": 2 * updates * BATCH} if turns_batch else {"total_steps": updates}
             self.pilot = Pilot(
-                made, self.model, self.meter, policies=policies, dataset_size=SAMPLES, **length, **options
+                self.optimizers,
+                self.model,
+                self.meter,
+                policies=policies,
+                dataset_size=SAMPLES,
+                **length,
+                **options,
             )
         self.batches = iter(self.loader if self.pilot is None else self.pilot.batches(self.loader))
+
+    def _optimizers(self) -> list[Any]:
+        made = OPTIMIZERS[self.kind](self.model)
+        return made if isinstance(made, list) else [made]
 
     def gradient(self, pieces: Sequence[Batch]) -> Tensor:
         """Backward passes over the pieces of a batch; returns the mean loss of all of them."""
