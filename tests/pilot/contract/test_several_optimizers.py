@@ -65,8 +65,6 @@ def test_looking_on_leaves_the_half_updates_as_they_are(mode: str, which: int) -
     expected = Half("scaled", which).train().bits()
     run = Half("scaled", which, policies=["auto_lr"], mode=mode, budget=1.0).train()
     assert differences(expected, run.bits()) == []
-    assert run.pilot is not None
-    assert run.pilot.step == run.updates, "one of the two has moved"
 
 
 def test_a_step_forgotten_is_an_error() -> None:
@@ -75,5 +73,5 @@ def test_a_step_forgotten_is_an_error() -> None:
     batch = batch_number(3)
     loss = run.gradient([batch])
     run.optimizers[0].step()
-    with pytest.raises(RuntimeError, match="only 1 of 2 optimizers have stepped"):
+    with pytest.raises(RuntimeError, match="after 1 of 2 optimizers"):
         run.pilot.after_step(batch, loss)
