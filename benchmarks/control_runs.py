@@ -19,7 +19,18 @@ from optland.optim import SAM
 from optland.pilot import AutoLR, Pilot, SafeLR
 from optland.train import BatchLoader, seed_everything
 
-__all__ = ["METHODS", "OPTIMIZERS", "PROBE_BUDGET", "Cell", "Setup", "finish", "piloted", "run", "train_some"]
+__all__ = [
+    "METHODS",
+    "OPTIMIZERS",
+    "PROBE_BUDGET",
+    "Cell",
+    "Method",
+    "Setup",
+    "finish",
+    "piloted",
+    "run",
+    "train_some",
+]
 
 PLAIN_PACE = 0.05
 PROBE_BUDGET = 0.05

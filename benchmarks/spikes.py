@@ -82,12 +82,12 @@ def run(task: str, base: str, seed: int, *, corrupt: bool, guard: bool, drop: bo
         optimizer.zero_grad()
         loss = cross_entropy(model, seen)
         loss.backward()
+        lost = pilot.lost
         if not (drop and at in chosen):
             optimizer.step()
         scheduler.step()
         if at in bad and float(loss.detach()) == 0.0:
             through.append(at)
-        lost = pilot.lost
         pilot.after_step(seen, loss)
         if pilot.lost > lost:
             skipped.append(at)

@@ -72,12 +72,12 @@ def test_far_above_the_batch_it_stays_below_the_truth_and_above_the_batch(truth:
     for _ in range(60):
         ratio = RatioEMA(0.8)
         for _ in range(20):
-            spread = math.sqrt(truth / dim * parts / batch)
-            means = [[draw.gauss(1.0 / math.sqrt(dim), spread) for _ in range(dim)] for _ in range(parts)]
-            whole = [statistics.fmean(column) for column in zip(*means, strict=True)]
-            within = [sum((x - m) ** 2 for x, m in zip(part, whole, strict=True)) for part in means]
-            trace = sum(within) / (parts - 1) * batch / parts
-            square = sum(m * m for m in whole) - trace / batch
+            spread = truth / dim * parts / batch  # variance of one number of a part's gradient
+            within = spread * draw.gammavariate(0.5 * dim * (parts - 1), 2.0)
+            along = draw.gauss(1.0, math.sqrt(spread / parts))
+            square = along**2 + spread / parts * draw.gammavariate(0.5 * (dim - 1), 2.0)
+            trace = within / (parts - 1) * batch / parts
+            square -= trace / batch
             noise = truth / batch
             of_square = 2 * noise**2 / dim * (1 + 1 / (parts - 1)) + 4 * noise / dim
             errors = (truth * math.sqrt(2 / (dim * (parts - 1))), math.sqrt(of_square))
