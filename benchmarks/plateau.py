@@ -1,4 +1,4 @@
-"""A rate without a schedule: what ``plateau`` makes of it, beside the same rate left as it is, torch's rule and a cosine.
+"""A rate without a schedule: what ``plateau`` makes of it, beside the rate left as it is, torch's rule and a cosine.
 
     python benchmarks/plateau.py        # three tasks, SGD and AdamW, five seeds: about fifteen minutes on one core
 

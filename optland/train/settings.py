@@ -15,7 +15,7 @@ from optland.optim import available, create
 from optland.optim.gates import as_gate
 from optland.optim.keys import setting
 from optland.optim.registry import BASES, METHODS, SOLVERS, options_of
-from optland.pilot import POLICIES, AutoLR, NoiseBatch, Policy
+from optland.pilot import POLICIES, AutoLR, HostFacts, NoiseBatch, Policy
 from optland.pilot.controls import check_setters
 from optland.train.precision import PrecisionConfig
 from optland.train.schedule import ScheduleName, check_schedule
@@ -183,8 +183,12 @@ class PilotConfig:
             raise ValueError(f"tau: {self.tau} must be above 0, for example 0.02, or null for the default")
         if self.max_batch is not None and self.max_batch < 1:
             raise ValueError(f"max_batch: {self.max_batch} must be at least 1, or null for the default")
+        policies = self.build_policies()
+        facts = HostFacts(has_length=True, lengths_set=any("step_length" in p.turns for p in policies))
+        for policy in policies:
+            policy.begin(facts)  # what they turn may depend on each other
         try:
-            check_setters(self.build_policies())
+            check_setters(policies)
         except ValueError as error:
             raise ValueError(f"policies: {error}") from error
 

@@ -24,12 +24,14 @@ from optland.train.weights import about_weights
 ROOT = Path(__file__).resolve().parents[2]
 SHORT = ["epochs=4", "checkpoint_every=7", "data.label_noise=0.3", "model.name=resnet8", "model.width=4"]
 SHORT += ["model.dropout=0.2", "pilot.budget=0.5", "pilot.max_batch=256", "batch_size=32"]
+SHORT += ["pilot.policies=[auto_lr,noise_batch,edge_monitor,curvature_monitor]"]
 
 
 def final(folder: Path) -> dict[str, Any]:
     """What must be equal after a resume: weights, buffers, optimizer, loader, decisions, evaluations."""
     parts = load_checkpoint(folder / "checkpoint.pt")["parts"]
-    pilot = {k: v for k, v in parts["pilot"].items() if k != "seconds"}
+    pilot = {k: v for k, v in parts["pilot"].items() if k not in ("seconds", "looks")}
+    pilot["looks"] = {k: v for k, v in parts["pilot"]["looks"].items() if k != "seconds"}
     return {**{k: parts[k] for k in ("model", "optimizer", "loader", "history")}, "pilot": pilot}
 
 
@@ -201,7 +203,7 @@ BAD = [
     (["data.name=cifar11"], "cifar11"),
     (["optimizer.name=samm"], "sam"),
     (["pilot.policies=[auto_rl]"], "auto_lr"),
-    (["pilot.policies=[auto_lr,safe_lr]"], "choose one"),
+    (["pilot.policies=[noise_batch,plateau]"], "choose one"),
     (["pilot.mode=steer"], "control"),
     (["epochs=0"], "at least 1"),
     (["data.label_noise=1.5"], "from 0 to 1"),
