@@ -80,7 +80,9 @@ class Steering:
                 f"not linear in the learning rate: {why}; use safe_lr, or an optimizer such as SGD or AdamW"
             )
         user = host.rate
-        self.rate = self._trial if self.sets_lengths else min(user * self.factor, self.controls.cap("lr"))
+        cap = self.controls.cap("lr")
+        self.rate = self._trial if self.sets_lengths else min(user * self.factor, cap)
+        self.binding = "user" if self.rate == user else "edge" if self.rate == cap else "guard"
         if self.rate != user:
             host.hold_rate(optimizer, self.rate)
 
@@ -108,7 +110,6 @@ class Steering:
             return
         host, cap, user = self.host, self.controls.cap("lr"), self.host.rate
         host.applied = self.rate
-        self.binding = "user" if self.rate == user else "edge" if self.rate == cap else "guard"
         would_be: Tensor | float | None = (
             None if self.act or not self.controls.policies else min(user * self.factor, cap)
         )
