@@ -103,6 +103,7 @@ class Loop:
         losses: Their losses.
         norms: Norms of the gradients that each has left.
         evaluations: How often each has evaluated the loss with gradients.
+        sizes: Samples of each.
     """
 
     def __init__(
@@ -140,6 +141,7 @@ class Loop:
         self.losses: list[float] = []
         self.norms: list[float] = []
         self.evaluations: list[int] = []
+        self.sizes: list[int] = []
         self._batches: Iterator[Any] | None = None
         self._note_rates(innermost(self.optimizer))
 
@@ -170,6 +172,7 @@ class Loop:
             if self.calls in self.bad:
                 batch = spoilt(batch)
             loss = self._step(batch)
+            self.sizes.append(len(batch[0]))
             self.losses.append(float(loss.detach()))
             grads = [p.grad for p in self.model.parameters() if p.grad is not None]
             self.norms.append(float(torch.cat([g.flatten() for g in grads]).norm()) if grads else 0.0)
