@@ -17,6 +17,9 @@ from optland.pilot.policies.facts import HostFacts
 
 __all__ = ["Controls", "Outcome", "by_name", "check_setters"]
 
+CAPPED = frozenset({"lr", "lr_factor"})
+"""What can be bounded from above."""
+
 GROWING = frozenset({"lr_factor", "batch_size", "rho"})
 """What may not grow for a while after a rewind."""
 
@@ -45,10 +48,10 @@ def by_name(policies: Sequence[str | Policy]) -> list[Policy]:
 
 
 def check_setters(policies: Sequence[Policy]) -> None:
-    """Refuse two policies that set the same thing, and something that nobody can turn.
+    """Refuse two policies that set the same thing, and something that nobody can set or cap.
 
     Raises:
-        ValueError: With both names, or the unknown one.
+        ValueError: With both names, or the one that cannot be.
     """
     setters: dict[str, str] = {}
     for policy in policies:
@@ -57,6 +60,15 @@ def check_setters(policies: Sequence[Policy]) -> None:
                 raise ValueError(
                     f"{policy.name} turns {name!r}, which is not known; choose from {sorted(TURNED)}"
                 )
+        if "lr" in policy.turns:
+            raise ValueError(
+                f"{policy.name} turns 'lr', which can only be capped; turn lr_factor or step_length"
+            )
+        if policy.caps - CAPPED:
+            wrong = sorted(policy.caps - CAPPED)[0]
+            raise ValueError(
+                f"{policy.name} caps {wrong!r}; only {' and '.join(sorted(CAPPED))} can be capped"
+            )
         for name in sorted(policy.turns - {"alarm"}):
             if name in setters:
                 raise ValueError(f"{setters[name]} and {policy.name} both set {name}; choose one of them")
@@ -100,7 +112,7 @@ class Controls:
     @property
     def paces(self) -> bool:
         """Whether a policy answers for the learning rate; else a rewind halves it."""
-        return any(p.turns & {"step_length", "lr"} or "lr" in p.caps for p in self.policies)
+        return any("step_length" in p.turns or "lr" in p.caps for p in self.policies)
 
     def begin(self, facts: HostFacts, step: int) -> list[Decision]:
         """Tell the policies of the run, hold what they turn against the host, and carry out what they ask for at once.
@@ -111,6 +123,8 @@ class Controls:
         """
         asked = [(policy, proposal) for policy in self.policies for proposal in policy.begin(facts)]
         check_setters(self.policies)
+        for policy, proposal in asked:
+            _check_declared(policy, proposal)
         if self.act:
             self._check_host()
         return [d for policy, proposal in asked if (d := self.settle(policy, proposal, step)) is not None]
@@ -132,6 +146,8 @@ class Controls:
         for policy, reader in zip(self.policies, self.readers, strict=True):
             if bool(policy.turns & BEFORE) == before:
                 found.extend((policy, proposal) for proposal in policy.decide(reader))
+        for policy, proposal in found:
+            _check_declared(policy, proposal)
         return found
 
     def cap(self, name: str) -> float:
@@ -215,3 +231,13 @@ class Controls:
         self.cool.until = state["cool"]
         self.caps = {name: dict(held) for name, held in state["caps"].items()}
         self._said = dict(state["said"])
+
+
+def _check_declared(policy: Policy, proposal: Proposal) -> None:
+    """What is not declared escapes the rule of one setter for each thing."""
+    name, declared = proposal.actuator, policy.caps if proposal.cap else policy.turns | {"alarm"}
+    if name not in declared:
+        what, where = ("a cap on ", "caps") if proposal.cap else ("", "turns")
+        raise ValueError(
+            f"{policy.name} asks for {what}{name!r}, which is not in its {where}: {sorted(declared)}"
+        )

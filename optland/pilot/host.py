@@ -86,7 +86,7 @@ class Host:
         self._nominal: int | None = None
         self._dataset_size = dataset_size
         self._num_samples, self._split = num_samples or batches.num_samples, split
-        self._largest = 0  # samples of the largest batch since the batch size was last turned
+        self._largest = 0  # samples of the largest batch so far
         self._evaluations = [0.0, 0.0]  # gradient evaluations per sample, summed over updates; updates
         self._held: dict[int, list[float | Tensor]] = {}
         self._own_gate = next((o.gate for o in self.inner if isinstance(o, TwoPass)), None)
@@ -117,6 +117,12 @@ class Host:
     def index(self, optimizer: Optimizer) -> int:
         """Which of the optimizers it is."""
         return next(i for i, o in enumerate(self.inner) if o is optimizer)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the optimizers' parameters are, those of the first at least."""
+        held = (p.device for o in self.optimizers for group in o.param_groups for p in group["params"])
+        return next(held, torch.device("cpu"))
 
     def buffers(self) -> dict[str, Tensor]:
         """Floating-point buffers by name: running statistics."""
@@ -173,7 +179,7 @@ class Host:
 
     def is_ragged(self, samples: int) -> bool:
         """Whether a batch is smaller than those before it, as at the end of an epoch."""
-        return samples < self._largest
+        return samples < min(self._largest, self.own_batch_size)
 
     @property
     def dataset_size(self) -> int | None:

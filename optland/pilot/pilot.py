@@ -83,6 +83,7 @@ class Pilot:
         num_samples: ``num_samples(batch)`` for batches of a type that cannot be counted by their first tensor.
         split: ``split(batch, parts)`` for batches of a type that cannot be cut along their first dimension.
         dataset_size: Samples of the training set, where no loader says it.
+        host: Makes the host, called as :class:`~optland.pilot.host.Host` is: a subclass for another kind of loop.
 
     Raises:
         ValueError: Unknown mode or policy, two policies for one thing, a budget that is no share, two lengths, or an
@@ -113,6 +114,7 @@ class Pilot:
         num_samples: Callable[[Any], int] | None = None,
         split: Callable[[Any, int], list[Any]] | None = None,
         dataset_size: int | None = None,
+        host: Callable[..., Host] = Host,
     ) -> None:
         if mode not in MODES:
             raise ValueError(f"mode {mode!r} is not known; choose from {MODES}")
@@ -121,7 +123,7 @@ class Pilot:
         self.mode: Mode = mode
         self._acts = mode == "control"
         self.progress = Progress(total_steps, total_samples, open_ended=open_ended)
-        self.host = Host(
+        self.host = host(
             optimizers, model, loss_fn, dataset_size=dataset_size, num_samples=num_samples, split=split
         )
         self.budget = Budget(budget if mode != "off" else 0.0)
@@ -132,10 +134,7 @@ class Pilot:
             "escape": lambda: escape(self.host, list(self._recent), self.budget, seed + self.host.step),
             "skip": self._skip,
         }
-        device = next(
-            (p.device for o in optimizers for g in o.param_groups for p in g["params"]), torch.device("cpu")
-        )
-        self.scalars = Scalars(self.host.ranks, device)
+        self.scalars = Scalars(self.host.ranks, self.host.device)
         self.steering = Steering(self.host, self.controls, self.scalars, act=self._acts)
         self.looks = Looks(
             self.host,
