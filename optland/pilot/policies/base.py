@@ -35,12 +35,14 @@ class Policy:
     Attributes:
         name: What users write in ``policies=[...]``, and what decisions are logged under.
         reads: Names of signals. A probe runs only where a policy reads something that it measures.
+        may_read: Further signals, used where something else has them measured; no probe runs for these.
         turns: Keys of :data:`~optland.pilot.decision.TURNED` that it sets; nobody else may set them in that run.
         caps: Keys that it bounds from above: ``lr`` or ``lr_factor``.
     """
 
     name: ClassVar[str]
     reads: frozenset[str] = frozenset()
+    may_read: frozenset[str] = frozenset()
     turns: frozenset[str] = frozenset()
     caps: frozenset[str] = frozenset()
     kept: ClassVar[tuple[str, ...]] = ()

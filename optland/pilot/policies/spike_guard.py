@@ -60,6 +60,7 @@ class SpikeGuard(Policy):
 
     name = "spike_guard"
     reads = frozenset({"update/grad_norm", "train/loss"})
+    may_read = frozenset({"edge/lambda_c"})
     turns = frozenset({"skip", "rewind"})
     caps = frozenset({"lr_factor"})
     kept = ("first", "losses", "norms", "run", "until", "lambdas")
@@ -97,7 +98,7 @@ class SpikeGuard(Policy):
 
     def decide(self, history: Reader) -> list[Proposal]:
         """Before an update, with its gradient's norm and the loss of the one before: nothing, or what is to be done."""
-        sharpness = history.new("edge/lambda_c")  # where somebody else has it measured
+        sharpness = history.new("edge/lambda_c")
         if sharpness is not None and sharpness.valid:
             self.lambdas = [*self.lambdas, sharpness.value][-2:]
         norm, loss = history.new("update/grad_norm"), history.new("train/loss")
