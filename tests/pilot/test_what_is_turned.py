@@ -110,8 +110,8 @@ def test_caps_and_the_factor_bound_the_rate_in_every_form_of_loop(form: str) -> 
         return Proposal(what, new, "as scripted", cap=True)
 
     script = {
-        1: [("lr_factor", 0.5)], 2: [cap("lr_factor", 0.25)], 3: [cap("lr", 0.1 * PEAK)], 4: [cap("lr_factor", math.inf)],
-        5: [cap("lr", math.inf)],
+        1: [("lr_factor", 0.5)], 2: [cap("lr_factor", 0.25)], 3: [cap("lr", 0.1 * PEAK)],
+        4: [cap("lr_factor", math.inf)], 5: [cap("lr", math.inf)],
     }  # fmt: skip
     run = loop(script=script, form=form).run(7)
     assert run.applied == pytest.approx([PEAK * x for x in (1.0, 0.5, 0.25, 0.1, 0.1, 0.5, 0.5)])
