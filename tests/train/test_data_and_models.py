@@ -73,7 +73,7 @@ def test_split_refuses_more_than_there_is() -> None:
     "name", [*sorted(MODELS.keys() - {"densenet", "resnet"}), *slow("densenet", "resnet")]
 )
 def test_models_map_images_to_logits_and_can_be_trained(name: str) -> None:
-    """A gradient for every parameter, and a small step against it lowers the loss by its length times the gradient's."""
+    """A gradient for every parameter, and a small step against it lowers the loss by as much as its slope says."""
     torch.manual_seed(0)
     model = build_model(ModelConfig(name=name, width=16 if name == "vit" else 8), (1, 8, 8), 10).double()
     x, y = torch.randn(32, 1, 8, 8, dtype=torch.float64), torch.randint(10, (32,))
