@@ -99,7 +99,8 @@ def test_every_value_is_right_within_its_error_or_refused(name: str) -> None:
     assert float((product - expected).norm()) <= 3 * operator.product_error + rounding
 
     top = lanczos(hessian(L), k=1, tol=1e-3).top
-    assert abs(top.value - float(torch.linalg.eigvalsh(H)[-1])) <= 2 * top.error + rounding
+    # The error of differences is known within a factor from one comparison, as that of the product above.
+    assert abs(top.value - float(torch.linalg.eigvalsh(H)[-1])) <= 3 * top.error + rounding
     total = trace(hessian(L), max_products=16)
     assert abs(total.value - float(H.trace())) <= SIGMAS * total.error + 1e-4 * float(H.abs().sum())
     assert unchanged(before, L.model)

@@ -260,7 +260,8 @@ def test_no_server(tmp_path: Path) -> None:
 def test_a_silent_server(tmp_path: Path) -> None:
     with listener() as port:
         outcome = small(tmp_path, "online", **online(port))
-    warned_once(outcome, "server did not answer", "timed out", "written offline")
+    # On a slow machine the wait for the service ends before the service's own for the server.
+    warned_once(outcome, "did not answer")
     assert outcome.wandb_summary()["step"] == ROWS
 
 
@@ -300,7 +301,8 @@ def can_mount() -> bool:
     return shutil.which("unshare") is not None and subprocess.run(tried, capture_output=True).returncode == 0
 
 
-MOUNTS = {"size=64k": "is its disk full?", "ro": "cannot be written to"} if can_mount() else {}
+FULL = ("is its disk full?", "No space left")  # by the file that met it: the service's, or one of ours for it
+MOUNTS = {"size=16k": FULL, "ro": ("cannot be written to",)} if can_mount() else {}
 
 
 @pytest.mark.slow
@@ -309,7 +311,9 @@ def test_a_disk_that_is_full_or_read_only(tmp_path: Path, options: str) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()
     mount = in_its_own_mounts(f"mount -t tmpfs -o {options} tmpfs '{disk}'")
-    warned_once(small(tmp_path, before=mount, WANDB_DIR=str(disk)), "WandbLogger failed", MOUNTS[options])
+    outcome = small(tmp_path, before=mount, WANDB_DIR=str(disk))
+    warned_once(outcome, "WandbLogger failed")
+    assert any(said in outcome.warnings[0] for said in MOUNTS[options]), outcome.said
 
 
 @pytest.mark.slow
@@ -345,7 +349,7 @@ def test_the_main_recipe_survives_its_service_and_a_silent_server(tmp_path: Path
         silent = recipe(tmp_path / "silent", "log.wandb=online", **online(port))
     assert plain.warnings == []
     warned_once(killed, "WandbLogger failed and is switched off")
-    warned_once(silent, "server did not answer")
+    warned_once(silent, "did not answer")
     assert killed.rows == silent.rows == plain.rows
     assert max(killed.closing, silent.closing) <= MOST_SECONDS_LOST
     assert silent.wandb_summary()["train/loss"] == plain.rows[-1][1] or plain.rows[-1][1] is None
