@@ -115,8 +115,7 @@ class SpikeGuard(Policy):
                 self.norms = [*self.norms, _log(norm.value)][-self.window :]
             return self._recovered(history.step)
         self.run += 1
-        signals = {} if loss is None else {"train/loss": loss.value}
-        signals |= {} if norm is None else {"update/grad_norm": norm.value}
+        signals = {s.name: s.value for s in (loss, norm) if s is not None and math.isfinite(s.value)}
         if self.run >= self.persist and not self._catapult():
             return [
                 Proposal(
