@@ -327,6 +327,8 @@ class Host:
 
     def turn(self, name: str, new: float) -> bool:
         """Turn something for the updates to come; returns whether that was done."""
+        if not self.can_turn(name):
+            return False
         if name == "lr_factor":
             self.factor = new
         elif name == "batch_size":
