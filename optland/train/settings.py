@@ -185,8 +185,8 @@ class PilotConfig:
             raise ValueError(f"max_batch: {self.max_batch} must be at least 1, or null for the default")
         policies = self.build_policies()
         facts = HostFacts(has_length=True, lengths_set=any("step_length" in p.turns for p in policies))
-        for policy in policies:
-            policy.begin(facts)  # what they turn may depend on each other
+        for made in policies:
+            made.begin(facts)  # what they turn may depend on each other
         try:
             check_setters(policies)
         except ValueError as error:
