@@ -96,6 +96,34 @@ BUSY: dict[str, Any] = {
 }
 """With constants that make them act within a tiny run."""
 
+
+@pytest.mark.parametrize(
+    "policy", ["safe_lr", "plateau, busy", *slow("auto_lr", "spike_guard, busy", "noise_batch")]
+)
+def test_shadow_decides_first_what_control_does_first(policy: str) -> None:
+    """Up to the first decision that is carried out both are one run."""
+
+    def first(mode: str) -> str:
+        chosen = [BUSY[policy]()] if policy in BUSY else policies(policy)
+        run = Run("sgd", policies=chosen, mode=mode, budget=1.0).train()
+        assert run.pilot is not None
+        decided = [d for d in run.pilot.decisions if d.actuator != "alarm"]
+        assert all(d.reason for d in decided)
+        return repr(decided[0].to_dict() | {"taken": True}) if decided else "nothing"
+
+    assert first("shadow") == first("control")
+    assert policy in ("auto_lr", "noise_batch") or first("control") != "nothing"
+
+
+@pytest.mark.parametrize(
+    "policy",
+    ["auto_lr", "safe_lr", *slow(*(p for p in [*POLICIES, *OWN] if p not in ("auto_lr", "safe_lr")))],
+)
+def test_a_run_that_a_policy_steers_learns(policy: str) -> None:
+    run = Run("adamw", policies=policies(policy), updates=90, budget=1.0).train()
+    assert sum(run.losses[-10:]) / 10 < 0.85 * sum(run.losses[:5]) / 5
+
+
 RESUMED = [("auto_lr", "adamw", "plain", 23), ("auto_lr", "sam", "scaled", 8), ("safe_lr", "muon", "accumulated", 17),
            ("doubles", "sgd", "plain", 25), ("plateau, busy", "looksam", "plain", 30), ("leaves", "sgd", "plain", 31),
            ("spike_guard, busy", "msam", "plain", 22), ("curvature_monitor", "negative_curvature", "plain", 37),
