@@ -17,7 +17,10 @@ ALLOWED = {
         ["_foreach_add", "_foreach_add_", "_foreach_copy_", "_foreach_mul", "_foreach_mul_", "_foreach_neg_"],
         "one kernel for a list of tensors",
     ),
-    **dict.fromkeys(["_foreach_norm", "_foreach_sub"], "one kernel for a list of tensors"),
+    **dict.fromkeys(
+        ["_foreach_div", "_foreach_norm", "_foreach_sqrt", "_foreach_sub", "_foreach_sub_", "_foreach_zero_"],
+        "one kernel for a list of tensors",
+    ),
     # torch: a wrapper runs the hooks that were registered on it; they can be registered and removed, not called
     "_optimizer_step_pre_hooks": "hooks of a wrapper's own step",
     "_optimizer_step_post_hooks": "hooks of a wrapper's own step",
