@@ -73,6 +73,7 @@ class Host:
         self.optimizers = list(optimizers)
         self.inner = [_below_saddle_wrappers(o) for o in optimizers]
         """What the pilot's hooks are on: an escape of a wrapper around it is no step, and is not rescaled."""
+        self._places = {id(o): i for i, o in enumerate(self.inner)}
         self.model = _unwrapped(model)
         self.ranks = Ranks(self.model)
         self.loss_fn = loss_fn
@@ -116,7 +117,7 @@ class Host:
 
     def index(self, optimizer: Optimizer) -> int:
         """Which of the optimizers it is."""
-        return next(i for i, o in enumerate(self.inner) if o is optimizer)
+        return self._places[id(optimizer)]
 
     @property
     def device(self) -> torch.device:

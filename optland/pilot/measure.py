@@ -175,8 +175,8 @@ class WeightsBefore:
 
 _SECOND_MOMENTS = ("exp_avg_sq", "square_avg")
 
-DENSE, EVERY = 16, 8
-"""The coherence is measured at each of the first updates, then at every eighth, which stands for the ones between: it
+DENSE, EVERY = 16, 16
+"""The coherence is measured at each of the first updates, then at every sixteenth, which stands for those between: it
 enters a mean over the run, and costs as much as all the rest that is measured of an update."""
 
 
@@ -189,7 +189,19 @@ class Coherence:
     """
 
     def __init__(self) -> None:
-        self.last: dict[Tensor, Tensor] = {}
+        self._params: list[Tensor] = []
+        self._kept: list[Tensor] = []
+        self._fresh = False  # whether what is kept is of the update before
+
+    @property
+    def last(self) -> dict[Tensor, Tensor]:
+        """Gradients of the update before, where the next one is measured against them."""
+        return dict(zip(self._params, self._kept, strict=True)) if self._fresh else {}
+
+    @last.setter
+    def last(self, gradients: dict[Tensor, Tensor]) -> None:
+        self._params, self._kept = list(gradients), list(gradients.values())
+        self._fresh = bool(gradients)
 
     @staticmethod
     def due(step: int) -> bool:
@@ -199,36 +211,50 @@ class Coherence:
     @vectors.no_graph
     def observe(self, step: int, params: Sequence[Tensor], optimizers: Sequence[Optimizer]) -> Tensor | None:
         """The cosine over the tensors that both updates have a dense gradient for; None where it is not due."""
-        now = {p: p.grad for p in params if p.grad is not None and p.grad.layout is torch.strided}
-        cosine = None
-        if self.due(step) and (both := [p for p in now if p in self.last and self.last[p].shape == p.shape]):
-            x, y = [now[p] for p in both], [self.last[p] for p in both]
-            if all((v := _second_moment(p, optimizers)) is not None and v.shape == p.shape for p in both):
-                scale = torch._foreach_sqrt([_second_moment(p, optimizers) for p in both])
-                torch._foreach_add_(scale, 1e-8)
-                x, y = list(torch._foreach_div(x, scale)), list(torch._foreach_div(y, scale))
-            product = torch.stack([vectors.dot(x, y).float()])
-            lengths = torch.stack([norms(x).norm(), norms(y).norm()]).to(product.device)
-            cosine = product.squeeze() / (lengths[0] * lengths[1])
-        if self.due(step + 1):
-            self._keep(now)
-        else:
-            self.last = {}
+        measure, keep = self._fresh and self.due(step), self.due(step + 1)
+        self._fresh = keep
+        if not (measure or keep):
+            return None
+        now = [p for p in params if p.grad is not None and p.grad.layout is torch.strided]
+        gradients = [p.grad for p in now if p.grad is not None]
+        cosine = self._measured(now, gradients, optimizers) if measure else None
+        if keep:
+            self._keep(now, gradients)
         return cosine
 
-    def _keep(self, now: dict[Tensor, Tensor]) -> None:
-        old = {
-            p: m
-            for p, m in self.last.items()
-            if p in now and m.shape == now[p].shape and m.dtype == now[p].dtype
-        }
-        if old:
-            torch._foreach_copy_(list(old.values()), [now[p] for p in old])
-        self.last = old | {p: g.detach().clone() for p, g in now.items() if p not in old}
+    def _measured(self, now: list[Tensor], x: list[Tensor], optimizers: Sequence[Optimizer]) -> Tensor | None:
+        """X'y / |x| |y| by the parallelogram, from norms alone: |x + y|^2 - |x - y|^2 = 4 x'y."""
+        y = self._kept
+        if len(now) != len(self._params) or not all(map(operator.is_, now, self._params)):
+            known = {id(p): g for p, g in zip(self._params, y, strict=True)}
+            both = [(p, g) for p, g in zip(now, x, strict=True) if id(p) in known]
+            now, x = [p for p, _ in both], [g for _, g in both]
+            y = [known[id(p)] for p in now]
+        if not now:
+            return None
+        squares = [_second_moment(p, optimizers) for p in now]
+        if all(v is not None and v.shape == p.shape for v, p in zip(squares, now, strict=True)):
+            scale = torch._foreach_sqrt(squares)
+            torch._foreach_add_(scale, 1e-8)
+            x, y = list(torch._foreach_div(x, scale)), list(torch._foreach_div(y, scale))
+        together, apart = torch._foreach_add(x, y), torch._foreach_sub(x, y)
+        a, b = norms(list(together)).norm(), norms(list(apart)).norm()
+        cosine: Tensor = 0.25 * (a * a - b * b) / (norms(x).norm() * norms(y).norm())
+        return cosine
+
+    def _keep(self, now: list[Tensor], gradients: list[Tensor]) -> None:
+        if len(now) == len(self._params) and all(map(operator.is_, now, self._params)):
+            torch._foreach_copy_(self._kept, gradients)
+        else:
+            self._params, self._kept = now, [g.detach().clone() for g in gradients]
 
     def forget(self) -> None:
         """After a rewind the next gradient belongs to other weights."""
-        self.last = {}
+        self._fresh = False
+
+    def release(self) -> None:
+        """Give the memory back."""
+        self._params, self._kept, self._fresh = [], [], False
 
 
 def _second_moment(p: Tensor, optimizers: Sequence[Optimizer]) -> Any:

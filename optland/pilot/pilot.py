@@ -192,7 +192,6 @@ class Pilot:
                 yield batch
                 if self.host.stopped:
                     return
-        self.progress.end(self.host.step)
 
     @uncompiled
     def after_step(self, batch: Any, loss: float | Tensor) -> None:
@@ -252,7 +251,7 @@ class Pilot:
         for optimizer in self.host.inner:
             self.host.release_rate(optimizer)
         self.host.before.release()
-        self.steering.coherence.forget()
+        self.steering.coherence.release()
         self._recent.clear()
 
     def __enter__(self) -> Pilot:
@@ -470,7 +469,8 @@ class Pilot:
         if made:
             host.step += 1
             if not self._waits_for_a_batch:
-                self._decide()
+                with torch.no_grad():
+                    self._decide()
 
     def _decide(self) -> None:
         """Policies look at what is known, and the update is given its length."""
