@@ -76,7 +76,7 @@ class Host:
         self._places = {id(o): i for i, o in enumerate(self.inner)}
         self.model = _unwrapped(model)
         self.ranks = Ranks(self.model)
-        self.loss_fn = loss_fn
+        self.loss_fn = loss_fn if num_samples is None else _counted(loss_fn, num_samples)
         self.factor = 1.0
         self.before = WeightsBefore()
         self.batch: Any = None
@@ -425,6 +425,19 @@ def _write_lr(group: dict[str, Any], lr: float | Tensor) -> None:
         group["lr"].fill_(lr)
     else:
         group["lr"] = lr
+
+
+def _counted(loss_fn: LossFn, num_samples: Callable[[Any], int]) -> LossFn:
+    """The loss as a sum and a count, for batches of a type that nobody else can count."""
+
+    def summed(model: nn.Module, batch: Any) -> Any:
+        loss = loss_fn(model, batch)
+        if isinstance(loss, Sequence):
+            return loss
+        count = num_samples(batch)
+        return loss * count, count
+
+    return summed
 
 
 def _below_saddle_wrappers(optimizer: Optimizer) -> Optimizer:

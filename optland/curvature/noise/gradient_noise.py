@@ -37,8 +37,7 @@ from torch import Tensor, nn
 
 from optland import vectors
 from optland.archive import Archived
-from optland.batches import num_samples, split
-from optland.curvature.operators.batchwise import jackknife, refuse_batch_statistics
+from optland.curvature.operators.batchwise import cut, jackknife, refuse_batch_statistics
 from optland.estimate import Estimate, Provenance
 from optland.objective import Objective
 from optland.vectors import Vector
@@ -226,12 +225,12 @@ def part_gradients(
     dropout masks would not be independent.
     """
     for batch in objective.batches:
-        for part in split(batch, min(parts, num_samples(batch))):
+        for part, size in cut(objective, batch, parts):
             _, count, total = objective.batch_gradient(part)
             pieces = [g / count for g in total]
             if scale is not None:
                 pieces = [g * s for g, s in zip(pieces, scale, strict=True)]
-            yield pieces, count, num_samples(part)
+            yield pieces, count, size
 
 
 def _parts(objective: Objective, parts: int, scale: Vector | None) -> tuple[Tensor, list[float], int]:

@@ -16,7 +16,7 @@ from optland.batches import num_samples, split
 from optland.context import BATCH_NORMS
 from optland.objective import Objective
 
-__all__ = ["each_batch", "each_part", "jackknife", "mean_and_error", "refuse_batch_statistics"]
+__all__ = ["cut", "each_batch", "each_part", "jackknife", "mean_and_error", "refuse_batch_statistics"]
 
 
 def each_batch(objective: Objective) -> Iterator[Objective]:
@@ -41,8 +41,15 @@ def each_part(objective: Objective, parts: int) -> Iterator[Objective]:
     if parts < 1:
         raise ValueError(f"parts={parts} must be at least 1")
     for batch in objective.batches:
-        for part in split(batch, min(parts, num_samples(batch))):
-            yield objective.on(part, num_samples(part))
+        for part, size in cut(objective, batch, parts):
+            yield objective.on(part, size)
+
+
+def cut(objective: Objective, batch: Any, parts: int) -> list[tuple[Any, int]]:
+    """Contiguous parts of a batch with their samples; one part is the batch itself, of whatever type it is."""
+    if parts == 1:
+        return [(batch, _size(objective, batch))]
+    return [(part, num_samples(part)) for part in split(batch, min(parts, num_samples(batch)))]
 
 
 def _size(objective: Objective, batch: Any) -> int:
