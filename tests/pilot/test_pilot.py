@@ -242,7 +242,7 @@ def test_coherence_is_that_of_the_gradients_that_the_steps_left() -> None:
 
 
 def test_safe_lr_on_a_quadratic_settles_below_the_edge() -> None:
-    """User rate 1e3 on eigenvalues 0.1 to 10: the cap is 0.35 of 2 g'g / g'Hg, inside [0.35 * 2 / 10, 0.35 * 2 / 0.1]."""
+    """User rate 1e3 on eigenvalues 0.1 to 10: the cap is 0.35 of 2 g'g / g'Hg, between 0.07 and 7."""
     curvature = torch.logspace(-1, 1, 20, dtype=torch.float64)
     model = nn.ParameterList([nn.Parameter(torch.ones(20, dtype=torch.float64))])
 
@@ -266,7 +266,7 @@ def test_safe_lr_on_a_quadratic_settles_below_the_edge() -> None:
     high = [loss > 3 * losses[0] for loss in losses]
     assert not any(high[k] and high[k + 1] and high[k + 2] for k in range(298))
     assert losses[-1] < 1e-2 * losses[0]
-    assert 0.035 <= caps[-1] <= 7.0
+    assert 0.07 <= caps[-1] <= 7.0
     assert optimizer.param_groups[0]["lr"] == 1e3
 
 
