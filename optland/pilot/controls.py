@@ -129,6 +129,13 @@ class Controls:
             self._check_host()
         return [d for policy, proposal in asked if (d := self.settle(policy, proposal, step)) is not None]
 
+    def tell(self, facts: HostFacts | None) -> None:
+        """Tell the policies of a run that goes on, and has got another length; what they know stays."""
+        for policy in self.policies if facts is not None else []:
+            state = policy.state_dict()
+            policy.begin(facts)
+            policy.load_state_dict(state)
+
     def _check_host(self) -> None:
         for policy in self.policies:
             for name in sorted(policy.turns | policy.caps):

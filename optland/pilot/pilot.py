@@ -18,7 +18,6 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict
 from typing import Any, Literal
 
 import torch
@@ -184,6 +183,7 @@ class Pilot:
                 "optland.train.GroupedLoader, or use mode='shadow' to log the advice only"
             )
         self.progress.learn(loader, epochs, by_samples=bool(turning))
+        self._facts = self.progress.stretched(self._facts, self.controls.tell)
         self.host.loader = loader
         for _ in range(epochs or 1):
             for batch in loader:
@@ -555,11 +555,10 @@ class Pilot:
             raise RuntimeError(
                 "state_dict() between a step and after_step(): the update is not counted yet; call it after that"
             )
-        facts = None if self._facts is None else asdict(self._facts) | {"can": sorted(self._facts.can)}
         return {
             **{name: part.state_dict() for name, part in self._parts().items()},
             "step": self.host.step,
-            "facts": facts,
+            "facts": None if self._facts is None else self._facts.to_dict(),
             "coherence": {self._name(p): g for p, g in self.steering.coherence.last.items()},
             "recent": list(self._recent),
             "seconds": self.seconds,
@@ -572,12 +571,11 @@ class Pilot:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue where :meth:`state_dict` was taken, with the same policies and mode."""
-        if state["facts"] is not None:  # not those of now: the batch may have grown since
-            self._facts = HostFacts(**state["facts"] | {"can": frozenset(state["facts"]["can"])})
-            for policy in self.controls.policies:
-                policy.begin(self._facts)
+        self._facts = HostFacts.of(state["facts"])  # not those of now: the batch may have grown since
+        self.controls.tell(self._facts)
         for name, part in self._parts().items():
             part.load_state_dict(state[name])
+        self._facts = self.progress.stretched(self._facts, self.controls.tell)
         self.host.step = self.history.step = state["step"]
         named = {self._name(p): p for o in self.host.inner for p in self.host.parameters_of(o)}
         self.steering.coherence.last = {named[n]: g for n, g in state["coherence"].items() if n in named}

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
+
+from optland.pilot.policies.facts import HostFacts
 
 __all__ = ["Progress"]
 
@@ -41,6 +45,7 @@ class Progress:
         self.samples = 0
         self._tail: tuple[int, int] | None = None
         self._said = False
+        self._before: tuple[int | None, int | None] = (None, None)  # the length when a state was taken
         self._learnt = False  # whether the length is that of a loader
 
     @property
@@ -187,9 +192,32 @@ class Progress:
 
     def state_dict(self) -> dict[str, Any]:
         """Plain numbers for the checkpoint."""
-        return {"samples": self.samples, "tail": None if self._tail is None else list(self._tail)}
+        return {
+            "samples": self.samples,
+            "tail": None if self._tail is None else list(self._tail),
+            "total_steps": self.total_steps,
+            "total_samples": self.total_samples,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue where :meth:`state_dict` was taken."""
         self.samples = state["samples"]
         self._tail = None if state["tail"] is None else (state["tail"][0], state["tail"][1])
+        self._before = (state["total_steps"], state["total_samples"])
+
+    def stretched(self, facts: HostFacts | None, tell: Callable[[HostFacts], None]) -> HostFacts | None:
+        """What was known of the run when its state was taken, at the length that it has now.
+
+        Args:
+            facts: What was known; None before the first update.
+            tell: Called with what is returned, where the length is another one.
+        """
+        was, now = self._before, (self.total_steps, self.total_samples)
+        factors = [b / a for a, b in zip(was, now, strict=True) if a and b and a != b]
+        if facts is None or facts.steps is None or not factors:
+            return facts
+        self._before = now
+        passes = None if facts.passes is None else facts.passes * factors[0]
+        facts = replace(facts, steps=round(facts.steps * factors[0]), passes=passes)
+        tell(facts)
+        return facts

@@ -1,7 +1,7 @@
 """A larger batch for loops whose loader has a fixed one: several of its batches make one update.
 
 ``GroupedLoader(loader)`` takes any loader of batches (a ``DataLoader``, a list) and serves groups of them, joined to
-one batch, so that policies that change the batch (``noise_batch``, ``seesaw``) work with it. The inputs of a group lie
+one batch, so that policies that change the batch (``noise_batch``) work with it. The inputs of a group lie
 in memory together; its activations need not: :meth:`optland.train.Precision.backward` with ``micro_batch`` takes it in
 parts.
 

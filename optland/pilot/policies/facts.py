@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 __all__ = ["HostFacts"]
 
@@ -34,3 +35,12 @@ class HostFacts:
     lengths_set: bool = False
     samples: int | None = None
     open_ended: bool = False
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for the checkpoint."""
+        return asdict(self) | {"can": sorted(self.can)}
+
+    @classmethod
+    def of(cls, state: dict[str, Any] | None) -> HostFacts | None:
+        """The facts that :meth:`to_dict` was taken of."""
+        return None if state is None else cls(**state | {"can": frozenset(state["can"])})
