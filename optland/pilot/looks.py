@@ -11,7 +11,7 @@ from optland.pilot.budget import Budget
 from optland.pilot.history import History
 from optland.pilot.host import Host
 from optland.pilot.notices import say_off
-from optland.pilot.probes import SHOWN, Probe, standard_probes
+from optland.pilot.probes import SHOWN, CurvatureProbe, Probe, standard_probes
 from optland.pilot.signal import Signal
 
 __all__ = ["Looks"]
@@ -26,6 +26,7 @@ class Looks:
         budget: What they may cost.
         reads: Signals that policies read.
         shown: Whether those run too that nobody reads, for the log.
+        escapes: Whether a policy may ask for an escape, whose look is paid from the curvature probe's part.
         own: Probes of the user's.
         seed: Of their randomness.
 
@@ -43,6 +44,7 @@ class Looks:
         *,
         reads: frozenset[str],
         shown: bool,
+        escapes: bool = False,
         own: Sequence[Probe] = (),
         seed: int = 0,
     ) -> None:
@@ -50,7 +52,8 @@ class Looks:
         show = SHOWN | {p.name for p in own} if shown else frozenset()
         known = [*standard_probes(seed), *own] if budget.fraction > 0 else []
         self.probes = [p for p in known if p.yields & reads or p.name in show]
-        budget.use({p.name: p.weight for p in self.probes})
+        weights = {p.name: p.weight for p in self.probes}
+        budget.use(weights | ({CurvatureProbe.name: CurvatureProbe.weight} if escapes else {}))
         self.ranks = host.ranks
         if self.ranks.evaluate_together and self.probes:
             names = ", ".join(p.name for p in self.probes)

@@ -141,6 +141,7 @@ class Pilot:
             self.budget,
             reads=self.controls.reads,
             shown=not self._acts,
+            escapes="escape" in self.controls.turns,
             own=probes,
             seed=seed,
         )

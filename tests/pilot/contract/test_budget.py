@@ -38,9 +38,20 @@ class Leaves(Plateau):
         return [Proposal("escape", 1.0, "scripted")] if history.step % 10 == 0 else []
 
 
+class Restless(Policy):
+    """An escape is asked for again and again, and no curvature is read."""
+
+    name = "restless"
+    turns = frozenset({"escape"})
+
+    def decide(self, history: Any) -> list[Proposal]:
+        return [Proposal("escape", 1.0, "scripted")] if history.step % 10 == 0 else []
+
+
 OWN: dict[str, Any] = {
     "doubles": Doubles,
     "leaves": Leaves,
+    "restless": Restless,
     "auto_lr, capped": lambda: AutoLR(ceiling=1.0),
     "noise_batch, curvature": lambda: NoiseBatch(scale="curvature"),
 }
@@ -128,6 +139,7 @@ FEW = [
     ("noise_batch", "sam", "accumulated", "control", 0.05),
     ("plateau", "adamw", "scaled", "control", 1.0),
     ("leaves", "sgd", "accumulated", "control", 1.0),
+    ("restless", "sam", "plain", "control", 1.0),
     ("doubles", "looksam", "plain", "control", 0.05),
     ("spike_guard", "msam", "scaled", "shadow", 1.0),
     ("edge_monitor", "muon", "accumulated", "control", 0.05),
@@ -150,4 +162,6 @@ def test_the_budget_is_kept_at_every_update(
     assert run.pilot is not None
     if run.pilot.progress.total_steps is not None:
         assert run.pilot.budget.probe_ge <= 1.01 * budget * run.trained + LOOK, "the advance is not paid back"
+    if (policy, optimizer, mode, budget) == ("restless", "sam", "control", 1.0):
+        assert run.pilot.budget.spent["curvature"] > 0.0, "no look was ever affordable"
     assert run.pilot.lost == (len(run.poisoned) if form == "scaled" else 0)
