@@ -1,7 +1,9 @@
 """What a run lets one see and turn: the only place that touches optimizer, model and loader.
 
 :class:`Host` is a plain PyTorch loop. Another loop (a trainer that owns the batch, say) is a subclass that overrides
-what differs there: :meth:`Host.can_turn`, :meth:`Host.read`, :meth:`Host.turn`.
+what differs there: :meth:`Host.can_turn`, :meth:`Host.read`, :meth:`Host.turn`, and for one that owns the batch
+:attr:`Host.own_batch_size` and :attr:`Host.knows_batch_size`. ``Pilot(host=...)`` takes it, and
+:func:`optland.pilot.contract.check_host` holds it against the contract.
 """
 
 from __future__ import annotations

@@ -13,6 +13,8 @@ A policy of one's own takes 15 lines::
                 return []
             new = 1e-4 if loss.value > 1.0 else 1e-3
             return [Proposal("weight_decay", new, f"the loss is {loss.value:.3g}", {"train/loss": loss.value})]
+
+:func:`optland.pilot.contract.check_policy` holds it against the contract.
 """
 
 from __future__ import annotations
