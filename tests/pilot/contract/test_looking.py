@@ -124,6 +124,40 @@ def test_a_run_that_a_policy_steers_learns(policy: str) -> None:
     assert sum(run.losses[-10:]) / 10 < 0.85 * sum(run.losses[:5]) / 5
 
 
+class Rows:
+    """A logger that keeps what it is given."""
+
+    def __init__(self) -> None:
+        self.rows: list[Any] = []
+
+    def log(self, metrics: Any) -> None:
+        self.rows.append(metrics)
+
+    def event(self, event: Any) -> None:
+        self.rows.append(event)
+
+    def close(self) -> None:
+        self.rows = []
+
+
+@pytest.mark.parametrize(
+    ("policy", "optimizer"),
+    [("auto_lr", "sam"), ("plateau, busy", "sgd"), *slow(("safe_lr", "adamw"), ("auto_lr, capped", "muon"))],
+)
+def test_a_log_changes_nothing(policy: str, optimizer: str) -> None:
+    found = []
+    for options in ({}, {"log": Rows(), "log_every": 1}):
+        chosen = [BUSY[policy]()] if policy in BUSY else policies(policy)
+        run = Run(optimizer, policies=chosen, budget=1.0, updates=UPDATES, **options).train()
+        assert run.pilot is not None
+        found.append(
+            [run.bits(), [d.to_dict() for d in run.pilot.decisions], run.pilot.controls.state_dict()]
+        )
+        if options:
+            assert len(options["log"].rows) >= UPDATES
+    assert differences(*found) == []
+
+
 RESUMED = [("auto_lr", "adamw", "plain", 23), ("auto_lr", "sam", "scaled", 8), ("safe_lr", "muon", "accumulated", 17),
            ("doubles", "sgd", "plain", 25), ("plateau, busy", "looksam", "plain", 30), ("leaves", "sgd", "plain", 31),
            ("spike_guard, busy", "msam", "plain", 22), ("curvature_monitor", "negative_curvature", "plain", 37),

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from pilot.contract.loops import FORMS, OPTIMIZERS, Run, can_run
+from pilot.contract.loops import BATCH, FORMS, OPTIMIZERS, Run, can_run
 from pilot.contract.test_budget import policies
 from tiers import slow
 from torch import Tensor
@@ -96,15 +96,15 @@ FEW = [("auto_lr", "sgd", "plain"), ("auto_lr", "adamw", "accumulated"), ("auto_
     ("policy", "optimizer", "form"), [*FEW, *slow(*(c for c in cells() if c not in FEW))]
 )
 def test_the_numbers_of_an_update_are_read_at_once(policy: str, optimizer: str, form: str) -> None:
-    run = Run(optimizer, form, policies=policies(policy), log_every=10**9, poisoned=(), updates=30)
+    run = Run(optimizer, form, policies=policies(policy), poisoned=(), updates=30)
     run.train(3)  # the first update looks at loss_fn, and whether the move is linear in the rate
     assert run.pilot is not None
     quiet = 0
     while len(run.losses) < run.updates:
         with counted() as reads:
             run.update()
-        if run.pilot.step in run.pilot.looks.last.values():
-            continue
+        if run.pilot.step in run.pilot.looks.last.values() or run.sizes[-1] < BATCH:
+            continue  # a probe that is due stays off a smaller batch
         quiet += 1
         assert sum(reads.count.values()) == 1, reads.count
     assert quiet > 15
@@ -117,7 +117,7 @@ def test_a_read_too_many_would_be_counted(monkeypatch: pytest.MonkeyPatch) -> No
     namespace: dict[str, Any] = {"own": Steering.measure}
     exec(compile(source, f"{PILOT}/steering.py", "exec"), namespace)
     monkeypatch.setattr(Steering, "measure", namespace["more"])
-    run = Run("sgd", policies=["auto_lr"], log_every=10**9).train(3)
+    run = Run("sgd", policies=["auto_lr"]).train(3)
     with counted() as reads:
         run.update()
     assert reads.count["_local_scalar_dense"] == 1
