@@ -131,7 +131,9 @@ class Controls:
 
     def tell(self, facts: HostFacts | None) -> None:
         """Tell the policies of a run that goes on, and has got another length; what they know stays."""
-        for policy in self.policies if facts is not None else []:
+        if facts is None:
+            return
+        for policy in self.policies:
             state = policy.state_dict()
             policy.begin(facts)
             policy.load_state_dict(state)
