@@ -30,10 +30,8 @@ corner_oldest  oldest  ATEN_CPU_CAPABILITY=avx512 OMP_NUM_THREADS=2
 "
 
 # The part whose outcomes a training run decides; a few minutes for each setting, and what .ci/run repeats.
-TRAINING="tests/faults tests/control tests/train/test_pilot.py tests/train/test_every_policy.py
-tests/train/test_actuators_in_the_loop.py tests/train/test_collapse.py tests/train/test_ema.py
-tests/train/test_precision.py tests/recipes/test_landscape_train.py tests/recipes/test_escape_saddle.py
-tests/optim/saddle"
+TRAINING="tests/faults tests/pilot tests/train/test_ema.py tests/train/test_precision.py
+tests/recipes/test_landscape_train.py tests/recipes/test_escape_saddle.py tests/optim/saddle"
 
 folder=.any_machine table= wanted=() tests=() arguments=(-n auto --dist worksteal)
 while (($#)); do

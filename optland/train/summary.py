@@ -50,7 +50,8 @@ def what_it_took(
         "budget/ge": pilot.budget.train_ge + pilot.budget.probe_ge,
         "budget/probe_frac": pilot.budget.used,
         "budget/probe_ms": 1e3 * pilot.probe_seconds,
-        "ctl/decisions": len(pilot.decisions),
-        "ctl/rewinds": sum(d.actuator == "rewind" for d in pilot.decisions),
+        "ctl/decisions": len(events),
+        "ctl/rewinds": sum(event["actuator"] == "rewind" and bool(event["taken"]) for event in events),
+        **({"ctl/lost": pilot.lost} if pilot.lost else {}),
         "summary/advice": advise(rows, events, pilot.budget.fraction, pilot.budget.used),
     }
