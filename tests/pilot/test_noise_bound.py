@@ -61,7 +61,7 @@ def test_without_a_ratio_or_an_error_there_is_no_end_and_none_below_zero() -> No
 
 @pytest.mark.parametrize("truth", [30.0, 300.0, 3000.0])
 def test_far_above_the_batch_it_stays_below_the_truth_and_above_the_batch(truth: float) -> None:
-    """Gradients of four parts of a batch of 8, drawn from their law: |G|^2 = 1, tr Sigma = truth, in 200 dimensions, with
+    """Gradients of four parts of a batch of 8 from their law, |G|^2 = 1 and tr Sigma = truth, in 200 dimensions, with
     the standard deviations of that law as their errors.
 
     The first order error is larger than the ratio there, so the ratio less it is no bound at all.
