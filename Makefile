@@ -39,6 +39,7 @@ bench: $(VENV)/bench.stamp
 	$(BIN)/python benchmarks/sam_quality.py
 	$(BIN)/python benchmarks/batch.py
 	$(BIN)/python benchmarks/spikes.py
+	$(BIN)/python benchmarks/plateau.py
 	$(BIN)/python benchmarks/conformance.py
 	$(BIN)/python benchmarks/torch_contract.py
 	$(BIN)/python benchmarks/readme.py

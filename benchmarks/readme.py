@@ -13,7 +13,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from readme_control import batch_table, control_edge_table, control_report_table, control_table, spikes_table
+from readme_control import (
+    batch_table,
+    control_edge_table,
+    control_report_table,
+    control_table,
+    plateau_table,
+    spikes_table,
+)
 
 from optland.optim import CARDS
 from optland.optim.conformance.finding import KINDS
@@ -356,6 +363,7 @@ TABLES = {
     "cuda_cost": cuda_cost_table,
     "control_edge": control_edge_table,
     "spikes": spikes_table,
+    "plateau": plateau_table,
     "connectivity": connectivity_table,
     "demo": demo_table,
     "curvature": curvature_table,

@@ -7,7 +7,14 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-__all__ = ["batch_table", "control_edge_table", "control_report_table", "control_table", "spikes_table"]
+__all__ = [
+    "batch_table",
+    "control_edge_table",
+    "control_report_table",
+    "control_table",
+    "plateau_table",
+    "spikes_table",
+]
 
 RESULTS = Path(__file__).resolve().parent / "results"
 PLAIN = "`tau=0.05`"
@@ -158,6 +165,27 @@ def spikes_table(result: dict[str, Any]) -> str:
             f"Validation loss after the last step, median of {len(result['seeds'])} paired seeds: shuffled labels, "
             "inputs times 1e4, a NaN in turn. Scaled inputs that the net is right about have no loss and no gradient; "
             f"they are not counted. Measured with torch {result['torch']}.",
+        ]
+    )
+
+
+def plateau_table(result: dict[str, Any]) -> str:
+    """A rate without a schedule, and three ways to let it fall."""
+    arms = list(next(iter(result["cells"].values())))
+    lines = [
+        "| task, optimizer | " + " | ".join(f"`{arm}`" if arm == "plateau" else arm for arm in arms) + " |",
+        "|---|" + "---:|" * len(arms),
+    ]
+    for name, row in result["cells"].items():
+        cells = [f"{row[arm]['test_acc']:.1f} ({row[arm]['train_loss']:.4f})" for arm in arms]
+        lines.append(f"| {name.replace('/', ', ')} | " + " | ".join(cells) + " |")
+    rates = ", ".join(f"{name} {rate:g}" for name, rate in result["rates"].items())
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"Test accuracy in per cent (training loss at the end), means of {len(result['seeds'])} seeds, equal "
+            f"gradient evaluations. Rates: {rates}. Measured with torch {result['machine']['torch']}.",
         ]
     )
 

@@ -64,7 +64,7 @@ _CARD_ROWS = (
     ("plateau", "drops the rate at a noise floor, or leaves a saddle",
      "loss slope, SASA statistic, negative-curvature ratio", "lr factor, escape",
      "1 copy of the weights, two inner products", "no schedule; not with a decaying one",
-     "control_report, control_development", "Zhang 2020, 2002.10597"),
+     "plateau", "Zhang 2020, 2002.10597"),
     ("spike_guard",
      "leaves out the update of a corrupt batch; after some in a row cuts the rate, after many goes back",
      "gradient norm and loss", "skip, rewind, lr factor as a cap", "no copy",
