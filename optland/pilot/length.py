@@ -68,8 +68,11 @@ class Lengths:
         if not isinstance(factor, Tensor) and factor == 0.0:
             torch._foreach_zero_(moves)  # also where the move holds NaN: the update is taken back bit for bit
         elif not isinstance(factor, Tensor) or self._layout.simple:
-            scalar = factor if isinstance(factor, Tensor) else torch.tensor(factor)  # faster than by a number
-            torch._foreach_mul_(moves, scalar)
+            # A tensor of their type is faster than a number, and has all the digits that they have.
+            kind = moves[0].dtype if self._layout.simple else torch.float64
+            torch._foreach_mul_(
+                moves, factor if isinstance(factor, Tensor) else torch.tensor(factor, dtype=kind)
+            )
         else:
             for move in moves:
                 move.mul_(factor.to(device=move.device, dtype=move.dtype))
