@@ -20,6 +20,19 @@ from optland.optim import MSAM, SAM, LookSAM
 from optland.optim.gates import Every
 from optland.optim.saddle import NegativeCurvature
 from optland.pilot import Pilot
+from optland.pilot.contract.tiny import differences
+
+__all__ = [
+    "BATCH",
+    "FORMS",
+    "OPTIMIZERS",
+    "Net",
+    "Run",
+    "batch_number",
+    "can_run",
+    "cross_entropy",
+    "differences",
+]
 
 FORMS = ("plain", "accumulated", "scaled")
 BATCH = 32
@@ -309,24 +322,3 @@ class Run:
         self.pilot.load_state_dict(kept["pilot"])
         load_rng_state(kept["rng"])
         return self
-
-
-def same(a: Any, b: Any) -> bool:
-    """Whether two nested values are equal bit for bit, NaN included."""
-    if isinstance(a, Tensor) and isinstance(b, Tensor):
-        return a.shape == b.shape and a.dtype == b.dtype and bool(((a == b) | ((a != a) & (b != b))).all())
-    if isinstance(a, dict) and isinstance(b, dict):
-        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
-    if isinstance(a, list | tuple) and isinstance(b, list | tuple):
-        return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
-    return type(a) is type(b) and (bool(a == b) or (a != a and b != b))
-
-
-def differences(a: Any, b: Any, at: str = "") -> list[str]:
-    """Where two nested values are not equal bit for bit."""
-    if isinstance(a, dict) and isinstance(b, dict):
-        found = [f"{at}.{k} is in one only" for k in a.keys() ^ b.keys()]
-        return found + [x for k in a.keys() & b.keys() for x in differences(a[k], b[k], f"{at}.{k}")]
-    if isinstance(a, list | tuple) and isinstance(b, list | tuple) and len(a) == len(b):
-        return [x for i, (p, q) in enumerate(zip(a, b, strict=True)) for x in differences(p, q, f"{at}[{i}]")]
-    return [] if same(a, b) else [f"{at}: {str(a)[:80]} is not {str(b)[:80]}"]

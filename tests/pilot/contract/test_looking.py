@@ -170,7 +170,7 @@ def resumed_cells() -> list[tuple[str, str, str, int]]:
         for p in [*POLICIES, *OWN, *BUSY]
         for o in OPTIMIZERS
         for f in FORMS
-        for at in (1, 8, 26)
+        for at in (8, 26)
         if can_run(o, f)
     ]
 
