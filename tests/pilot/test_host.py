@@ -276,6 +276,18 @@ def test_a_smaller_batch_is_ragged_until_the_batch_is_turned() -> None:
     assert host.batch_size == 16
 
 
+def test_after_a_smaller_batch_was_asked_for_it_is_the_measure() -> None:
+    model = mlp()
+    host = Host([sgd(model.parameters())], model, classify)
+    host.loader = BatchLoader(data(64), 32, epochs=1)
+    host.saw(32)
+    assert host.is_ragged(16)
+    assert host.turn("batch_size", 16.0)
+    host.saw(16)
+    assert not host.is_ragged(16)
+    assert host.is_ragged(7)
+
+
 def test_a_data_set_smaller_than_the_batch_is_still_probed() -> None:
     """Every batch holds all there is."""
     run = Loop(model=mlp, tensors=data(10), batch=16, epochs=40, policies=["edge_monitor"], budget=1.0).run()

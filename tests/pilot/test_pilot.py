@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from optland.optim import SAM
 from optland.optim.saddle import NegativeCurvature
-from optland.pilot import AutoLR, NoiseBatch, Pilot, Probe, SafeLR, Signal
+from optland.pilot import AutoLR, NoiseBatch, Pilot, Probe, Proposal, SafeLR, Signal
 from optland.train import evaluate, load_data
 from optland.train.data import DataConfig
 from optland.train.models import ModelConfig, build_model
@@ -123,6 +123,22 @@ def test_auto_lr_makes_every_update_the_scheduled_relative_length(make: Any, for
         progress = (k - 0.5) / 40
         shape = progress / 0.05 if progress < 0.05 else (1 - progress) / 0.95
         assert relative_length(before, run.weights()) == pytest.approx(0.03 * shape, rel=1e-3), k
+
+
+def test_a_factor_and_its_cap_shorten_the_update_that_auto_lr_asks_for() -> None:
+    """Set after update 5, capped after 10; the cap ends after 15. What is set acts on the update that it was set at."""
+    script = {
+        5: [("lr_factor", 0.5)], 10: [Proposal("lr_factor", 0.25, "as scripted", cap=True)],
+        15: [Proposal("lr_factor", math.inf, "as scripted", cap=True)],
+    }  # fmt: skip
+    run = Loop(model=mlp, policies=[AutoLR(tau=0.03), Asks(script)])
+    for k in range(1, 21):
+        before = run.weights()
+        run.run(k)
+        progress = (k - 0.5) / 40
+        shape = progress / 0.05 if progress < 0.05 else (1 - progress) / 0.95
+        factor = 1.0 if k < 5 else 0.25 if 10 <= k < 15 else 0.5
+        assert relative_length(before, run.weights()) == pytest.approx(0.03 * factor * shape, rel=1e-3), k
 
 
 def test_the_applied_rate_is_the_one_that_makes_that_length() -> None:
