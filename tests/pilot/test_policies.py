@@ -262,6 +262,17 @@ def test_a_rewind_halves_the_cap_for_good() -> None:
     assert caps == pytest.approx([0.05] * 29)
 
 
+def test_a_rewind_takes_back_the_height_that_a_schedule_is_scaled_to() -> None:
+    """The cap was 4; after a rewind it is 2, and a schedule at a quarter of its peak is held to a quarter of that."""
+    policy = SafeLR(fraction=0.5, start=1.0, growth=1e9)
+    fed = Fed(policy, lr=100.0, shape=1.0)
+    assert cap_of(fed(1, edge__eta_c=8.0)) == pytest.approx(4.0)
+    policy.told(rewind())
+    assert cap_of(fed(2)) == pytest.approx(2.0)
+    fed.settings |= {"lr": 25.0, "shape": 0.25}
+    assert cap_of(fed(3)) == pytest.approx(0.5)
+
+
 # ---------------------------------------------------------------- noise_batch
 
 

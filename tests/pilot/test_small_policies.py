@@ -110,6 +110,17 @@ def test_plateau_leaves_a_saddle_instead_of_cutting_the_rate() -> None:
     assert found == [(100, "lr_factor", 0.5), (200, "escape", 1.0), (300, "lr_factor", 0.25)]
 
 
+def test_a_ratio_of_an_earlier_window_says_nothing_of_this_one() -> None:
+    """Measured at update 50 while the loss fell; the plateau is found at 200."""
+    noisy = flat()
+
+    def signals(k: int) -> dict[str, Any]:
+        falling = noisy(k)["train__loss"] + (max(100 - k, 0) * 0.05)
+        return {"train__loss": falling} | ({"curv__ncr": 0.8} if k == 50 else {})
+
+    assert over(Fed(Plateau()), 200, signals) == [(200, "lr_factor", 0.5)]
+
+
 def test_plateau_waits_while_the_weights_still_travel() -> None:
     """The loss looks flat, but |w|^2 changes: <w, d> - lr/2 |d|^2 is 1 +- 0.1 in every step."""
     draw, noisy = random.Random(2), flat()
