@@ -87,7 +87,7 @@ class Pilot:
     Raises:
         ValueError: Unknown mode or policy, two policies for one thing, a budget that is no share, two lengths, or an
             optimizer of another model.
-        RuntimeError: The optimizer has a pilot already, or there is more than one process.
+        RuntimeError: An optimizer has a pilot already.
 
     Attributes:
         host, progress, budget, history: What is turned; how far the run is; what probes cost; the signals.
