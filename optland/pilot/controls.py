@@ -98,16 +98,20 @@ class Controls:
         self.actions: dict[str, Callable[[], Outcome]] = {}
         """What the pilot does for a policy: escapes, and updates left out."""
         check_setters(self.policies)
+        self._take_in()
 
-    @property
-    def reads(self) -> frozenset[str]:
-        """Signals that some policy reads."""
-        return frozenset().union(*(p.reads for p in self.policies))
-
-    @property
-    def turns(self) -> frozenset[str]:
-        """Everything that some policy sets."""
-        return frozenset().union(*(p.turns for p in self.policies))
+    def _take_in(self) -> None:
+        """What is asked several times in every update, and changes where policies are told of the run alone."""
+        self.reads: frozenset[str] = frozenset().union(*(p.reads for p in self.policies))
+        self.turns: frozenset[str] = frozenset().union(*(p.turns for p in self.policies))
+        self._asked = {
+            before: [
+                x
+                for x in zip(self.policies, self.readers, strict=True)
+                if bool(x[0].turns & BEFORE) == before
+            ]
+            for before in (True, False)
+        }
 
     @property
     def paces(self) -> bool:
@@ -123,6 +127,7 @@ class Controls:
         """
         asked = [(policy, proposal) for policy in self.policies for proposal in policy.begin(facts)]
         check_setters(self.policies)
+        self._take_in()
         for policy, proposal in asked:
             _check_declared(policy, proposal)
         if self.act:
@@ -137,6 +142,7 @@ class Controls:
             state = policy.state_dict()
             policy.begin(facts)
             policy.load_state_dict(state)
+        self._take_in()
 
     def _check_host(self) -> None:
         for policy in self.policies:
@@ -151,10 +157,7 @@ class Controls:
 
     def ask(self, *, before: bool) -> list[tuple[Policy, Proposal]]:
         """What the policies want now, before an update or after it."""
-        found: list[tuple[Policy, Proposal]] = []
-        for policy, reader in zip(self.policies, self.readers, strict=True):
-            if bool(policy.turns & BEFORE) == before:
-                found.extend((policy, proposal) for proposal in policy.decide(reader))
+        found = [(policy, asked) for policy, reader in self._asked[before] for asked in policy.decide(reader)]
         for policy, proposal in found:
             _check_declared(policy, proposal)
         return found

@@ -89,6 +89,7 @@ class Host:
         self._nominal: int | None = None
         self._dataset_size = dataset_size
         self._num_samples, self._split = num_samples or batches.num_samples, split
+        self._plain_count = num_samples is None
         self._largest = 0  # samples of the largest batch so far
         self._evaluations = [0.0, 0.0]  # gradient evaluations per sample, summed over updates; updates
         self._held: dict[int, list[float | Tensor]] = {}
@@ -196,6 +197,10 @@ class Host:
 
     def count(self, batch: Any) -> int:
         """Samples of a batch, or of all micro-batches of an update."""
+        if type(batch) is tuple and self._plain_count:
+            first = batch[0] if batch else None
+            if isinstance(first, Tensor) and first.ndim > 0:  # the most usual batch, counted for every update
+                return first.shape[0]
         return sum(self._num_samples(piece) for piece in self.pieces(batch))
 
     def objective(self, batch: Any, *, mode: Literal["train", "eval"] = "eval", data: str = "step batch",
@@ -252,9 +257,9 @@ class Host:
         peak = max(float(g.get("max_lr", g.get("initial_lr", g["lr"]))) for g in groups)
         return self.rate / peak if peak > 0 else 0.0
 
-    def hold_rate(self, optimizer: Optimizer, rate: float) -> None:
-        """Give the groups of one optimizer ``rate`` times their share of the user's largest rate, until released."""
-        largest, i = self.rate, self.index(optimizer)
+    def hold_rate(self, optimizer: Optimizer, rate: float, largest: float) -> None:
+        """Give the groups of one optimizer ``rate`` times their share of the user's ``largest``, until released."""
+        i = self.index(optimizer)
         self._held[i] = [
             lr.clone() if isinstance(lr := g["lr"], Tensor) else lr for g in optimizer.param_groups
         ]

@@ -20,17 +20,19 @@ class Lengths:
 
     def __init__(self) -> None:
         self._layout = Layout([])
+        self._factor = torch.zeros(
+            ()
+        )  # kept from one update to the next: making one costs as much as a small product
 
     def _relative(self, before: WeightsBefore, moved: list[Tensor]) -> tuple[Number, Number]:
         if not self._layout.fits(before.params):
             self._layout = Layout(before.params)
-        simple = self._layout.simple
-        return relative_speed(norms(moved, simple=simple), norms(before.copies, simple=simple), self._layout)
+        return relative_speed(norms([*moved, *before.copies], simple=self._layout.simple), self._layout)
 
     @vectors.no_graph
     def measure(self, before: WeightsBefore) -> tuple[Number, Number]:
         """Relative speed R and |d| / |w| of the update, with the weights left alone."""
-        moved = torch._foreach_sub([p.detach() for p in before.params], before.copies)
+        moved = torch._foreach_sub(before.params, before.copies)
         return self._relative(before, list(moved))
 
     @vectors.no_graph
@@ -51,7 +53,7 @@ class Lengths:
         Returns:
             R per unit of learning rate, |d| / |w| and the learning rate that the update now has.
         """
-        params, copies = [p.detach() for p in before.params], before.copies
+        params, copies = before.params, before.copies
         torch._foreach_sub_(params, copies)  # in place: no memory for the move beside the copy
         speed, relative = self._relative(before, params)
         if isinstance(speed, Tensor):
@@ -68,11 +70,14 @@ class Lengths:
         if not isinstance(factor, Tensor) and factor == 0.0:
             torch._foreach_zero_(moves)  # also where the move holds NaN: the update is taken back bit for bit
         elif not isinstance(factor, Tensor) or self._layout.simple:
-            # A tensor of their type is faster than a number, and has all the digits that they have.
-            kind = moves[0].dtype if self._layout.simple else torch.float64
-            torch._foreach_mul_(
-                moves, factor if isinstance(factor, Tensor) else torch.tensor(factor, dtype=kind)
-            )
+            torch._foreach_mul_(moves, factor if isinstance(factor, Tensor) else self._kept(factor, moves[0]))
         else:
             for move in moves:
                 move.mul_(factor.to(device=move.device, dtype=move.dtype))
+
+    def _kept(self, factor: float, move: Tensor) -> Tensor:
+        """The factor as a tensor of their type, which is faster than a number and has all the digits that they have."""
+        kind = move.dtype if self._layout.simple else torch.float64
+        if self._factor.dtype != kind:
+            self._factor = torch.zeros((), dtype=kind)
+        return self._factor.fill_(factor)

@@ -92,7 +92,7 @@ def norms(tensors: Sequence[Tensor], *, simple: bool = False) -> Tensor:
 
 
 @vectors.no_graph
-def relative_speed(update: Tensor, weights: Tensor, layout: Layout) -> tuple[Tensor | float, Tensor | float]:
+def relative_speed(found: Tensor, layout: Layout) -> tuple[Tensor | float, Tensor | float]:
     r"""Root-sum-square over tensors of |d_l| / max(|w_l|, phi_l), and |d| / |w| over all tensors.
 
     Only tensors with two or more dimensions count: biases and normalisation gains start at 0 or 1 and say nothing
@@ -101,8 +101,7 @@ def relative_speed(update: Tensor, weights: Tensor, layout: Layout) -> tuple[Ten
     tensors would be that of the ones that have just begun to move.
 
     Args:
-        update: |d_l| of each tensor.
-        weights: |w_l| of each tensor.
+        found: |d_l| of each tensor, then |w_l| of each.
         layout: Of the tensors.
 
     Returns:
@@ -110,7 +109,8 @@ def relative_speed(update: Tensor, weights: Tensor, layout: Layout) -> tuple[Ten
         else tensors beside them, and nothing waits.
     """
     if layout.on_host:
-        return _relative_speed_here(update.tolist(), weights.tolist(), layout)
+        return _relative_speed_here(found.tolist(), layout)
+    update, weights = found[: len(layout.roots)], found[len(layout.roots) :]
     matrices, roots = layout.on(weights)
     d, w, root = update[matrices], weights[matrices], roots[matrices]
     rms = torch.linalg.vector_norm(w) / torch.linalg.vector_norm(root)
@@ -119,7 +119,8 @@ def relative_speed(update: Tensor, weights: Tensor, layout: Layout) -> tuple[Ten
     return speed, torch.linalg.vector_norm(update) / torch.linalg.vector_norm(weights).clamp_min(1e-30)
 
 
-def _relative_speed_here(update: list[float], weights: list[float], layout: Layout) -> tuple[float, float]:
+def _relative_speed_here(found: list[float], layout: Layout) -> tuple[float, float]:
+    update, weights = found[: len(layout.roots)], found[len(layout.roots) :]
     chosen, roots = layout.matrices, layout.roots
     rms = math.hypot(*(weights[i] for i in chosen)) / math.hypot(*(roots[i] for i in chosen))
     floor = FLOOR * (rms if rms > 0 else 1.0)
@@ -152,7 +153,7 @@ class WeightsBefore:
             mine = {id(p) for p in params}
             self._blocks = [b for b in self._blocks if not mine & {id(p) for p in b[0]}] + [(params, copies)]
         if params:
-            torch._foreach_copy_(copies, [p.detach() for p in params])
+            torch._foreach_copy_(copies, params)
         self.params, self.copies = self.params + params, self.copies + copies
 
     def __bool__(self) -> bool:
@@ -207,6 +208,12 @@ class Coherence:
     def due(step: int) -> bool:
         """Whether the cosine of this update's gradient with that of the one before is measured."""
         return step <= DENSE or step % EVERY == 0
+
+    def concerns(self, step: int) -> bool:
+        """Whether something is measured or kept of this update; a gradient that is kept is of use for one update."""
+        concerned = self.due(step) or self.due(step + 1)
+        self._fresh = self._fresh and concerned
+        return concerned
 
     @vectors.no_graph
     def observe(self, step: int, params: Sequence[Tensor], optimizers: Sequence[Optimizer]) -> Tensor | None:

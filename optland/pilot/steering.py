@@ -84,12 +84,12 @@ class Steering:
         self.rate = self._trial if self.sets_lengths else min(user * self.factor, cap)
         self.binding = "user" if self.rate == user else "edge" if self.rate == cap else "guard"
         if self.rate != user:
-            host.hold_rate(optimizer, self.rate)
+            host.hold_rate(optimizer, self.rate, user)
 
     def measure(self) -> None:
         """What costs no gradient and somebody reads, before the update is given another length."""
         reads, host = self.controls.reads, self.host
-        if "noise/coherence" in reads:
+        if "noise/coherence" in reads and self.coherence.concerns(host.step):
             params = [p for o in host.inner for p in host.parameters_of(o)]
             cosine = self.coherence.observe(host.step, params, host.inner)
             if cosine is not None:
