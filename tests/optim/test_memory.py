@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from drivers import ALL, BASES, fitting, make
+from drivers import ALL, BASES, fitting, make, slow_unless
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
@@ -89,7 +89,9 @@ def test_the_most_crowded_moment_is_what_the_card_says(name):
     assert most == pytest.approx(OF[name].peak, abs=0.2)  # a part is a tensor of twenty, or three
 
 
-@pytest.mark.parametrize("name", WITHOUT_LANCZOS)
+@pytest.mark.parametrize(
+    "name", [slow_unless(n in ("sam", "looksam", "msam", "asam"), n) for n in WITHOUT_LANCZOS]
+)
 def test_a_measurement_takes_one_more_at_most(name):
     with_one, without = (of_method(name, by_closures, telemetry_every=every)[0] for every in (1, 0))
     assert with_one - without < 1.1

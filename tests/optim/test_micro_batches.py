@@ -47,8 +47,8 @@ STOCHASTIC = (nn.BatchNorm1d(8), nn.Dropout(0.3))
 @pytest.mark.parametrize(
     ("layers", "gate"),
     [
-        ((), None),
         (STOCHASTIC, Every(2)),
+        slow_unless(False, (), None),
         slow_unless(False, (), Every(2)),
         slow_unless(False, STOCHASTIC, None),
     ],

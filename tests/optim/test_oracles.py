@@ -84,8 +84,15 @@ def test_no_method_is_without_an_oracle():
     assert {method for method, _, _ in CASES.values()} | {"eigensam"} == set(ALL)
 
 
-@pytest.mark.parametrize("base", [sgd, adamw])
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    ("case", "base"),
+    [
+        slow_unless(case == "sam" or fits(CASES[case][0], "sgd") == (base is sgd), case, base)
+        for case in CASES
+        for base in (sgd, adamw)
+    ],
+    ids=lambda x: getattr(x, "__name__", x),
+)
 def test_fifty_steps(make_network, case, base):
     network, (name, options, oracle) = make_network(), CASES[case]
     if not fits(name, base.__name__):

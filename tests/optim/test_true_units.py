@@ -8,7 +8,7 @@ import math
 
 import pytest
 import torch
-from drivers import ALL, TRUE_UNITS, assert_identical, fitting, make, mean_loss
+from drivers import ALL, TRUE_UNITS, assert_identical, fitting, make, mean_loss, slow_unless
 from references import CASES, PARTS, adamw_run, sgd_run
 from torch.amp import GradScaler
 
@@ -98,9 +98,14 @@ def accumulated_under_a_scaler(network, optimizer, parts):
 
 
 @pytest.mark.parametrize(
-    "form", [accumulated_phases, accumulated_closure, accumulated_under_a_scaler], ids=lambda f: f.__name__
+    ("case", "form"),
+    [
+        slow_unless(form is accumulated_under_a_scaler or case == "sam", case, form)
+        for case in CASES
+        for form in (accumulated_phases, accumulated_closure, accumulated_under_a_scaler)
+    ],
+    ids=lambda x: getattr(x, "__name__", x),
 )
-@pytest.mark.parametrize("case", CASES)
 def test_an_accumulated_batch_is_the_batch(make_network, case, form):
     network = make_network()
     method, _, rule = CASES[case]
@@ -158,15 +163,24 @@ def sharp_under_a_scaler(network, optimizer, parts):
     optimizer.zero_grad()
 
 
-SHARP = pytest.mark.parametrize(
-    "form", [sharp_phases, sharp_closures, sharp_under_a_scaler], ids=lambda f: f.__name__
+FORMS = [sharp_phases, sharp_closures, sharp_under_a_scaler]
+SHARP = pytest.mark.parametrize("form", FORMS, ids=lambda f: f.__name__)
+
+
+@pytest.mark.parametrize(
+    ("case", "pieces", "form"),
+    [
+        slow_unless(
+            case == "sam" or (pieces == "unequal" and form is sharp_under_a_scaler), case, pieces, form
+        )
+        for case in PARTS
+        for pieces in ("equal", "unequal")
+        for form in FORMS
+    ],
+    ids=lambda x: getattr(x, "__name__", x),
 )
-
-
-@SHARP
-@pytest.mark.parametrize("parts", [EQUAL, UNEQUAL], ids=["equal", "unequal"])
-@pytest.mark.parametrize("case", PARTS)
-def test_each_micro_batch_climbs_its_own_mean_loss(make_network, case, parts, form):
+def test_each_micro_batch_climbs_its_own_mean_loss(make_network, case, pieces, form):
+    parts = EQUAL if pieces == "equal" else UNEQUAL
     network = make_network()
     method = CASES[case][0]
     gradients = [gradient_of(network, part) for part in parts]

@@ -48,8 +48,14 @@ FORMS = {"closure": sam, "phases": sam, "scaler": sgd}
 
 
 @pytest.mark.filterwarnings("ignore:the second pass has updated")
-@pytest.mark.parametrize("mode", ["monitor", "shadow"])
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(
+    ("form", "mode"),
+    [
+        ("closure", "monitor"),
+        ("scaler", "shadow"),
+        *slow(("closure", "shadow"), ("phases", "monitor"), ("phases", "shadow"), ("scaler", "monitor")),
+    ],
+)
 def test_looking_is_bit_identical_to_no_pilot(form: str, mode: Any) -> None:
     """A net with BatchNorm and dropout, every probe as often as the whole cost of training pays for, a told wreck."""
     options: dict[str, Any] = {

@@ -70,6 +70,7 @@ STOPS = {
 
 OTHERS = [name for name in EVERYTHING if name != "auto_lr"]
 TWO = ("after a rewind", "in the middle")
+FIVE = (*TWO, "a wreck is told and not judged", "before a bad batch", "the batch has just grown")
 
 
 def fresh(name: str, mode: str = "control") -> Loop:
@@ -113,8 +114,9 @@ def scrambled(run: Loop) -> Loop:
 @pytest.mark.parametrize(
     ("name", "stop"),
     [
-        *[("auto_lr", stop) for stop in STOPS],
+        *[("auto_lr", stop) for stop in FIVE],
         *[(name, stop) for name in OTHERS for stop in TWO],
+        *slow(*[("auto_lr", stop) for stop in STOPS if stop not in FIVE]),
         *slow(*[(name, stop) for name in OTHERS for stop in STOPS if stop not in TWO]),
     ],
 )  # fmt: skip

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from tiers import slow
 from torch import Tensor, nn
 
 from optland import vectors
@@ -143,8 +144,15 @@ def piecewise_linear(kind: str, samples: int, steps: int) -> Objective:
     return Objective(model, lambda m, b: F.cross_entropy(m(b[0]), b[1]), [(x, y)])
 
 
-@pytest.mark.parametrize("kind", ["mlp", "cnn"])
-@pytest.mark.parametrize(("samples", "steps"), [(32, 0), (32, 60), (400, 0), (400, 60)])
+@pytest.mark.parametrize(
+    ("kind", "samples", "steps"),
+    [
+        ("mlp", 32, 60),
+        ("cnn", 32, 0),
+        ("cnn", 400, 60),
+        *slow(*(("mlp", n, k) for n, k in ((32, 0), (400, 0), (400, 60))), ("cnn", 32, 60), ("cnn", 400, 0)),
+    ],
+)
 def test_errors_cover_on_nets_of_kinks(kind: str, samples: int, steps: int) -> None:
     """Against double backward in float64; a new operator for every direction, so that each states its own error."""
     L = piecewise_linear(kind, samples, steps)

@@ -133,15 +133,12 @@ def every_cell() -> list[tuple[str, str, str, str, float]]:
 
 
 FEW = [
-    ("safe_lr", "sgd", "plain", "control", 0.05),
     ("safe_lr", "sam_every", "plain", "control", 0.05),
     ("safe_lr", "negative_curvature", "plain", "control", 0.05),
     ("noise_batch", "sam", "accumulated", "control", 0.05),
     ("plateau", "adamw", "scaled", "control", 1.0),
-    ("leaves", "sgd", "accumulated", "control", 1.0),
     ("restless", "sam", "plain", "control", 1.0),
     ("doubles", "looksam", "plain", "control", 0.05),
-    ("spike_guard", "msam", "scaled", "shadow", 1.0),
     ("edge_monitor", "muon", "accumulated", "control", 0.05),
     ("curvature_monitor", "sam", "plain", "control", 1.0),
     ("auto_lr", "muon", "scaled", "shadow", 0.05),
