@@ -3,9 +3,36 @@
 from __future__ import annotations
 
 import signal
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+_threads = 0
 
 
 def pytest_configure() -> None:
     """Ctrl-C interrupts: a job that a shell has put into the background starts with SIGINT ignored."""
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_finish() -> None:
+    """The number of threads that this run is for; nothing has been run yet."""
+    global _threads
+    if "torch" in sys.modules:
+        _threads = sys.modules["torch"].get_num_threads()
+
+
+@pytest.fixture(autouse=True)
+def _as_many_threads() -> Iterator[None]:
+    """A recipe that is run in this process sets the number of threads, and another number rounds otherwise."""
+    _put_back()
+    yield
+    _put_back()
+
+
+def _put_back() -> None:
+    torch = sys.modules.get("torch")
+    if _threads and torch is not None and torch.get_num_threads() != _threads:
+        torch.set_num_threads(_threads)

@@ -138,6 +138,7 @@ def test_a_resumed_run_is_the_unbroken_one(name: str, stop: str) -> None:
     assert_same(*known, where="pilot")
 
 
+@pytest.mark.filterwarnings(*QUIET)
 def test_the_runs_above_have_what_a_resume_could_get_wrong() -> None:
     run = whole("auto_lr")
     decided = {d.actuator for d in run.pilot.decisions if d.taken}
