@@ -3,13 +3,13 @@
     python benchmarks/batch.py          # two tasks, five seeds, and the noisy quadratic
 
 steps      SGD with momentum on a cosine by samples, at a fixed batch of 32, and under ``noise_batch`` from 32 on at the
-           same samples, the rate co-scaled as by default or left as it is; or the norm test in its place. The bar: the
-           fixed batch's validation loss in at most 0.6 of its steps and at no more than 1.1 of its samples, probes
-           counted.
-tracking   L = sum_i h_i (w_i - t_i)^2 / 2 with t a sample of variance s^2, where the noise scale is known at every
-           point, sum h^2 s^2 / sum h^2 w^2. Plain SGD at a constant rate, with room for every probe. The bar: from the
-           first growth until the largest batch is reached, the batch within a factor of 2 of it. At the default margin
-           of 2 and at 1.
+           same samples: by the simple noise scale at the default margin of 2 and at 1, by the curvature-weighted one,
+           and with the rate left as it is in place of co-scaled; or the norm test in its place. The bar: the fixed
+           batch's validation loss in at most 0.6 of its steps and at no more than 1.1 of its samples, probes counted.
+tracking   L = sum_i h_i (w_i - t_i)^2 / 2 with t a sample of variance s^2, where the noise scales are known at every
+           point: sum h^p s^2 / sum h^p w^2, p = 2 for the simple one and 3 for the curvature-weighted. Plain SGD at a
+           constant rate, with room for every probe. The bar: from the first growth until the largest batch is reached,
+           the batch within a factor of 2 of it.
 
 A run that has ended is a line in a scratch file, so an interrupted benchmark goes on where it was.
 """
@@ -20,8 +20,9 @@ import json
 import math
 import platform
 import statistics
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from control_tasks import TASKS, Problem, prepare
@@ -36,8 +37,13 @@ RESULT = Path(__file__).resolve().parent / "results" / "batch.json"
 SEEDS = (0, 1, 2, 3, 4)
 SMALL, SAMPLES, BUDGET = 32, 64_000, 0.1
 RATES = {"mnist1d_cnn": 0.05, "fashion_cnn": 0.03}  # for the small batch, each by one look at three rates
-LARGEST, MARGINS = 4096, (2.0, 1.0)
-VARIANTS = {"fixed": None, "noise_batch": True, "noise_batch, rate left": False, "norm test": True}
+LARGEST = 4096
+TRACKED: tuple[tuple[float, Literal["simple", "curvature"]], ...] = (
+    (2.0, "simple"),
+    (1.0, "simple"),
+    (2.0, "curvature"),
+    (1.0, "curvature"),
+)
 THETA = 0.9
 
 
@@ -52,18 +58,16 @@ def step_of(problem: Problem, optimizer: torch.optim.Optimizer, batch: Any) -> f
 def train(task: str, variant: str, seed: int) -> dict[str, Any]:
     """One run; samples are those of steps and of probes."""
     seed_everything(seed)
-    problem, scale_lr = prepare(TASKS[task], seed=seed), VARIANTS[variant]
+    problem, policies = prepare(TASKS[task], seed=seed), VARIANTS[variant]()
     optimizer = torch.optim.SGD(problem.model.parameters(), RATES[task], momentum=0.9, weight_decay=5e-4)
     size = len(problem.train[0])
     loader = BatchLoader(problem.train, SMALL, epochs=1 + SAMPLES // size, seed=seed)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda _: 0.5 * (1 + math.cos(math.pi * min(1.0, loader.samples_served / SAMPLES)))
     )
-    kind = NormTest if variant == "norm test" else NoiseBatch
-    policies = [] if scale_lr is None else [kind(scale_lr=scale_lr)]
     pilot = Pilot(
         optimizer, problem.model, problem.loss_fn, policies=policies, budget=BUDGET,
-        mode="off" if scale_lr is None else "control", total_samples=SAMPLES, seed=seed,
+        mode="control" if policies else "off", total_samples=SAMPLES, seed=seed,
     )  # fmt: skip
     sizes = []
     for batch in pilot.batches(loader):
@@ -98,6 +102,16 @@ class NormTest(NoiseBatch):
         return asked + (self._co_scaled(history, new / size, size, found.value) if self.follows else [])
 
 
+VARIANTS: dict[str, Callable[[], list[NoiseBatch]]] = {
+    "fixed": list,
+    "noise_batch": lambda: [NoiseBatch()],
+    "noise_batch, margin 1": lambda: [NoiseBatch(margin=1.0)],
+    "noise_batch, curvature": lambda: [NoiseBatch(scale="curvature")],
+    "noise_batch, rate left": lambda: [NoiseBatch(scale_lr=False)],
+    "norm test": lambda: [NormTest()],
+}
+
+
 class Position(nn.Module):
     """Weights of the quadratic."""
 
@@ -106,8 +120,9 @@ class Position(nn.Module):
         self.w = nn.Parameter(3.0 * torch.ones(d))
 
 
-def track(seed: int, margin: float) -> dict[str, Any]:
+def track(seed: int, margin: float, scale: Literal["simple", "curvature"]) -> dict[str, Any]:
     """Batch and true noise scale at every step of a noisy quadratic."""
+    p = 2 if scale == "simple" else 3
     d, spread, steps = 20, 1.0, 3000
     h = torch.logspace(0, -1, d)
     draw = torch.Generator().manual_seed(seed)
@@ -122,16 +137,16 @@ def track(seed: int, margin: float) -> dict[str, Any]:
 
     problem = Problem(model, [targets], loss_fn, lambda net: {}, 0.0)
     loader = BatchLoader(problem.train, 4, epochs=10_000, seed=seed)
-    policy = NoiseBatch(margin=margin, max_batch=LARGEST, scale_lr=False)
+    policy = NoiseBatch(margin=margin, max_batch=LARGEST, scale_lr=False, scale=scale)
     pilot = Pilot(optimizer, model, loss_fn, policies=[policy], budget=1.0, total_samples=10**9, seed=seed)
     seen: list[tuple[int, float]] = []
     for batch in pilot.batches(loader):
         w = model.w.detach()
-        seen.append((len(batch[0]), float((h**2 * spread**2).sum() / (h**2 * w**2).sum())))
+        seen.append((len(batch[0]), float((h**p * spread**2).sum() / (h**p * w**2).sum())))
         pilot.after_step(batch, step_of(problem, optimizer, batch))
         if len(seen) >= steps or seen[-1][0] >= LARGEST:
             break
-    grown = next(i for i, (size, _) in enumerate(seen) if size > 4)
+    grown = next((i for i, (size, _) in enumerate(seen) if size > 4), len(seen) - 1)
     ratios = [size / truth for size, truth in seen[grown:]]
     inside = sum(0.5 <= r <= 2.0 for r in ratios) / len(ratios)
     return {"inside": inside, "ratio": statistics.median(ratios), "end": seen[-1], "grown": grown}
@@ -160,8 +175,10 @@ def main() -> int:
             }
             print(task, name, steps[task][name], flush=True)
     tracking = {
-        f"margin {m:g}": [kept.of(f"quadratic {m:g} {s}", lambda m=m, s=s: track(s, m)) for s in SEEDS]
-        for m in MARGINS
+        f"{scale}, margin {m:g}": [
+            kept.of(f"quadratic {scale} {m:g} {s}", lambda m=m, n=scale, s=s: track(s, m, n)) for s in SEEDS
+        ]
+        for m, scale in TRACKED
     }
     print("tracking", tracking)
     content = {

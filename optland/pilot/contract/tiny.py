@@ -17,7 +17,7 @@ from optland.optim import SAM
 from optland.pilot.decision import Decision
 from optland.pilot.pilot import Pilot
 
-__all__ = ["KINDS", "TinyRun", "differences", "through_a_file"]
+__all__ = ["KINDS", "TinyRun", "bits_of", "differences", "through_a_file"]
 
 BATCH, SAMPLES = 32, 4096
 
@@ -144,14 +144,7 @@ class TinyRun:
 
     def bits(self) -> dict[str, Any]:
         """Everything that looking may not change."""
-        return {
-            "model": copy.deepcopy(self.model.state_dict()),
-            "grad": {n: None if p.grad is None else p.grad.clone() for n, p in self.model.named_parameters()},
-            "training": [m.training for m in self.model.modules()],
-            "optimizers": [copy.deepcopy(o.state_dict()) for o in self.optimizers],
-            "rng": rng_state(),
-            "losses": list(self.losses),
-        }
+        return bits_of(self.model, self.optimizers) | {"losses": list(self.losses)}
 
     def saved(self) -> bytes:
         """A checkpoint."""
@@ -172,6 +165,17 @@ class TinyRun:
         self.pilot.load_state_dict(kept["pilot"])
         load_rng_state(kept["rng"])
         return self
+
+
+def bits_of(model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> dict[str, Any]:
+    """Weights, buffers, gradients, modes, optimizer state and random state, as copies."""
+    return {
+        "model": copy.deepcopy(model.state_dict()),
+        "grad": {n: None if p.grad is None else p.grad.clone() for n, p in model.named_parameters()},
+        "training": [m.training for m in model.modules()],
+        "optimizers": [copy.deepcopy(o.state_dict()) for o in optimizers],
+        "rng": rng_state(),
+    }
 
 
 def through_a_file(state: Any) -> Any:

@@ -5,7 +5,6 @@ Batches are made from their number, so that a resumed run goes on anywhere witho
 
 from __future__ import annotations
 
-import copy
 import io
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -20,7 +19,7 @@ from optland.optim import MSAM, SAM, LookSAM
 from optland.optim.gates import Every
 from optland.optim.saddle import NegativeCurvature
 from optland.pilot import Pilot
-from optland.pilot.contract.tiny import differences
+from optland.pilot.contract.tiny import bits_of, differences
 
 __all__ = [
     "BATCH",
@@ -279,14 +278,9 @@ class Run:
 
     def bits(self) -> dict[str, Any]:
         """Everything that looking may not change."""
-        return {
-            "model": copy.deepcopy(self.model.state_dict()),
-            "grad": {n: None if p.grad is None else p.grad.clone() for n, p in self.model.named_parameters()},
-            "training": [m.training for m in self.model.modules()],
+        return bits_of(self.model, self.optimizers) | {
             "requires_grad": [p.requires_grad for p in self.model.parameters()],
-            "optimizers": [copy.deepcopy(o.state_dict()) for o in self.optimizers],
             "scaler": self.scaler.state_dict(),
-            "rng": rng_state(),
             "losses": list(self.losses),
             "batch": self.loader.batch_size,
         }
