@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from optland.optim.conformance import (
+from optland.conformance import (
     Claim,
     Drive,
     FirstSecond,

@@ -22,8 +22,8 @@ from readme_control import (
     spikes_table,
 )
 
+from optland.conformance.finding import KINDS
 from optland.optim import CARDS
-from optland.optim.conformance.finding import KINDS
 from optland.pilot.cards import policy_table
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -30,11 +30,11 @@ LEVELS = {
     "curvature": 2,
     "problems": 2,
     "optim": 3,
+    "conformance": 4,
     "landscape": 3,
     "train": 5,
     "plots": 6,
     "report": 7,  # draws its pictures with plots
-    "integrations": 6,
     "cli": 8,
     "__init__": 9,
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from optland.optim.conformance.bench import (
+from optland.conformance.bench import (
     Bench,
     Measured,
     NotApplicableError,
@@ -13,7 +13,7 @@ from optland.optim.conformance.bench import (
     check,
     relative,
 )
-from optland.optim.conformance.problems import network
+from optland.conformance.problems import network
 
 STEPS = 4
 

@@ -1,6 +1,6 @@
 """The checks, one area a file; importing this registers them."""
 
-from optland.optim.conformance.checks import (
+from optland.conformance.checks import (
     contract,
     identities,
     model_state,

@@ -8,9 +8,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from optland.conformance.problems import Problem
+from optland.conformance.subject import Base, Claim, Drive, Phases, Subject
 from optland.objective import Objective
-from optland.optim.conformance.problems import Problem
-from optland.optim.conformance.subject import Base, Claim, Drive, Phases, Subject
 from optland.optim.registry import METHODS
 
 __all__ = ["LETTERS", "ours"]

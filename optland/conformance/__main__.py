@@ -2,7 +2,7 @@
 
 import sys
 
-from optland.optim.conformance import ours, run
+from optland.conformance import ours, run
 
 reports = [run(subject) for subject in ours()]
 sys.stdout.write("\n".join(report.table() for report in reports) + "\n")

@@ -2,14 +2,14 @@
 
 It runs on any optimizer of the SAM family, of this package or of another one, in its own calling convention::
 
-    from optland.optim.conformance import Claim, Subject, run
+    from optland.conformance import Claim, Subject, run
 
     def make(params, base, model, options):      # base(params) is an SGD or AdamW instance
         return MySAM(base(params), rho=options["rho"])
 
     print(run(Subject("mine", make, Claim("sam", {"rho": 0.3}))).table())
 
-``python -m optland.optim.conformance`` prints the tables of this package.
+``python -m optland.conformance`` prints the tables of this package.
 
 The checks are closed forms and slow literal oracles written from the papers' equations, independent of the
 package's own engine. They see a perturbation from outside, because every evaluation of a loss writes down the
@@ -24,12 +24,12 @@ reason; an exception or a hang where it was used as documented is an ``error``.
 its code differ (F-SAM's and VaSSO's moving average), either reading passes.
 """
 
-from optland.optim.conformance.bench import CHECKS
-from optland.optim.conformance.finding import Finding, Report, Status
-from optland.optim.conformance.ours import ours
-from optland.optim.conformance.problems import Problem
-from optland.optim.conformance.runner import run
-from optland.optim.conformance.subject import (
+from optland.conformance.bench import CHECKS
+from optland.conformance.finding import Finding, Report, Status
+from optland.conformance.ours import ours
+from optland.conformance.problems import Problem
+from optland.conformance.runner import run
+from optland.conformance.subject import (
     Base,
     Claim,
     Drive,

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.optim import lr_scheduler
 
-from optland.optim.conformance.bench import (
+from optland.conformance.bench import (
     Bench,
     Measured,
     NotApplicableError,
@@ -22,7 +22,7 @@ from optland.optim.conformance.bench import (
     differing,
     relative,
 )
-from optland.optim.conformance.problems import Problem, Slope, network, on
+from optland.conformance.problems import Problem, Slope, network, on
 
 
 def _path(bench: Bench, optimizer: Any, problem: Problem, steps: int) -> list[Tensor]:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from optland.optim.conformance.problems import Problem
+from optland.conformance.problems import Problem
 
 __all__ = [
     "Base",
@@ -146,7 +146,7 @@ class Claim:
     """A method by name and its parameters, in the paper's letters.
 
     Args:
-        method: A name of :data:`optland.optim.conformance.oracles.ORACLES`, such as ``"sam"``; any other name is
+        method: A name of :data:`optland.conformance.oracles.ORACLES`, such as ``"sam"``; any other name is
             held to the general checks alone.
         options: Parameters with the values that general checks use. Those here, and no others, may be varied
             by a check.
@@ -184,7 +184,7 @@ class Subject:
         >>> from optland.optim import SAM
         >>> def make(params, base, model, options):
         ...     return SAM(base(params), rho=options["rho"], model=model)
-        >>> from optland.optim.conformance import run
+        >>> from optland.conformance import run
         >>> str(run(Subject("mine", make, Claim("sam")), only=("step",)).findings[0].status)
         'passed'
     """

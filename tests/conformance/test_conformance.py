@@ -11,8 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from optland.optim import SAM
-from optland.optim.conformance import (
+from optland.conformance import (
     CHECKS,
     Claim,
     Drive,
@@ -25,8 +24,9 @@ from optland.optim.conformance import (
     ours,
     run,
 )
-from optland.optim.conformance.finding import KINDS
-from optland.optim.conformance.ours import LETTERS
+from optland.conformance.finding import KINDS
+from optland.conformance.ours import LETTERS
+from optland.optim import SAM
 from optland.optim.keys import setting
 
 QUICK = [c for c in CHECKS if c not in ("limit-cycle", "compiled-model")]

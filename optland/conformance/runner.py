@@ -10,9 +10,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 
-from optland.context import preserve_rng
-from optland.optim.conformance import checks as checks  # registers them
-from optland.optim.conformance.bench import (
+from optland.conformance import checks as checks  # registers them
+from optland.conformance.bench import (
     CHECKS,
     Bench,
     Check,
@@ -20,8 +19,9 @@ from optland.optim.conformance.bench import (
     NotApplicableError,
     ViolationError,
 )
-from optland.optim.conformance.finding import KINDS, Finding, Report, Status
-from optland.optim.conformance.subject import Subject
+from optland.conformance.finding import KINDS, Finding, Report, Status
+from optland.conformance.subject import Subject
+from optland.context import preserve_rng
 
 __all__ = ["run"]
 

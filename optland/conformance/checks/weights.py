@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from optland.optim.conformance.bench import (
+from optland.conformance.bench import (
     Bench,
     Measured,
     NotApplicableError,
@@ -13,8 +13,8 @@ from optland.optim.conformance.bench import (
     check,
     differing,
 )
-from optland.optim.conformance.checks.steps import ALL, deviation
-from optland.optim.conformance.problems import Problem, Switch, cross_entropy, network, on
+from optland.conformance.checks.steps import ALL, deviation
+from optland.conformance.problems import Problem, Switch, cross_entropy, network, on
 
 
 @check("storage", "contract", "parameters keep their memory", variants="float64")

@@ -7,8 +7,8 @@ import math
 import torch
 from torch import Tensor
 
-from optland.optim.conformance import oracles
-from optland.optim.conformance.bench import (
+from optland.conformance import oracles
+from optland.conformance.bench import (
     Bench,
     Measured,
     NotApplicableError,
@@ -17,8 +17,8 @@ from optland.optim.conformance.bench import (
     differing,
     relative,
 )
-from optland.optim.conformance.problems import Problem, Quadratic, coupled_quadratic, network, on
-from optland.optim.conformance.subject import BaseName
+from optland.conformance.problems import Problem, Quadratic, coupled_quadratic, network, on
+from optland.conformance.subject import BaseName
 
 __all__ = ["deviation", "scaled_coordinates"]
 

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from optland.optim.conformance.bench import Bench, Measured, Step, ViolationError, check, relative
-from optland.optim.conformance.checks.steps import NORMALISED, scaled_coordinates
-from optland.optim.conformance.oracles import ORACLES, unit
-from optland.optim.conformance.problems import Problem, Product, Quadratic, Slope, coupled_quadratic, on
+from optland.conformance.bench import Bench, Measured, Step, ViolationError, check, relative
+from optland.conformance.checks.steps import NORMALISED, scaled_coordinates
+from optland.conformance.oracles import ORACLES, unit
+from optland.conformance.problems import Problem, Product, Quadratic, Slope, coupled_quadratic, on
 
 LR = 0.1
 

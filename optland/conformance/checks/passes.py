@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from optland.optim.conformance.bench import Bench, Measured, NotApplicableError, check, differing, relative
-from optland.optim.conformance.checks.steps import scaled_coordinates
-from optland.optim.conformance.oracles import ORACLES, unit
-from optland.optim.conformance.problems import Problem, network
+from optland.conformance.bench import Bench, Measured, NotApplicableError, check, differing, relative
+from optland.conformance.checks.steps import scaled_coordinates
+from optland.conformance.oracles import ORACLES, unit
+from optland.conformance.problems import Problem, network
 
 HALVES = [slice(0, 5), slice(5, 12)]
 

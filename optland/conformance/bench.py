@@ -10,8 +10,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from optland.optim.conformance.problems import Problem
-from optland.optim.conformance.subject import Base, BaseName, Subject
+from optland.conformance.problems import Problem
+from optland.conformance.subject import Base, BaseName, Subject
 
 __all__ = [
     "CHECKS",
@@ -54,7 +54,7 @@ class Check:
 
     Attributes:
         id: Identifier, in kebab case.
-        kind: One of :data:`optland.optim.conformance.finding.KINDS`.
+        kind: One of :data:`optland.conformance.finding.KINDS`.
         title: The statement in one line.
         run: Measures a bench.
         methods: Methods that it applies to; None for all.

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from optland.optim.conformance.bench import (
+from optland.conformance.bench import (
     Bench,
     Measured,
     NotApplicableError,
@@ -18,8 +18,8 @@ from optland.optim.conformance.bench import (
     differing,
     relative,
 )
-from optland.optim.conformance.problems import Problem, network
-from optland.optim.conformance.subject import BaseName
+from optland.conformance.problems import Problem, network
+from optland.conformance.subject import BaseName
 
 SCALE = 1024.0
 
