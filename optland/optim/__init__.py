@@ -4,7 +4,16 @@ from optland.optim.cards import CARDS, Card
 from optland.optim.curvature_penalties import CRSAM, StableSAM
 from optland.optim.eigen_sam import EigenSAM
 from optland.optim.functional import FunctionalLoss
-from optland.optim.gates import Bernoulli, Every, Gate, LargeGradient, LatePhase, Stationary, Tail
+from optland.optim.gates import (
+    Bernoulli,
+    Every,
+    Gate,
+    LargeGradient,
+    LatePhase,
+    Stationary,
+    StepState,
+    Tail,
+)
 from optland.optim.gsam import GSAM
 from optland.optim.looksam import LookSAM
 from optland.optim.metrics import FisherSAM, PreconditionedSAM
@@ -44,6 +53,7 @@ __all__ = [
     "SparseSAM",
     "StableSAM",
     "Stationary",
+    "StepState",
     "Tail",
     "Telemetry",
     "TwoPass",

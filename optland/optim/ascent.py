@@ -114,7 +114,7 @@ class Climber(ScalerAware):
             {key(name): group[key(name)] for name in gate_state(self.gate)} for group in self.param_groups
         ]
         self._norm_asked = False
-        decision = bool(self.gate(self))  # type: ignore[arg-type]  # always a TwoPass
+        decision = bool(self.gate(self))
         if self._norm_asked and any(self._passes_apart):
             raise RuntimeError(
                 f"pass one ran under no_sync(), so g is this rank's own, and gate={self.gate!r} asks for its length: "

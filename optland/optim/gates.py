@@ -2,8 +2,8 @@ r"""When a step pays for its second pass: every k-th, at random, at the end, whe
 
 A gate is a function of the optimizer, called once a step after pass one, that says whether pass two shall follow; a
 step without one is a plain step of the base. It may look at ``optimizer.steps`` (updates made), ``param_groups`` (the
-learning rate), ``optimizer.gradient_norm()`` and ``optimizer.telemetry``; a sharpness that someone else measures plugs
-in as ``gate=lambda optimizer: sharpness() > 10``.
+learning rate), ``optimizer.gradient_norm()`` and ``optimizer.telemetry`` (:class:`StepState`); a sharpness that someone
+else measures plugs in as ``gate=lambda optimizer: sharpness() > 10``.
 
 ====================  ==========================================  =====================================
 gate                  second pass                                 cost, gradient evaluations a sample
@@ -33,13 +33,11 @@ import ast
 import inspect
 import math
 import random
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 from optland.config import did_you_mean
 from optland.optim.keys import key, setting
-
-if TYPE_CHECKING:
-    from optland.optim.two_pass import TwoPass
+from optland.optim.telemetry import Telemetry
 
 __all__ = [
     "Bernoulli",
@@ -48,16 +46,38 @@ __all__ = [
     "LargeGradient",
     "LatePhase",
     "Stationary",
+    "StepState",
     "Tail",
     "as_gate",
     "gate_state",
 ]
 
 
+class StepState(Protocol):
+    """What a gate may look at of an optimizer, between pass one and the decision."""
+
+    @property
+    def steps(self) -> int:
+        """Updates made so far."""
+        ...
+
+    @property
+    def telemetry(self) -> Telemetry:
+        """Scalars of the steps so far."""
+        ...
+
+    # No property: an optimizer's groups are an attribute, and a gate keeps what it remembers in them.
+    param_groups: list[dict[str, Any]]
+
+    def gradient_norm(self) -> float:
+        """The length of the gradient of pass one, in the units of the mean loss; the host waits for it."""
+        ...
+
+
 class Gate(Protocol):
     """Says whether this step takes its second pass."""
 
-    def __call__(self, optimizer: TwoPass, /) -> bool:
+    def __call__(self, optimizer: StepState, /) -> bool:
         """Decide, after pass one."""
         ...
 
@@ -144,7 +164,7 @@ class Every(_Own):
             raise ValueError(f"k={k} is not possible; use 1 for every step or more")
         self.k = k
 
-    def __call__(self, optimizer: TwoPass, /) -> bool:
+    def __call__(self, optimizer: StepState, /) -> bool:
         """True in steps 0, k, 2k, ..."""
         return optimizer.steps % self.k == 0
 
@@ -164,7 +184,7 @@ class Bernoulli(_Own):
         _check_share("p", p)
         self.p, self.seed = p, seed
 
-    def __call__(self, optimizer: TwoPass, /) -> bool:
+    def __call__(self, optimizer: StepState, /) -> bool:
         """Draw."""
         return random.Random(f"{self.seed}/{optimizer.steps}").random() < self.p
 
@@ -188,7 +208,7 @@ class Tail(_Own):
         _check_share("share", share)
         self.total_steps, self.share = total_steps, share
 
-    def __call__(self, optimizer: TwoPass, /) -> bool:
+    def __call__(self, optimizer: StepState, /) -> bool:
         """True from step (1 - share) total on."""
         return optimizer.steps >= (1.0 - self.share) * self.total_steps
 
@@ -209,7 +229,7 @@ class LatePhase(_Own):
         _check_share("below", below)
         self.below = below
 
-    def __call__(self, optimizer: TwoPass, /) -> bool:
+    def __call__(self, optimizer: StepState, /) -> bool:
         """Compare with the peak, of the first group."""
         group = optimizer.param_groups[0]
         rate = float(group["lr"])
@@ -243,7 +263,7 @@ class LargeGradient(_Own):
         _check_share("decay", decay)
         self.total_steps, self.decay, self.start, self.end = total_steps, decay, start, end
 
-    def __call__(self, optimizer: TwoPass, /) -> bool:
+    def __call__(self, optimizer: StepState, /) -> bool:
         """Update the moments with this step's norm, then compare."""
         square = optimizer.gradient_norm() ** 2
         if not math.isfinite(square):
@@ -282,7 +302,7 @@ class Stationary(_Own):
             raise ValueError(f"fast={fast} is not below slow={slow}; the slow mean has the larger decay")
         self.slow, self.fast, self.tolerance, self.warmup = slow, fast, tolerance, warmup
 
-    def __call__(self, optimizer: TwoPass, /) -> bool:
+    def __call__(self, optimizer: StepState, /) -> bool:
         """Update both means, then compare."""
         norm = optimizer.gradient_norm()
         if not math.isfinite(norm):
