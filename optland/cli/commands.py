@@ -1,12 +1,9 @@
-"""The commands, their arguments, and running a recipe's script."""
+"""The commands and their arguments, and what a recipe's script does with its own."""
 
 from __future__ import annotations
 
 import argparse
-import contextlib
-import io
 import re
-import runpy
 import shlex
 import sys
 from collections.abc import Sequence
@@ -15,6 +12,8 @@ from typing import Any, NoReturn
 
 from optland import __version__
 from optland.cli.copying import copy_recipe
+from optland.cli.execution import execute
+from optland.cli.grid import Grid, run_grid
 from optland.cli.needs import check_needs
 from optland.cli.probe_options import EXAMPLES as _PROBE_EXAMPLES
 from optland.cli.probe_options import OPTIONS, add_probe_arguments
@@ -34,7 +33,7 @@ from optland.cli.terminal import DONE, FAILED, INTERRUPTED, REFUSED, STOPPED, UN
 from optland.config import RUN_FOLDER, UserError, did_you_mean, load, redact_item, to_yaml
 from optland.log.streams import Outcome, steady
 
-__all__ = ["main", "resolve", "run_script"]
+__all__ = ["main", "run_script"]
 
 _EXAMPLES = f"""examples:
   optland ls
@@ -193,24 +192,6 @@ def _run_script(file: str, argv: Sequence[str] | None) -> int:
         return INTERRUPTED
 
 
-def resolve(recipe: Recipe, arguments: Sequence[str]) -> str:
-    """The resolved configuration as ``validate`` prints it, secrets hidden.
-
-    Args:
-        recipe: The recipe.
-        arguments: ``CONFIG [key=value ...]``.
-
-    Raises:
-        UserError: The configuration cannot be used.
-    """
-    printed, complaint = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(complaint):
-        code = _execute(recipe, [*arguments, "--validate"])
-    if code != DONE:
-        raise UserError(complaint.getvalue().strip().removeprefix("optland: "))
-    return printed.getvalue().partition("\n")[2]
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="optland",
@@ -262,16 +243,14 @@ def _run(arguments: argparse.Namespace, overrides: list[str]) -> int:
     """``validate``, ``run``, and ``run`` over a grid."""
     recipe = find_recipe(arguments.recipe)
     if arguments.command == "validate":
-        return _execute(recipe, [arguments.config, *overrides, "--validate"])
+        return execute(recipe, [arguments.config, *overrides, "--validate"])
     if arguments.grid or arguments.seeds is not None:
-        from optland.cli.grid import Grid, run_grid
-
         grid = Grid.parse(recipe, arguments.config, overrides, arguments.grid, arguments.seeds)
         return run_grid(grid, workers=arguments.workers, dry_run=arguments.dry_run)
     if arguments.workers is not None:
         raise UserError("--workers: a single run has nothing to share out; add --grid key=a,b or --seeds N")
     flags = ["--validate"] * arguments.dry_run + ["--resume"] * arguments.resume
-    return _execute(recipe, [arguments.config, *overrides, *flags])
+    return execute(recipe, [arguments.config, *overrides, *flags])
 
 
 def _overrides(arguments: argparse.Namespace, extra: Sequence[str]) -> list[str]:
@@ -300,24 +279,6 @@ def _ls() -> None:
         for name, path in recipe.configs.items():
             say(f"    {name:<20} {first_comment(path)}".rstrip())
     say("\nRun one with: optland run RECIPE CONFIG [key=value ...]")
-
-
-def _execute(recipe: Recipe, arguments: list[str]) -> int:
-    """Run the script as ``python script.py arguments`` would, in this process."""
-    before = sys.argv
-    sys.argv = [str(recipe.script), *arguments]
-    try:
-        runpy.run_path(str(recipe.script), run_name="__main__")
-    except SystemExit as end:
-        if isinstance(end.code, str):
-            raise  # the interpreter prints the text and exits with 1
-        return end.code or DONE
-    finally:
-        sys.argv = before
-    raise UserError(
-        f"{recipe.script}: nothing ran. Its last lines must be:\n"
-        'if __name__ == "__main__":\n    raise SystemExit(run_script(__file__))'
-    )
 
 
 def _meant(message: str) -> str:

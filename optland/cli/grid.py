@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from optland.cli.commands import resolve
+from optland.cli.execution import resolve
 from optland.cli.grid_report import report
 from optland.cli.members import Member, Pool
 from optland.cli.needs import missing_for

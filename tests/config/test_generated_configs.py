@@ -24,7 +24,7 @@ import yaml
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from optland.cli.commands import resolve
+from optland.cli.execution import resolve
 from optland.cli.recipes import Recipe
 from optland.config import UserError, load
 from optland.log import LoggerGroup
