@@ -346,8 +346,7 @@ import sys, time
 from pathlib import Path
 import torch.distributed as dist
 from optland.config import UserError
-from optland.train.data import DataConfig
-from optland.train.data.fetch import fetch_once
+from optland.train.data.fetch import FileSet, fetch_once
 rank, folder = int(sys.argv[1]), Path(sys.argv[2])
 dist.init_process_group("gloo", init_method=(folder / "meet").as_uri(), rank=rank, world_size=2)
 def works(root):
@@ -359,7 +358,7 @@ def fails(root):
 for fetch in (works, fails):
     data = folder / fetch.__name__
     try:
-        fetch_once(DataConfig("cifar10", root=str(data), download=True), fetch)
+        fetch_once(FileSet("cifar10", root=str(data), download=True), fetch)
         print([p.name for p in data.iterdir()])
     except UserError as error:
         print("refused:", error)

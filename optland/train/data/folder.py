@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -11,34 +10,35 @@ from torch import Tensor
 from optland.config import UserError
 from optland.train.data.raw import RawImages
 
-if TYPE_CHECKING:
-    from optland.train.data.config import DataConfig
-
 __all__ = ["IMAGE_SIZE", "image_folder"]
 
 IMAGE_SIZE = 32
 
 
-def image_folder(config: DataConfig) -> RawImages:
+def image_folder(root: str | None, image_size: int | None) -> RawImages:
     """Colour images ``(n, 3, s, s)`` as bytes, each resized to ``image_size`` pixels a side.
 
     Classes are the folders in alphabetical order. With the folders ``train`` and ``test`` the test split is the
     latter; otherwise a fifth of the images. The shorter side is not cut: pictures that are not square are squeezed.
 
+    Args:
+        root: The folder.
+        image_size: Pixels per side; None takes 32.
+
     Raises:
         UserError: The folder or its images are not there, an image cannot be read, or the two splits have different
             classes.
     """
-    root = Path(config.root or "").expanduser()
-    size = config.image_size or IMAGE_SIZE
-    split = (root / "train").is_dir() and (root / "test").is_dir()
-    x, y, classes = _read(root / "train" if split else root, size)
+    folder = Path(root or "").expanduser()
+    size = image_size or IMAGE_SIZE
+    split = (folder / "train").is_dir() and (folder / "test").is_dir()
+    x, y, classes = _read(folder / "train" if split else folder, size)
     if not split:
         return RawImages(x, y, len(classes), num_test=len(y) // 5)
-    test_x, test_y, test_classes = _read(root / "test", size)
+    test_x, test_y, test_classes = _read(folder / "test", size)
     if classes != test_classes:
         only = sorted(set(classes) ^ set(test_classes))
-        raise UserError(f"image_folder: {root}/train and {root}/test have different classes: {only}")
+        raise UserError(f"image_folder: {folder}/train and {folder}/test have different classes: {only}")
     return RawImages(x, y, len(classes), test=(test_x, test_y))
 
 

@@ -11,17 +11,13 @@ import gzip
 import hashlib
 import zlib
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from optland.train.data.fetch import damaged, data_root, fetch_once, missing
+from optland.train.data.fetch import FileSet, damaged, data_root, fetch_once, missing
 from optland.train.data.raw import RawImages
-
-if TYPE_CHECKING:
-    from optland.train.data.config import DataConfig
 
 __all__ = ["FILES", "FOLDERS", "SHA256", "idx_images", "read_idx"]
 
@@ -55,18 +51,24 @@ SHA256 = {
 """Of the uncompressed :data:`FILES`, in their order."""
 
 
-def idx_images(config: DataConfig) -> RawImages:
+def idx_images(name: str, root: str | None, download: bool) -> RawImages:
     """60,000 grey images ``(n, 1, 28, 28)`` to train on and 10,000 for the test, as bytes.
+
+    Args:
+        name: ``mnist`` or ``fashion_mnist``.
+        root: The folder of the data that the configuration names; None where it names none.
+        download: Whether to fetch them where they are not there.
 
     Raises:
         UserError: The files are not there, or one of them is damaged.
     """
-    fetch_once(config, lambda root: _download(config, root))
-    folder = _folder(config)
+    files = FileSet(name, root, download)
+    fetch_once(files, lambda folder: _download(files, folder))
+    folder = _folder(files)
     if folder is None:
-        raise missing(config, f"{data_root(config)} (nor in its folder {FOLDERS[config.name][-1]})")
+        raise missing(files, f"{data_root(files)} (nor in its folder {FOLDERS[files.name][-1]})")
     arrays = [
-        _read(config, folder, name, known) for name, known in zip(FILES, SHA256[config.name], strict=True)
+        _read(files, folder, name, known) for name, known in zip(FILES, SHA256[files.name], strict=True)
     ]
     (x, y), (test_x, test_y) = _pair(*arrays[:2]), _pair(*arrays[2:])
     return RawImages(x, y, num_classes=10, test=(test_x, test_y))
@@ -96,11 +98,11 @@ def read_idx(content: bytes) -> Tensor:
     return torch.from_numpy(np.frombuffer(values, np.uint8).reshape(shape).copy())
 
 
-def _folder(config: DataConfig) -> Path | None:
+def _folder(files: FileSet) -> Path | None:
     """The first folder that holds all four files."""
-    places = [data_root(config) / folder for folder in FOLDERS[config.name]]
-    if config.root is None and config.name in SYSTEM_FOLDERS:
-        places.append(SYSTEM_FOLDERS[config.name])
+    places = [data_root(files) / folder for folder in FOLDERS[files.name]]
+    if files.root is None and files.name in SYSTEM_FOLDERS:
+        places.append(SYSTEM_FOLDERS[files.name])
     for place in places:
         if all(_file(place, name) is not None for name in FILES):
             return place
@@ -112,17 +114,17 @@ def _file(folder: Path, name: str) -> Path | None:
     return next((path for path in candidates if path.is_file()), None)
 
 
-def _read(config: DataConfig, folder: Path, name: str, known: str) -> Tensor:
+def _read(files: FileSet, folder: Path, name: str, known: str) -> Tensor:
     path = _file(folder, name)
     if path is None:
-        raise missing(config, str(folder))
+        raise missing(files, str(folder))
     try:
         content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
         array = read_idx(content)
     except (OSError, EOFError, zlib.error, ValueError) as error:
-        raise damaged(config, path, str(error)) from error
+        raise damaged(files, path, str(error)) from error
     if hashlib.sha256(content).hexdigest() != known:
-        raise damaged(config, path, f"its sha256 is not that of {config.name}")
+        raise damaged(files, path, f"its sha256 is not that of {files.name}")
     return array
 
 
@@ -130,9 +132,9 @@ def _pair(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     return images.unsqueeze(1), labels.long()
 
 
-def _download(config: DataConfig, root: Path) -> None:
-    if _folder(config) is not None:
+def _download(files: FileSet, root: Path) -> None:
+    if _folder(files) is not None:
         return
     from torchvision import datasets
 
-    {"mnist": datasets.MNIST, "fashion_mnist": datasets.FashionMNIST}[config.name](str(root), download=True)
+    {"mnist": datasets.MNIST, "fashion_mnist": datasets.FashionMNIST}[files.name](str(root), download=True)

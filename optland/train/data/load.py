@@ -30,7 +30,7 @@ def load_data(config: DataConfig) -> ImageData:
         ((70, 1, 8, 8), 10, 20)
     """
     source = DATASETS[config.name]
-    raw = source.read(config)
+    raw = source.read(**{key: getattr(config, key) for key in source.takes})
     train, val, test = _split(config, raw)
     x, y = raw.x, raw.y
     test_x, test_y = raw.test if raw.test is not None else (x[test], y[test])

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
@@ -11,13 +9,10 @@ from optland.config import UserError
 from optland.context import preserve_rng
 from optland.train.data.raw import RawImages
 
-if TYPE_CHECKING:
-    from optland.train.data.config import DataConfig
-
 __all__ = ["digits", "mnist1d"]
 
 
-def digits(config: DataConfig) -> RawImages:
+def digits() -> RawImages:
     """Images ``(1797, 1, 8, 8)`` with pixels in [0, 1], 197 of them for validation and 400 for the test.
 
     Raises:
@@ -36,7 +31,7 @@ def digits(config: DataConfig) -> RawImages:
     )
 
 
-def mnist1d(config: DataConfig) -> RawImages:
+def mnist1d() -> RawImages:
     """Signals ``(n, 1, 1, 40)``, images of height 1: 4000 to train on, 1000 for the test.
 
     Greydanus and Kobak 2020, arXiv:2011.14439. The package makes the set from templates and its own seed (42), without

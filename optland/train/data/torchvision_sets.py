@@ -3,62 +3,71 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from optland.config import UserError
-from optland.train.data.fetch import damaged, data_root, fetch_once, missing
+from optland.train.data.fetch import FileSet, damaged, data_root, fetch_once, missing
 from optland.train.data.raw import RawImages
-
-if TYPE_CHECKING:
-    from optland.train.data.config import DataConfig
 
 __all__ = ["cifar", "svhn"]
 
 
-def cifar(config: DataConfig) -> RawImages:
+def cifar(name: str, root: str | None, download: bool) -> RawImages:
     """50,000 colour images ``(n, 3, 32, 32)`` of 10 or 100 classes to train on, and 10,000 for the test, as bytes.
+
+    Args:
+        name: ``cifar10`` or ``cifar100``.
+        root: The folder of the data that the configuration names; None where it names none.
+        download: Whether to fetch them where they are not there.
 
     Raises:
         UserError: The files are not there, or one of them is damaged.
     """
     from torchvision import datasets
 
-    kind = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[config.name]
-    fetch_once(config, lambda root: kind(str(root), download=True))
-    root = data_root(config)
+    files = FileSet(name, root, download)
+    kind = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[name]
+    fetch_once(files, lambda folder: kind(str(folder), download=True))
+    folder = data_root(files)
     meta = (kind.meta["filename"], kind.meta["md5"])
-    _check(config, root / kind.base_folder, [*kind.train_list, *kind.test_list, meta])
+    _check(files, folder / kind.base_folder, [*kind.train_list, *kind.test_list, meta])
 
     def split(train: bool) -> tuple[Tensor, Tensor]:
-        part = kind(str(root), train=train)
+        part = kind(str(folder), train=train)
         return torch.from_numpy(part.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(part.targets)
 
-    return RawImages(*split(True), num_classes=int(config.name.removeprefix("cifar")), test=split(False))
+    return RawImages(*split(True), num_classes=int(name.removeprefix("cifar")), test=split(False))
 
 
-def svhn(config: DataConfig) -> RawImages:
+def svhn(root: str | None, download: bool) -> RawImages:
     """73,257 colour images ``(n, 3, 32, 32)`` of house numbers to train on, and 26,032 for the test, as bytes.
+
+    Args:
+        root: The folder of the data that the configuration names; None where it names none.
+        download: Whether to fetch them where they are not there.
 
     Raises:
         UserError: The files are not there or damaged, or scipy, which reads them, is not installed.
     """
     from torchvision import datasets
 
-    def fetch(root: Path) -> None:
+    files = FileSet("svhn", root, download)
+
+    def fetch(folder: Path) -> None:
         for name in ("train", "test"):
             url, file, md5 = datasets.SVHN.split_list[name]
-            datasets.utils.download_url(url, str(root), file, md5)  # unless it is there and intact
+            datasets.utils.download_url(url, str(folder), file, md5)  # unless it is there and intact
 
-    fetch_once(config, fetch)
-    root = data_root(config)
-    _check(config, root, [datasets.SVHN.split_list[name][1:] for name in ("train", "test")])
+    fetch_once(files, fetch)
+    folder = data_root(files)
+    _check(files, folder, [datasets.SVHN.split_list[name][1:] for name in ("train", "test")])
 
     def split(name: str) -> tuple[Tensor, Tensor]:
         try:
-            part = datasets.SVHN(str(root), split=name)
+            part = datasets.SVHN(str(folder), split=name)
         except ImportError as error:
             raise UserError(
                 "the SVHN files are read with scipy, which is not installed; run: pip install 'optland[recipes]'"
@@ -68,14 +77,14 @@ def svhn(config: DataConfig) -> RawImages:
     return RawImages(*split("train"), num_classes=10, test=split("test"))
 
 
-def _check(config: DataConfig, folder: Path, files: list[Any]) -> None:
+def _check(files: FileSet, folder: Path, sums: list[Any]) -> None:
     """Tell 'not found' from 'corrupted', which torchvision says in one breath: they need different advice."""
-    for name, md5 in files:
+    for name, md5 in sums:
         path = folder / name
         if not path.is_file():
-            raise missing(config, f"{folder} (the file {name} is not there)")
+            raise missing(files, f"{folder} (the file {name} is not there)")
         if not _intact(path, md5):
-            raise damaged(config, path, "its md5 sum is not the known one")
+            raise damaged(files, path, "its md5 sum is not the known one")
 
 
 def _intact(path: Path, md5: str) -> bool:
