@@ -6,7 +6,8 @@ import ast
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -94,6 +95,38 @@ def check_levels(file: str, source: str) -> list[str]:
             if other != part and LEVELS[other] >= level:
                 problems.append(f"{file}:{line}: {part} (level {level}) imports {other} ({LEVELS[other]})")
     return problems
+
+
+def check_circles(sources: Mapping[str, str]) -> list[str]:
+    """No files import each other, by whatever way round, not even for types alone: then none is read without the rest.
+
+    Args:
+        sources: Text by file, of all files that may import each other.
+    """
+    imported = {file: imported_files(file, source, sources) for file, source in sources.items()}
+    problems = []
+    while True:
+        try:
+            TopologicalSorter(imported).prepare()
+        except CycleError as error:
+            circle = error.args[1][::-1]  # each imports the next
+            problems.append(f"import each other: {' -> '.join(circle)}")
+            imported[circle[0]].remove(circle[1])  # and look for the next one
+        else:
+            return problems
+
+
+def imported_files(file: str, source: str, known: Mapping[str, str]) -> set[str]:
+    """The known files that a file imports, or imports something from."""
+    found = set()
+    for _, name in imports(source):
+        pieces = name.split(".")
+        for length in range(len(pieces), 0, -1):  # what is imported from a file is no part of its path
+            path = "/".join(pieces[:length])
+            if homes := {f"{path}.py", f"{path}/__init__.py"} & known.keys():
+                found |= homes
+                break
+    return found - {file}
 
 
 def check_homes(file: str, source: str) -> list[str]:
@@ -189,6 +222,12 @@ def test_code_keeps_the_rule(check: Callable[[str, str], list[str]]) -> None:
     assert [problem for file, source in files for problem in check(file, source)] == []
 
 
+def test_no_files_import_each_other() -> None:
+    sources = {file: source for file, source in texts(".py") if file.startswith("optland/")}
+    assert "optland/optim/gates.py" in imported_files("", "from optland.optim.gates import Gate", sources)
+    assert check_circles(sources) == []
+
+
 def test_no_file_names_a_machine_path() -> None:
     assert [problem for file, source in texts() for problem in check_paths(file, source)] == []
 
@@ -255,6 +294,42 @@ def test_a_violation_is_noticed(
 )
 def test_what_is_allowed_passes(check: Callable[[str, str], list[str]], file: str, source: str) -> None:
     assert check(file, source) == []
+
+
+TYPES_ONLY = "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    "
+
+
+@pytest.mark.parametrize(
+    "sources",
+    [
+        {"a": "from optland.x.b import f", "b": "import optland.x.a"},
+        {"a": "from optland.x.b import f", "b": "def f():\n    from optland.x import a"},
+        {"a": "from optland.x.b import f", "b": TYPES_ONLY + "from optland.x.a import A"},
+        {"a": "from optland.x import b", "b": "from optland.x import c", "c": "from optland.x.a import f"},
+        {"__init__": "from optland.x.a import f", "a": "from optland.x import f"},
+    ],
+    ids=["two", "in a function", "types", "three", "the folder's own name"],
+)
+def test_a_circle_is_noticed(sources: Mapping[str, str]) -> None:
+    (problem,) = check_circles({f"optland/x/{name}.py": source for name, source in sources.items()})
+    assert all(f"optland/x/{name}.py" in problem for name in sources)
+
+
+def test_every_circle_is_told() -> None:
+    pairs = {"a": "b", "b": "a", "c": "d", "d": "c"}
+    assert len(check_circles({f"{one}.py": f"import {other}" for one, other in pairs.items()})) == 2
+
+
+def test_imports_without_a_circle_pass() -> None:
+    diamond = {"a": "bc", "b": "d", "c": "d", "d": ""}
+    files = {
+        f"optland/{name}.py": "\n".join(f"from optland import {x}" for x in of)
+        for name, of in diamond.items()
+    }
+    assert check_circles(files | {"optland/__init__.py": "from optland.a import f"}) == []
+    assert (
+        check_circles({"optland/a.py": "from optland.a_b import c", "optland/a_b.py": "import torch"}) == []
+    )
 
 
 def test_importing_the_package_stays_light() -> None:
