@@ -147,13 +147,13 @@ class Pool:
         return DONE
 
     def _run_all(self) -> None:
-        from optland.train.claim import is_claimed
+        from optland.train.lock import is_locked
 
         waiting = [member for member in self.members if member.state != "finished"]
         self._done = len(self.members) - len(waiting)
         self._say_what_is_done()
         while self._running or (waiting and not self._stopping):
-            free = [member for member in waiting if not is_claimed(member.folder)]
+            free = [member for member in waiting if not is_locked(member.folder)]
             if free and len(self._running) < self.workers and not self._stopping:
                 waiting.remove(free[0])
                 self._start(free[0])

@@ -5,7 +5,7 @@ to define
 
 - ``Config`` and ``loss_fn(model, batch)``, as ``optland run`` needs them anyway;
 - ``build(config, device) -> (model, data)``, which its ``main`` uses too. ``data`` has ``size(split)`` and
-  ``sample(split, num, seed)``; see :class:`optland.train.revisit.ProbeData`.
+  ``sample(split, num, seed)``; see :class:`optland.train.trained_run.ProbeData`.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from optland.cli.recipes import Recipe, find_recipe
 from optland.cli.terminal import INTERRUPTED, complain
 from optland.config import ScriptRecord, UserError, load
 from optland.objective import Objective
-from optland.train.revisit import ProbeData, Split, find_checkpoint, probe_objective, revisit
 from optland.train.settings import choose_device
+from optland.train.trained_run import ProbeData, Split, find_checkpoint, load_run, probe_objective
 
 __all__ = ["OpenedRun", "measuring"]
 
@@ -86,7 +86,7 @@ class OpenedRun:
         self.config = self._load(path, self.device)
         torch.set_num_threads(getattr(self.config, "threads", None) or torch.get_num_threads())
         model, self.data = _built(self.script, self.config, self.device, self.recipe)
-        self.trained = revisit(self.checkpoint, model, self._optimizer(model))
+        self.trained = load_run(self.checkpoint, model, self._optimizer(model))
         own: int = getattr(self.config, "batch_size", 64)
         self.batch_size = batch_size or own
 

@@ -17,7 +17,7 @@ from optland.log import WandbLogger
 from optland.log.wandb_environment import check_environment
 from optland.objective import Objective
 from optland.report import SurveySettings, declared_cost, investigate, log_report, write_report
-from optland.train.revisit import Split, find_checkpoint
+from optland.train.trained_run import Split, find_checkpoint
 
 __all__ = ["report"]
 

@@ -11,11 +11,10 @@ from optland.train.interrupt import RESUMABLE, GracefulStop
 from optland.train.loader import BatchLoader, ResumableLoader
 from optland.train.models import ModelConfig, build_model
 from optland.train.models.build import check_model
-from optland.train.paired import Gain, best_setting, paired_gain
 from optland.train.precision import Precision, PrecisionConfig
-from optland.train.revisit import probe_objective
 from optland.train.run import RunFolder
 from optland.train.schedule import ScheduleName, check_schedule, cosine_schedule, schedule_by_name
+from optland.train.seed_differences import Gain, best_setting, paired_gain
 from optland.train.seeding import seed_everything
 from optland.train.settings import (
     LogConfig,
@@ -27,6 +26,7 @@ from optland.train.settings import (
 )
 from optland.train.summary import summarise
 from optland.train.text import TextConfig, TextData, TextHistory, load_text, summarise_text
+from optland.train.trained_run import probe_objective
 from optland.train.transformer import TransformerConfig
 from optland.train.weights import Weights, save_weights
 

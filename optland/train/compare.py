@@ -25,8 +25,8 @@ from typing import Any, Generic, Literal, TypeVar
 from optland.config import UserError
 from optland.files import write_whole
 from optland.train.comparison_table import BEST, LAST, SCORE, ComparisonTable, Side, summary_of
-from optland.train.paired import best_setting
 from optland.train.run import RunFolder
+from optland.train.seed_differences import best_setting
 from optland.train.settings import OptimizerConfig, ValidatedRunConfig
 
 __all__ = ["CompareConfig", "ComparedRunConfig", "Comparison"]

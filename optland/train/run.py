@@ -27,10 +27,10 @@ from optland.log import ConsoleLogger, JsonlLogger, Logger, LoggerGroup, WandbLo
 from optland.log.unwritten import Unwritten
 from optland.log.wandb_environment import check_environment
 from optland.train.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from optland.train.claim import claim, release
 from optland.train.ema import Ema
 from optland.train.evaluate import Records
 from optland.train.interrupt import RESUMABLE
+from optland.train.lock import lock_folder, release
 from optland.train.resume import Resumption, named_on_the_command_line
 from optland.train.settings import LogConfig, RunConfig
 from optland.train.weights import Weights
@@ -72,7 +72,7 @@ class RunFolder:
         script = Path(recipe) if recipe.endswith(".py") else None
         recipe = recipe if script is None else recipe_name(script)
         text = to_yaml(config, recipe=recipe, secrets=False)
-        self.path, self._claim = _newest(Path(out)) if resume else _free(Path(out))
+        self.path, self._lock = _newest(Path(out)) if resume else _free(Path(out))
         self.jsonl = JsonlLogger(self.path / "log.jsonl")
         try:
             if resume:
@@ -128,8 +128,8 @@ class RunFolder:
         self.log.finish(summary, exit_code=exit_code)
 
     def _release(self) -> None:
-        release(self._claim)
-        self._claim = None
+        release(self._lock)
+        self._lock = None
 
     def _take_up(self, config: object, text: str, recipe: str, script: Path | None) -> None:
         """Go on with the run as it is configured now, where that is the same training; say what is other."""
@@ -277,7 +277,7 @@ def _candidates(out: Path) -> Iterator[Path]:
 
 
 def _free(out: Path) -> tuple[Path, int | None]:
-    """The first folder that holds no run, claimed for this process."""
+    """The first folder that holds no run, locked for this process."""
     if not out.name:
         raise UserError(f"out: '{out}' names no folder of its own; use for example runs/mine")
     for folder in _candidates(out):
@@ -285,7 +285,7 @@ def _free(out: Path) -> tuple[Path, int | None]:
             if (folder / "config.yaml").exists():
                 continue
             folder.mkdir(parents=True, exist_ok=True)
-            handle = claim(folder)
+            handle = lock_folder(folder)
         except (OSError, ValueError) as error:
             raise _unusable(folder, error) from error
         if handle is not None and not (folder / "config.yaml").exists():
@@ -295,10 +295,10 @@ def _free(out: Path) -> tuple[Path, int | None]:
 
 
 def _newest(out: Path) -> tuple[Path, int | None]:
-    """The last folder that holds a run, claimed for this process."""
+    """The last folder that holds a run, locked for this process."""
     try:
         held = list(itertools.takewhile(lambda folder: (folder / "config.yaml").exists(), _candidates(out)))
-        handle = claim(held[-1]) if held else None
+        handle = lock_folder(held[-1]) if held else None
     except (OSError, ValueError) as error:
         raise _unusable(out, error) from error
     if not held:

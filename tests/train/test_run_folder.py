@@ -35,9 +35,9 @@ CTRL_C = {"summary/stopped": f"by Ctrl-C within a step; its last checkpoint is t
 
 OTHER = """
 import sys, pathlib
-from optland.train.claim import claim
-assert claim(pathlib.Path(sys.argv[1])) is not None
-print("claimed", flush=True)
+from optland.train.lock import lock_folder
+assert lock_folder(pathlib.Path(sys.argv[1])) is not None
+print("locked", flush=True)
 sys.stdin.read()
 """
 
@@ -50,7 +50,7 @@ def test_a_folder_belongs_to_one_process_and_is_free_when_that_is_killed(tmp_pat
         [sys.executable, "-c", OTHER, str(out)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as other:
         assert other.stdout is not None
-        assert other.stdout.readline() == "claimed\n"
+        assert other.stdout.readline() == "locked\n"
         with pytest.raises(UserError, match=r"another process is still running in .*run; wait"):
             folder(out, resume=True)
         assert folder(out).path == tmp_path / "run-2"

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from optland.config import UserError
-from optland.train.data.raw import RawImages
+from optland.train.data.raw_images import RawImages
 
 __all__ = ["IMAGE_SIZE", "image_folder"]
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from optland.train.data.fetch import FileSet, damaged, data_root, fetch_once, missing
-from optland.train.data.raw import RawImages
+from optland.train.data.raw_images import RawImages
 
 __all__ = ["FILES", "FOLDERS", "SHA256", "idx_images", "read_idx"]
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from optland.config import UserError
 from optland.train.data.config import DataConfig
 from optland.train.data.images import ImageData
-from optland.train.data.raw import RawImages
+from optland.train.data.raw_images import RawImages
 from optland.train.data.registry import DATASETS
 from optland.train.data.splits import add_label_noise, stratified_split
 

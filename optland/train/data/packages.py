@@ -7,7 +7,7 @@ from torch import Tensor
 
 from optland.config import UserError
 from optland.context import preserve_rng
-from optland.train.data.raw import RawImages
+from optland.train.data.raw_images import RawImages
 
 __all__ = ["digits", "mnist1d"]
 

@@ -10,7 +10,7 @@ from functools import partial
 from optland.train.data.folder import image_folder
 from optland.train.data.idx import idx_images
 from optland.train.data.packages import digits, mnist1d
-from optland.train.data.raw import RawImages
+from optland.train.data.raw_images import RawImages
 from optland.train.data.synthetic import fake, teacher
 from optland.train.data.torchvision_sets import cifar, svhn
 

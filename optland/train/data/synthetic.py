@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from optland.train.data.raw import RawImages
+from optland.train.data.raw_images import RawImages
 
 __all__ = ["FAKE_SIZE", "NUM_CLASSES", "NUM_SAMPLES", "TEACHER_SIZE", "fake", "teacher"]
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from optland.config import UserError
 from optland.train.data.fetch import FileSet, damaged, data_root, fetch_once, missing
-from optland.train.data.raw import RawImages
+from optland.train.data.raw_images import RawImages
 
 __all__ = ["cifar", "svhn"]
 

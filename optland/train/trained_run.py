@@ -1,4 +1,4 @@
-"""Back to a trained run: its weights, its optimizer, the learning rates it used, and a sample of its data to probe.
+"""A trained run, loaded: its weights, its optimizer, the learning rates it used, and a sample of its data to probe.
 
 Which weights: those that the run was evaluated with, the average where it kept one; the stability of training is that
 of the weights that the optimizer steps, which are then others. Which learning rate: under a schedule that decays, the
@@ -36,8 +36,8 @@ __all__ = [
     "TrainedRun",
     "disagreement",
     "find_checkpoint",
+    "load_run",
     "probe_objective",
-    "revisit",
 ]
 
 CHECKPOINT = "checkpoint.pt"
@@ -116,7 +116,7 @@ def find_checkpoint(path: Path) -> Path:
     )
 
 
-def revisit(checkpoint: Path, model: nn.Module, optimizer: Optimizer | None = None) -> TrainedRun:
+def load_run(checkpoint: Path, model: nn.Module, optimizer: Optimizer | None = None) -> TrainedRun:
     """Load a checkpoint, or the weights that a run gives away, into a model and optimizer as the run built them.
 
     Args:
@@ -132,7 +132,7 @@ def revisit(checkpoint: Path, model: nn.Module, optimizer: Optimizer | None = No
         UserError: No checkpoint that can be read, one of another model, or weights that are not finite.
     """
     if checkpoint.suffix == ".safetensors":
-        return _revisit_weights(checkpoint, model)
+        return _load_weights(checkpoint, model)
     saved, notes = _load(checkpoint)
     parts, step = saved["parts"], int(saved["step"])
     _fill(model, parts["model"], checkpoint)
@@ -162,7 +162,7 @@ def revisit(checkpoint: Path, model: nn.Module, optimizer: Optimizer | None = No
     )  # fmt: skip
 
 
-def _revisit_weights(file: Path, model: nn.Module) -> TrainedRun:
+def _load_weights(file: Path, model: nn.Module) -> TrainedRun:
     """The weights of an epoch; the step and the loss are those of the log's row of that epoch."""
     from safetensors.torch import load_file
 

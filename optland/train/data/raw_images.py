@@ -1,4 +1,4 @@
-"""What the reader of a data set gives back."""
+"""A data set as its reader gives it: images and labels, before splits and standardisation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-r"""What one method gains over another, seed by seed, with its interval; and the setting that validation prefers.
+r"""The mean difference of two methods over seeds, with its interval; and the setting that validation prefers.
 
 .. math:: \Delta_s = a_s - b_s, \qquad \bar\Delta \pm t_{0.975, n - 1} \, \frac{\mathrm{std}(\Delta)}{\sqrt n}
 

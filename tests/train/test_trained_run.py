@@ -16,7 +16,7 @@ from optland.log import JsonlLogger
 from optland.train import DataConfig, Ema, TextConfig, load_data, load_text
 from optland.train.checkpoint import save_checkpoint
 from optland.train.data.splits import random_draw
-from optland.train.revisit import disagreement, find_checkpoint, probe_objective, revisit
+from optland.train.trained_run import disagreement, find_checkpoint, load_run, probe_objective
 
 
 def loss_fn(model: nn.Module, batch: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
@@ -93,7 +93,7 @@ def test_a_run_comes_back_with_weights_average_optimizer_and_rates(tmp_path: Pat
     checkpoint, model, average = saved(tmp_path)
     fresh = net()
     optimizer = torch.optim.SGD(fresh.parameters(), lr=1.0, momentum=0.9)
-    run = revisit(find_checkpoint(tmp_path), fresh, optimizer)
+    run = load_run(find_checkpoint(tmp_path), fresh, optimizer)
     assert run.step == 5
     assert run.averaged
     for mine, theirs in ((run.model, model), (run.evaluated, average)):
@@ -110,12 +110,12 @@ def test_the_logged_validation_loss_is_held_against_the_recipe_s(tmp_path: Path)
     saved(tmp_path)
     data = load_data(DataConfig("digits"))
     fresh = net()
-    evaluated = revisit(tmp_path / "checkpoint.pt", fresh).evaluated
+    evaluated = load_run(tmp_path / "checkpoint.pt", fresh).evaluated
     loss = loss_fn(evaluated, data.sample("val", 10**6)).item()
     log = JsonlLogger(tmp_path / "log.jsonl")
     log.log({"step": 5, "val/loss": loss})
     log.finish({})
-    run = revisit(tmp_path / "checkpoint.pt", fresh)
+    run = load_run(tmp_path / "checkpoint.pt", fresh)
     assert run.val_loss == pytest.approx(loss)
     assert disagreement(run, loss_fn, data, 64) == ""
     assert "are not those of the run" in disagreement(run, lambda m, b: 1.01 * loss_fn(m, b), data, 64)
@@ -124,12 +124,12 @@ def test_the_logged_validation_loss_is_held_against_the_recipe_s(tmp_path: Path)
 def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
     saved(tmp_path)
     with pytest.raises(UserError, match="do not fit the model"):
-        revisit(tmp_path / "checkpoint.pt", nn.Linear(3, 2))
+        load_run(tmp_path / "checkpoint.pt", nn.Linear(3, 2))
     fresh = net()
     adam = torch.optim.Adam([{"params": [p]} for p in fresh.parameters()])
-    run = revisit(tmp_path / "checkpoint.pt", fresh, adam)
+    run = load_run(tmp_path / "checkpoint.pt", fresh, adam)
     assert run.optimizer is None
     assert any("optimizer's state could not be loaded" in note for note in run.notes)
     save_checkpoint(tmp_path / "other.pt", {"step": 1, "parts": {"net": {}}})
     with pytest.raises(UserError, match="no 'model'"):
-        revisit(tmp_path / "other.pt", net())
+        load_run(tmp_path / "other.pt", net())

@@ -1,4 +1,4 @@
-"""One process to a run folder: a lock that ends with the process that holds it, however it ends.
+"""The lock of a run folder: one process at a time, until that process ends, however it ends.
 
 Two processes that write to one folder would spoil its record and its checkpoints: a second ``--resume`` typed by
 mistake, or a grid that is started again while a member of the killed one is still at work. The lock is POSIX's, so
@@ -12,14 +12,14 @@ import errno
 import os
 from pathlib import Path
 
-__all__ = ["claim", "is_claimed", "release"]
+__all__ = ["is_locked", "lock_folder", "release"]
 
 _FILE = ".lock"
 _TAKEN = (errno.EACCES, errno.EAGAIN)
 _NO_LOCKS = -1
 
 
-def claim(folder: Path) -> int | None:
+def lock_folder(folder: Path) -> int | None:
     """Lock a folder for this process.
 
     Returns:
@@ -28,9 +28,9 @@ def claim(folder: Path) -> int | None:
     Example:
         >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     handle = claim(Path(folder))
+        ...     handle = lock_folder(Path(folder))
         ...     release(handle)
-        ...     is_claimed(Path(folder))
+        ...     is_locked(Path(folder))
         False
     """
     try:
@@ -52,10 +52,10 @@ def release(handle: int | None) -> None:
         os.close(handle)
 
 
-def is_claimed(folder: Path) -> bool:
+def is_locked(folder: Path) -> bool:
     """Whether another process is writing to the folder now; a process does not see its own lock."""
     if not (folder / _FILE).exists():
         return False
-    handle = claim(folder)
+    handle = lock_folder(folder)
     release(handle)
     return handle is None
