@@ -16,6 +16,7 @@ from typing import Any
 from readme_control import (
     batch_table,
     control_edge_table,
+    control_new_table,
     control_report_table,
     control_table,
     plateau_table,
@@ -362,6 +363,7 @@ TABLES = {
     "control_report": control_report_table,
     "cuda_cost": cuda_cost_table,
     "control_edge": control_edge_table,
+    "control_new": control_new_table,
     "spikes": spikes_table,
     "plateau": plateau_table,
     "connectivity": connectivity_table,
