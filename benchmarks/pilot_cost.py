@@ -5,7 +5,7 @@
 
 The bare loop and the piloted one train the same net on the same batches in one process, in turns of a few steps, so
 that both meet the same machine; a figure is the median over turns. Probes: the first 500 and the last 500 steps of runs
-of 500, 3,000 and a million steps (of the last only the first 500 can be had).
+of 500, 1,500 and a million steps (of the last only the first 500 can be had).
 """
 
 from __future__ import annotations
@@ -158,7 +158,7 @@ def main() -> int:
         print(f"{net} {base}: {row['bare_ms']:.2f} ms, + {row['added_ms']:.3f} ms ({row['added_share']:.1%})")
     looking = []
     for net, base in (("gpt", "adamw"), ("resnet8", "sgd")):
-        for total, last in ((500, False), (3000, True), (1_000_000, False)):
+        for total, last in ((500, False), (1500, True), (1_000_000, False)):
             if quick and total != 500:
                 continue
             looking.append(probed(net, base, total, last, 10))

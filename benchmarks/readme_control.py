@@ -42,7 +42,7 @@ def control_table(development: dict[str, Any]) -> str:
         "",
         f"Test accuracy in per cent (test loss for text), means of {len(report['seeds']['report'])} seeds; equal "
         "gradient evaluations, probes counted. The constants were chosen on the development tasks alone. "
-        f"Measured with torch {machine['torch']}.",
+        f"Measured with torch {machine['torch']}{_before(report, 'pace')}.",
     ]
     if "main" in development:
         lines += [
@@ -52,6 +52,11 @@ def control_table(development: dict[str, Any]) -> str:
             "The same on the development tasks, as in the next table.",
         ]
     return "\n".join(lines)
+
+
+def _before(result: dict[str, Any], part: str) -> str:
+    """Says of a part that was not measured again what it is of."""
+    return ", before the pilot was made anew" if part in result.get("of the pilot before", []) else ""
 
 
 def _main_rows(result: dict[str, Any]) -> list[str]:
@@ -99,6 +104,11 @@ def control_report_table(result: dict[str, Any]) -> str:
         *_safe_rows(result),
         "",
         *_ablation_rows(result),
+        *(
+            ["", f"Parts of `auto_lr` taken away{_before(result, 'ablation')}."]
+            if _before(result, "ablation")
+            else []
+        ),
         "",
         *_published_rows(result),
     ]
