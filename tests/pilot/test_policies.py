@@ -201,7 +201,7 @@ def test_a_measurement_moves_the_cap_once() -> None:
     fed = Fed(SafeLR(fraction=0.5, start=1e-4), lr=1e9)
     fed(1, edge__eta_c=0.2)
     caps = [cap_of(fed(k)) for k in range(2, 20)]
-    assert caps == pytest.approx([4e-4] * 18)
+    assert caps == pytest.approx([1.6e-3] * 18)
 
 
 def test_safe_lr_takes_a_bound_from_below_for_what_it_is() -> None:

@@ -4,7 +4,7 @@ r"""``safe_lr``: the user's schedule, capped by the critical step.
           \ell_k = c \cdot \mathrm{EMA}_{\log}(\eta_c)
 
 eta_c is the largest step along the optimizer's own update that does not raise the loss of the batch it came from
-(forward passes only). The cap starts tiny and may grow at most fourfold per probe, so a rate that is far too high
+(forward passes only). The cap starts tiny and may grow at most sixteenfold per probe, so a rate that is far too high
 cannot ruin the weights before the first probes are in. It can make the user's rate smaller, never larger. s_k is the
 shape of the schedule, the scheduled over the peak rate: where the user's peak is out of reach, the schedule is scaled
 to the highest cap there has been, as a rate that stayed at the edge to the end would never settle.
@@ -45,7 +45,8 @@ class SafeLR(Policy):
     Args:
         fraction: c, share of the averaged critical step that the rate may reach; 0.35.
         start: Cap before the first probe; 1e-4, small for every net.
-        growth: Largest factor by which the cap grows from one probe to the next; 4.
+        growth: Largest factor by which the cap grows from one probe to the next; 16: three probes from a tiny cap to
+            a usual rate. A budget that is kept at every update has four to spend at the start of a run.
 
     Raises:
         ValueError: A value outside its range.
@@ -60,14 +61,14 @@ class SafeLR(Policy):
     caps = frozenset({"lr"})
     kept = ("limit", "height", "bound", "from_below", "critical", "rates")
 
-    def __init__(self, *, fraction: float = 0.35, start: float = 1e-4, growth: float = 4.0) -> None:
+    def __init__(self, *, fraction: float = 0.35, start: float = 1e-4, growth: float = 16.0) -> None:
         if not 0 < fraction <= 1:
             raise ValueError(f"fraction: {fraction} is not in (0, 1]; use for example 0.35")
         if not start > 0:
             raise ValueError(f"start: {start} must be above 0; use for example 1e-4")
         if not growth > 1:
             raise ValueError(
-                f"growth: {growth} must be above 1, or the cap could never rise; use for example 4"
+                f"growth: {growth} must be above 1, or the cap could never rise; use for example 16"
             )
         self.fraction = fraction
         self.growth = growth
