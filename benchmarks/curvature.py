@@ -385,7 +385,7 @@ def both(seeds: int) -> dict[str, Any]:
         for seed in range(seeds):
             for ends in counts:
                 with hessian(Objective(case.model, loss_fn, [case.batch])) as H:
-                    counts[ends] += lanczos(H, ends=ends, max_products=400, seed=seed).num_products
+                    counts[ends] += lanczos(H, ends=ends, max_matvecs=400, seed=seed).num_matvecs
         rows[case.name] = counts["both"] / counts["bottom"]
         print(f"both ends, {case.name}: {rows[case.name]:.3f} of the products of the lower end", flush=True)
     return {"cases": rows, "largest": max(rows.values()), "mean": statistics.geometric_mean(rows.values())}
@@ -479,7 +479,7 @@ def _follow(
             look()
     truth = [spectrum.top.value for spectrum in cold]
     return {
-        "cold products": statistics.mean(spectrum.num_products for spectrum in cold),
+        "cold products": statistics.mean(spectrum.num_matvecs for spectrum in cold),
         "probes": len(cold),
         **{stop: _against(found[stop], truth) for stop in STOPS},
     }
@@ -488,10 +488,10 @@ def _follow(
 def _against(found: list[Tracked], truth: list[float]) -> dict[str, Any]:
     """What one tracker spent, what of it without audits, and how far its values were from the cold ones."""
     errors = [abs(f.spectrum.top.value / value - 1) for f, value in zip(found, truth, strict=True)]
-    audits = [f.audit.num_products for f in found if f.audit is not None]
+    audits = [f.audit.num_matvecs for f in found if f.audit is not None]
     return {
-        "products": statistics.mean(f.num_products for f in found),
-        "products of warm runs": (sum(f.num_products for f in found) - sum(audits)) / (len(found) - 1),
+        "products": statistics.mean(f.num_matvecs for f in found),
+        "products of warm runs": (sum(f.num_matvecs for f in found) - sum(audits)) / (len(found) - 1),
         "audits": len(audits),
         "why": [f.why for f in found if f.why],
         "replaced": sum(f.replaced for f in found),
@@ -540,7 +540,7 @@ def _traced(case: Case, seeds: int, products: int) -> dict[str, Any]:
     errors, covered = [], 0
     for seed in range(seeds):
         with hessian(Objective(case.model, loss_fn, [case.batch])) as H:
-            found = trace_per_layer(H, max_products=products, seed=seed)
+            found = trace_per_layer(H, max_matvecs=products, seed=seed)
         low, high = found.interval(0.95)
         errors.append(found.total.value - truth)
         covered += low <= truth <= high
@@ -618,8 +618,8 @@ def one_size(name: str) -> dict[str, Any]:
         "lambda_max": found.top.value,
         "residual": found.top.error,
         "converged": found.top.converged,
-        "products": found.num_products,
-        "seconds a product": seconds / found.num_products,
+        "products": found.num_matvecs,
+        "seconds a product": seconds / found.num_matvecs,
         "setup seconds": setup,
         "peak GiB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
     }

@@ -36,6 +36,9 @@ PACKAGE = "optland"
 FORMAT = "optland result"
 VERSION = 1
 
+RENAMED = {"num_products": "num_matvecs"}
+"""Fields by the names that files written before a change call them."""
+
 
 class Archived:
     """A result that can be saved and loaded: what the frozen dataclasses of this package inherit."""
@@ -207,8 +210,11 @@ def _decode(value: Any, arrays: dict[str, NumpyArray]) -> Any:
     if not isinstance(value, dict):
         return value
     if "type" in value:
-        fields = {name: _decode(item, arrays) for name, item in value["fields"].items()}
-        return _result_class(value["type"])(**fields)
+        cls, fields = _result_class(value["type"]), {}
+        known = {f.name for f in dataclasses.fields(cls)}
+        for name, item in value["fields"].items():
+            fields[name if name in known else RENAMED.get(name, name)] = _decode(item, arrays)
+        return cls(**fields)
     ((kind, content),) = value.items()
     if kind == "float":
         return float(content)

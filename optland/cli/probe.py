@@ -84,7 +84,7 @@ class _Probe:
         self.notes += [note] if note else []
         with CostProgress(declared, self._spent) as progress:
             point = portrait(
-                self.objective, k=a.k, products=a.products, with_density=a.density, sample=self._is_sample,
+                self.objective, k=a.k, max_matvecs=a.max_matvecs, with_density=a.density, sample=self._is_sample,
                 seed=a.seed, watch=progress.begin,
             )  # fmt: skip
             progress.begin("stability")
@@ -129,10 +129,10 @@ class _Probe:
     def _declared(self) -> float:
         a = self.arguments
         cost = portrait_cost(
-            self.objective, products=a.products, with_density=a.density, sample=self._is_sample
+            self.objective, max_matvecs=a.max_matvecs, with_density=a.density, sample=self._is_sample
         )
         if self.trained.optimizer is not None:
-            cost += rate_cost(self.stepped, len(self.rates), min(a.products, EDGE_PRODUCTS))
+            cost += rate_cost(self.stepped, len(self.rates), min(a.max_matvecs, EDGE_PRODUCTS))
         return cost
 
     def _spent(self) -> float:
@@ -146,10 +146,10 @@ class _Probe:
             self.notes.append("There is no optimizer, so there is no stability ratio.")
             return None
         spectrum = None if self.trained.averaged else point.spectrum
-        products = min(self.arguments.products, EDGE_PRODUCTS)
+        max_matvecs = min(self.arguments.max_matvecs, EDGE_PRODUCTS)
         try:
             return stable_rate(
-                self.stepped, self.trained.optimizer, self.rates, spectrum=spectrum, max_products=products,
+                self.stepped, self.trained.optimizer, self.rates, spectrum=spectrum, max_matvecs=max_matvecs,
                 seed=self.arguments.seed,
             )  # fmt: skip
         except (TypeError, ValueError) as error:
@@ -164,7 +164,7 @@ class _Probe:
             "checkpoint": self.opened.checkpoint.name, "recipe": self.opened.recipe.name, "step": self.trained.step,
             "weights": weights, "split": a.split, "samples": source.num_samples, "of": self.data.size(a.split),
             "data": source.data, "mode": source.mode, "seed": a.seed, "dtype": source.dtype,
-            "device": self.opened.device, "k": a.k, "max_products": a.products, "declared_ge": declared,
+            "device": self.opened.device, "k": a.k, "max_matvecs": a.max_matvecs, "declared_ge": declared,
             "cost_ge": self._spent(),
         }  # fmt: skip
 

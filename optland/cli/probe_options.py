@@ -12,7 +12,7 @@ __all__ = ["EXAMPLES", "OPTIONS", "add_probe_arguments", "check", "refuse_too_sm
 EXAMPLES = """examples:
   optland probe runs/landscape_train/digits
   optland probe runs/landscape_train/digits --samples 2000 --split val --k 5
-  optland probe runs/landscape_train/digits --no-density --products 60
+  optland probe runs/landscape_train/digits --no-density --max-matvecs 60
   optland probe runs/landscape_train/digits --double --out figures
   optland probe runs/landscape_train/digits/checkpoint.pt.previous
   optland probe elsewhere/weights.pt --config configs/landscape_train/digits.yaml
@@ -30,11 +30,11 @@ already. What it can cost is said before it begins; Ctrl-C ends it and writes no
 """
 
 OPTIONS = [
-    "--config", "--recipe", "--samples", "--split", "--k", "--products", "--density", "--no-density", "--double",
+    "--config", "--recipe", "--samples", "--split", "--k", "--max-matvecs", "--density", "--no-density", "--double",
     "--batch-size", "--seed", "--out", "--device",
 ]  # fmt: skip
 
-_LEAST = {"samples": 1, "k": 1, "products": 1, "batch_size": 1, "seed": 0}
+_LEAST = {"samples": 1, "k": 1, "max_matvecs": 1, "batch_size": 1, "seed": 0}
 
 
 def add_probe_arguments(parser: argparse.ArgumentParser) -> None:
@@ -51,8 +51,8 @@ def add_probe_arguments(parser: argparse.ArgumentParser) -> None:
     add("--split", choices=["train", "val", "test"], default="train", help="of which split (default: train)")
     add("--k", metavar="K", type=int, default=3, help="eigenvalues at each end (default: 3)")
     add(
-        "--products",
-        metavar="P",
+        "--max-matvecs",
+        metavar="M",
         type=int,
         default=200,
         help="most Hessian products of each part (default: 200)",

@@ -117,7 +117,7 @@ class Report:
         missing = [
             name for name, estimate in self.rows() if not (estimate.converged or name.startswith(_LAYER))
         ]
-        return f"NOT CONVERGED: {', '.join(missing)}; more --products can help." if missing else ""
+        return f"NOT CONVERGED: {', '.join(missing)}; more --max-matvecs can help." if missing else ""
 
     # probe.json ------------------------------------------------------------------------------------
 
@@ -129,7 +129,7 @@ class Report:
             "dim": self.portrait.dim,
             "loss": point.loss,
             "method": self.portrait.method,
-            "products": self.portrait.num_products,
+            "num_matvecs": self.portrait.num_matvecs,
             "verdict": self.verdict(),
             "notes": list(self.notes),
             "estimates": {n: e.to_dict() for n, e in self.rows() if not n.startswith(_LAYER)},
@@ -160,7 +160,7 @@ def _density(shape: Density) -> dict[str, Any]:
         name: [part.tolist() for part in getattr(shape, name)] for name in ("nodes", "weights", "residuals")
     }
     outliers = [{"value": spike.value.to_dict(), "share": spike.mass.to_dict()} for spike in shape.outliers]
-    return {**lists, "outliers": outliers, "products": shape.num_products, "note": shape.note}
+    return {**lists, "outliers": outliers, "num_matvecs": shape.num_matvecs, "note": shape.note}
 
 
 def _stability(found: StableRate) -> dict[str, Any]:

@@ -144,7 +144,7 @@ class _Report:
 def _settings(a: argparse.Namespace) -> SurveySettings:
     try:
         return SurveySettings(
-            points=a.points, distance=a.distance, products=a.products, density=a.density, seed=a.seed
+            points=a.points, distance=a.distance, max_matvecs=a.max_matvecs, density=a.density, seed=a.seed
         )
     except ValueError as error:
         raise UserError(f"--{error}") from error

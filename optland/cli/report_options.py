@@ -24,11 +24,11 @@ What is done is kept in the folder measured/ there: after Ctrl-C the same comman
 """
 
 OPTIONS = [
-    "--config", "--recipe", "--samples", "--split", "--points", "--distance", "--products", "--density", "--no-density",
-    "--curve-steps", "--trajectory", "--batch-size", "--seed", "--out", "--device", "--wandb",
+    "--config", "--recipe", "--samples", "--split", "--points", "--distance", "--max-matvecs", "--density",
+    "--no-density", "--curve-steps", "--trajectory", "--batch-size", "--seed", "--out", "--device", "--wandb",
 ]  # fmt: skip
 
-_LEAST = {"samples": 4, "products": 1, "curve_steps": 0, "batch_size": 1, "seed": 0, "points": 3}
+_LEAST = {"samples": 4, "max_matvecs": 1, "curve_steps": 0, "batch_size": 1, "seed": 0, "points": 3}
 
 
 def add_report_arguments(parser: argparse.ArgumentParser) -> None:
@@ -48,7 +48,7 @@ def add_report_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--distance", metavar="D", type=float, default=1.0,
         help="how far the random surface goes, in multiples of the weights' own size (default: 1)")  # fmt: skip
-    add("--products", metavar="P", type=int, default=100,
+    add("--max-matvecs", metavar="M", type=int, default=100,
         help="most Hessian products of each part (default: 100)")  # fmt: skip
     add("--density", action=argparse.BooleanOptionalAction, default=True,
         help="the density of all eigenvalues, the most expensive part (default: yes)")  # fmt: skip

@@ -18,9 +18,25 @@ class ConfigError(UserError, ValueError):
     """A configuration that cannot be used, said in one message with its fix."""
 
 
+RENAMED = {"products": "max_matvecs", "max_products": "max_matvecs"}
+"""New names of keys and options by their old ones, which no likeness of the letters would find."""
+
+
 def closest(name: str, choices: Iterable[str]) -> str | None:
-    """The choice most like ``name``; None when nothing is close."""
-    found = difflib.get_close_matches(name, list(choices), n=1, cutoff=0.6)
+    """The choice that ``name`` was renamed to, or else is most like it; None when nothing is close.
+
+    Example:
+        >>> closest("desity", ["points", "density"]), closest("products", ["points", "max_matvecs"])
+        ('density', 'max_matvecs')
+        >>> closest("--products", ["--points", "--max-matvecs"])
+        '--max-matvecs'
+    """
+    choices = list(choices)
+    new = RENAMED.get(name.lstrip("-"))
+    for choice in choices:
+        if new is not None and choice.lstrip("-").replace("-", "_") == new:
+            return choice
+    found = difflib.get_close_matches(name, choices, n=1, cutoff=0.6)
     return found[0] if found else None
 
 

@@ -12,8 +12,8 @@ that disagree are the finding, not a fault. A radius in the adaptive metric is r
 number is a ball of another size there. Noise of the average has the length of the radius, not that deviation in each
 weight.
 
-**Cost.** For each minimum a Lanczos run and a trace of at most ``products`` Hessian products each, and for each radius
-and metric ``2 pairs + 1`` forwards, one SAM step, and ``restarts + 1`` ascents of ``steps`` gradients.
+**Cost.** For each minimum a Lanczos run and a trace of at most ``max_matvecs`` Hessian products each, and for each
+radius and metric ``2 pairs + 1`` forwards, one SAM step, and ``restarts + 1`` ascents of ``steps`` gradients.
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ def compare_minima(
     radii: Sequence[float] = (0.05, 0.2),
     others: Mapping[str, Objective] | None = None,
     metrics: Sequence[Metric] = METRICS,
-    products: int = 40,
+    max_matvecs: int = 40,
     pairs: int = 25,
     steps: int = 20,
     restarts: int = 1,
@@ -136,7 +136,7 @@ def compare_minima(
         radii: Of the sharpness, each used in every metric.
         others: The loss on other data (test) at each, by the same names, for the gap.
         metrics: ``identity``, ``adaptive``, or both.
-        products: Most Hessian products of the eigenvalue, and of the trace.
+        max_matvecs: Most Hessian products of the eigenvalue, and of the trace.
         pairs: Of the average sharpness.
         steps: Of each ascent.
         restarts: Random starts of the ascent after the centre.
@@ -161,8 +161,8 @@ def compare_minima(
     for name, objective in minima.items():
         before = objective.cost_ge
         with hessian(objective) as H:
-            spectrum = lanczos(H, ends="top", max_products=products, seed=seed)
-            total = trace(H, max_products=products, seed=seed)
+            spectrum = lanczos(H, ends="top", max_matvecs=max_matvecs, seed=seed)
+            total = trace(H, max_matvecs=max_matvecs, seed=seed)
         sharpness: list[Sharpness] = []
         # A deviation of each weight that gives noise the length rho: the ball of the other two.
         dim = sum(p.numel() for p in objective.params)

@@ -7,7 +7,7 @@ r"""Eigen-SAM: turn the ascent toward the sharpest direction.
 with g-hat = g / ||g|| and v the eigenvector of the Hessian's largest eigenvalue, from Lanczos runs that start at the
 last one. SAM reduces the largest eigenvalue only so far as g points along v; this makes it point there.
 
-**Cost.** 2 gradient evaluations a sample and step, and a Lanczos run of at most ``max_products`` products every
+**Cost.** 2 gradient evaluations a sample and step, and a Lanczos run of at most ``max_matvecs`` products every
 ``refresh`` steps (3 to 10 at its default accuracy); one copy of the weights in the state.
 
 **When.** When the sharpest direction is what is to be flattened, and alignment of g with it is low.
@@ -51,7 +51,7 @@ class EigenSAM(TwoPass):
         alpha: Weight of the eigenvector.
         refresh: Updates from one Lanczos run to the next.
         tol: Wanted residual relative to the eigenvalue.
-        max_products: Most products of one run.
+        max_matvecs: Most products of one run.
         **engine: Options of :class:`~optland.optim.two_pass.TwoPass`.
 
     Raises:
@@ -77,7 +77,7 @@ class EigenSAM(TwoPass):
         *,
         refresh: int = 100,
         tol: float = 0.1,
-        max_products: int = 20,
+        max_matvecs: int = 20,
         **engine: Unpack[EngineOptions],
     ) -> None:
         if not isinstance(objective, Objective):
@@ -87,7 +87,7 @@ class EigenSAM(TwoPass):
         if refresh < 1:
             raise ValueError(f"refresh={refresh} is not possible; use 1 for every step, or more")
         super().__init__(base, {"rho": rho, "alpha": alpha, dated(_VECTOR): 0}, counts=True, **engine)
-        self.objective, self.refresh, self.tol, self.max_products = objective, refresh, tol, max_products
+        self.objective, self.refresh, self.tol, self.max_matvecs = objective, refresh, tol, max_matvecs
 
     def direction(self, at: Gradients) -> list[Tensor]:
         """U."""
@@ -116,7 +116,7 @@ class EigenSAM(TwoPass):
                     ends="top",
                     tol=self.tol,
                     start=[last] if bool(vectors.norm(last) > 0) else None,
-                    max_products=self.max_products,
+                    max_matvecs=self.max_matvecs,
                     seed=self.steps,
                 )
             if not found.vectors:  # the objective is not finite here: climb as SAM until it is

@@ -32,12 +32,12 @@ def escape(host: Host, earlier: Sequence[Any], budget: Budget, seed: int) -> Out
     count = sum(host.count(batch) for batch in earlier)
     seen = host.objective(host.batch, seed=seed)
     other = Objective(host.model, host.loss_fn, pieces, seed=seed, num_samples=count)
-    declared = declared_cost(seen, other, products=PRODUCTS)
+    declared = declared_cost(seen, other, max_matvecs=PRODUCTS)
     if not budget.affords("curvature", declared):
         left = budget.allowance("curvature") - budget.spent.get("curvature", 0.0)
         return False, f"a look may cost {declared:.3g} gradient evaluations and {left:.3g} are left", {}
     host.before.forget()  # the probes look along the update, and the weights are no longer where it led
-    event = leave_saddle(seen, check=other, products=PRODUCTS, seed=seed)
+    event = leave_saddle(seen, check=other, max_matvecs=PRODUCTS, seed=seed)
     budget.spend("curvature", seen.cost_ge + other.cost_ge)
     signals = {"curv/lambda_min": event.curvature, "train/loss_after": event.loss_after}
     return event.kind in ("escape", "kick"), event.reason.partition("; ")[2], signals

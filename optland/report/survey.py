@@ -51,7 +51,7 @@ class SurveySettings:
         points: Of a side of each plane, odd.
         distance: The random plane runs from minus to plus this multiple of its filter-normalised directions.
         k: Eigenvalues at each end.
-        products: Most Hessian products of each part of the curvature.
+        max_matvecs: Most Hessian products of each part of the curvature.
         density: Whether to take the density of all eigenvalues, the dearest part of the curvature.
         num_rays: Random rays.
         radii: Of the sharpness.
@@ -62,7 +62,7 @@ class SurveySettings:
     points: int = 21
     distance: float = 1.0
     k: int = 3
-    products: int = 100
+    max_matvecs: int = 100
     density: bool = True
     num_rays: int = 20
     radii: tuple[float, ...] = (0.05, 0.2)
@@ -77,14 +77,14 @@ class SurveySettings:
         if not self.distance > 0 or not all(r > 0 for r in self.radii) or not self.radii:
             raise ValueError(f"distance: {self.distance} and radii: {list(self.radii)} must all be above 0")
         if (
-            min(self.k, self.products) < 1
+            min(self.k, self.max_matvecs) < 1
             or self.num_rays < 2
             or self.gradients < 0
             or 0 < self.gradients < 4
         ):
             raise ValueError(
-                f"k: {self.k} and products: {self.products} must be at least 1, num_rays: {self.num_rays} at least 2, "
-                f"gradients: {self.gradients} 0 or at least 4"
+                f"k: {self.k} and max_matvecs: {self.max_matvecs} must be at least 1, "
+                f"num_rays: {self.num_rays} at least 2, gradients: {self.gradients} 0 or at least 4"
             )
 
 
@@ -126,7 +126,7 @@ def declared_cost(objective: Objective, settings: SurveySettings) -> float:
     forwards += 2 * len(settings.radii) * (2 * 25 + 1 + 2 + 40) + 2
     gradients = 2 * len(settings.radii) * (1 + 40) + (1 if settings.gradients else 0)
     products = 2.5 * (settings.num_rays + 80 + 4)
-    own = portrait_cost(objective, products=settings.products, with_density=settings.density)
+    own = portrait_cost(objective, max_matvecs=settings.max_matvecs, with_density=settings.density)
     return own + n * (forwards * FORWARD_GE + gradients + products)
 
 
@@ -161,7 +161,8 @@ def survey(
 
     begin("curvature")
     point = store.of("portrait", Portrait, lambda: portrait(
-        objective, k=chosen.k, products=chosen.products, with_density=chosen.density, sample=sample, seed=chosen.seed
+        objective, k=chosen.k, max_matvecs=chosen.max_matvecs, with_density=chosen.density, sample=sample,
+        seed=chosen.seed,
     ))  # fmt: skip
     begin("random plane")
     first, second, far = _random_pair(objective, chosen)

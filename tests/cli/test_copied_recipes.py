@@ -41,7 +41,7 @@ if __name__ == "__main__":
     raise SystemExit(run_script(__file__))
 '''
 
-CHEAP = ["--samples", "32", "--products", "4", "--k", "1", "--no-density"]
+CHEAP = ["--samples", "32", "--max-matvecs", "4", "--k", "1", "--no-density"]
 
 
 @pytest.fixture

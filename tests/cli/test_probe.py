@@ -38,7 +38,7 @@ TEXT += [
     "optimizer.weight_decay=0.01",
     "pilot.budget=0.1",
 ]
-CHEAP = ["--samples", "30", "--products", "6", "--no-density"]
+CHEAP = ["--samples", "30", "--max-matvecs", "6", "--no-density"]
 PNG = b"\x89PNG"
 
 
@@ -156,7 +156,7 @@ def test_the_transformer_s_numbers_are_those_of_a_literal_product(text: Path, tm
         "val",
         "--double",
         "--no-density",
-        "--products",
+        "--max-matvecs",
         "120",
         "--k",
         "2",
@@ -232,7 +232,7 @@ def test_the_same_probe_gives_the_same_numbers_and_nothing_is_written_over(run: 
 
 
 def test_too_few_products_are_told_plainly(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["probe", str(run), *CHEAP, "--products", "3"]) == 0
+    assert cli.main(["probe", str(run), *CHEAP, "--max-matvecs", "3"]) == 0
     said = capsys.readouterr().out
     assert "NOT CONVERGED" in said
     assert "is at least" in said
@@ -387,6 +387,7 @@ def test_ctrl_c_ends_it_and_writes_nothing(
         (["--seed", "x"], "invalid int value: 'x'"),
         (["--split", "all"], "invalid choice: 'all'"),
         (["--sample", "3"], "Did you mean '--samples'?"),
+        (["--products", "3"], "Did you mean '--max-matvecs'?"),
         (["more"], "'more' is one argument too many"),
         (["--config", "gone.yaml"], "--config: there is no file gone.yaml"),
         (["--recipe", "gone"], "there is no recipe 'gone'"),

@@ -216,6 +216,16 @@ def test_a_mistake_gives_one_message_with_the_fix(tmp_path: Path, case: str) -> 
         assert "digits.yaml" in message
 
 
+def test_a_key_by_its_old_name_is_told_the_new_one(tmp_path: Path) -> None:
+    @dataclass(frozen=True)
+    class Survey:
+        max_matvecs: int = 100
+        points: int = 21
+
+    with pytest.raises(ConfigError, match=r"no key 'products'\. Did you mean 'max_matvecs'"):
+        load(Survey, written(tmp_path, "products: 20"))
+
+
 def test_a_file_that_is_not_there_names_those_that_are(tmp_path: Path) -> None:
     written(tmp_path, "name: a")
     with pytest.raises(

@@ -101,7 +101,7 @@ def test_every_value_is_right_within_its_error_or_refused(name: str) -> None:
     top = lanczos(hessian(L), k=1, tol=1e-3).top
     # The error of differences is known within a factor from one comparison, as that of the product above.
     assert abs(top.value - float(torch.linalg.eigvalsh(H)[-1])) <= 3 * top.error + rounding
-    total = trace(hessian(L), max_products=16)
+    total = trace(hessian(L), max_matvecs=16)
     assert abs(total.value - float(H.trace())) <= SIGMAS * total.error + 1e-4 * float(H.abs().sum())
     assert unchanged(before, L.model)
 
@@ -299,7 +299,7 @@ def test_no_hook_runs_and_every_grad_stays(name: str) -> None:
     before = state_of(model)
     L = objective_of(found)
     L.gradient()
-    lanczos(hessian(L), max_products=4)
+    lanczos(hessian(L), max_matvecs=4)
     ggn(L).matvec(vectors.random_unit(L.params, 0))
     gradient_noise(L)
     per_sample_gradients(L)
@@ -374,7 +374,7 @@ def test_an_optimizer_in_the_backward_pass_does_not_step() -> None:
         p.register_post_accumulate_grad_hook(step)
     before = state_of(model)
     L = objective_of(found)
-    lanczos(hessian(L), max_products=3)
+    lanczos(hessian(L), max_matvecs=3)
     assert unchanged(before, model)
 
 
@@ -392,8 +392,8 @@ def test_a_forward_that_writes_leaves_nothing_and_a_kept_graph_right(name: str, 
     probes: list[Any] = [
         L.value,
         L.gradient,
-        lambda: lanczos(hessian(L), max_products=5),
-        lambda: trace(hessian(L, method="double_backward"), max_products=6),
+        lambda: lanczos(hessian(L), max_matvecs=5),
+        lambda: trace(hessian(L, method="double_backward"), max_matvecs=6),
         lambda: ggn(L).matvec(vectors.random_unit(L.params, 0)),
         lambda: per_sample_gradients(L),
         lambda: critical_step(L, vectors.scaled(-0.1, L.gradient())),
@@ -515,7 +515,7 @@ def test_products_in_lower_precision_state_their_error() -> None:
         error = float((vectors.flatten(H.matvec(u)).double() - exact @ vectors.flatten(u).double()).norm())
         assert error <= 3 * H.product_error
     assert "lower precision" in H.reason
-    found_trace = trace(hessian(L), max_products=len(exact))
+    found_trace = trace(hessian(L), max_matvecs=len(exact))
     assert math.isfinite(found_trace.error)
     assert found_trace.error > 0
 

@@ -41,14 +41,14 @@ from optland.objective import Objective
 PROBES: dict[str, Callable[[Objective], Any]] = {
     "value elsewhere": lambda L: L.value(L.displaced(vectors.random_unit(L.params, 0), 1.0)),
     "gradient elsewhere": lambda L: L.gradient(L.displaced(vectors.random_unit(L.params, 0), 1.0)),
-    "lanczos, kept graph": lambda L: lanczos(hessian(L, method="kept_graph"), max_products=4),
-    "lanczos, double backward": lambda L: lanczos(hessian(L, method="double_backward"), max_products=3),
-    "lanczos, finite difference": lambda L: lanczos(hessian(L, method="finite_difference"), max_products=3),
+    "lanczos, kept graph": lambda L: lanczos(hessian(L, method="kept_graph"), max_matvecs=4),
+    "lanczos, double backward": lambda L: lanczos(hessian(L, method="double_backward"), max_matvecs=3),
+    "lanczos, finite difference": lambda L: lanczos(hessian(L, method="finite_difference"), max_matvecs=3),
     "lanczos, forward over reverse": lambda L: lanczos(
-        hessian(L, method="forward_over_reverse"), max_products=3
+        hessian(L, method="forward_over_reverse"), max_matvecs=3
     ),
-    "gauss-newton": lambda L: lanczos(ggn(L, method="double_backward"), max_products=3),
-    "fisher": lambda L: lanczos(fisher(L, "gaussian", samples=2, method="double_backward"), max_products=3),
+    "gauss-newton": lambda L: lanczos(ggn(L, method="double_backward"), max_matvecs=3),
+    "fisher": lambda L: lanczos(fisher(L, "gaussian", samples=2, method="double_backward"), max_matvecs=3),
     "check of an operator": lambda L: hessian(L, method="double_backward").check(),
     "float64 copy": lambda L: L.double().gradient(L.displaced(vectors.random_unit(L.params, 0), 1.0)),
     "critical step": lambda L: critical_step(L, vectors.scaled(-0.1, L.gradient())),
@@ -66,17 +66,17 @@ PROBES: dict[str, Callable[[Objective], Any]] = {
     ),
     "batch sharpness": lambda L: batch_sharpness(L, method="double_backward"),
     "certificate": lambda L: certify(vectors.random_unit(L.params, 0), L, method="double_backward"),
-    "trace": lambda L: trace(hessian(L, method="double_backward"), max_products=12),
-    "diagonal": lambda L: diagonal(hessian(L, method="double_backward"), max_products=12),
+    "trace": lambda L: trace(hessian(L, method="double_backward"), max_matvecs=12),
+    "diagonal": lambda L: diagonal(hessian(L, method="double_backward"), max_matvecs=12),
     "density": lambda L: density(hessian(L, method="double_backward"), steps=4, starts=2),
     "power iteration": lambda L: power_iteration(hessian(L, method="double_backward"), 3),
-    "spectral summary": lambda L: spectral_summary(hessian(L, method="double_backward"), max_products=6),
-    "verdict": lambda L: classify(L, max_products=6, method="double_backward"),
+    "spectral summary": lambda L: spectral_summary(hessian(L, method="double_backward"), max_matvecs=6),
+    "verdict": lambda L: classify(L, max_matvecs=6, method="double_backward"),
     "search for critical points": lambda L: find_critical_points(
-        L, [L.params], tol=1e-3, max_steps=2, max_products=4, method="double_backward"
+        L, [L.params], tol=1e-3, max_steps=2, max_matvecs=4, method="double_backward"
     ),
     "stability ratio": lambda L: stability_ratio(
-        L, torch.optim.SGD(L.model.parameters(), lr=0.1), max_products=4, method="double_backward"
+        L, torch.optim.SGD(L.model.parameters(), lr=0.1), max_matvecs=4, method="double_backward"
     ),
 }
 

@@ -68,7 +68,7 @@ RESULTS: dict[str, Callable[[], Any]] = {
     "CriticalStep": critical_step,
     "Curve": lambda: curvature.density(hessian(), steps=8, starts=1).curve(),  # its errors are NaN
     "Density": lambda: curvature.density(hessian(), steps=8, starts=2),
-    "Diagonal": lambda: curvature.diagonal(hessian(), max_products=20),
+    "Diagonal": lambda: curvature.diagonal(hessian(), max_matvecs=20),
     "FoundPoint": lambda: points()[0],
     "GradientNoise": lambda: curvature.gradient_noise(objective()),
     "IndexAgainstLoss": lambda: curvature.index_against_loss(points()),  # its correlation is NaN
@@ -83,9 +83,9 @@ RESULTS: dict[str, Callable[[], Any]] = {
     "StabilityRatio": lambda: curvature.stability_ratio(L := objective(), sgd(L)),
     "StableRate": lambda: curvature.stable_rate(L := objective(), sgd(L), {"last": 0.1, "peak": 0.5}),
     "Threshold": lambda: curvature.stability_threshold(sgd(objective()))[0],
-    "Trace": lambda: curvature.trace_per_layer(hessian(), max_products=20),
+    "Trace": lambda: curvature.trace_per_layer(hessian(), max_matvecs=20),
     "Tracked": lambda: curvature.SpectrumTracker().probe(hessian()),
-    "Estimate": lambda: curvature.trace(hessian(), max_products=1),  # its error is NaN
+    "Estimate": lambda: curvature.trace(hessian(), max_matvecs=1),  # its error is NaN
 }
 
 
@@ -228,6 +228,20 @@ def test_a_file_cannot_make_anything_but_a_result(name: str, tmp_path: Path) -> 
     spoil_json(lambda d: resum({**d, "result": {**d["result"], "type": name}}, packed))(tmp_path)
     with pytest.raises(ValueError, match="no result that this version"):
         curvature.Threshold.load(tmp_path / "x")
+
+
+def test_a_file_from_before_products_were_called_matvecs_is_read(tmp_path: Path) -> None:
+    made = result("Trace")
+    made.save(tmp_path / "x")
+    assert made.num_matvecs == 20
+
+    def as_before(document: dict[str, Any]) -> dict[str, Any]:
+        fields = document["result"]["fields"]
+        fields["num_products"] = fields.pop("num_matvecs")
+        return resum(document, (tmp_path / "x.npz").read_bytes())
+
+    spoil_json(as_before)(tmp_path)
+    assert bits(curvature.Trace.load(tmp_path / "x")) == bits(made)
 
 
 def test_another_type_and_a_missing_file_are_told_apart(tmp_path: Path) -> None:

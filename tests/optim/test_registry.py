@@ -91,8 +91,10 @@ def test_saddle_wrappers_by_name(name):
 
 @pytest.mark.parametrize("name", ["cubic_newton", "saddle_free_newton", "trust_region_newton"])
 def test_solvers_by_name(name):
-    optimizer = create(name, [nn.Parameter(torch.zeros(2))], products=7)
-    assert optimizer.products == 7
+    optimizer = create(name, [nn.Parameter(torch.zeros(2))], max_matvecs=7)
+    assert optimizer.max_matvecs == 7
+    with pytest.raises(ValueError, match="Did you mean 'max_matvecs'"):
+        create(name, [nn.Parameter(torch.zeros(2))], products=7)
     with pytest.raises(ValueError, match="cannot take base='sgd'"):
         create(name, [nn.Parameter(torch.zeros(2))], base="sgd")
     with pytest.raises(ValueError, match="unknown option of"):

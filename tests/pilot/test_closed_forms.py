@@ -113,7 +113,7 @@ def test_the_quadratic_is_the_one_of_the_table() -> None:
 
 def test_01_the_tracked_spectrum_finds_lambda_max() -> None:
     with hessian(objective()) as operator:
-        tracker = SpectrumTracker(tol=1e-6, max_products=30)
+        tracker = SpectrumTracker(tol=1e-6, max_matvecs=30)
         assert tracker.probe(operator).spectrum.top.value == pytest.approx(10.0, rel=1e-6)
 
 
@@ -307,7 +307,7 @@ def test_11_stochastic_edge_of_linear_regression(batch: int, edge: float) -> Non
     problem = linear_regression(inputs, torch.zeros(20, 1, dtype=torch.float64))
     with hessian(problem) as operator:
         top = lanczos(operator, k=1, tol=1e-8).top.value
-        total = trace(operator, max_products=20).value
+        total = trace(operator, max_matvecs=20).value
     assert (top, total) == pytest.approx((lam.max(), lam.sum()), rel=1e-6)
     assert 2 / (top + total / batch) == pytest.approx(edge, rel=0.12)
 

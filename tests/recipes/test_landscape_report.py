@@ -13,7 +13,7 @@ from command_line import optland
 from optland.report import Findings
 from optland.train.checkpoint import load_checkpoint, save_checkpoint
 
-TINY = ["--samples", "48", "--points", "5", "--products", "8", "--no-density", "--curve-steps", "5"]
+TINY = ["--samples", "48", "--points", "5", "--max-matvecs", "8", "--no-density", "--curve-steps", "5"]
 
 
 @pytest.fixture(scope="module")

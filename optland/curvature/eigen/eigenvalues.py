@@ -75,7 +75,7 @@ class Eigenvalues:
         bottom: Unit vector of the smallest value.
         top: Unit vector of the largest value.
         middle: Unit vector of the value nearest to 0.
-        num_products: Products spent.
+        num_matvecs: Products spent.
         dim: d.
         failed: Whether a product was not finite; the values before it are kept.
     """
@@ -90,7 +90,7 @@ class Eigenvalues:
     bottom: list[Tensor]
     top: list[Tensor]
     middle: list[Tensor]
-    num_products: int
+    num_matvecs: int
     dim: int
     failed: bool = False
 
@@ -100,32 +100,32 @@ class Eigenvalues:
         return float(np.abs(self.values).max(initial=0.0))
 
 
-def takes_dense(dim: int, max_products: int | None) -> bool:
+def takes_dense(dim: int, max_matvecs: int | None) -> bool:
     """Whether :func:`eigenvalues` forms the matrix: d is small, and d products are within the budget."""
-    return dim <= DENSE_DIM and (max_products is None or max_products >= dim)
+    return dim <= DENSE_DIM and (max_matvecs is None or max_matvecs >= dim)
 
 
-def budget(dim: int, max_products: int | None) -> int:
+def budget(dim: int, max_matvecs: int | None) -> int:
     """The most products that :func:`eigenvalues` spends.
 
     Raises:
-        ValueError: ``max_products`` is below 1.
+        ValueError: ``max_matvecs`` is below 1.
     """
-    if max_products is not None and max_products < 1:
-        raise ValueError(f"max_products={max_products} must be at least 1, or None for the default")
-    if takes_dense(dim, max_products):
+    if max_matvecs is not None and max_matvecs < 1:
+        raise ValueError(f"max_matvecs={max_matvecs} must be at least 1, or None for the default")
+    if takes_dense(dim, max_matvecs):
         return dim
-    return min(dim, DEFAULT_PRODUCTS if max_products is None else max_products)
+    return min(dim, DEFAULT_PRODUCTS if max_matvecs is None else max_matvecs)
 
 
 def eigenvalues(
-    H: CurvatureOperator, *, max_products: int | None = None, resolution: float = 1e-2, seed: int = 0
+    H: CurvatureOperator, *, max_matvecs: int | None = None, resolution: float = 1e-2, seed: int = 0
 ) -> Eigenvalues:
     """All eigenvalues of ``H``, or what the budget shows of them.
 
     Args:
         H: The operator.
-        max_products: Most products; by default d for d up to 1000, else 200.
+        max_matvecs: Most products; by default d for d up to 1000, else 200.
         resolution: Curvature, relative to ||H||, down to which a random start is taken if the budget allows.
         seed: Seed of the random start.
 
@@ -133,7 +133,7 @@ def eigenvalues(
         An :class:`Eigenvalues`.
 
     Raises:
-        ValueError: ``max_products`` is below 1, or ``resolution`` is not positive.
+        ValueError: ``max_matvecs`` is below 1, or ``resolution`` is not positive.
 
     Example:
         >>> from optland.curvature import hessian
@@ -144,14 +144,14 @@ def eigenvalues(
     """
     if not resolution > 0:
         raise ValueError(f"resolution={resolution} must be positive: it is relative to the largest curvature")
-    limit = budget(H.dim, max_products)
-    if takes_dense(H.dim, max_products):
+    limit = budget(H.dim, max_matvecs)
+    if takes_dense(H.dim, max_matvecs):
         return _dense(H)
     return _from_random_start(H, limit, resolution, seed)
 
 
 def _dense(H: CurvatureOperator) -> Eigenvalues:
-    before = H.num_products
+    before = H.num_matvecs
     A = H.to_dense().to("cpu", torch.float64).numpy()
     d = len(A)
     failed = not bool(np.isfinite(A).all())
@@ -179,7 +179,7 @@ def _dense(H: CurvatureOperator) -> Eigenvalues:
         bottom=vector(0),
         top=vector(-1),
         middle=vector(int(np.abs(theta).argmin())),
-        num_products=H.num_products - before,
+        num_matvecs=H.num_matvecs - before,
         dim=d,
         failed=failed,
     )
@@ -187,7 +187,7 @@ def _dense(H: CurvatureOperator) -> Eigenvalues:
 
 def _from_random_start(H: CurvatureOperator, limit: int, resolution: float, seed: int) -> Eigenvalues:
     """Ritz pairs of one Krylov space; after it has become invariant, of more starts, to see multiplicities."""
-    before = H.num_products
+    before = H.num_matvecs
     space, starts, first = Krylov(H, limit), 0, 0
     space.start(vectors.random_unit(H.like, seed))
     while space.size < limit and not space.failed:
@@ -201,7 +201,7 @@ def _from_random_start(H: CurvatureOperator, limit: int, resolution: float, seed
             break
     m = space.size
     if m == 0:
-        return _nothing(H, H.num_products - before, seed)
+        return _nothing(H, H.num_matvecs - before, seed)
     ritz = space.ritz()
     theta, whole = ritz.theta, m == H.dim
     certificate = 0.0 if starts or whole else _absolute(theta, H.dim, first)
@@ -216,13 +216,13 @@ def _from_random_start(H: CurvatureOperator, limit: int, resolution: float, seed
         bottom=space.vector(ritz.s[:, 0]),
         top=space.vector(ritz.s[:, -1]),
         middle=space.vector(ritz.s[:, int(np.abs(theta).argmin())]),
-        num_products=H.num_products - before,
+        num_matvecs=H.num_matvecs - before,
         dim=H.dim,
         failed=space.failed,
     )
 
 
-def _nothing(H: CurvatureOperator, num_products: int, seed: int) -> Eigenvalues:
+def _nothing(H: CurvatureOperator, num_matvecs: int, seed: int) -> Eigenvalues:
     """The result when not even the first product was finite."""
     y, zero = vectors.random_unit(H.like, seed), np.zeros(1)
     return Eigenvalues(
@@ -236,7 +236,7 @@ def _nothing(H: CurvatureOperator, num_products: int, seed: int) -> Eigenvalues:
         bottom=y,
         top=y,
         middle=y,
-        num_products=num_products,
+        num_matvecs=num_matvecs,
         dim=H.dim,
         failed=True,
     )
@@ -252,9 +252,9 @@ def _settled(space: Krylov, resolution: float) -> bool:
     return ends <= wanted and _absolute(ritz.theta, space.H.dim, space.size) <= wanted
 
 
-def _absolute(theta: Array, dim: int, num_products: int) -> float:
+def _absolute(theta: Array, dim: int, num_matvecs: int) -> float:
     """The random-start certificate in the unit of the eigenvalues; the true width is at most w / (1 - 2 epsilon)."""
-    epsilon = random_start_certificate(dim, num_products)
+    epsilon = random_start_certificate(dim, num_matvecs)
     return epsilon * float(theta[-1] - theta[0]) / (1 - 2 * epsilon) if epsilon < 0.5 else math.inf
 
 

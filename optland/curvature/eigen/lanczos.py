@@ -7,7 +7,7 @@ r"""Extreme eigenvalues of a curvature operator from both ends, by the Lanczos m
 ``tol``, never because a value has stopped changing: on clustered spectra a value rests long before it is
 right.
 
-**Cost.** One product an iteration, at most ``max_products``; one read from the device an iteration. The basis
+**Cost.** One product an iteration, at most ``max_matvecs``; one read from the device an iteration. The basis
 takes m vectors of memory, at most ``max_basis`` of them: when it is full the wanted Ritz vectors stay and the
 others go (a thick restart), which costs products and leaves every residual right. :func:`declared_cost` says the
 most it can cost before it runs.
@@ -25,7 +25,7 @@ curvature is certified, or nothing below -tol ||H|| is left with probability 99 
 
 **Defaults.** ``tol`` 1e-2: the residual relative to the eigenvalue, good for logs (0.05 for a schedule, 1e-3
 for plotting along eigenvectors). Eigenvalues below a tenth of ||H|| are held to that tenth, as zero has no
-relative error. ``max_products`` 40: in d = 10^7 a random start then is within 3 % of the width at both ends.
+relative error. ``max_matvecs`` 40: in d = 10^7 a random start then is within 3 % of the width at both ends.
 ``max_basis``: what fits into 4 GiB, and at least 12.
 
 **Memory.** ``basis_dtype=torch.bfloat16`` halves the basis of a float32 model. Each stored vector then is off by
@@ -92,10 +92,10 @@ EVERY_STEP = 24
 
 
 def declared_cost(
-    objective: Objective, max_products: int = 40, *, method: Method = "auto", ends: Ends = "both"
+    objective: Objective, max_matvecs: int = 40, *, method: Method = "auto", ends: Ends = "both"
 ) -> float:
     """The most that :func:`lanczos` on a fresh Hessian of ``objective`` can cost, in gradient evaluations."""
-    cost = declared_product_cost(objective, max_products, method=method)
+    cost = declared_product_cost(objective, max_matvecs, method=method)
     if ends == "top":
         part = coarse.thinned_samples(objective) / objective.num_samples
         cost += part * declared_product_cost(objective, coarse.PRODUCTS, method=method)
@@ -111,7 +111,7 @@ def lanczos(
     stop: Stop = "residual",
     start: Spectrum | Sequence[Vector] | Literal["random"] | None = None,
     admixture: float = ADMIXTURE,
-    max_products: int = 40,
+    max_matvecs: int = 40,
     max_basis: int | None = None,
     basis_dtype: torch.dtype | None = None,
     basis_device: torch.device | str | None = None,
@@ -130,7 +130,7 @@ def lanczos(
             vector, which for ``ends="top"`` on enough data is first turned toward the top on a part of them
             (:mod:`~optland.curvature.eigen.coarse`); ``"random"`` leaves that out.
         admixture: Length of the random vector that is added to a warm start of length 1; 0 keeps it as it is.
-        max_products: Most products with ``H``, never exceeded.
+        max_matvecs: Most products with ``H``, never exceeded.
         max_basis: Most vectors of the basis (and one more in line); by default what fits into 4 GiB.
         basis_dtype: Type that the basis is stored in; by default that of the arithmetic.
         basis_device: Device that the basis is stored on; by default that of the parameters.
@@ -147,20 +147,20 @@ def lanczos(
         >>> from optland.curvature import hessian
         >>> from optland.problems import saddle
         >>> found = lanczos(hessian(saddle(), method="double_backward"))
-        >>> round(found.top.value, 9), round(found.bottom.value, 9), found.negative_curvature, found.num_products
+        >>> round(found.top.value, 9), round(found.bottom.value, 9), found.negative_curvature, found.num_matvecs
         (2.0, -2.0, 'certified', 2)
     """
     warm = [] if start == "random" else list(start.vectors if isinstance(start, Spectrum) else start or [])
-    _check(H, k, ends, tol, stop, admixture, warm, max_products)
-    spent, already = H.cost_ge, H.num_products
+    _check(H, k, ends, tol, stop, admixture, warm, max_matvecs)
+    spent, already = H.cost_ge, H.num_matvecs
     turned = coarse.coarse_start(H, k, seed + COARSE_SEED) if start is None and ends == "top" else None
     if turned is not None:
         warm, admixture = [turned], coarse.ADMIXTURE
     num_pairs = min(H.dim, 2 * k if ends == "both" else k)
-    rows = _rows(H, num_pairs, max_products, max_basis, basis_dtype)
+    rows = _rows(H, num_pairs, max_matvecs, max_basis, basis_dtype)
     space = Krylov(H, rows, dtype=basis_dtype, device=basis_device)
     cold = not warm or turned is not None
-    run = _Run(space, k, ends, tol, stop, num_pairs, cold=cold, max_products=max_products)
+    run = _Run(space, k, ends, tol, stop, num_pairs, cold=cold, max_matvecs=max_matvecs)
     run.random_share = 1.0 if turned is None else admixture / (1.0 + admixture)
     run.space.start(_starting_vector(H, warm, admixture, seed))
     while not run.over:
@@ -170,7 +170,7 @@ def lanczos(
             run.make_room()
             if run.space.broke_down:
                 run.space.start(vectors.random_unit(H.like, seed + run.breakdowns))
-    return _spectrum(run, H.num_products - already, H.cost_ge - spent, seed)
+    return _spectrum(run, H.num_matvecs - already, H.cost_ge - spent, seed)
 
 
 class _Run:
@@ -186,12 +186,12 @@ class _Run:
         num_pairs: int,
         *,
         cold: bool,
-        max_products: int,
+        max_matvecs: int,
     ) -> None:
         self.space, self.H = space, space.H
         self.k, self.ends, self.tol, self.stop, self.num_pairs = k, ends, tol, stop, num_pairs
-        self.cold, self.max_products = cold, max_products
-        self.products = 0
+        self.cold, self.max_matvecs = cold, max_matvecs
+        self.num_matvecs = 0
         self.breakdowns = 0
         self.restarts = 0
         self.random_share = 1.0  # length of the random part of a cold start of length 1
@@ -201,10 +201,10 @@ class _Run:
     def look(self) -> None:
         """Take note of the last product, and decide whether to go on."""
         space = self.space
-        self.products += 1
+        self.num_matvecs += 1
         self.pure += self.restarts == 0 and self.breakdowns == 0 and not space.failed
         self.breakdowns += space.broke_down
-        self.over = space.failed or self.products == self.max_products or space.size == self.H.dim
+        self.over = space.failed or self.num_matvecs == self.max_matvecs or space.size == self.H.dim
         # Each start finds one copy of a multiple eigenvalue, so after a breakdown k pairs take k starts.
         if not self.over and self.told_apart and (self.breakdowns == 0 or self.breakdowns >= self.k):
             self.over = space.broke_down or (self.due and self.settled(space.ritz()))
@@ -275,7 +275,7 @@ class _Run:
         )
 
 
-def _spectrum(run: _Run, num_products: int, cost: float, seed: int) -> Spectrum:
+def _spectrum(run: _Run, num_matvecs: int, cost: float, seed: int) -> Spectrum:
     space, H = run.space, run.H
     provenance = H.provenance("lanczos", seed)
     note = "A product with H was not finite." if space.failed else ""
@@ -288,7 +288,7 @@ def _spectrum(run: _Run, num_products: int, cost: float, seed: int) -> Spectrum:
             vectors=(),
             num_top=1,
             ritz_values=(),
-            num_products=num_products,
+            num_matvecs=num_matvecs,
             cost_ge=cost,
             cold=run.cold,
             certificate=run.certificate,
@@ -310,7 +310,7 @@ def _spectrum(run: _Run, num_products: int, cost: float, seed: int) -> Spectrum:
         vectors=tuple(space.vector(ritz.s[:, i]) for i in upper + lower),
         num_top=len(upper),
         ritz_values=tuple(ritz.theta.tolist()),
-        num_products=num_products,
+        num_matvecs=num_matvecs,
         cost_ge=cost,
         cold=run.cold,
         certificate=run.certificate,
@@ -334,10 +334,10 @@ def _starting_vector(
 
 
 def _rows(
-    H: CurvatureOperator, num_pairs: int, max_products: int, max_basis: int | None, dtype: torch.dtype | None
+    H: CurvatureOperator, num_pairs: int, max_matvecs: int, max_basis: int | None, dtype: torch.dtype | None
 ) -> int:
     """Rows of the basis: as many as products, or what the memory allows."""
-    most, least = min(max_products, H.dim), num_pairs + SPARE
+    most, least = min(max_matvecs, H.dim), num_pairs + SPARE
     if max_basis is not None and max_basis < min(most, least):
         raise ValueError(f"max_basis={max_basis} is too small for {num_pairs} pairs: allow at least {least}")
     if max_basis is None:
@@ -354,7 +354,7 @@ def _check(
     stop: str,
     admixture: float,
     warm: Sequence[Vector],
-    max_products: int,
+    max_matvecs: int,
 ) -> None:
     if not 1 <= k <= H.dim:
         raise ValueError(f"k={k} must be between 1 and the number of parameters, {H.dim}")
@@ -366,8 +366,8 @@ def _check(
         raise ValueError(f"tol={tol} must be positive: it is the residual relative to the eigenvalue")
     if not admixture >= 0:
         raise ValueError(f"admixture={admixture} must not be negative; 0 starts from the given vectors alone")
-    if max_products < 1:
-        raise ValueError(f"max_products={max_products} must be at least 1")
+    if max_matvecs < 1:
+        raise ValueError(f"max_matvecs={max_matvecs} must be at least 1")
     shapes = [p.shape for p in H.like]
     if any([t.shape for t in y] != shapes for y in warm):
         raise ValueError("start is the spectrum of other parameters: its vectors have other shapes")

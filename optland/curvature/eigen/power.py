@@ -45,27 +45,27 @@ class PowerIteration(Archived):
         value: Eigenvalue of H with the largest |lambda - shift|, with its residual ||H y - lambda y||.
         vector: The unit vector that value and residual belong to.
         shift: The sigma that was subtracted.
-        num_products: Products with the operator.
+        num_matvecs: Products with the operator.
     """
 
     value: Estimate
     vector: list[Tensor]
     shift: float
-    num_products: int
+    num_matvecs: int
 
     def __str__(self) -> str:
         of = "magnitude" if self.shift == 0 else f"distance from {self.shift:.4g}"
-        return f"largest {of}: {self.value}, {self.num_products} products"
+        return f"largest {of}: {self.value}, {self.num_matvecs} products"
 
 
-def declared_cost(objective: Objective, num_steps: int = 20, *, method: Method = "auto") -> float:
+def declared_cost(objective: Objective, max_matvecs: int = 20, *, method: Method = "auto") -> float:
     """The most that :func:`power_iteration` on a fresh Hessian of ``objective`` can cost, in gradient evaluations."""
-    return declared_product_cost(objective, num_steps, method=method)
+    return declared_product_cost(objective, max_matvecs, method=method)
 
 
 def power_iteration(
     H: CurvatureOperator,
-    num_steps: int = 20,
+    max_matvecs: int = 20,
     *,
     tol: float = 1e-2,
     shift: float = 0.0,
@@ -75,7 +75,7 @@ def power_iteration(
 
     Args:
         H: The operator.
-        num_steps: Most products.
+        max_matvecs: Most products.
         tol: Wanted residual relative to the eigenvalue, and to no less than a tenth of ||H - shift I||.
         shift: Subtracted from every eigenvalue; lambda_max here gives lambda_min.
         seed: Seed of the random start.
@@ -84,7 +84,7 @@ def power_iteration(
         A :class:`PowerIteration`; marked as not converged when the residual is above ``tol``.
 
     Raises:
-        ValueError: ``num_steps`` or ``tol`` is not positive.
+        ValueError: ``max_matvecs`` or ``tol`` is not positive.
 
     Example:
         >>> from optland.curvature import hessian
@@ -93,17 +93,17 @@ def power_iteration(
         >>> print(power_iteration(H, 40, tol=1e-3))  # doctest: +ELLIPSIS
         largest magnitude: -8 ± ... (residual), ... products
     """
-    if num_steps < 1 or not tol > 0:
-        raise ValueError(f"num_steps={num_steps} and tol={tol} must both be positive")
+    if max_matvecs < 1 or not tol > 0:
+        raise ValueError(f"max_matvecs={max_matvecs} and tol={tol} must both be positive")
     spent, v = H.cost_ge, vectors.random_unit(H.like, seed)
-    for step in range(1, num_steps + 1):
+    for step in range(1, max_matvecs + 1):
         w = H.matvec(v)
         theta = float(vectors.dot(v, w))
         rest = vectors.clone(w)
         vectors.axpy_(-theta, v, rest)
         residual = float(vectors.norm(rest))
         enough = tol * max(abs(theta), FLOOR * math.hypot(theta - shift, residual))
-        if not math.isfinite(residual) or residual <= max(enough, H.product_error) or step == num_steps:
+        if not math.isfinite(residual) or residual <= max(enough, H.product_error) or step == max_matvecs:
             break
         vectors.axpy_(-shift, v, w)
         v = vectors.scaled(1.0 / vectors.norm(w), w)

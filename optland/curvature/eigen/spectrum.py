@@ -41,7 +41,7 @@ class Spectrum(Archived):
         vectors: One unit eigenvector, a list of tensors in the parameters' shapes, for each of ``values``.
         num_top: How many of ``values`` belong to the upper end.
         ritz_values: All Ritz values, ascending: everything that the products have seen of the spectrum.
-        num_products: Products with the operator.
+        num_matvecs: Products with the operator.
         cost_ge: Gradient evaluations spent.
         cold: Whether the start was random; a warm start can lock on to pairs that are not extreme.
         certificate: For cold starts, the distance of ``top`` and ``bottom`` to the true extremes relative to
@@ -59,7 +59,7 @@ class Spectrum(Archived):
     vectors: tuple[list[Tensor], ...]
     num_top: int
     ritz_values: tuple[float, ...]
-    num_products: int
+    num_matvecs: int
     cost_ge: float
     cold: bool
     certificate: float | None
@@ -101,7 +101,7 @@ class Spectrum(Archived):
 
     def __str__(self) -> str:
         start = "warm start" if self.certificate is None else f"cold start, epsilon {self.certificate:.2g}"
-        lines = [f"spectrum: {self.num_products} products, {self.cost_ge:.4g} GE, {start}"]
+        lines = [f"spectrum: {self.num_matvecs} products, {self.cost_ge:.4g} GE, {start}"]
         for i, value in enumerate(self.values):
             upper = i < self.num_top
             name = f"top {i + 1}" if upper else f"bottom {len(self.values) - i}"
@@ -113,22 +113,22 @@ class Spectrum(Archived):
         return "\n".join(lines + ([f"  {self.note}"] if self.note else []))
 
 
-def random_start_certificate(d: int, num_products: int, share: float = 1.0) -> float:
+def random_start_certificate(d: int, num_matvecs: int, share: float = 1.0) -> float:
     """The epsilon of the bound above, at confidence 99 % for both ends together, at most 1.
 
     Args:
         d: Dimension of the matrix.
-        num_products: m, products in the Krylov space of the random start.
+        num_matvecs: m, products in the Krylov space of the random start.
         share: Length of the random part of a start of length 1; the probability of failure grows by its inverse.
 
     Example:
         >>> round(random_start_certificate(10**7, 50), 4), random_start_certificate(10**7, 2)
         (0.0196, 1.0)
     """
-    if num_products < 1:
+    if num_matvecs < 1:
         return 1.0
     failure = share * (1 - CONFIDENCE) / 2  # half for each end
-    return min(1.0, (math.log(1.648 * math.sqrt(d) / failure) / (2 * num_products - 1)) ** 2)
+    return min(1.0, (math.log(1.648 * math.sqrt(d) / failure) / (2 * num_matvecs - 1)) ** 2)
 
 
 def certified_tau(smallest: float, largest: float, certificate: float | None) -> float | None:

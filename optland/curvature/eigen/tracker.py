@@ -9,7 +9,7 @@ the better value stays (a Ritz value never lies outside the spectrum, so the lar
 nearer), and the result says so.
 
 **Cost.** At the top 3 to 6 products a warm probe; an audit adds a cold run, 6 to 9 products, so that ``audit_every``
-20 adds 0.3 to 0.5 a probe. At most 2 ``max_products`` a probe: :func:`declared_cost`.
+20 adds 0.3 to 0.5 a probe. At most 2 ``max_matvecs`` a probe: :func:`declared_cost`.
 
 **When.** Whenever the same operator is probed again and again while the weights move. What a warm start saves depends
 on how far the eigenvectors turn in between. On digits nets of 2000 and 6000 weights probed every 10 steps, residual
@@ -104,7 +104,7 @@ class Tracked(Archived):
         why: Why there was an audit: ``"first"``, ``"due"``, ``"jump"``, ``"not converged"``; empty without one.
             A ``"jump"`` is that of this probe or, with ``audit_jumps="next"``, of the one before.
         replaced: Whether a warm run disagreed with its audit and was replaced by it.
-        num_products: Products of both runs.
+        num_matvecs: Products of both runs.
         cost_ge: Gradient evaluations of both runs.
     """
 
@@ -112,22 +112,22 @@ class Tracked(Archived):
     audit: Spectrum | None
     why: str
     replaced: bool
-    num_products: int
+    num_matvecs: int
     cost_ge: float
 
     def __str__(self) -> str:
         audit = f"audited ({self.why})" if self.audit is not None else "not audited"
         verdict = ", WARM RUN REPLACED" if self.replaced else ""
-        return f"{self.spectrum}\n  {audit}{verdict}, {self.num_products} products in all"
+        return f"{self.spectrum}\n  {audit}{verdict}, {self.num_matvecs} products in all"
 
 
 def declared_cost(
-    objective: Objective, max_products: int = 40, *, method: Method = "auto", ends: Ends = "both"
+    objective: Objective, max_matvecs: int = 40, *, method: Method = "auto", ends: Ends = "both"
 ) -> float:
     """The most that one probe of a tracker on a fresh Hessian of ``objective`` can cost, its audit included."""
-    audit = lanczos_cost(objective, max_products, method=method, ends=ends)
-    both = declared_product_cost(objective, 2 * max_products, method=method)
-    return audit + both - declared_product_cost(objective, max_products, method=method)
+    audit = lanczos_cost(objective, max_matvecs, method=method, ends=ends)
+    both = declared_product_cost(objective, 2 * max_matvecs, method=method)
+    return audit + both - declared_product_cost(objective, max_matvecs, method=method)
 
 
 class SpectrumTracker:
@@ -142,7 +142,7 @@ class SpectrumTracker:
         audit_jumps: When a probe that jumps or does not converge is audited: ``"at once"``; or ``"next"``, together
             with the probe that follows and for jumps alone, so that :meth:`next_cost` is known before a probe runs.
         admixture: Length of the random part of a warm start.
-        max_products: Most products of one run; an audited probe has two runs.
+        max_matvecs: Most products of one run; an audited probe has two runs.
         max_basis: Most vectors of the basis.
         seed: Seed of every random vector; probe n uses seeds that depend on n alone.
         store: Device whose memory the eigenvectors wait in from one probe to the next; None leaves them where they are.
@@ -156,7 +156,7 @@ class SpectrumTracker:
         >>> tracker = SpectrumTracker(ends="top", tol=1e-3)
         >>> A = with_spectrum([9.0, 3.0, 1.0, 0.5, -1.0])
         >>> first, second = tracker.probe(hessian(quadratic(A))), tracker.probe(hessian(quadratic(1.01 * A)))
-        >>> first.why, second.why, second.num_products, round(second.spectrum.top.value, 3)
+        >>> first.why, second.why, second.num_matvecs, round(second.spectrum.top.value, 3)
         ('first', '', 3, 9.09)
     """
 
@@ -170,7 +170,7 @@ class SpectrumTracker:
         audit_every: int = 20,
         audit_jumps: Literal["at once", "next"] = "at once",
         admixture: float = 0.03,
-        max_products: int = 40,
+        max_matvecs: int = 40,
         max_basis: int | None = None,
         seed: int = 0,
         store: torch.device | str | None = None,
@@ -183,9 +183,9 @@ class SpectrumTracker:
         self.audit_jumps = audit_jumps
         self.stop: Stop = stop
         self.audit_every, self.admixture, self.seed = audit_every, admixture, seed
-        self.max_products, self.max_basis, self.store = max_products, max_basis, store
+        self.max_matvecs, self.max_basis, self.store = max_matvecs, max_basis, store
         self.num_probes = 0
-        self.num_products = 0
+        self.num_matvecs = 0
         self.num_audits = 0
         self.num_replaced = 0
         self._since_audit = 0
@@ -200,10 +200,10 @@ class SpectrumTracker:
         then waits until an audit is affordable, and no probe takes more than it declared.
         """
         if not self._kept:
-            return lanczos_cost(objective, self.max_products, method=method, ends=self.ends)
+            return lanczos_cost(objective, self.max_matvecs, method=method, ends=self.ends)
         if self.audit_jumps == "next" and not self._due():
-            return declared_product_cost(objective, self.max_products, method=method)
-        return declared_cost(objective, self.max_products, method=method, ends=self.ends)
+            return declared_product_cost(objective, self.max_matvecs, method=method)
+        return declared_cost(objective, self.max_matvecs, method=method, ends=self.ends)
 
     def probe(self, H: CurvatureOperator) -> Tracked:
         """The ends of the spectrum of ``H``, from where the last probe left off.
@@ -224,7 +224,7 @@ class SpectrumTracker:
             audit=audit,
             why=why,
             replaced=replaced,
-            num_products=sum(run.num_products for run in runs),
+            num_matvecs=sum(run.num_matvecs for run in runs),
             cost_ge=sum(run.cost_ge for run in runs),
         )
         self._remember(tracked)
@@ -239,7 +239,7 @@ class SpectrumTracker:
             stop=self.stop,
             start=None if cold else self._starts(H),
             admixture=self.admixture,
-            max_products=self.max_products,
+            max_matvecs=self.max_matvecs,
             max_basis=self.max_basis,
             seed=self.seed + SEED_STRIDE * self.num_probes + cold,
         )
@@ -304,7 +304,7 @@ class SpectrumTracker:
 
     def _remember(self, tracked: Tracked) -> None:
         self.num_probes += 1
-        self.num_products += tracked.num_products
+        self.num_matvecs += tracked.num_matvecs
         self.num_audits += tracked.audit is not None
         self.num_replaced += tracked.replaced
         jumped = tracked.audit is None and self._jump(self._wanted(tracked.spectrum))
@@ -319,7 +319,7 @@ class SpectrumTracker:
         """Everything that the next probe depends on; a resumed tracker probes as the unbroken one would."""
         return {
             "num_probes": self.num_probes,
-            "num_products": self.num_products,
+            "num_matvecs": self.num_matvecs,
             "num_audits": self.num_audits,
             "num_replaced": self.num_replaced,
             "since_audit": self._since_audit,
@@ -330,7 +330,7 @@ class SpectrumTracker:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue where :meth:`state_dict` was taken, with the same arguments."""
-        self.num_probes, self.num_products = state["num_probes"], state["num_products"]
+        self.num_probes, self.num_matvecs = state["num_probes"], state["num_matvecs"]
         self.num_audits, self.num_replaced = state["num_audits"], state["num_replaced"]
         self._since_audit, self._owed = state["since_audit"], state["owed"]
         self._kept = [vectors.clone(y) for y in state["kept"]]

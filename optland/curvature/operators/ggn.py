@@ -67,9 +67,9 @@ def ggn(objective: Objective, *, split: Split | None = None, method: Method = "a
     return PassOperator(objective, linearised(KIND, _loss_hessian, split), method)
 
 
-def declared_product_cost(objective: Objective, num_products: int, *, method: Method = "auto") -> float:
-    """The most that ``num_products`` products can cost in gradient evaluations, set-up and fallback included."""
-    return linearised(KIND, _loss_hessian, None).declared(objective, num_products, method)
+def declared_product_cost(objective: Objective, num_matvecs: int, *, method: Method = "auto") -> float:
+    """The most that ``num_matvecs`` products can cost in gradient evaluations, set-up and fallback included."""
+    return linearised(KIND, _loss_hessian, None).declared(objective, num_matvecs, method)
 
 
 def loss_hessian(piece: Piece, u: list[Tensor]) -> list[Tensor]:

@@ -103,17 +103,17 @@ class Family:
         """Cost of the first product."""
         return self.setup_ge[method] + self.product_ge[method]
 
-    def declared(self, objective: Objective, num_products: int, method: Method) -> float:
-        """The most that ``num_products`` products can cost, set-up, comparison and fallbacks included."""
+    def declared(self, objective: Objective, num_matvecs: int, method: Method) -> float:
+        """The most that ``num_matvecs`` products can cost, set-up, comparison and fallbacks included."""
         chosen = _choose(objective)[0] if method == "auto" else method
         check = 0.0 if self._is_trusted(objective, chosen) else self.check_ge(objective, chosen)
-        cost = self._run_ge(chosen, num_products)
+        cost = self._run_ge(chosen, num_matvecs)
         if method == "auto":  # the fallback is taken after the set-up, one product and the comparison
-            cost = max(cost, self.first_ge(chosen) + self._run_ge("finite_difference", num_products))
+            cost = max(cost, self.first_ge(chosen) + self._run_ge("finite_difference", num_matvecs))
         return cost * objective.num_samples + check
 
-    def _run_ge(self, method: str, num_products: int) -> float:
-        return self.setup_ge[method] + num_products * self.product_ge[method]
+    def _run_ge(self, method: str, num_matvecs: int) -> float:
+        return self.setup_ge[method] + num_matvecs * self.product_ge[method]
 
     def _is_trusted(self, objective: Objective, method: str) -> bool:
         derived = DERIVED[method]
@@ -170,9 +170,9 @@ def hessian(objective: Objective, *, method: Method = "auto") -> CurvatureOperat
     return PassOperator(objective, HESSIAN, method)
 
 
-def declared_product_cost(objective: Objective, num_products: int, *, method: Method = "auto") -> float:
-    """The most that ``num_products`` products can cost in gradient evaluations, set-up and fallback included."""
-    return HESSIAN.declared(objective, num_products, method)
+def declared_product_cost(objective: Objective, num_matvecs: int, *, method: Method = "auto") -> float:
+    """The most that ``num_matvecs`` products can cost in gradient evaluations, set-up and fallback included."""
+    return HESSIAN.declared(objective, num_matvecs, method)
 
 
 class PassOperator(CurvatureOperator):
@@ -230,7 +230,7 @@ class PassOperator(CurvatureOperator):
         self._product = None
 
     def _multiply(self, v: Vector) -> list[Tensor]:
-        if self._product is not None and self.num_products > 0:
+        if self._product is not None and self.num_matvecs > 0:
             self.cost_ge += self.product_ge
             return self._measured(self._product(v), v)
         try:

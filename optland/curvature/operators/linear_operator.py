@@ -58,7 +58,7 @@ class CurvatureOperator:
         kind: Which matrix it is, in words.
         method: How products are computed now.
         reason: Why that method.
-        num_products: Products computed so far.
+        num_matvecs: Products computed so far.
         cost_ge: Gradient evaluations spent so far, the set-up included.
     """
 
@@ -68,7 +68,7 @@ class CurvatureOperator:
         self.objective = objective
         self.method = method
         self.reason = reason
-        self.num_products = 0
+        self.num_matvecs = 0
         self.cost_ge = 0.0
         self._closed = False
 
@@ -138,7 +138,7 @@ class CurvatureOperator:
             product = self._multiply(v)
         finally:  # the declared cost is charged, once, whatever passes the method made of it
             self.objective.cost_ge = spent_on_objective + self.cost_ge - spent
-        self.num_products += 1
+        self.num_matvecs += 1
         return product
 
     def check(self, seed: int = 0) -> OperatorCheck:
@@ -215,5 +215,5 @@ class CurvatureOperator:
     def __repr__(self) -> str:
         return (
             f"{type(self).__name__}({self.kind}, d={self.dim}, {self.method}: {self.reason}; "
-            f"{self.num_products} products, {self.cost_ge:.0f} GE)"
+            f"{self.num_matvecs} products, {self.cost_ge:.0f} GE)"
         )

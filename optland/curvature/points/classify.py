@@ -73,15 +73,15 @@ NEWTON_PRODUCTS = 30
 
 def declared_cost(
     objective: Objective,
-    max_products: int | None = None,
+    max_matvecs: int | None = None,
     *,
     sample: bool = False,
     method: Method = "auto",
 ) -> float:
     """The most that :func:`classify` can cost in gradient evaluations, known before it runs."""
     dim = vectors.numel(objective.params)
-    newton = 0 if takes_dense(dim, max_products) else NEWTON_PRODUCTS + 1
-    here = declared_product_cost(objective, budget(dim, max_products) + 1 + newton + 3, method=method)
+    newton = 0 if takes_dense(dim, max_matvecs) else NEWTON_PRODUCTS + 1
+    here = declared_product_cost(objective, budget(dim, max_matvecs) + 1 + newton + 3, method=method)
     there = declared_product_cost(objective, 3, method=method)
     data = objective.num_samples + declared_product_cost(objective, 1, method=method) if sample else 0.0
     return objective.num_samples + here + there + data
@@ -93,7 +93,7 @@ def classify(
     point: Vector | None = None,
     tol: float | None = None,
     sample: bool = False,
-    max_products: int | None = None,
+    max_matvecs: int | None = None,
     resolution: float = 1e-2,
     flat_tol: float = 1e-3,
     method: Method = "auto",
@@ -107,7 +107,7 @@ def classify(
         tol: |g| up to which you call a point critical; by default only its noise counts.
         sample: Whether the data are a sample of those that matter, so that a gradient within two standard errors of 0
             counts as 0. Off by default: the loss on these data is the function in question.
-        max_products: Budget for the eigenvalues; by default d for d up to 1000 (exact), else 200.
+        max_matvecs: Budget for the eigenvalues; by default d for d up to 1000 (exact), else 200.
         resolution: Curvature relative to ||H|| that has to be told from 0 before a point is called degenerate rather
             than unknown.
         flat_tol: |Hg| relative to ||H|| |g| up to which a gradient is flat; generic gradients have 0.1 and more.
@@ -118,7 +118,7 @@ def classify(
         A :class:`CriticalPoint`.
 
     Raises:
-        ValueError: ``tol`` is negative, ``max_products`` below 1, or ``resolution`` or ``flat_tol`` not positive.
+        ValueError: ``tol`` is negative, ``max_matvecs`` below 1, or ``resolution`` or ``flat_tol`` not positive.
 
     Example:
         >>> from optland.problems import monkey_saddle, saddle
@@ -135,7 +135,7 @@ def classify(
     spent = objective.cost_ge
     with objective.at(point):
         look = _Look(objective, tol, sample, resolution, flat_tol, method, seed)
-        return look.at_the_point(max_products, spent)
+        return look.at_the_point(max_matvecs, spent)
 
 
 class _Look:
@@ -157,15 +157,15 @@ class _Look:
         self.grad_norm = float(vectors.norm(self.g))
         self.weight_norm = float(vectors.norm([p.detach() for p in L.params]))
         self.eps = float(torch.finfo(L.params[0].dtype).eps)
-        self.num_products = 0
+        self.num_matvecs = 0
         self.critical = False
         self.far = False  # the Newton step leads out of the neighbourhood
         self.notes: list[str] = []
 
-    def at_the_point(self, max_products: int | None, spent: float) -> CriticalPoint:
+    def at_the_point(self, max_matvecs: int | None, spent: float) -> CriticalPoint:
         L = self.L
         with hessian(L, method=self.method) as H:
-            seen = eigenvalues(H, max_products=max_products, resolution=self.resolution, seed=self.seed)
+            seen = eigenvalues(H, max_matvecs=max_matvecs, resolution=self.resolution, seed=self.seed)
             Hg = self._along_gradient(H)
             rounding = self._rounding(seen)
             floor, kind = self._floor(rounding)
@@ -175,7 +175,7 @@ class _Look:
             shift = self._shift(H, seen, step) if (critical or near) and self.grad_norm > rounding else 0.0
             data = curvature_error(L, seen.bottom, method=self.method) if self.sample else 0.0
             source = H.provenance("eigenvalues" if seen.exact else "random-start Krylov space", self.seed)
-            self.num_products += H.num_products
+            self.num_matvecs += H.num_matvecs
         if near and not critical:
             self.notes.append(
                 "|g| is above its floor, but the critical point is within rounding of the weights."
@@ -219,7 +219,7 @@ class _Look:
             return from_eigenvalues(seen, self.g).newton(seen.rounding)
         if not critical:
             return None, self.grad_norm
-        step, _ = from_gradient(H, self.g, max_products=NEWTON_PRODUCTS).newton(seen.rounding)
+        step, _ = from_gradient(H, self.g, max_matvecs=NEWTON_PRODUCTS).newton(seen.rounding)
         rest = float(vectors.norm([a + b for a, b in zip(H.matvec(step), self.g, strict=True)]))
         return step, rest
 
@@ -244,7 +244,7 @@ class _Look:
                 float(vectors.norm(vectors.subtract(moved.matvec(y), Hy)))
                 for y, Hy in zip(probes, here, strict=True)
             ]
-            self.num_products += moved.num_products
+            self.num_matvecs += moved.num_matvecs
         return SHIFT * max(changes)
 
     def _verdict(self, seen: Eigenvalues, tau_parts: dict[str, float], Hg: float) -> PointKind:
@@ -323,7 +323,7 @@ class _Look:
             positive=numbers[2],
             exact=seen.exact,
             escape_direction=self._escape(seen.bottom) if negative else None,
-            num_products=self.num_products,
+            num_matvecs=self.num_matvecs,
             cost_ge=cost,
             provenance=source,
             note=" ".join(self.notes),

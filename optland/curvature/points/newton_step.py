@@ -6,7 +6,7 @@ Without damping it is the Newton step -H^+ g, with much damping the gradient ste
 |g|^2, whatever the signs of the eigenvalues. In the eigenbasis of H, or of its compression to the Krylov space of g, a
 change of mu costs no product.
 
-**Cost.** d products and a (d, d) basis, or ``max_products`` products and as many vectors.
+**Cost.** d products and a (d, d) basis, or ``max_matvecs`` products and as many vectors.
 
 **References.** Levenberg 1944; Marquardt 1963; Saad 2003, Iterative Methods for Sparse Linear Systems.
 """
@@ -87,7 +87,7 @@ def from_eigenvalues(seen: Eigenvalues, g: Vector) -> NewtonModel:
     return NewtonModel(seen.values, Q.T @ flat, lift)
 
 
-def from_gradient(H: CurvatureOperator, g: Vector, *, max_products: int = 30) -> NewtonModel:
+def from_gradient(H: CurvatureOperator, g: Vector, *, max_matvecs: int = 30) -> NewtonModel:
     """The model in the Krylov space of g, which must not be 0.
 
     Raises:
@@ -103,9 +103,9 @@ def from_gradient(H: CurvatureOperator, g: Vector, *, max_products: int = 30) ->
     length = float(vectors.norm(g))
     if not (length > 0 and np.isfinite(length)):
         raise ValueError(f"the gradient has norm {length}; a Newton step needs one that is finite and not 0")
-    space = Krylov(H, min(max_products, H.dim))
+    space = Krylov(H, min(max_matvecs, H.dim))
     space.start(g)
-    while space.size < min(max_products, H.dim) and not (space.broke_down or space.failed):
+    while space.size < min(max_matvecs, H.dim) and not (space.broke_down or space.failed):
         space.extend()
     if space.size == 0:
         return NewtonModel(np.zeros(1), np.array([length]), lambda y: vectors.scaled(float(y[0]) / length, g))

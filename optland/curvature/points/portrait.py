@@ -5,7 +5,7 @@ What each part means and how it errs is told in :mod:`~optland.curvature.eigen.l
 :mod:`~optland.curvature.points.classify`; here they share one graph, one seed and one loss, and the trace takes the
 eigenvectors for its control variate.
 
-**Cost.** At most ``products`` Hessian products for the spectrum, as many for the verdict, half as many for the trace
+**Cost.** At most ``max_matvecs`` Hessian products for the spectrum, as many for the verdict, half as many for the trace
 and 256 for the density: :func:`declared_cost` says how many gradient evaluations that is.
 
 **When.** Once, at the end of a run or at a checkpoint; in a training loop take the parts.
@@ -38,7 +38,7 @@ PRODUCTS = 200
 """Most products of each part, at which the verdict's certificate is small; the spectrum mostly needs less."""
 
 TRACE_TOL = 0.1
-"""The trace ends as soon as its 95 % interval is within a tenth of it, or at half of ``products``."""
+"""The trace ends as soon as its 95 % interval is within a tenth of it, or at half of ``max_matvecs``."""
 
 DENSITY_STEPS, DENSITY_STARTS = 64, 4
 
@@ -54,7 +54,7 @@ class Portrait(Archived):
         point: The verdict on the point.
         dim: Number of weights d.
         method: How Hessian products were computed, and why.
-        num_products: Hessian products spent.
+        num_matvecs: Hessian products spent.
         cost_ge: Gradient evaluations spent.
     """
 
@@ -64,7 +64,7 @@ class Portrait(Archived):
     point: CriticalPoint
     dim: int
     method: str
-    num_products: int
+    num_matvecs: int
     cost_ge: float
 
     @property
@@ -98,25 +98,25 @@ class Portrait(Archived):
 def declared_cost(
     objective: Objective,
     *,
-    products: int = PRODUCTS,
+    max_matvecs: int = PRODUCTS,
     with_density: bool = True,
     sample: bool = False,
     method: Method = "auto",
 ) -> float:
     """The most that :func:`portrait` can cost in gradient evaluations, known before it runs."""
-    cost = lanczos_cost(objective, products, method=method)
-    cost += trace_cost(objective, _trace_products(products), method=method)
+    cost = lanczos_cost(objective, max_matvecs, method=method)
+    cost += trace_cost(objective, _trace_matvecs(max_matvecs), method=method)
     if with_density:
-        steps = min(products, DENSITY_STEPS, vectors.numel(objective.params))
+        steps = min(max_matvecs, DENSITY_STEPS, vectors.numel(objective.params))
         cost += density_cost(objective, steps, DENSITY_STARTS, method=method)
-    return cost + classify_cost(objective, products, sample=sample, method=method)
+    return cost + classify_cost(objective, max_matvecs, sample=sample, method=method)
 
 
 def portrait(
     objective: Objective,
     *,
     k: int = 3,
-    products: int = PRODUCTS,
+    max_matvecs: int = PRODUCTS,
     with_density: bool = True,
     sample: bool = False,
     method: Method = "auto",
@@ -128,7 +128,7 @@ def portrait(
     Args:
         objective: The loss.
         k: Eigenvalues at each end.
-        products: Most Hessian products of each of its parts.
+        max_matvecs: Most Hessian products of each of its parts.
         with_density: Whether to compute the density, the most expensive part.
         sample: Whether the data are a sample of those that matter; see
             :func:`~optland.curvature.points.classify.classify`.
@@ -140,7 +140,7 @@ def portrait(
         A :class:`Portrait`.
 
     Raises:
-        ValueError: ``k`` or ``products`` is below 1.
+        ValueError: ``k`` or ``max_matvecs`` is below 1.
 
     Example:
         >>> from optland.problems import saddle
@@ -148,29 +148,29 @@ def portrait(
         >>> round(found.spectrum.top.value, 6), round(found.trace.total.value, 6), found.point.verdict
         (2.0, 0.0, 'strict saddle')
     """
-    if k < 1 or products < 1:
-        raise ValueError(f"k={k} and products={products} must both be at least 1")
+    if k < 1 or max_matvecs < 1:
+        raise ValueError(f"k={k} and max_matvecs={max_matvecs} must both be at least 1")
     begin = watch or (lambda name: None)
     spent, k = objective.cost_ge, min(k, vectors.numel(objective.params))
     with hessian(objective, method=method) as H:
         begin("spectrum")
-        spectrum = lanczos(H, k, ends="both", max_products=products, seed=seed)
+        spectrum = lanczos(H, k, ends="both", max_matvecs=max_matvecs, seed=seed)
         begin("trace")
         start = spectrum if spectrum.vectors else None
-        most = _trace_products(products)
-        parts = trace_per_layer(H, max_products=most, tol=TRACE_TOL, start=start, seed=seed)
+        most = _trace_matvecs(max_matvecs)
+        parts = trace_per_layer(H, max_matvecs=most, tol=TRACE_TOL, start=start, seed=seed)
         shape = None
         if with_density:
             begin("density")
-            shape = density(H, steps=min(products, DENSITY_STEPS), starts=DENSITY_STARTS, seed=seed)
-        num_products, how = H.num_products, f"{H.method} ({H.reason})"
+            shape = density(H, steps=min(max_matvecs, DENSITY_STEPS), starts=DENSITY_STARTS, seed=seed)
+        num_matvecs, how = H.num_matvecs, f"{H.method} ({H.reason})"
     begin("kind of point")
-    point = classify(objective, sample=sample, max_products=products, method=method, seed=seed)
+    point = classify(objective, sample=sample, max_matvecs=max_matvecs, method=method, seed=seed)
     return Portrait(
-        spectrum, parts, shape, point, vectors.numel(objective.params), how, num_products + point.num_products,
+        spectrum, parts, shape, point, vectors.numel(objective.params), how, num_matvecs + point.num_matvecs,
         objective.cost_ge - spent,
     )  # fmt: skip
 
 
-def _trace_products(products: int) -> int:
-    return max(1, products // 2)
+def _trace_matvecs(max_matvecs: int) -> int:
+    return max(1, max_matvecs // 2)

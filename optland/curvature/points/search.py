@@ -6,7 +6,7 @@ r"""Find critical points of any index by driving the norm of the gradient down, 
 after a step that lowers |g| at once and rises by three otherwise; a change of mu costs one gradient and no product, as
 all steps come from one decomposition (all eigenvectors for d up to ``DENSE_DIM``, else the Krylov space of g).
 
-**Cost.** Per iteration one gradient and d or ``max_products`` products, and one gradient for every other mu tried; then
+**Cost.** Per iteration one gradient and d or ``max_matvecs`` products, and one gradient for every other mu tried; then
 one :func:`~optland.curvature.points.classify.classify` a start. :func:`declared_cost` says the most it can be.
 
 **When.** To see index against loss (Dauphin et al. 2014; Pennington & Bahri 2017), or which saddles a run passed: start
@@ -114,12 +114,12 @@ def declared_cost(
     num_starts: int = 1,
     *,
     max_steps: int = 50,
-    max_products: int = 30,
+    max_matvecs: int = 30,
     method: Method = "auto",
 ) -> float:
     """The most that :func:`find_critical_points` can cost in gradient evaluations, known before it runs."""
     dim = vectors.numel(objective.params)
-    products = dim if dim <= DENSE_DIM else max_products
+    products = dim if dim <= DENSE_DIM else max_matvecs
     step = TRIES * objective.num_samples + declared_product_cost(objective, products, method=method)
     verdict = classify_cost(objective, method=method)
     return num_starts * (objective.num_samples + max_steps * step + verdict)
@@ -131,7 +131,7 @@ def find_critical_points(
     *,
     tol: float | None = None,
     max_steps: int = 50,
-    max_products: int = 30,
+    max_matvecs: int = 30,
     method: Method = "auto",
     seed: int = 0,
 ) -> list[FoundPoint]:
@@ -142,7 +142,7 @@ def find_critical_points(
         starts: Points to start from: checkpoints of a run, or :func:`starts_around` one of them.
         tol: |g| to reach; by default 10^4 units of rounding of 1 + |g| at the start.
         max_steps: Most steps a start.
-        max_products: Most products a step where the matrix is not formed (d above 200).
+        max_matvecs: Most products a step where the matrix is not formed (d above 200).
         method: How products are computed.
         seed: Seed of the random start of the classification.
 
@@ -150,7 +150,7 @@ def find_critical_points(
         One :class:`FoundPoint` a start, converged or not.
 
     Raises:
-        ValueError: ``tol`` is not positive, ``max_steps`` or ``max_products`` is below 1, or a start has other shapes
+        ValueError: ``tol`` is not positive, ``max_steps`` or ``max_matvecs`` is below 1, or a start has other shapes
             than the trainable parameters.
 
     Example:
@@ -161,14 +161,14 @@ def find_critical_points(
     """
     if tol is not None and not tol > 0:
         raise ValueError(f"tol={tol} must be positive: it is the norm of the gradient to reach")
-    if max_steps < 1 or max_products < 1:
-        raise ValueError(f"max_steps={max_steps} and max_products={max_products} must be at least 1")
+    if max_steps < 1 or max_matvecs < 1:
+        raise ValueError(f"max_steps={max_steps} and max_matvecs={max_matvecs} must be at least 1")
     found = []
     for i, start in enumerate(starts):
         start = vectors.require_shapes(start, objective.params, f"start {i}")
         spent = objective.cost_ge
         search = _Search(objective, start, tol, method)
-        search.run(max_steps, max_products)
+        search.run(max_steps, max_matvecs)
         verdict = classify(objective, point=search.w, tol=search.tol, method=method, seed=seed)
         found.append(
             FoundPoint(
@@ -201,11 +201,11 @@ class _Search:
     def converged(self) -> bool:
         return math.isfinite(self.norms[-1]) and self.norms[-1] <= self.tol
 
-    def run(self, max_steps: int, max_products: int) -> None:
+    def run(self, max_steps: int, max_matvecs: int) -> None:
         for _ in range(max_steps):
             if self.converged or not math.isfinite(self.norms[-1]):
                 break
-            model = self._model(max_products)
+            model = self._model(max_matvecs)
             if model is None:
                 self.reason = "the Hessian is not finite"
                 return
@@ -217,12 +217,12 @@ class _Search:
         elif not math.isfinite(self.norms[-1]):
             self.reason = "the gradient is not finite"
 
-    def _model(self, max_products: int) -> NewtonModel | None:
+    def _model(self, max_matvecs: int) -> NewtonModel | None:
         with self.L.at(self.w), hessian(self.L, method=self.method) as H:
             if H.dim <= DENSE_DIM:
                 seen = eigenvalues(H)
                 return None if seen.failed else from_eigenvalues(seen, self.g)
-            return from_gradient(H, self.g, max_products=max_products)
+            return from_gradient(H, self.g, max_matvecs=max_matvecs)
 
     def _step(self, model: NewtonModel) -> bool:
         """Take the first step that lowers |g|, with more and more damping; False when none does."""

@@ -67,7 +67,7 @@ class CriticalPoint(Archived):
         exact: Whether all eigenvalues were computed.
         escape_direction: Unit vector of the smallest eigenvalue when that is surely negative, signed so that the
             gradient does not point uphill along it; None otherwise.
-        num_products: Products with the Hessian.
+        num_matvecs: Products with the Hessian.
         cost_ge: Gradient evaluations spent.
         provenance: Method, data, mode and seed.
         note: A sentence when something needs saying.
@@ -91,7 +91,7 @@ class CriticalPoint(Archived):
     positive: Estimate
     exact: bool
     escape_direction: list[Tensor] | None = field(repr=False)
-    num_products: int
+    num_matvecs: int
     cost_ge: float
     provenance: Provenance
     note: str = ""
@@ -112,7 +112,7 @@ class CriticalPoint(Archived):
         numbers = (self.negative, self.zero, self.positive)
         return "\n".join(
             [
-                f"{words} (loss {self.loss:.6g}, {self.num_products} products, {self.cost_ge:.4g} GE)",
+                f"{words} (loss {self.loss:.6g}, {self.num_matvecs} products, {self.cost_ge:.4g} GE)",
                 f"  |g| {self.grad_norm.value:.3g}, floor {self.floor:.3g} ({self.floor_kind})",
                 f"  eigenvalues from {self.smallest} to {self.largest}",
                 f"  tau {self.tau:.3g}" + (f" ({parts})" if parts else ""),

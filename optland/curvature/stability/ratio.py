@@ -84,9 +84,9 @@ class StabilityRatio(Archived):
         return f"{self.ratio} of the stability threshold: {self.verdict} ({self.thresholds[0].rule})"
 
 
-def declared_cost(objective: Objective, max_products: int = 40, *, method: Method = "auto") -> float:
+def declared_cost(objective: Objective, max_matvecs: int = 40, *, method: Method = "auto") -> float:
     """The most that :func:`stability_ratio` can cost, in gradient evaluations."""
-    return lanczos_cost(objective, max_products, method=method) + objective.num_samples
+    return lanczos_cost(objective, max_matvecs, method=method) + objective.num_samples
 
 
 def stability_ratio(
@@ -96,7 +96,7 @@ def stability_ratio(
     spectrum: Spectrum | None = None,
     start: Spectrum | Sequence[Vector] | None = None,
     tol: float = 1e-2,
-    max_products: int = 40,
+    max_matvecs: int = 40,
     method: Method = "auto",
     seed: int = 0,
 ) -> StabilityRatio:
@@ -112,7 +112,7 @@ def stability_ratio(
             optimizer. Then nothing is computed but SAM's gradient.
         start: Spectrum of the last ratio, for a warm start.
         tol: Wanted residual relative to the eigenvalue.
-        max_products: Most Hessian products.
+        max_matvecs: Most Hessian products.
         method: How products are computed.
         seed: Seed of the start vector.
 
@@ -140,7 +140,7 @@ def stability_ratio(
     if spectrum is None:
         with hessian(objective, method=method) as H:
             scaled = in_metric(H, _scale(objective, optimizer, own))
-            spectrum = lanczos(scaled, ends="top", tol=tol, start=start, max_products=max_products, seed=seed)
+            spectrum = lanczos(scaled, ends="top", tol=tol, start=start, max_matvecs=max_matvecs, seed=seed)
         per_threshold = 1.0
     else:
         _check_spectrum(spectrum, own, alike)

@@ -80,13 +80,13 @@ class StableRate(Archived):
 
 
 def declared_cost(
-    objective: Objective, num_rates: int = 1, max_products: int = 40, *, method: Method = "auto"
+    objective: Objective, num_rates: int = 1, max_matvecs: int = 40, *, method: Method = "auto"
 ) -> float:
     """The most that :func:`stable_rate` can cost where one eigenvalue decides, in gradient evaluations.
 
     Where none does, every rate costs a Lanczos run of its own.
     """
-    return lanczos_cost(objective, max_products, method=method, ends="top") + objective.num_samples * (
+    return lanczos_cost(objective, max_matvecs, method=method, ends="top") + objective.num_samples * (
         1 + num_rates
     )
 
@@ -98,7 +98,7 @@ def stable_rate(
     *,
     spectrum: Spectrum | None = None,
     tol: float = 1e-2,
-    max_products: int = 40,
+    max_matvecs: int = 40,
     method: Method = "auto",
     seed: int = 0,
 ) -> StableRate:
@@ -111,7 +111,7 @@ def stable_rate(
             empty.
         spectrum: A spectrum of the Hessian that was measured anyway; not used for an adaptive optimizer.
         tol: Wanted residual relative to the eigenvalue.
-        max_products: Most Hessian products.
+        max_matvecs: Most Hessian products.
         method: How products are computed.
         seed: Seed of the start vector.
 
@@ -139,12 +139,12 @@ def stable_rate(
     thresholds = _thresholds(optimizer, 1.0, grad_norm)
     alike = len({t.sharpness for t in thresholds}) == 1
     if not alike or any(t.coupled_decay for t in thresholds):
-        return _rate_by_rate(objective, optimizer, rates, thresholds, tol, max_products, method, seed)
+        return _rate_by_rate(objective, optimizer, rates, thresholds, tol, max_matvecs, method, seed)
     first = thresholds[0]
     if first.adaptive or spectrum is None:
         with hessian(objective, method=method) as H:
             A = preconditioned(H, optimizer) if first.adaptive else H
-            spectrum = lanczos(A, ends="top", tol=tol, max_products=max_products, seed=seed)
+            spectrum = lanczos(A, ends="top", tol=tol, max_matvecs=max_matvecs, seed=seed)
     ratios = {}
     for name, rate in rates.items():
         with _at_rate(optimizer, rate):
@@ -159,7 +159,7 @@ def _rate_by_rate(
     rates: Mapping[str, float],
     thresholds: tuple[Threshold, ...],
     tol: float,
-    max_products: int,
+    max_matvecs: int,
     method: Method,
     seed: int,
 ) -> StableRate:
@@ -169,7 +169,7 @@ def _rate_by_rate(
     for name, rate in rates.items():
         with _at_rate(optimizer, rate):
             found = stability_ratio(
-                objective, optimizer, start=last, tol=tol, max_products=max_products, method=method, seed=seed
+                objective, optimizer, start=last, tol=tol, max_matvecs=max_matvecs, method=method, seed=seed
             )
         ratios[name], last = found, found.spectrum
     note = "No single eigenvalue decides: groups have different thresholds, or decay is coupled to the preconditioner."

@@ -76,7 +76,7 @@ class Density(Archived):
         weights: tau^2 of each node; they add up to 1 in each start.
         residuals: |Hy - theta y| of each node: where it is small, the node is an eigenvalue.
         d: Dimension of the operator.
-        num_products: Products with the operator.
+        num_matvecs: Products with the operator.
         cost_ge: Gradient evaluations spent.
         provenance: Method, data, mode and seed.
         note: One sentence when something needs saying.
@@ -86,7 +86,7 @@ class Density(Archived):
     weights: tuple[Array, ...]
     residuals: tuple[Array, ...]
     d: int
-    num_products: int
+    num_matvecs: int
     cost_ge: float
     provenance: Provenance
     note: str = ""
@@ -206,7 +206,7 @@ class Density(Archived):
     def __str__(self) -> str:
         outliers, shown = self.outliers, 5
         lines = [
-            f"density: {len(self.nodes)} starts, {self.num_products} products, {self.cost_ge:.4g} GE, "
+            f"density: {len(self.nodes)} starts, {self.num_matvecs} products, {self.cost_ge:.4g} GE, "
             f"sigma {self.sigma:.3g}",
             f"  mean eigenvalue  {self.moment(1)}",
             f"  share below 0    {self.fraction_below(0.0)}",
@@ -268,19 +268,19 @@ def density(H: CurvatureOperator, *, steps: int = 64, starts: int = 4, seed: int
         >>> from optland.curvature import hessian
         >>> from optland.problems import quadratic, with_spectrum
         >>> found = density(hessian(quadratic(with_spectrum([3.0] * 6 + [-1.0] * 2))), starts=2)
-        >>> [theta.round(6).tolist() for theta in found.nodes], found.num_products
+        >>> [theta.round(6).tolist() for theta in found.nodes], found.num_matvecs
         ([[-1.0, 3.0], [-1.0, 3.0]], 4)
     """
     if steps < 1 or starts < 1:
         raise ValueError(f"steps={steps} and starts={starts} must both be at least 1")
-    spent, already = H.cost_ge, H.num_products
+    spent, already = H.cost_ge, H.num_matvecs
     draws, found = RandomVectors(H.like, seed), list[Quadrature]()
     while len(found) < starts and not any(q.failed for q in found):
         found.append(quadrature(H, vectors.unflatten(draws.direction(), H.like), steps))
     failed, found = found[-1].failed, [q for q in found if len(q.nodes)]
     return Density(
         tuple(q.nodes for q in found), tuple(q.weights for q in found), tuple(q.residuals for q in found),
-        H.dim, H.num_products - already, H.cost_ge - spent,
+        H.dim, H.num_matvecs - already, H.cost_ge - spent,
         H.provenance(f"Lanczos quadrature of {steps} steps", seed),
         "A product with H was not finite." if failed else "",
     )  # fmt: skip

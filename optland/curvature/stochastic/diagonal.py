@@ -6,7 +6,7 @@ r"""The diagonal of a curvature operator, coordinate by coordinate, with an erro
 with the samples of :mod:`~optland.curvature.stochastic.probing`: plain Hutchinson has the variance
 :math:`\sum_{j \ne i} A_{ij}^2` a sample in coordinate i, which a known part K lowers where few eigenvalues dominate.
 
-**Cost.** At most ``max_products`` products; two vectors of memory beside those of the trace.
+**Cost.** At most ``max_matvecs`` products; two vectors of memory beside those of the trace.
 
 **When.** Diagonal preconditioners, and curvature by weight. A single coordinate is noisy: from a dozen samples its
 error often exceeds its value. The sums over layers of the same samples are far better, and come with it.
@@ -58,7 +58,7 @@ class Diagonal(Archived):
         per_layer: Sum over every parameter tensor, by its name, with its own standard error.
         total: Sum of all, the trace.
         num_samples: Samples behind the standard errors.
-        num_products: Products with the operator.
+        num_matvecs: Products with the operator.
         cost_ge: Gradient evaluations spent.
         provenance: Method, data, mode and seed.
     """
@@ -68,7 +68,7 @@ class Diagonal(Archived):
     per_layer: dict[str, Estimate]
     total: Estimate
     num_samples: int
-    num_products: int
+    num_matvecs: int
     cost_ge: float
     provenance: Provenance
 
@@ -82,21 +82,21 @@ class Diagonal(Archived):
         entries = sum(t.numel() for t in self.values)
         head = (
             f"diagonal: {entries} entries, error of an entry {self.relative_error:.2g} of its size (rms), sum "
-            f"{self.total}, {self.num_products} products, {self.cost_ge:.4g} GE"
+            f"{self.total}, {self.num_matvecs} products, {self.cost_ge:.4g} GE"
         )
         return "\n".join([head, *(f"  {name}  {part}" for name, part in self.per_layer.items())])
 
 
-def declared_cost(objective: Objective, max_products: int = 30, *, method: Method = "auto") -> float:
+def declared_cost(objective: Objective, max_matvecs: int = 30, *, method: Method = "auto") -> float:
     """The most that :func:`diagonal` on a fresh Hessian of ``objective`` can cost, in gradient evaluations."""
-    return probing_cost(objective, max_products, method)
+    return probing_cost(objective, max_matvecs, method)
 
 
 def diagonal(
     H: CurvatureOperator,
     *,
     method: TraceMethod = "auto",
-    max_products: int = 30,
+    max_matvecs: int = 30,
     start: Spectrum | Sequence[Vector] | None = None,
     seed: int = 0,
     distribution: Distribution = "rademacher",
@@ -106,7 +106,7 @@ def diagonal(
     Args:
         H: The operator.
         method: ``"auto"``, ``"krylov"``, ``"hutchinson"``, ``"hutch++"`` or ``"xtrace"`` (XDiag), as for the trace.
-        max_products: Most products with ``H``.
+        max_matvecs: Most products with ``H``.
         start: Eigenpairs of the same parameters as a control variate, as for the trace.
         seed: Seed of the test vectors.
         distribution: Of the test vectors.
@@ -121,16 +121,16 @@ def diagonal(
         >>> from optland.curvature import hessian
         >>> from optland.problems import quadratic
         >>> A = torch.diag(torch.tensor([1.0, 2.0, -3.0]))
-        >>> found = diagonal(hessian(quadratic(A)), method="hutchinson", max_products=1)
+        >>> found = diagonal(hessian(quadratic(A)), method="hutchinson", max_matvecs=1)
         >>> found.values[0].tolist()
         [1.0, 2.0, -3.0]
     """
-    check_probing(H, method, max_products, None, 0.95, start)
-    spent, already = H.cost_ge, H.num_products
+    check_probing(H, method, max_matvecs, None, 0.95, start)
+    spent, already = H.cost_ge, H.num_matvecs
     samples = probe(
         H,
         method=method,
-        max_products=max_products,
+        max_matvecs=max_matvecs,
         tol=None,
         confidence=0.95,
         start=start,
@@ -142,7 +142,7 @@ def diagonal(
     cost = H.cost_ge - spent
     layers, total, _ = estimates(samples, layer_names(H), cost, source, None, 0.95)
     values, errors = _entries(samples, H.like)
-    return Diagonal(values, errors, layers, total, samples.num, H.num_products - already, cost, source)
+    return Diagonal(values, errors, layers, total, samples.num, H.num_matvecs - already, cost, source)
 
 
 def _entries(samples: DiagonalSamples, like: Vector) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:

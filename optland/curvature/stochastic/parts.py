@@ -72,12 +72,12 @@ class Parts:
 
     def together(self, w: Tensor) -> Tensor:
         """A w by parts, (d,)."""
-        self.H.num_products += 1
+        self.H.num_matvecs += 1
         return torch.stack([self._product(b, w) for b in range(len(self))]).sum(0)
 
     def apart(self, W: Tensor) -> Tensor:
         """The rows omega_b A_b w_b, (B, d), for the rows w_b of ``W``."""
-        self.H.num_products += 1
+        self.H.num_matvecs += 1
         return torch.stack([self._product(b, w) for b, w in enumerate(W)])
 
     def close(self) -> None:

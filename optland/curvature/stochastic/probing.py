@@ -151,7 +151,7 @@ def probe(
     H: CurvatureOperator,
     *,
     method: TraceMethod,
-    max_products: int,
+    max_matvecs: int,
     tol: float | None,
     confidence: float,
     start: Spectrum | Sequence[Vector] | None,
@@ -159,11 +159,11 @@ def probe(
     distribution: Distribution,
     want_diagonal: bool = False,
 ) -> DiagonalSamples:
-    """Samples of diag H from at most ``max_products`` products; the arguments are those of ``trace``."""
-    A, draws = Products(H, max_products), RandomVectors(H.like, seed, distribution)
+    """Samples of diag H from at most ``max_matvecs`` products; the arguments are those of ``trace``."""
+    A, draws = Products(H, max_matvecs), RandomVectors(H.like, seed, distribution)
     samples = DiagonalSamples([t.numel() for t in H.like], want_diagonal)
     samples.widening, samples.square_widening = WIDENING.get(method, (1.0, 1.0))
-    if method == "auto" and H.dim <= max_products:
+    if method == "auto" and H.dim <= max_matvecs:
         _columns(A, samples)
     else:
         if start is not None:
@@ -313,10 +313,10 @@ def _columns(A: Products, samples: DiagonalSamples) -> None:
     samples.add(x, square)
 
 
-def declared_cost(objective: Objective, max_products: int, method: Method) -> float:
+def declared_cost(objective: Objective, max_matvecs: int, method: Method) -> float:
     """The most that :func:`probe` on a fresh Hessian of ``objective`` can cost, in gradient evaluations."""
-    parts = SETUP_GE * objective.num_samples if max_products >= FEWEST_PRODUCTS else 0.0
-    return declared_product_cost(objective, max_products, method=method) + parts
+    parts = SETUP_GE * objective.num_samples if max_matvecs >= FEWEST_PRODUCTS else 0.0
+    return declared_product_cost(objective, max_matvecs, method=method) + parts
 
 
 def layer_names(H: CurvatureOperator) -> list[str]:
@@ -328,7 +328,7 @@ def layer_names(H: CurvatureOperator) -> list[str]:
 def check_probing(
     H: CurvatureOperator,
     method: str,
-    max_products: int,
+    max_matvecs: int,
     tol: float | None,
     confidence: float,
     start: Spectrum | Sequence[Vector] | None,
@@ -336,8 +336,8 @@ def check_probing(
     """Refuse arguments that no probing can use."""
     if method not in get_args(TraceMethod):
         raise ValueError(f"method {method!r} is not known; use {', '.join(map(repr, get_args(TraceMethod)))}")
-    if max_products < 1:
-        raise ValueError(f"max_products={max_products} must be at least 1")
+    if max_matvecs < 1:
+        raise ValueError(f"max_matvecs={max_matvecs} must be at least 1")
     if tol is not None and not tol > 0:
         raise ValueError(f"tol={tol} must be positive (relative to the trace), or None to use every product")
     if not 0 < confidence < 1:
@@ -346,7 +346,7 @@ def check_probing(
     shapes = [p.shape for p in H.like]
     if any([t.shape for t in y] != shapes for y in warm):
         raise ValueError("start belongs to other parameters: its vectors have other shapes")
-    if len(warm) and not isinstance(start, Spectrum) and len(warm) >= max_products:
+    if len(warm) and not isinstance(start, Spectrum) and len(warm) >= max_matvecs:
         raise ValueError(
-            f"start has {len(warm)} vectors, a product each, of max_products={max_products}; raise it"
+            f"start has {len(warm)} vectors, a product each, of max_matvecs={max_matvecs}; raise it"
         )

@@ -10,7 +10,7 @@ Krylov space, whose ends, median and negative share they are; the other half int
 starts, whose three nodes hold v'Hv, v'H^2 v and v'H^4 v exactly: their means are the moments, and the last gives
 the error of the second.
 
-**Cost.** d products, or ``max_products`` (200 by default), never exceeded.
+**Cost.** d products, or ``max_matvecs`` (200 by default), never exceeded.
 
 **Caveats.** Means over few random vectors miss outliers that are few in d: their error bars are widened by the outliers
 that the long space has found, but :func:`optland.curvature.stochastic.trace.trace` is the better estimator where only
@@ -76,7 +76,7 @@ class SpectralSummary(Archived):
         tau: Curvature that cannot be told from 0.
         dim: d.
         exact: Whether all eigenvalues were computed.
-        num_products: Products spent.
+        num_matvecs: Products spent.
         cost_ge: Gradient evaluations spent.
         provenance: Method, data, mode and seed.
     """
@@ -94,7 +94,7 @@ class SpectralSummary(Archived):
     tau: float
     dim: int
     exact: bool
-    num_products: int
+    num_matvecs: int
     cost_ge: float
     provenance: Provenance
 
@@ -113,27 +113,27 @@ class SpectralSummary(Archived):
         ]
         return "\n".join(
             [
-                f"spectrum of {self.dim} eigenvalues ({how}, {self.num_products} products, {self.cost_ge:.4g} GE): "
+                f"spectrum of {self.dim} eigenvalues ({how}, {self.num_matvecs} products, {self.cost_ge:.4g} GE): "
                 f"{self.sign}, tau {self.tau:.3g}",
                 *(f"  {name.replace('_', ' '):<18}{getattr(self, name)}" for name in names),
             ]
         )
 
 
-def declared_cost(objective: Objective, max_products: int | None = None, *, method: Method = "auto") -> float:
+def declared_cost(objective: Objective, max_matvecs: int | None = None, *, method: Method = "auto") -> float:
     """The most that :func:`spectral_summary` on a fresh Hessian of ``objective`` can cost, in gradient evaluations."""
-    products = budget(vectors.numel(objective.params), max_products)
+    products = budget(vectors.numel(objective.params), max_matvecs)
     return declared_product_cost(objective, products, method=method)
 
 
 def spectral_summary(
-    H: CurvatureOperator, *, max_products: int | None = None, resolution: float = 1e-2, seed: int = 0
+    H: CurvatureOperator, *, max_matvecs: int | None = None, resolution: float = 1e-2, seed: int = 0
 ) -> SpectralSummary:
     """Summarise the spectrum of ``H``.
 
     Args:
         H: The operator.
-        max_products: Most products; by default d for d up to 1000 (exact), else 200.
+        max_matvecs: Most products; by default d for d up to 1000 (exact), else 200.
         resolution: Relative error at which an estimate counts as converged.
         seed: Seed of the random starts.
 
@@ -141,7 +141,7 @@ def spectral_summary(
         A :class:`SpectralSummary`.
 
     Raises:
-        ValueError: ``max_products`` is below 1, or ``resolution`` is not positive.
+        ValueError: ``max_matvecs`` is below 1, or ``resolution`` is not positive.
 
     Example:
         >>> import torch
@@ -151,12 +151,12 @@ def spectral_summary(
         >>> summary.sign, round(summary.trace.value, 9), round(summary.condition.value, 9)
         ('indefinite', 4.0, 4.0)
     """
-    spent, already = H.cost_ge, H.num_products
-    total = budget(H.dim, max_products)
-    dense = takes_dense(H.dim, max_products)
+    spent, already = H.cost_ge, H.num_matvecs
+    total = budget(H.dim, max_matvecs)
+    dense = takes_dense(H.dim, max_matvecs)
     long = total if dense else max(1, total - SHORT * (total // (2 * SHORT)))
-    seen = eigenvalues(H, max_products=long, resolution=resolution, seed=seed)
-    left = (total - seen.num_products) // SHORT if not dense else 0
+    seen = eigenvalues(H, max_matvecs=long, resolution=resolution, seed=seed)
+    left = (total - seen.num_matvecs) // SHORT if not dense else 0
     moments = _short_starts(H, left, seed) if not (seen.exact or seen.failed) else np.empty((0, 3))
     method = "all eigenvalues" if seen.exact else f"Krylov spaces of {1 + len(moments)} random starts"
     view = _View(seen, moments, resolution, H.cost_ge - spent, H.provenance(method, seed))
@@ -177,7 +177,7 @@ def spectral_summary(
         tau=view.tau,
         dim=H.dim,
         exact=seen.exact,
-        num_products=H.num_products - already,
+        num_matvecs=H.num_matvecs - already,
         cost_ge=view.cost,
         provenance=view.source,
     )

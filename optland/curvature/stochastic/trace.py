@@ -5,15 +5,15 @@ r"""The trace of a curvature operator, whole and by layer, and its Frobenius nor
 
 with a known part K (see :mod:`~optland.curvature.stochastic.probing`) and n independent samples x_j.
 
-**Cost.** At most ``max_products`` products; by parts of the data also 1.8 gradient evaluations a sample once, and the
-memory of a second kept graph and of 32 vectors. Memory: the Krylov method keeps 0.6 ``max_products`` vectors, Hutch++
+**Cost.** At most ``max_matvecs`` products; by parts of the data also 1.8 gradient evaluations a sample once, and the
+memory of a second kept graph and of 32 vectors. Memory: the Krylov method keeps 0.6 ``max_matvecs`` vectors, Hutch++
 as many as products, XTrace twice as many; Hutchinson a handful, for models at the edge of memory.
 
 **When.** Mean curvature tr(A) / d, the expected rise of the loss under random perturbations, sharpness by layer. On
 trained nets 30 products give the trace to a few per cent, at 0.1 to 0.4 of Hutchinson's error, also where
 the bulk holds as much as the outliers (transformers, label noise, an early stop) and deflation alone gains little.
 
-**Defaults.** ``max_products`` 30. ``method="auto"``: every column where d <= ``max_products``; two Rademacher probes,
+**Defaults.** ``max_matvecs`` 30. ``method="auto"``: every column where d <= ``max_matvecs``; two Rademacher probes,
 which show a diagonal (or zero) matrix to be one; else a Krylov space and probes outside it, with a test vector of its
 own for each of 16 parts of the data where they can be cut (see :mod:`~optland.curvature.stochastic.parts`).
 ``confidence`` 0.95.
@@ -63,7 +63,7 @@ class Trace(Archived):
         frobenius: |A|_F^2, the sum of the squared eigenvalues.
         num_samples: Samples behind the standard errors, n.
         basis_size: Directions in which A is known exactly.
-        num_products: Products with the operator.
+        num_matvecs: Products with the operator.
         cost_ge: Gradient evaluations spent.
         provenance: Method, data, mode and seed.
     """
@@ -73,7 +73,7 @@ class Trace(Archived):
     frobenius: Estimate
     num_samples: int
     basis_size: int
-    num_products: int
+    num_matvecs: int
     cost_ge: float
     provenance: Provenance
 
@@ -93,21 +93,21 @@ class Trace(Archived):
 
     def __str__(self) -> str:
         width = max((len(name) for name in self.per_layer), default=0)
-        head = f"trace: {self.total}, {self.num_products} products, {self.cost_ge:.4g} GE"
+        head = f"trace: {self.total}, {self.num_matvecs} products, {self.cost_ge:.4g} GE"
         lines = [f"  {name:<{width}}  {part}" for name, part in self.per_layer.items()]
         return "\n".join([head, *lines, f"  ||A||_F^2 {self.frobenius}"])
 
 
-def declared_cost(objective: Objective, max_products: int = 30, *, method: Method = "auto") -> float:
+def declared_cost(objective: Objective, max_matvecs: int = 30, *, method: Method = "auto") -> float:
     """The most that :func:`trace` on a fresh Hessian of ``objective`` can cost, in gradient evaluations."""
-    return probing_cost(objective, max_products, method)
+    return probing_cost(objective, max_matvecs, method)
 
 
 def trace(
     H: CurvatureOperator,
     *,
     method: TraceMethod = "auto",
-    max_products: int = 30,
+    max_matvecs: int = 30,
     tol: float | None = None,
     confidence: float = 0.95,
     start: Spectrum | Sequence[Vector] | None = None,
@@ -119,7 +119,7 @@ def trace(
     Args:
         H: The operator.
         method: ``"auto"``, ``"krylov"``, ``"hutchinson"``, ``"hutch++"`` or ``"xtrace"``.
-        max_products: Most products with ``H``, never exceeded.
+        max_matvecs: Most products with ``H``, never exceeded.
         tol: Wanted half width of the interval relative to the trace; None uses every product. XTrace needs all of
             its products before the first sample, so there it only decides ``converged``.
         confidence: Confidence of that interval.
@@ -145,7 +145,7 @@ def trace(
     return trace_per_layer(
         H,
         method=method,
-        max_products=max_products,
+        max_matvecs=max_matvecs,
         tol=tol,
         confidence=confidence,
         start=start,
@@ -158,7 +158,7 @@ def trace_per_layer(
     H: CurvatureOperator,
     *,
     method: TraceMethod = "auto",
-    max_products: int = 30,
+    max_matvecs: int = 30,
     tol: float | None = None,
     confidence: float = 0.95,
     start: Spectrum | Sequence[Vector] | None = None,
@@ -179,12 +179,12 @@ def trace_per_layer(
           weight  2 ± 0 (standard_error)
           ||A||_F^2 2 ± 0 (standard_error)
     """
-    check_probing(H, method, max_products, tol, confidence, start)
-    spent, already = H.cost_ge, H.num_products
+    check_probing(H, method, max_matvecs, tol, confidence, start)
+    spent, already = H.cost_ge, H.num_matvecs
     samples = probe(
         H,
         method=method,
-        max_products=max_products,
+        max_matvecs=max_matvecs,
         tol=tol,
         confidence=confidence,
         start=start,
@@ -195,7 +195,7 @@ def trace_per_layer(
     cost = H.cost_ge - spent
     layers, total, square = estimates(samples, layer_names(H), cost, source, tol, confidence)
     return Trace(
-        total, layers, square, samples.num, samples.basis_size, H.num_products - already, cost, source
+        total, layers, square, samples.num, samples.basis_size, H.num_matvecs - already, cost, source
     )
 
 
@@ -203,7 +203,7 @@ def frobenius(
     H: CurvatureOperator,
     *,
     method: TraceMethod = "auto",
-    max_products: int = 30,
+    max_matvecs: int = 30,
     seed: int = 0,
     distribution: Distribution = "rademacher",
 ) -> Estimate:
@@ -219,7 +219,7 @@ def frobenius(
         25 ± 0 (standard_error)
     """
     return trace_per_layer(
-        H, method=method, max_products=max_products, seed=seed, distribution=distribution
+        H, method=method, max_matvecs=max_matvecs, seed=seed, distribution=distribution
     ).frobenius
 
 
@@ -258,7 +258,7 @@ def _note(samples: DiagonalSamples) -> str:
     if samples.failed:
         return "A product with H was not finite."
     if samples.num == 0:
-        return "The products allow no sample; raise max_products."
+        return "The products allow no sample; raise max_matvecs."
     if samples.num == 1 and not samples.exact:
-        return "A single sample has no standard error; raise max_products."
+        return "A single sample has no standard error; raise max_matvecs."
     return samples.note

@@ -44,7 +44,7 @@ class Evaluations:
         self.params = [p for p in params if p.requires_grad]
         self.model = model
         self.calls = 0
-        self.products = 0
+        self.num_matvecs = 0
         self._rng = rng_state()
 
     def here(self) -> tuple[float, list[Tensor]]:
@@ -82,7 +82,7 @@ class Evaluations:
         h = stretch * self._distance(v, 1 / 3)
         if h == 0.0:
             return [torch.zeros_like(t) for t in v]
-        self.products += 1
+        self.num_matvecs += 1
         forth, back = self.at(self.displaced(v, h))[1], self.at(self.displaced(v, -h))[1]
         return vectors.scaled(0.5 / h, vectors.subtract(forth, back))
 
@@ -91,7 +91,7 @@ class Evaluations:
         h = self._distance(v, 1 / 2)
         if h == 0.0:
             return [torch.zeros_like(t) for t in v]
-        self.products += 1
+        self.num_matvecs += 1
         return vectors.scaled(1.0 / h, vectors.subtract(self.at(self.displaced(v, h))[1], g))
 
     def _distance(self, v: Vector, power: float) -> float:

@@ -41,8 +41,8 @@ class Krylov:
         gradient: Coefficients of g in the eigenvectors of B.
         residual: ||H v - lambda v|| of the smallest Ritz pair.
         error: Error of a curvature by the way that products are made: what cannot be told from zero; 0 if exact.
-        products: Products with H.
-        random_products: Those in the part that started at random.
+        num_matvecs: Products with H.
+        num_random_matvecs: Those in the part that started at random.
         complete: Whether the space is the whole one.
     """
 
@@ -52,8 +52,8 @@ class Krylov:
     gradient: Tensor
     residual: float
     error: float
-    products: int
-    random_products: int
+    num_matvecs: int
+    num_random_matvecs: int
     complete: bool
 
     def vector(self, coefficients: Tensor) -> list[Tensor]:
@@ -88,7 +88,7 @@ class Krylov:
         exact = max(0.0, -self.lowest) + rounding * self.size
         if self.complete:
             return exact
-        certificate = random_start_certificate(dim, self.random_products)
+        certificate = random_start_certificate(dim, self.num_random_matvecs)
         found = certified_tau(self.lowest, float(self.values[-1]), certificate)
         return None if found is None else max(found, exact)
 
@@ -121,7 +121,7 @@ def explore(
     length = float(vectors.norm(g))
     # From the gradient with a part of the budget, from a random vector with the rest.
     from_gradient = (budget + 1) // 2 if length > 0 and math.isfinite(length) else 0
-    random_products = 0
+    num_random_matvecs = 0
     fresh: list[Tensor] | None = vectors.scaled(1.0 / length, g) if from_gradient else None
     at_random = from_gradient == 0
     while len(basis) < budget:
@@ -131,14 +131,14 @@ def explore(
                 break
         basis.append(fresh)
         images.append([t.detach() for t in product(fresh)])
-        random_products += at_random
+        num_random_matvecs += at_random
         fresh = _next(images[-1], basis)
         if until_negative and at_random and len(basis) > 1:
-            found = _solve(basis, images, g, random_products, dim)
+            found = _solve(basis, images, g, num_random_matvecs, dim)
             surely = found.residual < tol * found.size and found.lowest + found.residual < 0
-            if surely and (random_products >= MATURE or _from_random_part(found)):
+            if surely and (num_random_matvecs >= MATURE or _from_random_part(found)):
                 break
-    found = _solve(basis, images, g, random_products, dim)
+    found = _solve(basis, images, g, num_random_matvecs, dim)
     if doubt is not None:
         found.error = doubt(found.lowest_vector, found.lowest)
     return found
@@ -146,7 +146,7 @@ def explore(
 
 def _from_random_part(found: Krylov) -> bool:
     """Whether the lowest direction came out of the random part, and not out of what the gradient alone leads to."""
-    at_random = found.mixes[len(found.basis) - found.random_products :, 0]
+    at_random = found.mixes[len(found.basis) - found.num_random_matvecs :, 0]
     return float(at_random.square().sum()) > 0.5
 
 
@@ -173,7 +173,7 @@ def _random_like(g: Vector, generator: torch.Generator, basis: list[list[Tensor]
 
 
 def _solve(
-    basis: list[list[Tensor]], images: list[list[Tensor]], g: Vector, random_products: int, dim: int
+    basis: list[list[Tensor]], images: list[list[Tensor]], g: Vector, num_random_matvecs: int, dim: int
 ) -> Krylov:
     k = len(basis)
     B = torch.tensor([[float(vectors.dot(q, h)) for h in images] for q in basis], dtype=torch.float64)
@@ -183,5 +183,5 @@ def _solve(
     v, Hv = vectors.combine(lowest, basis), vectors.combine(lowest, images)
     vectors.axpy_(-float(values[0]), v, Hv)
     return Krylov(
-        basis, values, mixes, mixes.T @ slope, float(vectors.norm(Hv)), 0.0, k, random_products, k >= dim
+        basis, values, mixes, mixes.T @ slope, float(vectors.norm(Hv)), 0.0, k, num_random_matvecs, k >= dim
     )

@@ -27,7 +27,7 @@ class KrylovSolver(Optimizer):
     Args:
         params: Parameters, or groups of them; a group may have an ``lr`` that scales its part of the step.
         lr: Share of the model's step that is taken; 1.
-        products: Hessian products a step; 20.
+        max_matvecs: Hessian products a step; 20.
         tol: The gradient counts as zero below this share of the largest met so far, or 1e-10; 1e-6.
         radius: First length tried on the way off a critical point.
         model: The module, where buffers change in a forward pass.
@@ -39,7 +39,7 @@ class KrylovSolver(Optimizer):
         params: Iterable[Any],
         *,
         lr: float = 1.0,
-        products: int = 20,
+        max_matvecs: int = 20,
         tol: float = 1e-6,
         radius: float = 1e-2,
         model: nn.Module | None = None,
@@ -47,12 +47,12 @@ class KrylovSolver(Optimizer):
     ) -> None:
         if not 0 < lr <= 1:
             raise ValueError(f"lr {lr} is a share of the model's step; use a number in (0, 1], such as 1.0")
-        require(products)
+        require(max_matvecs)
         if not tol > 0 or not radius > 0:
             raise ValueError(f"tol {tol} and radius {radius} must be above 0")
         super().__init__(params, {"lr": lr})
         self.param_groups[0][ENTRY] = ""
-        self.products, self.tol, self.radius, self.model = products, tol, radius, model
+        self.max_matvecs, self.tol, self.radius, self.model = max_matvecs, tol, radius, model
         self.generator = torch.Generator().manual_seed(seed)
         self.verdict: Verdict = "unknown"
         self.events: list[Event] = []
@@ -111,7 +111,7 @@ class KrylovSolver(Optimizer):
         return True
 
     def _explore(self, seen: Evaluations, g: list[Tensor]) -> Krylov:
-        return explore(seen.product, g, budget=self.products, generator=self.generator, doubt=seen.doubt)
+        return explore(seen.product, g, budget=self.max_matvecs, generator=self.generator, doubt=seen.doubt)
 
     def _end(self, seen: Evaluations) -> None:
         self._last_calls = seen.calls

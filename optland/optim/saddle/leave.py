@@ -4,7 +4,7 @@ The curvature is explored in a Krylov space from the gradient and a random vecto
 most negative direction, the length found by doubling while the loss falls; a degenerate point by a kick where the loss
 falls along one; a minimum is left alone, and a budget too small to tell says so.
 
-**Cost.** ``products`` Hessian products and some forward passes on ``objective``, five forward passes on
+**Cost.** ``max_matvecs`` Hessian products and some forward passes on ``objective``, five forward passes on
 every batch of ``check``; :func:`declared_cost` bounds it beforehand.
 
 **Minibatches.** Their most negative eigenvector is mostly noise: pass other batches, three at least, as ``check``.
@@ -41,7 +41,7 @@ def leave_saddle(
     objective: Objective,
     *,
     check: Objective | None = None,
-    products: int = 20,
+    max_matvecs: int = 20,
     radius: float | None = None,
     seed: int = 0,
     step: int = 0,
@@ -52,7 +52,7 @@ def leave_saddle(
     Args:
         objective: What is minimised; its parameters are moved.
         check: Independent batches that have to certify the curvature as negative and confirm the fall of the loss.
-        products: Hessian products of the look; 20. In d dimensions d of them see everything.
+        max_matvecs: Hessian products of the look; 20. In d dimensions d of them see everything.
         radius: First length tried; None takes 1 % of the weights' norm, at least 1e-3.
         seed: Of the random part of the search.
         step: Of training, for the event.
@@ -62,7 +62,7 @@ def leave_saddle(
         What was found and done; ``calls`` are gradient evaluations of all samples of ``objective``, rounded up.
 
     Raises:
-        ValueError: Fewer than 2 products, or a radius that is not positive.
+        ValueError: ``max_matvecs`` below 2, or a radius that is not positive.
 
     Example:
         >>> from optland.problems import saddle
@@ -70,13 +70,13 @@ def leave_saddle(
         >>> event.kind, event.verdict, event.loss_after < event.loss
         ('escape', 'strict saddle', True)
     """
-    require(products, radius)
+    require(max_matvecs, radius)
     generator = torch.Generator().manual_seed(seed)
     cost = sum(o.cost_ge for o in (objective, check) if o is not None)
     seen, dim = OnObjective(objective), vectors.numel(objective.params)
     loss, g = objective.value_and_gradient()
     with hessian(objective) as H:
-        space = explore(H.matvec, g, budget=min(products, dim), generator=generator, until_negative=True)
+        space = explore(H.matvec, g, budget=min(max_matvecs, dim), generator=generator, until_negative=True)
     verdict = judge(space, dim, rounding=ROUNDING)
     start = first_length(objective.params, radius)
     limits = {"most": MOST, "in_all": IN_ALL}
@@ -89,10 +89,10 @@ def leave_saddle(
     )
 
 
-def declared_cost(objective: Objective, check: Objective | None = None, *, products: int = 20) -> float:
+def declared_cost(objective: Objective, check: Objective | None = None, *, max_matvecs: int = 20) -> float:
     """The most that a look can cost, in gradient evaluations."""
     n = objective.num_samples
-    look = declared_product_cost(objective, products) + n + FORWARD_GE * max(2 * MOST, IN_ALL) * n
+    look = declared_product_cost(objective, max_matvecs) + n + FORWARD_GE * max(2 * MOST, IN_ALL) * n
     if check is None:
         return look
     return look + two_batch.declared_cost(check, distance=1.0) + 2 * FORWARD_GE * check.num_samples

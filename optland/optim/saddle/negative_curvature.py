@@ -51,18 +51,18 @@ class NegativeCurvature(SaddleWrapper):
         base: Any optimizer, also of the SAM family.
         model: Its module; needed where buffers change in a forward pass (BatchNorm).
         trigger: When to look; default: the gradient is small, or the weights stand still.
-        products: Hessian products of a look; 20. In d dimensions d of them see everything.
+        max_matvecs: Hessian products of a look; 20. In d dimensions d of them see everything.
         radius: First length tried along a direction; None takes 1 % of the weights' norm, at least 1e-3.
         probe: Objective over batches to look at instead of the closure's own.
         check: Objective over independent batches that has to agree; with ``probe``. What both cost counts as closure
             calls, one for each of their batches, which should be of the training's size.
         search: ``lanczos``, or ``neon``, the power method by gradients alone, for comparison
-            (:mod:`~optland.optim.saddle.neon`); its steps are ``2 * products``, of one call each.
+            (:mod:`~optland.optim.saddle.neon`); its steps are ``2 * max_matvecs``, of one call each.
         seed: Of the random parts.
 
     Raises:
         TypeError: ``base`` is not an optimizer instance.
-        ValueError: Fewer than 2 products, a radius that is not positive, an unknown search, ``check`` without
+        ValueError: ``max_matvecs`` below 2, a radius that is not positive, an unknown search, ``check`` without
             ``probe``, ``probe`` with ``neon``, or a base that maximizes.
 
     Example:
@@ -86,7 +86,7 @@ class NegativeCurvature(SaddleWrapper):
         *,
         model: nn.Module | None = None,
         trigger: Trigger | None = None,
-        products: int = 20,
+        max_matvecs: int = 20,
         radius: float | None = None,
         probe: Objective | None = None,
         check: Objective | None = None,
@@ -97,12 +97,12 @@ class NegativeCurvature(SaddleWrapper):
             raise ValueError(f"search={search!r} is not known; use 'lanczos' or 'neon'")
         if search == "neon" and probe is not None:
             raise ValueError("search='neon' takes differences of the closure's gradients; leave probe out")
-        require(products, radius)
+        require(max_matvecs, radius)
         if check is not None and probe is None:
             raise ValueError("check has to agree with a look at other data; give probe as well")
         super().__init__(base, model=model, trigger=trigger, seed=seed)
         self._require_minimizing()
-        self.products = products
+        self.max_matvecs = max_matvecs
         self.radius = radius
         self.probe = probe
         self.check = check
@@ -118,8 +118,8 @@ class NegativeCurvature(SaddleWrapper):
     def _act(self, closure: Closure, reason: str) -> None:
         self._require_minimizing()
         dim = vectors.numel(self._weights)
-        products = min(self.products, dim)
-        if not self.trigger.affords(self._expected(products)):
+        max_matvecs = min(self.max_matvecs, dim)
+        if not self.trigger.affords(self._expected(max_matvecs)):
             return
         before = self._aside()
         # With ``probe`` the closure's one batch has no say: along a direction its slope is mostly noise.
@@ -131,7 +131,7 @@ class NegativeCurvature(SaddleWrapper):
         if not (math.isfinite(loss) and math.isfinite(float(vectors.norm(g)))):
             self.trigger.looked(seen.calls, moved=False)
             return  # training has diverged; there is no curvature to look at
-        space = self._explore(seen, g, products)
+        space = self._explore(seen, g, max_matvecs)
         verdict = judge(space, dim, rounding=ROUNDING)
         start = first_length(self._weights, self.radius)
         move = way_off(seen, space, verdict, loss, g, start=start, check=self.check, generator=self.generator)
@@ -151,11 +151,11 @@ class NegativeCurvature(SaddleWrapper):
         )
         self._note(event, verdict)
 
-    def _expected(self, products: int) -> int:
+    def _expected(self, max_matvecs: int) -> int:
         """Closure calls that a look takes, about: with ``probe``, of batches of the training's size."""
         if self.probe is None:
-            return 2 * products + 10
-        return math.ceil(2.5 * products * len(list(self.probe.batches)))
+            return 2 * max_matvecs + 10
+        return math.ceil(2.5 * max_matvecs * len(list(self.probe.batches)))
 
     def _aside(self) -> float:
         """What the objectives have cost, in closure calls of one of their batches each."""
@@ -165,15 +165,15 @@ class NegativeCurvature(SaddleWrapper):
             if o is not None
         )
 
-    def _explore(self, seen: Evaluations, g: list[Any], products: int) -> Krylov:
+    def _explore(self, seen: Evaluations, g: list[Any], max_matvecs: int) -> Krylov:
         if self.search == "neon":
             product = partial(seen.forward_product, g=g)
-            return neon(product, g, steps=2 * products, generator=self.generator)
+            return neon(product, g, steps=2 * max_matvecs, generator=self.generator)
         if self.probe is None:
             return explore(
                 seen.product,
                 g,
-                budget=products,
+                budget=max_matvecs,
                 generator=self.generator,
                 until_negative=True,
                 doubt=seen.doubt,
@@ -182,7 +182,7 @@ class NegativeCurvature(SaddleWrapper):
             return explore(
                 H.matvec,
                 g,
-                budget=products,
+                budget=max_matvecs,
                 generator=self.generator,
                 until_negative=True,
             )

@@ -15,7 +15,7 @@ TrustRegionNewton    g's + s'Hs/2 in a ball             the radius, by the same 
 **Verdict.** Where the gradient counts as zero the step is an escape along the negative curvature, a kick from a
 degenerate point, or none at a certified minimum; ``verdict`` says which, and never "minimum" without a certificate.
 
-**Cost.** 1 + 2 ``products`` + a few closure calls a step; memory for 2 ``products`` vectors.
+**Cost.** 1 + 2 ``max_matvecs`` + a few closure calls a step; memory for 2 ``max_matvecs`` vectors.
 
 **When.** Few parameters or full batches, and plateaus. On minibatches the curvature of a step is that of its batch.
 
@@ -201,7 +201,7 @@ class CubicNewton(_RatioSolver):
                 "another order; give an objective of the very parameters that the optimizer holds and the loss uses"
             )
         with hessian(objective) as H:
-            return explore(H.matvec, g, budget=self.products, generator=self.generator)
+            return explore(H.matvec, g, budget=self.max_matvecs, generator=self.generator)
 
     def _descend(self, seen: Evaluations, space: Krylov, loss: float) -> bool:
         if self.curvature is None:

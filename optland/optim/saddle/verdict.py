@@ -60,7 +60,7 @@ def judge(space: Krylov, dim: int, *, rounding: float) -> Verdict:
     size = space.size
     floor = max(rounding * size, 2.0 * space.error)
     if size <= floor:
-        return "degenerate" if space.complete or space.products >= 3 else "unknown"
+        return "degenerate" if space.complete or space.num_matvecs >= 3 else "unknown"
     if space.lowest < -max(FLAT * size, floor) and space.lowest + space.residual < 0:
         return "strict saddle"
     tau = space.tau(dim, rounding)

@@ -121,13 +121,13 @@ def carry_out(
     return Event(step, kind, verdict, space.lowest, loss, after, length, calls, reason, tau)
 
 
-def require(products: int, radius: float | None = None) -> None:
+def require(max_matvecs: int, radius: float | None = None) -> None:
     """Refuse what no look can be made with.
 
     Raises:
-        ValueError: Fewer than 2 products, or a radius that is not positive.
+        ValueError: ``max_matvecs`` below 2, or a radius that is not positive.
     """
-    if products < 2:
-        raise ValueError(f"products {products}: curvature in more than one direction needs at least 2")
+    if max_matvecs < 2:
+        raise ValueError(f"max_matvecs={max_matvecs}: curvature in more than one direction needs at least 2")
     if radius is not None and not radius > 0:
         raise ValueError(f"radius {radius} must be above 0, or None for 1 % of the weights' norm")

@@ -47,7 +47,7 @@ class CurvatureProbe(Probe):
         # Jumps are audited with the probe that follows, so that what a probe declares is what it can cost.
         return SpectrumTracker(
             tol=TOL,
-            max_products=PRODUCTS,
+            max_matvecs=PRODUCTS,
             audit_every=AUDIT_EVERY,
             audit_jumps="next",
             seed=self.seed,
@@ -112,4 +112,4 @@ def _signals(found: Tracked, step: int) -> list[Signal]:
     positive = top.value > 0
     ncr = -bottom.value / top.value if positive else math.nan
     signals.append(Signal("curv/ncr", ncr, step, valid=positive, why="" if positive else "unresolved"))
-    return [*signals, Signal("curv/products", float(found.num_products), step)]
+    return [*signals, Signal("curv/products", float(found.num_matvecs), step)]

@@ -23,7 +23,7 @@ def test_certificate_holds_over_200_random_starts() -> None:
     assert epsilon < 0.5
     missed, worst = [], 0.0
     for seed in range(200):
-        found = lanczos(H, tol=1e-12, max_products=m, seed=seed)
+        found = lanczos(H, tol=1e-12, max_matvecs=m, seed=seed)
         assert found.certificate == epsilon
         shortfall = max(1.1 - found.top.value, found.bottom.value + 1.05) / width
         worst = max(worst, shortfall)
@@ -45,8 +45,8 @@ def test_a_small_budget_says_unknown_and_not_none() -> None:
     eigenvalues = torch.arange(0, d, dtype=D)
     eigenvalues[0] = -1.0
     H = hessian(function_objective(lambda w: 0.5 * (eigenvalues * w * w).sum(), torch.ones(d, dtype=D)))
-    few = lanczos(H, max_products=5)
+    few = lanczos(H, max_matvecs=5)
     assert few.bottom.value > 0  # the negative direction was missed
     assert (few.negative_curvature, few.tau) == ("unknown", None)
-    more = lanczos(H, max_products=20)
+    more = lanczos(H, max_matvecs=20)
     assert more.negative_curvature == "certified" or (more.tau is not None and more.tau >= 1.0)

@@ -39,7 +39,7 @@ def test_the_start_lies_near_the_top_and_is_paid_for() -> None:
         start = coarse_start(H, 1, seed=5)
         assert start is not None
         assert abs(float(start[0].reshape(-1) @ top)) > 0.4 > 5 / D**0.5
-        assert H.num_products == 0
+        assert H.num_matvecs == 0
         # The comparison of second derivatives included, which is made on a part of the data too.
         assert 0 < H.cost_ge == L.cost_ge < 2.75 * N
 
@@ -54,7 +54,7 @@ def test_it_saves_products_where_the_part_is_like_the_whole() -> None:
                 found = lanczos(H, ends="top", start=start, stop="value", seed=seed)
             assert found.top.converged
             assert found.top.value == pytest.approx(truth, rel=1e-2)
-            used[start] += found.num_products
+            used[start] += found.num_matvecs
     assert used[None] < 0.9 * used["random"]
 
 
@@ -85,11 +85,11 @@ def test_the_certificate_is_weaker_than_that_of_a_random_start_with_as_many_prod
     found = []
     for start in (None, "random"):
         with hessian(L) as H:
-            found.append(lanczos(H, ends="top", start=start, tol=1e-12, max_products=12))
+            found.append(lanczos(H, ends="top", start=start, tol=1e-12, max_matvecs=12))
     turned, random = (f.certificate for f in found)
     assert turned is not None
     assert random is not None
-    assert found[0].num_products == found[1].num_products == 12
+    assert found[0].num_matvecs == found[1].num_matvecs == 12
     assert random < turned < 1
 
 
@@ -97,7 +97,7 @@ def test_the_declared_cost_covers_it() -> None:
     L, _ = regression(outlying())
     spent = L.cost_ge
     with hessian(L) as H:
-        found = lanczos(H, ends="top", max_products=8, tol=1e-12)
+        found = lanczos(H, ends="top", max_matvecs=8, tol=1e-12)
     assert L.cost_ge - spent == pytest.approx(found.cost_ge)
     assert found.cost_ge <= declared_cost(L, 8, ends="top")
     assert found.cost_ge > H.setup_ge + 8 * H.product_ge
@@ -144,7 +144,7 @@ def test_the_value_stop_needs_fewer_products_and_says_the_residual_it_has() -> N
     with hessian(L) as H:
         careful = lanczos(H, ends="top", seed=1)
         quick = lanczos(H, ends="top", seed=1, stop="value")
-    assert quick.num_products < careful.num_products
+    assert quick.num_matvecs < careful.num_matvecs
     assert abs(quick.top.value - truth) <= quick.value_errors[0] <= 0.01 * truth
     assert quick.top.converged
     assert 0.01 * truth < quick.top.error <= 0.03 * truth

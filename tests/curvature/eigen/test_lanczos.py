@@ -49,7 +49,7 @@ def test_top_is_the_largest_and_not_the_largest_in_magnitude() -> None:
 def test_a_cluster_at_the_top_brings_no_false_convergence(seed: int) -> None:
     eigenvalues = [10.0, 9.9, 9.8, *np.linspace(0.0, 1.0, 60).tolist()]
     H = operator(eigenvalues, seed=seed)
-    found = lanczos(H, tol=1e-3, max_products=60, seed=seed)
+    found = lanczos(H, tol=1e-3, max_matvecs=60, seed=seed)
     assert found.converged
     assert found.top.value == pytest.approx(10.0, abs=1e-2)
 
@@ -57,8 +57,8 @@ def test_a_cluster_at_the_top_brings_no_false_convergence(seed: int) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_converged_eigenvalues_have_no_ghosts(dtype: torch.dtype) -> None:
     eigenvalues = [50.0, 40.0, 30.0, 20.0, 10.0, *np.linspace(-1, 1, 150).tolist()]
-    found = lanczos(operator(eigenvalues, dtype), k=20, tol=1e-7, max_products=90)
-    assert found.num_products == 90
+    found = lanczos(operator(eigenvalues, dtype), k=20, tol=1e-7, max_matvecs=90)
+    assert found.num_matvecs == 90
     near_top = [value for value in found.ritz_values if value > 45.0]
     assert len(near_top) == 1
     assert near_top[0] == pytest.approx(50.0, rel=1e-5)
@@ -107,7 +107,7 @@ def test_copies_of_multiple_eigenvalues_are_found_after_breakdown() -> None:
 def test_multiples_of_the_identity_and_rank_one(eigenvalues: list[float], top: float, bottom: float) -> None:
     found = spectrum_of(eigenvalues)
     assert found.converged
-    assert found.num_products <= 2
+    assert found.num_matvecs <= 2
     assert found.top.value == pytest.approx(top, abs=1e-12)
     assert found.bottom.value == pytest.approx(bottom, abs=1e-12)
 
@@ -137,7 +137,7 @@ def test_a_loss_or_product_that_is_not_finite_gives_marked_nans(loss: Any, metho
     assert math.isnan(found.top.value)
     assert math.isnan(found.bottom.value)
     assert not found.converged
-    assert (found.negative_curvature, found.num_products) == ("unknown", 1)
+    assert (found.negative_curvature, found.num_matvecs) == ("unknown", 1)
     assert "not finite" in str(found)
     again = lanczos(
         operator([3.0, 1.0, -1.0]), start=found
@@ -159,7 +159,7 @@ def test_network_agrees_with_dense_and_scipy(
         return vectors.flatten(H.matvec(vectors.unflatten(torch.from_numpy(v.ravel()), mlp.params))).numpy()
 
     arpack = eigsh(LinearOperator((H.dim, H.dim), matvec=product, dtype=float), k=3, which="LA")[0]
-    found = lanczos(hessian(mlp), k=3, tol=1e-8, max_products=43)
+    found = lanczos(hessian(mlp), k=3, tol=1e-8, max_matvecs=43)
     np.testing.assert_allclose([v.value for v in found.values[:3]], exact[::-1][:3], rtol=1e-9)
     np.testing.assert_allclose(sorted(v.value for v in found.values[:3]), np.sort(arpack), rtol=1e-9)
     np.testing.assert_allclose([v.value for v in found.values[3:]], exact[:3][::-1], rtol=1e-6, atol=1e-9)
@@ -192,10 +192,10 @@ def test_valley_of_the_two_factor_net() -> None:
 )
 def test_some_eigenvalue_lies_within_every_residual(eigenvalues: list[float], budget: int, seed: int) -> None:
     H = operator(eigenvalues, seed=seed)
-    found = lanczos(H, tol=1e-6, max_products=budget, seed=seed)
+    found = lanczos(H, tol=1e-6, max_matvecs=budget, seed=seed)
     exact = np.array(eigenvalues)
     rounding = 1e-11 * np.abs(exact).max(initial=1e-300)
-    assert H.num_products == found.num_products <= budget
+    assert H.num_matvecs == found.num_matvecs <= budget
     for value, y in zip(found.values, found.vectors, strict=True):
         assert np.abs(exact - value.value).min() <= value.error + rounding
         assert exact.min() - rounding <= value.value <= exact.max() + rounding
@@ -210,8 +210,8 @@ def test_some_eigenvalue_lies_within_every_residual(eigenvalues: list[float], bu
 @pytest.mark.parametrize("ends", ["both", "top", "bottom"])
 def test_the_budget_is_never_exceeded_and_misses_are_marked(budget: int, ends: Any) -> None:
     H = operator(np.linspace(-5, 10, 200).tolist())
-    found = lanczos(H, k=2, ends=ends, tol=1e-6, max_products=budget)
-    assert found.num_products == H.num_products == budget
+    found = lanczos(H, k=2, ends=ends, tol=1e-6, max_matvecs=budget)
+    assert found.num_matvecs == H.num_matvecs == budget
     assert found.cost_ge == H.cost_ge <= declared_cost(H.objective, budget)
     assert not found.converged
     assert "NOT CONVERGED" in str(found)
@@ -222,7 +222,7 @@ def test_one_end_needs_fewer_products_than_both() -> None:
     top, both = spectrum_of(eigenvalues, ends="top"), spectrum_of(eigenvalues)
     assert len(top.values) == top.num_top == 1
     assert top.converged
-    assert top.num_products < both.num_products
+    assert top.num_matvecs < both.num_matvecs
     bottom = spectrum_of(eigenvalues, ends="bottom")
     assert bottom.num_top == 0
     assert bottom.values == (bottom.bottom,)
@@ -243,7 +243,7 @@ def test_finite_differences_stop_at_their_own_error() -> None:
     found = lanczos(H, tol=1e-9)
     assert 0 < H.product_error <= found.top.error
     assert not found.converged
-    assert found.num_products < 37
+    assert found.num_matvecs < 37
     exact = lanczos(hessian(objective), tol=1e-5)
     assert abs(found.top.value - exact.top.value) <= 2 * found.top.error
 
@@ -294,7 +294,7 @@ def test_warm_starts_save_products() -> None:
         exact = torch.linalg.eigvalsh(H.to_dense())
         last = lanczos(H, tol=1e-2, start=last, seed=step)
         again = lanczos(drifting(step), tol=1e-2, seed=step)
-        warm, cold = warm + last.num_products, cold + again.num_products
+        warm, cold = warm + last.num_matvecs, cold + again.num_matvecs
         assert last.top.value == pytest.approx(float(exact[-1]), rel=1e-2)
         assert last.bottom.value == pytest.approx(float(exact[0]), rel=3e-2)
         assert (last.cold, last.certificate) == (False, None)
@@ -363,7 +363,7 @@ def test_wrong_usage_names_the_fix() -> None:
         ({"k": 0}, "between 1"),
         ({"ends": "middle"}, "'both', 'top' or 'bottom'"),
         ({"tol": 0.0}, "must be positive"),
-        ({"max_products": 0}, "at least 1"),
+        ({"max_matvecs": 0}, "at least 1"),
         ({"start": spectrum_of([1.0, 2.0, 3.0])}, "other shapes"),
     ]:
         with pytest.raises(ValueError, match=message):

@@ -37,7 +37,7 @@ def test_certificates_and_verdicts_hold_for_every_seed(name: str, budget: int) -
     exact = np.array(SPECTRA[name])
     width = exact.max() - exact.min()
     for seed in range(20):
-        found = lanczos(diagonal(exact), tol=1e-6, max_products=budget, seed=seed)
+        found = lanczos(diagonal(exact), tol=1e-6, max_matvecs=budget, seed=seed)
         assert found.certificate is not None
         slack = 1e-9 * width
         assert exact.max() - found.top.value <= found.certificate * width + slack
@@ -64,7 +64,7 @@ def test_value_errors_estimate_the_true_errors_where_the_gap_is_seen() -> None:
 
 
 def test_a_space_of_one_vector_has_no_gap_to_show() -> None:
-    found = lanczos(diagonal([3.0, 1.0]), max_products=1)
+    found = lanczos(diagonal([3.0, 1.0]), max_matvecs=1)
     assert found.value_errors == found.residuals
 
 
@@ -75,24 +75,24 @@ def test_a_space_of_one_vector_has_no_gap_to_show() -> None:
 def test_the_sign_stop_ends_once_negative_curvature_is_certified(seed: int) -> None:
     exact = SPECTRA["network"]
     found = lanczos(diagonal(exact), ends="bottom", stop="sign", seed=seed)
-    full = lanczos(diagonal(exact), ends="bottom", max_products=100, seed=seed)
+    full = lanczos(diagonal(exact), ends="bottom", max_matvecs=100, seed=seed)
     assert found.negative_curvature == "certified"
-    assert found.num_products < full.num_products
+    assert found.num_matvecs < full.num_matvecs
 
 
 @pytest.mark.parametrize("seed", range(8))
 def test_the_sign_stop_ends_once_nothing_notable_is_left_below_zero(seed: int) -> None:
     exact = SPECTRA["positive"]
-    found = lanczos(diagonal(exact), ends="bottom", stop="sign", tol=0.1, max_products=200, seed=seed)
+    found = lanczos(diagonal(exact), ends="bottom", stop="sign", tol=0.1, max_matvecs=200, seed=seed)
     assert found.negative_curvature == "none below -tau"
     assert found.tau is not None
     assert found.tau <= 0.1 * 10.0
-    assert found.num_products < 60
+    assert found.num_matvecs < 60
 
 
 def test_the_sign_stop_says_unknown_when_the_budget_was_too_small() -> None:
-    found = lanczos(diagonal(SPECTRA["positive"]), stop="sign", tol=1e-3, max_products=5)
-    assert (found.negative_curvature, found.num_products) == ("unknown", 5)
+    found = lanczos(diagonal(SPECTRA["positive"]), stop="sign", tol=1e-3, max_matvecs=5)
+    assert (found.negative_curvature, found.num_matvecs) == ("unknown", 5)
 
 
 # --- small and degenerate ------------------------------------------------------------------------------------------
@@ -102,7 +102,7 @@ def test_the_sign_stop_says_unknown_when_the_budget_was_too_small() -> None:
 @pytest.mark.parametrize("eigenvalues", [[2.0], [-2.0], [0.0], [3.0, 3.0], [3.0, -1.0], [0.0, 0.0]])
 def test_one_and_two_dimensions(stop: Any, eigenvalues: list[float]) -> None:
     found = lanczos(diagonal(eigenvalues), stop=stop)
-    assert found.num_products <= 2
+    assert found.num_matvecs <= 2
     if stop != "sign":  # which may end before the top is known
         assert found.converged
         assert found.top.value == pytest.approx(max(eigenvalues), abs=1e-12)
@@ -112,7 +112,7 @@ def test_one_and_two_dimensions(stop: Any, eigenvalues: list[float]) -> None:
 @pytest.mark.parametrize("counts", [(5, 95), (50, 50), (1, 3)])
 def test_two_atoms_end_after_two_products_with_exact_nodes(counts: tuple[int, int]) -> None:
     found = lanczos(diagonal([4.0] * counts[0] + [-1.0] * counts[1]), tol=1e-10)
-    assert found.num_products == 2
+    assert found.num_matvecs == 2
     assert found.ritz_values == pytest.approx((-1.0, 4.0), abs=1e-12)
     assert found.certificate == 0.0
 

@@ -38,7 +38,7 @@ def test_a_shift_by_the_top_finds_the_bottom() -> None:
 def test_no_false_convergence_on_a_cluster(seed: int) -> None:
     """A rule that stops on the change of the Rayleigh quotient reported 9.80 to 9.90 as converged here."""
     found = power_iteration(operator([10.0, 9.9, 9.8, *[1.0] * 17], seed), 20, tol=1e-3, seed=seed)
-    assert found.num_products == 20
+    assert found.num_matvecs == 20
     assert not found.value.converged
     assert "NOT CONVERGED" in str(found)
 
@@ -60,7 +60,7 @@ def test_equal_magnitudes_of_both_signs_never_settle() -> None:
 
 def test_zero_matrix_and_products_that_are_not_finite() -> None:
     zero = power_iteration(operator([0.0] * 5))
-    assert (zero.value.value, zero.value.error, zero.value.converged, zero.num_products) == (
+    assert (zero.value.value, zero.value.error, zero.value.converged, zero.num_matvecs) == (
         0.0,
         0.0,
         True,
@@ -78,12 +78,12 @@ def test_lanczos_needs_fewer_products_for_the_same_residual() -> None:
     power = power_iteration(operator(eigenvalues), 400, tol=1e-3)
     krylov = lanczos(operator(eigenvalues), ends="top", tol=1e-3)
     assert power.value.converged
-    assert krylov.num_products < power.num_products / 2
+    assert krylov.num_matvecs < power.num_matvecs / 2
 
 
 def test_cost_is_declared_and_wrong_usage_refused() -> None:
     H = operator([2.0, 1.0])
     found = power_iteration(H, 7, tol=1e-300)
     assert found.value.cost_ge == H.cost_ge <= declared_cost(H.objective, 7)
-    with pytest.raises(ValueError, match="num_steps=0"):
+    with pytest.raises(ValueError, match="max_matvecs=0"):
         power_iteration(H, 0)

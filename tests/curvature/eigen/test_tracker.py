@@ -39,20 +39,20 @@ def test_it_follows_a_turning_spectrum_for_fewer_products_than_cold_runs(ends: A
         exact = torch.linalg.eigvalsh(A)
         H = hessian(quadratic(A))
         found = tracker.probe(H)
-        assert H.num_products == found.num_products
+        assert H.num_matvecs == found.num_matvecs
         assert H.cost_ge <= declared_cost(H.objective)
         assert found.spectrum.top.value == pytest.approx(float(exact[-1]), rel=0.01)
         assert found.spectrum.top.error <= 0.01 * float(exact[-1])
         if ends == "both":
             assert found.spectrum.bottom.value == pytest.approx(float(exact[0]), rel=0.02)
-        cold += lanczos(hessian(quadratic(A)), ends=ends, seed=step).num_products
+        cold += lanczos(hessian(quadratic(A)), ends=ends, seed=step).num_matvecs
     assert (tracker.num_audits, tracker.num_replaced) == (3, 0)  # the first probe, and two that were due
-    assert tracker.num_products < 0.8 * cold  # audits included
+    assert tracker.num_matvecs < 0.8 * cold  # audits included
 
 
 def test_a_still_matrix_costs_one_product_a_probe() -> None:
     tracker = SpectrumTracker(ends="top", admixture=0.0)
-    counts = [probe(tracker, drifting(0)).num_products for _ in range(5)]
+    counts = [probe(tracker, drifting(0)).num_matvecs for _ in range(5)]
     assert counts[1:] == [1, 1, 1, 1]
 
 
@@ -97,7 +97,7 @@ def test_a_jump_is_audited_at_once(factor: float) -> None:
 
 def test_a_jump_may_be_audited_with_the_next_probe_and_no_probe_costs_more_than_it_declared() -> None:
     """Scales 1, 3, 3, ...: the third probe pays for the jump of the second, the sixth is due."""
-    tracker = SpectrumTracker(ends="top", audit_jumps="next", audit_every=4, max_products=10)
+    tracker = SpectrumTracker(ends="top", audit_jumps="next", audit_every=4, max_matvecs=10)
     whys, declared = [], []
     for scale in (1.0, 3.0, 3.0, 3.0, 3.0, 3.0, 3.0):
         H = hessian(quadratic(scale * drifting(0)))
@@ -113,18 +113,18 @@ def test_a_jump_may_be_audited_with_the_next_probe_and_no_probe_costs_more_than_
 
 
 def test_a_run_of_few_products_owes_no_audit_that_would_have_no_more() -> None:
-    tracker = SpectrumTracker(ends="top", tol=1e-9, max_products=4, audit_jumps="next")
+    tracker = SpectrumTracker(ends="top", tol=1e-9, max_matvecs=4, audit_jumps="next")
     found = [probe(tracker, drifting(step)) for step in range(3)]
     assert [f.why for f in found] == ["first", "", ""]
     assert not found[2].spectrum.converged
-    assert found[2].num_products == 4
+    assert found[2].num_matvecs == 4
 
 
 @pytest.mark.parametrize("jumps", ["at once", "next"])
 def test_the_declared_cost_covers_the_start_of_an_audit_on_a_part_of_the_data(jumps: Any) -> None:
     generator = torch.Generator().manual_seed(0)
     X = torch.randn(512, 30, generator=generator, dtype=D)
-    tracker = SpectrumTracker(ends="top", tol=1e-14, max_products=3, audit_every=2, audit_jumps=jumps)
+    tracker = SpectrumTracker(ends="top", tol=1e-14, max_matvecs=3, audit_every=2, audit_jumps=jumps)
     for _ in range(3):
         H = hessian(linear_regression(X, torch.zeros(512, 1, dtype=D)))
         declared = tracker.next_cost(H.objective)
@@ -133,11 +133,11 @@ def test_the_declared_cost_covers_the_start_of_an_audit_on_a_part_of_the_data(ju
 
 
 def test_a_run_that_does_not_converge_is_audited_and_marked() -> None:
-    tracker = SpectrumTracker(ends="top", tol=1e-9, max_products=4)
+    tracker = SpectrumTracker(ends="top", tol=1e-9, max_matvecs=4)
     probe(tracker, drifting(0))
     found = probe(tracker, drifting(2))
     assert found.why == "not converged"
-    assert found.num_products == 8
+    assert found.num_matvecs == 8
     assert not found.spectrum.converged
 
 
@@ -184,8 +184,8 @@ def test_it_resumes_exactly(cut: int, jumps: Any) -> None:
     for step in range(cut, 9):
         found = probe(resumed, leaping(step))
         assert found.spectrum.ritz_values == expected[step].spectrum.ritz_values
-        assert (found.why, found.num_products) == (expected[step].why, expected[step].num_products)
-    assert resumed.num_products == unbroken.num_products
+        assert (found.why, found.num_matvecs) == (expected[step].why, expected[step].num_matvecs)
+    assert resumed.num_matvecs == unbroken.num_matvecs
 
 
 def test_a_state_is_a_copy() -> None:

@@ -66,7 +66,7 @@ def test_ggn_is_the_matrix_of_the_jacobians(mlp: Objective, method: Any) -> None
     close(G.to_dense(), dense_ggn(mlp), method)
     assert G.kind == "generalised Gauss-Newton"
     assert G.method == method
-    assert G.num_products == 43
+    assert G.num_matvecs == 43
     assert G.cost_ge <= declared
     assert float(torch.linalg.eigvalsh(dense_ggn(mlp))[0]) > -1e-12
 

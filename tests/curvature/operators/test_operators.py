@@ -349,7 +349,7 @@ def test_costs_are_counted_as_declared(mlp: Objective, method: Any) -> None:
     v = vectors.random_unit(mlp.params, 0)
     for _ in range(3):
         H.matvec(v)
-    assert H.num_products == 3
+    assert H.num_matvecs == 3
     assert H.product_ge == HVP_GE[method] * 11
     # Once, the first product and two gradients of the first samples.
     check = 0 if method == "finite_difference" else SETUP_GE[method] + HVP_GE[method] + 2

@@ -89,7 +89,7 @@ def test_preconditioned_by_the_optimizers_own_average_of_gradients(
     A = preconditioned(hessian(mlp), optimizer)
     torch.testing.assert_close(A.to_dense(), expected, rtol=1e-10, atol=1e-11)
     assert type(optimizer).__name__ in A.kind
-    assert A.num_products == 43
+    assert A.num_matvecs == 43
     assert A.cost_ge == A.inner.cost_ge > 0  # type: ignore[attr-defined]
 
 
@@ -263,7 +263,7 @@ def test_scipy_agrees_with_the_dense_hessian_of_a_float32_network() -> None:
     H = hessian(L)
     value = eigsh(to_scipy(H), k=1, which="LA", tol=1e-5, return_eigenvectors=False, v0=np.ones(H.dim))
     assert float(value[0]) == pytest.approx(float(expected), rel=1e-5)
-    assert H.num_products > 0
+    assert H.num_matvecs > 0
 
 
 def test_a_missing_scipy_names_the_extra(mlp: Objective, monkeypatch: pytest.MonkeyPatch) -> None:

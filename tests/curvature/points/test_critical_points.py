@@ -286,9 +286,9 @@ def test_no_false_claims_on_random_quadratics(budget: int) -> None:
     verdicts = []
     for seed in range(24):
         lam = random_spectrum(seed)
-        found = classify(diagonal(torch.from_numpy(lam)), max_products=budget, seed=seed)
+        found = classify(diagonal(torch.from_numpy(lam)), max_matvecs=budget, seed=seed)
         assert false_claim(found, lam) == "", (seed, str(found))
-        assert found.num_products <= budget
+        assert found.num_matvecs <= budget
         verdicts.append(found.verdict)
     expected = {"strict saddle", "unknown"}
     if budget == 60:
@@ -301,18 +301,18 @@ def test_a_small_budget_says_unknown() -> None:
     lam = torch.arange(500, dtype=D)
     lam[0] = -1.0
     for seed in range(20):
-        found = classify(diagonal(lam), max_products=10, seed=seed)
+        found = classify(diagonal(lam), max_matvecs=10, seed=seed)
         assert found.verdict == "unknown"
         assert "more products" in found.note
         assert found.tau > 50
-    assert classify(diagonal(lam), max_products=150).index_at_least == 1
+    assert classify(diagonal(lam), max_matvecs=150).index_at_least == 1
 
 
 def test_enough_products_certify_a_minimum_that_is_well_conditioned() -> None:
     lam = 1.0 + 0.5 * torch.rand(3000, generator=torch.Generator().manual_seed(0), dtype=D)
     found = classify(diagonal(lam))
     assert (found.verdict, found.exact) == ("minimum up to tau", False)
-    assert found.num_products < 200
+    assert found.num_matvecs < 200
     assert 0 < found.tau < float(lam.min())
     assert found.positive.value == pytest.approx(3000, abs=0.1)
 
@@ -320,7 +320,7 @@ def test_enough_products_certify_a_minimum_that_is_well_conditioned() -> None:
 def test_a_large_network_at_the_origin() -> None:
     """d = 1200 in two matrices: four distinct eigenvalues, which many starts find again and again."""
     M = torch.diag(torch.tensor([3.0, 2.0] + [0.0] * 13, dtype=D))
-    found = classify(linear_network(M, [40]), max_products=30)
+    found = classify(linear_network(M, [40]), max_matvecs=30)
     assert (found.verdict, found.exact) == ("strict saddle", False)
     assert 2 < found.index_at_least <= 80
     assert found.negative.value == pytest.approx(80, abs=found.negative.error)
@@ -330,11 +330,11 @@ def test_a_large_network_at_the_origin() -> None:
 
 def test_large_degenerate_points_are_no_minima() -> None:
     valley = separable_products([1.0 + i / 600 for i in range(600)], [False] * 600)
-    found = classify(valley, max_products=100)
+    found = classify(valley, max_matvecs=100)
     assert (found.verdict, found.exact, found.index_at_least) == ("degenerate", False, 0)
     one_asleep = separable_products([0.05] + [1.0] * 599, [True] + [False] * 599)
-    assert classify(one_asleep, max_products=100).verdict == "strict saddle"
-    flat = classify(linear_network(torch.eye(20, dtype=D), [20, 20]), max_products=5)
+    assert classify(one_asleep, max_matvecs=100).verdict == "strict saddle"
+    flat = classify(linear_network(torch.eye(20, dtype=D), [20, 20]), max_matvecs=5)
     assert (flat.verdict, flat.zero.value) == ("degenerate", pytest.approx(1200, abs=1e-6))
 
 
@@ -342,7 +342,7 @@ def test_counts_by_quadrature_cover_the_truth() -> None:
     lam = torch.cat([torch.linspace(-1, -0.2, 300, dtype=D), torch.linspace(0.2, 3, 900, dtype=D)])
     covered = 0
     for seed in range(10):
-        found = classify(diagonal(lam), max_products=50, seed=seed)
+        found = classify(diagonal(lam), max_matvecs=50, seed=seed)
         covered += abs(found.negative.value - 300) <= found.negative.error
         assert found.index_at_least <= 300
         assert found.negative.error < 150
@@ -399,7 +399,7 @@ def test_cost_is_counted_and_stays_within_what_was_declared(
     X, Y = regression(16)
     L = linear_regression(X, Y)
     declared = declared_cost(L, budget, sample=sample, method=method)  # type: ignore[arg-type]
-    found = classify(L, tol=100.0, sample=sample, max_products=budget, method=method)  # type: ignore[arg-type]
+    found = classify(L, tol=100.0, sample=sample, max_matvecs=budget, method=method)  # type: ignore[arg-type]
     assert 0 < found.cost_ge == L.cost_ge <= declared
 
 
@@ -422,7 +422,7 @@ def test_not_finite_is_unknown() -> None:
 def test_wrong_usage_names_the_fix() -> None:
     for options, message in [
         ({"tol": -1.0}, "must not be negative"),
-        ({"max_products": 0}, "at least 1"),
+        ({"max_matvecs": 0}, "at least 1"),
         ({"resolution": 0.0}, "must be positive"),
         ({"flat_tol": 0.0}, "must be positive"),
     ]:
@@ -434,6 +434,6 @@ def test_provenance_and_words() -> None:
     found = classify(saddle())
     assert "Hessian" in found.provenance.method
     assert found.provenance.data == "closed form"
-    text = str(classify(diagonal(torch.arange(1, 500, dtype=D)), max_products=10))
+    text = str(classify(diagonal(torch.arange(1, 500, dtype=D)), max_matvecs=10))
     for part in ("unknown", "|g| 0, floor 0 (rounding)", "NOT CONVERGED", "certificate", "more products"):
         assert part in text

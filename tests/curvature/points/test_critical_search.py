@@ -179,7 +179,7 @@ def test_wrong_usage_names_the_fix() -> None:
     for options, message in [
         ({"tol": 0.0}, "positive"),
         ({"max_steps": 0}, "at least 1"),
-        ({"max_products": 0}, "at least 1"),
+        ({"max_matvecs": 0}, "at least 1"),
     ]:
         with pytest.raises(ValueError, match=message):
             find_critical_points(L, [point(0.0, 0.0)], **options)  # type: ignore[arg-type]

@@ -224,8 +224,8 @@ def test_an_unconverged_eigenvalue_decides_only_upwards() -> None:
     L = function_objective(
         lambda w: 0.5 * (torch.linspace(0.0, 10.0, 400, dtype=D) * w * w).sum(), torch.ones(400, dtype=D)
     )
-    assert stability_ratio(L, SGD(L.params, lr=0.1), max_products=3).verdict == "unknown"
-    assert stability_ratio(L, SGD(L.params, lr=1.0), max_products=3).verdict == "beyond the edge"
+    assert stability_ratio(L, SGD(L.params, lr=0.1), max_matvecs=3).verdict == "unknown"
+    assert stability_ratio(L, SGD(L.params, lr=1.0), max_matvecs=3).verdict == "beyond the edge"
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.9])

@@ -59,7 +59,7 @@ def test_descent_turns_at_the_largest_stable_rate(name: str) -> None:
 
 def test_a_given_spectrum_costs_gradients_alone_and_its_error_is_carried_over() -> None:
     L = bowl()
-    spectrum = lanczos(hessian(L), max_products=2)
+    spectrum = lanczos(hessian(L), max_matvecs=2)
     assert not spectrum.top.converged
     spent = L.cost_ge
     found = stable_rate(L, SGD(L.params, lr=7.0), {"last": 0.05}, spectrum=spectrum)

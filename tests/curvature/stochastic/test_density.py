@@ -44,7 +44,7 @@ def test_moments_are_exact_up_to_2m_minus_1_and_not_beyond() -> None:
 def test_two_atoms_are_exact() -> None:
     found = density(operator([3.0] * 60 + [-1.0] * 20), starts=40)
     assert all(theta == pytest.approx([-1.0, 3.0]) for theta in found.nodes)
-    assert found.num_products == 80
+    assert found.num_matvecs == 80
     high, low = found.spikes
     assert (high.value.value, low.value.value) == (pytest.approx(3.0), pytest.approx(-1.0))
     assert abs(high.mass.value - 0.75) <= 4 * high.mass.error
@@ -161,7 +161,7 @@ def test_products_that_are_not_finite_are_marked() -> None:
         return torch.where(w > 0, torch.inf, w).sum()
 
     found = density(hessian(function_objective(overflowed, torch.ones(5, dtype=D))))
-    assert found.num_products == 1
+    assert found.num_matvecs == 1
     assert "not finite" in str(found)
     assert math.isnan(found.moment(1).value)
     assert not found.fraction_below(0.0).converged
@@ -172,7 +172,7 @@ def test_cost_seed_and_files(mlp: Objective, tmp_path: Path) -> None:
     before = torch.get_rng_state()
     H = hessian(mlp)
     found = density(H, steps=8, starts=2, seed=1)
-    assert found.num_products == H.num_products == 16
+    assert found.num_matvecs == H.num_matvecs == 16
     assert found.cost_ge == H.cost_ge <= declared_cost(mlp, 8, 2)
     assert torch.equal(torch.get_rng_state(), before)
     assert density(hessian(mlp), steps=8, starts=2, seed=1).nodes[1].tolist() == found.nodes[1].tolist()

@@ -28,19 +28,19 @@ def outliers(d: int = 80) -> Tensor:
 
 def test_a_diagonal_matrix_is_exact_in_one_rademacher_probe() -> None:
     A = torch.diag(torch.linspace(-3, 5, 40, dtype=D))
-    one = diagonal(hessian(quadratic(A)), method="hutchinson", max_products=1)
+    one = diagonal(hessian(quadratic(A)), method="hutchinson", max_matvecs=1)
     torch.testing.assert_close(one.values[0], A.diagonal(), rtol=1e-12, atol=1e-12)
     assert bool(torch.isnan(one.errors[0]).all())
     auto = diagonal(hessian(quadratic(A)))
     torch.testing.assert_close(auto.values[0], A.diagonal(), rtol=1e-12, atol=1e-12)
     assert float(auto.errors[0].abs().max()) == 0.0
-    assert auto.num_products == 2
+    assert auto.num_matvecs == 2
 
 
 def test_errors_match_the_closed_form_variance_of_every_coordinate() -> None:
     A, n = outliers(), 40
     exact = (A.square().sum(1) - A.diagonal().square()) / n  # sum over j != i of A_ij^2, a sample
-    found = [diagonal(hessian(quadratic(A)), method="hutchinson", max_products=n, seed=s) for s in range(30)]
+    found = [diagonal(hessian(quadratic(A)), method="hutchinson", max_matvecs=n, seed=s) for s in range(30)]
     reported = torch.stack([run.errors[0].square() for run in found]).mean(0)
     actual = torch.stack([(run.values[0] - A.diagonal()).square() for run in found]).mean(0)
     assert float((reported / exact).mean()) == pytest.approx(1.0, abs=0.1)
@@ -68,14 +68,14 @@ def test_xdiag_is_what_its_sources_say() -> None:
         Q, _ = np.linalg.qr(H @ np.stack([w for j, w in enumerate(W) if j != i], axis=1))
         P = np.eye(40) - Q @ Q.T
         literal.append(np.diag(H - P @ H @ P) + W[i] * (P @ H @ P @ W[i]))
-    found = diagonal(hessian(quadratic(A)), method="xtrace", max_products=2 * n, seed=3)
+    found = diagonal(hessian(quadratic(A)), method="xtrace", max_matvecs=2 * n, seed=3)
     np.testing.assert_allclose(found.values[0].numpy(), np.mean(literal, axis=0), rtol=1e-9, atol=1e-10)
 
 
 def test_a_network_by_layer(mlp: Objective, dense_hessian: Callable[[Objective], Tensor]) -> None:
     exact = torch.split(dense_hessian(mlp).diagonal(), [p.numel() for p in mlp.params])
-    full = diagonal(hessian(mlp), max_products=60)
-    few = diagonal(hessian(mlp), method="krylov", max_products=30)
+    full = diagonal(hessian(mlp), max_matvecs=60)
+    few = diagonal(hessian(mlp), method="krylov", max_matvecs=30)
     assert [t.shape for t in few.values] == [p.shape for p in mlp.params]
     for found, part in zip(full.values, exact, strict=True):
         torch.testing.assert_close(found.flatten(), part, rtol=1e-9, atol=1e-11)
@@ -110,9 +110,9 @@ def test_zero_one_dimensional_and_not_finite(method: Any) -> None:
 
 def test_cost_and_files(mlp: Objective, tmp_path: Path) -> None:
     H = hessian(mlp)
-    found = diagonal(H, max_products=12)
+    found = diagonal(H, max_matvecs=12)
     assert found.cost_ge == H.cost_ge <= declared_cost(mlp, 12)
-    assert found.num_products == H.num_products == 12
+    assert found.num_matvecs == H.num_matvecs == 12
     found.save(tmp_path / "diagonal")
     again = Diagonal.load(tmp_path / "diagonal")
     for a, b in zip((*found.values, *found.errors), (*again.values, *again.errors), strict=True):

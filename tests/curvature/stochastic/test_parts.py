@@ -105,9 +105,9 @@ def test_trace_layers_and_norm_are_unbiased_and_intervals_cover(loss: Loss, warm
     start = lanczos(hessian(L), k=2) if warm else None
     totals, layer, squares, inside, seeds = [], [], [], 0, 60
     for seed in range(seeds):
-        found = trace_per_layer(hessian(L), max_products=20, seed=seed, start=start)
+        found = trace_per_layer(hessian(L), max_matvecs=20, seed=seed, start=start)
         assert "parts" in found.total.note
-        assert found.num_products == 20
+        assert found.num_matvecs == 20
         low, high = found.interval(0.95)
         inside += low <= float(A.trace()) <= high
         totals.append(found.total.value)
@@ -141,9 +141,9 @@ def test_a_loss_that_compares_samples_is_found_out() -> None:
     assert not agree(w, A @ w, v, parts.together(v))
     errors = []
     for seed in range(40):
-        found = trace_per_layer(hessian(L), max_products=20, seed=seed)
+        found = trace_per_layer(hessian(L), max_matvecs=20, seed=seed)
         assert "parts" not in found.total.note
-        assert found.num_products <= 20
+        assert found.num_matvecs <= 20
         errors.append(found.total.value - float(A.trace()))
     assert abs(np.mean(errors)) < 4 * np.std(errors, ddof=1) / np.sqrt(len(errors))
 
@@ -153,22 +153,22 @@ def test_a_loss_that_compares_samples_is_found_out() -> None:
 def test_the_cost_is_within_what_was_declared(method: Method, products: int) -> None:
     L = objective((25, 15))
     before, declared = L.cost_ge, declared_cost(L, products, method=method)
-    found = trace_per_layer(hessian(L, method=method), max_products=products)
+    found = trace_per_layer(hessian(L, method=method), max_matvecs=products)
     assert ("parts" in found.total.note) == (products >= 12)
-    assert found.num_products == products
+    assert found.num_matvecs == products
     assert found.cost_ge == pytest.approx(L.cost_ge - before)
     assert found.cost_ge <= declared
 
 
 def test_the_space_grows_while_outliers_are_found_and_no_longer() -> None:
     L = objective()
-    sizes = {trace_per_layer(hessian(L), max_products=30, seed=seed).basis_size for seed in range(5)}
+    sizes = {trace_per_layer(hessian(L), max_matvecs=30, seed=seed).basis_size for seed in range(5)}
     assert all(8 <= size <= 18 for size in sizes)
 
 
 def test_looking_leaves_no_graph_behind() -> None:
     L = objective()
     H = hessian(L)
-    trace_per_layer(H, max_products=20)
+    trace_per_layer(H, max_matvecs=20)
     density(H, steps=3, starts=1)  # the operator itself goes on
     assert all(p.grad is None for p in L.params)

@@ -41,7 +41,7 @@ def test_exact_numbers_of_a_small_matrix() -> None:
     ]:
         assert found.value == pytest.approx(expected, rel=1e-12)
         assert found.converged
-    assert (s.sign, s.num_products) == ("indefinite", 5)
+    assert (s.sign, s.num_matvecs) == ("indefinite", 5)
 
 
 def test_network_against_the_dense_hessian(
@@ -103,8 +103,8 @@ def test_estimates_cover_the_truth() -> None:
     }
     H = hessian(diagonal(lam))
     for seed in range(12):
-        s = spectral_summary(H, max_products=60, seed=seed)
-        assert (s.exact, s.num_products <= 60, s.sign) == (False, True, "indefinite")
+        s = spectral_summary(H, max_matvecs=60, seed=seed)
+        assert (s.exact, s.num_matvecs <= 60, s.sign) == (False, True, "indefinite")
         for name in hits:
             found = getattr(s, name)
             width = 2.0 if found.error_kind == "standard_error" else 1.0
@@ -117,7 +117,7 @@ def test_estimated_moments_are_unbiased_and_their_errors_right() -> None:
     """The spread over seeds of the trace is the standard error that each estimate gives."""
     lam = np.linspace(-1, 3, 1200)
     H = hessian(diagonal(lam))
-    found = [spectral_summary(H, max_products=24, seed=seed).trace for seed in range(40)]
+    found = [spectral_summary(H, max_matvecs=24, seed=seed).trace for seed in range(40)]
     values = np.array([f.value for f in found])
     error = np.mean([f.error for f in found])
     assert values.mean() == pytest.approx(lam.sum(), abs=4 * error / math.sqrt(40))
@@ -133,7 +133,7 @@ def test_a_definite_matrix_too_large_to_form() -> None:
 
 
 def test_a_small_budget_shows_no_sign() -> None:
-    s = spectral_summary(hessian(diagonal(np.arange(500.0))), max_products=8)
+    s = spectral_summary(hessian(diagonal(np.arange(500.0))), max_matvecs=8)
     assert s.sign == "unknown"
     assert not s.condition.converged
     assert "NOT CONVERGED" in str(s)
@@ -144,7 +144,7 @@ def test_shares_are_enclosed_at_every_level() -> None:
     H = hessian(diagonal(lam))
     inside = []
     for seed in range(5):
-        seen = eigenvalues(H, max_products=40, seed=seed)
+        seen = eigenvalues(H, max_matvecs=40, seed=seed)
         for level in (-0.1, 0.0, 0.1, 0.3, 1.0, 6.0, 30.0):
             share, error = share_below(seen, level)
             inside.append(abs(share - (lam < level).mean()) <= error + 1e-12)
@@ -154,7 +154,7 @@ def test_shares_are_enclosed_at_every_level() -> None:
 def test_an_invariant_space_holds_the_shares_exactly_up_to_the_draw() -> None:
     M = torch.diag(torch.tensor([2.0] + [0.0] * 19, dtype=D))
     seen = eigenvalues(
-        hessian(linear_network(M, [30])), max_products=6
+        hessian(linear_network(M, [30])), max_matvecs=6
     )  # 2 and -2, 30 times each, and 1140 zeros
     assert seen.certificate == 0.0
     share, error = share_below(seen, -1.0)
@@ -165,11 +165,11 @@ def test_an_invariant_space_holds_the_shares_exactly_up_to_the_draw() -> None:
 def test_cost_and_input() -> None:
     L = diagonal(np.arange(1.0, 1200.0))
     declared = declared_cost(L, 30)
-    s = spectral_summary(hessian(L), max_products=30)
+    s = spectral_summary(hessian(L), max_matvecs=30)
     assert s.cost_ge <= declared
     assert s.cost_ge == L.cost_ge
     with pytest.raises(ValueError, match="at least 1"):
-        spectral_summary(hessian(L), max_products=0)
+        spectral_summary(hessian(L), max_matvecs=0)
     with pytest.raises(ValueError, match="must be positive"):
         spectral_summary(hessian(L), resolution=0.0)
 

@@ -94,7 +94,7 @@ def test_hutchinson_has_its_closed_form_variance_and_reports_it(distribution: An
         "gaussian": 2 * square,
         "sphere": 2 * d / (d + 2) * (square - tr**2 / d),
     }[distribution]
-    found = runs(A, 250, method="hutchinson", max_products=n, distribution=distribution)
+    found = runs(A, 250, method="hutchinson", max_matvecs=n, distribution=distribution)
     reported = np.mean([run.total.error**2 for run in found])
     assert rms(found, tr) ** 2 == pytest.approx(variance / n, rel=0.3)  # 250 squares: 9 % standard error
     assert reported == pytest.approx(variance / n, rel=0.1)
@@ -137,7 +137,7 @@ def test_a_trained_net(method: Any, seeds: int) -> None:
     assert 0.90 <= inside <= (0.99 if seeds >= 200 else 1.0)
     if method in ("auto", "krylov"):
         assert rms(found, exact) <= math.sqrt(variance) / 3
-    assert all(run.num_products == 30 for run in found[:5])
+    assert all(run.num_matvecs == 30 for run in found[:5])
     square = float(A.square().sum())
     off = np.array([(run.frobenius.value - square) / max(run.frobenius.error, 1e-12) for run in found])
     assert np.mean(np.abs(off) <= stats.t.ppf(0.975, max(1, found[0].num_samples - 1))) >= 0.85
@@ -156,21 +156,21 @@ def test_stopping_on_the_interval_keeps_its_promise() -> None:
     # Where the running mean rests at a tolerance of 1e-3 after some 34 samples, the error is still 13 %.
     A = with_spectrum(np.random.default_rng(0).normal(0.3, 1.0, 300).tolist())
     exact, tol = float(A.trace()), 0.1
-    found = runs(A, 60, method="hutchinson", tol=tol, max_products=300)
+    found = runs(A, 60, method="hutchinson", tol=tol, max_matvecs=300)
     assert all(run.total.converged for run in found)
     assert np.mean([abs(run.total.value - exact) <= tol * abs(exact) for run in found]) >= 0.88
-    assert np.median([run.num_products for run in found]) > 34
-    few = trace_per_layer(Dense(A), tol=1e-3, max_products=30)
+    assert np.median([run.num_matvecs for run in found]) > 34
+    few = trace_per_layer(Dense(A), tol=1e-3, max_matvecs=30)
     assert not few.total.converged
     assert "NOT CONVERGED" in str(few)
 
 
 def test_a_tolerance_saves_products_but_never_the_first_samples() -> None:
     A = five_outliers()
-    found = trace_per_layer(Dense(A), tol=0.5, max_products=30)
+    found = trace_per_layer(Dense(A), tol=0.5, max_matvecs=30)
     assert found.total.converged
     assert found.num_samples == 8
-    assert found.num_products == 18 + 8
+    assert found.num_matvecs == 18 + 8
 
 
 # --- literal oracles ----------------------------------------------------------------------------------------------
@@ -193,7 +193,7 @@ def test_xtrace_is_what_its_paper_says() -> None:
         Q, _ = np.linalg.qr(H @ np.stack([w for j, w in enumerate(W) if j != i], axis=1))
         rest = W[i] - Q @ (Q.T @ W[i])
         literal.append(np.trace(Q.T @ H @ Q) + rest @ H @ rest)
-    found = trace_per_layer(Dense(A), method="xtrace", max_products=2 * n, seed=3)
+    found = trace_per_layer(Dense(A), method="xtrace", max_matvecs=2 * n, seed=3)
     assert found.total.value == pytest.approx(np.mean(literal), rel=1e-10)
     assert found.total.error == pytest.approx(1.25 * np.std(literal, ddof=1) / math.sqrt(n), rel=1e-8)
 
@@ -205,7 +205,7 @@ def test_hutchpp_is_what_its_paper_says() -> None:
     P = np.eye(40) - Q @ Q.T
     probes = [draws.next().numpy() for _ in range(4)]
     literal = np.trace(Q.T @ H @ Q) + np.mean([w @ P @ H @ P @ w for w in probes])
-    found = trace(Dense(A), method="hutch++", max_products=12, seed=3)
+    found = trace(Dense(A), method="hutch++", max_matvecs=12, seed=3)
     assert found.value == pytest.approx(literal, rel=1e-10)
 
 
@@ -219,7 +219,7 @@ def test_krylov_is_what_it_says() -> None:
     P = np.eye(40) - Q @ Q.T
     probes = [draws.next().numpy() for _ in range(4)]
     literal = np.trace(Q.T @ H @ Q) + np.mean([w @ P @ H @ P @ w for w in probes])
-    found = trace_per_layer(Dense(A), method="krylov", max_products=10, seed=3)
+    found = trace_per_layer(Dense(A), method="krylov", max_matvecs=10, seed=3)
     assert (found.basis_size, found.num_samples) == (6, 4)
     assert found.total.value == pytest.approx(literal, rel=1e-9)
     K = H - P @ H @ P
@@ -233,13 +233,13 @@ def test_krylov_is_what_it_says() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, D])
 def test_a_diagonal_matrix_is_exact(dtype: torch.dtype) -> None:
     A = torch.diag(torch.linspace(-3, 7, 200, dtype=dtype))
-    one = trace(Dense(A), method="hutchinson", max_products=1)
+    one = trace(Dense(A), method="hutchinson", max_matvecs=1)
     assert one.value == pytest.approx(float(A.trace()), rel=1e-5)
     assert math.isnan(one.error)
     assert not one.converged
     auto = trace_per_layer(Dense(A))
     assert auto.total.value == pytest.approx(float(A.trace()), rel=1e-5)
-    assert (auto.total.error, auto.num_products, auto.total.converged) == (0.0, 2, True)
+    assert (auto.total.error, auto.num_matvecs, auto.total.converged) == (0.0, 2, True)
     assert "diagonal" in auto.total.note
     assert auto.interval() == (auto.total.value, auto.total.value)
 
@@ -250,11 +250,11 @@ def test_the_zero_matrix_and_small_ones(method: Any, d: int) -> None:
     zero = trace_per_layer(Dense(torch.zeros(d, d, dtype=D)), method=method)
     assert (zero.total.value, zero.total.error, zero.frobenius.value) == (0.0, 0.0, 0.0)
     A = torch.arange(1.0, d * d + 1, dtype=D).reshape(d, d)
-    found = trace_per_layer(Dense((A + A.T) / 2), method=method, max_products=30)
+    found = trace_per_layer(Dense((A + A.T) / 2), method=method, max_matvecs=30)
     half = 4 * found.total.error + 1e-9 * float(A.norm())
     assert abs(found.total.value - float(A.trace())) <= half  # rank two at most: known but for rounding
     if method == "auto" and d < 30:
-        assert found.num_products == d
+        assert found.num_matvecs == d
         assert found.total.error == 0.0
 
 
@@ -281,13 +281,13 @@ def test_layers_add_up_and_agree_with_their_blocks(
 ) -> None:
     A = dense_hessian(mlp)
     exact = torch.split(A.diagonal(), [p.numel() for p in mlp.params])
-    full = trace_per_layer(hessian(mlp), max_products=100)
+    full = trace_per_layer(hessian(mlp), max_matvecs=100)
     assert list(full.per_layer) == mlp.names
     for estimate, part in zip(full.per_layer.values(), exact, strict=True):
         assert estimate.value == pytest.approx(float(part.sum()), abs=1e-10)
     assert full.frobenius.value == pytest.approx(float(A.square().sum()), rel=1e-9)
     for method in METHODS[1:]:
-        few = trace_per_layer(hessian(mlp), method=method, max_products=24, seed=1)
+        few = trace_per_layer(hessian(mlp), method=method, max_matvecs=24, seed=1)
         assert sum(part.value for part in few.per_layer.values()) == pytest.approx(few.total.value, rel=1e-9)
         for name, part in zip(few.per_layer, exact, strict=True):
             low, high = few.interval(0.9999, layer=name)
@@ -326,7 +326,7 @@ def test_softmax_regression_at_zero_weights() -> None:
     model = nn.Linear(20, C, bias=False, dtype=D)
     nn.init.zeros_(model.weight)
     objective = Objective(model, lambda m, b: F.cross_entropy(m(b[0]), b[1]), [(X, torch.zeros(30).long())])
-    found = trace_per_layer(hessian(objective), max_products=80)
+    found = trace_per_layer(hessian(objective), max_matvecs=80)
     assert found.total.value == pytest.approx((C - 1) * float(X.square().sum()) / (30 * C), rel=1e-10)
 
 
@@ -337,11 +337,11 @@ def test_a_spectrum_is_a_free_control_variate_even_when_old() -> None:
     A = five_outliers()
     exact = float(A.trace())
     noise = torch.randn(500, 500, dtype=D, generator=torch.Generator().manual_seed(1))
-    old = lanczos(Dense(A + 0.02 * (noise + noise.T)), k=5, ends="top", max_products=40)
-    plain = runs(A, 60, method="hutchinson", max_products=12)
+    old = lanczos(Dense(A + 0.02 * (noise + noise.T)), k=5, ends="top", max_matvecs=40)
+    plain = runs(A, 60, method="hutchinson", max_matvecs=12)
     for start, extra in ((old, 0), (old.vectors, 5)):
-        helped = runs(A, 60, method="hutchinson", max_products=12, start=start)
-        assert all(run.num_products == 12 and run.num_samples == 12 - extra for run in helped)
+        helped = runs(A, 60, method="hutchinson", max_matvecs=12, start=start)
+        assert all(run.num_matvecs == 12 and run.num_samples == 12 - extra for run in helped)
         assert rms(helped, exact) < rms(plain, exact) / 5
         bias = np.mean([run.total.value for run in helped]) - exact
         assert abs(bias) <= 4 * rms(helped, exact) / math.sqrt(60)
@@ -355,7 +355,7 @@ def test_a_spectrum_is_a_free_control_variate_even_when_old() -> None:
 def test_wrong_eigenpairs_leave_every_method_unbiased(method: Any) -> None:
     A = with_spectrum([*np.linspace(-1, 1, 60), 9.0])
     wrong = lanczos(Dense(with_spectrum([*np.linspace(0, 1, 60), 20.0], seed=5)), k=2)
-    found = runs(A, 60, method=method, max_products=16, start=wrong)
+    found = runs(A, 60, method=method, max_matvecs=16, start=wrong)
     mean, exact = np.mean([run.total.value for run in found]), float(A.trace())
     assert abs(mean - exact) <= 4 * rms(found, exact) / math.sqrt(60)
     square = np.array([run.frobenius.value for run in found])
@@ -369,17 +369,17 @@ def test_wrong_eigenpairs_leave_every_method_unbiased(method: Any) -> None:
 @pytest.mark.parametrize("budget", [1, 2, 3, 5, 9])
 def test_the_budget_is_never_exceeded(method: Any, budget: int) -> None:
     H = Dense(with_spectrum(np.linspace(-1, 3, 50).tolist()))
-    found = trace_per_layer(H, method=method, max_products=budget)
-    assert found.num_products == H.num_products <= budget
+    found = trace_per_layer(H, method=method, max_matvecs=budget)
+    assert found.num_matvecs == H.num_matvecs <= budget
     assert found.cost_ge == H.cost_ge
     if found.num_samples < 2:
         assert not found.total.converged
-        assert "max_products" in found.total.note
+        assert "max_matvecs" in found.total.note
 
 
 def test_cost_is_declared(mlp: Objective) -> None:
     H = hessian(mlp)
-    found = trace(H, max_products=12)
+    found = trace(H, max_matvecs=12)
     assert 0 < found.cost_ge == H.cost_ge <= declared_cost(mlp, 12)
     assert found.provenance.seed == 0
     assert "Hessian" in found.provenance.method
@@ -411,13 +411,13 @@ def test_float32_agrees_with_float64() -> None:
 
 
 def test_finite_differences_agree_with_exact_products(mlp: Objective) -> None:
-    exact = trace(hessian(mlp), method="krylov", max_products=20)
-    found = trace(hessian(mlp, method="finite_difference"), method="krylov", max_products=20)
+    exact = trace(hessian(mlp), method="krylov", max_matvecs=20)
+    found = trace(hessian(mlp, method="finite_difference"), method="krylov", max_matvecs=20)
     assert found.value == pytest.approx(exact.value, rel=1e-3)
 
 
 def test_save_and_load(mlp: Objective, tmp_path: Path) -> None:
-    found = trace_per_layer(hessian(mlp), max_products=12)
+    found = trace_per_layer(hessian(mlp), max_matvecs=12)
     found.save(tmp_path / "trace")
     assert Trace.load(tmp_path / "trace.json") == found
     with pytest.raises(TypeError, match="holds a Trace"):
@@ -428,12 +428,12 @@ def test_save_and_load(mlp: Objective, tmp_path: Path) -> None:
     ("options", "word"),
     [
         ({"method": "hutch"}, "method 'hutch'"),
-        ({"max_products": 0}, "max_products=0"),
+        ({"max_matvecs": 0}, "max_matvecs=0"),
         ({"tol": 0.0}, "tol=0.0"),
         ({"confidence": 1.0}, "confidence=1.0"),
         ({"distribution": "cauchy"}, "distribution 'cauchy'"),
         ({"start": [[torch.zeros(3)]]}, "other shapes"),
-        ({"start": [[torch.ones(40, dtype=D)]] * 5, "max_products": 5}, "start has 5 vectors"),
+        ({"start": [[torch.ones(40, dtype=D)]] * 5, "max_matvecs": 5}, "start has 5 vectors"),
     ],
 )
 def test_wrong_arguments_name_themselves(options: dict[str, Any], word: str) -> None:

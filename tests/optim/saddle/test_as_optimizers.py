@@ -42,7 +42,7 @@ def sgd(p: Params, momentum: float = 0.0) -> torch.optim.Optimizer:
 def looking(base: torch.optim.Optimizer, seed: int = 0) -> NegativeCurvature:
     """Looks at the curvature in every fourth step."""
     trigger = Trigger(("every", "still", "circling"), every=4, share=1.0, allowance=1000)
-    return NegativeCurvature(base, trigger=trigger, products=3, seed=seed)
+    return NegativeCurvature(base, trigger=trigger, max_matvecs=3, seed=seed)
 
 
 WRAPPERS: dict[str, Callable[[Params], torch.optim.Optimizer]] = {
@@ -61,9 +61,9 @@ WRAPPERS: dict[str, Callable[[Params], torch.optim.Optimizer]] = {
     ),
 }
 SOLVERS: dict[str, Callable[[Params], torch.optim.Optimizer]] = {
-    "SaddleFreeNewton": lambda p: SaddleFreeNewton(p, products=3),
-    "CubicNewton": lambda p: CubicNewton(p, products=3),
-    "TrustRegionNewton": lambda p: TrustRegionNewton(p, products=3),
+    "SaddleFreeNewton": lambda p: SaddleFreeNewton(p, max_matvecs=3),
+    "CubicNewton": lambda p: CubicNewton(p, max_matvecs=3),
+    "TrustRegionNewton": lambda p: TrustRegionNewton(p, max_matvecs=3),
 }
 ALL = {**WRAPPERS, **SOLVERS}
 ALIKE = (

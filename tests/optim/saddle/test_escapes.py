@@ -208,8 +208,8 @@ def test_a_budget_that_is_too_small_to_tell_says_so(name: str) -> None:
     """d = 500, ten products on diag(-1, 1 ... 499): nothing negative is seen, and nothing is claimed."""
     h = torch.cat([torch.tensor([-1.0]), torch.arange(1.0, 500.0)]).double()
     makers: dict[str, Maker] = {
-        "negative curvature": lambda p, s: NegativeCurvature(sgd(p, 1e-4), products=10, seed=s),
-        "cubic": lambda p, s: CubicNewton(p, products=10, seed=s),
+        "negative curvature": lambda p, s: NegativeCurvature(sgd(p, 1e-4), max_matvecs=10, seed=s),
+        "cubic": lambda p, s: CubicNewton(p, max_matvecs=10, seed=s),
     }
     _, optimizer, _ = train(lambda w: 0.5 * (h * w**2).sum(), [0.0] * 500, makers[name], 3)
     assert optimizer.verdict == "unknown"
@@ -253,7 +253,7 @@ def test_a_look_leaves_random_numbers_and_buffers_to_training() -> None:
         twin.load_state_dict(model.state_dict())
         trigger = Trigger(("every",), every=2) if looks else Trigger(())
         optimizer = NegativeCurvature(
-            torch.optim.SGD(twin.parameters(), 0.0), model=twin, trigger=trigger, products=2
+            torch.optim.SGD(twin.parameters(), 0.0), model=twin, trigger=trigger, max_matvecs=2
         )
 
         def closure() -> Tensor:
@@ -349,7 +349,7 @@ def test_half_precision_weights_escape() -> None:
 @pytest.mark.parametrize(
     ("make", "error", "words"),
     [
-        (lambda p: NegativeCurvature(sgd(p), products=1), ValueError, "products 1"),
+        (lambda p: NegativeCurvature(sgd(p), max_matvecs=1), ValueError, "max_matvecs=1"),
         (lambda p: NegativeCurvature(sgd(p), radius=0.0), ValueError, "radius 0.0"),
         (lambda p: PerturbedGradient(sgd(p), radius=-1.0), ValueError, "radius -1.0"),
         (lambda p: PerturbedGradient(sgd(p), wait=0), ValueError, "wait 0"),

@@ -26,13 +26,13 @@ def sgd(params: Any) -> torch.optim.Optimizer:
 
 MAKERS: dict[str, Any] = {
     "NegativeCurvature": lambda p: NegativeCurvature(
-        sgd(p), trigger=Trigger(("every",), every=3), products=4
+        sgd(p), trigger=Trigger(("every",), every=3), max_matvecs=4
     ),
     "PerturbedGradient": lambda p: PerturbedGradient(sgd(p)),
     "NoisyGradient": lambda p: NoisyGradient(sgd(p)),
-    "CubicNewton": lambda p: CubicNewton(p, products=4),
-    "SaddleFreeNewton": lambda p: SaddleFreeNewton(p, products=4),
-    "TrustRegionNewton": lambda p: TrustRegionNewton(p, products=4),
+    "CubicNewton": lambda p: CubicNewton(p, max_matvecs=4),
+    "SaddleFreeNewton": lambda p: SaddleFreeNewton(p, max_matvecs=4),
+    "TrustRegionNewton": lambda p: TrustRegionNewton(p, max_matvecs=4),
 }
 EVERY = pytest.mark.parametrize("name", MAKERS)
 

@@ -73,7 +73,7 @@ def test_other_data_have_to_agree(agree: bool, kind: str) -> None:
 
 
 def test_what_cannot_be_looked_with_is_refused() -> None:
-    for options, says in (({"products": 1}, "products 1"), ({"radius": 0.0}, "radius 0.0")):
+    for options, says in (({"max_matvecs": 1}, "max_matvecs=1"), ({"radius": 0.0}, "radius 0.0")):
         with pytest.raises(ValueError, match=says):
             leave_saddle(objective_of(double_well, [0.0, 0.0]), **options)
 

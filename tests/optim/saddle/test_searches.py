@@ -40,7 +40,7 @@ def test_neon_finds_the_lowest_eigenvector_by_one_call_a_product() -> None:
     found = neon(
         lambda v: seen.forward_product(v, g), g, steps=200, generator=torch.Generator().manual_seed(0)
     )
-    assert seen.calls - calls == found.products < 60
+    assert seen.calls - calls == found.num_matvecs < 60
     assert found.lowest == pytest.approx(-1.0, abs=0.05)
     assert abs(float(found.lowest_vector[0][-1])) > 0.98
     assert found.tau(4, 1e-6) is None  # nothing is ruled out
@@ -90,7 +90,7 @@ def test_the_stochastic_cubic_step_leaves_a_saddle_on_minibatches(seed: int) -> 
     optimizer = CubicNewton(
         model.parameters(),
         sigma=1.5,
-        products=6,
+        max_matvecs=6,
         lr=0.5,
         curvature=lambda: Objective(model, noisy_well, [0.3 * torch.randn(32, 6, generator=draw, dtype=D)]),
         seed=seed,
