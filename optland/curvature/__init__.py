@@ -3,7 +3,8 @@
 ==================  ===============================================================================================
 matrices            :func:`hessian`, :func:`ggn`, :func:`fisher`, :func:`empirical_fisher`; of them
                     :func:`preconditioned`, :func:`in_metric`, :func:`shifted`, :func:`with_weight_decay`,
-                    :func:`subset`, :func:`per_layer`, :func:`to_scipy`
+                    :func:`subset`, :func:`per_layer`; one's own: :class:`FunctionOperator`, or a subclass of
+                    :class:`SymmetricOperator`
 eigenvalues         :func:`lanczos`, :class:`SpectrumTracker` in a training loop, :func:`power_iteration` as baseline
 whole spectrum      :func:`trace`, :func:`trace_per_layer`, :func:`diagonal`, :func:`frobenius`, :func:`density`,
                     :func:`spectral_summary`
@@ -31,12 +32,12 @@ from optland.curvature.noise.gradient_noise import GradientNoise, from_norms, gr
 from optland.curvature.noise.noise_scale import NoiseScale, noise_scale
 from optland.curvature.noise.per_sample import PerSample, per_sample_gradients
 from optland.curvature.operators.fisher import empirical_fisher, fisher
+from optland.curvature.operators.function import FunctionOperator
 from optland.curvature.operators.ggn import ggn
-from optland.curvature.operators.hessian import hessian
-from optland.curvature.operators.linear_operator import CurvatureOperator, OperatorCheck
+from optland.curvature.operators.hessian import CurvatureOperator, hessian
+from optland.curvature.operators.linear_operator import OperatorCheck, SymmetricOperator
 from optland.curvature.operators.preconditioner import preconditioner
 from optland.curvature.operators.products import HVP_GE
-from optland.curvature.operators.scipy_operator import to_scipy
 from optland.curvature.operators.transforms import (
     in_metric,
     per_layer,
@@ -76,6 +77,7 @@ __all__ = [
     "Density",
     "Diagonal",
     "FoundPoint",
+    "FunctionOperator",
     "GradientNoise",
     "IndexAgainstLoss",
     "NoiseScale",
@@ -89,6 +91,7 @@ __all__ = [
     "Spike",
     "StabilityRatio",
     "StableRate",
+    "SymmetricOperator",
     "Threshold",
     "Trace",
     "Tracked",
@@ -127,7 +130,6 @@ __all__ = [
     "stable_rate",
     "starts_around",
     "subset",
-    "to_scipy",
     "trace",
     "trace_per_layer",
     "with_weight_decay",

@@ -29,7 +29,7 @@ from torch import Tensor
 from optland import vectors
 from optland.batches import num_samples, thin
 from optland.curvature.eigen.krylov import Krylov
-from optland.curvature.operators.linear_operator import CurvatureOperator
+from optland.curvature.operators.linear_operator import SymmetricOperator
 from optland.objective import Objective
 
 __all__ = ["ADMIXTURE", "PRODUCTS", "coarse_start", "thinned_samples"]
@@ -53,7 +53,7 @@ def thinned_samples(objective: Objective) -> int:
     return 0 if part is None else part.num_samples
 
 
-def coarse_start(H: CurvatureOperator, k: int, seed: int) -> list[Tensor] | None:
+def coarse_start(H: SymmetricOperator, k: int, seed: int) -> list[Tensor] | None:
     """A vector for the k largest eigenvalues of ``H``; None where the data are too few or cannot be thinned.
 
     Args:
@@ -61,7 +61,7 @@ def coarse_start(H: CurvatureOperator, k: int, seed: int) -> list[Tensor] | None
         k: How many pairs are wanted.
         seed: Seed of the random start on the part; the random part a xi is the caller's to add, from another seed.
     """
-    part = _thinned(H.objective)
+    part = None if H.objective is None else _thinned(H.objective)
     twin = None if part is None else H.on(part)
     if twin is None:
         return None

@@ -29,7 +29,7 @@ from torch import Tensor
 from optland import vectors
 from optland.curvature.eigen.krylov import Array, Krylov
 from optland.curvature.eigen.spectrum import random_start_certificate
-from optland.curvature.operators.hessian import CurvatureOperator
+from optland.curvature.operators.linear_operator import SymmetricOperator
 from optland.estimate import Estimate, Provenance
 
 __all__ = [
@@ -119,7 +119,7 @@ def budget(dim: int, max_matvecs: int | None) -> int:
 
 
 def eigenvalues(
-    H: CurvatureOperator, *, max_matvecs: int | None = None, resolution: float = 1e-2, seed: int = 0
+    H: SymmetricOperator, *, max_matvecs: int | None = None, resolution: float = 1e-2, seed: int = 0
 ) -> Eigenvalues:
     """All eigenvalues of ``H``, or what the budget shows of them.
 
@@ -150,7 +150,7 @@ def eigenvalues(
     return _from_random_start(H, limit, resolution, seed)
 
 
-def _dense(H: CurvatureOperator) -> Eigenvalues:
+def _dense(H: SymmetricOperator) -> Eigenvalues:
     before = H.num_matvecs
     A = H.to_dense().to("cpu", torch.float64).numpy()
     d = len(A)
@@ -185,7 +185,7 @@ def _dense(H: CurvatureOperator) -> Eigenvalues:
     )
 
 
-def _from_random_start(H: CurvatureOperator, limit: int, resolution: float, seed: int) -> Eigenvalues:
+def _from_random_start(H: SymmetricOperator, limit: int, resolution: float, seed: int) -> Eigenvalues:
     """Ritz pairs of one Krylov space; after it has become invariant, of more starts, to see multiplicities."""
     before = H.num_matvecs
     space, starts, first = Krylov(H, limit), 0, 0
@@ -222,7 +222,7 @@ def _from_random_start(H: CurvatureOperator, limit: int, resolution: float, seed
     )
 
 
-def _nothing(H: CurvatureOperator, num_matvecs: int, seed: int) -> Eigenvalues:
+def _nothing(H: SymmetricOperator, num_matvecs: int, seed: int) -> Eigenvalues:
     """The result when not even the first product was finite."""
     y, zero = vectors.random_unit(H.like, seed), np.zeros(1)
     return Eigenvalues(
@@ -258,7 +258,7 @@ def _absolute(theta: Array, dim: int, num_matvecs: int) -> float:
     return epsilon * float(theta[-1] - theta[0]) / (1 - 2 * epsilon) if epsilon < 0.5 else math.inf
 
 
-def _eps(H: CurvatureOperator) -> float:
+def _eps(H: SymmetricOperator) -> float:
     return float(torch.finfo(H.like[0].dtype).eps)
 
 

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from optland import vectors
 from optland.curvature.eigen.basis import Array, Basis
-from optland.curvature.operators.hessian import CurvatureOperator
+from optland.curvature.operators.linear_operator import SymmetricOperator
 from optland.vectors import Vector
 
 __all__ = ["Array", "Krylov", "RitzPairs"]
@@ -80,7 +80,7 @@ class Krylov:
 
     def __init__(
         self,
-        H: CurvatureOperator,
+        H: SymmetricOperator,
         capacity: int,
         *,
         dtype: torch.dtype | None = None,

@@ -56,7 +56,8 @@ from optland import vectors
 from optland.curvature.eigen import coarse
 from optland.curvature.eigen.krylov import Krylov, RitzPairs
 from optland.curvature.eigen.spectrum import Spectrum, certified_tau, random_start_certificate
-from optland.curvature.operators.hessian import CurvatureOperator, Method, declared_product_cost
+from optland.curvature.operators.hessian import Method, declared_product_cost
+from optland.curvature.operators.linear_operator import SymmetricOperator
 from optland.estimate import Estimate
 from optland.objective import Objective
 from optland.vectors import Vector
@@ -103,7 +104,7 @@ def declared_cost(
 
 
 def lanczos(
-    H: CurvatureOperator,
+    H: SymmetricOperator,
     k: int = 1,
     *,
     ends: Ends = "both",
@@ -322,7 +323,7 @@ def _spectrum(run: _Run, num_matvecs: int, cost: float, seed: int) -> Spectrum:
 
 
 def _starting_vector(
-    H: CurvatureOperator, warm: Sequence[Vector], admixture: float, seed: int
+    H: SymmetricOperator, warm: Sequence[Vector], admixture: float, seed: int
 ) -> list[Tensor]:
     """Random, or the normed sum of the given vectors with a small random part."""
     if not warm:
@@ -334,7 +335,7 @@ def _starting_vector(
 
 
 def _rows(
-    H: CurvatureOperator, num_pairs: int, max_matvecs: int, max_basis: int | None, dtype: torch.dtype | None
+    H: SymmetricOperator, num_pairs: int, max_matvecs: int, max_basis: int | None, dtype: torch.dtype | None
 ) -> int:
     """Rows of the basis: as many as products, or what the memory allows."""
     most, least = min(max_matvecs, H.dim), num_pairs + SPARE
@@ -347,7 +348,7 @@ def _rows(
 
 
 def _check(
-    H: CurvatureOperator,
+    H: SymmetricOperator,
     k: int,
     ends: str,
     tol: float,

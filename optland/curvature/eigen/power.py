@@ -30,7 +30,8 @@ from torch import Tensor
 from optland import vectors
 from optland.archive import Archived
 from optland.curvature.eigen.lanczos import FLOOR
-from optland.curvature.operators.hessian import CurvatureOperator, Method, declared_product_cost
+from optland.curvature.operators.hessian import Method, declared_product_cost
+from optland.curvature.operators.linear_operator import SymmetricOperator
 from optland.estimate import Estimate
 from optland.objective import Objective
 
@@ -64,7 +65,7 @@ def declared_cost(objective: Objective, max_matvecs: int = 20, *, method: Method
 
 
 def power_iteration(
-    H: CurvatureOperator,
+    H: SymmetricOperator,
     max_matvecs: int = 20,
     *,
     tol: float = 1e-2,

@@ -82,7 +82,8 @@ from optland.archive import Archived
 from optland.curvature.eigen.lanczos import Ends, Stop, lanczos
 from optland.curvature.eigen.lanczos import declared_cost as lanczos_cost
 from optland.curvature.eigen.spectrum import Spectrum
-from optland.curvature.operators.hessian import CurvatureOperator, Method, declared_product_cost
+from optland.curvature.operators.hessian import Method, declared_product_cost
+from optland.curvature.operators.linear_operator import SymmetricOperator
 from optland.objective import Objective
 
 __all__ = ["SpectrumTracker", "Tracked", "declared_cost"]
@@ -205,7 +206,7 @@ class SpectrumTracker:
             return declared_product_cost(objective, self.max_matvecs, method=method)
         return declared_cost(objective, self.max_matvecs, method=method, ends=self.ends)
 
-    def probe(self, H: CurvatureOperator) -> Tracked:
+    def probe(self, H: SymmetricOperator) -> Tracked:
         """The ends of the spectrum of ``H``, from where the last probe left off.
 
         Args:
@@ -230,7 +231,7 @@ class SpectrumTracker:
         self._remember(tracked)
         return tracked
 
-    def _run(self, H: CurvatureOperator, *, cold: bool) -> Spectrum:
+    def _run(self, H: SymmetricOperator, *, cold: bool) -> Spectrum:
         return lanczos(
             H,
             self.k,
@@ -244,10 +245,9 @@ class SpectrumTracker:
             seed=self.seed + SEED_STRIDE * self.num_probes + cold,
         )
 
-    def _starts(self, H: CurvatureOperator) -> list[list[Tensor]]:
+    def _starts(self, H: SymmetricOperator) -> list[list[Tensor]]:
         """The last eigenvectors, where the weights are."""
-        params = H.objective.params
-        return [[v.to(p.device) for v, p in zip(y, params, strict=True)] for y in self._kept]
+        return [[v.to(p.device) for v, p in zip(y, H.like, strict=True)] for y in self._kept]
 
     def _reason(self, warm: Spectrum | None) -> str:
         """Why this probe is audited; empty when it is not."""

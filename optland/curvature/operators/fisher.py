@@ -39,7 +39,7 @@ from torch import Tensor, nn
 from optland.batches import num_samples
 from optland.context import BATCH_NORMS
 from optland.curvature.operators.ggn import loss_hessian
-from optland.curvature.operators.hessian import CurvatureOperator, Method, PassOperator
+from optland.curvature.operators.hessian import CurvatureOperator, Method
 from optland.curvature.operators.linearised import Middle, linearised
 from optland.curvature.operators.outputs import Piece, Split
 from optland.objective import Objective
@@ -101,9 +101,9 @@ def fisher(
         raise ValueError(f"samples={samples} must be at least 1, or None for the sum over all labels")
     model = LIKELIHOODS[likelihood](class_dim)
     if samples is None:
-        return PassOperator(objective, linearised("Fisher", _exact(model), split), method)
+        return CurvatureOperator(objective, linearised("Fisher", _exact(model), split), method)
     kind = f"Monte-Carlo Fisher ({samples} drawn labels a prediction, seed {seed})"
-    return PassOperator(objective, linearised(kind, _sampled(model, samples, seed), split), method)
+    return CurvatureOperator(objective, linearised(kind, _sampled(model, samples, seed), split), method)
 
 
 def empirical_fisher(
@@ -140,7 +140,7 @@ def empirical_fisher(
             f"the model has {type(coupled[0]).__name__} and the objective is in train mode, where no sample has a "
             "gradient of its own; use Objective(..., mode='eval')"
         )
-    return PassOperator(objective, linearised("empirical Fisher", _actual_scores, split), method)
+    return CurvatureOperator(objective, linearised("empirical Fisher", _actual_scores, split), method)
 
 
 class _Categorical:

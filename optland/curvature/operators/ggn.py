@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from optland import vectors
-from optland.curvature.operators.hessian import CurvatureOperator, Method, PassOperator
+from optland.curvature.operators.hessian import CurvatureOperator, Method
 from optland.curvature.operators.linearised import linearised
 from optland.curvature.operators.outputs import Piece, Split
 from optland.derivatives import derivative
@@ -64,7 +64,7 @@ def ggn(objective: Objective, *, split: Split | None = None, method: Method = "a
         >>> ggn(L).to_dense().item(), hessian(L).to_dense().item()
         (16.0, 22.0)
     """
-    return PassOperator(objective, linearised(KIND, _loss_hessian, split), method)
+    return CurvatureOperator(objective, linearised(KIND, _loss_hessian, split), method)
 
 
 def declared_product_cost(objective: Objective, num_matvecs: int, *, method: Method = "auto") -> float:

@@ -35,7 +35,7 @@ from torch import Tensor
 from optland import vectors
 from optland.context import Verdict
 from optland.curvature.operators.finite_difference import FiniteDifference
-from optland.curvature.operators.linear_operator import CurvatureOperator, OperatorCheck
+from optland.curvature.operators.linear_operator import SymmetricOperator
 from optland.curvature.operators.products import (
     HVP_GE,
     SETUP_GE,
@@ -52,8 +52,6 @@ __all__ = [
     "CurvatureOperator",
     "Family",
     "Method",
-    "OperatorCheck",
-    "PassOperator",
     "declared_product_cost",
     "hessian",
 ]
@@ -167,7 +165,7 @@ def hessian(objective: Objective, *, method: Method = "auto") -> CurvatureOperat
         ...     H.matvec([torch.tensor([1.0, 1.0], dtype=torch.float64)])[0].tolist(), H.method
         ([2.0, -2.0], 'kept_graph')
     """
-    return PassOperator(objective, HESSIAN, method)
+    return CurvatureOperator(objective, HESSIAN, method)
 
 
 def declared_product_cost(objective: Objective, num_matvecs: int, *, method: Method = "auto") -> float:
@@ -175,13 +173,16 @@ def declared_product_cost(objective: Objective, num_matvecs: int, *, method: Met
     return HESSIAN.declared(objective, num_matvecs, method)
 
 
-class PassOperator(CurvatureOperator):
-    """A curvature matrix whose products are passes through the model, in the way that suits it.
+class CurvatureOperator(SymmetricOperator):
+    """A curvature matrix of an objective, whose products are passes through the model, in the way that suits it.
 
     Args:
         objective: Model, loss and data.
         family: Which matrix, and the ways to multiply by it.
         method: One of the ways, or ``"auto"``.
+
+    Attributes:
+        objective: What it is the curvature of.
 
     Raises:
         ValueError: ``method`` is unknown.
@@ -192,14 +193,25 @@ class PassOperator(CurvatureOperator):
             known = ", ".join(map(repr, family.ways))
             raise ValueError(f"method {method!r} is not known; use 'auto', {known}")
         chosen, reason = _choose(objective) if method == "auto" else (method, "asked for")
-        super().__init__(objective, chosen, reason)
-        self.kind = family.kind
+        super().__init__()
+        self.objective: Objective = objective
+        self.kind, self.method, self.reason = family.kind, chosen, reason
         self.family = family
         self._asked: Method = method
         self._fallback = method == "auto"
         self._product: Product | None = None
         self._rounding = 0.0  # of products, relative to them, where it is more than that of their type
         self._largest = 0.0  # product with a unit vector so far, where that matters
+
+    @property
+    def like(self) -> list[Tensor]:
+        """The parameters of the objective."""
+        return self.objective.params
+
+    @property
+    def names(self) -> list[str]:
+        """Their names in the model."""
+        return self.objective.names
 
     @property
     def product_ge(self) -> float:
@@ -216,20 +228,20 @@ class PassOperator(CurvatureOperator):
         """Size of the error of a product with a unit vector; 0 where products are exact to rounding."""
         return 0.0 if self._product is None else max(self._product.error, self._rounding * self._largest)
 
-    def restricted(self, indices: Sequence[int]) -> PassOperator:
+    def restricted(self, indices: Sequence[int]) -> CurvatureOperator:
         """The block of these parameters, whose products take gradients for them alone."""
-        return PassOperator(self.objective.select(indices), self.family, self._asked)
+        return CurvatureOperator(self.objective.select(indices), self.family, self._asked)
 
-    def on(self, objective: Objective) -> PassOperator:
+    def on(self, objective: Objective) -> CurvatureOperator:
         """The same matrix of other data at the same weights."""
-        return PassOperator(objective, self.family, self._asked)
+        return CurvatureOperator(objective, self.family, self._asked)
 
     def close(self) -> None:
         """Free the kept graph; products raise from now on."""
         super().close()
         self._product = None
 
-    def _multiply(self, v: Vector) -> list[Tensor]:
+    def _matvec(self, v: Vector) -> list[Tensor]:
         if self._product is not None and self.num_matvecs > 0:
             self.cost_ge += self.product_ge
             return self._measured(self._product(v), v)

@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.optim import Adam, AdamW
 
 from optland import vectors
-from optland.curvature.operators.linear_operator import CurvatureOperator
+from optland.curvature.operators.linear_operator import SymmetricOperator, Through
 from optland.curvature.operators.preconditioner import innermost, preconditioner
 from optland.objective import Objective
 from optland.vectors import Vector
@@ -33,7 +33,7 @@ from optland.vectors import Vector
 __all__ = ["in_metric", "per_layer", "preconditioned", "shifted", "subset", "with_weight_decay"]
 
 
-def preconditioned(H: CurvatureOperator, optimizer: Any) -> CurvatureOperator:
+def preconditioned(H: SymmetricOperator, optimizer: Any) -> SymmetricOperator:
     """P^(-1/2) H P^(-1/2), whose largest eigenvalue decides whether ``optimizer`` is stable.
 
     It has the eigenvalues of P^(-1) H and is symmetric; its eigenvectors are P^(1/2) times those of P^(-1) H.
@@ -60,14 +60,17 @@ def preconditioned(H: CurvatureOperator, optimizer: Any) -> CurvatureOperator:
     if isinstance(optimizer, Sequence):
         P, owner = list(optimizer), "a given diagonal"
     else:
-        P, owner = preconditioner(optimizer, H.objective), type(innermost(optimizer)).__name__
+        P, owner = (
+            preconditioner(optimizer, _objective_of(H, "P itself, one tensor for each")),
+            type(innermost(optimizer)).__name__,
+        )
     P = _checked_diagonal(H, P, "P")
     if not all(bool((t > 0).all()) for t in P):
         raise ValueError("P has entries that are not positive; a preconditioner divides by them")
     return _Scaled(H, [t.rsqrt() for t in P], f"{H.kind} preconditioned by {owner}")
 
 
-def in_metric(H: CurvatureOperator, T: Vector | Literal["weights"]) -> CurvatureOperator:
+def in_metric(H: SymmetricOperator, T: Vector | Literal["weights"]) -> SymmetricOperator:
     r"""T H T for a diagonal T: the curvature with steps measured in units of T.
 
     Args:
@@ -92,12 +95,13 @@ def in_metric(H: CurvatureOperator, T: Vector | Literal["weights"]) -> Curvature
     if isinstance(T, str):
         if T != "weights":
             raise ValueError(f"T={T!r} is not known; use 'weights' or one tensor for each parameter")
+        _objective_of(H, "T itself, one tensor for each")
         return _Scaled(H, [p.detach().abs() for p in H.like], f"{H.kind} in the metric of the weights")
     T = _checked_diagonal(H, T, "T")
     return _Scaled(H, list(T), f"{H.kind} in a diagonal metric")
 
 
-def shifted(H: CurvatureOperator, sigma: float, *, note: str = "") -> CurvatureOperator:
+def shifted(H: SymmetricOperator, sigma: float, *, note: str = "") -> SymmetricOperator:
     """H + sigma I: every eigenvalue moves by sigma.
 
     Args:
@@ -115,7 +119,7 @@ def shifted(H: CurvatureOperator, sigma: float, *, note: str = "") -> CurvatureO
     return _Shifted(H, [torch.full((), sigma, dtype=t.dtype, device=t.device) for t in H.like], kind)
 
 
-def with_weight_decay(H: CurvatureOperator, optimizer: Any) -> CurvatureOperator:
+def with_weight_decay(H: SymmetricOperator, optimizer: Any) -> SymmetricOperator:
     r"""H with the curvature of the L2 penalty that ``optimizer`` adds to the loss, group by group.
 
     Args:
@@ -133,10 +137,10 @@ def with_weight_decay(H: CurvatureOperator, optimizer: Any) -> CurvatureOperator
         >>> decayed.to_dense().diagonal().tolist()
         [2.5, -1.5]
     """
-    inner = innermost(optimizer)
+    inner, objective = innermost(optimizer), _objective_of(H, "shifted(H, ...)")
     groups = {id(p): group for group in inner.param_groups for p in group["params"]}
     shifts = []
-    for name, p, like in zip(H.objective.names, H.objective.sources, H.like, strict=True):
+    for name, p, like in zip(H.names, objective.sources, H.like, strict=True):
         if id(p) not in groups:
             raise ValueError(
                 f"the optimizer does not hold parameter {name!r}; pass the one that trains this model"
@@ -156,8 +160,8 @@ def with_weight_decay(H: CurvatureOperator, optimizer: Any) -> CurvatureOperator
 
 
 def subset(
-    H: CurvatureOperator, names: str | Sequence[str] | Callable[[str, Tensor], bool]
-) -> CurvatureOperator:
+    H: SymmetricOperator, names: str | Sequence[str] | Callable[[str, Tensor], bool]
+) -> SymmetricOperator:
     """The diagonal block of some parameters, the others held where they are.
 
     Args:
@@ -179,7 +183,7 @@ def subset(
         >>> subset(H, "*weight").dim
         2
     """
-    all_names, params = H.objective.names, H.like
+    all_names, params = H.names, H.like
     if callable(names):
         return H.restricted(
             [i for i, (n, p) in enumerate(zip(all_names, params, strict=True)) if names(n, p)]
@@ -193,7 +197,7 @@ def subset(
     )
 
 
-def per_layer(H: CurvatureOperator) -> dict[str, CurvatureOperator]:
+def per_layer(H: SymmetricOperator) -> dict[str, SymmetricOperator]:
     """The diagonal block of every module that has parameters of its own, by its name.
 
     Example:
@@ -205,57 +209,28 @@ def per_layer(H: CurvatureOperator) -> dict[str, CurvatureOperator]:
         {'0': 9, '2': 4}
     """
     layers: dict[str, list[int]] = {}
-    for i, name in enumerate(H.objective.names):
+    for i, name in enumerate(H.names):
         layers.setdefault(name.rpartition(".")[0], []).append(i)
     return {layer: H.restricted(indices) for layer, indices in layers.items()}
 
 
-class _Transformed(CurvatureOperator):
-    """Works through one product of the operator underneath."""
-
-    def __init__(self, H: CurvatureOperator, kind: str) -> None:
-        super().__init__(H.objective, H.method, H.reason)
-        self.inner = H
-        self.kind = kind
-
-    @property
-    def like(self) -> list[Tensor]:
-        return self.inner.like
-
-    @property
-    def product_ge(self) -> float:
-        return self.inner.product_ge
-
-    @property
-    def setup_ge(self) -> float:
-        return self.inner.setup_ge
-
-    @property
-    def product_error(self) -> float:
-        return self.inner.product_error
+class _Transformed(Through):
+    """What closes the operator underneath with itself."""
 
     def close(self) -> None:
         """Close the operator underneath too."""
         super().close()
         self.inner.close()
 
-    def _through(self, v: Vector) -> list[Tensor]:
-        spent = self.inner.cost_ge
-        try:
-            return self.inner.matvec(v)
-        finally:
-            self.cost_ge += self.inner.cost_ge - spent
-            self.method, self.reason = self.inner.method, self.inner.reason
-
 
 class _Scaled(_Transformed):
     """D A D for a diagonal D."""
 
-    def __init__(self, H: CurvatureOperator, D: list[Tensor], kind: str) -> None:
+    def __init__(self, H: SymmetricOperator, D: list[Tensor], kind: str) -> None:
         super().__init__(H, kind)
         self.D = D
 
-    def _multiply(self, v: Vector) -> list[Tensor]:
+    def _matvec(self, v: Vector) -> list[Tensor]:
         return self._scaled(self._through(self._scaled(v)))
 
     def _scaled(self, v: Vector) -> list[Tensor]:
@@ -268,35 +243,44 @@ class _Scaled(_Transformed):
             return 0.0
         return max(float(d.abs().max()) for d in self.D if d.numel()) ** 2 * self.inner.product_error
 
-    def on(self, objective: Objective) -> CurvatureOperator | None:
+    def on(self, objective: Objective) -> SymmetricOperator | None:
         inner = self.inner.on(objective)
         return None if inner is None else _Scaled(inner, self.D, self.kind)
 
-    def restricted(self, indices: Sequence[int]) -> CurvatureOperator:
+    def restricted(self, indices: Sequence[int]) -> SymmetricOperator:
         return _Scaled(self.inner.restricted(indices), [self.D[i] for i in indices], self.kind)
 
 
 class _Shifted(_Transformed):
     """A + sum of a multiple of the identity on every parameter."""
 
-    def __init__(self, H: CurvatureOperator, shifts: list[Tensor], kind: str) -> None:
+    def __init__(self, H: SymmetricOperator, shifts: list[Tensor], kind: str) -> None:
         super().__init__(H, kind)
         self.shifts = shifts
 
-    def _multiply(self, v: Vector) -> list[Tensor]:
+    def _matvec(self, v: Vector) -> list[Tensor]:
         product = self._through(v)
         return [a + s * t.to(a.dtype) for a, s, t in zip(product, self.shifts, v, strict=True)]
 
-    def on(self, objective: Objective) -> CurvatureOperator | None:
+    def on(self, objective: Objective) -> SymmetricOperator | None:
         inner = self.inner.on(objective)
         return None if inner is None else _Shifted(inner, self.shifts, self.kind)
 
-    def restricted(self, indices: Sequence[int]) -> CurvatureOperator:
+    def restricted(self, indices: Sequence[int]) -> SymmetricOperator:
         return _Shifted(self.inner.restricted(indices), [self.shifts[i] for i in indices], self.kind)
 
 
-def _checked_diagonal(H: CurvatureOperator, D: Vector, name: str) -> list[Tensor]:
+def _checked_diagonal(H: SymmetricOperator, D: Vector, name: str) -> list[Tensor]:
     entries = vectors.require_shapes(D, H.like, name)
     if not bool(torch.isfinite(vectors.norm(entries))):
         raise ValueError(f"{name} has entries that are not finite")
     return entries
+
+
+def _objective_of(H: SymmetricOperator, instead: str) -> Objective:
+    """Whose weights are meant, where there are any."""
+    if H.objective is None:
+        raise ValueError(
+            f"this {type(H).__name__} is the curvature of no objective and has no weights; use {instead}"
+        )
+    return H.objective

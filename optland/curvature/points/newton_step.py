@@ -23,7 +23,7 @@ from torch import Tensor
 from optland import vectors
 from optland.curvature.eigen.eigenvalues import Eigenvalues
 from optland.curvature.eigen.krylov import Array, Krylov
-from optland.curvature.operators.hessian import CurvatureOperator
+from optland.curvature.operators.linear_operator import SymmetricOperator
 from optland.vectors import Vector
 
 __all__ = ["NewtonModel", "from_eigenvalues", "from_gradient"]
@@ -87,7 +87,7 @@ def from_eigenvalues(seen: Eigenvalues, g: Vector) -> NewtonModel:
     return NewtonModel(seen.values, Q.T @ flat, lift)
 
 
-def from_gradient(H: CurvatureOperator, g: Vector, *, max_matvecs: int = 30) -> NewtonModel:
+def from_gradient(H: SymmetricOperator, g: Vector, *, max_matvecs: int = 30) -> NewtonModel:
     """The model in the Krylov space of g, which must not be 0.
 
     Raises:

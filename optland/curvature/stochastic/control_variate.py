@@ -16,7 +16,7 @@ from torch import Tensor
 
 from optland import vectors
 from optland.curvature.eigen.spectrum import Spectrum
-from optland.curvature.operators.hessian import CurvatureOperator
+from optland.curvature.operators.linear_operator import SymmetricOperator
 from optland.curvature.stochastic.deflation import Deflation
 from optland.vectors import Vector
 
@@ -31,7 +31,7 @@ class Products:
         limit: Most products.
     """
 
-    def __init__(self, H: CurvatureOperator, limit: int) -> None:
+    def __init__(self, H: SymmetricOperator, limit: int) -> None:
         self.H, self.limit, self.used = H, limit, 0
         self.flat = vectors.flatten(H.like)
         self.U, self.lam = self.flat.new_empty((0, self.flat.numel())), self.flat.new_empty(0)

@@ -33,7 +33,8 @@ import numpy as np
 from optland import vectors
 from optland.archive import Archived
 from optland.curvature.eigen.krylov import Array
-from optland.curvature.operators.hessian import CurvatureOperator, Method, declared_product_cost
+from optland.curvature.operators.hessian import Method, declared_product_cost
+from optland.curvature.operators.linear_operator import SymmetricOperator
 from optland.curvature.stochastic.quadrature import Quadrature, quadrature
 from optland.curvature.stochastic.random_vectors import RandomVectors
 from optland.curvature.stochastic.spikes import Spike, spikes
@@ -249,7 +250,7 @@ def declared_cost(
     return declared_product_cost(objective, steps * starts, method=method)
 
 
-def density(H: CurvatureOperator, *, steps: int = 64, starts: int = 4, seed: int = 0) -> Density:
+def density(H: SymmetricOperator, *, steps: int = 64, starts: int = 4, seed: int = 0) -> Density:
     """Compute quadrature nodes and weights of the spectrum of ``H``.
 
     Args:

@@ -30,12 +30,12 @@ from torch import Tensor
 from optland import vectors
 from optland.archive import Archived
 from optland.curvature.eigen.spectrum import Spectrum
-from optland.curvature.operators.hessian import CurvatureOperator, Method
+from optland.curvature.operators.hessian import Method
+from optland.curvature.operators.linear_operator import SymmetricOperator
 from optland.curvature.stochastic.probing import (
     DiagonalSamples,
     TraceMethod,
     check_probing,
-    layer_names,
     probe,
 )
 from optland.curvature.stochastic.probing import declared_cost as probing_cost
@@ -93,7 +93,7 @@ def declared_cost(objective: Objective, max_matvecs: int = 30, *, method: Method
 
 
 def diagonal(
-    H: CurvatureOperator,
+    H: SymmetricOperator,
     *,
     method: TraceMethod = "auto",
     max_matvecs: int = 30,
@@ -140,7 +140,7 @@ def diagonal(
     )
     source = H.provenance(f"{method} diagonal, {distribution}", seed)
     cost = H.cost_ge - spent
-    layers, total, _ = estimates(samples, layer_names(H), cost, source, None, 0.95)
+    layers, total, _ = estimates(samples, H.names, cost, source, None, 0.95)
     values, errors = _entries(samples, H.like)
     return Diagonal(values, errors, layers, total, samples.num, H.num_matvecs - already, cost, source)
 

@@ -34,7 +34,7 @@ from torch import Tensor
 from optland import vectors
 from optland.batches import num_samples
 from optland.curvature.operators.batchwise import each_part
-from optland.curvature.operators.hessian import CurvatureOperator
+from optland.curvature.operators.linear_operator import SymmetricOperator
 from optland.objective import FORWARD_GE, Objective
 
 __all__ = ["FEWEST_PRODUCTS", "SETUP_GE", "Parts", "agree", "parts_of", "sample"]
@@ -62,10 +62,10 @@ class Parts:
         weights: Of each part in the mean.
     """
 
-    def __init__(self, H: CurvatureOperator, pieces: Sequence[Objective], weights: Sequence[float]) -> None:
+    def __init__(self, H: SymmetricOperator, pieces: Sequence[Objective], weights: Sequence[float]) -> None:
         self.H, self.weights = H, list(weights)
         self._pieces = list(pieces)
-        self._kept: dict[int, CurvatureOperator] = {}
+        self._kept: dict[int, SymmetricOperator] = {}
 
     def __len__(self) -> int:
         return len(self.weights)
@@ -98,7 +98,7 @@ class Parts:
         return product
 
 
-def parts_of(H: CurvatureOperator, largest: int = PARTS) -> Parts | None:
+def parts_of(H: SymmetricOperator, largest: int = PARTS) -> Parts | None:
     """The matrices whose mean ``H`` is, after a first product with it; None where its data cannot be cut.
 
     Args:
@@ -106,6 +106,8 @@ def parts_of(H: CurvatureOperator, largest: int = PARTS) -> Parts | None:
         largest: Most parts.
     """
     objective, d = H.objective, vectors.numel(H.like)
+    if objective is None:
+        return None
     most = min(largest, NUMBERS // (2 * d))
     if objective.mode != "eval" or H.method == "finite_difference" or H.product_error > 0 or most < 2:
         return None

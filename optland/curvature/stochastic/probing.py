@@ -45,7 +45,8 @@ from torch import Tensor
 
 from optland import vectors
 from optland.curvature.eigen.spectrum import Spectrum
-from optland.curvature.operators.hessian import CurvatureOperator, Method, declared_product_cost
+from optland.curvature.operators.hessian import Method, declared_product_cost
+from optland.curvature.operators.linear_operator import SymmetricOperator
 from optland.curvature.stochastic.control_variate import Products
 from optland.curvature.stochastic.deflation import Array, Deflation
 from optland.curvature.stochastic.leave_one_out import leave_one_out
@@ -61,7 +62,6 @@ __all__ = [
     "TraceMethod",
     "check_probing",
     "declared_cost",
-    "layer_names",
     "probe",
 ]
 
@@ -148,7 +148,7 @@ def _sum_type(x: Tensor) -> torch.dtype:
 
 
 def probe(
-    H: CurvatureOperator,
+    H: SymmetricOperator,
     *,
     method: TraceMethod,
     max_matvecs: int,
@@ -319,14 +319,8 @@ def declared_cost(objective: Objective, max_matvecs: int, method: Method) -> flo
     return declared_product_cost(objective, max_matvecs, method=method) + parts
 
 
-def layer_names(H: CurvatureOperator) -> list[str]:
-    """Name of the parameter behind every entry of ``H.like``."""
-    names = {id(p): name for p, name in zip(H.objective.params, H.objective.names, strict=True)}
-    return [names.get(id(t), f"block {i}") for i, t in enumerate(H.like)]
-
-
 def check_probing(
-    H: CurvatureOperator,
+    H: SymmetricOperator,
     method: str,
     max_matvecs: int,
     tol: float | None,

@@ -15,7 +15,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from optland.curvature.eigen.krylov import Array, Krylov
-from optland.curvature.operators.hessian import CurvatureOperator
+from optland.curvature.operators.linear_operator import SymmetricOperator
 from optland.vectors import Vector
 
 __all__ = ["Quadrature", "quadrature"]
@@ -42,7 +42,7 @@ class Quadrature:
         return float(self.weights @ self.nodes**p)
 
 
-def quadrature(H: CurvatureOperator, start: Vector, steps: int) -> Quadrature:
+def quadrature(H: SymmetricOperator, start: Vector, steps: int) -> Quadrature:
     """Nodes and weights from at most ``steps`` products with ``H``; fewer where the Krylov space ends.
 
     Args:

@@ -37,7 +37,8 @@ from optland.curvature.eigen.eigenvalues import (
     takes_dense,
 )
 from optland.curvature.eigen.krylov import Array
-from optland.curvature.operators.hessian import CurvatureOperator, Method, declared_product_cost
+from optland.curvature.operators.hessian import Method, declared_product_cost
+from optland.curvature.operators.linear_operator import SymmetricOperator
 from optland.curvature.stochastic.quadrature import quadrature
 from optland.estimate import Estimate, Provenance
 from optland.objective import Objective
@@ -127,7 +128,7 @@ def declared_cost(objective: Objective, max_matvecs: int | None = None, *, metho
 
 
 def spectral_summary(
-    H: CurvatureOperator, *, max_matvecs: int | None = None, resolution: float = 1e-2, seed: int = 0
+    H: SymmetricOperator, *, max_matvecs: int | None = None, resolution: float = 1e-2, seed: int = 0
 ) -> SpectralSummary:
     """Summarise the spectrum of ``H``.
 
@@ -183,7 +184,7 @@ def spectral_summary(
     )
 
 
-def _short_starts(H: CurvatureOperator, number: int, seed: int) -> Array:
+def _short_starts(H: SymmetricOperator, number: int, seed: int) -> Array:
     """(v'Hv, v'H^2 v, v'H^4 v) of random unit vectors, (number, 3)."""
     starts = (vectors.random_unit(H.like, seed + 1000003 * (i + 1)) for i in range(number))
     found = [quadrature(H, start, SHORT) for start in starts]

@@ -35,12 +35,12 @@ from dataclasses import dataclass
 
 from optland.archive import Archived
 from optland.curvature.eigen.spectrum import Spectrum
-from optland.curvature.operators.hessian import CurvatureOperator, Method
+from optland.curvature.operators.hessian import Method
+from optland.curvature.operators.linear_operator import SymmetricOperator
 from optland.curvature.stochastic.probing import (
     DiagonalSamples,
     TraceMethod,
     check_probing,
-    layer_names,
     probe,
 )
 from optland.curvature.stochastic.probing import declared_cost as probing_cost
@@ -104,7 +104,7 @@ def declared_cost(objective: Objective, max_matvecs: int = 30, *, method: Method
 
 
 def trace(
-    H: CurvatureOperator,
+    H: SymmetricOperator,
     *,
     method: TraceMethod = "auto",
     max_matvecs: int = 30,
@@ -155,7 +155,7 @@ def trace(
 
 
 def trace_per_layer(
-    H: CurvatureOperator,
+    H: SymmetricOperator,
     *,
     method: TraceMethod = "auto",
     max_matvecs: int = 30,
@@ -193,14 +193,14 @@ def trace_per_layer(
     )
     source = H.provenance(f"{method} trace, {distribution}", seed)
     cost = H.cost_ge - spent
-    layers, total, square = estimates(samples, layer_names(H), cost, source, tol, confidence)
+    layers, total, square = estimates(samples, H.names, cost, source, tol, confidence)
     return Trace(
         total, layers, square, samples.num, samples.basis_size, H.num_matvecs - already, cost, source
     )
 
 
 def frobenius(
-    H: CurvatureOperator,
+    H: SymmetricOperator,
     *,
     method: TraceMethod = "auto",
     max_matvecs: int = 30,

@@ -17,7 +17,6 @@ from optland.curvature.operators.fisher import fisher
 from optland.curvature.operators.ggn import ggn
 from optland.curvature.operators.hessian import hessian
 from optland.curvature.operators.preconditioner import preconditioner
-from optland.curvature.operators.scipy_operator import to_scipy
 from optland.curvature.operators.transforms import (
     in_metric,
     per_layer,
@@ -247,7 +246,7 @@ def test_scipy_finds_both_ends_of_a_known_spectrum() -> None:
 
     A = with_spectrum([5.0, 4.0, *[0.1] * 20, -8.0])
     values = eigsh(
-        to_scipy(hessian(quadratic(A))), k=2, which="BE", return_eigenvectors=False, v0=np.ones(23)
+        hessian(quadratic(A)).to_scipy(), k=2, which="BE", return_eigenvectors=False, v0=np.ones(23)
     )
     np.testing.assert_allclose(sorted(values), [-8.0, 5.0], rtol=1e-9)
 
@@ -261,7 +260,7 @@ def test_scipy_agrees_with_the_dense_hessian_of_a_float32_network() -> None:
     L = Objective(model, lambda m, b: F.cross_entropy(m(b[0]), b[1]), [batch])
     expected = torch.linalg.eigvalsh(hessian(L.double()).to_dense())[-1]
     H = hessian(L)
-    value = eigsh(to_scipy(H), k=1, which="LA", tol=1e-5, return_eigenvectors=False, v0=np.ones(H.dim))
+    value = eigsh(H.to_scipy(), k=1, which="LA", tol=1e-5, return_eigenvectors=False, v0=np.ones(H.dim))
     assert float(value[0]) == pytest.approx(float(expected), rel=1e-5)
     assert H.num_matvecs > 0
 
@@ -269,7 +268,7 @@ def test_scipy_agrees_with_the_dense_hessian_of_a_float32_network() -> None:
 def test_a_missing_scipy_names_the_extra(mlp: Objective, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "scipy.sparse.linalg", None)
     with pytest.raises(ImportError, match=r"optland\[recipes\]"):
-        to_scipy(hessian(mlp))
+        hessian(mlp).to_scipy()
 
 
 def test_closing_closes_what_is_underneath(mlp: Objective) -> None:

@@ -17,34 +17,30 @@ from torch import Tensor, nn
 
 from optland import vectors
 from optland.archive import load
-from optland.curvature import CurvatureOperator, hessian, lanczos
+from optland.curvature import SymmetricOperator, hessian, lanczos
 from optland.curvature.stochastic.random_vectors import RandomVectors
 from optland.curvature.stochastic.trace import Trace, declared_cost, frobenius, trace, trace_per_layer
 from optland.estimate import Estimate
 from optland.objective import Objective
-from optland.problems import function_objective, linear_regression, quadratic, with_spectrum
+from optland.problems import function_objective, linear_regression, with_spectrum
 
 D = torch.float64
 METHODS: list[Any] = ["auto", "krylov", "hutchinson", "hutch++", "xtrace"]
 SLOW = pytest.mark.slow
 
 
-class Dense(CurvatureOperator):
+class Dense(SymmetricOperator):
     """A given matrix, so that hundreds of seeds take a second."""
 
     def __init__(self, A: Tensor) -> None:
-        super().__init__(quadratic(torch.eye(1, dtype=D)), "dense", "given")
+        super().__init__()
         self.A = A
 
     @property
     def like(self) -> list[Tensor]:
         return [self.A[0]]
 
-    @property
-    def product_ge(self) -> float:
-        return 1.0
-
-    def _multiply(self, v: Any) -> list[Tensor]:
+    def _matvec(self, v: Any) -> list[Tensor]:
         self.cost_ge += 1.0
         return [self.A @ v[0]]
 
@@ -304,7 +300,7 @@ def test_layer_errors_on_a_trained_net() -> None:
         def like(self) -> list[Tensor]:
             return list(torch.split(self.A[0], list(sizes)))
 
-        def _multiply(self, v: Any) -> list[Tensor]:
+        def _matvec(self, v: Any) -> list[Tensor]:
             self.cost_ge += 1.0
             return list(torch.split(self.A @ vectors.flatten(v), list(sizes)))
 
