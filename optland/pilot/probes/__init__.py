@@ -1,6 +1,6 @@
 """Probes: looks at the landscape in the loop, each with its declared cost."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from optland.pilot.probes.base import Probe
 from optland.pilot.probes.curvature import CurvatureProbe
@@ -8,6 +8,7 @@ from optland.pilot.probes.edge import EdgeProbe
 from optland.pilot.probes.noise import CurvatureNoiseProbe, NoiseProbe
 
 __all__ = [
+    "PROBES",
     "SHOWN",
     "CurvatureNoiseProbe",
     "CurvatureProbe",
@@ -17,10 +18,13 @@ __all__ = [
     "standard_probes",
 ]
 
+PROBES: tuple[Callable[[int], Probe], ...] = (EdgeProbe, NoiseProbe, CurvatureProbe, CurvatureNoiseProbe)
+"""Probe classes, made with the seed of their randomness."""
+
 SHOWN = frozenset({"edge", "noise", "curvature"})
 """Probes that monitor and shadow mode run though no policy reads them."""
 
 
 def standard_probes(seed: int) -> Sequence[Probe]:
     """The probes that the pilot knows."""
-    return [EdgeProbe(seed), NoiseProbe(seed), CurvatureProbe(seed), CurvatureNoiseProbe(seed)]
+    return [kind(seed) for kind in PROBES]
