@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 # Nets this small run fastest on one thread, and two runs side by side use two cores.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test test-all bench lint tier clean
+.PHONY: demo test test-all bench lint tier coverage size clean
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/python benchmarks/demo.py
@@ -26,6 +26,13 @@ lint: $(VENV)/test.stamp
 	$(BIN)/ruff check optland recipes tests benchmarks
 	$(BIN)/ruff format --check optland recipes tests benchmarks
 	$(BIN)/mypy
+
+# The table of the lines that no test of the default tier runs; what runs in a process of its own is counted too.
+coverage: $(VENV)/test.stamp
+	$(BIN)/pytest -q -n auto --dist worksteal --cov --cov-report=term-missing:skip-covered
+
+size: $(VENV)/demo.stamp
+	$(BIN)/python tests/contracts/size.py
 
 bench: $(VENV)/bench.stamp
 	$(BIN)/python benchmarks/demo.py --seeds 1 2 3 4 5 --result benchmarks/results/demo.json
@@ -60,4 +67,4 @@ $(VENV)/test.stamp $(VENV)/bench.stamp: $(VENV)/%.stamp: $(VENV)/demo.stamp
 	touch $@
 
 clean:
-	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache .coverage .coverage.* htmlcov
