@@ -101,7 +101,10 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def tool(root: Path, *words: str) -> None:
     """Run Python with arguments in the copy."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    # A process of its own, and no part of this run of the tests or of its coverage: the copy is gone afterwards.
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith(("PYTEST_", "COV"))
+    }
     run = subprocess.run(
         [sys.executable, *words],
         cwd=root,
