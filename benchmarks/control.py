@@ -55,6 +55,8 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from optland.pilot import SafeLR
+
 RESULTS = Path(__file__).resolve().parent / "results"
 TUNE_SEEDS, REPORT_SEEDS = (0, 1, 2), (10, 11, 12, 13, 14)
 SAM_TASKS = {"digits_cnn", "mnist1d_cnn", "fashion_cnn", "digits_deep_mlp"}
@@ -316,6 +318,7 @@ def summarise(runs: Runs, group: str, parts: Sequence[str]) -> dict[str, Any]:
         content["user"] = {f"{t}/{o}": user_row(runs, t, o) for t, o in pairs(group)}
     if "safe" in parts:
         content["safe"] = {c.key: row(runs, c, REPORT_SEEDS[:3]) for c in safe_cells(runs, group)}
+        content["safe growth"] = SafeLR().growth
     if "published" in parts:
         content["calibrated"] = calibrated_rows(runs, group)
         content["published"] = {c.key: row(runs, c, REPORT_SEEDS[:3]) for c in published(group)}

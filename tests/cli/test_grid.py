@@ -252,6 +252,7 @@ def test_a_killed_member_is_resumed(root: Path) -> None:
     }
 
 
+@pytest.mark.slow
 def test_a_signal_lets_the_members_save_and_the_grid_go_on_later(root: Path) -> None:
     first = root / "here" / "part.factor=1" / "seed1"
     before = signal.signal(

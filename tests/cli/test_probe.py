@@ -148,6 +148,7 @@ def test_the_classifier_s_numbers_are_those_of_its_dense_hessian(
     assert found["verdict"] in said
 
 
+@pytest.mark.slow
 def test_the_transformer_s_numbers_are_those_of_a_literal_product(text: Path, tmp_path: Path) -> None:
     arguments = [
         "--samples",

@@ -105,6 +105,7 @@ def test_kill_9_and_resume_ends_with_the_same_bits(whole: tuple[Path, str], tmp_
         assert all(torch.equal(a[key], b[key]) for key in a)
 
 
+@pytest.mark.slow
 def test_sigterm_ends_after_a_whole_step_and_the_resume_ends_with_the_same_bits(
     whole: tuple[Path, str], tmp_path: Path
 ) -> None:
