@@ -45,6 +45,8 @@ def num_samples(batch: Any) -> int:
         >>> num_samples({"x": torch.zeros(8, 3), "y": torch.zeros(8)})
         8
     """
+    if type(batch) is tuple and batch and isinstance(batch[0], Tensor) and batch[0].ndim > 0:
+        return batch[0].shape[0]  # the most usual batch, counted in every update
     for tensor in _tensors(batch):
         if tensor.ndim > 0:
             return tensor.shape[0]

@@ -89,7 +89,6 @@ class Host:
         self._nominal: int | None = None
         self._dataset_size = dataset_size
         self._num_samples, self._split = num_samples or batches.num_samples, split
-        self._plain_count = num_samples is None
         self._largest = 0  # samples of the largest batch so far
         self._evaluations = [0.0, 0.0]  # gradient evaluations per sample, summed over updates; updates
         self._held: dict[int, list[float | Tensor]] = {}
@@ -197,10 +196,6 @@ class Host:
 
     def count(self, batch: Any) -> int:
         """Samples of a batch, or of all micro-batches of an update."""
-        if type(batch) is tuple and self._plain_count:
-            first = batch[0] if batch else None
-            if isinstance(first, Tensor) and first.ndim > 0:  # the most usual batch, counted for every update
-                return first.shape[0]
         return sum(self._num_samples(piece) for piece in self.pieces(batch))
 
     def objective(self, batch: Any, *, mode: Literal["train", "eval"] = "eval", data: str = "step batch",
