@@ -192,7 +192,7 @@ class OutputDifference(_Linearised):
     """J v from a central difference of the outputs, and M u from one of the loss's derivative by them.
 
     Only first derivatives are asked of model and loss. ``error`` is twice the larger distance from the products with
-    half and with twice the step, at the first product.
+    half and with twice both steps, at the first product.
     """
 
     def __call__(self, v: Vector) -> list[Tensor]:
@@ -206,13 +206,15 @@ class OutputDifference(_Linearised):
         h = 0.1 * (1.0 + float(vectors.norm([p.detach() for p in L.params]))) * math.pow(eps, 1 / 3)
         product = self.through(u, h, strict=True)
         if self.error == 0.0:  # rounding shows with half of the step, what bends with twice the step
-            others = [self.through(u, factor * h) for factor in (0.5, 2.0)]
+            others = [self.through(u, factor * h, reach=factor) for factor in (0.5, 2.0)]
             apart = [float(vectors.norm(vectors.subtract(product, other))) for other in others]
             self.error = 2 * max(apart)  # other directions bend more
         return vectors.scaled(length, product)
 
-    def through(self, u: Vector, h: float, *, strict: bool = False) -> list[Tensor]:
-        """The product with a unit vector, with this step."""
+    def through(
+        self, u: Vector, h: float, *, reach: float = 1.0, strict: bool = False
+    ) -> list[Tensor]:
+        """The product with a unit vector, with this step, and ``reach`` times the usual one on the outputs."""
         L, parts = self.objective, []
         ahead, behind = self._outputs(u, h, strict), self._outputs(u, -h, strict)
         with L.context(), torch.enable_grad():
@@ -220,7 +222,8 @@ class OutputDifference(_Linearised):
                 start = RandomSnapshot()
                 piece = evaluate(L, self.split, batch)
                 Jv = [(a - b) / (2 * h) for a, b in zip(ahead[i], behind[i], strict=True)]
-                Mu = self.middle(i, replace(piece, shifted=partial(self._shifted, piece, start)))(Jv)
+                shifted = partial(self._shifted, piece, start)
+                Mu = self.middle(i, replace(piece, shifted=shifted, reach=reach))(Jv)
                 parts.append((self._back(piece, Mu), piece.count))
         return self._gather(parts)
 

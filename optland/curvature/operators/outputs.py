@@ -44,6 +44,7 @@ class Piece:
         count: How many losses it sums.
         shifted: Derivative of the loss sum by the outputs, at outputs moved by some vector; where the loss's second
             derivatives are to be had from differences of it.
+        reach: Factor on the step of those differences.
     """
 
     batch: Any
@@ -52,6 +53,7 @@ class Piece:
     loss: Tensor
     count: float
     shifted: Callable[[list[Tensor]], list[Tensor]] | None = None
+    reach: float = 1.0
 
     def gradient(self, *, create_graph: bool = False) -> list[Tensor]:
         """Derivative of the loss sum by the outputs."""
