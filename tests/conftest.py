@@ -7,12 +7,14 @@ import sys
 from collections.abc import Iterator
 
 import pytest
+import tiers
 
 _threads = 0
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
     """Ctrl-C interrupts: a job that a shell has put into the background starts with SIGINT ignored."""
+    tiers.wanted = config.option.markexpr != "not slow"
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 

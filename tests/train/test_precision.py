@@ -534,6 +534,7 @@ OPTIONS = {
     "parts": PrecisionConfig(accumulation=3),
     "clip": PrecisionConfig(clip=0.5),
     "ema": PrecisionConfig(ema=0.9),
+    "mixed": PrecisionConfig(precision="fp16", clip=0.5, accumulation=3, ema=0.9),
     "all": PrecisionConfig(precision="fp16", channels_last=True, clip=0.5, accumulation=3, ema=0.9),
 }
 
@@ -582,7 +583,8 @@ def test_watching_changes_no_bit_under_any_option(option: str) -> None:
 
 @pytest.mark.filterwarnings("ignore:the gradient of update")
 @pytest.mark.parametrize(
-    ("option", "make_optimizer"), [("all", sam), *slow(("all", adamw), ("bf16", adamw), ("bf16", sam))]
+    ("option", "make_optimizer"),
+    [("mixed", sam), *slow(("all", sam), ("all", adamw), ("bf16", adamw), ("bf16", sam))],
 )
 def test_a_resume_is_exact_scaler_and_average_included(
     option: str, make_optimizer: Any, tmp_path: Any
