@@ -2,11 +2,11 @@ r"""The probe budget: never more than a stated share of the training's own gradi
 
 .. math:: \text{spent}_p \le s_p \max\bigl(f\,T,\ \min(A_p / s_p,\ \tfrac14 T,\ \tfrac45 f\,W)\bigr)
 
-for a probe p with its part s_p of the whole, T the training cost so far, f the share, and a small advance A_p: a few
-runs of the probe, so that the first ones need not wait. The advance does not come on top: nothing more is spent until
-f T has grown past it. It is less than what a whole run, of cost W, may spend on the probe, so it is paid back before
-the run ends, and a long run does not begin with a burst of probes. What is spent on no probe, such as the first
-look at ``loss_fn``, comes out of the parts of all.
+for a probe p with its part s_p of the whole, T the training cost so far, f the share, and a small advance A_p: one run
+of the probe, or the few that it says it needs, so that the first need not wait. The advance does not come on top:
+nothing more is spent until f T has grown past it. It is less than what a whole run, of cost W, may spend on the probe,
+so it is paid back before the run ends, and a long run does not begin with a burst of probes. What is spent on no probe,
+such as the first look at ``loss_fn``, comes out of the parts of all.
 
 Each probe has its part of the whole, in proportion to its weight among the probes that are in use. A probe declares the
 most it can cost before it runs and is let through when that fits. Decisions rest on declared cost alone: the wall clock
@@ -19,10 +19,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["ADVANCE", "Budget"]
-
-ADVANCE = 4
-"""Advance, in runs of the probe: enough for a cap to find its edge within a warm-up."""
+__all__ = ["Budget"]
 
 SPREAD = 0.25
 """Share of the training cost that the advance may be at first: it is spread over the first updates."""
@@ -44,7 +41,7 @@ class Budget:
     Example:
         >>> budget = Budget(0.05, {"edge": 1.0})
         >>> budget.train(1000.0)
-        >>> budget.affords("edge", 60.0), budget.affords("edge", 300.0)  # the advance: four runs, at most T / 4
+        >>> budget.affords("edge", 60.0, ahead=4), budget.affords("edge", 300.0)  # four runs of 60, at most T / 4
         (True, False)
         >>> budget.spend("edge", 240.0)
         >>> budget.train(4000.0)
@@ -99,10 +96,10 @@ class Budget:
         """Gradient evaluations spent on what is no probe in use."""
         return sum(ge for name, ge in self.spent.items() if name not in self.shares)
 
-    def affords(self, probe: str, declared_ge: float) -> bool:
-        """Whether a probe that declares this cost fits now."""
+    def affords(self, probe: str, declared_ge: float, *, ahead: int = 1) -> bool:
+        """Whether a probe that declares this cost fits now; ``ahead`` runs of its first cost are its advance."""
         if probe not in self.advances and declared_ge < float("inf"):
-            self.advances[probe] = ADVANCE * declared_ge
+            self.advances[probe] = ahead * declared_ge
         return self.spent.get(probe, 0.0) + declared_ge <= self.allowance(probe)
 
     def spend(self, probe: str, ge: float) -> None:

@@ -71,7 +71,7 @@ class Looks:
         """Whether it runs at ``step``: often enough apart, and its declared cost fits the budget."""
         if step - self.last.get(probe.name, -probe.every) < probe.every or not self.host.knows_batch_size:
             return False
-        return self.budget.affords(probe.name, probe.cost(self.host))
+        return self.budget.affords(probe.name, probe.cost(self.host), ahead=probe.ahead)
 
     def plan(self, step: int) -> list[float]:
         """Choose the probes that run at ``step``; 1 for each that does, 0 for each that does not."""

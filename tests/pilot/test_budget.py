@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from optland.pilot.budget import ADVANCE, Budget
+from optland.pilot.budget import Budget
 
 COSTS = {"a": 7.0, "b": 19.0, "c": 3.0}
+AHEAD = {"a": 4, "b": 1, "c": 2}
 
 
 @given(
@@ -30,10 +31,10 @@ def test_probes_never_cost_more_than_the_share_and_the_advance(
         budget.train(cost)
         trained += cost
         asked.add(probe)
-        if budget.affords(probe, COSTS[probe]):
+        if budget.affords(probe, COSTS[probe], ahead=AHEAD[probe]):
             budget.spend(probe, part * COSTS[probe])
             spent += part * COSTS[probe]
-        advance = ADVANCE * sum(COSTS[name] for name in asked)
+        advance = sum(AHEAD[name] * COSTS[name] for name in asked)
         assert spent <= fraction * trained + advance
         assert spent <= max(fraction, 0.25) * trained
         assert budget.probe_ge == pytest.approx(spent)
@@ -45,7 +46,7 @@ def test_what_is_spent_ahead_is_paid_back_before_anything_else_is_spent() -> Non
     budget, runs = Budget(0.05, {"a": 1.0}), []
     for k in range(1, 101):
         budget.train(10.0)
-        while budget.affords("a", 5.0):
+        while budget.affords("a", 5.0, ahead=4):
             budget.spend("a", 5.0)
             runs.append(10 * k)
     # T/4 >= 5, 10, 15, 20: the advance of four; then f T >= 25, 30, ...
@@ -92,7 +93,7 @@ def test_budget_resumes_exactly() -> None:
     assert two.used == one.used == 0.02
     for cost in (1.0, 4.0, 5.0, 5.1, 6.0):
         assert two.affords("a", cost) is one.affords("a", cost)
-    assert two.advance == one.advance == 24.0
+    assert two.advance == one.advance == 6.0
 
 
 @pytest.mark.parametrize("share", [-0.1, 5, math.nan])

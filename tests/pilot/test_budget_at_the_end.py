@@ -35,12 +35,13 @@ def test_a_run_of_known_length_ends_within_its_share(updates: int, costs: dict[s
             assert runs[name] == pytest.approx(32_000 / len(costs) / cost, abs=1.1)
 
 
-def test_a_run_of_unknown_length_has_four_runs_of_a_probe_ahead() -> None:
+@pytest.mark.parametrize("ahead", [3, 4])
+def test_a_run_of_unknown_length_has_the_runs_of_a_probe_ahead_that_it_needs(ahead: int) -> None:
     budget = Budget(0.05, {"a": 1.0})
     budget.train(1e4)
-    while budget.affords("a", 200.0):
+    while budget.affords("a", 200.0, ahead=ahead):
         budget.spend("a", 200.0)
-    assert budget.spent["a"] == 800.0
+    assert budget.spent["a"] == 200.0 * ahead
     assert math.isinf(budget.whole)
 
 

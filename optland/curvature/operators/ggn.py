@@ -102,7 +102,13 @@ def _by_difference(
         length = float(vectors.norm(u))
         if length == 0.0:
             return [torch.zeros_like(z) for z in piece.leaves]
-        h = piece.reach * 0.1 * (1.0 + size) * float(torch.finfo(piece.leaves[0].dtype).eps) ** (1 / 3) / length
+        h = (
+            piece.reach
+            * 0.1
+            * (1.0 + size)
+            * float(torch.finfo(piece.leaves[0].dtype).eps) ** (1 / 3)
+            / length
+        )
         ahead, behind = (shifted([t * x for x in u]) for t in (h, -h))
         return [(a - b) / (2 * h) for a, b in zip(ahead, behind, strict=True)]
 

@@ -211,9 +211,7 @@ class OutputDifference(_Linearised):
             self.error = 2 * max(apart)  # other directions bend more
         return vectors.scaled(length, product)
 
-    def through(
-        self, u: Vector, h: float, *, reach: float = 1.0, strict: bool = False
-    ) -> list[Tensor]:
+    def through(self, u: Vector, h: float, *, reach: float = 1.0, strict: bool = False) -> list[Tensor]:
         """The product with a unit vector, with this step, and ``reach`` times the usual one on the outputs."""
         L, parts = self.objective, []
         ahead, behind = self._outputs(u, h, strict), self._outputs(u, -h, strict)

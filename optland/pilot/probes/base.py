@@ -19,6 +19,7 @@ class Probe(ABC):
         yields: Names of the signals that policies may read.
         every: Fewest updates between two runs, however large the budget.
         weight: Its part of the budget, relative to that of the other probes in use.
+        ahead: Runs that may come before its part of the budget has grown to them.
         along_update: Whether it needs the weights before the update.
         whole_batches: Whether it stays off the smaller batch at the end of an epoch, which is not comparable.
         spent: Cost of the last run, in gradient evaluations.
@@ -28,6 +29,7 @@ class Probe(ABC):
     yields: ClassVar[frozenset[str]]
     every: int = 10
     weight: float = 1.0
+    ahead: ClassVar[int] = 1
     along_update: ClassVar[bool] = False
     whole_batches: ClassVar[bool] = True
     spent: float = 0.0

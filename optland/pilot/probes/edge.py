@@ -31,6 +31,7 @@ class EdgeProbe(Probe):
     yields = frozenset({"edge/eta_c", "edge/ratio", "edge/lambda_c"})
     along_update = True
     every = BURN_EVERY
+    ahead = 4  # enough for a cap to find its edge within a warm-up
 
     def __init__(self, seed: int = 0) -> None:
         self.seed = seed

@@ -204,7 +204,7 @@ def test_a_policy_that_breaks_the_contract_is_told(broken: type[Policy], check: 
 
 
 def test_a_budget_that_lets_everything_through_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Budget, "affords", lambda self, probe, declared: declared < float("inf"))
+    monkeypatch.setattr(Budget, "affords", lambda self, probe, declared, ahead=1: declared < float("inf"))
     with pytest.raises(AssertionError, match=r"budget: at update .* are spent on looking"):
         check_policy(SafeLR, only=["budget"])
 
