@@ -363,7 +363,7 @@ def fresh(setup: Setup, chosen: dict[str, dict[str, Job]]) -> list[Job]:
 
 def share(kept: Sequence[float], whole: Sequence[float]) -> dict[str, float | None]:
     """The mean of ``kept`` over that of ``whole``, with the 95 % interval of a jackknife over the seeds."""
-    from optland.curvature.stochastic.student import student_quantile
+    from optland.statistics import student_quantile
 
     n, value = len(kept), statistics.fmean(kept) / statistics.fmean(whole)
     if n < 2:

@@ -1,8 +1,7 @@
 """What is not installed and will be needed at the end of a run, said before it begins.
 
 Which of the optional packages a recipe needs is read off the names that its script has imported: what draws pictures
-needs matplotlib, and a run is worth having without them; a report or an alignment is what a run is for, and it is
-refused.
+needs matplotlib, and a run is worth having without them; a report is what a run is for, and it is refused.
 """
 
 from __future__ import annotations
@@ -18,7 +17,6 @@ __all__ = ["check_needs", "missing_for"]
 
 _NEEDS = {
     "optland.report": ("the report", [("plotly.offline", "report"), ("matplotlib.figure", "report")]),
-    "optland.landscape.alignment": ("the alignment", [("scipy.optimize", "recipes")]),
     "optland.plots": ("the figure", [("matplotlib.figure", "recipes")]),
 }
 """By module of ours: what it makes, and the modules of others that it imports then, with our extra that has them."""
@@ -45,7 +43,7 @@ def missing_for(ours: str) -> str:
     """Why a module of ours cannot do its work, with the way to change that; empty where nothing is missing.
 
     Args:
-        ours: ``optland.plots``, ``optland.report`` or ``optland.landscape.alignment``.
+        ours: ``optland.plots`` or ``optland.report``.
     """
     what, theirs = _NEEDS[ours]
     missing = {name.partition(".")[0]: extra for name, extra in theirs if not _imports(name)}

@@ -5,7 +5,7 @@ Every result is a frozen dataclass with its objective, directions, seeds and cos
 """
 
 from optland.landscape.alignment import Alignment, align
-from optland.landscape.correlation import RankCorrelation, kendall, rank_correlations
+from optland.landscape.correlation import RankCorrelation, rank_correlations
 from optland.landscape.curves import Connection, connect
 from optland.landscape.dimension import EffectiveDimension, GradientSketch, effective_dimension, overlap
 from optland.landscape.directions import (
@@ -62,7 +62,6 @@ __all__ = [
     "filter_normalised",
     "gradient_direction",
     "gradient_smoothness",
-    "kendall",
     "layer_normalised",
     "line",
     "linear_path",

@@ -14,15 +14,13 @@ random orders is kept. Where narrow nets or nets trained at a high rate differ b
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from optland.archive import Archived
-from optland.config import UserError
 from optland.landscape.permutations import Axis, Symmetry, find_symmetries
 
 __all__ = ["Alignment", "align"]
@@ -70,7 +68,6 @@ def align(
 
     Raises:
         TypeError: The architecture cannot be matched (attention, grouped convolutions).
-        UserError: scipy is not installed.
         ValueError: The two do not have the same architecture.
 
     Example:
@@ -120,7 +117,8 @@ def _match(
     generator: torch.Generator,
 ) -> tuple[list[Tensor], int]:
     """Coordinate ascent: one permutation at a time by linear assignment, in random order."""
-    assign = _assignment()
+    from scipy.optimize import linear_sum_assignment  # a third of a second
+
     permutations = [torch.arange(s.size) for s in symmetries]
     agreed = _agreement(mine, theirs, trained)
     for sweep in range(1, 100):
@@ -132,7 +130,7 @@ def _match(
             for axis in symmetries[i].axes:
                 if axis.name in trained:
                     gain += _unfold(mine[axis.name], axis) @ _unfold(state[axis.name], axis).T
-            _, columns = assign(gain.numpy(), maximize=True)
+            _, columns = linear_sum_assignment(gain.numpy(), maximize=True)
             trial = [p if j != i else torch.as_tensor(columns) for j, p in enumerate(permutations)]
             # Measured, since a tensor with both axes in one group is not linear in its permutation.
             gained = _agreement(mine, _renumbered(theirs, symmetries, trial), trained)
@@ -168,12 +166,3 @@ def _agreement(a: Mapping[str, Tensor], b: Mapping[str, Tensor], names: set[str]
 
 def _distance(a: Mapping[str, Tensor], b: Mapping[str, Tensor], names: set[str]) -> float:
     return math.sqrt(math.fsum(float((a[n].double() - b[n].double()).square().sum()) for n in names))
-
-
-def _assignment() -> Callable[..., Any]:
-    try:
-        from scipy.optimize import linear_sum_assignment
-    except ImportError as error:
-        raise UserError("alignment needs scipy; install it with: pip install 'optland[recipes]'") from error
-    solver: Callable[..., Any] = linear_sum_assignment
-    return solver

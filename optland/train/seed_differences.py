@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from optland.curvature.stochastic.student import student_quantile
+from optland.statistics import student_quantile
 
 __all__ = ["Gain", "best_setting", "paired_gain"]
 

@@ -17,7 +17,6 @@ import pytest
 
 from optland.cli.needs import check_needs, missing_for
 from optland.config import UserError
-from optland.landscape import align
 from optland.plots import plot_run
 from optland.report import write_report
 from optland.train import LogConfig, RunFolder
@@ -106,22 +105,18 @@ def script(**names: Any) -> types.ModuleType:
 def test_each_need_is_known_by_what_a_script_has_imported(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for name in ("scipy", "scipy.optimize", "matplotlib", "matplotlib.figure"):
+    for name in ("matplotlib", "matplotlib.figure"):
         monkeypatch.setitem(sys.modules, name, None)
     check_needs(script(RunFolder=RunFolder, number=3))
     assert capsys.readouterr().err == ""
     check_needs(script(plot=plot_run))
     assert "the figure needs matplotlib" in capsys.readouterr().err
-    with pytest.raises(UserError, match=r"the alignment needs scipy; run: pip install 'optland\[recipes\]'"):
-        check_needs(script(plot=plot_run, align=align))
     with pytest.raises(UserError, match="the report needs matplotlib; run: "):
         check_needs(script(write_report=write_report))
 
 
 def test_where_all_is_there_nothing_is_missing() -> None:
-    assert [
-        missing_for(ours) for ours in ("optland.plots", "optland.report", "optland.landscape.alignment")
-    ] == [""] * 3
+    assert [missing_for(ours) for ours in ("optland.plots", "optland.report")] == ["", ""]
 
 
 LOG = LogConfig(wandb="disabled")

@@ -59,7 +59,16 @@ PURE = (
 
 MAX_LINES = {"optland/": 600, "recipes/": 150}
 
-SLOW_TO_IMPORT = ["wandb", "matplotlib", "plotly", "sklearn", "torchvision", "omegaconf", "lightning"]
+SLOW_TO_IMPORT = [
+    "wandb",
+    "scipy",
+    "matplotlib",
+    "plotly",
+    "sklearn",
+    "torchvision",
+    "omegaconf",
+    "lightning",
+]
 
 
 def imports(source: str) -> Iterator[tuple[int, str]]:

@@ -20,7 +20,7 @@ def test_a_card_names_what_is_there(card: ProbeCard) -> None:
 def test_every_function_that_measures_has_a_card() -> None:
     makers = {
         "checkpoint_plane", "cosine", "difference", "eigenvector_direction", "filter_normalised", "gradient_direction",
-        "kendall", "layer_normalised", "overlap", "random_direction", "random_sharpness", "rank_correlations",
+        "layer_normalised", "overlap", "random_direction", "random_sharpness", "rank_correlations",
         "recalibrated", "ruggedness", "update_direction",
     }  # fmt: skip
     public = {n for n in optland.landscape.__all__ if inspect.isfunction(getattr(optland.landscape, n))}

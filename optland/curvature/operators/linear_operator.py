@@ -271,20 +271,14 @@ class SymmetricOperator(ABC):
         Its products are counted and charged as always; each copies the vector to the host and back. SciPy's solvers
         work in float64: on float32 weights their tolerance should not be below 1e-5.
 
-        Raises:
-            ImportError: SciPy is not installed.
-
         Example:
             >>> from optland.curvature import hessian
             >>> from optland.problems import saddle
             >>> hessian(saddle()).to_scipy().matvec([1.0, 1.0]).tolist()
             [2.0, -2.0]
         """
-        try:
-            from scipy.sparse.linalg import LinearOperator
-        except ImportError as error:
-            raise ImportError("to_scipy needs SciPy: pip install 'optland[recipes]'") from error
         import numpy as np
+        from scipy.sparse.linalg import LinearOperator
 
         def multiply(x: Any) -> Any:
             flat = torch.from_numpy(np.ascontiguousarray(x, dtype=np.float64).reshape(-1))

@@ -40,9 +40,9 @@ from optland import vectors
 from optland.archive import Archived
 from optland.curvature.operators.batchwise import each_batch, mean_and_error
 from optland.curvature.operators.hessian import Method, declared_product_cost, hessian
-from optland.curvature.stochastic.student import student_quantile
 from optland.estimate import Estimate, Provenance
 from optland.objective import FORWARD_GE, Objective
+from optland.statistics import student_quantile
 from optland.vectors import Vector
 
 __all__ = ["Certificate", "CertificateVerdict", "certify", "declared_cost"]

@@ -52,8 +52,8 @@ from optland.curvature.stochastic.deflation import Array, Deflation
 from optland.curvature.stochastic.leave_one_out import leave_one_out
 from optland.curvature.stochastic.parts import FEWEST_PRODUCTS, SETUP_GE, Parts, agree, parts_of, sample
 from optland.curvature.stochastic.random_vectors import Distribution, RandomVectors
-from optland.curvature.stochastic.student import student_quantile
 from optland.objective import Objective
+from optland.statistics import student_quantile
 from optland.vectors import Vector
 
 __all__ = [

@@ -45,9 +45,9 @@ from optland.curvature.stochastic.probing import (
 )
 from optland.curvature.stochastic.probing import declared_cost as probing_cost
 from optland.curvature.stochastic.random_vectors import Distribution
-from optland.curvature.stochastic.student import student_quantile
 from optland.estimate import Estimate, Provenance
 from optland.objective import Objective
+from optland.statistics import student_quantile
 from optland.vectors import Vector
 
 __all__ = ["Trace", "declared_cost", "frobenius", "trace", "trace_per_layer"]

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from optland.config import UserError
 from optland.train.data.fetch import FileSet, damaged, data_root, fetch_once, missing
 from optland.train.data.raw_images import RawImages
 
@@ -50,7 +49,7 @@ def svhn(root: str | None, download: bool) -> RawImages:
         download: Whether to fetch them where they are not there.
 
     Raises:
-        UserError: The files are not there or damaged, or scipy, which reads them, is not installed.
+        UserError: The files are not there, or one of them is damaged.
     """
     from torchvision import datasets
 
@@ -66,12 +65,7 @@ def svhn(root: str | None, download: bool) -> RawImages:
     _check(files, folder, [datasets.SVHN.split_list[name][1:] for name in ("train", "test")])
 
     def split(name: str) -> tuple[Tensor, Tensor]:
-        try:
-            part = datasets.SVHN(str(folder), split=name)
-        except ImportError as error:
-            raise UserError(
-                "the SVHN files are read with scipy, which is not installed; run: pip install 'optland[recipes]'"
-            ) from error
+        part = datasets.SVHN(str(folder), split=name)
         return torch.from_numpy(part.data).contiguous(), torch.from_numpy(part.labels)
 
     return RawImages(*split("train"), num_classes=10, test=split("test"))

@@ -265,12 +265,6 @@ def test_scipy_agrees_with_the_dense_hessian_of_a_float32_network() -> None:
     assert H.num_matvecs > 0
 
 
-def test_a_missing_scipy_names_the_extra(mlp: Objective, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "scipy.sparse.linalg", None)
-    with pytest.raises(ImportError, match=r"optland\[recipes\]"):
-        hessian(mlp).to_scipy()
-
-
 def test_closing_closes_what_is_underneath(mlp: Objective) -> None:
     H = hessian(mlp)
     with shifted(H, 1.0):
