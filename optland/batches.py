@@ -14,7 +14,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["Cast", "join", "map_tensors", "num_samples", "split", "take", "thin", "to_device", "to_dtype"]
+__all__ = [
+    "Cast",
+    "join",
+    "map_tensors",
+    "num_samples",
+    "split",
+    "take",
+    "thin",
+    "to_device",
+]
 
 
 def _children(batch: Any) -> Iterator[Any]:

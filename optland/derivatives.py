@@ -22,10 +22,8 @@ from optland.vectors import Vector, dense
 
 __all__ = [
     "Leaves",
-    "Subject",
     "custom_functions",
     "derivative",
-    "examine",
     "gradient",
     "graph_of",
     "require_grad",

@@ -36,7 +36,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-from optland.config.errors import ConfigError, UserError, closest, did_you_mean
+from optland.config.errors import ConfigError, UserError, did_you_mean
 from optland.config.schema import Builder, plain
 from optland.config.scripts import ROOT_VARIABLE, RUN_FOLDER, ScriptRecord, recipe_name, roots
 from optland.config.secrets import redact, redact_item, redact_text
@@ -48,7 +48,6 @@ __all__ = [
     "ConfigError",
     "ScriptRecord",
     "UserError",
-    "closest",
     "did_you_mean",
     "load",
     "recipe_name",

@@ -37,7 +37,6 @@ __all__ = [
     "notes_of",
     "preserve_buffers",
     "preserve_modes",
-    "preserve_parameters",
     "preserve_rng",
     "probe_context",
     "rng_state",

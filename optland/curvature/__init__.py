@@ -22,20 +22,20 @@ module, ``from optland.curvature.eigen.lanczos import declared_cost``.
 from __future__ import annotations
 
 from optland.curvature.eigen.lanczos import lanczos
-from optland.curvature.eigen.power import PowerIteration, power_iteration
+from optland.curvature.eigen.power import power_iteration
 from optland.curvature.eigen.spectrum import Spectrum
 from optland.curvature.eigen.tracker import SpectrumTracker, Tracked
-from optland.curvature.lines.ceiling import Ceiling, ceiling, ceiling_from_steps
+from optland.curvature.lines.ceiling import ceiling, ceiling_from_steps
 from optland.curvature.lines.critical_step import CriticalStep, critical_step
 from optland.curvature.lines.line import batch_sharpness, curvature_along
 from optland.curvature.noise.gradient_noise import GradientNoise, from_norms, gradient_noise, pooled
 from optland.curvature.noise.noise_scale import NoiseScale, noise_scale
-from optland.curvature.noise.per_sample import PerSample, per_sample_gradients
+from optland.curvature.noise.per_sample import per_sample_gradients
 from optland.curvature.operators.fisher import empirical_fisher, fisher
 from optland.curvature.operators.function import FunctionOperator
 from optland.curvature.operators.ggn import ggn
 from optland.curvature.operators.hessian import CurvatureOperator, hessian
-from optland.curvature.operators.linear_operator import OperatorCheck, SymmetricOperator
+from optland.curvature.operators.linear_operator import SymmetricOperator
 from optland.curvature.operators.preconditioner import preconditioner
 from optland.curvature.operators.products import HVP_GE
 from optland.curvature.operators.transforms import (
@@ -49,8 +49,6 @@ from optland.curvature.operators.transforms import (
 from optland.curvature.points.classify import classify
 from optland.curvature.points.portrait import Portrait, portrait
 from optland.curvature.points.search import (
-    FoundPoint,
-    IndexAgainstLoss,
     find_critical_points,
     index_against_loss,
     starts_around,
@@ -59,40 +57,29 @@ from optland.curvature.points.two_batch import Certificate, certify
 from optland.curvature.points.verdict import CriticalPoint
 from optland.curvature.stability.ratio import StabilityRatio, stability_ratio
 from optland.curvature.stability.stable_rate import StableRate, stable_rate
-from optland.curvature.stability.thresholds import Threshold, stability_threshold
-from optland.curvature.stochastic.density import Curve, Density, density
+from optland.curvature.stability.thresholds import stability_threshold
+from optland.curvature.stochastic.density import Density, density
 from optland.curvature.stochastic.diagonal import Diagonal, diagonal
-from optland.curvature.stochastic.spectral_summary import SpectralSummary, spectral_summary
-from optland.curvature.stochastic.spikes import Spike
+from optland.curvature.stochastic.spectral_summary import spectral_summary
 from optland.curvature.stochastic.trace import Trace, frobenius, trace, trace_per_layer
 
 __all__ = [
     "HVP_GE",
-    "Ceiling",
     "Certificate",
     "CriticalPoint",
     "CriticalStep",
     "CurvatureOperator",
-    "Curve",
     "Density",
     "Diagonal",
-    "FoundPoint",
     "FunctionOperator",
     "GradientNoise",
-    "IndexAgainstLoss",
     "NoiseScale",
-    "OperatorCheck",
-    "PerSample",
     "Portrait",
-    "PowerIteration",
-    "SpectralSummary",
     "Spectrum",
     "SpectrumTracker",
-    "Spike",
     "StabilityRatio",
     "StableRate",
     "SymmetricOperator",
-    "Threshold",
     "Trace",
     "Tracked",
     "batch_sharpness",

@@ -4,7 +4,7 @@ Every result is a frozen dataclass with its objective, directions, seeds and cos
 ``optland.plots.plot`` draws it.
 """
 
-from optland.landscape.alignment import Alignment, align
+from optland.landscape.alignment import align
 from optland.landscape.correlation import RankCorrelation, rank_correlations
 from optland.landscape.curves import Connection, connect
 from optland.landscape.dimension import EffectiveDimension, GradientSketch, effective_dimension, overlap
@@ -21,7 +21,7 @@ from optland.landscape.directions import (
 )
 from optland.landscape.minima import MinimaComparison, Minimum, compare_minima
 from optland.landscape.paths import PathLoss, linear_path, recalibrated
-from optland.landscape.rays import GradientSmoothness, Rays, gradient_smoothness, rays
+from optland.landscape.rays import Rays, gradient_smoothness, rays
 from optland.landscape.settings import CurveConfig
 from optland.landscape.sharpness import (
     Sharpness,
@@ -30,23 +30,20 @@ from optland.landscape.sharpness import (
     sam_sharpness,
     worst_sharpness,
 )
-from optland.landscape.slices import Ruggedness, Slice, checkpoint_plane, line, plane, ruggedness
+from optland.landscape.slices import Slice, checkpoint_plane, line, plane, ruggedness
 from optland.landscape.trajectory import TrajectoryPlane, trajectory_plane
 
 __all__ = [
-    "Alignment",
     "Connection",
     "CurveConfig",
     "Direction",
     "EffectiveDimension",
     "GradientSketch",
-    "GradientSmoothness",
     "MinimaComparison",
     "Minimum",
     "PathLoss",
     "RankCorrelation",
     "Rays",
-    "Ruggedness",
     "Sharpness",
     "Slice",
     "TrajectoryPlane",

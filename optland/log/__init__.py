@@ -6,21 +6,19 @@ from typing import TYPE_CHECKING, Any
 
 from optland.log.jsonl import JsonlLogger, read_jsonl
 from optland.log.logger import Logger, LoggerGroup, NullLogger
-from optland.log.vocabulary import BINDING, GROUPS, Scalar, estimate_row
+from optland.log.vocabulary import GROUPS, estimate_row
 from optland.log.wandb_logger import WandbLogger
 
 if TYPE_CHECKING:
     from optland.log.console import ConsoleLogger
 
 __all__ = [
-    "BINDING",
     "GROUPS",
     "ConsoleLogger",
     "JsonlLogger",
     "Logger",
     "LoggerGroup",
     "NullLogger",
-    "Scalar",
     "WandbLogger",
     "estimate_row",
     "read_jsonl",

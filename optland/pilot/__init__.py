@@ -8,36 +8,29 @@ from optland.pilot.advice import advise
 from optland.pilot.decision import TURNED, Decision, Proposal
 from optland.pilot.history import History
 from optland.pilot.host import Host
-from optland.pilot.pilot import MODES, Mode, Pilot
-from optland.pilot.policies import (
-    POLICIES,
-    AutoLR,
-    CurvatureMonitor,
-    EdgeMonitor,
-    HostFacts,
-    NoiseBatch,
-    NoiseMonitor,
-    Plateau,
-    Policy,
-    SafeLR,
-    SpikeGuard,
-)
-from optland.pilot.probes import Probe
+from optland.pilot.pilot import Pilot
+from optland.pilot.policies import POLICIES
+from optland.pilot.policies.auto_lr import AutoLR
+from optland.pilot.policies.base import Policy
+from optland.pilot.policies.facts import HostFacts
+from optland.pilot.policies.monitors import EdgeMonitor, NoiseMonitor
+from optland.pilot.policies.noise_batch import NoiseBatch
+from optland.pilot.policies.plateau import Plateau
+from optland.pilot.policies.safe_lr import SafeLR
+from optland.pilot.policies.spike_guard import SpikeGuard
+from optland.pilot.probes.base import Probe
 from optland.pilot.signal import Signal
 from optland.pilot.suggest import suggest_lr
 
 __all__ = [
-    "MODES",
     "POLICIES",
     "TURNED",
     "AutoLR",
-    "CurvatureMonitor",
     "Decision",
     "EdgeMonitor",
     "History",
     "Host",
     "HostFacts",
-    "Mode",
     "NoiseBatch",
     "NoiseMonitor",
     "Pilot",

@@ -11,7 +11,9 @@ from optland.pilot.budget import Budget
 from optland.pilot.history import History
 from optland.pilot.host import Host
 from optland.pilot.notices import say_off
-from optland.pilot.probes import SHOWN, CurvatureProbe, Probe, standard_probes
+from optland.pilot.probes import SHOWN, standard_probes
+from optland.pilot.probes.base import Probe
+from optland.pilot.probes.curvature import CurvatureProbe
 from optland.pilot.signal import Signal
 
 __all__ = ["Looks"]

@@ -41,7 +41,7 @@ from optland.pilot.looks import Looks
 from optland.pilot.measure import Layout, norms
 from optland.pilot.policies.base import Policy
 from optland.pilot.policies.facts import HostFacts
-from optland.pilot.probes import Probe
+from optland.pilot.probes.base import Probe
 from optland.pilot.progress import Progress
 from optland.pilot.record import Record
 from optland.pilot.report import in_words, row_of
@@ -50,7 +50,7 @@ from optland.pilot.signal import Signal
 from optland.pilot.steering import Steering
 from optland.pilot.trouble import Trouble, all_finite, was_left_out
 
-__all__ = ["MODES", "Mode", "Pilot"]
+__all__ = ["Mode", "Pilot"]
 
 Mode = Literal["off", "monitor", "shadow", "control"]
 MODES = ("off", "monitor", "shadow", "control")

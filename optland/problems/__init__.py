@@ -10,8 +10,8 @@ problem                         loss                            closed form
 :func:`saddle`                  x^2 - y^2                       Hessian diag(2, -2), a saddle at the origin
 :func:`stable_ridge`            x^2/2 - y^2/2 + y^4/4           saddle diag(1, -1), minima (0, +-1) of loss -1/4
 :func:`w_shape`                 a W of x, plus 10 y^2           weak saddle -2 sqrt(eps), two minima
-:func:`multimodal`              r^2 (1 + sin 5x sin 5y / 2)     global minimum at the origin, Hessian 2 I
-:func:`rosenbrock`              (1-x)^2 + 100 (y-x^2)^2         minimum (1, 1), condition number 2508
+``SURFACES["multimodal"]``      r^2 (1 + sin 5x sin 5y / 2)     global minimum at the origin, Hessian 2 I
+``SURFACES["Rosenbrock"]``      (1-x)^2 + 100 (y-x^2)^2         minimum (1, 1), condition number 2508
 :func:`two_factor`              (ab - 1)^2 / 2                  Hessian [[b^2, 2ab-1], [2ab-1, a^2]];
                                                                 on ab = 1 its eigenvalues are 0 and a^2 + b^2
 :func:`monkey_saddle`           x^3 - 3xy^2                     gradient and Hessian 0 at the origin, no minimum
@@ -50,17 +50,13 @@ from optland.problems.points import Point, function_objective, noisy_quadratic, 
 from optland.problems.retrieval import phase_retrieval, tensor_decomposition
 from optland.problems.surfaces import (
     SURFACES,
-    CriticalPoint,
     Surface,
-    multimodal,
-    rosenbrock,
     stable_ridge,
     w_shape,
 )
 
 __all__ = [
     "SURFACES",
-    "CriticalPoint",
     "Octopus",
     "Point",
     "Surface",
@@ -73,12 +69,10 @@ __all__ = [
     "linear_regression_hessian",
     "matrix_factorisation",
     "monkey_saddle",
-    "multimodal",
     "noisy_quadratic",
     "octopus",
     "phase_retrieval",
     "quadratic",
-    "rosenbrock",
     "saddle",
     "separable_products",
     "stable_ridge",

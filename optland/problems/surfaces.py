@@ -15,8 +15,6 @@ __all__ = [
     "SURFACES",
     "CriticalPoint",
     "Surface",
-    "multimodal",
-    "rosenbrock",
     "stable_ridge",
     "w_shape",
 ]
@@ -46,6 +44,10 @@ class Surface:
         function: Of a tensor (2,).
         window: (low, high) of both variables.
         points: Critical points in closed form; the others in the window are not listed.
+
+    Example:
+        >>> SURFACES["Rosenbrock"].objective(1.0, 1.0).value()
+        0.0
     """
 
     name: str
@@ -99,28 +101,6 @@ class _W:
             valley = r * beyond**2 + beyond**3 / 3 - (3 * self.length + 1) / 3 * r**3
         value: Tensor = valley + 10 * w[1] ** 2
         return value
-
-
-def multimodal(x: float, y: float) -> Objective:
-    """L(x, y) = (x^2 + y^2)(1 + sin 5x sin 5y / 2): many minima; the origin, of loss 0 and Hessian 2 I, is the global.
-
-    Example:
-        >>> multimodal(0.0, 0.0).value()
-        0.0
-    """
-    return SURFACES["multimodal"].objective(x, y)
-
-
-def rosenbrock(x: float, y: float) -> Objective:
-    """L(x, y) = (1 - x)^2 + 100 (y - x^2)^2: a bent valley; at its minimum (1, 1) the condition number is 2508.
-
-    The Hessian there is [[802, -400], [-400, 200]] (Rosenbrock 1960).
-
-    Example:
-        >>> rosenbrock(1.0, 1.0).value()
-        0.0
-    """
-    return SURFACES["Rosenbrock"].objective(x, y)
 
 
 def stable_ridge(x: float, y: float) -> Objective:

@@ -8,13 +8,13 @@ from optland.train.ema import Ema
 from optland.train.evaluate import History, evaluate
 from optland.train.grouped_loader import GroupedLoader
 from optland.train.interrupt import RESUMABLE, GracefulStop
-from optland.train.loader import BatchLoader, ResumableLoader
+from optland.train.loader import BatchLoader
 from optland.train.models import ModelConfig, build_model
 from optland.train.models.build import check_model
 from optland.train.precision import Precision, PrecisionConfig
 from optland.train.run import RunFolder
 from optland.train.schedule import ScheduleName, check_schedule, cosine_schedule, schedule_by_name
-from optland.train.seed_differences import Gain, best_setting, paired_gain
+from optland.train.seed_differences import best_setting, paired_gain
 from optland.train.seeding import seed_everything
 from optland.train.settings import (
     LogConfig,
@@ -41,7 +41,6 @@ __all__ = [
     "DataConfig",
     "DatasetLoader",
     "Ema",
-    "Gain",
     "GracefulStop",
     "GroupedLoader",
     "History",
@@ -52,7 +51,6 @@ __all__ = [
     "PilotConfig",
     "Precision",
     "PrecisionConfig",
-    "ResumableLoader",
     "RunConfig",
     "RunFolder",
     "ScheduleName",

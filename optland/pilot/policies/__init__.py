@@ -3,27 +3,13 @@
 from typing import Any
 
 from optland.pilot.policies.auto_lr import AutoLR
-from optland.pilot.policies.base import Policy
-from optland.pilot.policies.facts import HostFacts
 from optland.pilot.policies.monitors import CurvatureMonitor, EdgeMonitor, NoiseMonitor
 from optland.pilot.policies.noise_batch import NoiseBatch
 from optland.pilot.policies.plateau import Plateau
 from optland.pilot.policies.safe_lr import SafeLR
 from optland.pilot.policies.spike_guard import SpikeGuard
 
-__all__ = [
-    "POLICIES",
-    "AutoLR",
-    "CurvatureMonitor",
-    "EdgeMonitor",
-    "HostFacts",
-    "NoiseBatch",
-    "NoiseMonitor",
-    "Plateau",
-    "Policy",
-    "SafeLR",
-    "SpikeGuard",
-]
+__all__ = ["POLICIES"]
 
 _KINDS: tuple[Any, ...] = (
     AutoLR, SafeLR, NoiseBatch, Plateau, SpikeGuard, EdgeMonitor, NoiseMonitor, CurvatureMonitor,

@@ -7,16 +7,7 @@ from optland.pilot.probes.curvature import CurvatureProbe
 from optland.pilot.probes.edge import EdgeProbe
 from optland.pilot.probes.noise import CurvatureNoiseProbe, NoiseProbe
 
-__all__ = [
-    "PROBES",
-    "SHOWN",
-    "CurvatureNoiseProbe",
-    "CurvatureProbe",
-    "EdgeProbe",
-    "NoiseProbe",
-    "Probe",
-    "standard_probes",
-]
+__all__ = ["PROBES", "EdgeProbe"]
 
 PROBES: tuple[Callable[[int], Probe], ...] = (EdgeProbe, NoiseProbe, CurvatureProbe, CurvatureNoiseProbe)
 """Probe classes, made with the seed of their randomness."""

@@ -3,6 +3,6 @@
 from optland.train.models.build import build_model
 from optland.train.models.config import ModelConfig
 from optland.train.models.initialisation import INITIALISATIONS, initialise
-from optland.train.models.registry import MODELS, Architecture
+from optland.train.models.registry import MODELS
 
-__all__ = ["INITIALISATIONS", "MODELS", "Architecture", "ModelConfig", "build_model", "initialise"]
+__all__ = ["INITIALISATIONS", "MODELS", "ModelConfig", "build_model", "initialise"]
