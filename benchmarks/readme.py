@@ -25,7 +25,7 @@ from readme_control import (
 
 from optland.conformance.finding import KINDS
 from optland.optim import CARDS
-from optland.pilot.cards import policy_table
+from optland.pilot import POLICIES
 
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
@@ -252,12 +252,53 @@ def cuda_cost_table(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def policies_table() -> str:
+    """The pilot's policies, from their cards."""
+    lines = [
+        "| policy | what it does | reads | turns | cost beyond the probes | when | measured in | source |",
+        "|" + "---|" * 8,
+    ]
+    for name, policy in POLICIES.items():
+        card = policy.card
+        measured = (
+            ", ".join(f"[{file}](benchmarks/results/{file}.json)" for file in card.measured) or "for display"
+        )
+        cells = [card.does, card.reads, card.turns, card.cost, card.when, measured, card.reference]
+        lines.append(f"| `{name}` | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+PROBES = (
+    ("lanczos", "eigenvalues and vectors at both ends", "15 to 60 H", "products", "residual, certificate"),
+    ("SpectrumTracker", "the same along training, from a warm start", "4 to 6 H a look",
+     "products + k", "residual, cold audits"),
+    ("trace", "mean curvature times d", "30 H", "rank of the basis", "standard error"),
+    ("density", "all eigenvalues as a density", "256 H", "64", "standard error, width"),
+    ("classify", "kind of point: minimum, saddle, degenerate", "2 G + up to 200 H", "products", "tau, 99 %"),
+    ("critical_step", "longest step that does not raise the loss", "6 to 12 F", "1", "bracket"),
+    ("gradient_noise", "critical batch size, B_simple", "G by parts", "2", "standard error"),
+    ("line", "loss along a direction", "41 F + H", "2", "exact; curvature stamp"),
+    ("plane", "loss over two directions, eigenvectors or checkpoints", "625 F + 2 H", "3", "exact"),
+    ("rays", "curvature at a distance, kinks", "20 (5 F + H)", "2", "standard error, kink flag"),
+    ("gradient_smoothness", "how far the gradient holds along itself", "G a distance", "2", "exact"),
+    ("average_sharpness", "mean rise under noise", "51 F", "2", "standard error"),
+    ("sam_sharpness", "rise after SAM's step", "G + F", "2", "over batches of m"),
+    ("worst_sharpness", "largest rise in a ball", "40 G", "5", "a lower bound"),
+    ("compare_minima", "all of these at several minima", "about 300 G each", "products", "as its parts"),
+    ("linear_path", "barrier on the line between two minima", "33 F", "2", "exact at its points"),
+    ("connect", "a trained curve of low loss between them", "300 steps + 94 F", "6", "an upper bound"),
+    ("align", "units of one net renumbered to match another's", "F", "2", "linear assignment"),
+    ("effective_dimension", "directions that hold the gradients", "G",
+     "gradients, or their sketch", "flag where it counts gradients"),
+    ("trajectory_plane", "plane of a training path", "none", "checkpoints", "explained variance"),
+)  # fmt: skip
+"""Name; what one learns; cost in passes over the data; vectors as long as the weights; what comes with the number."""
+
+
 def probes_table() -> str:
     """Every probe with what it tells and costs."""
-    from optland.landscape.cards import PROBES
-
     lines = ["| probe | tells | cost | vectors held | error |", "|---|---|---|---|---|"]
-    lines += [f"| `{p.call}` | {p.tells} | {p.cost} | {p.memory} | {p.error} |" for p in PROBES]
+    lines += [f"| `{name}` | " + " | ".join(cells) + " |" for name, *cells in PROBES]
     lines += [
         "",
         "Defaults; in passes over the data: F a forward, G a gradient (3 F), H a Hessian product (about 2.5 G).",
@@ -377,7 +418,7 @@ TABLES = {
 
 def filled(text: str) -> str:
     """The README with every marked table made anew."""
-    tables = {"methods": methods_table(), "policies": policy_table(), "probes": probes_table()}
+    tables = {"methods": methods_table(), "policies": policies_table(), "probes": probes_table()}
     for name, make in TABLES.items():
         path = ROOT / "benchmarks" / "results" / f"{name}.json"
         if path.exists() or f"<!-- begin {name} -->" in text:  # else not measured, and not spoken of

@@ -1,4 +1,4 @@
-"""The cards, the classes, the results and the README say the same."""
+"""A policy's card, its code, its module and the results say the same."""
 
 from __future__ import annotations
 
@@ -11,10 +11,9 @@ from pathlib import Path
 import pytest
 
 from optland.pilot import POLICIES, HostFacts, NoiseBatch
-from optland.pilot.cards import FOR_DISPLAY, POLICY_CARDS, PolicyCard, policy_table
+from optland.pilot.policies.base import Policy
 
 ROOT = Path(__file__).resolve().parents[2]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
 WORDS = {
     "step_length": "step length", "lr": "cap on the lr", "lr_factor": "lr factor", "batch_size": "batch size",
     "beta1": "betas", "beta2": "betas", "skip": "skip", "rewind": "rewind", "escape": "escape",
@@ -23,21 +22,14 @@ OPTIONS = {"auto_lr": {"ceiling": 1.0}}
 """What makes a policy turn all that it can."""
 
 
-@pytest.fixture(params=POLICY_CARDS, ids=lambda card: card.name)
-def card(request: pytest.FixtureRequest) -> PolicyCard:
+@pytest.fixture(params=POLICIES.values(), ids=POLICIES)
+def kind(request: pytest.FixtureRequest) -> type[Policy]:
     return request.param  # type: ignore[no-any-return]
 
 
-def test_every_policy_has_one_card() -> None:
-    assert [card.name for card in POLICY_CARDS] == list(POLICIES)
-
-
-def test_the_readme_holds_the_table_made_from_the_cards() -> None:
-    assert policy_table() in README
-
-
-def test_a_card_names_all_that_its_class_turns_and_nothing_else(card: PolicyCard) -> None:
-    policy = card.policy(**OPTIONS.get(card.name, {}))
+def test_a_card_names_all_that_its_class_turns_and_nothing_else(kind: type[Policy]) -> None:
+    card = kind.card
+    policy = kind(**OPTIONS.get(kind.name, {}))
     policy.begin(HostFacts(steps=100, has_length=True, adam=True))
     turned = policy.turns | policy.caps
     words = {WORDS[name] for name in turned}
@@ -56,25 +48,23 @@ def test_the_betas_follow_under_adam_alone_and_where_nobody_sets_lengths() -> No
     assert policy.turns == {"batch_size", "lr_factor"}
 
 
-def test_a_card_has_measurements_or_says_that_it_is_for_display(card: PolicyCard) -> None:
+def test_a_card_has_measurements_where_its_policy_turns_anything(kind: type[Policy]) -> None:
     """What a card points to holds cells of it; what only shows turns nothing."""
-    if card.measured == FOR_DISPLAY:
-        assert card.turns == "-"
-        return
-    for name in card.measured.split(", "):
+    assert (kind.card.turns == "-") == (not kind.card.measured)
+    for name in kind.card.measured:
         text = (ROOT / "benchmarks" / "results" / f"{name}.json").read_text(encoding="utf-8")
         keys = set(re.findall(r'"([^"]+)":', text)) | set(re.findall(r"\w+", text))
         assert json.loads(text)
-        assert card.name in keys or (card.name, name) == ("spike_guard", "spikes")
+        assert kind.name in keys or (kind.name, name) == ("spike_guard", "spikes")
 
 
-def test_a_module_tells_cost_use_defaults_and_source(card: PolicyCard) -> None:
-    module = importlib.import_module(card.policy.__module__)
+def test_a_module_tells_cost_use_defaults_and_source(kind: type[Policy]) -> None:
+    module = importlib.import_module(kind.__module__)
     text = inspect.getdoc(module) or ""
     flat = " ".join(text.split())
     assert "math::" in text
     for word in ("Cost:", "When", "hen not:", "Default"):
         assert word in flat, word
-    cited = re.search(r"\d{4}\.\d{5}", card.reference)
+    cited = re.search(r"\d{4}\.\d{5}", kind.card.reference)
     assert cited
     assert cited.group() in flat

@@ -43,7 +43,7 @@ import math
 from optland.pilot.decision import Decision, Proposal
 from optland.pilot.filters import LogEMA, Mean
 from optland.pilot.history import Reader
-from optland.pilot.policies.base import Policy
+from optland.pilot.policies.base import Policy, PolicyCard
 from optland.pilot.policies.facts import HostFacts
 
 __all__ = ["TAU", "AutoLR", "horizon_factor", "linear_shape", "noise_factor"]
@@ -122,6 +122,16 @@ class AutoLR(Policy):
     """
 
     name = "auto_lr"
+    card = PolicyCard(
+        does="sets the learning rate from a scheduled *relative* step; halves its pace after a rewind",
+        reads="update relative to weights, coherence of gradients; with `ceiling` the critical step",
+        turns="step length; with `ceiling` a cap on the lr",
+        cost="on the device 1 copy of the weights and 1 of the gradients; "
+        "in host memory the 2 snapshots of control mode",
+        when="the length of the run is known, or its end is called; not for optimizers that are not linear in the rate",
+        measured=("control_report", "control_development", "control_edge"),
+        reference="ratio: You 2017, 1708.03888",
+    )
     turns = frozenset({"step_length"})
     kept = ("tau", "rewinds", "coherence", "measured", "critical")
 

@@ -19,13 +19,37 @@ A policy of one's own takes 15 lines::
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from optland.pilot.decision import Decision, Proposal
 from optland.pilot.history import Reader
 from optland.pilot.policies.facts import HostFacts
 
-__all__ = ["Policy"]
+__all__ = ["Policy", "PolicyCard"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PolicyCard:
+    """What to know before choosing a policy: its row in the README's table.
+
+    Attributes:
+        does: What it does, in a sentence.
+        reads: What it looks at.
+        turns: What it sets or caps; a dash for one that only speaks.
+        cost: Beyond the probe budget and the losses of the steps.
+        when: When to use it, and when not.
+        measured: Files of benchmarks/results, without their ending, that hold a row for it; none for display.
+        reference: Author, year and arXiv id.
+    """
+
+    does: str
+    reads: str
+    turns: str = "-"
+    cost: str = "none"
+    when: str
+    measured: tuple[str, ...] = ()
+    reference: str
 
 
 class Policy:
@@ -40,9 +64,11 @@ class Policy:
         may_read: Further signals, used where something else has them measured; no probe runs for these.
         turns: Keys of :data:`~optland.pilot.decision.TURNED` that it sets; nobody else may set them in that run.
         caps: Keys that it bounds from above: ``lr`` or ``lr_factor``.
+        card: What to know before choosing it; those of :data:`~optland.pilot.POLICIES` have one.
     """
 
     name: ClassVar[str]
+    card: ClassVar[PolicyCard]
     reads: frozenset[str] = frozenset()
     may_read: frozenset[str] = frozenset()
     turns: frozenset[str] = frozenset()

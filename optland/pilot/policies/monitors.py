@@ -25,7 +25,7 @@ from __future__ import annotations
 from optland.pilot.decision import Proposal
 from optland.pilot.filters import LogEMA
 from optland.pilot.history import Reader
-from optland.pilot.policies.base import Policy
+from optland.pilot.policies.base import Policy, PolicyCard
 
 __all__ = ["CurvatureMonitor", "EdgeMonitor", "NoiseMonitor"]
 
@@ -39,6 +39,13 @@ class EdgeMonitor(Policy):
     """
 
     name = "edge_monitor"
+    card = PolicyCard(
+        does="the edge ratio as one number, an alarm above 1",
+        reads="critical step",
+        cost="1 copy of the weights",
+        when="always",
+        reference="Kalra 2026, 2601.16979",
+    )
     reads = frozenset({"edge/ratio"})
     kept = ("alarmed", "ratio")
 
@@ -86,6 +93,12 @@ class NoiseMonitor(Policy):
     """
 
     name = "noise_monitor"
+    card = PolicyCard(
+        does="says when the batch is too small or too large",
+        reads="gradient noise scale",
+        when="always",
+        reference="McCandlish 2018, 1812.06162",
+    )
     reads = frozenset({"noise/b_simple"})
     kept = ("votes", "said", "efficiency")
 
@@ -131,6 +144,12 @@ class CurvatureMonitor(Policy):
     """Lets the curvature probe run, for the log."""
 
     name = "curvature_monitor"
+    card = PolicyCard(
+        does="both ends of the Hessian's spectrum on a fixed set of samples",
+        reads="curvature",
+        when="runs long enough for products of the Hessian inside the budget",
+        reference="Ghorbani 2019, 1901.10159",
+    )
     reads = frozenset({"curv/lambda_max"})
 
     def decide(self, history: Reader) -> list[Proposal]:

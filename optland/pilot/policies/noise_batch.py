@@ -28,7 +28,7 @@ from typing import Literal
 
 from optland.pilot.decision import Decision, Proposal
 from optland.pilot.history import Reader
-from optland.pilot.policies.base import Policy
+from optland.pilot.policies.base import Policy, PolicyCard
 from optland.pilot.policies.facts import HostFacts
 from optland.pilot.scaling import adam_betas, batch_gain
 
@@ -57,6 +57,14 @@ class NoiseBatch(Policy):
     """
 
     name = "noise_batch"
+    card = PolicyCard(
+        does="doubles the batch while steps are noise-limited",
+        reads="gradient noise scale",
+        turns="batch size; unless `auto_lr` is there also lr factor and Adam's betas",
+        when="fewer steps for the same samples are worth something; a loader that can grow",
+        measured=("batch",),
+        reference="McCandlish 2018, 1812.06162",
+    )
     kept = ("votes", "last_change")
 
     def __init__(

@@ -27,7 +27,7 @@ import math
 
 from optland.pilot.decision import Proposal
 from optland.pilot.history import Reader
-from optland.pilot.policies.base import Policy
+from optland.pilot.policies.base import Policy, PolicyCard
 from optland.statistics import mean_interval, slope_t
 
 __all__ = ["Plateau"]
@@ -47,6 +47,15 @@ class Plateau(Policy):
     """
 
     name = "plateau"
+    card = PolicyCard(
+        does="drops the rate at a noise floor, or leaves a saddle",
+        reads="loss slope, SASA statistic, negative-curvature ratio",
+        turns="lr factor, escape",
+        cost="1 copy of the weights, two inner products",
+        when="no schedule; not with a decaying one",
+        measured=("plateau",),
+        reference="Zhang 2020, 2002.10597",
+    )
     reads = frozenset({"train/loss", "update/w_dot_d", "update/d_sq", "curv/ncr"})
     turns = frozenset({"lr_factor", "escape"})
     kept = ("losses", "terms", "slope", "stat")

@@ -30,7 +30,7 @@ import math
 from optland.pilot.decision import Decision, Proposal
 from optland.pilot.filters import LogEMA
 from optland.pilot.history import Reader
-from optland.pilot.policies.base import Policy
+from optland.pilot.policies.base import Policy, PolicyCard
 from optland.pilot.policies.facts import HostFacts
 
 __all__ = ["SafeLR"]
@@ -57,6 +57,15 @@ class SafeLR(Policy):
     """
 
     name = "safe_lr"
+    card = PolicyCard(
+        does="caps your schedule, never raises it",
+        reads="critical step along the realised update",
+        turns="cap on the lr",
+        cost="1 copy of the weights",
+        when="the schedule is trusted, its height is not",
+        measured=("control_report",),
+        reference="Kalra 2026, 2601.16979",
+    )
     reads = frozenset({"edge/eta_c", "edge/ratio"})
     caps = frozenset({"lr"})
     kept = ("limit", "height", "bound", "from_below", "critical", "rates")

@@ -30,7 +30,7 @@ import statistics
 
 from optland.pilot.decision import Decision, Proposal
 from optland.pilot.history import Reader
-from optland.pilot.policies.base import Policy
+from optland.pilot.policies.base import Policy, PolicyCard
 from optland.statistics import trend_z
 
 __all__ = ["SpikeGuard"]
@@ -59,6 +59,15 @@ class SpikeGuard(Policy):
     """
 
     name = "spike_guard"
+    card = PolicyCard(
+        does="leaves out the update of a corrupt batch; after some in a row cuts the rate, after many goes back",
+        reads="gradient norm and loss",
+        turns="skip, rewind, lr factor as a cap",
+        cost="no copy",
+        when="damaged samples, low precision, long runs; not with batches of 1 to 4, or clipping before the step",
+        measured=("spikes",),
+        reference="Kumar 2025, 2504.02507",
+    )
     reads = frozenset({"update/grad_norm", "train/loss"})
     may_read = frozenset({"edge/lambda_c"})
     turns = frozenset({"skip", "rewind"})
