@@ -1,8 +1,8 @@
 """MNIST and Fashion-MNIST from a folder of idx files, plain or gzipped, each checked against its known sha256.
 
-An idx file is: two zero bytes, a byte for the type (8: unsigned bytes), a byte for the number of dimensions, each
-dimension as a big-endian 32-bit number, then the values. The checksum is that of the uncompressed bytes, so it holds
-for every way of packing them; it also tells the two sets apart, whose files have the same names.
+torchvision fetches them, but reads unpacked files alone, and does not check what it reads. The checksum is that of the
+uncompressed bytes, so it holds for every way of packing them, vouches for the header, and tells the two sets apart,
+whose files have the same names.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import Tensor
 from optland.train.data.fetch import FileSet, damaged, data_root, fetch_once, missing
 from optland.train.data.raw_images import RawImages
 
-__all__ = ["FILES", "FOLDERS", "SHA256", "idx_images", "read_idx"]
+__all__ = ["FILES", "FOLDERS", "SHA256", "idx_images"]
 
 FILES = (
     "train-images-idx3-ubyte",
@@ -63,39 +63,13 @@ def idx_images(name: str, root: str | None, download: bool) -> RawImages:
         UserError: The files are not there, or one of them is damaged.
     """
     files = FileSet(name, root, download)
-    fetch_once(files, lambda folder: _download(files, folder))
+    fetch_once(files, lambda root: _download(files, root))
     folder = _folder(files)
     if folder is None:
-        raise missing(files, f"{data_root(files)} (nor in its folder {FOLDERS[files.name][-1]})")
-    arrays = [
-        _read(files, folder, name, known) for name, known in zip(FILES, SHA256[files.name], strict=True)
-    ]
-    (x, y), (test_x, test_y) = _pair(*arrays[:2]), _pair(*arrays[2:])
-    return RawImages(x, y, num_classes=10, test=(test_x, test_y))
-
-
-def read_idx(content: bytes) -> Tensor:
-    """The array in the bytes of an uncompressed idx file, uint8.
-
-    Raises:
-        ValueError: The bytes are no idx file of unsigned bytes, or not as many as its header says.
-
-    Example:
-        >>> read_idx(bytes([0, 0, 8, 1, 0, 0, 0, 3, 7, 8, 9])).tolist()
-        [7, 8, 9]
-    """
-    if len(content) < 4 or content[:3] != b"\0\0\x08":
-        raise ValueError("its first bytes are not those of an idx file")
-    rank = content[3]
-    start = 4 + 4 * rank
-    if len(content) < start:
-        raise ValueError("its header is cut off")
-    shape = tuple(int(side) for side in np.frombuffer(content[4:start], ">u4"))
-    values = content[start:]
-    expected = int(np.prod(shape, dtype=np.int64))
-    if len(values) != expected:
-        raise ValueError(f"it holds {len(values)} of {expected} values")
-    return torch.from_numpy(np.frombuffer(values, np.uint8).reshape(shape).copy())
+        raise missing(files, f"{data_root(files)} (nor in its folder {FOLDERS[name][-1]})")
+    paths = [folder / stem for stem in FILES]
+    x, y, test_x, test_y = (_read(files, *pair) for pair in zip(paths, SHA256[name], strict=True))
+    return RawImages(x.unsqueeze(1), y.long(), num_classes=10, test=(test_x.unsqueeze(1), test_y.long()))
 
 
 def _folder(files: FileSet) -> Path | None:
@@ -104,32 +78,28 @@ def _folder(files: FileSet) -> Path | None:
     if files.root is None and files.name in SYSTEM_FOLDERS:
         places.append(SYSTEM_FOLDERS[files.name])
     for place in places:
-        if all(_file(place, name) is not None for name in FILES):
+        if all(_packed(place / stem).is_file() for stem in FILES):
             return place
     return None
 
 
-def _file(folder: Path, name: str) -> Path | None:
-    candidates = (folder / name, folder / f"{name}.gz")
-    return next((path for path in candidates if path.is_file()), None)
+def _packed(path: Path) -> Path:
+    """The file itself, else the one that holds it gzipped."""
+    return path if path.is_file() else path.with_name(f"{path.name}.gz")
 
 
-def _read(files: FileSet, folder: Path, name: str, known: str) -> Tensor:
-    path = _file(folder, name)
-    if path is None:
-        raise missing(files, str(folder))
+def _read(files: FileSet, path: Path, known: str) -> Tensor:
+    """The array of a file: two zero bytes, the type (8: bytes), the rank, big-endian sides, then the values."""
+    path = _packed(path)
     try:
         content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-        array = read_idx(content)
-    except (OSError, EOFError, zlib.error, ValueError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise damaged(files, path, str(error)) from error
     if hashlib.sha256(content).hexdigest() != known:
         raise damaged(files, path, f"its sha256 is not that of {files.name}")
-    return array
-
-
-def _pair(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    return images.unsqueeze(1), labels.long()
+    rank = content[3]
+    shape = np.frombuffer(content, ">u4", count=rank, offset=4)
+    return torch.from_numpy(np.frombuffer(content, np.uint8, offset=4 + 4 * rank).reshape(shape).copy())
 
 
 def _download(files: FileSet, root: Path) -> None:

@@ -73,15 +73,11 @@ def svhn(root: str | None, download: bool) -> RawImages:
 
 def _check(files: FileSet, folder: Path, sums: list[Any]) -> None:
     """Tell 'not found' from 'corrupted', which torchvision says in one breath: they need different advice."""
+    from torchvision.datasets.utils import check_md5
+
     for name, md5 in sums:
         path = folder / name
         if not path.is_file():
             raise missing(files, f"{folder} (the file {name} is not there)")
-        if not _intact(path, md5):
+        if not check_md5(str(path), md5):
             raise damaged(files, path, "its md5 sum is not the known one")
-
-
-def _intact(path: Path, md5: str) -> bool:
-    from torchvision.datasets.utils import check_integrity
-
-    return bool(check_integrity(str(path), md5))
