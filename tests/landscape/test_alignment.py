@@ -25,7 +25,6 @@ NETS = {
     "mlp": image_net("mlp", width=6, depth=2),
     "cnn": image_net("cnn", width=4),
     "resnet": image_net("resnet", width=4, depth=8),
-    "vgg": image_net("vgg", width=4, depth=5),
 }
 
 

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from optland.context import probe_context
 from optland.train.models import MODELS, ModelConfig, build_model
-from optland.train.models.densenet import DenseLayer, DenseNet
 from optland.train.models.layers import Plan
 from optland.train.models.resnet import ResidualBlock, ResNet
 from optland.train.models.vit import Block, VisionTransformer
@@ -64,7 +63,7 @@ def test_the_first_models_keep_their_initial_values(name: str) -> None:
 
 
 @settings(max_examples=25, deadline=None)
-@given(st.sampled_from(["vgg", "resnet", "densenet", "mlp"]), st.integers(0, 12), st.sampled_from([2, 5]))
+@given(st.sampled_from(["resnet", "mlp"]), st.integers(0, 12), st.sampled_from([2, 5]))
 def test_the_longest_path_has_depth_weight_layers(name: str, more: int, width: int) -> None:
     own = MODELS[name]
     assert own.min_depth is not None
@@ -77,7 +76,7 @@ def test_the_longest_path_has_depth_weight_layers(name: str, more: int, width: i
     assert model(torch.randn(4, 1, 8, 8)).shape == (4, 3)
 
 
-@pytest.mark.parametrize("name", ["vgg", "resnet8", "resnet", "densenet"])
+@pytest.mark.parametrize("name", ["resnet8", "resnet"])
 @pytest.mark.parametrize(
     ("norm", "kind"), [("batch", nn.BatchNorm2d), ("group", nn.GroupNorm), ("none", None)]
 )
@@ -85,20 +84,8 @@ def test_the_norm_is_the_one_asked_for(name: str, norm: Any, kind: Any) -> None:
     model = build_model(ModelConfig(name=name, width=8, norm=norm), COLOUR, 10)
     norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d | nn.GroupNorm)]
     assert {type(m) for m in norms} == ({kind} if kind else set())
-    # A norm after a convolution takes its bias away; without a norm the convolution needs one. In a DenseNet the
-    # norm stands before the convolution.
+    # A norm after a convolution takes its bias away; without a norm the convolution needs one.
     assert all((m.bias is None) == (norm != "none") for m in model.modules() if isinstance(m, nn.Conv2d))
-
-
-def test_a_vgg_halves_the_image_after_each_of_three_stages() -> None:
-    model = build_model(ModelConfig(name="vgg", depth=9, width=4), COLOUR, 10)
-    shapes = []
-    for module in model.modules():
-        if isinstance(module, nn.MaxPool2d):
-            module.register_forward_hook(lambda _m, _i, out: shapes.append(tuple(out.shape[1:])))
-    model(torch.zeros(1, *COLOUR))
-    assert shapes == [(4, 16, 16), (8, 8, 8), (16, 4, 4)]
-    assert [m.out_channels for m in model.modules() if isinstance(m, nn.Conv2d)] == [4, 4, 4, 8, 8, 8, 16, 16]
 
 
 def plan(norm: Any = "batch", *, skips: bool = True, width: int = 4) -> Plan:
@@ -137,19 +124,6 @@ def test_skips_are_all_that_skips_false_takes_away() -> None:
     ]
     assert shapes[0] == shapes[1]
     assert not [n for n, _ in plain.named_parameters() if ".skip" in n]
-
-
-def test_a_dense_layer_reads_all_before_it_and_a_plain_one_the_last() -> None:
-    layer = DenseLayer(COLOUR, 6, plan("none"))
-    x = torch.randn(2, 6, 5, 5)
-    out = layer(x)
-    assert torch.equal(out[:, :6], x)
-    assert torch.allclose(out[:, 6:], layer.conv(x.relu()))
-    net = DenseNet(COLOUR, 10, Plan(width=4, depth=13, norm="none", skips=True, dropout=0.0))
-    growing = [m.conv.in_channels for m in net.modules() if isinstance(m, DenseLayer)]
-    assert growing == [8, 12, 16, 20, 24, 28, 32, 36, 40]  # 2 width, then width more with each layer
-    plain = DenseNet(COLOUR, 10, Plan(width=4, depth=13, norm="none", skips=False, dropout=0.0))
-    assert [m.conv.in_channels for m in plain.modules() if isinstance(m, DenseLayer)] == [8] + [4] * 8
 
 
 def test_attention_is_torchs() -> None:

@@ -80,14 +80,13 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"name": "resnet", "depth": 9}, "depth: 9 is no whole number of resnet's two-layer blocks; use 8 or 10"),
     ({"name": "resnet", "depth": 6}, "depth: 6 layers are too few for resnet; use at least 8"),
     ({"name": "mlp", "depth": 0}, "depth: 0 layers are too few for mlp; use at least 1"),
-    ({"name": "vgg", "depth": 3}, "depth: 3 layers are too few for vgg; use at least 4"),
-    ({"name": "densenet", "depth": 1001}, "depth: 1001 layers are too many; use at most 1000"),
-    ({"name": "cnn", "depth": 5}, "depth: cnn does not let it be chosen, so not 5 .*null, or one of .*'vgg'"),
+    ({"name": "vit", "depth": 1001}, "depth: 1001 layers are too many; use at most 1000"),
+    ({"name": "cnn", "depth": 5}, "depth: cnn does not let it be chosen, so not 5 .*null, or one of .*'vit'"),
     ({"name": "resnet8", "depth": 8}, "depth: resnet8 does not let it be chosen"),
     ({"name": "mlp", "norm": "batch"}, "norm: mlp does not let it be chosen, .*'resnet'"),
     (
-        {"name": "vgg", "skips": True},
-        r"skips: vgg does not let it be chosen, .*\['resnet8', 'resnet', 'densenet'\]",
+        {"name": "cnn", "skips": True},
+        r"skips: cnn does not let it be chosen, .*\['resnet8', 'resnet'\]",
     ),
     (
         {"name": "resnet", "norm": "group", "width": 12},
@@ -125,12 +124,6 @@ def test_what_cannot_be_is_refused_with_the_fix(choice: dict[str, Any], message:
 @pytest.mark.parametrize(
     ("choice", "shape", "message"),
     [
-        (
-            {"name": "vgg"},
-            (3, 6, 32),
-            "name: vgg halves the image 3 times, which needs 8 pixels a side; .*3 x 6 x 32",
-        ),
-        ({"name": "densenet"}, (1, 3, 3), "name: densenet halves the image 2 times, which needs 4 pixels"),
         ({"name": "vit"}, (3, 30, 30), "name: vit cuts the image into patches of 4 pixels, .* into 30"),
         ({"width": 40_000}, (3, 32, 32), "width: cnn of width 40000 has .* more than the 1e[+]09 allowed"),
         (

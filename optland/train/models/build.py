@@ -9,7 +9,7 @@ from optland.config import ConfigError
 from optland.train.models.config import ModelConfig
 from optland.train.models.initialisation import initialise
 from optland.train.models.layers import ImageShape
-from optland.train.models.registry import MODELS, Architecture
+from optland.train.models.registry import MODELS
 from optland.train.models.torchvision_models import PREFIX, build_torchvision
 from optland.train.models.vit import patch_size
 
@@ -34,7 +34,7 @@ def build_model(config: ModelConfig, image_shape: ImageShape, num_classes: int) 
         ConfigError: The images do not fit the net, or the net does not fit into memory.
 
     Example:
-        >>> model = build_model(ModelConfig(name="vgg", depth=7, norm="batch"), (3, 32, 32), 10)
+        >>> model = build_model(ModelConfig(name="resnet", depth=14, norm="group"), (3, 32, 32), 10)
         >>> tuple(model(torch.zeros(2, 3, 32, 32)).shape)
         (2, 10)
     """
@@ -58,33 +58,23 @@ def check_model(config: ModelConfig, image_shape: ImageShape, num_classes: int =
         ConfigError: The images do not fit the net, or the net does not fit into memory.
 
     Example:
-        >>> check_model(ModelConfig(name="vgg", depth=7), (1, 8, 8))
-        >>> check_model(ModelConfig(name="densenet"), (1, 2, 2))  # doctest: +ELLIPSIS
+        >>> check_model(ModelConfig(name="vit"), (1, 8, 8))
+        >>> check_model(ModelConfig(name="vit"), (1, 9, 9))  # doctest: +ELLIPSIS
         Traceback (most recent call last):
-        optland.config.errors.ConfigError: name: densenet halves the image 2 times, which needs 4 pixels a side...
+        optland.config.errors.ConfigError: name: vit cuts the image into patches of 2 pixels, which does not go into...
     """
     with torch.device("meta"):  # shapes alone
         if config.name.startswith(PREFIX):
             sketch = build_torchvision(config.name, image_shape, num_classes)
         else:
-            architecture, plan = MODELS[config.name], config.plan()
-            _check_image(config.name, architecture, image_shape)
-            sketch = architecture.make(image_shape, num_classes, plan)
+            if config.name == "vit":
+                _check_patches(image_shape)
+            sketch = MODELS[config.name].make(image_shape, num_classes, config.plan())
     _check_size(config, sum(p.numel() for p in sketch.parameters()))
 
 
-def _check_image(name: str, architecture: Architecture, shape: ImageShape) -> None:
-    c, h, w = shape
-    sides = [side for side in (h, w) if side > 1]  # along a single pixel nothing is pooled or cut
-    least = 2**architecture.halvings
-    if any(side < least for side in sides):
-        raise ConfigError(
-            f"name: {name} halves the image {architecture.halvings} times, which needs {least} pixels a side; the "
-            f"images are {c} x {h} x {w}. Use resnet8 or cnn"
-        )
-    if name != "vit":
-        return
-    for side in sides:
+def _check_patches(shape: ImageShape) -> None:
+    for side in shape[1:]:
         if side % patch_size(side):
             raise ConfigError(
                 f"name: vit cuts the image into patches of {patch_size(side)} pixels, which does not go into {side}; "

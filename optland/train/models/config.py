@@ -22,13 +22,12 @@ class ModelConfig:
 
     Attributes:
         name: A key of :data:`MODELS`, or ``torchvision:NAME`` for one of torchvision's classifiers (random weights).
-        width: Hidden units of ``mlp``, channels of the first layer of the convolutional nets, growth of
-            ``densenet``, embedding of ``vit``; null takes the architecture's own.
-        depth: Hidden layers of ``mlp``, blocks of ``vit``, weight layers of ``vgg``, ``resnet`` and ``densenet``;
+        width: Hidden units of ``mlp``, channels of the first layer of the convolutional nets, embedding of ``vit``;
             null takes the architecture's own.
-        norm: ``batch``, ``group`` (8 groups) or ``none``, for ``vgg``, ``resnet`` and ``densenet``; null takes the
-            architecture's own (``none`` for ``vgg``, ``batch`` for the others).
-        skips: Whether ``resnet`` and ``densenet`` have their skip connections; null means yes.
+        depth: Hidden layers of ``mlp``, blocks of ``vit``, weight layers of ``resnet``; null takes the architecture's
+            own.
+        norm: ``batch`` (null takes it), ``group`` (8 groups) or ``none``, for ``resnet`` and ``resnet8``.
+        skips: Whether ``resnet`` and ``resnet8`` have their skip connections; null means yes.
         dropout: Dropout probability before the last layer, in [0, 1).
         init: ``default`` (PyTorch's), ``kaiming_normal``, ``kaiming_uniform``, ``xavier_normal``,
             ``xavier_uniform``, ``orthogonal``, ``normal`` or ``normal:STD``.

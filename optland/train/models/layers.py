@@ -23,9 +23,9 @@ class Plan:
     """A net's size with every default filled in.
 
     Attributes:
-        width: Units or channels of the first layer (growth of a DenseNet).
+        width: Units or channels of the first layer.
         depth: Depth in the family's own count.
-        norm: Normalisation after (DenseNet: before) each convolution.
+        norm: Normalisation after each convolution.
         skips: Whether layers are bridged.
         dropout: Dropout probability before the last layer.
     """

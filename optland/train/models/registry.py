@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from optland.train.models import densenet, resnet, vgg, vit
+from optland.train.models import resnet, vit
 from optland.train.models.layers import ImageShape, Norm, Plan
 from optland.train.models.simple import cnn, mlp
 
@@ -27,7 +27,6 @@ class Architecture:
         width_step: Widths are multiples of this.
         norm: Normalisation where none is given; None where there is no choice.
         skips: Whether there are skips where nothing is said; None where there is no choice.
-        halvings: How often the image is halved by poolings that need a pixel for each half.
     """
 
     make: Callable[[ImageShape, int, Plan], nn.Module]
@@ -38,20 +37,14 @@ class Architecture:
     width_step: int = 1
     norm: Norm | None = None
     skips: bool | None = None
-    halvings: int = 0
 
 
 MODELS: dict[str, Architecture] = {
     "mlp": Architecture(mlp, depth=3, min_depth=1),
     "cnn": Architecture(cnn, depth=4),
-    "vgg": Architecture(vgg.vgg, depth=8, min_depth=vgg.STAGES + 1, norm="none", halvings=vgg.STAGES),
     "resnet8": Architecture(resnet.ResNet, depth=8, norm="batch", skips=True),
     "resnet": Architecture(
         resnet.ResNet, depth=20, min_depth=2 * resnet.STAGES + 2, depth_step=2, norm="batch", skips=True
-    ),
-    "densenet": Architecture(
-        densenet.DenseNet, depth=22, min_depth=densenet.BLOCKS + 4, norm="batch", skips=True,
-        halvings=densenet.BLOCKS - 1,
     ),
     "vit": Architecture(vit.VisionTransformer, depth=4, min_depth=1, width=4 * vit.HEAD, width_step=vit.HEAD),
 }  # fmt: skip
