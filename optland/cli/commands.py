@@ -30,7 +30,7 @@ from optland.cli.report_options import EXAMPLES as _REPORT_EXAMPLES
 from optland.cli.report_options import OPTIONS as _REPORT_OPTIONS
 from optland.cli.report_options import add_report_arguments
 from optland.cli.terminal import DONE, FAILED, INTERRUPTED, REFUSED, STOPPED, UNREAD, complain, say
-from optland.config import RUN_FOLDER, UserError, did_you_mean, load, redact_item, to_yaml
+from optland.config import UserError, did_you_mean, redact_item, to_yaml
 from optland.log.streams import Outcome, steady
 
 __all__ = ["main", "run_script"]
@@ -41,7 +41,7 @@ _EXAMPLES = f"""examples:
   optland run landscape_train configs/landscape_train/digits.yaml epochs=3
   optland run landscape_train digits --resume
   optland run landscape_train digits --dry-run
-  optland run landscape_train digits --grid optimizer.rho=0.05,0.1,0.2 --seeds 3 --workers 2
+  optland run landscape_train digits --grid optimizer.rho=0.05,0.1,0.2 --seeds 3
   optland validate landscape_train digits epochs=3
   optland cp landscape_train digits my_experiment
   optland run my_experiment digits
@@ -58,9 +58,9 @@ _RUN_EXAMPLES = """examples:
   optland run landscape_train digits --seeds 5
   optland run landscape_train digits out=runs/rho --grid optimizer.rho=0.05,0.1 --grid model.name=cnn,mlp --seeds 3
 
-A grid runs every combination of its values with every seed, each in a run folder of its own,
-out/<point>/seed<k>, and ends in a table, grid.csv, grid.json and grid.png in out. The same command
-again goes on where it was: what is finished is not run again.
+A grid runs every combination of its values with every seed, one after the other, each in a run folder
+of its own, out/<point>/seed<k>, and ends in a table and in grid.csv in out. The same command again
+goes on where it was: what is finished is not run again.
 """
 
 _LS_EXAMPLES = """examples:
@@ -81,7 +81,7 @@ _CP_EXAMPLES = """examples:
 """
 
 _COMMANDS = ["ls", "run", "validate", "cp", "probe", "report"]
-_OPTIONS = ["--resume", "--validate", "--dry-run", "--grid", "--seeds", "--workers", "--help"]
+_OPTIONS = ["--resume", "--validate", "--dry-run", "--grid", "--seeds", "--help"]
 
 
 class _Parser(argparse.ArgumentParser):
@@ -167,13 +167,7 @@ def _run_script(file: str, argv: Sequence[str] | None) -> int:
         arguments, extra = parser.parse_known_args(argv)
         overrides = _overrides(arguments, extra)
         command += [arguments.config, *map(redact_item, overrides), "--resume"]
-        path = recipe.find_config(arguments.config)
-        folder = getattr(script.Config, "__dataclass_fields__", {}).get("out")
-        config = load(
-            script.Config, path, overrides,
-            recipe=None if path.is_file() and recipe.owns(path) else recipe.name,
-            defaults={"out": f"runs/{recipe.name}/{path.stem}"} if folder and folder.default == RUN_FOLDER else {},
-        )  # fmt: skip
+        config = recipe.load_config(arguments.config, overrides, script.Config)
         if arguments.validate:
             say(f"ok\n{to_yaml(config, recipe=recipe.name, secrets=False)}".rstrip("\n"))
             return DONE
@@ -221,7 +215,6 @@ def _parser() -> argparse.ArgumentParser:
         "--grid", metavar="key=a,b,c", action="append", default=[], help="run every value of a key"
     )
     run.add_argument("--seeds", metavar="N", help="run with N seeds, from the config's on")
-    run.add_argument("--workers", metavar="W", help="runs side by side in a grid; 1 by default")
     copy.add_argument("recipe", metavar="RECIPE", help="a name from `optland ls`, or a script")
     copy.add_argument("config", metavar="CONFIG", nargs="?", help="copy this config only; all by default")
     copy.add_argument("destination", metavar="DEST", help="a folder, or a file name ending in .py")
@@ -246,9 +239,7 @@ def _run(arguments: argparse.Namespace, overrides: list[str]) -> int:
         return execute(recipe, [arguments.config, *overrides, "--validate"])
     if arguments.grid or arguments.seeds is not None:
         grid = Grid.parse(recipe, arguments.config, overrides, arguments.grid, arguments.seeds)
-        return run_grid(grid, workers=arguments.workers, dry_run=arguments.dry_run)
-    if arguments.workers is not None:
-        raise UserError("--workers: a single run has nothing to share out; add --grid key=a,b or --seeds N")
+        return run_grid(grid, dry_run=arguments.dry_run)
     flags = ["--validate"] * arguments.dry_run + ["--resume"] * arguments.resume
     return execute(recipe, [arguments.config, *overrides, *flags])
 

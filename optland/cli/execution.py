@@ -1,9 +1,7 @@
-"""Running a recipe's script in this process, and the configuration that it resolves."""
+"""Running a recipe's script in this process."""
 
 from __future__ import annotations
 
-import contextlib
-import io
 import runpy
 import sys
 from collections.abc import Sequence
@@ -12,7 +10,7 @@ from optland.cli.recipes import Recipe
 from optland.cli.terminal import DONE
 from optland.config import UserError
 
-__all__ = ["execute", "resolve"]
+__all__ = ["execute"]
 
 
 def execute(recipe: Recipe, arguments: Sequence[str]) -> int:
@@ -42,21 +40,3 @@ def execute(recipe: Recipe, arguments: Sequence[str]) -> int:
         f"{recipe.script}: nothing ran. Its last lines must be:\n"
         'if __name__ == "__main__":\n    raise SystemExit(run_script(__file__))'
     )
-
-
-def resolve(recipe: Recipe, arguments: Sequence[str]) -> str:
-    """The resolved configuration as ``validate`` prints it, secrets hidden.
-
-    Args:
-        recipe: The recipe.
-        arguments: ``CONFIG [key=value ...]``.
-
-    Raises:
-        UserError: The configuration cannot be used.
-    """
-    printed, complaint = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(complaint):
-        code = execute(recipe, [*arguments, "--validate"])
-    if code != DONE:
-        raise UserError(complaint.getvalue().strip().removeprefix("optland: "))
-    return printed.getvalue().partition("\n")[2]

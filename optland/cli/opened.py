@@ -11,7 +11,6 @@ to define
 from __future__ import annotations
 
 import re
-import sys
 import types
 from collections.abc import Callable
 from pathlib import Path
@@ -159,13 +158,9 @@ def _recorded(record: ScriptRecord, folder: Path) -> Recipe:
 
 
 def _definitions(recipe: Recipe) -> types.ModuleType:
-    """What the script defines; a dataclass looks its annotations up in the module of its name."""
-    module = types.ModuleType(f"optland_recipe_{re.sub(r'[^0-9A-Za-z_]', '_', recipe.name)}")
-    module.__file__ = str(recipe.script)
-    sys.modules[module.__name__] = module
-    exec(compile(recipe.script.read_text(encoding="utf-8"), str(recipe.script), "exec"), module.__dict__)
+    """What the script defines, all that probing needs among it."""
+    module = recipe.definitions()
     for name, how in (
-        ("Config", "a dataclass, the schema of its configs"),
         ("loss_fn", "def loss_fn(model, batch)"),
         ("build", "def build(config, device) -> (model, data), and let main use it too"),
     ):

@@ -5,11 +5,14 @@ from __future__ import annotations
 import ast
 import os
 import re
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
-from optland.config import ROOT_VARIABLE, UserError, did_you_mean, recipe_name
+from optland.config import ROOT_VARIABLE, RUN_FOLDER, UserError, did_you_mean, load, recipe_name
 from optland.config import roots as _roots
 
 __all__ = ["ROOT_VARIABLE", "Recipe", "all_recipes", "find_recipe", "first_comment", "local_recipes", "roots"]
@@ -90,6 +93,45 @@ class Recipe:
             raise UserError(f"'{named}' stands where the config belongs. {self._usage()}")
         hint = did_you_mean(bare, self.configs)
         raise UserError(f"the recipe '{self.name}' has no config '{named}'.{hint} {self._usage()}")
+
+    def definitions(self) -> ModuleType:
+        """What the script defines: it is run under a name of its own, so that its last lines do not start a run.
+
+        Raises:
+            UserError: It defines no ``Config``.
+        """
+        module = ModuleType(f"optland_recipe_{re.sub(r'[^0-9A-Za-z_]', '_', self.name)}")
+        module.__file__ = str(self.script)
+        sys.modules[module.__name__] = module  # where a dataclass looks its annotations up
+        exec(compile(self.script.read_text(encoding="utf-8"), str(self.script), "exec"), vars(module))
+        if not hasattr(module, "Config"):
+            raise UserError(f"{self.script} has no Config; add a dataclass, the schema of its configs")
+        return module
+
+    def load_config(self, named: str, overrides: Sequence[str], schema: Any) -> Any:
+        """The configuration that a run has.
+
+        Args:
+            named: The config, by path or by bare name.
+            overrides: ``key=value`` items.
+            schema: The script's ``Config``.
+
+        Returns:
+            An instance of ``schema``, whose ``out`` is ``runs/RECIPE/CONFIG`` where nothing says otherwise.
+
+        Raises:
+            UserError: There is no such config, or something about it is wrong.
+        """
+        path = self.find_config(named)
+        folder = getattr(schema, "__dataclass_fields__", {}).get("out")
+        own_folder = folder is not None and folder.default == RUN_FOLDER
+        return load(
+            schema,
+            path,
+            overrides,
+            recipe=None if path.is_file() and self.owns(path) else self.name,
+            defaults={"out": f"runs/{self.name}/{path.stem}"} if own_folder else {},
+        )
 
     def _usage(self) -> str:
         known = ", ".join(self.configs) or "none yet"

@@ -6,7 +6,7 @@ The one place, with the report, that imports matplotlib, and only inside functio
 from optland.plots.escapes import Descent, plot_escapes
 from optland.plots.gallery import plot_gallery
 from optland.plots.landscape import plot
-from optland.plots.runs import plot_comparison, plot_grid, plot_portrait, plot_run
+from optland.plots.runs import plot_comparison, plot_portrait, plot_run
 
 __all__ = [
     "Descent",
@@ -14,7 +14,6 @@ __all__ = [
     "plot_comparison",
     "plot_escapes",
     "plot_gallery",
-    "plot_grid",
     "plot_portrait",
     "plot_run",
 ]

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from optland.curvature.stochastic.density import Density
     from optland.curvature.stochastic.trace import Trace
 
-__all__ = ["plot_comparison", "plot_grid", "plot_portrait", "plot_run"]
+__all__ = ["plot_comparison", "plot_portrait", "plot_run"]
 
 Row = Mapping[str, Any]
 Curve = Sequence[tuple[float, float]]
@@ -28,8 +28,6 @@ _BINDING = {
     2.0: ("relative step", "blue"),
     3.0: ("guard", "orange"),
 }
-
-_LETTERS_ALONG_AXIS = 60  # more tick letters than this would run into each other
 
 
 def plot_run(rows: Sequence[Row], events: Sequence[Row], path: str | Path) -> None:
@@ -92,45 +90,6 @@ def plot_comparison(panels: Mapping[str, Mapping[str, Sequence[Curve]]], path: s
         axis.set_ylabel("test accuracy, %")
         axis.grid(alpha=0.25)
         axis.legend(loc="lower right", frameon=False, fontsize=9)
-    save(page, path)
-
-
-def plot_grid(
-    keys: Sequence[str], values: Mapping[tuple[str, ...], Sequence[float]], name: str, path: str | Path
-) -> None:
-    """Draw a number over a grid: a dot for every seed, mean and standard deviation for every point.
-
-    The first key runs along the axis; every combination of the others is a line of its own. Points are joined where the
-    first key is a number, and not across one that has no value, which gets a cross at the bottom.
-
-    Args:
-        keys: The grid's keys; none for a grid of seeds alone.
-        values: By the point's values, in the order of ``keys``: the number of every seed; none where all failed.
-        name: What the number is.
-        path: Where to write the PNG.
-
-    Raises:
-        UserError: matplotlib is not installed.
-    """
-    page = figure(8, 4.5)
-    axis = page.subplots()
-    ticks = list(dict.fromkeys(point[0] if point else "all seeds" for point in values))
-    lines = list(dict.fromkeys(point[1:] for point in values))
-    for number, line in enumerate(lines):
-        shift = 0.2 * (number - 0.5 * (len(lines) - 1)) / max(len(lines) - 1, 1)
-        points = [values.get((tick, *line) if keys else (), ()) for tick in ticks]
-        label = ", ".join(f"{key}={value}" for key, value in zip(keys[1:], line, strict=True))
-        joined = bool(keys) and all(_is_number(tick) for tick in ticks)
-        _grid_line(axis, points, shift, f"C{number}", label, joined)
-    crowded = sum(map(len, ticks)) > _LETTERS_ALONG_AXIS
-    axis.set_xticks(range(len(ticks)), ticks, rotation=20 * crowded, ha="right" if crowded else "center")
-    axis.set_xlim(-0.5, len(ticks) - 0.5)
-    axis.set_xlabel(keys[0] if keys else "")
-    axis.set_ylabel(name)
-    axis.set_title("mean ± standard deviation; a dot is a seed, a cross a point without a value", fontsize=9)
-    axis.grid(alpha=0.25)
-    if len(lines) > 1:
-        axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize=9)
     save(page, path)
 
 
@@ -241,31 +200,6 @@ def _layers(axis: Any, trace: Trace) -> None:
     rest = f"; {left} smaller ones left out" if left else ""
     axis.set_xlabel(f"trace (hollow: not known to a tenth{rest})")
     axis.grid(alpha=0.25, axis="x")
-
-
-def _grid_line(
-    axis: Any, points: Sequence[Sequence[float]], shift: float, colour: str, label: str, joined: bool
-) -> None:
-    """One line of a grid's figure: ``points`` are the seeds' numbers at each tick."""
-    means, deviations = [], []
-    for place, point in enumerate(points):
-        seeds = [value for value in point if math.isfinite(value)]
-        axis.plot([place + shift - 0.03] * len(seeds), seeds, ".", color=colour, alpha=0.5)
-        means.append(statistics.fmean(seeds) if seeds else math.nan)
-        # One seed has no deviation; a bar of length 0 would claim one.
-        deviations.append(statistics.stdev(seeds) if len(seeds) > 1 else math.nan)
-    places = [place + shift for place in range(len(points))]
-    empty = [place for place, mean in zip(places, means, strict=True) if math.isnan(mean)]
-    axis.plot(empty, [0.03] * len(empty), "x", color=colour, transform=axis.get_xaxis_transform())
-    style = "o-" if joined else "o"
-    axis.errorbar(places, means, yerr=deviations, fmt=style, color=colour, capsize=4, label=label)
-
-
-def _is_number(text: str) -> bool:
-    try:
-        return math.isfinite(float(text))
-    except ValueError:
-        return False
 
 
 def _series(rows: Sequence[Row], key: str) -> tuple[list[float], list[float]]:

@@ -209,7 +209,6 @@ BAD = {
     "not key=value": (["run", "counting", "ten", "upto"], ["'upto'", "key=value"]),
     "dashed override": (["run", "counting", "ten", "--upto=3"], ["--upto=3", "without dashes: upto=3"]),
     "misspelt option": (["run", "counting", "ten", "--resum3"], ["--resum3", "Did you mean '--resume'"]),
-    "workers alone": (["run", "counting", "ten", "--workers", "2"], ["--workers", "--seeds N"]),
     "copy of nothing": (["cp", "countin", "there"], ["no recipe 'countin'", "'counting'"]),
     "copy of no config": (["cp", "counting", "tem", "there"], ["no config 'tem'", "'ten'"]),
     "copy and more": (["cp", "counting", "ten", "there", "more"], ["'more'", "optland cp RECIPE"]),

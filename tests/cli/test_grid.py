@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import csv
-import json
 import os
+import re
 import signal
 import statistics
 import subprocess
@@ -13,7 +13,6 @@ import textwrap
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -49,7 +48,6 @@ class Config:
     seed: int = 1
     out: str = "runs/one"
     steps: int = 1
-    together: int = 1
     end: str = "well"
     part: Part = dataclasses.field(default_factory=Part)
 
@@ -65,14 +63,10 @@ def main(config: Config, *, resume: bool = False) -> int:
         file.write("resumed\\\\n" if resume else "fresh\\\\n")
     stopped = []
     signal.signal(signal.SIGINT, lambda *_: stopped.append(1))
-    print(config.part.words, os.environ["WANDB_RUN_GROUP"], os.environ["WANDB_NAME"])
+    names = os.environ["WANDB_RUN_GROUP"], os.environ["WANDB_NAME"]
+    (folder / "console.txt").write_text(f"{config.part.words} {' '.join(names)}")
     if config.end == f"fail{config.seed}" and not (folder / "mended").exists():
         raise RuntimeError("this seed is bad")
-    deadline = time.monotonic() + 30
-    while len(list(folder.parent.glob("*/starts.txt"))) < config.together:
-        if time.monotonic() > deadline:
-            raise RuntimeError("the others did not start")
-        time.sleep(0.02)
     progress = folder / "progress.txt"
     done = int(progress.read_text()) if resume and progress.exists() else 0
     for step in range(done + 1, config.steps + 1):
@@ -111,8 +105,10 @@ def starts(folder: Path) -> dict[str, list[str]]:
     return {f"{path.parent.parent.name}/{path.parent.name}": path.read_text().split() for path in found}
 
 
-def points(folder: Path) -> list[dict[str, Any]]:
-    return json.loads((folder / "grid.json").read_text())["points"]
+def results(folder: Path) -> dict[str, str]:
+    """The result of every member as the table of the grid has it."""
+    with (folder / "grid.csv").open(newline="") as file:
+        return {row["folder"].removeprefix(f"{folder.name}/"): row["result"] for row in csv.DictReader(file)}
 
 
 GRID = [
@@ -129,58 +125,52 @@ GRID = [
 
 
 def test_every_combination_runs_with_every_seed(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main([*GRID, "--workers", "2"]) == 0
+    assert cli.main(GRID) == 0
     said = capsys.readouterr().out
     folder = root / "runs" / "one-grid"
     assert len(starts(folder)) == 12
-    found = points(folder)
-    assert [point["values"] for point in found] == [
-        {"part.factor": factor, "part.words": words} for factor in ("2", "0.5") for words in ("[a,b]", "[c]")
-    ]
-    for point in found:
-        results = [seed * float(point["values"]["part.factor"]) for seed in (1, 2, 3)]
-        number = point["numbers"]["result"]
-        assert number["mean"] == pytest.approx(statistics.fmean(results))
-        assert number["deviation"] == pytest.approx(statistics.stdev(results))
-        assert (number["count"], point["runs"], point["failed"]) == (3, 3, 0)
-        assert f"{statistics.fmean(results):.4g} ± {statistics.stdev(results):.2g}" in said
     with (folder / "grid.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
+    assert [(row["part.factor"], row["part.words"]) for row in rows[::3]] == [
+        (factor, words) for factor in ("2", "0.5") for words in ("[a,b]", "[c]")
+    ]
     assert [float(row["result"]) for row in rows] == [s * f for f in (2, 2, 0.5, 0.5) for s in (1, 2, 3)]
-    assert (folder / "grid.png").read_bytes().startswith(b"\x89PNG")
+    assert all(row["failure"] == "" for row in rows)
+    for factor in (2, 0.5):
+        values = [seed * factor for seed in (1, 2, 3)]
+        assert f"{statistics.fmean(values):.4g} ± {statistics.stdev(values):.2g}" in said
     console = folder / "part.factor=2,part.words=[a,b]" / "seed2" / "console.txt"
-    assert console.read_text() == "['a', 'b'] one-grid part.factor=2,part.words=[a,b]/seed2\n"
+    assert console.read_text() == "['a', 'b'] one-grid part.factor=2,part.words=[a,b]/seed2"
 
 
-def test_the_same_command_again_runs_nothing_and_a_larger_one_runs_what_is_new(root: Path) -> None:
+def test_the_same_command_again_runs_nothing_and_a_larger_one_runs_what_is_new(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     grid = ["run", "product", "one", "out=here", "--grid", "part.factor=2", "--seeds"]
     for seeds in ("1", "1", "2"):
         assert cli.main([*grid, seeds]) == 0
     assert starts(root / "here") == {f"part.factor=2/seed{seed}": ["fresh"] for seed in (1, 2)}
-    (point,) = points(root / "here")
-    assert point["numbers"]["result"] == {"mean": 3.0, "deviation": pytest.approx(2**0.5), "count": 2}
+    assert results(Path("here")) == {"part.factor=2/seed1": "2.0", "part.factor=2/seed2": "4.0"}
+    assert f"{3:.4g} ± {2**0.5:.2g}" in capsys.readouterr().out
 
 
-def test_a_failure_is_told_counted_and_tried_again(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_failure_is_told_counted_and_tried_again(root: Path, capfd: pytest.CaptureFixture[str]) -> None:
     grid = ["run", "product", "one", "out=here", "end=fail2", "--seeds", "3"]
     assert cli.main(grid) == 1
-    said = capsys.readouterr()
-    assert "base/seed2: FAILED, exit code 1: RuntimeError: this seed is bad" in said.out
-    assert "base/seed2 failed: exit code 1: RuntimeError: this seed is bad" in said.err
-    (point,) = points(root / "here")
-    assert (point["runs"], point["failed"], point["numbers"]["result"]["mean"]) == (3, 1, 2.0)
-    assert point["failures"] == {"seed2": "exit code 1: RuntimeError: this seed is bad"}
+    said = capfd.readouterr()
+    assert "RuntimeError: this seed is bad" in said.err
+    assert "base/seed2 failed: exit code 1\n" in said.err
+    assert re.search(r"3 +│ +1 +│ +2 ± 1.4", said.out), "3 runs, 1 failed, the mean of 1 and 3"
+    assert results(Path("here")) == {"base/seed1": "1.0", "base/seed2": "", "base/seed3": "3.0"}
     (root / "here" / "base" / "seed2" / "mended").touch()
     assert cli.main(grid) == 0
     assert starts(root / "here")["base/seed2"] == ["fresh", "resumed"]
     assert starts(root / "here")["base/seed1"] == ["fresh"]
-    assert points(root / "here")[0]["failed"] == 0
 
 
 def test_a_run_that_diverged_is_a_failure(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["run", "product", "one", "out=here", "end=nan2", "--seeds", "2"]) == 1
-    assert "result is not finite" in capsys.readouterr().err
-    assert points(root / "here")[0]["numbers"]["result"] == {"mean": 1.0, "deviation": None, "count": 1}
+    assert "base/seed2 failed: result is not finite" in capsys.readouterr().err
 
 
 def test_a_summary_that_cannot_be_read_is_a_failure(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -189,11 +179,6 @@ def test_a_summary_that_cannot_be_read_is_a_failure(root: Path, capsys: pytest.C
     (root / "here" / "base" / "seed2" / "summary.json").write_text("{")
     assert cli.main(grid) == 1
     assert "base/seed2 failed" in capsys.readouterr().err
-
-
-def test_workers_work_side_by_side(root: Path) -> None:
-    """Each member waits for the other, so one at a time would never end well."""
-    assert cli.main(["run", "product", "one", "together=2", "--seeds", "2", "--workers", "2"]) == 0
 
 
 def held(factor: int) -> list[str]:
@@ -219,19 +204,23 @@ def progress(folder: Path) -> int:
 
 
 def test_a_killed_grid_goes_on_where_it_was(root: Path) -> None:
-    """Kill -9 of the grid leaves its member at work: the next grid waits for that one, and runs nothing twice."""
+    """Kill -9 of the grid and of its member: the next one resumes that one, and runs nothing twice."""
     second = root / "here" / "part.factor=3" / "seed1"
     with begin(*held(3)) as grid:
         wait_for(lambda: progress(second) == 2)
+        (child,) = Path(f"/proc/{grid.pid}/task/{grid.pid}/children").read_text().split()
         grid.kill()
+        os.kill(int(child), signal.SIGKILL)
+    (second / "go").touch()
     with begin(*held(3)) as again:
-        assert again.stdout is not None
-        assert again.stdout.readline() == "2 runs: 1 finished before, 1 to go on with, 1 at a time\n"
-        (second / "go").touch()
         said, _ = again.communicate(timeout=240)
     assert again.returncode == 0, said
-    assert starts(root / "here") == {"part.factor=1/seed1": ["fresh"], "part.factor=3/seed1": ["fresh"]}
-    assert [point["numbers"]["result"]["mean"] for point in points(root / "here")] == [1.0, 3.0]
+    assert said.startswith("2 runs, 1 of them finished before\n")
+    assert starts(root / "here") == {
+        "part.factor=1/seed1": ["fresh"],
+        "part.factor=3/seed1": ["fresh", "resumed"],
+    }
+    assert list(results(Path("here")).values()) == ["1.0", "3.0"]
 
 
 @pytest.mark.slow
@@ -243,7 +232,7 @@ def test_a_killed_member_is_resumed(root: Path) -> None:
         os.kill(int(child), signal.SIGKILL)
         said, _ = grid.communicate(timeout=240)
     assert grid.returncode == 1
-    assert "part.factor=1/seed1: FAILED, ended by SIGKILL" in said
+    assert "part.factor=1/seed1 failed: ended by SIGKILL" in said
     (first / "go").touch()
     assert cli.main(["run", "product", "one", *held(1)]) == 0
     assert starts(root / "here") == {
@@ -294,7 +283,6 @@ BAD = {
     "a wrong value": (["--grid", "part.factor=1,two"], ["part.factor", "'two'", "a number"]),
     "a wrong count": (["--seeds", "0"], ["--seeds 0", "at least 1"]),
     "half a seed": (["--seeds", "2.5"], ["--seeds 2.5", "whole number"]),
-    "no workers": (["--seeds", "2", "--workers", "-1"], ["--workers -1", "at least 1"]),
     "a file in the folder's place": (
         ["--seeds", "2", "out=recipes/product.py"],
         ["product.py", "out=FOLDER"],

@@ -24,9 +24,8 @@ import yaml
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from optland.cli.execution import resolve
 from optland.cli.recipes import Recipe
-from optland.config import UserError, load
+from optland.config import UserError, load, to_yaml
 from optland.log import LoggerGroup
 from optland.optim import available
 from optland.pilot import POLICIES, Pilot
@@ -249,7 +248,8 @@ def check_one(subject: Subject, scratch: Path, made: list[tuple[str, Any]]) -> s
     base.write_text(subject.base)
     overrides = [written(key, value) for key, value in made + out]
     try:
-        text = resolve(subject.recipe, [str(base), *overrides])
+        found = subject.recipe.load_config(str(base), overrides, subject.module.Config)
+        text = to_yaml(found, recipe=subject.recipe.name)
     except UserError as error:
         check_refusal(str(error), made)
         return "refused"
