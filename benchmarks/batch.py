@@ -16,6 +16,7 @@ A run that has ended is a line in a scratch file, so an interrupted benchmark go
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import platform
@@ -133,7 +134,8 @@ def track(seed: int, margin: float, scale: Literal["simple", "curvature"]) -> di
 
     def loss_fn(net: nn.Module, batch: Any) -> Tensor:
         w: Any = net.w
-        return 0.5 * ((w - batch[0]) ** 2 @ h).mean()
+        found: Tensor = 0.5 * ((w - batch[0]) ** 2 @ h).mean()
+        return found
 
     problem = Problem(model, [targets], loss_fn, lambda net: {}, 0.0)
     loader = BatchLoader(problem.train, 4, epochs=10_000, seed=seed)
@@ -158,7 +160,7 @@ def main() -> int:
     steps: dict[str, Any] = {}
     for task in RATES:
         rows = {
-            name: [kept.of(f"{task} {name} {s}", lambda t=task, n=name, s=s: train(t, n, s)) for s in SEEDS]
+            name: [kept.of(f"{task} {name} {s}", functools.partial(train, task, name, s)) for s in SEEDS]
             for name in VARIANTS
         }
         plain = rows["fixed"]
@@ -176,7 +178,7 @@ def main() -> int:
             print(task, name, steps[task][name], flush=True)
     tracking = {
         f"{scale}, margin {m:g}": [
-            kept.of(f"quadratic {scale} {m:g} {s}", lambda m=m, n=scale, s=s: track(s, m, n)) for s in SEEDS
+            kept.of(f"quadratic {scale} {m:g} {s}", functools.partial(track, s, m, scale)) for s in SEEDS
         ]
         for m, scale in TRACKED
     }

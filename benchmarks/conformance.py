@@ -69,7 +69,7 @@ class FirstGradientOnce(Drive):
 def class_form(cls: Any, **fixed: Any) -> Callable[..., Any]:
     """(params, base class, options of the method and of the base)."""
 
-    def make(params, base, model, options):
+    def make(params: Any, base: Any, model: Any, options: Any) -> Any:
         return cls(params, base.cls, **{**fixed, **options}, **base.options)
 
     return make
@@ -79,16 +79,16 @@ def pytorch_optimizer() -> list[Subject]:
     from pytorch_optimizer import BSAM, GSAM, SAM, WSAM, FriendlySAM, LookSAM
     from pytorch_optimizer.lr_scheduler.proportion import ProportionScheduler
 
-    def friendly(params, base, model, options):
+    def friendly(params: Any, base: Any, model: Any, options: Any) -> Any:
         names = {"lam": "lmbda"}
         return FriendlySAM(
             params, base.cls, **{names.get(k, k): v for k, v in options.items()}, **base.options
         )
 
-    def asam(params, base, model, options):
+    def asam(params: Any, base: Any, model: Any, options: Any) -> Any:
         return SAM(params, base.cls, rho=options["rho"], adaptive=True, **base.options)
 
-    def gsam(params, base, model, options):
+    def gsam(params: Any, base: Any, model: Any, options: Any) -> Any:
         inner = base(params)
         rho = options["rho"]
         held = torch.optim.lr_scheduler.ConstantLR(
@@ -97,13 +97,13 @@ def pytorch_optimizer() -> list[Subject]:
         scheduler = ProportionScheduler(held, max_lr=0.1, min_lr=0.1, max_value=rho, min_value=rho)
         return GSAM(params, inner, model, scheduler, alpha=options["alpha"])
 
-    def wsam(params, base, model, options):
+    def wsam(params: Any, base: Any, model: Any, options: Any) -> Any:
         return WSAM(model, params, base.cls, **options, **base.options)
 
-    def bsam(params, base, model, options):
+    def bsam(params: Any, base: Any, model: Any, options: Any) -> Any:
         return BSAM(params, num_data=12, lr=base.options["lr"], rho=options["rho"])
 
-    first = {"drive": GradientFirst(), "halves": HALVES}
+    first: dict[str, Any] = {"drive": GradientFirst(), "halves": HALVES}
     own = dict.fromkeys(("schedulers", "resume-settings"), OWN_STEP)
     return [
         Subject("SAM", class_form(SAM), Claim("sam", SAM_OPTIONS), **first),
@@ -131,16 +131,16 @@ def zij() -> list[Subject]:
     """Its LookSAM is left out: by its documentation it wants a base that counts steps, which SGD does not."""
     from zij.contrib.sharpness_aware import asam, gsam, sam, wsam
 
-    def make_asam(params, base, model, options):
+    def make_asam(params: Any, base: Any, model: Any, options: Any) -> Any:
         return asam.ASAM(params, base.cls, rho=options["rho"], **base.options)
 
-    def make_gsam(params, base, model, options):
+    def make_gsam(params: Any, base: Any, model: Any, options: Any) -> Any:
         return gsam.GSAM(params, base(params), model, rho=options["rho"], gsam_alpha=options["alpha"])
 
-    def make_wsam(params, base, model, options):
+    def make_wsam(params: Any, base: Any, model: Any, options: Any) -> Any:
         return wsam.WSAM(params, base.cls, model, **options, **base.options)
 
-    first = {"drive": GradientFirst(), "halves": HALVES}
+    first: dict[str, Any] = {"drive": GradientFirst(), "halves": HALVES}
     return [
         Subject("SAM", class_form(sam.SAM), Claim("sam", SAM_OPTIONS), **first),
         Subject(
@@ -166,7 +166,7 @@ def torchzero() -> list[Subject]:
     import torchzero as tz
 
     def maker(cls: Any) -> Callable[..., Any]:
-        def make(params, base, model, options):
+        def make(params: Any, base: Any, model: Any, options: Any) -> Any:
             known = {k: v for k, v in options.items() if k in ("rho", "p")}
             decay, rate = tz.m.WeightDecay(base.options["weight_decay"]), tz.m.LR(base.options["lr"])
             if base.name == "adamw":
@@ -190,7 +190,7 @@ def torchzero() -> list[Subject]:
 def temperon() -> list[Subject]:
     from temperon import Temperon
 
-    def make(params, base, model, options):
+    def make(params: Any, base: Any, model: Any, options: Any) -> Any:
         return Temperon(base(params), total_steps=10_000, tail_frac=1.0, rho=options["rho"])
 
     wrapper = "is not a torch Optimizer, by its documentation; schedules and hooks go to the inner one"

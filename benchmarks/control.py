@@ -261,10 +261,13 @@ def calibrated_rows(runs: Runs, group: str) -> dict[str, Any]:
     rates = {optimizer: calibrated(others, optimizer) for optimizer in {o for _, o in pairs(group)}}
     rows = {}
     for task, optimizer in pairs(group):
-        rate = rates[optimizer]
-        nearest = min(TASKS[task].lrs(optimizer), key=lambda lr, rate=rate: abs(math.log(lr / rate)))
+        nearest = nearest_rate(TASKS[task].lrs(optimizer), rates[optimizer])
         rows[f"{task}/{optimizer}"] = row(runs, Cell(task, optimizer, "tuned", 0, lr=nearest), TUNE_SEEDS)
     return rows
+
+
+def nearest_rate(rates: Iterable[float], rate: float) -> float:
+    return min(rates, key=lambda lr: abs(math.log(lr / rate)))
 
 
 def safe_cells(runs: Runs, group: str) -> list[Cell]:
@@ -285,8 +288,8 @@ def safe_cells(runs: Runs, group: str) -> list[Cell]:
 def row(runs: Runs, cell: Cell, seeds: Sequence[int] = REPORT_SEEDS) -> dict[str, Any]:
     """A cell over its seeds."""
     found = runs.of(cell, seeds)
-    keys = ("test_acc", "test_loss", "train_loss", "ge", "seconds", "probe_seconds", "rewinds")
-    keys = tuple(k for k in keys if all(k in f for f in found))
+    known = ("test_acc", "test_loss", "train_loss", "ge", "seconds", "probe_seconds", "rewinds")
+    keys = [k for k in known if all(k in f for f in found)]
     means = {k: statistics.fmean(f[k] for f in found) for k in keys}
     metric = f"test_{TASKS[cell.task].metric}"
     seeds_of = [f[metric] for f in found]

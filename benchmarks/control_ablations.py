@@ -51,7 +51,8 @@ def _with_speeds(setup: Setup, speed: Callable[[float], float]) -> Setup:
 def _frozen(cell: Cell, problem: Problem) -> Setup:
     """The relative speed at the end of the warm-up for all that follows."""
     setup = METHODS["auto_lr"](cell, problem)
-    pilot, held = _pilot(setup), []
+    pilot = _pilot(setup)
+    held: list[float] = []
 
     def speed(real: float) -> float:
         done = pilot.progress.at(pilot.step, pilot.host.batch_size)

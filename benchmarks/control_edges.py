@@ -51,7 +51,7 @@ def _weights(items: tuple[tuple[str, Any], ...]) -> dict[str, Tensor]:
         optimizer = torch.optim.AdamW(model.parameters(), 0.005)
         for batch in BatchLoader([x, data.train_y], 64, epochs=10, seed=0):
             optimizer.zero_grad()
-            F.cross_entropy(model(batch[0]), batch[1]).backward()  # type: ignore[no-untyped-call]
+            F.cross_entropy(model(batch[0]), batch[1]).backward()
             optimizer.step()
     return {name: value.detach().clone() for name, value in model.state_dict().items()}
 

@@ -72,7 +72,8 @@ class _Block(nn.Module):
         self.norm, self.up, self.down = nn.LayerNorm(width), nn.Linear(width, width), nn.Linear(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.down(F.relu(self.up(self.norm(x))))
+        added: Tensor = self.down(F.relu(self.up(self.norm(x))))
+        return x + added
 
 
 def deep_mlp(task: Task, seed: int) -> Problem:
@@ -106,7 +107,8 @@ class _CharLSTM(nn.Module):
         self.head = nn.Linear(width, vocabulary)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.lstm(self.embedding(x))[0])
+        scores: Tensor = self.head(self.lstm(self.embedding(x))[0])
+        return scores
 
 
 @functools.lru_cache(maxsize=1)

@@ -47,7 +47,7 @@ class Ruled(torch.optim.SGD):
         """The rate of this step; the gradients are those of the present weights when it returns."""
         raise NotImplementedError
 
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         assert closure is not None
         self.last_evaluations = 1.0
         with torch.enable_grad():

@@ -221,7 +221,8 @@ def train_some(cell: Cell, problem: Problem, setup: Setup) -> tuple[list[float],
     size = len(problem.train[0])
     epochs = math.ceil(setup.samples / size) + 1
     loader = BatchLoader(problem.train, batch, epochs=epochs, seed=cell.seed)
-    optimizer, pilot = setup.optimizer, setup.pilot
+    optimizer: Any = setup.optimizer  # its loss is a tensor
+    pilot = setup.pilot
     scheduler = _by_progress(setup, loader) if setup.schedule else None
     losses: list[float] = []
     ge = 0.0

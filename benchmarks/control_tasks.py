@@ -118,9 +118,11 @@ MORE: dict[str, Callable[[Task, int], Problem]] = {}
 def _image_data(
     items: tuple[tuple[str, Any], ...], halved: bool, turned: bool, label_noise: float, noise_seed: int
 ) -> Any:
-    noise = {"label_noise": label_noise, "noise_seed": noise_seed} if label_noise else {}
+    noise: dict[str, Any] = {"label_noise": label_noise, "noise_seed": noise_seed} if label_noise else {}
     data = load_data(DataConfig(**dict(items), **noise))
-    images = {name: data.normalise(getattr(data, name)) for name in ("train_x", "val_x", "test_x")}
+    images: dict[str, Any] = {
+        name: data.normalise(getattr(data, name)) for name in ("train_x", "val_x", "test_x")
+    }
     if halved:
         images = {name: avg_pool2d(x, 2) for name, x in images.items()}
     if turned:
@@ -219,7 +221,8 @@ def _quadratic_problem(task: Task, seed: int) -> Problem:
     model = _Position(10.0 * torch.randn(10, d // 10))
 
     def loss_fn(net: nn.Module, batch: Any) -> Tensor:
-        return 0.5 * ((net() - batch[0]) ** 2 @ h).mean()
+        found: Tensor = 0.5 * ((net() - batch[0]) ** 2 @ h).mean()
+        return found
 
     def score(net: nn.Module) -> dict[str, float]:
         excess = 0.5 * float((net() ** 2) @ h)

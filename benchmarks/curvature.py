@@ -35,7 +35,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -176,7 +176,7 @@ def double(case: Case) -> tuple[list[Tensor], Callable[[np.ndarray], np.ndarray]
 
     model = copy.deepcopy(case.model).double()
     x = case.batch[0].double() if case.batch[0].is_floating_point() else case.batch[0]
-    params = [p for p in model.parameters() if p.requires_grad]
+    params: list[Tensor] = [p for p in model.parameters() if p.requires_grad]
     with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
         loss = loss_fn(model, (x, case.batch[1]))
         gradient = torch.cat([g.reshape(-1) for g in torch.autograd.grad(loss, params, create_graph=True)])
@@ -303,8 +303,8 @@ def timed(tool: Callable[[Case, int], float], case: Case, seed: int) -> tuple[fl
 
 def cold(seeds: int, names: list[str] | None = None) -> dict[str, Any]:
     """Time to 1 % true error, ours and the peers', seeds interleaved."""
-    table = {}
-    settings = {
+    table: dict[str, dict[str, Any]] = {}
+    settings: dict[str, dict[str, Callable[[Case, int], float]]] = {
         "ours": {"default": ours},
         **{k: v for k, v in PEERS.items() if versions()[k] != "not installed"},
     }
@@ -320,7 +320,7 @@ def cold(seeds: int, names: list[str] | None = None) -> dict[str, Any]:
                 took, value = timed(tool, case, seed)
                 seconds[key].append(took)
                 missed[key] += not abs(value - truth) <= TRUE_ERROR * abs(truth)
-        rows = {}
+        rows: dict[str, dict[str, Any]] = {}
         for name, some in settings.items():
             reached = [k for k in some if missed[name, k] == 0]
             best = min(reached, key=lambda k: statistics.median(seconds[name, k]), default=None)
@@ -381,7 +381,7 @@ def both(seeds: int) -> dict[str, Any]:
     """Products for both ends over products for the lower end alone, same tolerance and start."""
     rows = {}
     for case in cases():
-        counts = {"both": 0, "bottom": 0}
+        counts: dict[Literal["both", "bottom"], int] = {"both": 0, "bottom": 0}
         for seed in range(seeds):
             for ends in counts:
                 with hessian(Objective(case.model, loss_fn, [case.batch])) as H:

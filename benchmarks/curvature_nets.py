@@ -175,7 +175,7 @@ def root_of(twin: Net64, found: Net) -> float:
 
 def bounded(found: Net, w: torch.Tensor) -> torch.Tensor:
     """The weights as a forward that bounds its embedding leaves them."""
-    e = getattr(found.model, "e", None)
+    e: Any = getattr(found.model, "e", None)
     bound = getattr(e, "max_norm", None)
     if bound is None:
         return w

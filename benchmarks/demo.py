@@ -221,7 +221,11 @@ def write(path: Path, runs: list[dict[str, Any]], summary: dict[str, Any]) -> No
     """The result file: summary, every run, and where it was measured."""
     import torch
 
-    machine = {"python": platform.python_version(), "torch": torch.__version__, "cpus": os.cpu_count()}
+    machine: dict[str, object] = {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "cpus": os.cpu_count(),
+    }
     machine |= {"processor": platform.machine(), "argv": sys.argv[1:]}
     plain = [{k: v for k, v in r.items() if k not in ("curve", "out", "wandb")} for r in runs]
     path.parent.mkdir(parents=True, exist_ok=True)

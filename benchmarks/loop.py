@@ -160,7 +160,9 @@ def main() -> int:
     parser.add_argument("--result", type=Path, default=Path("benchmarks/results/loop.json"))
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    known = json.loads(arguments.result.read_text()) if arguments.result.exists() else {"benchmark": "loop"}
+    known: dict[str, Any] = (
+        json.loads(arguments.result.read_text()) if arguments.result.exists() else {"benchmark": "loop"}
+    )
     with tempfile.TemporaryDirectory() as folder:
         if arguments.repeats:
             known["throughput"] = throughput(arguments.repeats, Path(folder))

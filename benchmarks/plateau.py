@@ -8,6 +8,7 @@ The rates were taken once for all tasks, inside the range that trains them. A fi
 
 from __future__ import annotations
 
+import functools
 import json
 import platform
 import statistics
@@ -51,7 +52,7 @@ def row(kept: Kept, task: str, optimizer: str, arm: str) -> dict[str, Any]:
     found = []
     for seed in SEEDS:
         cell = Cell(task, optimizer, arm, seed, lr=RATES[optimizer])
-        found.append(kept.of(cell.key, lambda cell=cell: run(cell, ARMS[arm])))
+        found.append(kept.of(cell.key, functools.partial(run, cell, ARMS[arm])))
     means = {k: statistics.fmean(f[k] for f in found) for k in ("test_acc", "test_loss", "train_loss", "ge")}
     return {**means, "seeds": [f["test_acc"] for f in found], "dead": sum(f["dead"] for f in found)}
 

@@ -425,7 +425,8 @@ def filled(text: str) -> str:
             tables[name] = make(json.loads(path.read_text()))
     for name, table in tables.items():
         pattern = rf"(<!-- begin {name} -->\n).*?(<!-- end {name} -->)"
-        text, count = re.subn(pattern, lambda m, table=table: f"{m[1]}{table}\n{m[2]}", text, flags=re.S)
+        held = f"{table}\n".replace("\\", r"\\")  # a backslash in it is no reference
+        text, count = re.subn(pattern, rf"\g<1>{held}\g<2>", text, flags=re.S)
         if count != 1:
             raise SystemExit(f"README.md must hold the markers of the table '{name}' once, found {count}")
     return text

@@ -21,6 +21,7 @@ autoencoder  GE to the final loss of tuned SGD with momentum, around which Negat
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import platform
 import statistics
@@ -130,7 +131,7 @@ def escapes(kept: Kept) -> dict[str, Any]:
             # The peers draw nothing at random: one seed is all of them.
             seeds = [0] if method in PEERS else list(SEEDS)
             found = [
-                kept.of(f"{method} {start} {seed}", lambda s=seed, m=method, at=start: run(m, at, s))
+                kept.of(f"{method} {start} {seed}", functools.partial(run, method, start, seed))
                 for seed in seeds
             ]
             calls = [r["calls"] for r in found if r["escaped"] and r["calls"] is not None]
@@ -160,7 +161,7 @@ def peers(kept: Kept) -> dict[str, Any]:
     table: dict[str, Any] = {"versions": versions()}
     for name in PEER_SOLVERS:
         table[name] = {
-            start: kept.of(f"peer {name} {start}", lambda n=name, at=start: run_peer(n, at))
+            start: kept.of(f"peer {name} {start}", functools.partial(run_peer, name, start))
             for start in STARTS
         }
         print(

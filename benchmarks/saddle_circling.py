@@ -7,6 +7,7 @@ minimum, and, stricter, until it is ``first`` 0.001 below the saddle's; the bar 
 
 from __future__ import annotations
 
+import functools
 import statistics
 from collections.abc import Callable
 from typing import Any
@@ -98,7 +99,7 @@ def circling(kept: Kept) -> dict[str, Any]:
 
             def runs(rho: float | None, at: str = surface, start: float = start) -> list[dict[str, Any]]:
                 return [
-                    kept.of(f"circling {at} {start} {rho} {s}", lambda s=s: leave(at, start, rho, s))
+                    kept.of(f"circling {at} {start} {rho} {s}", functools.partial(leave, at, start, rho, s))
                     for s in SEEDS
                 ]
 

@@ -27,7 +27,8 @@ class _Counted:
 
     def __init__(self, f: Function, budget: int, below: float) -> None:
         self.f, self.budget, self.below = f, budget, below
-        self.calls, self.escaped_at = 0, None
+        self.calls = 0
+        self.escaped_at: int | None = None
 
     def __call__(self, w: Tensor) -> Tensor:
         if self.calls >= self.budget:

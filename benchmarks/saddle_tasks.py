@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import statistics
 from collections.abc import Callable, Iterator
@@ -63,7 +64,7 @@ def octopus(kept: Kept) -> dict[str, Any]:
         for d in SGD_SADDLES if method == "SGD" else SADDLES:
             seeds = range(1 if method == "SGD" else OCTOPUS_SEEDS)
             found = [
-                kept.of(f"octopus {method} {d} {s}", lambda s=s, d=d, m=method: swim(m, d, s))["calls"]
+                kept.of(f"octopus {method} {d} {s}", functools.partial(swim, method, d, s))["calls"]
                 for s in seeds
             ]
             rows[d] = None if None in found else statistics.median(found)
@@ -92,7 +93,8 @@ def trained(task: str, steps: int, seed: int, *, wrap: bool) -> tuple[list[Tenso
     optimizer: Any = torch.optim.SGD(model.parameters(), lr, momentum=0.9)
     if wrap:
         optimizer = NegativeCurvature(optimizer, model=model, seed=seed)
-    batch, weights = TASKS[task].batch, []
+    batch = TASKS[task].batch
+    weights: list[Tensor] = []
     epochs = 1 + steps * batch // len(problem.train[0])
     for one in BatchLoader(problem.train, batch, epochs=epochs, seed=seed):
 
@@ -128,7 +130,7 @@ def healthy(kept: Kept) -> dict[str, Any]:
         # The task's own length, and for digits also one in which looks fit into their share.
         for length in sorted({min(steps, TASKS[task].steps), steps}):
             rows = [
-                kept.of(f"healthy {task} {length} {s}", lambda s=s, n=length, t=task: health(t, n, s))
+                kept.of(f"healthy {task} {length} {s}", functools.partial(health, task, length, s))
                 for s in range(HEALTHY_SEEDS if length == TASKS[task].steps else 1)
             ]
             table[f"{task}, {length} steps"] = {
@@ -163,7 +165,8 @@ def noisy_factors() -> tuple[nn.Module, Tensor, Tensor]:
 
 def squares(model: nn.Module, batch: Any) -> Tensor:
     x, y = batch
-    return 0.5 * (model(x) - y).square().sum() / len(x)
+    found: Tensor = 0.5 * (model(x) - y).square().sum() / len(x)
+    return found
 
 
 def critical(kind: str) -> tuple[nn.Module, Tensor, Tensor]:
@@ -243,7 +246,7 @@ def certificate(kept: Kept) -> dict[str, Any]:
     for kind in ("minimum", "saddle of rank 2", "saddle at the origin"):
         for certified in (True, False):
             name = f"{kind}, {'two sets of batches' if certified else 'one batch, no check'}"
-            table[name] = kept.of(f"certificate {name}", lambda k=kind, c=certified: trials(k, c))
+            table[name] = kept.of(f"certificate {name}", functools.partial(trials, kind, certified))
             print("certificate", name, table[name], flush=True)
     return table
 
@@ -286,7 +289,7 @@ def descend(method: str, lr: float, seed: int) -> dict[str, Any]:
                 nonlocal samples
                 samples += len(i)
                 optimizer.zero_grad()
-                loss = loss_fn(model, x[i])
+                loss: Tensor = loss_fn(model, x[i])
                 loss.backward()
                 return loss
 
@@ -311,13 +314,13 @@ def autoencoder(kept: Kept) -> dict[str, Any]:
             yield (
                 lr,
                 [
-                    kept.of(f"ae {method} {lr} {s}", lambda s=s, r=lr, m=method: descend(m, r, s))
+                    kept.of(f"ae {method} {lr} {s}", functools.partial(descend, method, lr, s))
                     for s in range(AE_SEEDS)
                 ],
             )
 
     def finals(of: list[dict[str, Any]]) -> float:
-        return statistics.median(r["final"] for r in of)
+        return float(statistics.median(r["final"] for r in of))
 
     sgd, adam = dict(runs("SGD", AE_RATES)), dict(runs("Adam", AE_ADAM))
     best, best_adam = (min(table, key=lambda lr: finals(table[lr])) for table in (sgd, adam))

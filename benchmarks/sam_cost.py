@@ -104,7 +104,7 @@ def loss_of(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
 
 def closure_of(
     model: nn.Module, batch: tuple[Tensor, Tensor], optimizer: torch.optim.Optimizer
-) -> Callable[[], Tensor]:
+) -> Callable[[], Any]:
     def closure() -> Tensor:
         optimizer.zero_grad()
         loss = loss_of(model, batch)
@@ -391,7 +391,7 @@ def copies(base_name: str, method: str) -> tuple[float, float]:
     optimizer = create(method, model.parameters(), base=base_name, model=model, **options)
     seen: list[int] = []
 
-    def closure() -> Tensor:
+    def closure() -> Any:
         optimizer.zero_grad()
         loss = model(x).square().mean()
         loss.backward()

@@ -198,7 +198,9 @@ def load(description: str, halved: bool, noise_seed: int) -> Any:
     data = replace(data, val_x=data.val_x[:VALIDATION], val_y=data.val_y[:VALIDATION])
     if not halved:
         return data
-    images = {k: avg_pool2d(data.normalise(getattr(data, k)), 2) for k in ("train_x", "val_x", "test_x")}
+    images: dict[str, Any] = {
+        k: avg_pool2d(data.normalise(getattr(data, k)), 2) for k in ("train_x", "val_x", "test_x")
+    }
     return replace(data, **images)
 
 
@@ -554,7 +556,11 @@ def write(
     """The result file: summary, every run that was reported, and where it was measured."""
     import torch
 
-    machine = {"python": platform.python_version(), "torch": torch.__version__, "cpus": os.cpu_count()}
+    machine: dict[str, object] = {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "cpus": os.cpu_count(),
+    }
     machine |= {"processor": platform.machine(), "argv": sys.argv[1:]}
     seeds = {"tune": setup.tune_seeds, "report": setup.report_seeds}
     reported = [runs.result(job) for job in fresh(setup, chosen)]

@@ -95,7 +95,10 @@ def one(name: str) -> dict[str, Any]:
     forwards = counter.calls
     times: dict[str, list[float]] = {"ours": [], "loss-landscapes": []}
     stacked = 32 if forward < SHORT else 1
-    tools = {"ours": lambda: ours(model, batch, stacked), "loss-landscapes": lambda: peer(model, batch)}
+    tools: dict[str, Callable[[], object]] = {
+        "ours": lambda: ours(model, batch, stacked),
+        "loss-landscapes": lambda: peer(model, batch),
+    }
     for draw in tools.values():
         draw()
     for _ in range(REPEATS):

@@ -3,7 +3,7 @@
     python benchmarks/torch_contract.py                  # about ten minutes on one core; prints, writes the JSON
     python benchmarks/torch_contract.py --only SGD Muon  # some bases, nothing written
 
-The cases and the checks are those of the tests (``tests/torch_contract.py``). A cell counts (input, check) pairs:
+The cases and the checks are those of the tests (``tests/contract_of_torch.py``). A cell counts (input, check) pairs:
 passed, refused by design or by the base itself, failed. The words of each refusal are kept, with how often they came.
 """
 
@@ -24,7 +24,7 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 
-from torch_contract import CHECKS, OF_BASE, WRAPPERS, Case, database, refusal  # noqa: E402
+from contract_of_torch import CHECKS, OF_BASE, WRAPPERS, Case, database, refusal  # noqa: E402
 
 METHODS = (
     "SAM",

@@ -249,7 +249,7 @@ def _left_out(subject: Subject, loss: Tensor, again: Callable[[], Tensor], funct
         missing = [t for t, g in zip(leaves, found, strict=True) if g is None]
         if not missing:
             return ""
-        again().backward()  # type: ignore[no-untyped-call]
+        again().backward()
         return words if any(t.grad is not None for t in missing) else ""
 
 
@@ -262,7 +262,7 @@ def _by_backward(subject: Subject, loss: Tensor) -> list[Tensor]:
                 "read the weights through the model that it is given, or remove the hooks while probing"
             )
     with _set_aside([*subject.model.parameters(), *subject.params, *_own(subject), *seen]):
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         found = [
             dense([t.grad for t in {id(p): p, id(q): q}.values() if t.grad is not None])
             for p, q in zip(subject.params, tensors, strict=True)

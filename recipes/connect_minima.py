@@ -9,6 +9,7 @@ low, and the line again after the units of the second net were renumbered to mat
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -78,7 +79,7 @@ def trained(config: Config, data: ImageData, seed: int, run: RunFolder) -> nn.Mo
     start = seed if shared is None else config.seed
     seed_everything(start)
     model = build_model(config.model, data.image_shape, data.num_classes).to(data.train_x.device)
-    nets = run.saved()
+    nets: dict[Any, Any] = run.saved()
     if seed in nets:
         model.load_state_dict(nets[seed])
         return model
@@ -86,7 +87,7 @@ def trained(config: Config, data: ImageData, seed: int, run: RunFolder) -> nn.Mo
     loader = BatchLoader(
         images, config.batch_size, epochs=config.epochs, seed=config.seed if shared else seed
     )
-    optimizer = config.optimizer.build(model, loader.total_steps)
+    optimizer: Any = config.optimizer.build(model, loader.total_steps)
     pilot = Pilot(
         optimizer, model, loss_fn, policies=config.pilot.build_policies(), mode=config.pilot.mode,
         budget=config.pilot.budget, seed=start,

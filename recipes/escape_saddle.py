@@ -91,7 +91,7 @@ def descend(name: str, config: Config) -> tuple[Descent, Any]:
     if name in PLAIN:
         optimizer: Any = PLAIN[name][0](params, lr, **PLAIN[name][1])
     else:
-        base = {"base": "sgd", "lr": lr} if name in WRAPPERS else {}
+        base: dict[str, Any] = {"base": "sgd", "lr": lr} if name in WRAPPERS else {}
         optimizer = create(name, params, seed=config.seed, **base)
     calls = 0
 
@@ -99,7 +99,7 @@ def descend(name: str, config: Config) -> tuple[Descent, Any]:
         nonlocal calls
         calls += 1
         optimizer.zero_grad()
-        loss = objective.loss_fn(model, batch)
+        loss: Tensor = objective.loss_fn(model, batch)
         loss.backward()
         return loss
 

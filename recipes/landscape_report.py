@@ -90,7 +90,7 @@ def trained(
         return model, done[name]["path"]
     images = [data.normalise(data.train_x), data.train_y]
     loader = BatchLoader(images, config.batch_size, epochs=config.epochs, seed=seed)
-    optimizer = config.optimizer.build(model, loader.total_steps)
+    optimizer: Any = config.optimizer.build(model, loader.total_steps)
     pilot = Pilot(
         optimizer, model, loss_fn, policies=config.pilot.build_policies(), mode=config.pilot.mode,
         budget=config.pilot.budget, seed=seed,
@@ -116,6 +116,7 @@ def main(config: Config, *, resume: bool = False) -> int:
     """Train, look, and write the report."""
     torch.set_num_threads(config.threads)
     data = load_data(config.data).to(choose_device(config.device))
+    plan: dict[str, tuple[ModelConfig, int]]
     plan = {name: (replace(config.model, **CHANGES[name]), config.seed) for name in config.variants}
     if config.other_seed is not None:
         plan[f"seed {config.other_seed}"] = (plan[config.variants[0]][0], config.other_seed)
@@ -128,7 +129,7 @@ def main(config: Config, *, resume: bool = False) -> int:
         look = {"num": config.samples, "seed": config.seed, "batch_size": config.batch_size}
         losses, tests = ({n: probe_objective(net, loss_fn, data, split_name=split, **look)
                           for n, (net, _) in nets.items()} for split in ("train", "test"))  # fmt: skip
-        first, *_, last = *config.variants, *plan
+        first, last = config.variants[0], list(plan)[-1]
         findings = investigate(
             f"Loss landscape: {config.model.name} on {config.data.name}", losses, config.survey, tests=tests,
             sample=True, pairs=[] if config.other_seed is None else [(first, last)],

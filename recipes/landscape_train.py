@@ -9,6 +9,7 @@ grows the batch with the gradient noise, rewinds when a step was too long, and l
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -96,8 +97,8 @@ def main(config: Config, *, resume: bool = False) -> int:
         budget=config.pilot.budget, log=run.log, log_every=config.log.every, seed=config.seed,
     )  # fmt: skip
     history = History()
-    parts = {"log": run.log, "scheduler": scheduler, "optimizer": optimizer, "model": model, "ema": ema}
-    parts |= {"precision": precision, "loader": loader, "pilot": pilot, "history": history}
+    parts: dict[str, Any] = {"log": run.log, "scheduler": scheduler, "optimizer": optimizer, "model": model}
+    parts |= {"ema": ema, "precision": precision, "loader": loader, "pilot": pilot, "history": history}
     checkpoint = run.checkpoints(config, **parts)
     weights = run.give_away(
         model, ema, history, data.inputs, build_model, config.model, data.image_shape, data.num_classes
@@ -121,7 +122,7 @@ def main(config: Config, *, resume: bool = False) -> int:
                 ema.update()
             if loader.at_epoch_end:
                 accuracy = history.measure(weights.model, data, loader.epoch)
-                run.log.log({"step": pilot.step, "samples": pilot.samples} | accuracy)
+                run.log.log({"step": pilot.step, "samples": pilot.samples, **accuracy})
                 weights.keep()
             checkpoint.after_step(pilot.step)
             if stop.requested:

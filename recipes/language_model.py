@@ -10,6 +10,7 @@ Python standard library.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -88,8 +89,8 @@ def main(config: Config, *, resume: bool = False) -> int:
         budget=config.pilot.budget, log=run.log, log_every=config.log.every, seed=config.seed,
     )  # fmt: skip
     history = TextHistory()
-    parts = {"log": run.log, "scheduler": scheduler, "optimizer": optimizer, "model": model, "ema": ema}
-    parts |= {"precision": precision, "loader": loader, "pilot": pilot, "history": history}
+    parts: dict[str, Any] = {"log": run.log, "scheduler": scheduler, "optimizer": optimizer, "model": model}
+    parts |= {"ema": ema, "precision": precision, "loader": loader, "pilot": pilot, "history": history}
     checkpoint = run.checkpoints(config, **parts)
     weights = run.give_away(
         model, ema, history, data.inputs, config.model.build, data.vocabulary, data.context
@@ -113,7 +114,7 @@ def main(config: Config, *, resume: bool = False) -> int:
                 ema.update()
             if loader.at_epoch_end:
                 found = history.measure(weights.model, data, loader.epoch)
-                run.log.log({"step": pilot.step, "samples": pilot.samples} | found)
+                run.log.log({"step": pilot.step, "samples": pilot.samples, **found})
                 weights.keep()
             checkpoint.after_step(pilot.step)
             if stop.requested:

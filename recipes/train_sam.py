@@ -10,6 +10,7 @@ evaluations. Every run is kept: a comparison that was stopped goes on with `--re
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -93,8 +94,8 @@ def train(config: Config, run: RunFolder, stop: GracefulStop, *, resume: bool) -
         log=run.log, log_every=config.log.every, seed=config.seed,
     )  # fmt: skip
     history = History()
-    parts = {"log": run.log, "scheduler": scheduler, "optimizer": optimizer, "model": model, "ema": ema}
-    parts |= {"precision": precision, "loader": loader, "pilot": pilot, "history": history}
+    parts: dict[str, Any] = {"log": run.log, "scheduler": scheduler, "optimizer": optimizer, "model": model}
+    parts |= {"ema": ema, "precision": precision, "loader": loader, "pilot": pilot, "history": history}
     checkpoint = run.checkpoints(config, **parts)
     weights = run.give_away(
         model, ema, history, data.inputs, build_model, config.model, data.image_shape, data.num_classes

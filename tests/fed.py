@@ -19,7 +19,8 @@ class Fed:
     """
 
     def __init__(self, policy: Policy, **settings: float | None) -> None:
-        self.policy, self.settings = policy, settings
+        self.policy: Any = policy  # each kind has attributes of its own
+        self.settings = settings
         self.history = History(lambda name: self.settings.get(name))
         self.reader = self.history.reader()
 

@@ -336,7 +336,9 @@ class Copy:
             raise RuntimeError(f"no test was run:\n{output}")
         if process.returncode == 0:
             return False, ""
-        return True, ", ".join(failed) or f"exit status {process.returncode}"
+        return True, failed[0] if failed and first else ", ".join(
+            failed
+        ) or f"exit status {process.returncode}"
 
     @staticmethod
     def _write(path: Path, source: bytes) -> None:

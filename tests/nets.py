@@ -69,7 +69,7 @@ class Net64:
             module.training = self.net.mode == "train"
         buffers = [b.clone() for b in self.net.twin.buffers()]
         torch.manual_seed(0)
-        total = sum(
+        total: Any = sum(
             n * self.net.twin_loss(self.net.twin, b) for n, b in zip(self.counts, self.batches, strict=True)
         )
         for b, saved in zip(self.net.twin.buffers(), buffers, strict=True):
@@ -390,7 +390,7 @@ def compiled() -> Net:
 
 
 def compiled_part() -> Net:
-    model = Middle(lambda m, x: m.fast(x))
+    model: Any = Middle(lambda m, x: m.fast(x))
     model.fast = torch.compile(model.block, backend="aot_eager")
     return with_twin("compiled part", model, vectors_of(), plain_middle())
 

@@ -1,5 +1,7 @@
 """A problem that two processes share, and what they compare: for the scripts in ``distributed``."""
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -33,7 +35,7 @@ def mine() -> slice:
     return slice(dist.get_rank() * size, (dist.get_rank() + 1) * size)
 
 
-def wrap(name: str, model: nn.Module, **options: object) -> torch.optim.Optimizer:
+def wrap(name: str, model: nn.Module, **options: Any) -> Any:
     """The method over SGD with momentum, or over Adam where it needs that."""
     params = model.parameters()
     base = (
@@ -46,7 +48,8 @@ def wrap(name: str, model: nn.Module, **options: object) -> torch.optim.Optimize
 
 def whole(t: Tensor) -> Tensor:
     """A tensor with all its shards."""
-    return t.detach().full_tensor() if hasattr(t, "full_tensor") else t.detach()
+    shards: Any = t.detach()
+    return shards.full_tensor() if hasattr(t, "full_tensor") else shards
 
 
 def assert_close(model: nn.Module, expected: nn.Module, what: str, tolerance: float = 1e-10) -> None:
@@ -65,10 +68,10 @@ def assert_replicas_identical(model: nn.Module, what: str) -> None:
         assert all(torch.equal(others[0], other) for other in others), what
 
 
-def sharded(net: nn.Module) -> nn.Module:
+def sharded(net: nn.Module) -> Any:
     """Over both ranks, layer by layer."""
     mesh = init_device_mesh("cpu", (dist.get_world_size(),))
-    for layer in net:
+    for layer in net.children():
         if isinstance(layer, nn.Linear):
             fully_shard(layer, mesh=mesh)
     return fully_shard(net, mesh=mesh)

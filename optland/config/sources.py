@@ -68,7 +68,7 @@ class Sources:
         return str(self.path)
 
     def _parse(self, text: str) -> DictConfig:
-        import yaml  # type: ignore[import-untyped]
+        import yaml
         from omegaconf import OmegaConf
         from omegaconf.errors import OmegaConfBaseException
 

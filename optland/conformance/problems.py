@@ -76,7 +76,7 @@ class Problem:
         losses = []
         for part in self.parts:
             loss = transform(self.loss(part) * (len(self.x[part]) / len(self.x)))
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             losses.append(loss)
         return torch.stack(losses).sum()
 

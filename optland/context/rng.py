@@ -39,7 +39,7 @@ def rng_state() -> dict[str, Any]:
 
 def _cuda_state() -> list[Tensor] | None:
     # Asking an uninitialised CUDA for its state would initialise it, which a CPU run must not pay for.
-    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+    if torch.cuda.is_initialized():
         return torch.cuda.get_rng_state_all()
     return None
 
@@ -126,5 +126,5 @@ def _seed_all(seed: int) -> None:
     torch.default_generator.manual_seed(seed)
     random.seed(seed)
     np.random.seed(seed % 2**32)  # noqa: NPY002
-    if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
         torch.cuda.manual_seed_all(seed)

@@ -71,7 +71,7 @@ class BackwardWatch:
         def notice(_: Tensor) -> None:
             self._seen = True
 
-        self._handle = p.register_post_accumulate_grad_hook(notice)  # type: ignore[no-untyped-call]
+        self._handle = p.register_post_accumulate_grad_hook(notice)
 
     def stop(self) -> bool:
         """Watch no longer; whether a backward pass was seen."""

@@ -70,7 +70,7 @@ class Ema:
         if not bool(vectors.norm(list(self.source.parameters())).isfinite()):
             return
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
-        self._average.multi_avg_fn = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
+        self._average.multi_avg_fn = get_ema_multi_avg_fn(decay)
         self._average.update_parameters(self.source)
         self.updates += 1
 
@@ -81,7 +81,7 @@ class Ema:
 
     def _restart_when_loaded(self) -> None:
         hook = _RestartWhenLoaded(weakref.ref(self))
-        handle = self.source.register_load_state_dict_post_hook(hook)  # type: ignore[no-untyped-call]
+        handle = self.source.register_load_state_dict_post_hook(hook)
         weakref.finalize(self, handle.remove).atexit = False
 
     def state_dict(self) -> dict[str, Any]:

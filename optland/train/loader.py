@@ -177,7 +177,7 @@ class BatchLoader(ResumableLoader):
         *,
         epochs: int,
         seed: int = 0,
-        transform: Callable[[tuple[Tensor, ...], torch.Generator], tuple[Tensor, ...]] | None = None,
+        transform: Transform | None = None,
     ) -> None:
         lengths = {len(t) for t in tensors}
         if len(lengths) != 1:

@@ -131,7 +131,7 @@ class MicroBatches:
                     self._require_finite(terms, loss_fn, model, pieces, ranks)
                 if last and apart is not None and terms.rescale != 1.0:
                     apart.scale(terms.rescale)
-                self.scaler.scale(share).backward()  # type: ignore[no-untyped-call]
+                self.scaler.scale(share).backward()
         return terms.mean()
 
     def _parameters(self, model: nn.Module) -> list[Tensor]:

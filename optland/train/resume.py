@@ -157,7 +157,7 @@ def _same(a: Any, b: Any) -> bool:
 
 def _flat(text: str) -> dict[str, Any]:
     """Values by full key; an empty section is a value."""
-    import yaml  # type: ignore[import-untyped]
+    import yaml
 
     def walk(tree: Mapping[str, Any], above: str) -> Iterator[tuple[str, Any]]:
         for name, value in tree.items():

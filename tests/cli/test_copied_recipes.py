@@ -123,8 +123,8 @@ def test_a_copy_by_hand_runs_with_the_configs_that_lie_with_it(
     for argument in (named, script):
         assert cli.main(["run", argument, "one"]) == 0
     assert cli.main(["run", script, f"{configs}/one.yaml"]) == 0
-    for folder in ("one", "one-2", "one-3"):
-        assert made_by(project / "runs" / "mine" / folder) == "mine"
+    for run in ("one", "one-2", "one-3"):
+        assert made_by(project / "runs" / "mine" / run) == "mine"
 
 
 def test_a_config_of_a_neighbour_is_refused(project: Path, capsys: pytest.CaptureFixture[str]) -> None:

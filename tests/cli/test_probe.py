@@ -170,7 +170,7 @@ def test_the_transformer_s_numbers_are_those_of_a_literal_product(text: Path, tm
     x, y = (part[drawn(len(part), 40, 0)] for part in data.windows("val"))
     net = config.build(256, 16).to(D).eval()
 
-    def product() -> tuple[list[Tensor], Callable[[Any], Any]]:
+    def product() -> tuple[list[Any], Callable[[Any], Any]]:
         params = list(net.parameters())
         with sdpa_kernel(SDPBackend.MATH):
             loss = F.cross_entropy(net(x).flatten(0, 1), y.flatten())

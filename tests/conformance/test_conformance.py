@@ -231,7 +231,7 @@ class SwapsStorage(SAM):
             p.data = p.data.clone()
         return loss
 
-    step.hooked = True
+    step.hooked = True  # type: ignore[attr-defined]
 
 
 class KeepsStateToItself(SAM):
@@ -310,7 +310,7 @@ class NeedsClosure(SAM):
             raise RuntimeError("closure required")
         return super().step(closure)
 
-    step.hooked = True
+    step.hooked = True  # type: ignore[attr-defined]
 
 
 class Lost(SAM):
@@ -533,7 +533,7 @@ class Hangs(SAM):
             except Exception:
                 continue
 
-    step.hooked = True
+    step.hooked = True  # type: ignore[attr-defined]
 
 
 def test_a_hang_and_an_exception_are_findings():

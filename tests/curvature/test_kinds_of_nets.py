@@ -403,7 +403,7 @@ def test_a_forward_that_writes_leaves_nothing_and_a_kept_graph_right(name: str, 
     for probe in probes:
         probe()
         assert unchanged(before, model)
-    caller.backward()  # type: ignore[union-attr]
+    caller.backward()
     for p in model.parameters():
         assert p.grad is None or torch.equal(p.grad, 2 * p.detach())
 

@@ -5,6 +5,7 @@ Expected numbers are those of one process that goes through all ranks' micro-bat
 
 import contextlib
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -35,7 +36,7 @@ def parts_of(rank: int) -> list[slice]:
     return [slice(start + k * size, start + (k + 1) * size) for k in range(PARTS)]
 
 
-def closure_of(model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor, share: float):
+def closure_of(model: nn.Module, optimizer: Any, x: Tensor, y: Tensor, share: float):
     """Zeroes, forward and backward of one micro-batch."""
 
     def closure() -> Tensor:

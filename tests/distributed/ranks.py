@@ -10,11 +10,12 @@ import sys
 import time
 import warnings
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
+from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.nn.parallel import DistributedDataParallel
 from two_processes import (
@@ -35,7 +36,7 @@ from optland.train import PrecisionConfig
 STEPS = 5
 
 
-def by_closures(model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor, steps: int) -> None:
+def by_closures(model: nn.Module, optimizer: Any, x: Tensor, y: Tensor, steps: int) -> None:
     """The closure form."""
     for _ in range(steps):
 
@@ -48,7 +49,7 @@ def by_closures(model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, y
         optimizer.step(closure)
 
 
-def by_phases(model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor, steps: int) -> None:
+def by_phases(model: nn.Module, optimizer: Any, x: Tensor, y: Tensor, steps: int) -> None:
     """The phase form."""
     for _ in range(steps):
         optimizer.zero_grad()
@@ -132,7 +133,7 @@ def resume(folder: Path) -> None:
     ):
         for before in (0, 2) if kind == "ddp" or SHARDS else ():
 
-            def start(kind: str = kind, name: str = name) -> tuple[nn.Module, torch.optim.Optimizer]:
+            def start(kind: str = kind, name: str = name) -> tuple[nn.Module, Any]:
                 net, _, _ = problem()
                 model = DistributedDataParallel(net) if kind == "ddp" else sharded(net)
                 return model, wrap(name, model)
@@ -144,7 +145,7 @@ def resume(folder: Path) -> None:
             place = folder / f"{kind}_{name}_{before}"
             optimizer.zero_grad()
             weights, state = get_state_dict(straight, optimizer)
-            dcp.save({"model": weights, "optimizer": state}, checkpoint_id=place)
+            state_dict_saver.save({"model": weights, "optimizer": state}, checkpoint_id=place)
             by_closures(straight, optimizer, x, y, 3)
 
             fresh, resumed = start()
@@ -152,7 +153,7 @@ def resume(folder: Path) -> None:
                 for p in fresh.parameters():
                     p.zero_()
             weights, state = get_state_dict(fresh, resumed)
-            dcp.load({"model": weights, "optimizer": state}, checkpoint_id=place)
+            state_dict_loader.load({"model": weights, "optimizer": state}, checkpoint_id=place)
             set_state_dict(fresh, resumed, model_state_dict=weights, optim_state_dict=state)
             by_closures(fresh, resumed, x, y, 3)
             for p, q in zip(fresh.parameters(), straight.parameters(), strict=True):
@@ -224,8 +225,7 @@ def micro_batches(folder: Path) -> None:
 CHECKS = {f.__name__: f for f in (ddp_synced, ddp_per_rank, fsdp, resume, micro_batches)}
 
 if __name__ == "__main__":
-    import no_sync
-    import piloted
+    from distributed import no_sync, piloted
 
     CHECKS.update(no_sync.CHECKS | piloted.CHECKS)
     torch.set_num_threads(1)

@@ -92,8 +92,8 @@ def scripted() -> None:
         made = build_policies(config)
         return [GrowsOnce(GROWN) if isinstance(policy, NoiseBatch) else policy for policy in made]
 
-    Pilot.after_step = wrecked  # type: ignore[method-assign]
-    PilotConfig.build_policies = growing  # type: ignore[method-assign]
+    Pilot.after_step = wrecked  # type: ignore[method-assign, assignment]
+    PilotConfig.build_policies = growing  # type: ignore[method-assign, assignment]
 
 
 def _run(folder: str, arguments: list[str], fail_at: str | None) -> None:

@@ -17,7 +17,7 @@ PACE = 0.02  # seconds a row
 def main(folder: Path, mode: str, rows: int) -> None:
     members: list[Logger] = [JsonlLogger(folder / "log.jsonl")]
     if mode != "disabled":
-        members.append(WandbLogger(folder, mode=mode))  # type: ignore[arg-type]
+        members.append(WandbLogger(folder, mode=mode))
     log = LoggerGroup(members)
     for step in range(1, rows + 1):
         log.log({"step": step, "train/loss": 1 / step})

@@ -57,7 +57,7 @@ class Outcome:
         (run,) = {file.parent for file in self.folder.glob("wandb/*run-*/*.wandb")}
         command = [WANDB, "leet", "inspect", "--json", "--summary", str(run)]
         shown: dict[str, Any] = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
-        return shown["summary"]  # type: ignore[no-any-return]
+        return shown["summary"]
 
 
 def environment(tmp_path: Path, **variables: str) -> dict[str, str]:

@@ -105,8 +105,9 @@ def test_what_is_known_to_be_present_is_left_and_all_else_put_back() -> None:
 
 
 def test_a_snapshot_works_with_another_generator_in_numpy() -> None:
-    before = np.random.get_bit_generator()
-    np.random.set_bit_generator(np.random.PCG64(0))
+    numpy: Any = np.random  # does not say in its types that it has them
+    before = numpy.get_bit_generator()
+    numpy.set_bit_generator(np.random.PCG64(0))
     try:
         snapshot = RandomSnapshot()
         drawn = np.random.rand()  # noqa: NPY002
@@ -115,7 +116,7 @@ def test_a_snapshot_works_with_another_generator_in_numpy() -> None:
         snapshot.restore(RandomSnapshot())
         assert np.random.rand() == drawn  # noqa: NPY002
     finally:
-        np.random.set_bit_generator(before)
+        numpy.set_bit_generator(before)
 
 
 def test_seeded_blocks_repeat_for_all_generators() -> None:
@@ -209,11 +210,12 @@ def test_float32_products_are_exact_inside_and_the_users_setting_comes_back(sett
     before = torch.get_float32_matmul_precision()
     try:
         torch.set_float32_matmul_precision(setting)
-        outside = torch.backends.cuda.matmul.allow_tf32
+        backends: Any = torch.backends
+        outside = backends.cuda.matmul.allow_tf32
         with exact_precision():
-            if hasattr(torch.backends.cuda.matmul, "fp32_precision"):
-                assert torch.backends.cuda.matmul.fp32_precision == "ieee"
-                assert torch.backends.mkldnn.matmul.fp32_precision == "ieee"
+            if hasattr(backends.cuda.matmul, "fp32_precision"):
+                assert backends.cuda.matmul.fp32_precision == "ieee"
+                assert backends.mkldnn.matmul.fp32_precision == "ieee"
             else:
                 assert torch.backends.cuda.matmul.allow_tf32 is False
                 assert torch.backends.cudnn.allow_tf32 is False

@@ -25,7 +25,7 @@ def test_printing_shows_error_and_convergence() -> None:
 
 def test_it_cannot_be_changed() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
-        estimate().value = 3.0  # type: ignore[misc]
+        estimate().value = 3.0
 
 
 def test_notes_add_up_and_leave_the_original() -> None:

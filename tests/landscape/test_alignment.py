@@ -18,7 +18,7 @@ SHAPE = (1, 8, 8)
 
 
 def image_net(name: str, **options: object) -> Callable[[], nn.Module]:
-    return lambda: build_model(ModelConfig(name=name, **options), SHAPE, 4).double()  # type: ignore[arg-type]
+    return lambda: build_model(ModelConfig(name=name, **options), SHAPE, 4).double()
 
 
 NETS = {

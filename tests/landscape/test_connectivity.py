@@ -158,7 +158,7 @@ def normed() -> tuple[Objective, list[Tensor]]:
 def test_recalibrated_statistics_are_those_of_the_data() -> None:
     L, other = normed()
     before = {k: v.clone() for k, v in L.model.state_dict().items()}
-    x = L.batches[0][0]  # type: ignore[index]
+    x = L.batches[0][0]
     with recalibrated(L, other):
         h = L.model.body[0](x)
         norm = L.model.body[1]

@@ -168,9 +168,9 @@ def test_what_cannot_be_a_direction_is_refused() -> None:
     with pytest.raises(ValueError, match=r"norm 0\.0"):
         difference(L, [p.detach().clone() for p in L.params])
     with pytest.raises(ValueError, match="uniform"):
-        random_direction(L, "uniform")  # type: ignore[arg-type]
+        random_direction(L, "uniform")
     with pytest.raises(ValueError, match="neuron"):
-        random_direction(L, normalise="neuron")  # type: ignore[arg-type]
+        random_direction(L, normalise="neuron")
     with pytest.raises(ValueError, match=r"norm 0\.0"):
         random_direction(L, normalise="filter")  # all its weights are one-dimensional
     with pytest.raises(ValueError, match="at least 3 checkpoints, got 2"):

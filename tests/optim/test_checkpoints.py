@@ -3,6 +3,7 @@
 import copy
 import io
 import pickle
+from typing import Any
 
 import pytest
 import torch
@@ -153,7 +154,7 @@ def test_distributed_checkpoint_state_dicts_resume(name, make_network, base, bef
     optimizer = make(name, saved, base, rho=0.3)
     run(saved, optimizer, before)
     saved.model.zero_grad()
-    state = copy.deepcopy(get_optimizer_state_dict(saved.model, optimizer))
+    state: Any = copy.deepcopy(get_optimizer_state_dict(saved.model, optimizer))
     assert remembered(name) <= set(state["state"]["0.weight"])
     fresh.model.load_state_dict(saved.model.state_dict())
     resumed = make(name, fresh, base, rho=0.01, lr=9.0)

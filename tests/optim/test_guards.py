@@ -23,7 +23,7 @@ class MaskRecorder(nn.Module):
     def forward(self, x):
         if self.training:
             self.masks.append(torch.rand_like(x) > 0.5)
-            self.seen += 1
+            self.seen.add_(1)
             return x * self.masks[-1]
         return x
 

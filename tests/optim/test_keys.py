@@ -2,6 +2,7 @@
 
 import copy
 import io
+from typing import Any
 
 import pytest
 import torch
@@ -13,10 +14,12 @@ from optland.log import JsonlLogger
 from optland.optim import ASAM, GSAM, SAM, LookSAM, create
 from optland.optim.keys import PREFIX, key
 from optland.optim.registry import BASES as BY_NAME
-from optland.optim.registry import METHODS, WRAPPERS, options_of
+from optland.optim.registry import METHODS, options_of
+from optland.optim.registry import WRAPPERS as SADDLE_WRAPPERS
 from optland.pilot import TURNED, Pilot
 from optland.train.precision import Precision, PrecisionConfig
 
+WRAPPERS: dict[str, Any] = SADDLE_WRAPPERS
 NAMESAKES = ("adadelta", "rmsprop", "asgd")
 
 

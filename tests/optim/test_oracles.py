@@ -7,7 +7,7 @@ from drivers import ALL, fits, mean_loss, slow_unless
 from references import CASES, adadelta_run, adamw_run, asgd_run, first_second_step_run, rmsprop_run, sgd_run
 
 from optland.objective import Objective
-from optland.optim import SAM
+from optland.optim import SAM, EigenSAM
 from optland.optim.registry import METHODS
 
 
@@ -149,7 +149,7 @@ def test_fifty_steps_of_eigen_sam_with_a_dense_eigenvector(make_network, base):
     rule = by_hand.eigen_sam(gradient_of(network), top_eigenvector_of(network), rho=0.2, alpha=0.5)
     expected = by_hand_run(base, network, rule)
     objective = Objective(network.model, mean_loss, [(network.x, network.y)])
-    optimizer = METHODS["eigensam"](
+    optimizer = EigenSAM(
         base(network.model.parameters()), objective, rho=0.2, alpha=0.5, refresh=1, tol=1e-12, max_matvecs=80
     )
     for _ in range(50):

@@ -1,5 +1,7 @@
 """Optimizers by name."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -21,7 +23,7 @@ def test_every_name_trains():
         objective = Objective(model, lambda m, x: (m(x) - 1).square().mean(), [torch.ones(4, 2)])
         needed = {"objective": objective} if name == "eigensam" else {}
         base = "adamw" if name in METHODS else None
-        optimizer = create(name, model.parameters(), base=base, lr=0.01, model=model, **needed)
+        optimizer: Any = create(name, model.parameters(), base=base, lr=0.01, model=model, **needed)
 
         def closure(optimizer=optimizer, model=model):
             optimizer.zero_grad()
@@ -83,7 +85,7 @@ def test_unknown_names_and_options(model, name, options, message):
 @pytest.mark.parametrize("name", ["negative_curvature", "perturbed_gradient", "noisy_gradient"])
 def test_saddle_wrappers_by_name(name):
     w = nn.Parameter(torch.zeros(2))
-    optimizer = create(name, [w], base="adamw", lr=0.01, seed=3)
+    optimizer: Any = create(name, [w], base="adamw", lr=0.01, seed=3)
     assert type(optimizer.base) is torch.optim.AdamW
     assert optimizer.param_groups[0]["lr"] == 0.01
     assert name in available()
@@ -91,7 +93,7 @@ def test_saddle_wrappers_by_name(name):
 
 @pytest.mark.parametrize("name", ["cubic_newton", "saddle_free_newton", "trust_region_newton"])
 def test_solvers_by_name(name):
-    optimizer = create(name, [nn.Parameter(torch.zeros(2))], max_matvecs=7)
+    optimizer: Any = create(name, [nn.Parameter(torch.zeros(2))], max_matvecs=7)
     assert optimizer.max_matvecs == 7
     with pytest.raises(ValueError, match="Did you mean 'max_matvecs'"):
         create(name, [nn.Parameter(torch.zeros(2))], products=7)

@@ -1,11 +1,20 @@
-"""PyTorch's own contract of an optimizer, with each of its optimizers as the base (see ``tests/torch_contract.py``)."""
+"""PyTorch's own contract of an optimizer, with each of its optimizers as base (see ``tests/contract_of_torch.py``)."""
 
 import re
 
 import pytest
 import torch
+from contract_of_torch import (
+    BY_DESIGN,
+    CHECKS,
+    TWO_PASS,
+    WRAPPERS,
+    database,
+    one_input_each,
+    refusal,
+    verdicts,
+)
 from drivers import slow_unless
-from torch_contract import BY_DESIGN, CHECKS, TWO_PASS, WRAPPERS, database, one_input_each, refusal, verdicts
 
 EVERYWHERE = ("sam", "negative_curvature")
 USUAL = ("SGD", "AdamW")

@@ -262,7 +262,12 @@ class Loop:
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint holds, as it comes out of a file."""
-        parts = {"model": self.model, "loader": self.loader, "pilot": self.pilot, "scaler": self.scaler}
+        parts: dict[str, Any] = {
+            "model": self.model,
+            "loader": self.loader,
+            "pilot": self.pilot,
+            "scaler": self.scaler,
+        }
         if self.scheduler is not None:
             parts["scheduler"] = self.scheduler
         held = {name: part.state_dict() for name, part in parts.items()}
@@ -271,7 +276,12 @@ class Loop:
 
     def load(self, state: dict[str, Any]) -> Loop:
         """Go on from there."""
-        parts = {"model": self.model, "loader": self.loader, "pilot": self.pilot, "scaler": self.scaler}
+        parts: dict[str, Any] = {
+            "model": self.model,
+            "loader": self.loader,
+            "pilot": self.pilot,
+            "scaler": self.scaler,
+        }
         if self.scheduler is not None:
             parts["scheduler"] = self.scheduler
         for optimizer, held in zip(self.optimizers, state["optimizers"], strict=True):

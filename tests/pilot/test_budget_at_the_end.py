@@ -93,7 +93,7 @@ class Asks(Policy):
     name = "asks"
     reads = frozenset({"edge/ratio", "noise/b_simple", "curv/lambda_max"})
 
-    def decide(self, history: object) -> list[object]:  # type: ignore[override]
+    def decide(self, history: object) -> list[object]:
         return []
 
 
@@ -107,7 +107,7 @@ def test_the_pilot_knows_the_cost_of_its_run() -> None:
         def loss_fn(model: nn.Module, x: Tensor) -> Tensor:
             return model(x).square().mean()
 
-        pilot = Pilot(optimizer, net, loss_fn, policies=[Asks()], **length)  # type: ignore[arg-type]
+        pilot = Pilot(optimizer, net, loss_fn, policies=[Asks()], **length)
         for _ in range(40):
             x = torch.randn(8, 3)
             optimizer.zero_grad()

@@ -94,7 +94,7 @@ class Quadratic(nn.Module):
 
 
 def loss_of(model: nn.Module, batch: Any) -> Tensor:
-    return 0.5 * model.w @ model.matrix @ model.w  # type: ignore[operator]
+    return 0.5 * model.w @ model.matrix @ model.w
 
 
 def objective(w: np.ndarray = W0) -> Objective:
@@ -216,7 +216,7 @@ def test_08_same_and_fresh_batch_edges_give_the_noise_scale() -> None:
     model, clean = Quadratic(), torch.zeros(1, 20, dtype=torch.float64)
 
     def loss_fn(net: nn.Module, batch: Any) -> Tensor:
-        return loss_of(net, batch) + (batch @ net.w).mean()  # type: ignore[operator]
+        return loss_of(net, batch) + (batch @ net.w).mean()
 
     own, fresh, curvature = [], [], []
     for j, sign in itertools.product(range(d), (1, -1)):
@@ -403,7 +403,7 @@ def test_19_a_tenfold_sharpness_in_the_middle_of_a_run_takes_the_rate_down_tenfo
     draw = torch.Generator().manual_seed(0)
 
     def loss_fn(net: nn.Module, batch: Tensor) -> Tensor:
-        return sharper * loss_of(net, batch) + (net.w * batch[0]).sum() + 5.0  # type: ignore[operator]
+        return sharper * loss_of(net, batch) + (net.w * batch[0]).sum() + 5.0
 
     sharper = 1.0  # not a buffer, or a rewind would bring the old landscape back
     pilot = Pilot(

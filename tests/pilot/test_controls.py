@@ -22,7 +22,7 @@ class Named(Asks):
 
     def __init__(self, name: str, script: dict[int, list[Any]] | None = None, **sets: frozenset[str]) -> None:
         super().__init__(script or {}, **sets)
-        self.name = name  # type: ignore[misc]
+        self.name = name
         self.heard: list[Decision] = []
 
     def told(self, decision: Decision) -> None:

@@ -147,7 +147,7 @@ def test_a_part_of_the_net_in_the_optimizer_is_measured_as_what_moves() -> None:
     """The rest of the model is trainable, and no optimizer holds it: it has not moved."""
 
     def head(model: nn.Module) -> list[Any]:
-        return [torch.optim.SGD(model[4].parameters(), lr=0.1)]  # type: ignore[index]
+        return [torch.optim.SGD(model[4].parameters(), lr=0.1)]
 
     run = Loop(head, several=True, model=mlp, policies=[AutoLR(tau=0.02), "edge_monitor"], budget=1.0)
     for k in range(1, 21):
@@ -162,7 +162,7 @@ def test_a_part_of_the_net_in_the_optimizer_is_measured_as_what_moves() -> None:
 
 def test_a_group_that_is_added_is_trained_and_measured() -> None:
     def head(model: nn.Module) -> list[Any]:
-        return [torch.optim.SGD(model[4].parameters(), lr=0.1)]  # type: ignore[index]
+        return [torch.optim.SGD(model[4].parameters(), lr=0.1)]
 
     run = Loop(head, several=True, model=mlp, policies=[AutoLR(tau=0.02)]).run(10)
     run.optimizer.add_param_group({"params": list(run.model[2].parameters())})
@@ -257,7 +257,7 @@ def test_batches_of_other_types_are_counted_and_cut_by_the_users_own_functions()
             piece = (x[16 * k : 16 * k + 16], y[16 * k : 16 * k + 16])
             batch = Graphs(*piece) if own else piece
             optimizer.zero_grad()
-            loss = (loss_fn if own else classify)(model, batch)  # type: ignore[arg-type]
+            loss = (loss_fn if own else classify)(model, batch)
             loss.backward()
             optimizer.step()
             pilot.after_step(batch, loss)

@@ -72,7 +72,7 @@ def test_a_resume_at_the_same_length_tells_nobody_anything() -> None:
     for part, before in zip(again.parts(), first.parts(), strict=True):
         part.load_state_dict(copy.deepcopy(before.state_dict()))
     told: list[Any] = []
-    again.policy.begin = lambda facts: told.append(facts) or []  # type: ignore[method-assign, func-returns-value]
+    again.policy.begin = lambda facts: told.append(facts) or []  # type: ignore[method-assign, assignment]
     again.go(20)
     first.go(20)
     assert told == []

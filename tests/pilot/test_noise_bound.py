@@ -36,7 +36,7 @@ def test_the_lower_end_is_that_of_fieller(a: float, b: float, da: float, db: flo
         middle = 0.5 * (low + high)
         low, high = (middle, high) if outside(middle) else (low, middle)
     assert ratio.least == pytest.approx(low, rel=1e-9)
-    assert 0.0 < ratio.least < ratio.value  # type: ignore[operator]
+    assert 0.0 < ratio.least < ratio.value
 
 
 def test_for_small_errors_it_is_the_ratio_less_its_first_order_error() -> None:

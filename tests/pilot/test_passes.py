@@ -17,7 +17,7 @@ def piloted(**options: object) -> tuple[Pilot, torch.optim.Optimizer]:
     torch.manual_seed(0)
     net = nn.Linear(3, 1)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.01)
-    return Pilot(optimizer, net, loss_fn, budget=0.0, **options), optimizer  # type: ignore[arg-type]
+    return Pilot(optimizer, net, loss_fn, budget=0.0, **options), optimizer
 
 
 def loss_fn(model: nn.Module, batch: Tensor | tuple[Tensor, ...]) -> Tensor:

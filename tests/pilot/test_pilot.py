@@ -269,7 +269,7 @@ def test_safe_lr_on_a_quadratic_settles_below_the_edge() -> None:
     model = nn.ParameterList([nn.Parameter(torch.ones(20, dtype=torch.float64))])
 
     def loss_fn(m: nn.Module, batch: Tensor) -> Tensor:
-        return 0.5 * (curvature * m[0] ** 2).sum()  # type: ignore[index]
+        return 0.5 * (curvature * m[0] ** 2).sum()
 
     optimizer = torch.optim.SGD(model.parameters(), lr=1e3)
     log = Recorder()
@@ -301,7 +301,7 @@ def open_ended(
     """Relative length of every update, and the last weights, on a quadratic whose end is called at an update."""
 
     def quadratic(m: nn.Module, batch: Any) -> Tensor:
-        return (m[0] ** 2).sum()  # type: ignore[index]
+        return (m[0] ** 2).sum()
 
     def model() -> nn.Module:
         return nn.ParameterList([nn.Parameter(torch.ones(4, 4, dtype=torch.float64))])
@@ -352,9 +352,9 @@ class Says(Probe):
     whole_batches = False
 
     def __init__(self, values: dict[str, float], *, name: str = "says", start: int = 0) -> None:
-        self.name = name  # type: ignore[misc]
+        self.name = name
         self.values, self.start = values, start
-        self.yields = frozenset(values)  # type: ignore[misc]
+        self.yields = frozenset(values)
 
     def cost(self, host: Any) -> float:
         return 0.0 if host.step >= self.start - 1 else math.inf

@@ -379,12 +379,12 @@ def test_the_noise_scale_may_be_the_one_weighted_by_curvature() -> None:
         (lambda: NoiseBatch(margin=0.5), "margin: 0.5"),
         (lambda: NoiseBatch(patience=0), "patience 0"),
         (lambda: NoiseBatch(max_batch=0), "max_batch: 0"),
-        (lambda: NoiseBatch(scale="sharp"), "scale: 'sharp' is not known"),  # type: ignore[arg-type]
+        (lambda: NoiseBatch(scale="sharp"), "scale: 'sharp' is not known"),
     ],
 )
 def test_constants_out_of_range_are_named(make: object, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        make()  # type: ignore[operator]
+        make()
 
 
 def test_a_policy_that_says_nothing_is_told_what_to_implement() -> None:

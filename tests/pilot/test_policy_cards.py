@@ -22,9 +22,9 @@ OPTIONS = {"auto_lr": {"ceiling": 1.0}}
 """What makes a policy turn all that it can."""
 
 
-@pytest.fixture(params=POLICIES.values(), ids=POLICIES)
+@pytest.fixture(params=list(POLICIES.values()), ids=list(POLICIES))
 def kind(request: pytest.FixtureRequest) -> type[Policy]:
-    return request.param  # type: ignore[no-any-return]
+    return request.param
 
 
 def test_a_card_names_all_that_its_class_turns_and_nothing_else(kind: type[Policy]) -> None:

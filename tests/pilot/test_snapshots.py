@@ -281,4 +281,4 @@ def test_they_resume_with_the_run() -> None:
     assert steps_of(resumed) == steps_of(run.snapshots) == (50, 75)
     assert resumed.choose(101)["step"] == run.snapshots.choose(101)["step"] == 50
     for kind in ("params", "buffers"):
-        assert_same(resumed.old[kind], run.snapshots.old[kind])  # type: ignore[index]
+        assert_same(resumed.old[kind], run.snapshots.old[kind])

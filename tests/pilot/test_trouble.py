@@ -187,7 +187,7 @@ def two(model: nn.Module) -> list[torch.optim.Optimizer]:
 def test_an_update_of_several_optimizers_is_none_as_a_whole(form: str) -> None:
     def loss_fn(model: nn.Module, batch: Any) -> Tensor:
         loss = classify(model, batch)
-        return loss + (model[-1].bias * math.nan).sum() if bad["it"] else loss  # type: ignore[index]
+        return loss + (model[-1].bias * math.nan).sum() if bad["it"] else loss
 
     bad = {"it": False}
     options: dict[str, Any] = {"model": plain, "form": form, "loss_fn": loss_fn, "several": True}
@@ -306,7 +306,7 @@ def test_a_second_wreck_goes_further_back() -> None:
 def test_a_rewind_forgets_losses_of_after_the_snapshot() -> None:
     """The average that a rewind goes back to is the one of then; the loss that called for it is not in it."""
     run = Loop(told={28: WRECK}, total_steps=40, model=plain).run(20)
-    mark = run.pilot.trouble.snapshots.recent["mark"]  # type: ignore[index]
+    mark = run.pilot.trouble.snapshots.recent["mark"]
     run.run(29)
     assert run.pilot.trouble.guard.mark() == mark
 
@@ -476,7 +476,7 @@ def test_a_dead_net_goes_back_to_before_it_died() -> None:
     run.pilot.trouble.guard.ceiling = run.pilot.trouble.guard.lost = run.pilot.trouble.guard.slack = 1e9
     run.run(100)
     with torch.no_grad():
-        run.model[2].bias.fill_(-1e3)  # type: ignore[index]
+        run.model[2].bias.fill_(-1e3)
     run.run()
     (decision,) = run.decided("rewind")
     assert "weight matrices has been exactly zero for 10 updates: the net has collapsed" in decision.reason

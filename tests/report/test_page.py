@@ -118,7 +118,7 @@ def test_a_logger_gets_the_pictures_and_the_tables(written: Path, findings: Find
             assert all(len(row) == len(columns) for row in rows)
             tables[name] = (columns, rows)
 
-    log_report(findings, written.parent, Recorder())  # type: ignore[arg-type]
+    log_report(findings, written.parent, Recorder())
     assert {"landscape/sharpness", "landscape/1_plane", "landscape/trajectory"} <= set(images)
     assert {"landscape/sharpness", "landscape/curvature", "landscape/connections"} == set(tables)
     json.dumps(tables, allow_nan=False)

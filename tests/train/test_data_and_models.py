@@ -114,4 +114,4 @@ def test_the_cnn_has_no_normalisation() -> None:
 )
 def test_bad_configuration_is_named(make: object, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        make()  # type: ignore[operator]
+        make()

@@ -335,7 +335,7 @@ def test_clipping_is_torchs_between_backward_and_step(make_optimizer: Any) -> No
 
 @pytest.mark.parametrize("method", [SAM, ASAM])
 def test_under_sam_what_the_base_receives_is_clipped_and_the_perturbation_is_not(method: Any) -> None:
-    class Shy(method):  # type: ignore[misc]
+    class Shy(method):
         """Combines both gradients, so that a clipped g would show."""
 
         def combine(self, at: Gradients) -> list[Tensor]:
@@ -394,7 +394,7 @@ def test_telemetry_of_sam_is_that_of_the_unclipped_gradients() -> None:
     read = []
     for clip in (None, 1e-3):
         model = make()
-        optimizer = sam(model)
+        optimizer: Any = sam(model)
         precision = PrecisionConfig(clip=clip).build(optimizer)
 
         def closure(

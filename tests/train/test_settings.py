@@ -155,9 +155,9 @@ def test_a_gate_that_counts_from_the_end_takes_the_length_of_the_run() -> None:
     config = OptimizerConfig("sam", options={"gate": "tail(share=0.25)"})
     loader = BatchLoader([torch.zeros(10, 1)], 4, epochs=4, seed=0)
     assert loader.total_steps == len(list(loader)) == 12
-    optimizer = config.build(torch.nn.Linear(1, 1), loader.total_steps)
+    optimizer: Any = config.build(torch.nn.Linear(1, 1), loader.total_steps)
     assert repr(optimizer.gate) == "Tail(total_steps=12, share=0.25)"
-    said = OptimizerConfig("sam", options={"gate": "tail(1000)"}).build(torch.nn.Linear(1, 1), 12)
+    said: Any = OptimizerConfig("sam", options={"gate": "tail(1000)"}).build(torch.nn.Linear(1, 1), 12)
     assert said.gate.total_steps == 1000
     with pytest.raises(ValueError, match="total_steps"):
         config.build(torch.nn.Linear(1, 1))

@@ -63,8 +63,8 @@ def test_windows_are_drawn_with_their_targets() -> None:
 def test_the_objective_of_pieces_is_that_of_the_whole_sample() -> None:
     data, model = load_data(DataConfig("digits")), net()
     options = {"split_name": "test", "num": 50, "seed": 1}
-    pieces = probe_objective(model, loss_fn, data, batch_size=7, **options)  # type: ignore[arg-type]
-    assert len(pieces.batches) == 8  # type: ignore[arg-type]
+    pieces = probe_objective(model, loss_fn, data, batch_size=7, **options)
+    assert len(pieces.batches) == 8
     whole = loss_fn(model, data.sample("test", 50, 1)).item()
     assert pieces.value() == pytest.approx(whole, rel=1e-6)
 
@@ -98,7 +98,7 @@ def test_a_run_comes_back_with_weights_average_optimizer_and_rates(tmp_path: Pat
     assert run.averaged
     for mine, theirs in ((run.model, model), (run.evaluated, average)):
         assert all(torch.equal(a, b) for a, b in zip(mine.parameters(), theirs.parameters(), strict=True))
-    assert not torch.equal(run.model[1].weight, run.evaluated[1].weight)  # type: ignore[index]
+    assert not torch.equal(run.model[1].weight, run.evaluated[1].weight)
     assert optimizer.param_groups[0]["lr"] == 0.3
     assert optimizer.state[fresh[1].weight]["momentum_buffer"].abs().sum() > 0
     assert run.rates == {"last": 0.02, "median": pytest.approx(0.2), "peak": 0.4}

@@ -111,7 +111,7 @@ def _spoiled(bench: Bench, number: int, base: BaseName, value: float) -> int:
             bad.view(-1)[0] = value
         return bad
 
-    handle = next(iter(problem.model.parameters())).register_hook(spoil)  # type: ignore[no-untyped-call]
+    handle = next(iter(problem.model.parameters())).register_hook(spoil)
     bench.steps(optimizer, problem, 1)
     handle.remove()
     if len(problem.points) - start < number:

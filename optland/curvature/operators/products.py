@@ -206,7 +206,7 @@ def dual_weights(params: Vector, v: Vector) -> Iterator[list[Tensor]]:
             # it has deprecated.
             warnings.filterwarnings("ignore", message=".*torch.jit.*")
             duals = [
-                forward_ad.make_dual(p.detach().clone().requires_grad_(), t.detach().to(p.dtype))  # type: ignore[no-untyped-call]
+                forward_ad.make_dual(p.detach().clone().requires_grad_(), t.detach().to(p.dtype))
                 for p, t in zip(params, v, strict=True)
             ]
         yield duals
@@ -214,13 +214,13 @@ def dual_weights(params: Vector, v: Vector) -> Iterator[list[Tensor]]:
 
 def tangent(t: Tensor) -> Tensor:
     """The tangent that a tensor carries; zero where it carries none."""
-    found = forward_ad.unpack_dual(t).tangent  # type: ignore[no-untyped-call]
+    found = forward_ad.unpack_dual(t).tangent
     return torch.zeros_like(primal(t)) if found is None else found.detach()
 
 
 def primal(t: Tensor) -> Tensor:
     """The tensor without its tangent."""
-    bare: Tensor = forward_ad.unpack_dual(t).primal  # type: ignore[no-untyped-call]
+    bare: Tensor = forward_ad.unpack_dual(t).primal
     return bare
 
 

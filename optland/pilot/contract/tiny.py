@@ -127,7 +127,7 @@ class TinyRun:
         def closure() -> Tensor:
             optimizer.zero_grad()
             loss = _cross_entropy(self.model, batch)
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             self.trained += len(batch[0])
             return loss
 

@@ -367,4 +367,4 @@ def test_wrong_usage_names_the_fix() -> None:
         ({"start": spectrum_of([1.0, 2.0, 3.0])}, "other shapes"),
     ]:
         with pytest.raises(ValueError, match=message):
-            lanczos(H, **options)  # type: ignore[arg-type]
+            lanczos(H, **options)

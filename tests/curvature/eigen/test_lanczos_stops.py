@@ -156,6 +156,6 @@ def test_the_default_depth_finds_the_top() -> None:
 
 def test_unknown_stops_and_negative_admixtures_are_refused() -> None:
     with pytest.raises(ValueError, match="'residual', 'value' or 'sign'"):
-        lanczos(diagonal([1.0, 2.0]), stop="change")  # type: ignore[arg-type]
+        lanczos(diagonal([1.0, 2.0]), stop="change")
     with pytest.raises(ValueError, match="admixture=-1"):
         lanczos(diagonal([1.0, 2.0]), admixture=-1)

@@ -201,4 +201,4 @@ def test_wrong_usage_names_the_fix() -> None:
     with pytest.raises(ValueError, match="audit_every=0 must be at least 1"):
         SpectrumTracker(audit_every=0)
     with pytest.raises(ValueError, match=r"audit_jumps='later' is not known; use 'at once' or 'next'"):
-        SpectrumTracker(audit_jumps="later")  # type: ignore[arg-type]
+        SpectrumTracker(audit_jumps="later")

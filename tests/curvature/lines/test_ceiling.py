@@ -61,8 +61,8 @@ def test_the_critical_batch_from_two_formulas() -> None:
         own = noisy(B, generator)
         g = own.gradient()[0]
         found = ceiling(own, [-g], fresh)
-        curvature = float(g @ (A * g))
-        rows.append([found.own.value * curvature / 2, found.fresh.value * curvature / 2, curvature])
+        gHg = float(g @ (A * g))
+        rows.append([found.own.value * gHg / 2, found.fresh.value * gHg / 2, gHg])
     own_slope, fresh_slope, curvature = torch.tensor(rows, dtype=D).unbind(dim=1)
 
     def close(values: Tensor, expected: float) -> bool:

@@ -244,6 +244,6 @@ def test_wrong_usage_names_the_fix() -> None:
         ({"origin": [torch.zeros(3)]}, "origin has other shapes"),
     ]:
         with pytest.raises(ValueError, match=message):
-            critical_step(L, d, **options)  # type: ignore[arg-type]
+            critical_step(L, d, **options)
     with pytest.raises(ValueError, match="direction has other shapes"):
         critical_step(L, [torch.zeros(3)])

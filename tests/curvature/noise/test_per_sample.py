@@ -167,7 +167,7 @@ def test_the_largest_gradient_is_that_of_the_mislabelled_sample() -> None:
 
 def test_wrong_usage_names_the_fix(mlp: Objective) -> None:
     with pytest.raises(ValueError, match="method 'map'"):
-        per_sample_gradients(mlp, method="map")  # type: ignore[arg-type]
+        per_sample_gradients(mlp, method="map")
     with pytest.raises(ValueError, match="chunk=0"):
         per_sample_gradients(mlp, chunk=0)
     model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))

@@ -353,7 +353,7 @@ def test_costs_are_counted_as_declared(mlp: Objective, method: Any) -> None:
     assert H.product_ge == HVP_GE[method] * 11
     # Once, the first product and two gradients of the first samples.
     check = 0 if method == "finite_difference" else SETUP_GE[method] + HVP_GE[method] + 2
-    first = min(8, len(mlp.batches[0][0]))  # type: ignore[index]
+    first = min(8, len(mlp.batches[0][0]))
     assert H.cost_ge == pytest.approx((SETUP_GE[method] + 3 * HVP_GE[method]) * 11 + check * first)
     assert H.cost_ge == mlp.cost_ge <= declared
     again = hessian(mlp, method=method)
@@ -396,7 +396,7 @@ def test_finite_difference_scales_with_the_vector() -> None:
 
 def test_wrong_usage_names_the_fix(mlp: Objective) -> None:
     with pytest.raises(ValueError, match="'kept_graph', 'double_backward', 'forward_over_reverse'"):
-        hessian(mlp, method="exact")  # type: ignore[arg-type]
+        hessian(mlp, method="exact")
     with pytest.raises(ValueError, match="one tensor for each"):
         hessian(mlp).matvec([torch.ones(2)])
     with pytest.raises(ValueError, match="too large for a dense matrix"):

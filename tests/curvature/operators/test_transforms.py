@@ -170,7 +170,7 @@ def test_metric_and_shift_and_decay_against_dense_algebra(mlp: Objective, dense_
     with pytest.raises(ValueError, match="beside the gradient"):
         with_weight_decay(H, AdamW(mlp.params, weight_decay=0.1))
     with pytest.raises(ValueError, match="'angles' is not known"):
-        in_metric(H, "angles")  # type: ignore[arg-type]
+        in_metric(H, "angles")
 
 
 @pytest.mark.parametrize(

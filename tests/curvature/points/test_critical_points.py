@@ -398,8 +398,8 @@ def test_cost_is_counted_and_stays_within_what_was_declared(
 ) -> None:
     X, Y = regression(16)
     L = linear_regression(X, Y)
-    declared = declared_cost(L, budget, sample=sample, method=method)  # type: ignore[arg-type]
-    found = classify(L, tol=100.0, sample=sample, max_matvecs=budget, method=method)  # type: ignore[arg-type]
+    declared = declared_cost(L, budget, sample=sample, method=method)
+    found = classify(L, tol=100.0, sample=sample, max_matvecs=budget, method=method)
     assert 0 < found.cost_ge == L.cost_ge <= declared
 
 
@@ -427,7 +427,7 @@ def test_wrong_usage_names_the_fix() -> None:
         ({"flat_tol": 0.0}, "must be positive"),
     ]:
         with pytest.raises(ValueError, match=message):
-            classify(saddle(), **options)  # type: ignore[arg-type]
+            classify(saddle(), **options)
 
 
 def test_provenance_and_words() -> None:

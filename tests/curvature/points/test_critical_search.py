@@ -182,7 +182,7 @@ def test_wrong_usage_names_the_fix() -> None:
         ({"max_matvecs": 0}, "at least 1"),
     ]:
         with pytest.raises(ValueError, match=message):
-            find_critical_points(L, [point(0.0, 0.0)], **options)  # type: ignore[arg-type]
+            find_critical_points(L, [point(0.0, 0.0)], **options)
     with pytest.raises(ValueError, match="start 0 has other shapes"):
         find_critical_points(L, [point(0.0)])
     with pytest.raises(ValueError, match="num=0"):

@@ -145,7 +145,7 @@ def test_wrong_usage_names_the_fix() -> None:
     objective = noisy_curvature(torch.zeros(1, dtype=D), torch.zeros(3, 1, dtype=D), 1)
 
     def attempt(vector: Tensor, **options: object) -> Certificate:
-        return certify([vector], objective, **options)  # type: ignore[arg-type]
+        return certify([vector], objective, **options)
 
     with pytest.raises(ValueError, match=r"distance=0\.0 is not one"):
         attempt(torch.ones(1, dtype=D), distance=0.0)

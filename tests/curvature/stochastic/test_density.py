@@ -189,7 +189,7 @@ def test_wrong_arguments_name_themselves() -> None:
     for call, word in (
         (lambda: density(H, steps=0), "steps=0"),
         (lambda: found.curve(scale="log"), "epsilon=None"),
-        (lambda: found.curve(scale="cubic"), "scale 'cubic'"),  # type: ignore[arg-type]
+        (lambda: found.curve(scale="cubic"), "scale 'cubic'"),
         (lambda: found.curve(sigma=-1.0), "sigma=-1.0"),
         (lambda: found.index(-0.1), "tau=-0.1"),
         (lambda: found.moment(-1), "p=-1"),

@@ -89,7 +89,7 @@ KICKED: dict[str, Maker] = {
 
 def train(
     f: Function, start: list[float], make: Maker, steps: int, seed: int = 0, until: float = -math.inf
-) -> tuple[float, torch.optim.Optimizer, int]:
+) -> tuple[float, Any, int]:
     """Loss after at most ``steps`` steps, the optimizer, and all closure calls until the loss fell below ``until``."""
     w = nn.Parameter(torch.tensor(start, dtype=torch.float64))
     optimizer = make([w], seed)

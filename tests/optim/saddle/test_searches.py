@@ -136,7 +136,7 @@ def test_what_does_not_go_together_is_refused() -> None:
         cubic.step(closure_of(lambda w: noisy_well(model, batch), model.w))
     base = torch.optim.SGD(model.parameters(), lr=0.1)
     with pytest.raises(ValueError, match="search='power' is not known"):
-        NegativeCurvature(base, search="power")  # type: ignore[arg-type]
+        NegativeCurvature(base, search="power")
     with pytest.raises(ValueError, match="leave probe out"):
         NegativeCurvature(
             base, search="neon", probe=Objective(model, noisy_well, [torch.zeros(2, 2, dtype=D)])

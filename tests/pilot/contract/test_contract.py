@@ -105,7 +105,7 @@ class Misspelt(WarmDecay):
 
 
 class Forgetful(WarmDecay):
-    kept = ()
+    kept: Any = ()
 
 
 class Unsavable(WarmDecay):

@@ -142,7 +142,8 @@ class Rows:
 )
 def test_a_log_changes_nothing(policy: str, optimizer: str) -> None:
     found = []
-    for options in ({}, {"log": Rows(), "log_every": 1}):
+    both: list[dict[str, Any]] = [{}, {"log": Rows(), "log_every": 1}]
+    for options in both:
         chosen = [BUSY[policy]()] if policy in BUSY else policies(policy)
         run = Run(optimizer, policies=chosen, budget=1.0, updates=UPDATES, **options).train()
         assert run.pilot is not None

@@ -39,7 +39,7 @@ from optland.optim.saddle import NegativeCurvature, NoisyGradient, PerturbedGrad
 RADIUS = 0.05
 NOISE = 0.3
 
-TWO_PASS: dict[str, Callable[..., Optimizer]] = {
+TWO_PASS: dict[str, Callable[..., Any]] = {
     "sam": lambda base, rho=RADIUS: SAM(base, rho=rho),
     "asam": lambda base, rho=RADIUS: ASAM(base, rho=rho),
     "msam": lambda base, rho=RADIUS: MSAM(base, rho=rho),
