@@ -267,6 +267,7 @@ def test_the_class_form_asks_its_gate_too(make_network):
         (lambda: LargeGradient(0), "total_steps=0"),
         (lambda: LargeGradient(5, decay=1.1), "decay=1.1"),
         (lambda: Stationary(0.5, 0.9), "fast=0.9 is not below slow=0.5"),
+        (lambda: Stationary(0.9, 0.9), "fast=0.9 is not below slow=0.9"),
     ],
 )
 def test_impossible_settings(build, message):

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from optland.objective import Objective
 from optland.optim.saddle import CubicNewton, NegativeCurvature, Trigger
 from optland.optim.saddle.evaluations import Evaluations
+from optland.optim.saddle.moves import forward_search
 from optland.optim.saddle.neon import neon
 
 D = torch.float64
@@ -44,6 +45,26 @@ def test_neon_finds_the_lowest_eigenvector_by_one_call_a_product() -> None:
     assert found.lowest == pytest.approx(-1.0, abs=0.05)
     assert abs(float(found.lowest_vector[0][-1])) > 0.98
     assert found.tau(4, 1e-6) is None  # nothing is ruled out
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_a_search_doubles_its_step_until_the_loss_rises(sign: float) -> None:
+    """|w - 5 s| from 0 along the axis: 1, 2 and 4 fall, 8 does not; and the way to 4 is 4 long."""
+    w = nn.Parameter(torch.zeros(1, dtype=D))
+    seen = Evaluations(closure_of(lambda v: (v - 5.0 * sign).abs().sum(), w), [w])
+    move = forward_search(seen, [torch.ones(1, dtype=D)], 5.0, start=1.0)
+    assert move is not None
+    assert (move.point[0].item(), move.loss, move.length) == (4.0 * sign, 1.0, 4.0)
+
+
+def test_a_search_shortens_a_step_that_is_too_long() -> None:
+    """From 0 with the minimum at 0.1: 1 and 1/4 rise, 1/16 falls and 1/8 more so, at a loss of 0.025."""
+    w = nn.Parameter(torch.zeros(1, dtype=D))
+    seen = Evaluations(closure_of(lambda v: (v - 0.1).abs().sum(), w), [w])
+    move = forward_search(seen, [torch.ones(1, dtype=D)], 0.1, start=1.0)
+    assert move is not None
+    assert (move.point[0].item(), move.length) == (0.125, 0.125)
+    assert forward_search(seen, [torch.zeros(1, dtype=D)], 0.1, start=1.0) is None
 
 
 def test_neon_leaves_a_saddle_and_never_claims_a_minimum() -> None:
