@@ -342,6 +342,17 @@ def test_auto_streams_what_it_cannot_keep(mlp: Objective, monkeypatch: pytest.Mo
     assert hessian(one_batch).method == "kept_graph"
 
 
+@pytest.mark.parametrize(("size", "samples", "method"), [
+    (2**18, 1024, "kept_graph"), (2**18 + 1, 1024, "double_backward"),
+    (8, 2048, "kept_graph"), (8, 2050, "double_backward"),
+])  # fmt: skip
+def test_auto_keeps_graphs_up_to_its_two_limits(size: int, samples: int, method: str) -> None:
+    """2048 samples, and 2^28 samples times weights; nothing is evaluated to choose."""
+    batches = [torch.zeros(samples // 2, 1)] * 2
+    model = nn.Linear(size, 1, bias=False)
+    assert hessian(Objective(model, lambda m, x: m(x).mean(), batches, num_samples=samples)).method == method
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_costs_are_counted_as_declared(mlp: Objective, method: Any) -> None:
     declared = declared_product_cost(mlp, 3, method=method)
