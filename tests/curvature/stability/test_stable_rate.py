@@ -117,6 +117,12 @@ def test_groups_that_differ_are_measured_rate_by_rate() -> None:
     assert found.ratios["median"].ratio.value == pytest.approx(0.25)
 
 
+@pytest.mark.parametrize("top", [1e-3, 0.5, 1.0])
+def test_the_edge_of_a_gentle_bowl_is_two_over_its_curvature(top: float) -> None:
+    L = quadratic(with_spectrum([top, top / 2]).to(D))
+    assert stable_rate(L, SGD(L.params, lr=0.1), {}, tol=1e-8).largest.value == pytest.approx(2 / top)
+
+
 def test_what_curves_downwards_alone_is_stable_at_any_rate() -> None:
     L = quadratic(with_spectrum([-1.0, -2.0]).to(D))
     assert stable_rate(L, SGD(L.params, lr=0.1), {}).largest.value == math.inf
