@@ -94,11 +94,11 @@ def pair(case: Case, index: int) -> dict[str, Any]:
     found = connect(
         objective,
         second.model,
-        steps=case.curve_steps,
+        num_steps=case.curve_steps,
         lr=case.curve_lr,
         batches=training,
         seed=index,
-        points=31,
+        num_points=31,
     )
     assert found.curve is not None
     row = {

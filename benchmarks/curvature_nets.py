@@ -116,7 +116,7 @@ def rows_of(name: str) -> Iterator[Row]:
 
     def of_top() -> Row:
         operator = hessian(L)
-        top, exact = lanczos(operator, k=1, tol=1e-3).top, float(torch.linalg.eigvalsh(H)[-1])
+        top, exact = lanczos(operator, k=1, rtol=1e-3).top, float(torch.linalg.eigvalsh(H)[-1])
         allowed = 2 * top.error + ROUNDING * abs(exact)
         return scalar("lambda_max", top.value, exact, top.error, allowed, operator)
 

@@ -7,8 +7,8 @@ one thread. Ours reports each point with the exact curvature of both directions 
 time. The peer works on a copy of the model. A forward counts when the model is called. Repeats are interleaved; the
 ratio is of medians.
 
-Where a forward takes less than 2 ms, ours runs 32 points in one call (``together=32``). Its values are held against the
-same plane in float64, written out point by point.
+Where a forward takes less than 2 ms, ours runs 32 points in one call (``num_together=32``). Its values are held against
+the same plane in float64, written out point by point.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class Counter:
 def ours(model: nn.Module, batch: tuple[Tensor, Tensor], together: int = 1) -> Any:
     objective = Objective(model, loss_fn, [batch])
     first, second = (random_direction(objective, seed=i) for i in (1, 2))
-    return plane(objective, first, second, points=POINTS, together=together)
+    return plane(objective, first, second, num_points=POINTS, num_together=together)
 
 
 def peer(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Any:

@@ -84,23 +84,23 @@ def map_tensors(batch: Any, apply: Callable[[Tensor], Tensor]) -> Any:
     return batch
 
 
-def split(batch: Any, parts: int) -> list[Any]:
-    """Cut a batch into ``parts`` contiguous pieces whose sizes differ by at most one.
+def split(batch: Any, num_parts: int) -> list[Any]:
+    """Cut a batch into ``num_parts`` contiguous pieces whose sizes differ by at most one.
 
     Tensors whose leading dimension is the number of samples are cut; everything else goes whole into each
     piece.
 
     Raises:
-        ValueError: The batch has fewer samples than ``parts``.
+        ValueError: The batch has fewer samples than ``num_parts``.
 
     Example:
         >>> [len(piece) for piece in split(torch.arange(5), 2)]
         [3, 2]
     """
     count = num_samples(batch)
-    if not 1 <= parts <= count:
-        raise ValueError(f"cannot cut a batch of {count} samples into {parts} parts; use 1 to {count}")
-    edges = [-(-count * i // parts) for i in range(parts + 1)]
+    if not 1 <= num_parts <= count:
+        raise ValueError(f"cannot cut a batch of {count} samples into {num_parts} parts; use 1 to {count}")
+    edges = [-(-count * i // num_parts) for i in range(num_parts + 1)]
 
     return [_slice(batch, count, a, b) for a, b in pairwise(edges)]
 
@@ -152,9 +152,9 @@ def _concatenate(tensors: list[Tensor]) -> Tensor:
     return torch.cat(tensors)
 
 
-def take(batch: Any, count: int) -> Any:
-    """The first ``count`` samples of a batch (all of them when it holds fewer), copied out of it."""
-    return map_tensors(_slice(batch, num_samples(batch), 0, count), torch.clone)
+def take(batch: Any, num_taken: int) -> Any:
+    """The first ``num_taken`` samples of a batch (all of them when it holds fewer), copied out of it."""
+    return map_tensors(_slice(batch, num_samples(batch), 0, num_taken), torch.clone)
 
 
 def thin(batch: Any, every: int) -> Any:

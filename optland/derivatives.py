@@ -52,7 +52,7 @@ class Subject(Protocol):
 def derivative(
     outputs: Tensor | Sequence[Tensor],
     inputs: Vector,
-    seeds: Vector | None = None,
+    grad_outputs: Vector | None = None,
     *,
     create_graph: bool = False,
     retain_graph: bool | None = None,
@@ -61,7 +61,7 @@ def derivative(
     found = torch.autograd.grad(
         outputs,
         list(inputs),
-        seeds,
+        grad_outputs,
         retain_graph=retain_graph,
         create_graph=create_graph,
         allow_unused=True,
@@ -147,19 +147,19 @@ class Leaves:
     def derivative(
         self,
         outputs: Tensor | Sequence[Tensor],
-        seeds: Vector | None = None,
+        grad_outputs: Vector | None = None,
         *,
         create_graph: bool = False,
         retain_graph: bool | None = None,
     ) -> list[Tensor]:
         """Vector-Jacobian product, dense, one tensor for each parameter; zeros where nothing depends on it."""
-        found = self.used(outputs, seeds, create_graph=create_graph, retain_graph=retain_graph)
+        found = self.used(outputs, grad_outputs, create_graph=create_graph, retain_graph=retain_graph)
         return [torch.zeros_like(p) if t is None else t for t, p in zip(found, self.params, strict=True)]
 
     def used(
         self,
         outputs: Tensor | Sequence[Tensor],
-        seeds: Vector | None = None,
+        grad_outputs: Vector | None = None,
         *,
         create_graph: bool = False,
         retain_graph: bool | None = None,
@@ -168,7 +168,7 @@ class Leaves:
         found = torch.autograd.grad(
             outputs,
             [*self.tensors, *(self.params[i] for i in self._twice)],
-            seeds,
+            grad_outputs,
             retain_graph=retain_graph,
             create_graph=create_graph,
             allow_unused=True,

@@ -176,16 +176,16 @@ class Objective:
         view.sources = [self.sources[i] for i in indices]
         return view
 
-    def on(self, batch: Any, samples: int, *, mode: Literal["eval", "train"] | None = None) -> Objective:
+    def on(self, batch: Any, num_samples: int, *, mode: Literal["eval", "train"] | None = None) -> Objective:
         """The same loss on one batch: a view with the same model, parameters and cost meter.
 
         Args:
             batch: The batch.
-            samples: Its number of samples.
+            num_samples: Its number of samples.
             mode: Another mode than this objective's.
         """
         view = copy.copy(self)
-        view.batches, view.num_samples, view.mode = [batch], samples, mode or self.mode
+        view.batches, view.num_samples, view.mode = [batch], num_samples, mode or self.mode
         return view
 
     def double(self) -> Objective:

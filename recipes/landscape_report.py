@@ -132,8 +132,8 @@ def main(config: Config, *, resume: bool = False) -> int:
         first, last = config.variants[0], list(plan)[-1]
         findings = investigate(
             f"Loss landscape: {config.model.name} on {config.data.name}", losses, config.survey, tests=tests,
-            sample=True, pairs=[] if config.other_seed is None else [(first, last)],
-            path=nets[first][1] if config.snapshots else None, keep=run.path / "measured", watch=print,
+            is_sample=True, pairs=[] if config.other_seed is None else [(first, last)],
+            path=nets[first][1] if config.snapshots else None, partial=run.path / "measured", watch=print,
         )  # fmt: skip
         run.finish({"curv/lambda_max": findings.surveys[0].portrait.spectrum.top.value})
         with run.attempt("report.html"):

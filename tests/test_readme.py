@@ -30,7 +30,7 @@ def test_every_python_block_runs_in_order(
     assert "negative curvature" in printed
     assert "critical step" in printed
     assert "aligned: distance" in printed
-    assert "worst(m=32, rho=0.05, p=2, T=I, eval)" in printed
+    assert "worst(m=32, radius=0.05, p=2, T=I, eval)" in printed
     assert (tmp_path / "plane.png").exists()
 
 

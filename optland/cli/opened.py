@@ -98,7 +98,7 @@ class OpenedRun:
             self.script.loss_fn,
             self.data,
             split_name=split,
-            num=samples,
+            num_samples=samples,
             seed=seed,
             batch_size=self.batch_size,
         )

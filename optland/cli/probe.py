@@ -84,7 +84,7 @@ class _Probe:
         self.notes += [note] if note else []
         with CostProgress(declared, self._spent) as progress:
             point = portrait(
-                self.objective, k=a.k, max_matvecs=a.max_matvecs, with_density=a.density, sample=self._is_sample,
+                self.objective, k=a.k, max_matvecs=a.max_matvecs, with_density=a.density, is_sample=self._is_sample,
                 seed=a.seed, watch=progress.begin,
             )  # fmt: skip
             progress.begin("stability")
@@ -129,7 +129,7 @@ class _Probe:
     def _declared(self) -> float:
         a = self.arguments
         cost = portrait_cost(
-            self.objective, max_matvecs=a.max_matvecs, with_density=a.density, sample=self._is_sample
+            self.objective, max_matvecs=a.max_matvecs, with_density=a.density, is_sample=self._is_sample
         )
         if self.trained.optimizer is not None:
             cost += rate_cost(self.stepped, len(self.rates), min(a.max_matvecs, EDGE_PRODUCTS))

@@ -86,9 +86,9 @@ class _Report:
         with CostProgress(declared, lambda: sum(o.cost_ge for o in metered)) as progress:
             try:
                 findings = investigate(
-                    self._title(), objectives, self.settings, about=self._about(), tests=tests, sample=sample,
-                    pairs=pairs, curve_steps=a.curve_steps, path=path, keep=self.out / "measured", watch=progress.begin,
-                    notes=self.notes,
+                    self._title(), objectives, self.settings, about=self._about(), tests=tests, is_sample=sample,
+                    pairs=pairs, num_curve_steps=a.curve_steps, path=path,
+                    partial=self.out / "measured", watch=progress.begin, notes=self.notes,
                 )  # fmt: skip
             except ValueError as error:
                 raise UserError(f"{error}") from error
@@ -144,7 +144,11 @@ class _Report:
 def _settings(a: argparse.Namespace) -> SurveySettings:
     try:
         return SurveySettings(
-            points=a.points, distance=a.distance, max_matvecs=a.max_matvecs, density=a.density, seed=a.seed
+            num_points=a.points,
+            distance=a.distance,
+            max_matvecs=a.max_matvecs,
+            density=a.density,
+            seed=a.seed,
         )
     except ValueError as error:
         raise UserError(f"--{error}") from error

@@ -54,7 +54,7 @@ def align(
     other: nn.Module | Mapping[str, Tensor],
     example: Tensor,
     *,
-    tries: int = 3,
+    num_tries: int = 3,
     seed: int = 0,
 ) -> Alignment:
     """Renumber the units of ``other`` to be near those of ``model``.
@@ -63,7 +63,7 @@ def align(
         model: The net that stays.
         other: The net (or its state dict) that is renumbered; it is not changed itself.
         example: An input, to see shapes with.
-        tries: Random orders of the permutations, of which the best is kept.
+        num_tries: Random orders of the permutations, of which the best is kept.
         seed: Of the orders.
 
     Raises:
@@ -94,7 +94,7 @@ def align(
     generator = torch.Generator().manual_seed(seed)
     trained = {name for name, _ in model.named_parameters()}
     best: tuple[float, list[Tensor], int] | None = None
-    for _ in range(max(1, tries)):
+    for _ in range(max(1, num_tries)):
         permutations, sweeps = _match(mine, theirs, symmetries, trained, generator)
         gained = _agreement(mine, _renumbered(theirs, symmetries, permutations), trained)
         if best is None or gained > best[0]:

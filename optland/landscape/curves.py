@@ -104,13 +104,13 @@ def connect(
     other: Checkpoint,
     *,
     kind: Kind = "bezier",
-    bends: int = 1,
+    num_bends: int = 1,
     minimise: What = "mean",
-    steps: int = 300,
+    num_steps: int = 300,
     lr: float = 0.01,
     batches: Iterable[Any] | None = None,
     threshold: float = THRESHOLD,
-    points: int = 61,
+    num_points: int = 61,
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> Connection:
@@ -120,16 +120,16 @@ def connect(
         objective: The loss that is reported, at the first minimum.
         other: The second minimum: a module, a state dict, or tensors.
         kind: ``bezier`` or ``chain``.
-        bends: Control points between the ends, at least 1; they start on the line.
+        num_bends: Control points between the ends, at least 1; they start on the line.
         minimise: ``mean``, ``arc`` or ``max``.
-        steps: Steps of Adam with a linear decay to zero; 0 looks at the line alone.
+        num_steps: Steps of Adam with a linear decay to zero; 0 looks at the line alone.
         lr: Its learning rate, a move of a weight in a step; 0.01.
         batches: Training batches, gone through again and again; default those of the objective. The net is in train
             mode on them, so BatchNorm uses the batch's statistics.
         threshold: Of the verdict, above 1.
-        points: Points at which the curve is evaluated.
+        num_points: Points at which the curve is evaluated.
         seed: Of t.
-        progress: Told (step, steps).
+        progress: Told (step, num_steps).
 
     Raises:
         ValueError: Checkpoints that do not fit or are the same, no bends, unknown kind or objective.
@@ -138,26 +138,28 @@ def connect(
         raise ValueError(f"kind {kind!r} is not known; use 'bezier' or 'chain'")
     if minimise not in ("mean", "arc", "max"):
         raise ValueError(f"minimise {minimise!r} is not known; use 'mean', 'arc' or 'max'")
-    if bends < 1 or steps < 0 or not lr > 0:
-        raise ValueError(f"bends {bends} must be at least 1, steps {steps} at least 0, and lr {lr} above 0")
+    if num_bends < 1 or num_steps < 0 or not lr > 0:
+        raise ValueError(
+            f"num_bends {num_bends} must be at least 1, num_steps {num_steps} at least 0, and lr {lr} above 0"
+        )
     before = objective.cost_ge
     linear = linear_path(objective, other, threshold=threshold)
-    if steps == 0:
+    if num_steps == 0:
         return Connection(linear, None, (), (), 0, objective.cost_ge - before)
     start = [p.detach().clone() for p in objective.params]
     end = weights_of(objective, other)
     if float(vectors.norm(vectors.subtract(end, start))) == 0.0:
         raise ValueError("both checkpoints have the same weights; there is nothing to connect")
-    trainer = _Trainer(objective, kind, start, end, bends, lr, steps, seed)
+    trainer = _Trainer(objective, kind, start, end, num_bends, lr, num_steps, seed)
     history = trainer.train(
         _endless(batches if batches is not None else objective.batches), minimise, progress
     )
     controls = trainer.controls
     curve = along(
-        objective, lambda t: curve_point(kind, t, controls), kind=kind, points=points, threshold=threshold
+        objective, lambda t: curve_point(kind, t, controls), kind=kind, points=num_points, threshold=threshold
     )
     kept = tuple(tuple(t.detach().clone() for t in bend) for bend in controls[1:-1])
-    return Connection(linear, curve, kept, tuple(history), steps, objective.cost_ge - before)
+    return Connection(linear, curve, kept, tuple(history), num_steps, objective.cost_ge - before)
 
 
 class _Trainer:

@@ -62,14 +62,14 @@ class EffectiveDimension(Archived):
 
 
 def effective_dimension(
-    gradients: Iterable[Vector] | Tensor, *, centred: bool = False, sketch: int = 0
+    gradients: Iterable[Vector] | Tensor, *, centred: bool = False, sketch_size: int = 0
 ) -> EffectiveDimension:
     """k90 and participation ratio of gradients.
 
     Args:
         gradients: Vectors, or a tensor with one gradient a row.
         centred: Take the mean gradient off first.
-        sketch: What the rows are sketches of (see :class:`GradientSketch`), for the record.
+        sketch_size: What the rows are sketches of (see :class:`GradientSketch`), for the record.
 
     Raises:
         ValueError: Fewer than 4 gradients, or one that is not finite.
@@ -89,7 +89,7 @@ def effective_dimension(
     follows = k90 > 1.6 * k90_half and k90 > 0.4 * len(rows)
     total = float(values.sum())
     participation = total**2 / float(values.square().sum()) if total > 0 else math.nan
-    return EffectiveDimension(k90, participation, len(rows), k90_half, follows, centred, values, sketch)
+    return EffectiveDimension(k90, participation, len(rows), k90_half, follows, centred, values, sketch_size)
 
 
 def _rows(gradients: Iterable[Vector] | Tensor) -> Tensor:
@@ -152,7 +152,7 @@ class GradientSketch:
         """:func:`effective_dimension` of what was kept."""
         if not self.kept:
             raise ValueError("no gradient was added yet")
-        return effective_dimension(torch.stack(self.kept), centred=centred, sketch=self.size)
+        return effective_dimension(torch.stack(self.kept), centred=centred, sketch_size=self.size)
 
 
 def overlap(gradient: Vector, basis: Sequence[Vector]) -> float:

@@ -160,18 +160,20 @@ def normalised(objective: Objective, d: Vector, normalise: Normalisation) -> tup
     raise ValueError(f"normalise {normalise!r} is not known; choose from filter, layer, unit, none")
 
 
-def filter_normalised(objective: Objective, d: Vector) -> list[Tensor]:
-    """Every filter of ``d`` with the norm of its weights; zero where a filter is zero, and for gains and biases."""
+def filter_normalised(objective: Objective, direction: Vector) -> list[Tensor]:
+    """Every filter of ``direction`` with the norm of its weights; zero for gains, biases and filters of zero."""
     axes = filter_axes(objective)
-    return [_matched(t, p.detach(), axis) for t, p, axis in zip(d, objective.params, axes, strict=True)]
+    return [
+        _matched(t, p.detach(), axis) for t, p, axis in zip(direction, objective.params, axes, strict=True)
+    ]
 
 
-def layer_normalised(objective: Objective, d: Vector) -> list[Tensor]:
-    """Every tensor of ``d`` with the norm of its weights; gains and biases do not move."""
+def layer_normalised(objective: Objective, direction: Vector) -> list[Tensor]:
+    """Every tensor of ``direction`` with the norm of its weights; gains and biases do not move."""
     axes = filter_axes(objective)
     return [
         torch.zeros_like(t) if axis is None else _scaled_to(t, p.detach().norm(), t.norm())
-        for t, p, axis in zip(d, objective.params, axes, strict=True)
+        for t, p, axis in zip(direction, objective.params, axes, strict=True)
     ]
 
 

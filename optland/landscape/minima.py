@@ -71,8 +71,8 @@ class Minimum(Archived):
         return {"largest eigenvalue": self.largest, "trace": self.trace, **self.rises()}
 
     def _name(self, s: Sharpness) -> str:
-        length = f"{s.rho * math.sqrt(self.dim):g}"
-        return s.name.replace(f"rho={s.rho:g}", f"|u|={length}") if s.kind == "average" else s.name
+        length = f"{s.radius * math.sqrt(self.dim):g}"
+        return s.name.replace(f"radius={s.radius:g}", f"|u|={length}") if s.kind == "average" else s.name
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,9 +123,9 @@ def compare_minima(
     others: Mapping[str, Objective] | None = None,
     metrics: Sequence[Metric] = METRICS,
     max_matvecs: int = 40,
-    pairs: int = 25,
-    steps: int = 20,
-    restarts: int = 1,
+    num_pairs: int = 25,
+    num_steps: int = 20,
+    num_restarts: int = 1,
     seed: int = 0,
     progress: Callable[[int, int, float], None] | None = None,
 ) -> MinimaComparison:
@@ -137,9 +137,9 @@ def compare_minima(
         others: The loss on other data (test) at each, by the same names, for the gap.
         metrics: ``identity``, ``adaptive``, or both.
         max_matvecs: Most Hessian products of the eigenvalue, and of the trace.
-        pairs: Of the average sharpness.
-        steps: Of each ascent.
-        restarts: Random starts of the ascent after the centre.
+        num_pairs: Of the average sharpness.
+        num_steps: Of each ascent.
+        num_restarts: Random starts of the ascent after the centre.
         seed: Of everything random, the same for each minimum.
         progress: Told (minima done, of how many, seconds left).
 
@@ -164,16 +164,25 @@ def compare_minima(
             spectrum = lanczos(H, ends="top", max_matvecs=max_matvecs, seed=seed)
             total = trace(H, max_matvecs=max_matvecs, seed=seed)
         sharpness: list[Sharpness] = []
-        # A deviation of each weight that gives noise the length rho: the ball of the other two.
+        # A deviation of each weight that gives noise the length of the radius: the ball of the other two.
         dim = sum(p.numel() for p in objective.params)
         root = math.sqrt(dim)
         for metric in metrics:
-            for rho in radii:
+            for radius in radii:
                 sharpness += [
-                    average_sharpness(objective, rho / root, metric=metric, pairs=pairs, seed=seed),
-                    sam_sharpness(objective, rho, metric=metric),
-                    worst_sharpness(objective, rho, metric=metric, steps=steps, restarts=restarts, seed=seed),
-                ]  # fmt: skip
+                    average_sharpness(
+                        objective, radius / root, metric=metric, num_pairs=num_pairs, seed=seed
+                    ),
+                    sam_sharpness(objective, radius, metric=metric),
+                    worst_sharpness(
+                        objective,
+                        radius,
+                        metric=metric,
+                        num_steps=num_steps,
+                        num_restarts=num_restarts,
+                        seed=seed,
+                    ),
+                ]
         loss = objective.value()
         gap = others[name].value() - loss if others and name in others else math.nan
         cost = objective.cost_ge - before

@@ -124,18 +124,18 @@ def linear_path(
     objective: Objective,
     other: Checkpoint,
     *,
-    points: int = 25,
+    num_points: int = 25,
     threshold: float = THRESHOLD,
-    refine: int = 8,
+    num_refined: int = 8,
 ) -> PathLoss:
     """The loss along the straight line from the present weights to another checkpoint's.
 
     Args:
         objective: The loss, at the first checkpoint.
         other: The second: a module of the same architecture, its state dict, or a list of tensors.
-        points: On the line, both ends included; 25.
+        num_points: On the line, both ends included; 25.
         threshold: Of the verdict, above 1; 1.1.
-        refine: Further points around the highest one.
+        num_refined: Further points around the highest one.
 
     Raises:
         ValueError: The checkpoints do not fit, fewer than 3 points, or a threshold that is not above 1.
@@ -153,7 +153,7 @@ def linear_path(
     def curve(t: float) -> list[Tensor]:
         return end if t == 1.0 else [a + t * d for a, d in zip(start, gap, strict=True)]
 
-    return along(objective, curve, kind="linear", points=points, threshold=threshold, refine=refine)
+    return along(objective, curve, kind="linear", points=num_points, threshold=threshold, refine=num_refined)
 
 
 def along(
@@ -167,7 +167,7 @@ def along(
 ) -> PathLoss:
     """The loss along any curve t -> weights; more points are put around the highest one (``refine``)."""
     if points < 3:
-        raise ValueError(f"points {points}: a path needs at least 3")
+        raise ValueError(f"num_points {points}: a path needs at least 3")
     if not threshold > 1:
         raise ValueError(f"threshold {threshold} must be above 1; 1.1 allows a tenth more than the worse end")
     before = objective.cost_ge

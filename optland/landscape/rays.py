@@ -72,13 +72,13 @@ class Rays(Archived):
         return f"{head}: {self.mean}; Hessian {self.mean_hessian}{flag}"
 
 
-def rays(objective: Objective, *, num_rays: int = 20, h: float | None = None, seed: int = 0) -> Rays:
-    """Second differences along random unit rays at h and h/2, and Hessian products along the same rays.
+def rays(objective: Objective, *, num_rays: int = 20, distance: float | None = None, seed: int = 0) -> Rays:
+    """Second differences along random unit rays at a distance h and at h/2, and Hessian products along the same rays.
 
     Args:
         objective: The loss.
         num_rays: At least 2.
-        h: Distance; default a hundredth of ||w||.
+        distance: h; default a hundredth of ||w||.
         seed: Ray i has seed ``seed + i``.
 
     Raises:
@@ -95,23 +95,25 @@ def rays(objective: Objective, *, num_rays: int = 20, h: float | None = None, se
     if num_rays < 2:
         raise ValueError(f"num_rays {num_rays}: an error needs at least 2 rays")
     size = float(vectors.norm([p.detach() for p in objective.params]))
-    h = 0.01 * max(size, 1e-6) if h is None else h
-    if not h > 0 or not math.isfinite(h):
-        raise ValueError(f"h {h} must be above 0; a hundredth of the weights' norm is {0.01 * size:.3g}")
+    distance = 0.01 * max(size, 1e-6) if distance is None else distance
+    if not distance > 0 or not math.isfinite(distance):
+        raise ValueError(
+            f"distance {distance} must be above 0; a hundredth of the weights' norm is {0.01 * size:.3g}"
+        )
     before = objective.cost_ge
     found = []
     with hessian(objective) as H:
         for i in range(num_rays):
             u = random_direction(objective, "gaussian", normalise="unit", seed=seed + i).tensors
             low, low_half, centre, high_half, high = sweep(
-                objective, [u], [[-h], [-0.5 * h], [0.0], [0.5 * h], [h]]
+                objective, [u], [[-distance], [-0.5 * distance], [0.0], [0.5 * distance], [distance]]
             ).values.tolist()
-            wide = (low - 2 * centre + high) / h**2
-            narrow = (low_half - 2 * centre + high_half) / (0.5 * h) ** 2
+            wide = (low - 2 * centre + high) / distance**2
+            narrow = (low_half - 2 * centre + high_half) / (0.5 * distance) ** 2
             found.append((wide, narrow, float(vectors.dot(u, H.matvec(u)))))
     cost = objective.cost_ge - before
     # Rounding of the loss is amplified by 1/h^2, more so at h/2.
-    rounding = 4 * 1.2e-7 * abs(centre) / (0.5 * h) ** 2 if objective.dtype == "float32" else 0.0
+    rounding = 4 * 1.2e-7 * abs(centre) / (0.5 * distance) ** 2 if objective.dtype == "float32" else 0.0
     at_h, at_half, exact = (list(x) for x in zip(*found, strict=True))
     kinks = any(_differ(a, b, rounding) for a, b in ((at_h, exact), (at_half, exact)))
     share = statistics.fmean(float(c < 0) for c in at_h)
@@ -122,7 +124,7 @@ def rays(objective: Objective, *, num_rays: int = 20, h: float | None = None, se
         for x, what in ((at_h, "h"), (at_half, "h/2"), (exact, "Hessian"))
     ]
     negative = Estimate(share, share_error, "standard_error", True, cost, provenance)
-    return Rays(means[0], means[1], means[2], statistics.stdev(at_h), negative, kinks, h, tuple(found))
+    return Rays(means[0], means[1], means[2], statistics.stdev(at_h), negative, kinks, distance, tuple(found))
 
 
 def _differ(a: Sequence[float], b: Sequence[float], rounding: float) -> bool:

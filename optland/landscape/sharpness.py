@@ -11,7 +11,7 @@ T is the identity, or |w| entry by entry for adaptive sharpness, which does not 
 and the next one down (Dinh et al. 2017, arXiv:1703.04933, showed that the others can be made anything that way).
 
 With m samples a batch, *m-sharpness* is the mean over disjoint batches of each batch's own value: larger than that of
-all data together, and the one that SAM lowers. **A value without (m, rho, p, T, mode) means nothing**, so the result
+all data together, and the one that SAM lowers. **A value without (m, radius, p, T, mode) means nothing**, so the result
 carries all of them in its name.
 
 **Caveats.** ``worst`` is found by ascent from several starts, a lower bound of the maximum. ``random`` (the best of n
@@ -56,7 +56,7 @@ class Sharpness(Archived):
         rise: The value; its error is the standard error over samples or batches, or none.
         kind: ``average``, ``worst``, ``sam`` or ``random``.
         m: Samples of a batch; None for all the data together.
-        rho: Radius.
+        radius: Of the ball; of ``sam`` the rho of SAM, of ``average`` the deviation of each weight.
         p: Norm of the ball, 2 or infinity.
         metric: ``identity`` or ``adaptive``.
     """
@@ -64,7 +64,7 @@ class Sharpness(Archived):
     rise: Estimate
     kind: str
     m: int | None
-    rho: float
+    radius: float
     p: float
     metric: str
 
@@ -74,7 +74,7 @@ class Sharpness(Archived):
         m = "all" if self.m is None else self.m
         p = "inf" if math.isinf(self.p) else f"{self.p:g}"
         T = "|w|" if self.metric == "adaptive" else "I"
-        return f"{self.kind}(m={m}, rho={self.rho:g}, p={p}, T={T}, {self.rise.provenance.mode})"
+        return f"{self.kind}(m={m}, radius={self.radius:g}, p={p}, T={T}, {self.rise.provenance.mode})"
 
     def __str__(self) -> str:
         return f"{self.name} = {self.rise}"
@@ -82,22 +82,22 @@ class Sharpness(Archived):
 
 def average_sharpness(
     objective: Objective,
-    rho: float,
+    radius: float,
     *,
     metric: Metric = "identity",
-    pairs: int = 25,
+    num_pairs: int = 25,
     m: int | None = None,
     seed: int = 0,
 ) -> Sharpness:
-    """Mean rise under Gaussian noise of standard deviation rho (times |w|) in every weight.
+    """Mean rise under Gaussian noise of standard deviation ``radius`` (times |w|) in every weight.
 
-    Noise comes in pairs +u and -u, which removes the slope's part of the error. Cost: 2 ``pairs`` + 1 forwards.
+    Noise comes in pairs +u and -u, which removes the slope's part of the error. Cost: 2 ``num_pairs`` + 1 forwards.
 
     Args:
         objective: The loss.
-        rho: Standard deviation of a weight's move; of its relative move in the adaptive metric.
+        radius: Standard deviation of a weight's move; of its relative move in the adaptive metric.
         metric: ``identity`` or ``adaptive``.
-        pairs: Pairs of noise; 25 give the mean to about a fifth of the spread.
+        num_pairs: Pairs of noise; 25 give the mean to about a fifth of the spread.
         m: Batch size of m-sharpness; None for all data together.
         seed: Of the noise.
 
@@ -107,61 +107,61 @@ def average_sharpness(
     Example:
         >>> from optland.problems import quadratic
         >>> L = quadratic(torch.diag(torch.tensor([2.0, 4.0], dtype=torch.float64)))
-        >>> found = average_sharpness(L, 0.1, pairs=2000)
+        >>> found = average_sharpness(L, 0.1, num_pairs=2000)
         >>> abs(found.rise.value - 0.5 * 0.01 * 6.0) < 4 * found.rise.error
         True
     """
-    _check(rho, metric)
-    if pairs < 2:
-        raise ValueError(f"pairs {pairs}: a mean with an error needs at least 2")
+    _check(radius, metric)
+    if num_pairs < 2:
+        raise ValueError(f"num_pairs {num_pairs}: a mean with an error needs at least 2")
 
     def measure(part: Objective) -> list[float]:
         base = part.value()
         generator = torch.Generator().manual_seed(seed)
         T = scale(part, metric)
         rises = []
-        for _ in range(pairs):
-            u = [t * rho * x for t, x in zip(T, _gaussian(part, generator), strict=True)]
+        for _ in range(num_pairs):
+            u = [t * radius * x for t, x in zip(T, _gaussian(part, generator), strict=True)]
             there, back = part.value(part.displaced(u, 1.0)), part.value(part.displaced(u, -1.0))
             rises.append(0.5 * (there + back) - base)
         return rises
 
-    return _over_batches(objective, measure, "average", m, rho, 2.0, metric, seed)
+    return _over_batches(objective, measure, "average", m, radius, 2.0, metric, seed)
 
 
 def random_sharpness(
-    objective: Objective, rho: float, *, metric: Metric = "identity", samples: int = 100, seed: int = 0
+    objective: Objective, radius: float, *, metric: Metric = "identity", num_draws: int = 100, seed: int = 0
 ) -> Sharpness:
-    """Largest rise over random directions of length rho: a lower bound, and a weak one in high dimension."""
-    _check(rho, metric)
-    if samples < 1:
-        raise ValueError(f"samples {samples} must be at least 1")
+    """Largest rise over random directions of length ``radius``: a lower bound, and a weak one in high dimension."""
+    _check(radius, metric)
+    if num_draws < 1:
+        raise ValueError(f"num_draws {num_draws} must be at least 1")
     generator = torch.Generator().manual_seed(seed)
     before = objective.cost_ge
     T, base = scale(objective, metric), objective.value()
     best = -math.inf
-    for _ in range(samples):
+    for _ in range(num_draws):
         u = _gaussian(objective, generator)
         length = float(vectors.norm(u))
         best = max(
             best,
-            objective.value(objective.displaced([t * x for t, x in zip(T, u, strict=True)], rho / length)),
+            objective.value(objective.displaced([t * x for t, x in zip(T, u, strict=True)], radius / length)),
         )
     cost = objective.cost_ge - before
-    provenance = objective.provenance(f"best of {samples} random directions", seed)
+    provenance = objective.provenance(f"best of {num_draws} random directions", seed)
     rise = Estimate(best - base, math.nan, "none", True, cost, provenance, "A lower bound of the worst case.")
-    return Sharpness(rise, "random", None, rho, 2.0, metric)
+    return Sharpness(rise, "random", None, radius, 2.0, metric)
 
 
 def sam_sharpness(
-    objective: Objective, rho: float, *, metric: Metric = "identity", m: int | None = None
+    objective: Objective, radius: float, *, metric: Metric = "identity", m: int | None = None
 ) -> Sharpness:
     """The rise after SAM's one ascent step. Cost: a gradient and a forward.
 
     Raises:
         ValueError: A radius that is not positive, or m below 1 or above the data.
     """
-    _check(rho, metric)
+    _check(radius, metric)
 
     def measure(part: Objective) -> list[float]:
         base, g = part.value_and_gradient()
@@ -171,35 +171,36 @@ def sam_sharpness(
         if length == 0.0:
             return [0.0]
         return [
-            part.value(part.displaced([t * x for t, x in zip(T, scaled, strict=True)], rho / length)) - base
+            part.value(part.displaced([t * x for t, x in zip(T, scaled, strict=True)], radius / length))
+            - base
         ]
 
-    return _over_batches(objective, measure, "sam", m, rho, 2.0, metric, None)
+    return _over_batches(objective, measure, "sam", m, radius, 2.0, metric, None)
 
 
 def worst_sharpness(
     objective: Objective,
-    rho: float,
+    radius: float,
     *,
     p: float = 2.0,
     metric: Metric = "identity",
-    steps: int = 20,
-    restarts: int = 1,
+    num_steps: int = 20,
+    num_restarts: int = 1,
     m: int | None = None,
     seed: int = 0,
 ) -> Sharpness:
     """Largest rise in a ball, by projected gradient ascent with momentum, its step halved when it stops paying.
 
-    The first start is the centre, the others are random points of the ball. Cost: (``restarts`` + 1) x ``steps``
-    gradients.
+    The first start is the centre, the others are random points of the ball. Cost:
+    (``num_restarts`` + 1) x ``num_steps`` gradients.
 
     Args:
         objective: The loss.
-        rho: Radius of the ball.
+        radius: Radius of the ball.
         p: 2, or infinity for a box.
         metric: ``identity`` or ``adaptive``.
-        steps: Ascent steps of each start; 20.
-        restarts: Random starts after the centre.
+        num_steps: Ascent steps of each start; 20.
+        num_restarts: Random starts after the centre.
         m: Batch size of m-sharpness, the maximum found for each batch on its own; None for all data together.
         seed: Of the random starts.
 
@@ -212,30 +213,30 @@ def worst_sharpness(
         >>> round(worst_sharpness(L, 0.2).rise.value, 6)
         0.1
     """
-    _check(rho, metric)
+    _check(radius, metric)
     if p not in (2.0, math.inf):
         raise ValueError(f"p={p} is not supported; use 2 or math.inf")
-    if steps < 1 or restarts < 0:
-        raise ValueError(f"steps {steps} must be at least 1, restarts {restarts} at least 0")
+    if num_steps < 1 or num_restarts < 0:
+        raise ValueError(f"num_steps {num_steps} must be at least 1, num_restarts {num_restarts} at least 0")
 
     def measure(part: Objective) -> list[float]:
         base = part.value()
         generator = torch.Generator().manual_seed(seed)
         T = scale(part, metric)
         tops = []
-        for attempt in range(restarts + 1):
+        for attempt in range(num_restarts + 1):
             # The gradient may be zero at the centre, so the first start is a short way off it.
             size = 1e-3 if attempt == 0 else 1.0
-            u = _in_ball(_gaussian(part, generator), rho * size, p, always=True)
-            tops.append(_ascend(part, T, u, rho, p, steps))
+            u = _in_ball(_gaussian(part, generator), radius * size, p, always=True)
+            tops.append(_ascend(part, T, u, radius, p, num_steps))
         return [max(tops) - base]
 
-    return _over_batches(objective, measure, "worst", m, rho, p, metric, seed)
+    return _over_batches(objective, measure, "worst", m, radius, p, metric, seed)
 
 
-def _ascend(part: Objective, T: Vector, u: Vector, rho: float, p: float, steps: int) -> float:
+def _ascend(part: Objective, T: Vector, u: Vector, radius: float, p: float, steps: int) -> float:
     """The largest loss met from the start ``u`` (in units of T) on."""
-    step, best, last, kept = 2.0 * rho, -math.inf, -math.inf, list(u)
+    step, best, last, kept = 2.0 * radius, -math.inf, -math.inf, list(u)
     now, before, failures = list(u), list(u), 0
     for _ in range(steps):
         delta = [t * x for t, x in zip(T, now, strict=True)]
@@ -249,9 +250,9 @@ def _ascend(part: Objective, T: Vector, u: Vector, rho: float, p: float, steps: 
             continue
         last = loss
         ascent = _steepest([t * x for t, x in zip(T, g, strict=True)], p)
-        trial = _in_ball([a + step * b for a, b in zip(now, ascent, strict=True)], rho, p)
+        trial = _in_ball([a + step * b for a, b in zip(now, ascent, strict=True)], radius, p)
         mixed = [a + 0.75 * (c - a) + 0.25 * (a - b) for a, b, c in zip(now, before, trial, strict=True)]
-        before, now = now, _in_ball(mixed, rho, p)
+        before, now = now, _in_ball(mixed, radius, p)
     delta = [t * x for t, x in zip(T, now, strict=True)]
     return max(best, part.value(part.displaced(delta, 1.0)))
 
@@ -263,15 +264,15 @@ def _steepest(g: Vector, p: float) -> list[Tensor]:
     return vectors.scaled(1.0 / length, g) if length > 0 else list(g)
 
 
-def _in_ball(u: Vector, rho: float, p: float, *, always: bool = False) -> list[Tensor]:
+def _in_ball(u: Vector, radius: float, p: float, *, always: bool = False) -> list[Tensor]:
     """``u`` projected into the ball, or (``always``) scaled onto its surface."""
     if math.isinf(p):
         if always:
             top = max(float(x.abs().max()) for x in u if x.numel())
-            return vectors.scaled(rho / top, u)
-        return [x.clamp(-rho, rho) for x in u]
+            return vectors.scaled(radius / top, u)
+        return [x.clamp(-radius, radius) for x in u]
     length = float(vectors.norm(u))
-    return vectors.scaled(rho / length, u) if always or length > rho else list(u)
+    return vectors.scaled(radius / length, u) if always or length > radius else list(u)
 
 
 def scale(objective: Objective, metric: Metric) -> list[Tensor]:
@@ -289,9 +290,9 @@ def _gaussian(objective: Objective, generator: torch.Generator) -> list[Tensor]:
     ]
 
 
-def _check(rho: float, metric: str) -> None:
-    if not rho > 0 or not math.isfinite(rho):
-        raise ValueError(f"rho {rho} must be above 0, for example 0.05")
+def _check(radius: float, metric: str) -> None:
+    if not radius > 0 or not math.isfinite(radius):
+        raise ValueError(f"radius {radius} must be above 0, for example 0.05")
     if metric not in ("identity", "adaptive"):
         raise ValueError(f"metric {metric!r} is not known; use 'identity' or 'adaptive'")
 
@@ -314,7 +315,7 @@ def _over_batches(
     measure: Callable[[Objective], Sequence[float]],
     kind: str,
     m: int | None,
-    rho: float,
+    radius: float,
     p: float,
     metric: str,
     seed: int | None,
@@ -344,4 +345,4 @@ def _over_batches(
         statistics.fmean(values), error, "standard_error" if several else "none", True,
         objective.cost_ge - before, objective.provenance(f"{kind} sharpness, {what}", seed),
     )  # fmt: skip
-    return Sharpness(rise, kind, m, rho, p, metric)
+    return Sharpness(rise, kind, m, radius, p, metric)

@@ -3,7 +3,7 @@ r"""Slices of the loss: along a line, and over a plane, in weight space.
 .. math:: f(\alpha) = L(w + \alpha d), \qquad f(\alpha, \beta) = L(w + \alpha d_1 + \beta d_2)
 
 **Cost.** One forward a point (a third of a gradient evaluation a sample), plus one Hessian product a direction for the
-curvature stamp.
+curvature.
 
 **What a slice says.** What is drawn, and no more: along a random direction in d dimensions the curvature is close to
 its mean tr(H)/d for unit length, so a saddle usually looks like a bowl. Every slice therefore carries d'Hd along its
@@ -53,7 +53,7 @@ class Slice(Archived):
         markers: Named places, such as checkpoints.
         provenance: Data, mode, how.
         num_forwards: Passes over the data.
-        cost_ge: Gradient evaluations, the stamp's included.
+        cost_ge: Gradient evaluations, that of d'Hd included.
     """
 
     directions: tuple[Direction, ...]
@@ -87,8 +87,8 @@ class Slice(Archived):
 
     def __str__(self) -> str:
         size = " x ".join(str(len(x)) for x in self.coordinates)
-        stamp = ", ".join(f"{c:.4g}" for c in self.curvature)
-        return f"slice {size} of {self.provenance.data}, loss {self.centre[next(iter(self.centre))]:.4g}, d'Hd {stamp}"
+        bends = ", ".join(f"{c:.4g}" for c in self.curvature)
+        return f"slice {size} of {self.provenance.data}, loss {self.centre[next(iter(self.centre))]:.4g}, d'Hd {bends}"
 
 
 def line(
@@ -96,10 +96,10 @@ def line(
     direction: Direction,
     *,
     distance: float = 1.0,
-    points: int = 41,
+    num_points: int = 41,
     others: Mapping[str, Objective] | None = None,
-    stamp: bool = True,
-    together: int = 1,
+    with_curvature: bool = True,
+    num_together: int = 1,
     partial: str | Path | None = None,
     progress: Progress | None = None,
 ) -> Slice:
@@ -109,10 +109,10 @@ def line(
         objective: The loss.
         direction: Where to.
         distance: The line runs from minus to plus this multiple of the direction.
-        points: Odd, so that the weights themselves are one of them; 41.
+        num_points: Odd, so that the weights themselves are one of them; 41.
         others: Further surfaces of the same model, by name: the test loss, an error rate.
-        stamp: Whether to measure d'Hd (one Hessian product).
-        together: Points in one call of the model; 32 makes slices of small nets two to four times as fast.
+        with_curvature: Whether to measure d'Hd (one Hessian product).
+        num_together: Points in one call of the model; 32 makes slices of small nets two to four times as fast.
         partial: File that an interrupted slice continues from.
         progress: Told how far it is.
 
@@ -125,19 +125,19 @@ def line(
         >>> from optland.landscape import line, random_direction
         >>> L = quadratic(torch.diag(torch.tensor([2.0, 4.0], dtype=torch.float64)))
         >>> d = random_direction(L, normalise="unit")
-        >>> f = line(L, d, points=3)
+        >>> f = line(L, d, num_points=3)
         >>> bool(torch.isclose(f.loss[0] - 2 * f.loss[1] + f.loss[2], torch.tensor(f.curvature[0]).double()))
         True
     """
-    axis = _axis(distance, points)
+    axis = _axis(distance, num_points)
     return _slice(
         objective,
         (direction,),
         (axis,),
         others or {},
         {},
-        stamp=stamp,
-        together=together,
+        with_curvature=with_curvature,
+        num_together=num_together,
         partial=partial,
         progress=progress,
     )
@@ -149,16 +149,16 @@ def plane(
     second: Direction,
     *,
     distance: float = 1.0,
-    points: int = 25,
+    num_points: int = 25,
     others: Mapping[str, Objective] | None = None,
     markers: Mapping[str, tuple[float, float]] | None = None,
     ranges: tuple[tuple[float, float], tuple[float, float]] | None = None,
-    stamp: bool = True,
-    together: int = 1,
+    with_curvature: bool = True,
+    num_together: int = 1,
     partial: str | Path | None = None,
     progress: Progress | None = None,
 ) -> Slice:
-    """The loss over the plane of two directions, ``points`` x ``points``.
+    """The loss over the plane of two directions, ``num_points`` x ``num_points``.
 
     The directions are taken as they are: making filter-normalised ones orthogonal would undo the normalisation. Their
     cosine is in the result.
@@ -168,12 +168,12 @@ def plane(
         first: Along the rows.
         second: Along the columns.
         distance: Both axes run from minus to plus this multiple of their direction.
-        points: Along each axis.
+        num_points: Along each axis.
         others: Further surfaces of the same model, by name.
         markers: Places to draw, such as checkpoints.
         ranges: (low, high) of each axis, instead of ``distance``.
-        stamp: Whether to measure d'Hd (two Hessian products).
-        together: Points in one call of the model; 32 makes slices of small nets two to four times as fast.
+        with_curvature: Whether to measure d'Hd (two Hessian products).
+        num_together: Points in one call of the model; 32 makes slices of small nets two to four times as fast.
         partial: File that an interrupted slice continues from.
         progress: Told how far it is.
 
@@ -183,13 +183,13 @@ def plane(
     if abs(cosine(first, second)) > 1.0 - 1e-9:
         raise ValueError(f"{first.kind!r} and {second.kind!r} are parallel; a plane needs two directions")
     axes = (
-        (_axis(distance, points), _axis(distance, points))
+        (_axis(distance, num_points), _axis(distance, num_points))
         if ranges is None
-        else (_between(*ranges[0], points), _between(*ranges[1], points))
+        else (_between(*ranges[0], num_points), _between(*ranges[1], num_points))
     )
     return _slice(
-        objective, (first, second), axes, others or {}, dict(markers or {}), stamp=stamp, together=together,
-        partial=partial, progress=progress,
+        objective, (first, second), axes, others or {}, dict(markers or {}), with_curvature=with_curvature,
+        num_together=num_together, partial=partial, progress=progress,
     )  # fmt: skip
 
 
@@ -199,7 +199,7 @@ def checkpoint_plane(
     third: Sequence[Tensor],
     *,
     margin: float = 0.25,
-    points: int = 25,
+    num_points: int = 25,
     others: Mapping[str, Objective] | None = None,
     partial: str | Path | None = None,
     progress: Progress | None = None,
@@ -211,7 +211,7 @@ def checkpoint_plane(
         second: Weights of the second.
         third: Weights of the third.
         margin: Room around the three, as a share of their extent.
-        points: Along each axis.
+        num_points: Along each axis.
         others: Further surfaces.
         partial: File that an interrupted slice continues from.
         progress: Told how far it is.
@@ -231,7 +231,7 @@ def checkpoint_plane(
     ranges = around(list(places.values()), margin)
     return plane(
         objective, made(objective, u, "first to second checkpoint"), made(objective, v, "towards the third"),
-        ranges=ranges, points=points, others=others, markers=places, stamp=False, partial=partial,
+        ranges=ranges, num_points=num_points, others=others, markers=places, with_curvature=False, partial=partial,
         progress=progress,
     )  # fmt: skip
 
@@ -255,7 +255,7 @@ def _axis(distance: float, points: int) -> Tensor:
         )
     if points < 3 or points % 2 == 0:
         raise ValueError(
-            f"points {points}: use an odd number of at least 3, so that the centre is one of them"
+            f"num_points {points}: use an odd number of at least 3, so that the centre is one of them"
         )
     axis = _between(-distance, distance, points)
     axis[points // 2] = 0.0  # the centre itself, not what rounding makes of it
@@ -275,8 +275,8 @@ def _slice(
     others: Mapping[str, Objective],
     markers: dict[str, tuple[float, ...]],
     *,
-    stamp: bool,
-    together: int,
+    with_curvature: bool,
+    num_together: int,
     partial: str | Path | None,
     progress: Progress | None,
 ) -> Slice:
@@ -293,7 +293,7 @@ def _slice(
     forwards, cost = 0, 0.0
     for name, loss in {"loss": objective, **others}.items():
         file = None if partial is None else f"{partial}.{name}"
-        found = sweep(loss, vectors_of, places, together=together, partial=file, progress=progress)
+        found = sweep(loss, vectors_of, places, together=num_together, partial=file, progress=progress)
         surfaces[name] = found.values.reshape(shape)
         middle = tuple(int(x.abs().argmin()) for x in axes)
         at_centre = all(float(x[i]) == 0.0 for x, i in zip(axes, middle, strict=True))
@@ -306,7 +306,7 @@ def _slice(
             "no point of the slice has a finite loss; use a smaller distance, or look at the weights"
         )
     before = objective.cost_ge
-    curvature = tuple(_curvature(objective, d) if stamp else math.nan for d in directions)
+    curvature = tuple(_curvature(objective, d) if with_curvature else math.nan for d in directions)
     cost += objective.cost_ge - before
     between = cosine(*directions) if len(directions) == 2 else 0.0
     kinds = " x ".join(d.kind for d in directions)

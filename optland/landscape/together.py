@@ -48,7 +48,9 @@ def stacked(
         ValueError: The objective is in train mode, whose masks and statistics would have to be those of each point.
     """
     if objective.mode != "eval":
-        raise ValueError("together above 1 needs an objective in eval mode; use together=1 in train mode")
+        raise ValueError(
+            "num_together above 1 needs an objective in eval mode; use num_together=1 in train mode"
+        )
     module = _Loss(objective)
     names = [f"model.{name}" for name in objective.names]
 
@@ -69,7 +71,7 @@ def stacked(
             except RuntimeError as error:
                 why = str(error).splitlines()[0]
                 raise ValueError(
-                    f"this model cannot be run with a stack of weights ({why}); use together=1"
+                    f"this model cannot be run with a stack of weights ({why}); use num_together=1"
                 ) from error
         losses: Tensor = sums[:, 0] / sums[:, 1]
         return losses.cpu()

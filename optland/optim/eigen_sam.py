@@ -114,7 +114,7 @@ class EigenSAM(TwoPass):
                 found = lanczos(
                     H,
                     ends="top",
-                    tol=self.tol,
+                    rtol=self.tol,
                     start=[last] if bool(vectors.norm(last) > 0) else None,
                     max_matvecs=self.max_matvecs,
                     seed=self.steps,

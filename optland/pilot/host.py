@@ -175,14 +175,14 @@ class Host:
         """Whether a batch has been seen, or the loader says."""
         return bool(getattr(self.loader, "batch_size", None) or self._nominal)
 
-    def saw(self, samples: int) -> None:
+    def saw(self, num_samples: int) -> None:
         """Take in the size of a batch; the first one is the nominal one where no loader says it."""
-        self._nominal = self._nominal or samples
-        self._largest = max(self._largest, min(samples, self.own_batch_size))
+        self._nominal = self._nominal or num_samples
+        self._largest = max(self._largest, min(num_samples, self.own_batch_size))
 
-    def is_ragged(self, samples: int) -> bool:
+    def is_ragged(self, num_samples: int) -> bool:
         """Whether a batch is smaller than those before it, as at the end of an epoch."""
-        return samples < min(self._largest, self.own_batch_size)
+        return num_samples < min(self._largest, self.own_batch_size)
 
     @property
     def dataset_size(self) -> int | None:
@@ -206,10 +206,10 @@ class Host:
             self.model, self.loss_fn, self.pieces(batch), mode=mode, data=data, seed=seed, num_samples=count
         )
 
-    def parts(self, batch: Any, parts: int) -> list[Any]:
-        """A batch cut into about ``parts`` pieces, at least two where that can be."""
+    def parts(self, batch: Any, num_parts: int) -> list[Any]:
+        """A batch cut into about ``num_parts`` pieces, at least two where that can be."""
         pieces = self.pieces(batch)
-        each = -(-parts // len(pieces))
+        each = -(-num_parts // len(pieces))
         cut = self._split or batches.split
         return [
             x
@@ -217,12 +217,12 @@ class Host:
             for x in (cut(piece, min(each, self._num_samples(piece))) if each > 1 else [piece])
         ]
 
-    def some(self, batch: Any, samples: int) -> Any:
+    def some(self, batch: Any, num_samples: int) -> Any:
         """The first samples of a batch."""
         piece = self.pieces(batch)[0]
         if self._split is None:
-            return batches.take(piece, samples)
-        return self._split(piece, max(self._num_samples(piece) // samples, 1))[0]
+            return batches.take(piece, num_samples)
+        return self._split(piece, max(self._num_samples(piece) // num_samples, 1))[0]
 
     def pieces(self, batch: Any) -> list[Any]:
         """The micro-batches of an update: a list of batches, each of which is no tensor, is taken for several."""
@@ -365,12 +365,16 @@ class Host:
         if self._clip is not None:
             torch.nn.utils.clip_grad_norm_(self.parameters_of(optimizer), self._clip)
 
-    def facts(self, *, steps: int | None, has_length: bool, open_ended: bool, lengths_set: bool) -> HostFacts:
+    def facts(
+        self, *, total_steps: int | None, has_length: bool, open_ended: bool, lengths_set: bool
+    ) -> HostFacts:
         """This host in numbers, for policies."""
         size = self.dataset_size
-        passes = steps * self.batch_size / size if steps and size and self.knows_batch_size else None
+        passes = (
+            total_steps * self.batch_size / size if total_steps and size and self.knows_batch_size else None
+        )
         return HostFacts(
-            steps=steps,
+            steps=total_steps,
             has_length=has_length,
             passes=passes,
             has_schedule=self.shape() is not None,

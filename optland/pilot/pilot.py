@@ -231,19 +231,19 @@ class Pilot:
             self.trouble.buffers.refresh()
         self._ended = time.perf_counter()
 
-    def decay(self, steps: int) -> None:
-        """Begin the end of a run of unknown length: ``auto_lr`` goes linearly to zero over the next ``steps`` updates.
+    def decay(self, num_steps: int) -> None:
+        """Begin the end of a run of unknown length: ``auto_lr`` goes linearly to zero over ``num_steps`` updates.
 
         Until then it holds its height.
 
         Args:
-            steps: Updates from now to the end of the run; a tenth to a fifth of what was trained so far is usual.
+            num_steps: Updates from now to the end of the run; a tenth to a fifth of what was trained so far is usual.
 
         Raises:
             ValueError: Fewer than one update.
             RuntimeError: The run has a length, or its end has begun.
         """
-        self.progress.decay(self.host.step, steps)
+        self.progress.decay(self.host.step, num_steps)
 
     def close(self) -> None:
         """Take the pilot off the optimizer and give its memory back; the optimizer goes on as without it."""
@@ -318,7 +318,7 @@ class Pilot:
         """
         host, progress = self.host, self.progress
         self._facts = host.facts(
-            steps=progress.steps(host.batch_size if host.knows_batch_size else None),
+            total_steps=progress.steps(host.batch_size if host.knows_batch_size else None),
             has_length=progress.known,
             open_ended=progress.open_ended,
             lengths_set=self.steering.sets_lengths,

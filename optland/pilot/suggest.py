@@ -75,7 +75,7 @@ def suggest_lr(
     loader: Iterable[Any],
     optimizer: Optimizer,
     *,
-    steps: int = 48,
+    num_steps: int = 48,
     seed: int = 0,
 ) -> Estimate:
     """Suggest a peak learning rate for this optimizer on this model and data.
@@ -83,9 +83,9 @@ def suggest_lr(
     Args:
         model: The module, as it stands: freshly initialised, or loaded for fine-tuning.
         loss_fn: ``loss_fn(model, batch)``, the training loss.
-        loader: Training batches; ``steps`` of them are used, again from the start where there are fewer.
+        loader: Training batches; ``num_steps`` of them are used, again from the start where there are fewer.
         optimizer: The optimizer that will train the model; groups keep the ratios of their rates.
-        steps: Updates of the ramp; 48.
+        num_steps: Updates of the ramp; 48.
         seed: Of the probes' own randomness.
 
     Returns:
@@ -106,9 +106,9 @@ def suggest_lr(
         >>> 0.05 < found.value < 1.0                        # the Hessian is 2 X'X / n, about 2: critical rate about 1
         True
     """
-    if steps < 12:
-        raise ValueError(f"steps {steps} are too few for a ramp; use 12 or more, for example 48")
-    ramp = _Ramp(steps)
+    if num_steps < 12:
+        raise ValueError(f"num_steps {num_steps} are too few for a ramp; use 12 or more, for example 48")
+    ramp = _Ramp(num_steps)
     with _everything_back(model, loss_fn, optimizer), preserve_rng(seed):
         cost, reached = _climb(model, loss_fn, loader, optimizer, ramp, seed)
     source = Provenance(

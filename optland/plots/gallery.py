@@ -22,13 +22,13 @@ _MARKS = {
 }
 
 
-def plot_gallery(path: str | Path, names: Sequence[str] = FOUR, *, points: int = 81) -> None:
+def plot_gallery(path: str | Path, names: Sequence[str] = FOUR, *, num_points: int = 81) -> None:
     """Draw surfaces of :data:`optland.problems.SURFACES`, two in a row.
 
     Args:
         path: Where to write the PNG.
         names: Which; the four classic ones by default, ``tuple(SURFACES)`` for all.
-        points: Of a side of each grid.
+        num_points: Of a side of each grid.
 
     Raises:
         ValueError: A name that is not known, or none.
@@ -45,7 +45,7 @@ def plot_gallery(path: str | Path, names: Sequence[str] = FOUR, *, points: int =
     rows = -(-len(names) // columns)
     page = figure(5.0 * columns, 4.4 * rows)
     for place, name in enumerate(names, start=1):
-        _draw(page.add_subplot(rows, columns, place, projection="3d"), SURFACES[name], points)
+        _draw(page.add_subplot(rows, columns, place, projection="3d"), SURFACES[name], num_points)
     kinds = dict.fromkeys(p.kind for name in names for p in SURFACES[name].points)
     handles = [_mark(kind) for kind in kinds]
     page.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False)

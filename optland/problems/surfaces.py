@@ -59,11 +59,11 @@ class Surface:
         """The objective at (x, y)."""
         return function_objective(self.function, torch.tensor([x, y], dtype=torch.float64))
 
-    def grid(self, points: int = 101) -> tuple[Tensor, Tensor]:
+    def grid(self, num_points: int = 101) -> tuple[Tensor, Tensor]:
         """The axis of the window and the values over it, x along the rows."""
-        axis = torch.linspace(*self.window, points, dtype=torch.float64)
+        axis = torch.linspace(*self.window, num_points, dtype=torch.float64)
         places = torch.cartesian_prod(axis, axis)
-        return axis, torch.stack([self.function(p) for p in places]).reshape(points, points)
+        return axis, torch.stack([self.function(p) for p in places]).reshape(num_points, num_points)
 
 
 def _multimodal(w: Tensor) -> Tensor:

@@ -82,7 +82,7 @@ def spectrum(portrait: Portrait) -> Chart | None:
     density = portrait.density
     if density is None:
         return None
-    curve, outliers = density.curve(points=256), density.outliers
+    curve, outliers = density.curve(num_points=256), density.outliers
     data: list[dict[str, Any]] = [
         {
             "type": "scatter", "x": curve.grid.tolist(), "y": _plain(torch.from_numpy(curve.value)), "mode": "lines",

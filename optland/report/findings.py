@@ -71,31 +71,31 @@ class Findings(Archived):
 def connections(
     objectives: Mapping[str, Objective],
     *,
-    steps: int = 300,
+    num_steps: int = 300,
     lr: float = 0.005,
     threshold: float = 1.1,
     seed: int = 0,
-    keep: str | Path | None = None,
+    partial: str | Path | None = None,
 ) -> dict[str, Connection]:
     """The line and a trained curve between every two checkpoints that fit each other.
 
     Args:
         objectives: By name: the same loss at each checkpoint.
-        steps: Training steps of each curve; 0 for lines alone.
+        num_steps: Training steps of each curve; 0 for lines alone.
         lr: Their learning rate.
         threshold: Of the verdict.
         seed: Of the curves.
-        keep: Folder for the paths that are done; an interrupted search goes on from there.
+        partial: Folder for the paths that are done; an interrupted search goes on from there.
 
     Raises:
         ValueError: Two of them are of different architectures.
     """
     found: dict[str, Connection] = {}
-    settings = {"steps": steps, "lr": lr, "threshold": threshold, "seed": seed}
+    settings = {"steps": num_steps, "lr": lr, "threshold": threshold, "seed": seed}
     for (one, first), (two, second) in itertools.combinations(objectives.items(), 2):
-        store = Store(keep, f"{one} to {two}", key_of(settings, first, second))
+        store = Store(partial, f"{one} to {two}", key_of(settings, first, second))
         make = functools.partial(
-            connect, first, second.model, steps=steps, lr=lr, threshold=threshold, seed=seed
+            connect, first, second.model, num_steps=num_steps, lr=lr, threshold=threshold, seed=seed
         )
         try:
             found[f"{one} to {two}"] = store.of("connection", Connection, make)
@@ -105,14 +105,14 @@ def connections(
 
 
 def follow(
-    objective: Objective, checkpoints: Mapping[str, Vector], *, points: int = 21, margin: float = 0.2
+    objective: Objective, checkpoints: Mapping[str, Vector], *, num_points: int = 21, margin: float = 0.2
 ) -> Trajectory:
     """The loss over the plane of a training path.
 
     Args:
         objective: The loss.
         checkpoints: Weights by name, at least three, in the order of training; the last is the origin of the plane.
-        points: Of a side.
+        num_points: Of a side.
         margin: Room around the path, as a share of its extent.
 
     Raises:
@@ -122,7 +122,7 @@ def follow(
     path = trajectory_plane(objective, weights)
     with objective.at(list(weights[-1])):
         surface = plane(
-            objective, *path.directions, ranges=around(path.coordinates, margin), points=points,
-            markers=dict(zip(checkpoints, path.coordinates, strict=True)), stamp=False,
+            objective, *path.directions, ranges=around(path.coordinates, margin), num_points=num_points,
+            markers=dict(zip(checkpoints, path.coordinates, strict=True)), with_curvature=False,
         )  # fmt: skip
     return Trajectory(path, surface, tuple(checkpoints))

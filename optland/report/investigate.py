@@ -25,11 +25,11 @@ def investigate(
     *,
     about: Mapping[str, str] | None = None,
     tests: Mapping[str, Objective] | None = None,
-    sample: bool = False,
+    is_sample: bool = False,
     pairs: Sequence[tuple[str, str]] = (),
-    curve_steps: int = 300,
+    num_curve_steps: int = 300,
     path: Mapping[str, Vector] | None = None,
-    keep: str | Path | None = None,
+    partial: str | Path | None = None,
     watch: Callable[[str], None] | None = None,
     notes: Sequence[str] = (),
 ) -> Findings:
@@ -41,11 +41,11 @@ def investigate(
         settings: How much to look at.
         about: Facts for its head, beside the data and the versions.
         tests: The loss on test data, by the same names.
-        sample: Whether the data are a sample of those that matter.
+        is_sample: Whether the data are a sample of those that matter.
         pairs: Between which checkpoints to look for a low path.
-        curve_steps: Training steps of each curve; 0 for lines alone.
+        num_curve_steps: Training steps of each curve; 0 for lines alone.
         path: Weights in the order of training, by name: how the first of ``objectives`` got there.
-        keep: Folder for what is done; an interrupted call goes on from there.
+        partial: Folder for what is done; an interrupted call goes on from there.
         watch: Called with the name of each part before it begins.
         notes: Sentences about what is not as it should be.
 
@@ -58,7 +58,7 @@ def investigate(
     chosen, begin = settings or SurveySettings(), watch or (lambda part: None)
     surveys = [
         survey(
-            name, objective, chosen, test=(tests or {}).get(name), sample=sample, keep=keep,
+            name, objective, chosen, test=(tests or {}).get(name), is_sample=is_sample, partial=partial,
             watch=functools.partial(_named, begin, name),
         )
         for name, objective in objectives.items()
@@ -67,11 +67,11 @@ def investigate(
     for one, two in pairs:
         begin(f"{one} to {two}")
         pair = {one: objectives[one], two: objectives[two]}
-        found |= connections(pair, steps=curve_steps, seed=chosen.seed, keep=keep)
+        found |= connections(pair, num_steps=num_curve_steps, seed=chosen.seed, partial=partial)
     trajectory = None
     if path is not None:
         begin("path of training")
-        trajectory = follow(first, path, points=chosen.points)
+        trajectory = follow(first, path, num_points=chosen.num_points)
     facts = {"data": f"{first.data}, {first.mode} mode, seed {chosen.seed}, {first.dtype}", **(about or {})}
     facts["versions"] = f"optland {__version__}, torch {torch.__version__}"
     return Findings(title, facts, tuple(surveys), found, trajectory, tuple(notes))

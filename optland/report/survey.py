@@ -48,43 +48,43 @@ class SurveySettings:
     """How much to look at; the defaults take about a minute for a small net on two cores.
 
     Attributes:
-        points: Of a side of each plane, odd.
+        num_points: Of a side of each plane, odd.
         distance: The random plane runs from minus to plus this multiple of its filter-normalised directions.
         k: Eigenvalues at each end.
         max_matvecs: Most Hessian products of each part of the curvature.
         density: Whether to take the density of all eigenvalues, the dearest part of the curvature.
         num_rays: Random rays.
         radii: Of the sharpness.
-        gradients: Batch gradients for the effective dimension; 0 leaves it out.
+        num_gradients: Batch gradients for the effective dimension; 0 leaves it out.
         seed: Of everything random.
     """
 
-    points: int = 21
+    num_points: int = 21
     distance: float = 1.0
     k: int = 3
     max_matvecs: int = 100
     density: bool = True
     num_rays: int = 20
     radii: tuple[float, ...] = (0.05, 0.2)
-    gradients: int = 32
+    num_gradients: int = 32
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.points < 3 or self.points % 2 == 0:
+        if self.num_points < 3 or self.num_points % 2 == 0:
             raise ValueError(
-                f"points: {self.points} must be odd and at least 3, so that the centre is one of them"
+                f"num_points: {self.num_points} must be odd and at least 3, so that the centre is one of them"
             )
         if not self.distance > 0 or not all(r > 0 for r in self.radii) or not self.radii:
             raise ValueError(f"distance: {self.distance} and radii: {list(self.radii)} must all be above 0")
         if (
             min(self.k, self.max_matvecs) < 1
             or self.num_rays < 2
-            or self.gradients < 0
-            or 0 < self.gradients < 4
+            or self.num_gradients < 0
+            or 0 < self.num_gradients < 4
         ):
             raise ValueError(
                 f"k: {self.k} and max_matvecs: {self.max_matvecs} must be at least 1, "
-                f"num_rays: {self.num_rays} at least 2, gradients: {self.gradients} 0 or at least 4"
+                f"num_rays: {self.num_rays} at least 2, num_gradients: {self.num_gradients} 0 or at least 4"
             )
 
 
@@ -122,9 +122,9 @@ class Survey(Archived):
 def declared_cost(objective: Objective, settings: SurveySettings) -> float:
     """The most that :func:`survey` can cost in gradient evaluations, known before it runs."""
     n = objective.num_samples
-    forwards = 2 * (settings.points**2 + 1) + 5 * settings.num_rays
+    forwards = 2 * (settings.num_points**2 + 1) + 5 * settings.num_rays
     forwards += 2 * len(settings.radii) * (2 * 25 + 1 + 2 + 40) + 2
-    gradients = 2 * len(settings.radii) * (1 + 40) + (1 if settings.gradients else 0)
+    gradients = 2 * len(settings.radii) * (1 + 40) + (1 if settings.num_gradients else 0)
     products = 2.5 * (settings.num_rays + 80 + 4)
     own = portrait_cost(objective, max_matvecs=settings.max_matvecs, with_density=settings.density)
     return own + n * (forwards * FORWARD_GE + gradients + products)
@@ -136,8 +136,8 @@ def survey(
     settings: SurveySettings | None = None,
     *,
     test: Objective | None = None,
-    sample: bool = False,
-    keep: str | Path | None = None,
+    is_sample: bool = False,
+    partial: str | Path | None = None,
     watch: Watch | None = None,
 ) -> Survey:
     """Look at the present weights from all sides.
@@ -147,28 +147,28 @@ def survey(
         objective: The loss.
         settings: How much to look at.
         test: The loss of the same model on test data, for a second surface and for the gap.
-        sample: Whether the data are a sample of those that matter, for the verdict.
-        keep: Folder for the parts that are done; an interrupted survey goes on from there.
+        is_sample: Whether the data are a sample of those that matter, for the verdict.
+        partial: Folder for the parts that are done; an interrupted survey goes on from there.
         watch: Called with the name of each part before it begins.
 
     Raises:
         ValueError: Settings that cannot be, or a test loss of another model.
     """
     chosen = settings or SurveySettings()
-    store = Store(keep, name, key_of(asdict(chosen), *(o for o in (objective, test) if o is not None)))
+    store = Store(partial, name, key_of(asdict(chosen), *(o for o in (objective, test) if o is not None)))
     begin = watch or (lambda part: None)
     others = {} if test is None else {"test loss": test}
 
     begin("curvature")
     point = store.of("portrait", Portrait, lambda: portrait(
-        objective, k=chosen.k, max_matvecs=chosen.max_matvecs, with_density=chosen.density, sample=sample,
+        objective, k=chosen.k, max_matvecs=chosen.max_matvecs, with_density=chosen.density, is_sample=is_sample,
         seed=chosen.seed,
     ))  # fmt: skip
     begin("random plane")
     first, second, far = _random_pair(objective, chosen)
     partial = store.path("random-partial")
     random = store.of("random", Slice, lambda: plane(
-        objective, first, second, distance=far, points=chosen.points, others=others, partial=partial
+        objective, first, second, distance=far, num_points=chosen.num_points, others=others, partial=partial
     ))  # fmt: skip
     begin("plane of eigenvectors")
     eigen = _eigen_plane(objective, point, random, chosen, store)
@@ -179,7 +179,7 @@ def survey(
         {name: objective}, others={} if test is None else {name: test}, radii=chosen.radii, seed=chosen.seed
     ).minima[0])  # fmt: skip
     dimension = None
-    if chosen.gradients:
+    if chosen.num_gradients:
         begin("effective dimension")
         dimension = store.of("dimension", EffectiveDimension, lambda: _dimension(objective, chosen))
     return Survey(name, point, random, eigen, found_rays, minimum, dimension)
@@ -213,7 +213,7 @@ def _eigen_plane(
     top, bottom = (eigenvector_direction(objective, spectrum, i) for i in (0, -1))
     far = [reach(spectrum.values[i].value) for i in (0, -1)]
     return store.of("eigen", Slice, lambda: plane(
-        objective, top, bottom, ranges=((-far[0], far[0]), (-far[1], far[1])), points=settings.points,
+        objective, top, bottom, ranges=((-far[0], far[0]), (-far[1], far[1])), num_points=settings.num_points,
         partial=store.path("eigen-partial"),
     ))  # fmt: skip
 
@@ -221,8 +221,8 @@ def _eigen_plane(
 def _dimension(objective: Objective, settings: SurveySettings) -> EffectiveDimension:
     """Of the gradients of so many pieces of the data's batches."""
     pieces = []
-    per_batch = max(1, math.ceil(settings.gradients / max(1, len(list(objective.batches)))))
+    per_batch = max(1, math.ceil(settings.num_gradients / max(1, len(list(objective.batches)))))
     for batch in objective.batches:
         pieces += split(batch, min(per_batch, num_samples(batch)))
-    chosen = pieces[: settings.gradients]
+    chosen = pieces[: settings.num_gradients]
     return effective_dimension([objective.on(piece, num_samples(piece)).gradient() for piece in chosen])

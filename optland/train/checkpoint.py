@@ -55,16 +55,16 @@ class Stateful(Protocol):
 # Files ---------------------------------------------------------------------------------------------
 
 
-def save_checkpoint(path: str | Path, state: Mapping[str, Any], *, keep: int = 2) -> None:
+def save_checkpoint(path: str | Path, state: Mapping[str, Any], *, num_kept: int = 2) -> None:
     """Write ``state`` to ``path`` atomically; what was there stays readable behind it.
 
     Args:
         path: The file; its folder is made where missing.
         state: Tensors and plain Python values, nested in dictionaries and lists.
-        keep: Checkpoints to keep: the newest as ``<name>``, then ``<name>.previous``, ``<name>.previous-2`` ...
+        num_kept: Checkpoints to keep: the newest as ``<name>``, then ``<name>.previous``, ``<name>.previous-2`` ...
 
     Raises:
-        ValueError: ``keep`` below 1.
+        ValueError: ``num_kept`` below 1.
         OSError: The disk does not take it. What was there is untouched, and the half of the new one is gone.
 
     Example:
@@ -75,8 +75,8 @@ def save_checkpoint(path: str | Path, state: Mapping[str, Any], *, keep: int = 2
         >>> load_checkpoint(path), load_checkpoint(path.with_name("checkpoint.pt.previous"))
         ({'step': 2}, {'step': 1})
     """
-    if keep < 1:
-        raise ValueError(f"keep {keep} checkpoints is none at all; use 1 or more, 2 by default")
+    if num_kept < 1:
+        raise ValueError(f"num_kept {num_kept}: that is none at all; use 1 or more, 2 by default")
     path = Path(path)
     payload = _with_sum(state)
     reach("checkpoint.before_write")
@@ -85,7 +85,7 @@ def save_checkpoint(path: str | Path, state: Mapping[str, Any], *, keep: int = 2
     try:
         _write(aside, payload)
         reach("checkpoint.before_rename")
-        _put_in_place(aside, path, keep)
+        _put_in_place(aside, path, num_kept)
     except OSError:
         _clear_away(aside, _beside(path, ".behind"))
         raise
@@ -260,7 +260,7 @@ class Checkpoint:
         every: Steps between two saves; None saves by time alone.
         every_seconds: Seconds between two saves; None saves by step alone. When a save is made has no influence on
             the training, so the clock may decide here.
-        keep: Checkpoints to keep; 2, the newest and the last good one behind it.
+        num_kept: Checkpoints to keep; 2, the newest and the last good one behind it.
         unwritten: Takes down the saves that failed; the run's own, so that its end names them.
         parts: Named objects with ``state_dict`` and ``load_state_dict``; None is left out. A scheduler must come
             before its optimizer, because making one overwrites the learning rate that the optimizer's state holds.
@@ -275,7 +275,7 @@ class Checkpoint:
         *,
         every: int | None = None,
         every_seconds: float | None = None,
-        keep: int = 2,
+        num_kept: int = 2,
         unwritten: Unwritten | None = None,
         **parts: Stateful | None,
     ) -> None:
@@ -285,12 +285,12 @@ class Checkpoint:
             raise ValueError(f"checkpoint interval {every} must be at least 1 step")
         if every_seconds is not None and not every_seconds > 0:
             raise ValueError(f"checkpoint interval {every_seconds} s must be above 0")
-        if keep < 1:
-            raise ValueError(f"keep {keep} checkpoints is none at all; use 1 or more, 2 by default")
+        if num_kept < 1:
+            raise ValueError(f"num_kept {num_kept}: that is none at all; use 1 or more, 2 by default")
         self.path = Path(path)
         self.every = every
         self.every_seconds = every_seconds
-        self.keep = keep
+        self.keep = num_kept
         self.parts = {name: part for name, part in parts.items() if part is not None}
         self.unwritten = unwritten or Unwritten()
         self.kept: int | None = None
@@ -313,7 +313,7 @@ class Checkpoint:
         state: dict[str, Any] = {name: part.state_dict() for name, part in self.parts.items()}
         left = "there is none yet" if self.kept is None else f"the one of step {self.kept} stays"
         with self.unwritten.attempt(self.path.name, left=left):
-            save_checkpoint(self.path, {"step": step, "rng": rng_state(), "parts": state}, keep=self.keep)
+            save_checkpoint(self.path, {"step": step, "rng": rng_state(), "parts": state}, num_kept=self.keep)
             self.kept = step
         self._saved_at = time.monotonic()
         return self.kept

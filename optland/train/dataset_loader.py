@@ -37,7 +37,7 @@ class DatasetLoader(ResumableLoader):
         batch_size: Samples a batch and update; the last batch of an epoch may be smaller.
         epochs: Passes over the data.
         seed: Seed of the order and of all randomness in samples and augmentation.
-        workers: Processes that read; 0 reads in this one.
+        num_workers: Processes that read; 0 reads in this one.
         pin_memory: Page-locked batches, which copy faster and asynchronously to a GPU; ignored without CUDA.
         collate_fn: Makes a batch out of a list of samples; PyTorch's default otherwise, its lists made tuples.
         transform: ``transform(batch, generator)``, called on every batch in this process, with a CPU generator seeded
@@ -61,7 +61,7 @@ class DatasetLoader(ResumableLoader):
         *,
         epochs: int,
         seed: int = 0,
-        workers: int = 0,
+        num_workers: int = 0,
         pin_memory: bool = True,
         collate_fn: Callable[[list[Any]], Any] | None = None,
         transform: Transform | None = None,
@@ -71,11 +71,11 @@ class DatasetLoader(ResumableLoader):
                 f"a {type(dataset).__name__} is a stream: exact resume needs a dataset with len() and [index]; "
                 "give it those, or save its samples to files and index them"
             )
-        if workers < 0:
-            raise ValueError(f"workers {workers} is negative; use 0 to read in the training process")
+        if num_workers < 0:
+            raise ValueError(f"num_workers {num_workers} is negative; use 0 to read in the training process")
         super().__init__(len(dataset), batch_size, epochs=epochs, seed=seed, transform=transform)
         self.dataset = dataset
-        self.workers = workers
+        self.workers = num_workers
         self.pin_memory = pin_memory
         self.collate_fn = collate_fn
         self._on_their_way: deque[int] = deque()  # sizes asked of the workers and not served yet

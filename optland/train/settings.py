@@ -96,14 +96,14 @@ class OptimizerConfig:
         made = replace(self, rho=None)._create([nn.Parameter(torch.zeros(1))], steps=1)
         return float(setting(made.param_groups[0], "rho"))
 
-    def build(self, model: nn.Module, steps: int | None = None) -> Optimizer:
+    def build(self, model: nn.Module, total_steps: int | None = None) -> Optimizer:
         """The optimizer on the model's parameters.
 
         Args:
             model: What is trained.
-            steps: Updates in the run, for a gate such as ``tail(share=0.25)`` that counts from its end.
+            total_steps: Updates in the run, for a gate such as ``tail(share=0.25)`` that counts from its end.
         """
-        return self._create(list(model.parameters()), steps, model=model)
+        return self._create(list(model.parameters()), total_steps, model=model)
 
     def alone(self) -> OptimizerConfig:
         """The base without the method, with the same settings: what the method is compared with."""

@@ -23,7 +23,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from optland.batches import num_samples, split
+from optland import batches
 from optland.config import UserError, did_you_mean
 from optland.log import read_jsonl
 from optland.objective import LossFn, Objective
@@ -190,7 +190,7 @@ def probe_objective(
     data: ProbeData,
     *,
     split_name: Split,
-    num: int,
+    num_samples: int,
     seed: int,
     batch_size: int,
 ) -> Objective:
@@ -201,7 +201,7 @@ def probe_objective(
         loss_fn: The run's loss.
         data: The run's data.
         split_name: Which split.
-        num: Samples; all where there are no more.
+        num_samples: Samples; all where there are no more.
         seed: Seed of the draw.
         batch_size: Samples at a time; memory alone depends on it.
 
@@ -210,15 +210,15 @@ def probe_objective(
         >>> data = load_data(DataConfig("teacher", num_samples=100))
         >>> net = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
         >>> mean_loss = lambda net, batch: nn.functional.cross_entropy(net(batch[0]), batch[1])
-        >>> L = probe_objective(net, mean_loss, data, split_name="train", num=30, seed=0, batch_size=8)
+        >>> L = probe_objective(net, mean_loss, data, split_name="train", num_samples=30, seed=0, batch_size=8)
         >>> L.data, len(L.batches), L.mode
         ('30 of 70 training samples', 4, 'eval')
     """
     total = data.size(split_name)
-    batch = data.sample(split_name, num, seed)
-    count = num_samples(batch)
+    batch = data.sample(split_name, num_samples, seed)
+    count = batches.num_samples(batch)
     which = f"all {count}" if count == total else f"{count} of {total}"
-    pieces = split(batch, math.ceil(count / batch_size))
+    pieces = batches.split(batch, math.ceil(count / batch_size))
     return Objective(model, loss_fn, pieces, data=f"{which} {SPLITS[split_name]} samples", seed=seed)
 
 
@@ -232,7 +232,7 @@ def disagreement(run: TrainedRun, loss_fn: LossFn, data: ProbeData, batch_size: 
         return ""
     num = data.size("val")
     objective = probe_objective(
-        run.evaluated, loss_fn, data, split_name="val", num=num, seed=0, batch_size=batch_size
+        run.evaluated, loss_fn, data, split_name="val", num_samples=num, seed=0, batch_size=batch_size
     )
     found = objective.value()
     if abs(found - run.val_loss) <= SAME_LOSS * max(abs(run.val_loss), SAME_LOSS):

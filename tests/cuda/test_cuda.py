@@ -97,7 +97,7 @@ def test_curvature_is_that_of_the_cpu() -> None:
     found = {}
     for device in ("cpu", "cuda"):
         with hessian(on(device)) as H:
-            spectrum = lanczos(H, ends="both", tol=1e-6)
+            spectrum = lanczos(H, ends="both", rtol=1e-6)
             found[device] = (spectrum.top.value, spectrum.bottom.value)
     assert found["cuda"] == pytest.approx(found["cpu"], rel=1e-5)
     with hessian(on("cuda")) as H:
@@ -110,11 +110,11 @@ def test_slices_and_sharpness_are_those_of_the_cpu(mode: Any) -> None:
     values = {}
     for device in ("cpu", "cuda"):
         L = on(device, mode=mode)
-        found = line(L, random_direction(L, seed=3), points=5)
+        found = line(L, random_direction(L, seed=3), num_points=5)
         values[device] = [
             *found.loss.tolist(),
             found.curvature[0],
-            worst_sharpness(L, 0.05, steps=5).rise.value,
+            worst_sharpness(L, 0.05, num_steps=5).rise.value,
         ]
     assert values["cuda"] == pytest.approx(values["cpu"], rel=1e-6, abs=1e-9)
 
@@ -122,7 +122,7 @@ def test_slices_and_sharpness_are_those_of_the_cpu(mode: Any) -> None:
 def test_curves_are_trained() -> None:
     L = on("cuda")
     other = [p.detach() + 0.2 * torch.randn_like(p) for p in L.params]
-    found = connect(L, other, steps=20, points=11)
+    found = connect(L, other, num_steps=20, num_points=11)
     assert found.curve is not None
     assert found.curve.recalibrated
 

@@ -98,7 +98,7 @@ def test_every_value_is_right_within_its_error_or_refused(name: str) -> None:
     rounding = 1e-5 * float(expected.norm())
     assert float((product - expected).norm()) <= 3 * operator.product_error + rounding
 
-    top = lanczos(hessian(L), k=1, tol=1e-3).top
+    top = lanczos(hessian(L), k=1, rtol=1e-3).top
     # The error of differences is known within a factor from one comparison, as that of the product above.
     assert abs(top.value - float(torch.linalg.eigvalsh(H)[-1])) <= 3 * top.error + rounding
     total = trace(hessian(L), max_matvecs=16)
@@ -144,7 +144,7 @@ def test_critical_step_and_noise_are_those_of_the_twin(name: str) -> None:
             rows.append(torch.cat([p.flatten() for p in g]))
     gradients = torch.stack(rows)
     expected = float(gradients.var(dim=0).sum())
-    assert gradient_noise(L, parts=9).trace_cov.value == pytest.approx(expected, rel=1e-3)
+    assert gradient_noise(L, num_parts=9).trace_cov.value == pytest.approx(expected, rel=1e-3)
     singles = per_sample_gradients(L)
     torch.testing.assert_close(singles.norms, gradients.norm(dim=1).detach(), rtol=1e-4, atol=1e-6)
     product = vectors.flatten(empirical_fisher(L).matvec(d)).double()

@@ -48,15 +48,15 @@ PROBES: dict[str, Callable[[Objective], Any]] = {
         hessian(L, method="forward_over_reverse"), max_matvecs=3
     ),
     "gauss-newton": lambda L: lanczos(ggn(L, method="double_backward"), max_matvecs=3),
-    "fisher": lambda L: lanczos(fisher(L, "gaussian", samples=2, method="double_backward"), max_matvecs=3),
+    "fisher": lambda L: lanczos(fisher(L, "gaussian", num_draws=2, method="double_backward"), max_matvecs=3),
     "check of an operator": lambda L: hessian(L, method="double_backward").check(),
     "float64 copy": lambda L: L.double().gradient(L.displaced(vectors.random_unit(L.params, 0), 1.0)),
     "critical step": lambda L: critical_step(L, vectors.scaled(-0.1, L.gradient())),
     "critical step from elsewhere": lambda L: critical_step(
         L, vectors.random_unit(L.params, 1), origin=L.displaced(vectors.random_unit(L.params, 0), 0.5)
     ),
-    "gradient noise": lambda L: gradient_noise(L, parts=3),
-    "noise scale": lambda L: noise_scale(L, parts=4, method="double_backward"),
+    "gradient noise": lambda L: gradient_noise(L, num_parts=3),
+    "noise scale": lambda L: noise_scale(L, num_parts=4, method="double_backward"),
     "per-sample gradients": lambda L: per_sample_gradients(L),
     "curvature along": lambda L: curvature_along(
         L, vectors.random_unit(L.params, 0), method="double_backward"
@@ -68,12 +68,12 @@ PROBES: dict[str, Callable[[Objective], Any]] = {
     "certificate": lambda L: certify(vectors.random_unit(L.params, 0), L, method="double_backward"),
     "trace": lambda L: trace(hessian(L, method="double_backward"), max_matvecs=12),
     "diagonal": lambda L: diagonal(hessian(L, method="double_backward"), max_matvecs=12),
-    "density": lambda L: density(hessian(L, method="double_backward"), steps=4, starts=2),
+    "density": lambda L: density(hessian(L, method="double_backward"), num_steps=4, num_starts=2),
     "power iteration": lambda L: power_iteration(hessian(L, method="double_backward"), 3),
     "spectral summary": lambda L: spectral_summary(hessian(L, method="double_backward"), max_matvecs=6),
     "verdict": lambda L: classify(L, max_matvecs=6, method="double_backward"),
     "search for critical points": lambda L: find_critical_points(
-        L, [L.params], tol=1e-3, max_steps=2, max_matvecs=4, method="double_backward"
+        L, [L.params], atol=1e-3, max_steps=2, max_matvecs=4, method="double_backward"
     ),
     "stability ratio": lambda L: stability_ratio(
         L, torch.optim.SGD(L.model.parameters(), lr=0.1), max_matvecs=4, method="double_backward"

@@ -97,7 +97,7 @@ from optland.train import Checkpoint
 from optland.train.dataset_loader import DatasetLoader
 from optland.train.interrupt import GracefulStop
 
-loader = DatasetLoader(TensorDataset(torch.arange(4000)), 4, epochs=1, workers=2)
+loader = DatasetLoader(TensorDataset(torch.arange(4000)), 4, epochs=1, num_workers=2)
 checkpoint = Checkpoint(Path("c.pt"), every=10_000, loader=loader)
 with GracefulStop() as stop:
     for step, _ in enumerate(loader, 1):

@@ -66,8 +66,8 @@ RESULTS: dict[str, Callable[[], Any]] = {
     "Certificate": certificate,
     "CriticalPoint": lambda: curvature.classify(objective()),
     "CriticalStep": critical_step,
-    "Curve": lambda: curvature.density(hessian(), steps=8, starts=1).curve(),  # its errors are NaN
-    "Density": lambda: curvature.density(hessian(), steps=8, starts=2),
+    "Curve": lambda: curvature.density(hessian(), num_steps=8, num_starts=1).curve(),  # its errors are NaN
+    "Density": lambda: curvature.density(hessian(), num_steps=8, num_starts=2),
     "Diagonal": lambda: curvature.diagonal(hessian(), max_matvecs=20),
     "FoundPoint": lambda: points()[0],
     "GradientNoise": lambda: curvature.gradient_noise(objective()),
@@ -79,7 +79,7 @@ RESULTS: dict[str, Callable[[], Any]] = {
     "PowerIteration": lambda: curvature.power_iteration(hessian()),
     "SpectralSummary": lambda: curvature.spectral_summary(hessian()),
     "Spectrum": lambda: curvature.lanczos(curvature.hessian(objective(torch.bfloat16)), k=2),
-    "Spike": lambda: curvature.density(curvature.hessian(quadratic(torch.eye(3))), steps=3).spikes[0],
+    "Spike": lambda: curvature.density(curvature.hessian(quadratic(torch.eye(3))), num_steps=3).spikes[0],
     "StabilityRatio": lambda: curvature.stability_ratio(L := objective(), sgd(L)),
     "StableRate": lambda: curvature.stable_rate(L := objective(), sgd(L), {"last": 0.1, "peak": 0.5}),
     "Threshold": lambda: curvature.stability_threshold(sgd(objective()))[0],

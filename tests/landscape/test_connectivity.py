@@ -61,7 +61,7 @@ def test_the_three_definitions_with_ends_of_different_height() -> None:
 
     # f(0) = 0, f(1/2) = 3, f(1) = 2 on the parabola through them
     L = Objective(One(), lambda m, b: (10 * m.w - 8 * m.w**2).sum(), [torch.zeros(1)])
-    path = linear_path(L, vec(1.0), points=101, refine=0)
+    path = linear_path(L, vec(1.0), num_points=101, num_refined=0)
     t = torch.linspace(0, 1, 101).double()
     f = 10 * t - 8 * t**2
     assert path.above == pytest.approx(float(f.max()) - 2)
@@ -77,7 +77,7 @@ def test_a_convex_loss_has_no_entezari_barrier() -> None:
 
 
 def test_arc_length_and_means() -> None:
-    path = linear_path(two_factor(1.0, 1.0), vec(4.0, 5.0), points=201, refine=0)
+    path = linear_path(two_factor(1.0, 1.0), vec(4.0, 5.0), num_points=201, num_refined=0)
     assert float(path.length[-1]) == pytest.approx(5.0)
     assert path.arc_mean == pytest.approx(path.mean)  # a straight line at constant speed
 
@@ -92,7 +92,7 @@ def test_arc_length_and_means() -> None:
 def test_a_free_bend_drives_the_barrier_away(kind: Any, minimise: Any) -> None:
     """Both kinds have a curve of zero loss here: from 1/8 to nearly nothing."""
     found = connect(
-        two_units(), vec(0.0, 0.0, 1.0, 1.0), kind=kind, minimise=minimise, steps=400, lr=0.05, seed=1
+        two_units(), vec(0.0, 0.0, 1.0, 1.0), kind=kind, minimise=minimise, num_steps=400, lr=0.05, seed=1
     )
     assert found.linear.above == pytest.approx(1 / 8)
     assert found.curve is not None
@@ -101,7 +101,7 @@ def test_a_free_bend_drives_the_barrier_away(kind: Any, minimise: Any) -> None:
 
 
 def test_a_curve_cannot_cross_what_no_path_can() -> None:
-    found = connect(two_factor(1.0, 1.0), vec(-1.0, -1.0), steps=100, lr=0.05)
+    found = connect(two_factor(1.0, 1.0), vec(-1.0, -1.0), num_steps=100, lr=0.05)
     assert found.curve is not None
     assert found.curve.above >= 0.5 - 1e-3
     assert not found.connected
@@ -203,7 +203,7 @@ def test_recalibrated_statistics_weigh_batches_by_their_size(sizes: tuple[int, .
 
 def test_a_path_recalibrates_and_differs_from_one_with_stale_statistics() -> None:
     L, other = normed()
-    path = linear_path(L, other, points=5, refine=0)
+    path = linear_path(L, other, num_points=5, num_refined=0)
     assert path.recalibrated
     stale = L.value(other)
     with recalibrated(L, other):
@@ -217,7 +217,7 @@ def test_nothing_of_the_model_is_left_changed() -> None:
     L.model.train()
     before = {k: v.clone() for k, v in L.model.state_dict().items()}
     rng = torch.get_rng_state()
-    connect(L, other, steps=5)
+    connect(L, other, num_steps=5)
     assert all(torch.equal(v, before[k]) for k, v in L.model.state_dict().items())
     assert L.model.training
     assert torch.equal(torch.get_rng_state(), rng)
@@ -230,25 +230,27 @@ def test_checkpoints_may_be_modules_state_dicts_or_tensors() -> None:
     with torch.no_grad():
         for p, t in zip(twin.parameters(), other, strict=True):
             p.copy_(t)
-    values = [linear_path(L, c, points=3, refine=0).ends[1] for c in (twin, twin.state_dict(), other)]
+    values = [
+        linear_path(L, c, num_points=3, num_refined=0).ends[1] for c in (twin, twin.state_dict(), other)
+    ]
     assert values[0] == values[1] == values[2]
 
 
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"bends": 0}, "bends 0"),
+        ({"num_bends": 0}, "num_bends 0"),
         ({"kind": "spline"}, "kind 'spline'"),
         ({"minimise": "min"}, "minimise 'min'"),
         ({"threshold": 1.0}, "threshold 1.0"),
         ({"lr": 0.0}, "lr 0.0"),
-        ({"points": 2}, "points 2"),
+        ({"num_points": 2}, "num_points 2"),
         ({"batches": []}, "batches holds nothing"),
     ],
 )
 def test_bad_values_are_refused(options: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
-        connect(two_units(), vec(0.0, 0.0, 1.0, 1.0), **{"steps": 2, **options})
+        connect(two_units(), vec(0.0, 0.0, 1.0, 1.0), **{"num_steps": 2, **options})
 
 
 def test_checkpoints_that_do_not_fit_are_refused() -> None:
@@ -257,5 +259,5 @@ def test_checkpoints_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ValueError, match="no 'w'"):
         linear_path(two_units(), {"v": torch.zeros(4)})
     with pytest.raises(ValueError, match="the same weights"):
-        connect(two_units(), vec(1.0, 1.0, 0.0, 0.0), steps=2)
+        connect(two_units(), vec(1.0, 1.0, 0.0, 0.0), num_steps=2)
     assert math.isfinite(linear_path(two_units(), vec(0.0, 0.0, 1.0, 1.0)).mean)

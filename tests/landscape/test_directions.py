@@ -205,7 +205,7 @@ def test_the_realised_update_ends_at_zero_and_began_at_minus_one() -> None:
     L.model.weight.grad = L.gradient()[0]
     optimizer.step()
     d = update_direction(L, before)
-    found = line(L, d, points=3)
+    found = line(L, d, num_points=3)
     assert found.loss[1] == L.value()
     assert found.loss[0] == pytest.approx(loss_before, rel=1e-12)
 
@@ -216,7 +216,7 @@ def test_along_an_eigenvector_the_slice_bends_by_its_eigenvalue() -> None:
     with hessian(L) as H:
         spectrum = lanczos(H, 1, ends="both")
     for index, value in ((0, 5.0), (-1, -2.0)):
-        found = line(L, eigenvector_direction(L, spectrum, index), points=3)
+        found = line(L, eigenvector_direction(L, spectrum, index), num_points=3)
         assert found.curvature[0] == pytest.approx(value)
         assert found.loss[0] == pytest.approx(value / 2)
     with pytest.raises(ValueError, match="index 2"):

@@ -26,7 +26,7 @@ def test_two_quadratics_at_their_minimum_have_the_closed_forms() -> None:
         {"narrow": quadratic(A, origin), "round": quadratic(B, origin)},
         radii=[0.1],
         metrics=["identity"],
-        pairs=400,
+        num_pairs=400,
     )
     for minimum, largest, tr in zip(found.minima, (8.0, 3.0), (10.0, 6.0), strict=True):
         assert minimum.largest.value == pytest.approx(largest)
@@ -43,11 +43,11 @@ def test_two_quadratics_at_their_minimum_have_the_closed_forms() -> None:
 def test_a_rescaling_that_leaves_the_function_moves_all_but_the_adaptive_measures() -> None:
     # ab = 1 at (1, 1) and (4, 1/4): eigenvalue a^2 + b^2, adaptive curvature 2 at both.
     found = compare_minima(
-        {"even": two_factor(1.0, 1.0), "uneven": two_factor(4.0, 0.25)}, radii=[0.05], pairs=50
+        {"even": two_factor(1.0, 1.0), "uneven": two_factor(4.0, 0.25)}, radii=[0.05], num_pairs=50
     )
     assert found.flattest("largest eigenvalue") == "even"
-    assert found.flattest("worst(m=all, rho=0.05, p=2, T=I, eval)") == "even"
-    even, uneven = (m.measures()["worst(m=all, rho=0.05, p=2, T=|w|, eval)"].value for m in found.minima)
+    assert found.flattest("worst(m=all, radius=0.05, p=2, T=I, eval)") == "even"
+    even, uneven = (m.measures()["worst(m=all, radius=0.05, p=2, T=|w|, eval)"].value for m in found.minima)
     assert even == pytest.approx(uneven, rel=1e-6)
 
 

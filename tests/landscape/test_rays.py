@@ -63,7 +63,7 @@ def test_a_bare_kink_is_flagged() -> None:
             super().__init__()
             self.w = nn.Parameter(torch.zeros(1, dtype=torch.float64))
 
-    found = rays(Objective(Point(), lambda m, b: m.w.abs().sum(), [torch.zeros(1)]), h=0.1, num_rays=4)
+    found = rays(Objective(Point(), lambda m, b: m.w.abs().sum(), [torch.zeros(1)]), distance=0.1, num_rays=4)
     assert found.mean.value == pytest.approx(20.0)
     assert found.mean_half.value == pytest.approx(40.0)
     assert found.kinks
@@ -83,7 +83,7 @@ def test_second_differences_have_the_error_of_the_next_order() -> None:
             super().__init__()
             self.w = nn.Parameter(torch.zeros(1, dtype=torch.float64))
 
-    found = rays(Objective(Point(), lambda m, b: m.w.exp().sum(), [torch.zeros(1)]), h=0.2, num_rays=2)
+    found = rays(Objective(Point(), lambda m, b: m.w.exp().sum(), [torch.zeros(1)]), distance=0.2, num_rays=2)
     assert found.mean.value == pytest.approx((2 * math.cosh(0.2) - 2) / 0.04)
     assert found.mean_hessian.value == pytest.approx(1.0)
 
@@ -103,7 +103,7 @@ def test_bad_values_are_refused() -> None:
     L = quadratic(torch.eye(2, dtype=torch.float64))
     with pytest.raises(ValueError, match="num_rays 1"):
         rays(L, num_rays=1)
-    with pytest.raises(ValueError, match="h -1"):
-        rays(L, h=-1.0)
+    with pytest.raises(ValueError, match="distance -1"):
+        rays(L, distance=-1.0)
     with pytest.raises(ValueError, match="distances"):
         gradient_smoothness(L, [])

@@ -21,13 +21,15 @@ AT = torch.tensor([0.2, 0.5, -1.0], dtype=torch.float64)  # where the gradient A
 def test_worst_case_and_sam_at_a_point_with_a_slope() -> None:
     """max over the ball solves (nu I - A) delta = g with ||delta|| = rho: 1.284313 here; SAM's step 1.116025."""
     L = quadratic(A, AT)
-    assert worst_sharpness(L, 0.5, steps=60, restarts=2).rise.value == pytest.approx(1.284313, abs=2e-4)
+    assert worst_sharpness(L, 0.5, num_steps=60, num_restarts=2).rise.value == pytest.approx(
+        1.284313, abs=2e-4
+    )
     assert sam_sharpness(L, 0.5).rise.value == pytest.approx(1.116025, abs=1e-6)
 
 
 def test_worst_case_at_a_minimum_is_half_rho_squared_lambda() -> None:
     L = quadratic(torch.diag(torch.tensor([1.0, 7.0, 3.0], dtype=torch.float64)), torch.zeros(3).double())
-    assert worst_sharpness(L, 0.2, steps=40).rise.value == pytest.approx(0.5 * 0.04 * 7.0, rel=1e-3)
+    assert worst_sharpness(L, 0.2, num_steps=40).rise.value == pytest.approx(0.5 * 0.04 * 7.0, rel=1e-3)
     assert sam_sharpness(L, 0.2).rise.value == 0.0  # no gradient, no ascent
 
 
@@ -50,7 +52,7 @@ def test_average_sharpness_is_half_rho_squared_trace(metric: Any) -> None:
     L = quadratic(A, AT)
     T = torch.ones(3).double() if metric == "identity" else AT.abs()
     expected = 0.5 * 0.3**2 * float((T * A.diagonal() * T).sum())
-    found = average_sharpness(L, 0.3, metric=metric, pairs=400).rise
+    found = average_sharpness(L, 0.3, metric=metric, num_pairs=400).rise
     assert abs(found.value - expected) < 4 * found.error
     u_variance = (
         0.5 * 0.3**4 * float(((T * A.diagonal() * T) ** 2).sum())
@@ -63,8 +65,8 @@ def test_the_adaptive_metric_does_not_see_a_rescaling() -> None:
     plain, adaptive = [], []
     for a in (1.0, 2.0, 4.0):
         L = two_factor(a, 1.0 / a)
-        plain.append(worst_sharpness(L, 1e-3, steps=40).rise.value)
-        adaptive.append(worst_sharpness(L, 1e-3, steps=40, metric="adaptive").rise.value)
+        plain.append(worst_sharpness(L, 1e-3, num_steps=40).rise.value)
+        adaptive.append(worst_sharpness(L, 1e-3, num_steps=40, metric="adaptive").rise.value)
     assert plain == pytest.approx([0.5e-6 * (a * a + 1 / a**2) for a in (1.0, 2.0, 4.0)], rel=0.02)
     assert adaptive == pytest.approx([0.5e-6 * 2.0] * 3, rel=0.02)
 
@@ -76,7 +78,9 @@ def test_the_order_of_the_three() -> None:
     x, y = torch.randn(30, 5).double(), torch.randint(0, 3, (30,))
     L = Objective(model, lambda m, b: F.cross_entropy(m(b[0]), b[1]), [(x, y)])
     worst = worst_sharpness(L, 0.1).rise.value
-    assert random_sharpness(L, 0.1, samples=50).rise.value < sam_sharpness(L, 0.1).rise.value <= worst + 1e-9
+    assert (
+        random_sharpness(L, 0.1, num_draws=50).rise.value < sam_sharpness(L, 0.1).rise.value <= worst + 1e-9
+    )
 
 
 def scalar_squares(n: int = 8) -> tuple[Objective, Tensor]:
@@ -94,7 +98,7 @@ def scalar_squares(n: int = 8) -> tuple[Objective, Tensor]:
 def test_m_sharpness_is_the_mean_of_each_batchs_own_and_larger() -> None:
     """Batches of one have their own minimum at 0 and curvature x_i^2; the gradient never cancels between samples."""
     L, x = scalar_squares()
-    one = worst_sharpness(L, 0.1, m=1, steps=10).rise
+    one = worst_sharpness(L, 0.1, m=1, num_steps=10).rise
     assert one.value == pytest.approx(0.5 * 0.01 * float((x**2).mean()), rel=1e-6)
     assert one.error == pytest.approx(0.5 * 0.01 * float((x**2).std()) / math.sqrt(8), rel=1e-6)
     torch.manual_seed(0)
@@ -108,21 +112,21 @@ def test_m_sharpness_is_the_mean_of_each_batchs_own_and_larger() -> None:
 def test_the_name_holds_all_that_decides_the_value() -> None:
     L, _ = scalar_squares()
     assert worst_sharpness(L, 0.1, m=2, p=math.inf, metric="adaptive").name == (
-        "worst(m=2, rho=0.1, p=inf, T=|w|, eval)"
+        "worst(m=2, radius=0.1, p=inf, T=|w|, eval)"
     )
-    assert sam_sharpness(L, 0.05).name == "sam(m=all, rho=0.05, p=2, T=I, eval)"
+    assert sam_sharpness(L, 0.05).name == "sam(m=all, radius=0.05, p=2, T=I, eval)"
 
 
 def test_cost_is_what_was_spent() -> None:
     L, _ = scalar_squares()
     for found in (
-        average_sharpness(L, 0.1, pairs=3),
-        worst_sharpness(L, 0.1, steps=3),
+        average_sharpness(L, 0.1, num_pairs=3),
+        worst_sharpness(L, 0.1, num_steps=3),
         sam_sharpness(L, 0.1, m=2),
     ):
         spent = found.rise.cost_ge
         assert spent > 0
-    assert average_sharpness(L, 0.1, pairs=3).rise.cost_ge == pytest.approx(7 * 8 / 3)
+    assert average_sharpness(L, 0.1, num_pairs=3).rise.cost_ge == pytest.approx(7 * 8 / 3)
 
 
 def test_the_model_is_left_as_it_was() -> None:
@@ -142,15 +146,15 @@ def test_the_model_is_left_as_it_was() -> None:
 @pytest.mark.parametrize(
     ("call", "options", "words"),
     [
-        (average_sharpness, {"rho": -0.1}, "rho -0.1"),
-        (average_sharpness, {"rho": 0.1, "pairs": 1}, "pairs 1"),
-        (average_sharpness, {"rho": 0.1, "metric": "fisher"}, "metric 'fisher'"),
-        (worst_sharpness, {"rho": 0.1, "p": 1.0}, "p=1.0"),
-        (worst_sharpness, {"rho": 0.1, "steps": 0}, "steps 0"),
-        (worst_sharpness, {"rho": 0.1, "m": 99}, "m 99 is larger"),
-        (sam_sharpness, {"rho": 0.1, "m": 0}, "m 0"),
-        (random_sharpness, {"rho": 0.1, "samples": 0}, "samples 0"),
-        (sam_sharpness, {"rho": math.nan}, "rho nan"),
+        (average_sharpness, {"radius": -0.1}, "radius -0.1"),
+        (average_sharpness, {"radius": 0.1, "num_pairs": 1}, "num_pairs 1"),
+        (average_sharpness, {"radius": 0.1, "metric": "fisher"}, "metric 'fisher'"),
+        (worst_sharpness, {"radius": 0.1, "p": 1.0}, "p=1.0"),
+        (worst_sharpness, {"radius": 0.1, "num_steps": 0}, "num_steps 0"),
+        (worst_sharpness, {"radius": 0.1, "m": 99}, "m 99 is larger"),
+        (sam_sharpness, {"radius": 0.1, "m": 0}, "m 0"),
+        (random_sharpness, {"radius": 0.1, "num_draws": 0}, "num_draws 0"),
+        (sam_sharpness, {"radius": math.nan}, "radius nan"),
     ],
 )
 def test_bad_values_are_refused(call: Any, options: dict[str, Any], words: str) -> None:

@@ -57,10 +57,10 @@ def net(mode: Any = "eval") -> Objective:
 def test_a_line_and_a_plane_of_a_quadratic_are_the_analytic_ones() -> None:
     L = quadratic(A, START)
     u, v = (random_direction(L, normalise="none", seed=s) for s in (1, 2))
-    along = line(L, u, distance=2.0, points=9)
+    along = line(L, u, distance=2.0, num_points=9)
     for t, loss in zip(along.coordinates[0].tolist(), along.loss.tolist(), strict=True):
         assert loss == pytest.approx(f(START + t * u.tensors[0]), abs=1e-12)
-    over = plane(L, u, v, distance=1.5, points=5)
+    over = plane(L, u, v, distance=1.5, num_points=5)
     for i, a in enumerate(over.coordinates[0].tolist()):
         for j, b in enumerate(over.coordinates[1].tolist()):
             expected = f(START + a * u.tensors[0] + b * v.tensors[0])
@@ -74,7 +74,7 @@ def test_a_line_and_a_plane_of_a_quadratic_are_the_analytic_ones() -> None:
 
 def test_distances_are_told_in_units_of_the_weights() -> None:
     L = quadratic(A, START)
-    found = line(L, random_direction(L, normalise="unit"), distance=2.0, points=3)
+    found = line(L, random_direction(L, normalise="unit"), distance=2.0, num_points=3)
     assert found.weight_units[0][-1] == pytest.approx(2.0 / float(START.norm()))
 
 
@@ -87,14 +87,14 @@ def test_a_slice_leaves_no_trace_and_takes_one_forward_a_batch_and_point(mode: A
     state = {k: v.clone() for k, v in L.model.state_dict().items()}
     rng = torch.get_rng_state()
     L.model.calls = 0
-    found = line(L, random_direction(L), points=7, stamp=False)
+    found = line(L, random_direction(L), num_points=7, with_curvature=False)
     assert L.model.calls == 7 * 2
     assert found.num_forwards == 7
     assert all(torch.equal(v, state[k]) for k, v in L.model.state_dict().items())
     assert L.model.training
     assert torch.equal(torch.get_rng_state(), rng)
     assert all(torch.equal(p.grad, torch.ones_like(p)) for p in L.params if p.grad is not None)
-    again = line(L, random_direction(L), points=7, stamp=False)
+    again = line(L, random_direction(L), num_points=7, with_curvature=False)
     assert torch.equal(found.loss, again.loss)
     assert found.loss[3] == pytest.approx(L.value(), rel=1e-6)
 
@@ -102,7 +102,7 @@ def test_a_slice_leaves_no_trace_and_takes_one_forward_a_batch_and_point(mode: A
 def test_every_point_is_what_a_model_with_these_weights_has() -> None:
     L = net()
     d = random_direction(L, seed=4)
-    found = line(L, d, points=5, stamp=False)
+    found = line(L, d, num_points=5, with_curvature=False)
     for t, loss in zip(found.coordinates[0].tolist(), found.loss.tolist(), strict=True):
         other = net()
         other.model.load_state_dict(L.model.state_dict())
@@ -119,7 +119,7 @@ def test_other_surfaces_are_drawn_over_the_same_points() -> None:
         return (m(b[0]).argmax(1) != b[1]).float().sum(), len(b[1])
 
     error = Objective(L.model, errors, L.batches)
-    found = line(L, random_direction(L), points=3, others={"error": error}, stamp=False)
+    found = line(L, random_direction(L), num_points=3, others={"error": error}, with_curvature=False)
     assert set(found.surfaces) == {"loss", "error"}
     with torch.no_grad():
         L.model.eval()
@@ -133,7 +133,7 @@ def test_the_plane_through_three_checkpoints_meets_them() -> None:
     L = quadratic(A, START)
     second = [torch.tensor([0.0, 1.0, 1.0], dtype=torch.float64)]
     third = [torch.tensor([2.0, 2.0, -1.0], dtype=torch.float64)]
-    found = checkpoint_plane(L, second, third, points=5)
+    found = checkpoint_plane(L, second, third, num_points=5)
     u, v = (d.tensors[0] for d in found.directions)
     assert abs(float(u @ v)) < 1e-12
     for name, w in (("first", START), ("second", second[0]), ("third", third[0])):
@@ -148,20 +148,20 @@ def test_what_is_not_finite_stays_so() -> None:
     with torch.no_grad():
         L.params[0][0, 0] = 1e20
     d = difference(L, [p.detach() + 1e30 for p in L.params])
-    found = line(L, d, distance=1e8, points=5, stamp=False)
+    found = line(L, d, distance=1e8, num_points=5, with_curvature=False)
     assert 0 < found.nonfinite < 1
     assert math.isfinite(float(found.loss[2]))
     with torch.no_grad():
         L.params[0][0, 0] = math.nan
     with pytest.raises(ValueError, match="no point of the slice has a finite loss"):
-        line(L, random_direction(L, normalise="none"), points=3, stamp=False)
+        line(L, random_direction(L, normalise="none"), num_points=3, with_curvature=False)
 
 
 def test_ruggedness_by_hand() -> None:
     """f(t) = t^2 is convex and smooth; |t - 1| and cos bend down where they should."""
     one = torch.ones(1, dtype=torch.float64)
     L = quadratic(2 * torch.eye(1, dtype=torch.float64), 0 * one + 1.0)
-    smooth = line(L, random_direction(L, normalise="unit"), points=9)
+    smooth = line(L, random_direction(L, normalise="unit"), num_points=9)
     assert ruggedness(smooth).nonconvex == 0.0
     assert ruggedness(smooth).roughness < 1e-12
 
@@ -171,7 +171,13 @@ def test_ruggedness_by_hand() -> None:
             self.w = nn.Parameter(torch.zeros(1, dtype=torch.float64))
 
     wave = Objective(Wave(), lambda m, b: torch.cos(m.w).sum(), [torch.zeros(1)])
-    found = line(wave, random_direction(wave, normalise="unit"), distance=2 * math.pi, points=33, stamp=False)
+    found = line(
+        wave,
+        random_direction(wave, normalise="unit"),
+        distance=2 * math.pi,
+        num_points=33,
+        with_curvature=False,
+    )
     t = found.coordinates[0][1:-1]
     expected = float((torch.cos(t) > 1e-6).double().mean())
     assert ruggedness(found).nonconvex == pytest.approx(expected, abs=1e-9)
@@ -180,7 +186,7 @@ def test_ruggedness_by_hand() -> None:
 def test_an_interrupted_slice_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     L = net()
     d = random_direction(L, seed=2)
-    whole = line(L, d, points=11, stamp=False)
+    whole = line(L, d, num_points=11, with_curvature=False)
     monkeypatch.setattr("optland.landscape.sweep.SAVE_EVERY", 0.0)
     L.model.calls = 0
 
@@ -191,11 +197,11 @@ def test_an_interrupted_slice_goes_on(tmp_path: Path, monkeypatch: pytest.Monkey
 
     monkeypatch.setattr("optland.landscape.sweep.REPORT_EVERY", 0.0)
     with pytest.raises(KeyboardInterrupt):
-        line(L, d, points=11, stamp=False, partial=tmp_path / "part", progress=stop)
+        line(L, d, num_points=11, with_curvature=False, partial=tmp_path / "part", progress=stop)
     assert L.model.calls == 8
     with pytest.raises(ValueError, match="belongs to another sweep"):
-        line(L, random_direction(L, seed=3), points=11, stamp=False, partial=tmp_path / "part")
-    resumed = line(L, d, points=11, stamp=False, partial=tmp_path / "part")
+        line(L, random_direction(L, seed=3), num_points=11, with_curvature=False, partial=tmp_path / "part")
+    resumed = line(L, d, num_points=11, with_curvature=False, partial=tmp_path / "part")
     assert L.model.calls == 22
     assert torch.equal(resumed.loss, whole.loss)
     assert list(tmp_path.iterdir()) == []
@@ -204,7 +210,7 @@ def test_an_interrupted_slice_goes_on(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_a_slice_is_saved_and_loaded(tmp_path: Path) -> None:
     L = quadratic(A, START)
     found = plane(
-        L, random_direction(L, normalise="unit", seed=1), random_direction(L, normalise="unit"), points=3
+        L, random_direction(L, normalise="unit", seed=1), random_direction(L, normalise="unit"), num_points=3
     )
     found.save(tmp_path / "slice")
     back = load(tmp_path / "slice", Slice)
@@ -215,7 +221,11 @@ def test_a_slice_is_saved_and_loaded(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("options", "words"),
-    [({"distance": -1.0}, "distance -1.0"), ({"points": 4}, "points 4"), ({"points": 1}, "points 1")],
+    [
+        ({"distance": -1.0}, "distance -1.0"),
+        ({"num_points": 4}, "num_points 4"),
+        ({"num_points": 1}, "num_points 1"),
+    ],
 )
 def test_bad_grids_are_refused(options: dict[str, Any], words: str) -> None:
     L = quadratic(A, START)
@@ -246,9 +256,9 @@ def test_points_together_are_the_points_one_by_one(norm: bool, tmp_path: Path) -
     )
     before = {k: v.clone() for k, v in model.state_dict().items()}
     d, e = (random_direction(L, seed=i) for i in (1, 2))
-    single = plane(L, d, e, points=5)
+    single = plane(L, d, e, num_points=5)
     for together in (2, 7, 64):
-        found = plane(L, d, e, points=5, together=together, partial=tmp_path / "part")
+        found = plane(L, d, e, num_points=5, num_together=together, partial=tmp_path / "part")
         torch.testing.assert_close(found.loss, single.loss, rtol=1e-12, atol=0)
         assert found.num_forwards == single.num_forwards
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
@@ -260,10 +270,10 @@ def test_what_cannot_run_together_is_refused_with_the_way_out() -> None:
     data = [torch.ones(2, 3)]
     reads = Objective(model, lambda m, x: m(x).mean() * (1 if m(x).sum().item() > 0 else 2), data)
     d = random_direction(reads)
-    with pytest.raises(ValueError, match="together=1"):
-        line(reads, d, points=3, together=2)
+    with pytest.raises(ValueError, match="num_together=1"):
+        line(reads, d, num_points=3, num_together=2)
     train = Objective(model, lambda m, x: m(x).square().mean(), data, mode="train")
     with pytest.raises(ValueError, match="eval mode"):
-        line(train, d, points=3, together=2)
+        line(train, d, num_points=3, num_together=2)
     with pytest.raises(ValueError, match="together 0"):
-        line(reads, d, points=3, together=0)
+        line(reads, d, num_points=3, num_together=0)

@@ -113,7 +113,7 @@ def test_the_quadratic_is_the_one_of_the_table() -> None:
 
 def test_01_the_tracked_spectrum_finds_lambda_max() -> None:
     with hessian(objective()) as operator:
-        tracker = SpectrumTracker(tol=1e-6, max_matvecs=30)
+        tracker = SpectrumTracker(rtol=1e-6, max_matvecs=30)
         assert tracker.probe(operator).spectrum.top.value == pytest.approx(10.0, rel=1e-6)
 
 
@@ -176,7 +176,7 @@ def test_06_adam_edge_with_frozen_preconditioner(share: float) -> None:
     optimizer = torch.optim.Adam(model.parameters(), lr=eta, betas=(b1, 1 - 1e-12), eps=0.0)
     frozen = {"step": torch.tensor(1e14), "exp_avg": torch.zeros(20), "exp_avg_sq": torch.tensor(p**2)}
     optimizer.state[model.w] = {k: v.double() for k, v in frozen.items()}
-    found = stability_ratio(Objective(model, loss_of, [torch.zeros(1, 1)]), optimizer, tol=1e-8)
+    found = stability_ratio(Objective(model, loss_of, [torch.zeros(1, 1)]), optimizer, rtol=1e-8)
     assert found.ratio.value == pytest.approx(share, rel=1e-5)
     losses = []
     for _ in range(60):
@@ -196,7 +196,7 @@ def test_07_two_batch_sizes_are_unbiased_and_a_ratio_of_means_is_right() -> None
     for _ in range(400):
         x = torch.tensor(true + spread * rng.normal(size=(32, 3)))
         model = nn.Linear(3, 1, bias=False).double()
-        noise = gradient_noise(Objective(model, lambda m, b: m(b).mean(), [x]), parts=8)
+        noise = gradient_noise(Objective(model, lambda m, b: m(b).mean(), [x]), num_parts=8)
         traces.append(noise.trace_cov.value)
         squares.append(noise.grad_sq.value)
     trace, square = float((spread**2).sum()), float((true**2).sum())
@@ -306,7 +306,7 @@ def test_11_stochastic_edge_of_linear_regression(batch: int, edge: float) -> Non
     inputs = torch.tensor(math.sqrt(10) * np.diag(np.sqrt(lam)) @ Q.T)  # X'X 2 / n = H
     problem = linear_regression(inputs, torch.zeros(20, 1, dtype=torch.float64))
     with hessian(problem) as operator:
-        top = lanczos(operator, k=1, tol=1e-8).top.value
+        top = lanczos(operator, k=1, rtol=1e-8).top.value
         total = trace(operator, max_matvecs=20).value
     assert (top, total) == pytest.approx((lam.max(), lam.sum()), rel=1e-6)
     assert 2 / (top + total / batch) == pytest.approx(edge, rel=0.12)
@@ -387,7 +387,7 @@ def test_19_safe_lr_on_the_quadratic() -> None:
     w, losses = W0.copy(), []
     for _ in range(60):
         g = H @ w
-        (proposal,) = Fed(SafeLR(fraction=0.5, start=1e9), lr=math.inf)(1, edge__eta_c=eta_c(w, -g))
+        (proposal,) = Fed(SafeLR(fraction=0.5, initial_lr=1e9), lr=math.inf)(1, edge__eta_c=eta_c(w, -g))
         rate = proposal.new
         assert rate == pytest.approx(g @ g / (g @ H @ g), rel=1e-4)
         assert 1 / 10 <= rate <= 1 / 0.1
@@ -457,7 +457,7 @@ def test_21_negative_curvature_ratio_of_the_saddle() -> None:
     a, b = 2.0, 0.64
     problem = Objective(Quadratic(np.zeros(2), np.diag([a, -b])), loss_of, [torch.zeros(1, 1)])
     with hessian(problem) as operator:
-        found = lanczos(operator, k=1, tol=1e-8)
+        found = lanczos(operator, k=1, rtol=1e-8)
     ncr = -found.bottom.value / found.top.value
     assert ncr == pytest.approx(b / a, rel=1e-6)
     assert [abs(x) for x in found.vectors[-1][0].tolist()] == pytest.approx([0.0, 1.0], abs=1e-6)

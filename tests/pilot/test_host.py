@@ -196,13 +196,13 @@ def test_what_policies_are_told_of_the_run() -> None:
     optimizer = SAM(adamw(model.parameters()), rho=0.05)
     host = Host([optimizer], model, classify, dataset_size=640)
     host.saw(16)
-    facts = host.facts(steps=80, has_length=True, open_ended=False, lengths_set=True)
+    facts = host.facts(total_steps=80, has_length=True, open_ended=False, lengths_set=True)
     assert (facts.steps, facts.samples, facts.passes) == (80, 640, 2.0)
     assert (facts.two_pass, facts.adam, facts.has_schedule, facts.lengths_set) == (True, True, False, True)
     assert {"rho", "gate", "beta1", "step_length"} <= facts.can
     assert not {"batch_size", "momentum", "stop"} & facts.can
     torch.optim.lr_scheduler.StepLR(optimizer, 10)
-    assert host.facts(steps=None, has_length=False, open_ended=False, lengths_set=False).has_schedule
+    assert host.facts(total_steps=None, has_length=False, open_ended=False, lengths_set=False).has_schedule
 
 
 def test_the_size_of_the_data_is_that_of_who_knows_it() -> None:

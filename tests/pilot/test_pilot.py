@@ -273,7 +273,7 @@ def test_safe_lr_on_a_quadratic_settles_below_the_edge() -> None:
 
     optimizer = torch.optim.SGD(model.parameters(), lr=1e3)
     log = Recorder()
-    pilot = Pilot(optimizer, model, loss_fn, policies=[SafeLR(start=1e-4)], budget=1.0, log=log)
+    pilot = Pilot(optimizer, model, loss_fn, policies=[SafeLR(initial_lr=1e-4)], budget=1.0, log=log)
     losses, batch = [], torch.zeros(1)
     for _ in range(300):
         optimizer.zero_grad()
@@ -338,7 +338,7 @@ def test_without_a_length_the_height_is_held_until_the_end_is_called() -> None:
 def test_an_end_that_cannot_be_called_says_why() -> None:
     with pytest.raises(RuntimeError, match="open_ended=True"):
         Loop().pilot.decay(10)
-    with pytest.raises(ValueError, match="steps 0"):
+    with pytest.raises(ValueError, match="num_steps 0"):
         Loop(open_ended=True).pilot.decay(0)
 
 

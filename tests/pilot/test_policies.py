@@ -184,28 +184,28 @@ def cap_of(proposals: list[Proposal]) -> float:
 
 
 def test_the_first_cap_holds_before_anything_is_known() -> None:
-    policy = SafeLR(start=1e-4)
+    policy = SafeLR(initial_lr=1e-4)
     assert cap_of(policy.begin(HostFacts())) == 1e-4
     assert cap_of(Fed(policy, lr=1.0)(1)) == 1e-4
 
 
 def test_safe_lr_finds_the_cap_from_far_below_at_a_bounded_pace() -> None:
     """c * eta_c = 0.1 from a start of 1e-4: growth 4 a probe needs ceil(log4(1000)) = 5 probes."""
-    fed = Fed(SafeLR(fraction=0.5, start=1e-4, growth=4.0), lr=1e9)
+    fed = Fed(SafeLR(fraction=0.5, initial_lr=1e-4, growth=4.0), lr=1e9)
     caps = [cap_of(fed(k, edge__eta_c=0.2)) for k in range(1, 7)]
     assert caps[:4] == pytest.approx([4e-4, 1.6e-3, 6.4e-3, 2.56e-2])
     assert caps[4:] == pytest.approx([0.1, 0.1])
 
 
 def test_a_measurement_moves_the_cap_once() -> None:
-    fed = Fed(SafeLR(fraction=0.5, start=1e-4), lr=1e9)
+    fed = Fed(SafeLR(fraction=0.5, initial_lr=1e-4), lr=1e9)
     fed(1, edge__eta_c=0.2)
     caps = [cap_of(fed(k)) for k in range(2, 20)]
     assert caps == pytest.approx([1.6e-3] * 18)
 
 
 def test_safe_lr_takes_a_bound_from_below_for_what_it_is() -> None:
-    policy = SafeLR(fraction=0.5, start=1.0, growth=1e9)
+    policy = SafeLR(fraction=0.5, initial_lr=1.0, growth=1e9)
     fed = Fed(policy, lr=1e9)
 
     def bound(value: float, step: int) -> Signal:
@@ -220,7 +220,7 @@ def test_safe_lr_takes_a_bound_from_below_for_what_it_is() -> None:
 
 
 def test_safe_lr_scales_the_schedule_to_the_highest_cap_so_far() -> None:
-    fed = Fed(SafeLR(fraction=0.5, start=1.0, growth=1e9), lr=100.0, shape=1.0)
+    fed = Fed(SafeLR(fraction=0.5, initial_lr=1.0, growth=1e9), lr=100.0, shape=1.0)
     assert cap_of(fed(1, edge__eta_c=8.0)) == pytest.approx(4.0)
     fed.settings |= {"lr": 25.0, "shape": 0.25}  # a quarter of the peak, under a quarter of the cap
     assert cap_of(fed(2)) == pytest.approx(1.0)
@@ -233,7 +233,7 @@ def test_safe_lr_scales_the_schedule_to_the_highest_cap_so_far() -> None:
 
 
 def test_safe_lr_follows_a_tenfold_fall_of_the_edge() -> None:
-    fed = Fed(SafeLR(fraction=0.5, start=1.0), lr=1.0)
+    fed = Fed(SafeLR(fraction=0.5, initial_lr=1.0), lr=1.0)
     for k in range(30):
         fed(k, edge__eta_c=0.2)
     for k in range(30, 70):
@@ -243,7 +243,7 @@ def test_safe_lr_follows_a_tenfold_fall_of_the_edge() -> None:
 
 def test_a_step_seen_beyond_its_own_edge_starts_the_average_again() -> None:
     """Thirty probes at 0.2 and one of 0.02 along a step that was made at 0.1: the cap is half of 0.02 at once."""
-    fed = Fed(SafeLR(fraction=0.5, start=1.0), lr=1.0)
+    fed = Fed(SafeLR(fraction=0.5, initial_lr=1.0), lr=1.0)
     for k in range(30):
         fed(k, edge__eta_c=0.2, edge__ratio=0.5)
     assert cap_of(fed(30, edge__eta_c=0.02, edge__ratio=5.0)) == pytest.approx(0.01)
@@ -251,7 +251,7 @@ def test_a_step_seen_beyond_its_own_edge_starts_the_average_again() -> None:
 
 def test_a_rewind_halves_the_cap_for_good() -> None:
     """The rate was 0.1 at the cap; it never passes half of that again, though the edge would let it."""
-    policy = SafeLR(fraction=0.5, start=1.0)
+    policy = SafeLR(fraction=0.5, initial_lr=1.0)
     fed = Fed(policy, lr=1.0)
     for k in range(30):
         fed(k, edge__eta_c=0.2)
@@ -264,7 +264,7 @@ def test_a_rewind_halves_the_cap_for_good() -> None:
 
 def test_a_rewind_takes_back_the_height_that_a_schedule_is_scaled_to() -> None:
     """The cap was 4; after a rewind it is 2, and a schedule at a quarter of its peak is held to a quarter of that."""
-    policy = SafeLR(fraction=0.5, start=1.0, growth=1e9)
+    policy = SafeLR(fraction=0.5, initial_lr=1.0, growth=1e9)
     fed = Fed(policy, lr=100.0, shape=1.0)
     assert cap_of(fed(1, edge__eta_c=8.0)) == pytest.approx(4.0)
     policy.told(rewind())
@@ -374,7 +374,7 @@ def test_the_noise_scale_may_be_the_one_weighted_by_curvature() -> None:
         (lambda: AutoLR(warmup=1.0), "warmup: 1.0"),
         (lambda: AutoLR(ceiling=0.0), "ceiling: 0.0"),
         (lambda: SafeLR(fraction=2.0), "fraction: 2.0"),
-        (lambda: SafeLR(start=0.0), "start: 0.0"),
+        (lambda: SafeLR(initial_lr=0.0), "initial_lr: 0.0"),
         (lambda: SafeLR(growth=1.0), "growth: 1.0"),
         (lambda: NoiseBatch(margin=0.5), "margin: 0.5"),
         (lambda: NoiseBatch(patience=0), "patience 0"),

@@ -43,7 +43,7 @@ EVERYTHING: dict[str, dict[str, Any]] = {
         ],
     },
     "safe_lr": {
-        "make": sgd, "form": "scaler", "schedule": cosine, "policies": lambda: [SafeLR(start=0.01), GrowsOnce(36)],
+        "make": sgd, "form": "scaler", "schedule": cosine, "policies": lambda: [SafeLR(initial_lr=0.01), GrowsOnce(36)],
     },
     "plateau": {"make": both, "form": "phases", "policies": lambda: [Plateau(window=16), "edge_monitor"]},
     "asked": {

@@ -201,7 +201,7 @@ def test_spike_guard_cuts_after_three_in_a_row_and_gives_back() -> None:
 
 
 def test_near_a_loss_of_zero_a_factor_is_no_spike_and_lost_progress_is() -> None:
-    steps = Steps(SpikeGuard(many=1), lr_factor=1.0)
+    steps = Steps(SpikeGuard(num_spikes=1), lr_factor=1.0)
     for k in range(1, 101):
         assert steps(2.3 * 0.95**k) == []  # ends at 0.014
     assert steps(0.2) == []  # fourteen times the recent loss, 8 % of the way

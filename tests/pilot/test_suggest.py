@@ -84,4 +84,6 @@ def test_everything_is_put_back() -> None:
 def test_what_gives_no_ramp_is_refused(batches: list[Tensor], steps: int, words: str) -> None:
     model = one_weight()
     with pytest.raises(ValueError, match=words):
-        suggest_lr(model, parabola(1.0), batches, torch.optim.SGD(model.parameters(), lr=1.0), steps=steps)
+        suggest_lr(
+            model, parabola(1.0), batches, torch.optim.SGD(model.parameters(), lr=1.0), num_steps=steps
+        )

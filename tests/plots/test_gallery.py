@@ -14,7 +14,7 @@ from optland.problems import SURFACES
 @pytest.mark.parametrize(("names", "shape"), [(None, (968, 1100)), (tuple(SURFACES), (968, 2200))])
 def test_a_gallery_is_drawn(tmp_path: Path, names: tuple[str, ...] | None, shape: tuple[int, int]) -> None:
     path = tmp_path / "gallery.png"
-    plot_gallery(path, *([names] if names else []), points=11)
+    plot_gallery(path, *([names] if names else []), num_points=11)
     picture = imread(path)
     assert picture.shape[:2] == shape
     assert picture[..., :3].std() > 0.05  # it is not blank

@@ -36,18 +36,18 @@ def results() -> dict[str, Any]:
     other = [p.detach() + 0.3 * torch.randn_like(p) for p in L.params]
     third = [p.detach() + 0.3 * torch.randn_like(p) for p in L.params]
     u, v = random_direction(L, seed=1), random_direction(L, seed=2)
-    broken = line(L, u, points=5)
+    broken = line(L, u, num_points=5)
     broken.surfaces["loss"][0] = math.nan
     return {
-        "line": line(L, u, points=9, others={"again": L}),
+        "line": line(L, u, num_points=9, others={"again": L}),
         "line with holes": broken,
-        "plane": plane(L, u, v, points=5),
-        "checkpoints": checkpoint_plane(L, other, third, points=5),
-        "path": linear_path(L, other, points=5),
-        "connection": connect(L, other, steps=3, points=5),
+        "plane": plane(L, u, v, num_points=5),
+        "checkpoints": checkpoint_plane(L, other, third, num_points=5),
+        "path": linear_path(L, other, num_points=5),
+        "connection": connect(L, other, num_steps=3, num_points=5),
         "rays": rays(L, num_rays=4),
         "dimension": effective_dimension(torch.randn(8, 20)),
-        "sharpness": [worst_sharpness(L, 0.1, steps=3), sam_sharpness(L, 0.1, m=6)],
+        "sharpness": [worst_sharpness(L, 0.1, num_steps=3), sam_sharpness(L, 0.1, m=6)],
     }
 
 

@@ -55,7 +55,7 @@ def test_a_run_that_was_stopped_keeps_the_net_that_was_done(whole: Path, tmp_pat
     ("setting", "words"),
     [
         ("other_seed=0", "other_seed: 0 is the first"),
-        ("curve.bends=0", "bends 0"),
+        ("curve.num_bends=0", "num_bends 0"),
         ("curve.kind=spline", "spline"),
     ],
 )

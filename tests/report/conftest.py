@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from optland.objective import Objective
 from optland.report import Findings, SurveySettings, investigate
 
-SMALL = SurveySettings(points=5, k=1, max_matvecs=15, num_rays=6, radii=(0.1,), gradients=8)
+SMALL = SurveySettings(num_points=5, k=1, max_matvecs=15, num_rays=6, radii=(0.1,), num_gradients=8)
 
 
 def small_objective(seed: int = 0, act: Callable[[], nn.Module] = nn.ReLU) -> Objective:
@@ -44,7 +44,7 @@ def findings() -> Findings:
     }
     return investigate(
         "Two <small> nets", {"seed 0": first, "seed 1": second}, SMALL, about={"model": "MLP & more"},
-        tests={"seed 0": first}, pairs=[("seed 0", "seed 1")], curve_steps=30, path=path, notes=["A note."],
+        tests={"seed 0": first}, pairs=[("seed 0", "seed 1")], num_curve_steps=30, path=path, notes=["A note."],
     )  # fmt: skip
 
 

@@ -31,24 +31,26 @@ def test_a_survey_leaves_the_model_as_it_was_and_costs_no_more_than_declared() -
 
 def test_a_survey_goes_on_from_what_is_kept_and_from_nothing_else(tmp_path: Path) -> None:
     L = small_objective()
-    whole = survey("net", L, SMALL, keep=tmp_path)
+    whole = survey("net", L, SMALL, partial=tmp_path)
     spent = L.cost_ge
-    again = survey("net", L, SMALL, keep=tmp_path)
+    again = survey("net", L, SMALL, partial=tmp_path)
     assert L.cost_ge == spent
     assert torch.equal(again.random.loss, whole.random.loss)
     assert again.minimum == whole.minimum or str(again.minimum) == str(whole.minimum)
     next(tmp_path.glob("net-*-rays.npz")).write_bytes(b"torn")
-    assert survey("net", L, SMALL, keep=tmp_path).rays.mean.value == whole.rays.mean.value
+    assert survey("net", L, SMALL, partial=tmp_path).rays.mean.value == whole.rays.mean.value
     assert L.cost_ge > spent
     with torch.no_grad():
         L.params[0].add_(0.1)
-    other = survey("net", L, SMALL, keep=tmp_path)
+    other = survey("net", L, SMALL, partial=tmp_path)
     assert not torch.equal(other.random.loss, whole.random.loss)
 
 
 def test_the_second_plane_runs_along_the_extreme_eigenvectors() -> None:
     A = torch.diag(torch.tensor([6.0, 2.0, -3.0], dtype=D))
-    found = survey("q", quadratic(A, torch.ones(3, dtype=D)), SurveySettings(points=5, k=1, gradients=0))
+    found = survey(
+        "q", quadratic(A, torch.ones(3, dtype=D)), SurveySettings(num_points=5, k=1, num_gradients=0)
+    )
     assert found.eigen is not None
     assert sorted(found.eigen.curvature) == pytest.approx([-3.0, 6.0])
     assert found.dimension is None
@@ -70,7 +72,7 @@ def test_the_path_lies_in_its_plane_at_the_losses_of_its_checkpoints() -> None:
         n: [torch.tensor(w, dtype=D)]
         for n, w in {"a": [2.0, 0, 0], "b": [1.0, 1, 0], "c": [0.0, 0, 0]}.items()
     }
-    found = follow(L, path, points=5)
+    found = follow(L, path, num_points=5)
     assert sum(found.path.explained) == pytest.approx(1.0)
     for weights, place in zip(path.values(), found.path.coordinates, strict=True):
         moved = vectors.combine(list(place), [d.tensors for d in found.path.directions])
@@ -81,21 +83,23 @@ def test_words_of_a_saddle_and_of_the_path_over_it() -> None:
     from optland.curvature.points.portrait import portrait
 
     assert words.point_in_words(portrait(saddle(), k=1)).startswith("A strict saddle at the loss 0")
-    wall = connect(two_factor(1.0, 1.0), [-torch.ones(2, dtype=D)], steps=20)
+    wall = connect(two_factor(1.0, 1.0), [-torch.ones(2, dtype=D)], num_steps=20)
     assert "not connected" in words.connection_in_words("a to b", wall)
-    valley = connect(two_factor(1.0, 1.0), [torch.tensor([1.01, 1 / 1.01], dtype=D)], steps=0, threshold=1.1)
+    valley = connect(
+        two_factor(1.0, 1.0), [torch.tensor([1.01, 1 / 1.01], dtype=D)], num_steps=0, threshold=1.1
+    )
     assert "rises by" in words.connection_in_words("a to b", valley)
 
 
 @pytest.mark.parametrize(("act", "says"), [(nn.ReLU, "has kinks"), (nn.GELU, "as smooth as")])
 def test_words_of_rays_tell_kinked_nets_from_smooth_ones(act: type[nn.Module], says: str) -> None:
-    found = rays(small_objective(act=act).double(), num_rays=12, h=0.3 if act is nn.ReLU else 0.01)
+    found = rays(small_objective(act=act).double(), num_rays=12, distance=0.3 if act is nn.ReLU else 0.01)
     assert says in words.rays_in_words(found)
 
 
 def test_words_of_a_plane_say_that_a_point_lies_lower() -> None:
     L = quadratic(torch.eye(2, dtype=D), torch.ones(2, dtype=D))
-    found = line(L, random_direction(L, normalise="unit", seed=1), points=5)
+    found = line(L, random_direction(L, normalise="unit", seed=1), num_points=5)
     assert isinstance(found, Slice)
     assert "lower than the weights" in words.plane_in_words(found, 2)
 
@@ -103,10 +107,10 @@ def test_words_of_a_plane_say_that_a_point_lies_lower() -> None:
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"points": 4}, "points: 4"),
+        ({"num_points": 4}, "num_points: 4"),
         ({"distance": 0.0}, "distance: 0.0"),
         ({"num_rays": 1}, "num_rays: 1"),
-        ({"gradients": 3}, "gradients: 3"),
+        ({"num_gradients": 3}, "num_gradients: 3"),
         ({"radii": ()}, "radii"),
     ],
 )

@@ -77,7 +77,7 @@ def test_samples_are_the_same_with_any_number_of_workers_and_any_batch_size_and_
     None
 ):
     runs = [
-        flat(served(DatasetLoader(Noisy(12), size, epochs=2, seed=1, workers=workers)))
+        flat(served(DatasetLoader(Noisy(12), size, epochs=2, seed=1, num_workers=workers)))
         for size, workers in ((4, 0), (4, 1), (4, 2), (5, 2))
     ]
     assert runs[0] == runs[1] == runs[2] == runs[3]
@@ -87,7 +87,9 @@ def test_samples_are_the_same_with_any_number_of_workers_and_any_batch_size_and_
 
 
 def test_workers_do_the_reading() -> None:
-    readers = {pid for batch in DatasetLoader(WhoReads(), 4, epochs=1, workers=2) for pid in batch.tolist()}
+    readers = {
+        pid for batch in DatasetLoader(WhoReads(), 4, epochs=1, num_workers=2) for pid in batch.tolist()
+    }
     assert len(readers) == 2
     assert os.getpid() not in readers
 
@@ -95,7 +97,7 @@ def test_workers_do_the_reading() -> None:
 @pytest.mark.parametrize("workers", [0, 2])
 def test_the_runs_own_generators_are_left_alone(workers: int) -> None:
     before = rng_state()
-    served(DatasetLoader(Noisy(9), 2, epochs=1, workers=workers))
+    served(DatasetLoader(Noisy(9), 2, epochs=1, num_workers=workers))
     after = rng_state()
     assert torch.equal(before["torch"], after["torch"])
     assert before["python"] == after["python"]
@@ -105,7 +107,7 @@ def test_the_runs_own_generators_are_left_alone(workers: int) -> None:
 
 def test_a_new_batch_size_comes_two_batches_a_worker_later_and_loses_nothing() -> None:
     for workers, sizes in ((0, [2, 5, 5, 5, 5, 2]), (2, [2, 2, 2, 2, 2, 5, 5, 4])):
-        loader = DatasetLoader(Noisy(24), 2, epochs=1, workers=workers)
+        loader = DatasetLoader(Noisy(24), 2, epochs=1, num_workers=workers)
         batches = served(loader, {0: 5})
         assert [len(index) for index, _ in batches] == sizes
         assert sorted(index for index, _ in flat(batches)) == list(range(24))
@@ -125,7 +127,7 @@ def test_resume_goes_on_as_the_unbroken_run_batches_on_their_way_included(worker
     change = {0: 3, 1: 4, 8: 1, 12: 6}
 
     def loader(seed: int) -> DatasetLoader:
-        return DatasetLoader(Noisy(20), 2, epochs=2, seed=seed, workers=workers)
+        return DatasetLoader(Noisy(20), 2, epochs=2, seed=seed, num_workers=workers)
 
     whole = served(loader(1), change)
     first = loader(1)
@@ -138,17 +140,17 @@ def test_resume_goes_on_as_the_unbroken_run_batches_on_their_way_included(worker
 
 
 def test_resume_with_another_number_of_workers_loses_and_repeats_no_sample() -> None:
-    first = DatasetLoader(Noisy(20), 3, epochs=1, seed=1, workers=2)
+    first = DatasetLoader(Noisy(20), 3, epochs=1, seed=1, num_workers=2)
     head = served(first, {1: 4}, stop=3)
-    second = DatasetLoader(Noisy(20), 3, epochs=1, workers=0)
+    second = DatasetLoader(Noisy(20), 3, epochs=1, num_workers=0)
     second.load_state_dict(first.state_dict())
     whole = flat(served(DatasetLoader(Noisy(20), 3, epochs=1, seed=1)))
     assert flat(head) + flat(served(second)) == whole
 
 
 def test_an_iteration_left_and_taken_up_again_goes_on_where_it_was() -> None:
-    loader = DatasetLoader(Noisy(20), 3, epochs=1, seed=1, workers=2)
-    whole = served(DatasetLoader(Noisy(20), 3, epochs=1, seed=1, workers=2))
+    loader = DatasetLoader(Noisy(20), 3, epochs=1, seed=1, num_workers=2)
+    whole = served(DatasetLoader(Noisy(20), 3, epochs=1, seed=1, num_workers=2))
     assert served(loader, stop=3) + served(loader) == whole
 
 
@@ -161,7 +163,7 @@ def test_the_transform_of_a_batch_is_seeded_by_its_position() -> None:
 
     data = torch.arange(10)
     one = values(DatasetLoader(TensorDataset(data), 4, epochs=2, seed=7, transform=shift))
-    two = values(DatasetLoader(TensorDataset(data), 4, epochs=2, seed=7, workers=2, transform=shift))
+    two = values(DatasetLoader(TensorDataset(data), 4, epochs=2, seed=7, num_workers=2, transform=shift))
     assert one == two == values(BatchLoader([data], 4, epochs=2, seed=7, transform=shift))
 
 
@@ -171,7 +173,7 @@ def test_a_collate_function_is_used_and_mappings_come_through() -> None:
 
     for workers in (0, 1):
         loader = DatasetLoader(
-            TensorDataset(torch.arange(4)), 3, epochs=1, workers=workers, collate_fn=collate
+            TensorDataset(torch.arange(4)), 3, epochs=1, num_workers=workers, collate_fn=collate
         )
         assert [sorted(batch) for batch in loader] == [["x"], ["x"]]
 
@@ -189,8 +191,8 @@ def test_bad_input_is_named() -> None:
     data = TensorDataset(torch.arange(4))
     with pytest.raises(TypeError, match=r"a Stream is a stream: exact resume needs a dataset with len\(\)"):
         DatasetLoader(Stream(), 1, epochs=1)
-    with pytest.raises(ValueError, match="workers -1 is negative; use 0"):
-        DatasetLoader(data, 1, epochs=1, workers=-1)
+    with pytest.raises(ValueError, match="num_workers -1 is negative; use 0"):
+        DatasetLoader(data, 1, epochs=1, num_workers=-1)
     with pytest.raises(ValueError, match="batch size 0"):
         DatasetLoader(data, 0, epochs=1)
     with pytest.raises(ValueError, match="empty"):

@@ -97,7 +97,7 @@ def test_curvature_probes_pass_through_the_attention() -> None:
     with hessian(objective) as H:
         product = H.matvec(v)
         assert H.method == "kept_graph"
-        spectrum = lanczos(H, tol=1e-3, max_matvecs=60)
+        spectrum = lanczos(H, rtol=1e-3, max_matvecs=60)
     assert spectrum.top.converged
     h = 1e-4
     ahead, behind = (objective.gradient(objective.displaced(v, t)) for t in (h, -h))

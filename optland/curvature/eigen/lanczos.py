@@ -4,7 +4,7 @@ r"""Extreme eigenvalues of a curvature operator from both ends, by the Lanczos m
           T s = \theta s, \quad y = V s, \quad \|H y - \theta y\| = \beta_{m+1} |s_m|
 
 **How.** Both ends come out of one Krylov space. It stops when the residual of every wanted pair is below
-``tol``, never because a value has stopped changing: on clustered spectra a value rests long before it is
+``rtol``, never because a value has stopped changing: on clustered spectra a value rests long before it is
 right.
 
 **Cost.** One product an iteration, at most ``max_matvecs``; one read from the device an iteration. The basis
@@ -17,13 +17,13 @@ small, takes several times that, and the top then comes with it: over 976 snapsh
 ends took 0.1 % more products than the bottom alone, and about 25 where the top took 7. In a training loop use
 :class:`~optland.curvature.eigen.tracker.SpectrumTracker`.
 
-**Stops.** ``stop="residual"`` holds the residual to ``tol``: some eigenvalue lies that near. ``"value"`` takes
+**Stops.** ``stop="residual"`` holds the residual to ``rtol``: some eigenvalue lies that near. ``"value"`` takes
 the error of a value for min(r, r^2 / gap), with the gap to the nearest interval of another Ritz value, once r is
-within three times ``tol``; it saves one to three products. The gap is an estimate, since an eigenvalue may be
+within three times ``rtol``; it saves one to three products. The gap is an estimate, since an eigenvalue may be
 unseen: on {10, 9.9, 9.8, 1, ...} such a stop can take 9.8 for the top. ``"sign"`` ends as soon as negative
-curvature is certified, or nothing below -tol ||H|| is left with probability 99 %.
+curvature is certified, or nothing below -rtol ||H|| is left with probability 99 %.
 
-**Defaults.** ``tol`` 1e-2: the residual relative to the eigenvalue, good for logs (0.05 for a schedule, 1e-3
+**Defaults.** ``rtol`` 1e-2: the residual relative to the eigenvalue, good for logs (0.05 for a schedule, 1e-3
 for plotting along eigenvectors). Eigenvalues below a tenth of ||H|| are held to that tenth, as zero has no
 relative error. ``max_matvecs`` 40: in d = 10^7 a random start then is within 3 % of the width at both ends.
 ``max_basis``: what fits into 4 GiB, and at least 12.
@@ -108,10 +108,10 @@ def lanczos(
     k: int = 1,
     *,
     ends: Ends = "both",
-    tol: float = 1e-2,
+    rtol: float = 1e-2,
     stop: Stop = "residual",
     start: Spectrum | Sequence[Vector] | Literal["random"] | None = None,
-    admixture: float = ADMIXTURE,
+    random_share: float = ADMIXTURE,
     max_matvecs: int = 40,
     max_basis: int | None = None,
     basis_dtype: torch.dtype | None = None,
@@ -124,13 +124,13 @@ def lanczos(
         H: The operator.
         k: Number of pairs at each end.
         ends: Which ends have to converge; the other one is reported as it came.
-        tol: Wanted residual relative to the eigenvalue (``stop="value"``: error); of ``stop="sign"``, the tau that is
+        rtol: Wanted residual relative to the eigenvalue (``stop="value"``: error); of ``stop="sign"``, the tau that is
             small enough.
         stop: What ends the run, ``"residual"``, ``"value"`` or ``"sign"`` (see the module's first lines).
         start: The last spectrum of the same parameters, or its vectors alone, for a warm start. By default a random
             vector, which for ``ends="top"`` on enough data is first turned toward the top on a part of them
             (:mod:`~optland.curvature.eigen.coarse`); ``"random"`` leaves that out.
-        admixture: Length of the random vector that is added to a warm start of length 1; 0 keeps it as it is.
+        random_share: Length of the random vector that is added to a warm start of length 1; 0 keeps it as it is.
         max_matvecs: Most products with ``H``, never exceeded.
         max_basis: Most vectors of the basis (and one more in line); by default what fits into 4 GiB.
         basis_dtype: Type that the basis is stored in; by default that of the arithmetic.
@@ -138,7 +138,7 @@ def lanczos(
         seed: Seed of the random start, or of the random part of a warm one.
 
     Returns:
-        A :class:`~optland.curvature.eigen.spectrum.Spectrum`; pairs that missed ``tol`` are marked as not
+        A :class:`~optland.curvature.eigen.spectrum.Spectrum`; pairs that missed ``rtol`` are marked as not
         converged.
 
     Raises:
@@ -152,18 +152,18 @@ def lanczos(
         (2.0, -2.0, 'certified', 2)
     """
     warm = [] if start == "random" else list(start.vectors if isinstance(start, Spectrum) else start or [])
-    _check(H, k, ends, tol, stop, admixture, warm, max_matvecs)
+    _check(H, k, ends, rtol, stop, random_share, warm, max_matvecs)
     spent, already = H.cost_ge, H.num_matvecs
     turned = coarse.coarse_start(H, k, seed + COARSE_SEED) if start is None and ends == "top" else None
     if turned is not None:
-        warm, admixture = [turned], coarse.ADMIXTURE
+        warm, random_share = [turned], coarse.ADMIXTURE
     num_pairs = min(H.dim, 2 * k if ends == "both" else k)
     rows = _rows(H, num_pairs, max_matvecs, max_basis, basis_dtype)
     space = Krylov(H, rows, dtype=basis_dtype, device=basis_device)
     cold = not warm or turned is not None
-    run = _Run(space, k, ends, tol, stop, num_pairs, cold=cold, max_matvecs=max_matvecs)
-    run.random_share = 1.0 if turned is None else admixture / (1.0 + admixture)
-    run.space.start(_starting_vector(H, warm, admixture, seed))
+    run = _Run(space, k, ends, rtol, stop, num_pairs, cold=cold, max_matvecs=max_matvecs)
+    run.random_share = 1.0 if turned is None else random_share / (1.0 + random_share)
+    run.space.start(_starting_vector(H, warm, random_share, seed))
     while not run.over:
         run.space.extend()
         run.look()
@@ -182,7 +182,7 @@ class _Run:
         space: Krylov,
         k: int,
         ends: Ends,
-        tol: float,
+        rtol: float,
         stop: Stop,
         num_pairs: int,
         *,
@@ -190,7 +190,7 @@ class _Run:
         max_matvecs: int,
     ) -> None:
         self.space, self.H = space, space.H
-        self.k, self.ends, self.tol, self.stop, self.num_pairs = k, ends, tol, stop, num_pairs
+        self.k, self.ends, self.rtol, self.stop, self.num_pairs = k, ends, rtol, stop, num_pairs
         self.cold, self.max_matvecs = cold, max_matvecs
         self.num_matvecs = 0
         self.breakdowns = 0
@@ -244,11 +244,11 @@ class _Run:
         if ritz.theta[0] + ritz.residual[0] < 0:
             return True
         tau = certified_tau(float(ritz.theta[0]), float(ritz.theta[-1]), self.certificate)
-        return tau is not None and tau <= self.tol * ritz.scale
+        return tau is not None and tau <= self.rtol * ritz.scale
 
     def met(self, ritz: RitzPairs) -> NDArray[np.bool_]:
         """Which Ritz pairs are within tolerance, (m,)."""
-        allowed = self.tol * np.maximum(np.abs(ritz.theta), FLOOR * ritz.scale)
+        allowed = self.rtol * np.maximum(np.abs(ritz.theta), FLOOR * ritz.scale)
         if self.stop == "value":
             return (ritz.value_error <= allowed) & (ritz.residual <= VALUE_MARGIN * allowed)
         return np.asarray(ritz.residual <= allowed)
@@ -323,14 +323,14 @@ def _spectrum(run: _Run, num_matvecs: int, cost: float, seed: int) -> Spectrum:
 
 
 def _starting_vector(
-    H: SymmetricOperator, warm: Sequence[Vector], admixture: float, seed: int
+    H: SymmetricOperator, warm: Sequence[Vector], random_share: float, seed: int
 ) -> list[Tensor]:
     """Random, or the normed sum of the given vectors with a small random part."""
     if not warm:
         return vectors.random_unit(H.like, seed)
     last = vectors.combine([1.0 / math.sqrt(len(warm))] * len(warm), warm)
-    if admixture > 0:
-        vectors.axpy_(admixture, vectors.random_unit(H.like, seed), last)
+    if random_share > 0:
+        vectors.axpy_(random_share, vectors.random_unit(H.like, seed), last)
     return last
 
 
@@ -351,9 +351,9 @@ def _check(
     H: SymmetricOperator,
     k: int,
     ends: str,
-    tol: float,
+    rtol: float,
     stop: str,
-    admixture: float,
+    random_share: float,
     warm: Sequence[Vector],
     max_matvecs: int,
 ) -> None:
@@ -363,10 +363,12 @@ def _check(
         raise ValueError(f"ends={ends!r} is not known; use 'both', 'top' or 'bottom'")
     if stop not in ("residual", "value", "sign"):
         raise ValueError(f"stop={stop!r} is not known; use 'residual', 'value' or 'sign'")
-    if not tol > 0:
-        raise ValueError(f"tol={tol} must be positive: it is the residual relative to the eigenvalue")
-    if not admixture >= 0:
-        raise ValueError(f"admixture={admixture} must not be negative; 0 starts from the given vectors alone")
+    if not rtol > 0:
+        raise ValueError(f"rtol={rtol} must be positive: it is the residual relative to the eigenvalue")
+    if not random_share >= 0:
+        raise ValueError(
+            f"random_share={random_share} must not be negative; 0 starts from the given vectors alone"
+        )
     if max_matvecs < 1:
         raise ValueError(f"max_matvecs={max_matvecs} must be at least 1")
     shapes = [p.shape for p in H.like]

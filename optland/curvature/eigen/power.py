@@ -10,7 +10,7 @@ product that the step needs anyway.
 |lambda_2 / lambda_1| a step, so a spectrum with {10, 9.9} at its top takes hundreds of steps; Lanczos has both ends
 in fewer products than this has one.
 
-**Defaults.** 20 steps, the usual choice in scripts; ``tol`` 1e-2 as in
+**Defaults.** 20 steps, the usual choice in scripts; ``rtol`` 1e-2 as in
 :func:`~optland.curvature.eigen.lanczos.lanczos`.
 
 **Caveats.** It finds the largest *magnitude*: on {5, 4, ..., -8} that is -8. A shift sigma near lambda_max makes it
@@ -68,7 +68,7 @@ def power_iteration(
     H: SymmetricOperator,
     max_matvecs: int = 20,
     *,
-    tol: float = 1e-2,
+    rtol: float = 1e-2,
     shift: float = 0.0,
     seed: int = 0,
 ) -> PowerIteration:
@@ -77,25 +77,25 @@ def power_iteration(
     Args:
         H: The operator.
         max_matvecs: Most products.
-        tol: Wanted residual relative to the eigenvalue, and to no less than a tenth of ||H - shift I||.
+        rtol: Wanted residual relative to the eigenvalue, and to no less than a tenth of ||H - shift I||.
         shift: Subtracted from every eigenvalue; lambda_max here gives lambda_min.
         seed: Seed of the random start.
 
     Returns:
-        A :class:`PowerIteration`; marked as not converged when the residual is above ``tol``.
+        A :class:`PowerIteration`; marked as not converged when the residual is above ``rtol``.
 
     Raises:
-        ValueError: ``max_matvecs`` or ``tol`` is not positive.
+        ValueError: ``max_matvecs`` or ``rtol`` is not positive.
 
     Example:
         >>> from optland.curvature import hessian
         >>> from optland.problems import quadratic, with_spectrum
         >>> H = hessian(quadratic(with_spectrum([5.0, 4.0, 0.1, -8.0])))
-        >>> print(power_iteration(H, 40, tol=1e-3))  # doctest: +ELLIPSIS
+        >>> print(power_iteration(H, 40, rtol=1e-3))  # doctest: +ELLIPSIS
         largest magnitude: -8 ± ... (residual), ... products
     """
-    if max_matvecs < 1 or not tol > 0:
-        raise ValueError(f"max_matvecs={max_matvecs} and tol={tol} must both be positive")
+    if max_matvecs < 1 or not rtol > 0:
+        raise ValueError(f"max_matvecs={max_matvecs} and rtol={rtol} must both be positive")
     spent, v = H.cost_ge, vectors.random_unit(H.like, seed)
     for step in range(1, max_matvecs + 1):
         w = H.matvec(v)
@@ -103,7 +103,7 @@ def power_iteration(
         rest = vectors.clone(w)
         vectors.axpy_(-theta, v, rest)
         residual = float(vectors.norm(rest))
-        enough = tol * max(abs(theta), FLOOR * math.hypot(theta - shift, residual))
+        enough = rtol * max(abs(theta), FLOOR * math.hypot(theta - shift, residual))
         if not math.isfinite(residual) or residual <= max(enough, H.product_error) or step == max_matvecs:
             break
         vectors.axpy_(-shift, v, w)

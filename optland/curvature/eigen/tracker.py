@@ -58,7 +58,7 @@ also held the mixture of a random start on the part, stopped by value on the MLP
 for 1 with the last vector alone. Corrections kept from the probe before made the surrogate diverge. The vector of least
 residual in place of the Ritz vector saves 0.07 products.
 
-**Defaults.** ``tol`` 1e-2; ``audit_every`` 20; a jump is a change of either end by half of the larger value.
+**Defaults.** ``rtol`` 1e-2; ``audit_every`` 20; a jump is a change of either end by half of the larger value.
 
 **Caveats.** Between audits a warm start can lock on to a pair that is not extreme, however small its residual: between
 two audits the verdict on negative curvature is ``unknown`` or ``certified``, never ``none below -tau``.
@@ -137,12 +137,12 @@ class SpectrumTracker:
     Args:
         k: Number of pairs at each end.
         ends: Which ends have to converge.
-        tol: Wanted error relative to the eigenvalue, as in :func:`~optland.curvature.eigen.lanczos.lanczos`.
+        rtol: Wanted error relative to the eigenvalue, as in :func:`~optland.curvature.eigen.lanczos.lanczos`.
         stop: What ends a run, as there.
         audit_every: Probes from one audit to the next.
         audit_jumps: When a probe that jumps or does not converge is audited: ``"at once"``; or ``"next"``, together
             with the probe that follows and for jumps alone, so that :meth:`next_cost` is known before a probe runs.
-        admixture: Length of the random part of a warm start.
+        random_share: Length of the random part of a warm start.
         max_matvecs: Most products of one run; an audited probe has two runs.
         max_basis: Most vectors of the basis.
         seed: Seed of every random vector; probe n uses seeds that depend on n alone.
@@ -154,7 +154,7 @@ class SpectrumTracker:
     Example:
         >>> from optland.curvature import hessian
         >>> from optland.problems import quadratic, with_spectrum
-        >>> tracker = SpectrumTracker(ends="top", tol=1e-3)
+        >>> tracker = SpectrumTracker(ends="top", rtol=1e-3)
         >>> A = with_spectrum([9.0, 3.0, 1.0, 0.5, -1.0])
         >>> first, second = tracker.probe(hessian(quadratic(A))), tracker.probe(hessian(quadratic(1.01 * A)))
         >>> first.why, second.why, second.num_matvecs, round(second.spectrum.top.value, 3)
@@ -166,11 +166,11 @@ class SpectrumTracker:
         k: int = 1,
         *,
         ends: Ends = "both",
-        tol: float = 1e-2,
+        rtol: float = 1e-2,
         stop: Stop = "residual",
         audit_every: int = 20,
         audit_jumps: Literal["at once", "next"] = "at once",
-        admixture: float = 0.03,
+        random_share: float = 0.03,
         max_matvecs: int = 40,
         max_basis: int | None = None,
         seed: int = 0,
@@ -180,10 +180,10 @@ class SpectrumTracker:
             raise ValueError(f"audit_every={audit_every} must be at least 1; 1 audits every probe")
         if audit_jumps not in ("at once", "next"):
             raise ValueError(f"audit_jumps={audit_jumps!r} is not known; use 'at once' or 'next'")
-        self.k, self.ends, self.tol = k, ends, tol
+        self.k, self.ends, self.rtol = k, ends, rtol
         self.audit_jumps = audit_jumps
         self.stop: Stop = stop
-        self.audit_every, self.admixture, self.seed = audit_every, admixture, seed
+        self.audit_every, self.random_share, self.seed = audit_every, random_share, seed
         self.max_matvecs, self.max_basis, self.store = max_matvecs, max_basis, store
         self.num_probes = 0
         self.num_matvecs = 0
@@ -236,10 +236,10 @@ class SpectrumTracker:
             H,
             self.k,
             ends=self.ends,
-            tol=self.tol,
+            rtol=self.rtol,
             stop=self.stop,
             start=None if cold else self._starts(H),
-            admixture=self.admixture,
+            random_share=self.random_share,
             max_matvecs=self.max_matvecs,
             max_basis=self.max_basis,
             seed=self.seed + SEED_STRIDE * self.num_probes + cold,
@@ -277,7 +277,7 @@ class SpectrumTracker:
     def _choose(self, warm: Spectrum | None, audit: Spectrum | None) -> tuple[Spectrum, bool]:
         """The run to believe, and whether a warm one lost to its audit.
 
-        They agree when no end of the audit lies further out than the warm one by more than ``tol`` of it, or of
+        They agree when no end of the audit lies further out than the warm one by more than ``rtol`` of it, or of
         the audit's residual.
         """
         if warm is None or audit is None:
@@ -300,7 +300,7 @@ class SpectrumTracker:
         a, b = (one.top, other.top) if upper else (one.bottom, other.bottom)
         scale = max(abs(one.top.value), abs(one.bottom.value))
         beyond = (a.value - b.value) if upper else (b.value - a.value)
-        return beyond > self.tol * max(abs(a.value), 0.1 * scale)
+        return beyond > self.rtol * max(abs(a.value), 0.1 * scale)
 
     def _remember(self, tracked: Tracked) -> None:
         self.num_probes += 1

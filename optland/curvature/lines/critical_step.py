@@ -101,7 +101,7 @@ def critical_step(
     direction: Vector,
     *,
     origin: Vector | None = None,
-    start: float = 1.0,
+    initial_step: float = 1.0,
     rtol: float = 0.1,
     max_forwards: int = 6,
     base_loss: float | None = None,
@@ -112,7 +112,7 @@ def critical_step(
         objective: The loss to look at.
         direction: d, in the shapes of the parameters: an update, so -lr * gradient and not the gradient.
         origin: Where the line starts (default: the current weights), for example the weights before the step.
-        start: First trial, in multiples of d; the previous t_c makes the search warm.
+        initial_step: First trial, in multiples of d; the previous t_c makes the search warm.
         rtol: Wanted distance from t_c to either end of the bracket, relative to t_c.
         max_forwards: Most forward passes over the data, the one at the origin included.
         base_loss: L at the origin if known (same data, mode and precision): saves one forward.
@@ -121,7 +121,7 @@ def critical_step(
         A :class:`CriticalStep`. The weights are bit-identical to before the call.
 
     Raises:
-        ValueError: ``start`` or ``rtol`` is not positive, ``max_forwards`` leaves no trial, or the shapes of
+        ValueError: ``initial_step`` or ``rtol`` is not positive, ``max_forwards`` leaves no trial, or the shapes of
             ``direction`` or ``origin`` are not those of the parameters.
 
     Example:
@@ -131,13 +131,15 @@ def critical_step(
         >>> print(critical_step(L, [-g]))
         critical step 0.5231 ± 0.0262 (bracket) [resolved, 4 forwards]
     """
-    _check(start, rtol, max_forwards - (base_loss is None))
+    _check(initial_step, rtol, max_forwards - (base_loss is None))
     direction = vectors.require_shapes(direction, objective.params, "direction")
     start_at = objective.params if origin is None else origin
     line = _Line(objective, direction, vectors.require_shapes(start_at, objective.params, "origin"))
     length = float(vectors.norm(direction))
     base = base_loss if base_loss is not None else line(0.0) if math.isfinite(length) else math.nan
-    search = _Search(base, start, rtol, ROUNDING * torch.finfo(objective.params[0].dtype).eps * abs(base))
+    search = _Search(
+        base, initial_step, rtol, ROUNDING * torch.finfo(objective.params[0].dtype).eps * abs(base)
+    )
     # A zero update (a warm-up that starts at lr 0) has no trial worth a forward; nor has one that overflowed.
     if 0.0 < length < math.inf and math.isfinite(base):
         while line.num_forwards < max_forwards and not search.done:

@@ -69,7 +69,7 @@ def declared_cost(objective: Objective, *, method: LineMethod = "auto") -> float
 
 
 def curvature_along(
-    objective: Objective, direction: Vector, *, method: LineMethod = "auto", step: float | None = None
+    objective: Objective, direction: Vector, *, method: LineMethod = "auto", distance: float | None = None
 ) -> Estimate:
     """The curvature d'Hd / d'd of the loss along ``direction``.
 
@@ -79,7 +79,7 @@ def curvature_along(
         method: How: a way of :func:`~optland.curvature.operators.hessian.hessian` (one product, by finite differences
         of
             gradients where the model has no double backward), or ``"forward"`` (second differences of the loss).
-        step: Forward form only: h, the distance of the outer points in units of the weights.
+        distance: Forward form only: h, the distance of the outer points in units of the weights.
 
     Returns:
         An :class:`~optland.estimate.Estimate`. Its error is that of the product, 0 where that is exact to rounding;
@@ -87,7 +87,7 @@ def curvature_along(
         where that is a tenth of the value.
 
     Raises:
-        ValueError: ``direction`` has other shapes than the parameters, or is zero or not finite; ``step`` is not
+        ValueError: ``direction`` has other shapes than the parameters, or is zero or not finite; ``distance`` is not
             positive, or was given with another method.
 
     Example:
@@ -97,9 +97,9 @@ def curvature_along(
         >>> print(curvature_along(L, d), "|", round(curvature_along(L, d, method="forward").value, 3))
         2.5 ± 0 (residual) | 2.5
     """
-    direction = _checked(objective, direction, method, step)
+    direction = _checked(objective, direction, method, distance)
     if method == "forward":
-        return _second_difference(objective, direction, step)
+        return _second_difference(objective, direction, distance)
     spent = objective.cost_ge
     with hessian(objective, method=method) as H:
         value = _rayleigh(H, direction)

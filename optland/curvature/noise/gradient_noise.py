@@ -81,13 +81,13 @@ def declared_cost(objective: Objective) -> float:
 
 
 def gradient_noise(
-    objective: Objective, *, parts: int = 8, preconditioner: Vector | None = None
+    objective: Objective, *, num_parts: int = 8, preconditioner: Vector | None = None
 ) -> GradientNoise:
     r"""Measure the noise from the gradients of parts of every batch.
 
     Args:
         objective: The loss; its samples should be drawn as the training batches are.
-        parts: Number of parts each batch is cut into; a batch with fewer samples is cut into single samples.
+        num_parts: Number of parts each batch is cut into; a batch with fewer samples is cut into single samples.
         preconditioner: The diagonal P of an adaptive optimizer
             (:func:`~optland.curvature.operators.preconditioner.preconditioner`), in the shapes of the parameters. The
             noise is then that of P^{-1/2} g, the gradient in the coordinates where the optimizer descends plainly:
@@ -105,18 +105,18 @@ def gradient_noise(
         >>> from optland.problems import linear_regression
         >>> X = torch.tensor([[1.0], [1.0], [1.0], [1.0]], dtype=torch.float64)
         >>> Y = torch.tensor([[1.0], [2.0], [3.0], [2.0]], dtype=torch.float64)
-        >>> noise = gradient_noise(linear_regression(X, Y), parts=4)      # gradients -2, -4, -6, -4
+        >>> noise = gradient_noise(linear_regression(X, Y), num_parts=4)      # gradients -2, -4, -6, -4
         >>> round(noise.trace_cov.value, 4), round(noise.grad_sq.value, 4)
         (2.6667, 15.3333)
     """
     refuse_batch_statistics(objective)
     cost_before = objective.cost_ge
-    if parts < 1:
-        raise ValueError(f"parts={parts} must be at least 1")
-    gram, counts, samples = _parts(objective, parts, scales(objective, preconditioner))
+    if num_parts < 1:
+        raise ValueError(f"num_parts={num_parts} must be at least 1")
+    gram, counts, samples = _parts(objective, num_parts, scales(objective, preconditioner))
     if len(counts) < 2:
         raise ValueError(
-            "the objective holds a single part; noise needs at least two (more samples, or parts=2)"
+            "the objective holds a single part; noise needs at least two (more samples, or num_parts=2)"
         )
     objective.cost_ge += samples
     # A token-level loss weighs its parts by tokens; this puts the weights in units of samples.

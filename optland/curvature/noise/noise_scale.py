@@ -107,21 +107,21 @@ class NoiseScale(Archived):
         return f"B_noise {self.b_noise}, B_simple {self.b_simple}, eta_max {self.step_max}"
 
 
-def declared_cost(objective: Objective, *, parts: int = 8, method: Method = "auto") -> float:
+def declared_cost(objective: Objective, *, num_parts: int = 8, method: Method = "auto") -> float:
     """The most that :func:`noise_scale` can cost, in gradient evaluations, where all data are one batch."""
     one_batch = method if method != "auto" else "kept_graph"
-    products = max(declared_product_cost(objective, parts, method=m) for m in (method, one_batch))
+    products = max(declared_product_cost(objective, num_parts, method=m) for m in (method, one_batch))
     return products + objective.num_samples
 
 
 def noise_scale(
-    objective: Objective, *, parts: int = 8, preconditioner: Vector | None = None, method: Method = "auto"
+    objective: Objective, *, num_parts: int = 8, preconditioner: Vector | None = None, method: Method = "auto"
 ) -> NoiseScale:
     """Measure B_noise, B_simple and the learning rates of one noisy step of descent.
 
     Args:
         objective: The loss; its samples should be drawn as the training batches are.
-        parts: Number of parts each batch is cut into; k is their number over all batches.
+        num_parts: Number of parts each batch is cut into; k is their number over all batches.
         preconditioner: The diagonal P of an adaptive optimizer, in the shapes of the parameters.
         method: How products are computed.
 
@@ -135,20 +135,20 @@ def noise_scale(
     Example:
         >>> from optland.problems import linear_regression
         >>> X = torch.ones(4, 1, dtype=torch.float64)                     # H = 2, gradients -2, -4, -6, -4
-        >>> noise = noise_scale(linear_regression(X, torch.tensor([[1.0], [2.0], [3.0], [2.0]]).double()), parts=4)
+        >>> noise = noise_scale(linear_regression(X, torch.tensor([[1.0], [2.0], [3.0], [2.0]]).double()), num_parts=4)
         >>> round(noise.step_max.value, 6), round(noise.b_noise.value, 4), round(noise.b_simple.value, 4)
         (0.5, 0.1739, 0.1739)
     """
     refuse_batch_statistics(objective)
     spent = objective.cost_ge
     scale = scales(objective, preconditioner)
-    gradients, n = _gradients(objective, parts, scale)
+    gradients, n = _gradients(objective, num_parts, scale)
     k = len(gradients)
     if k < FEWEST_PARTS:
         raise ValueError(
-            f"the objective gives {k} parts; the noise scale needs at least {FEWEST_PARTS}: more samples, or parts"
+            f"the objective gives {k} parts; the noise scale needs at least {FEWEST_PARTS}: more samples, or num_parts"
         )
-    products = _products(objective, parts, gradients, scale, method)
+    products = _products(objective, num_parts, gradients, scale, method)
     gram = (
         torch.stack([torch.stack([vectors.dot(g, h) for h in gradients]) for g in gradients]).double().cpu()
     )

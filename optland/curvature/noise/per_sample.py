@@ -114,7 +114,7 @@ def per_sample_gradients(
     objective: Objective,
     *,
     method: PerSampleMethod = "auto",
-    chunk: int | None = None,
+    chunk_size: int | None = None,
     preconditioner: Vector | None = None,
 ) -> PerSample:
     """Measure the length of every sample's gradient, and its product with the mean gradient.
@@ -122,15 +122,15 @@ def per_sample_gradients(
     Args:
         objective: Model, loss and data.
         method: ``"vmap"``, ``"loop"``, or the first with the second to fall back on.
-        chunk: Samples whose gradients are held at once (vmap).
+        chunk_size: Samples whose gradients are held at once (vmap).
         preconditioner: The diagonal P of an adaptive optimizer; gradients are then P^-1/2 g.
 
     Returns:
         A :class:`PerSample`. The model and the random state are as before.
 
     Raises:
-        ValueError: ``chunk`` or ``method`` out of range, BatchNorm with batch statistics, or a ``preconditioner`` of
-            other shapes.
+        ValueError: ``chunk_size`` or ``method`` out of range, BatchNorm with batch statistics, or a
+            ``preconditioner`` of other shapes.
 
     Example:
         >>> from optland.problems import linear_regression
@@ -140,10 +140,10 @@ def per_sample_gradients(
         >>> found.norms.tolist(), round(found.noise().trace_cov.value, 4)
         ([2.0, 4.0, 6.0, 4.0], 2.6667)
     """
-    _check(objective, method, chunk)
+    _check(objective, method, chunk_size)
     spent, scale = objective.cost_ge, scales(objective, preconditioner)
     mean = _scaled(objective.gradient(), scale)
-    ways = {"vmap": _mapped(objective, mean, scale, chunk), "loop": _looped(objective, mean, scale)}
+    ways = {"vmap": _mapped(objective, mean, scale, chunk_size), "loop": _looped(objective, mean, scale)}
     chosen, reason = (
         ("vmap", "the loss can be mapped over samples") if method == "auto" else (method, "asked for")
     )
@@ -311,4 +311,4 @@ def _check(objective: Objective, method: str, chunk: int | None) -> None:
     if method not in ("auto", "vmap", "loop"):
         raise ValueError(f"method {method!r} is not known; use 'auto', 'vmap' or 'loop'")
     if chunk is not None and chunk < 1:
-        raise ValueError(f"chunk={chunk} must be at least 1")
+        raise ValueError(f"chunk_size={chunk} must be at least 1")

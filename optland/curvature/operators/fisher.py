@@ -59,7 +59,7 @@ def fisher(
     objective: Objective,
     likelihood: Likelihood = "categorical",
     *,
-    samples: int | None = None,
+    num_draws: int | None = None,
     class_dim: int = -1,
     seed: int = 0,
     split: Split | None = None,
@@ -71,7 +71,7 @@ def fisher(
         objective: Model, loss and data; the loss is a weighted negative log likelihood of the outputs.
         likelihood: ``"categorical"`` for cross entropy of logits, ``"bernoulli"`` for binary cross entropy of logits,
             ``"gaussian"`` for squared error.
-        samples: None sums over all labels in closed form. A number draws that many labels of every
+        num_draws: None sums over all labels in closed form. A number draws that many labels of every
         prediction, once, and
             the matrix is a Monte-Carlo estimate, labelled so.
         class_dim: Dimension of the outputs that holds the classes: -1, or 1 for dense predictions (n, classes, h, w).
@@ -97,13 +97,13 @@ def fisher(
     """
     if likelihood not in LIKELIHOODS:
         raise ValueError(f"likelihood {likelihood!r} is not known; use {', '.join(map(repr, LIKELIHOODS))}")
-    if samples is not None and samples < 1:
-        raise ValueError(f"samples={samples} must be at least 1, or None for the sum over all labels")
+    if num_draws is not None and num_draws < 1:
+        raise ValueError(f"num_draws={num_draws} must be at least 1, or None for the sum over all labels")
     model = LIKELIHOODS[likelihood](class_dim)
-    if samples is None:
+    if num_draws is None:
         return CurvatureOperator(objective, linearised("Fisher", _exact(model), split), method)
-    kind = f"Monte-Carlo Fisher ({samples} drawn labels a prediction, seed {seed})"
-    return CurvatureOperator(objective, linearised(kind, _sampled(model, samples, seed), split), method)
+    kind = f"Monte-Carlo Fisher ({num_draws} drawn labels a prediction, seed {seed})"
+    return CurvatureOperator(objective, linearised(kind, _sampled(model, num_draws, seed), split), method)
 
 
 def empirical_fisher(

@@ -20,7 +20,7 @@ up to 1000), one for Hg, up to 37 for the shift, and 5 GE a sample for a data er
 **When.** At the end of a run, on a plateau, at the points that
 :func:`~optland.curvature.points.search.find_critical_points` finds.
 
-**Caveats.** With ``sample=True`` the eigenvector was chosen on the data that test it, which makes negative curvature
+**Caveats.** With ``is_sample=True`` the eigenvector was chosen on the data that test it, which makes negative curvature
 look too negative: take the two-batch certificate on fresh batches before stepping along it. A trained network has
 eigenvalues at 0 within any tau, so ``degenerate`` with no negative count is its usual verdict. Ends of the spectrum
 hold with probability 99 % where they rest on a random start.
@@ -75,7 +75,7 @@ def declared_cost(
     objective: Objective,
     max_matvecs: int | None = None,
     *,
-    sample: bool = False,
+    is_sample: bool = False,
     method: Method = "auto",
 ) -> float:
     """The most that :func:`classify` can cost in gradient evaluations, known before it runs."""
@@ -83,7 +83,7 @@ def declared_cost(
     newton = 0 if takes_dense(dim, max_matvecs) else NEWTON_PRODUCTS + 1
     here = declared_product_cost(objective, budget(dim, max_matvecs) + 1 + newton + 3, method=method)
     there = declared_product_cost(objective, 3, method=method)
-    data = objective.num_samples + declared_product_cost(objective, 1, method=method) if sample else 0.0
+    data = objective.num_samples + declared_product_cost(objective, 1, method=method) if is_sample else 0.0
     return objective.num_samples + here + there + data
 
 
@@ -91,11 +91,11 @@ def classify(
     objective: Objective,
     *,
     point: Vector | None = None,
-    tol: float | None = None,
-    sample: bool = False,
+    atol: float | None = None,
+    is_sample: bool = False,
     max_matvecs: int | None = None,
     resolution: float = 1e-2,
-    flat_tol: float = 1e-3,
+    flat_rtol: float = 1e-3,
     method: Method = "auto",
     seed: int = 0,
 ) -> CriticalPoint:
@@ -104,13 +104,13 @@ def classify(
     Args:
         objective: The loss.
         point: Where; the model's own weights by default.
-        tol: |g| up to which you call a point critical; by default only its noise counts.
-        sample: Whether the data are a sample of those that matter, so that a gradient within two standard errors of 0
-            counts as 0. Off by default: the loss on these data is the function in question.
+        atol: |g| up to which you call a point critical; by default only its noise counts.
+        is_sample: Whether the data are a sample of those that matter, so that a gradient within two standard errors of
+            0 counts as 0. Off by default: the loss on these data is the function in question.
         max_matvecs: Budget for the eigenvalues; by default d for d up to 1000 (exact), else 200.
         resolution: Curvature relative to ||H|| that has to be told from 0 before a point is called degenerate rather
             than unknown.
-        flat_tol: |Hg| relative to ||H|| |g| up to which a gradient is flat; generic gradients have 0.1 and more.
+        flat_rtol: |Hg| relative to ||H|| |g| up to which a gradient is flat; generic gradients have 0.1 and more.
         method: How products are computed.
         seed: Seed of the random start.
 
@@ -118,7 +118,7 @@ def classify(
         A :class:`CriticalPoint`.
 
     Raises:
-        ValueError: ``tol`` is negative, ``max_matvecs`` below 1, or ``resolution`` or ``flat_tol`` not positive.
+        ValueError: ``atol`` is negative, ``max_matvecs`` below 1, or ``resolution`` or ``flat_rtol`` not positive.
 
     Example:
         >>> from optland.problems import monkey_saddle, saddle
@@ -131,10 +131,10 @@ def classify(
         >>> classify(monkey_saddle()).verdict
         'degenerate'
     """
-    _check(tol, resolution, flat_tol)
+    _check(atol, resolution, flat_rtol)
     spent = objective.cost_ge
     with objective.at(point):
-        look = _Look(objective, tol, sample, resolution, flat_tol, method, seed)
+        look = _Look(objective, atol, is_sample, resolution, flat_rtol, method, seed)
         return look.at_the_point(max_matvecs, spent)
 
 
@@ -144,15 +144,15 @@ class _Look:
     def __init__(
         self,
         L: Objective,
-        tol: float | None,
-        sample: bool,
+        atol: float | None,
+        is_sample: bool,
         resolution: float,
-        flat_tol: float,
+        flat_rtol: float,
         method: Method,
         seed: int,
     ) -> None:
-        self.L, self.tol, self.sample, self.method, self.seed = L, tol, sample, method, seed
-        self.resolution, self.flat_tol = resolution, flat_tol
+        self.L, self.atol, self.is_sample, self.method, self.seed = L, atol, is_sample, method, seed
+        self.resolution, self.flat_rtol = resolution, flat_rtol
         self.loss, self.g = L.value_and_gradient()
         self.grad_norm = float(vectors.norm(self.g))
         self.weight_norm = float(vectors.norm([p.detach() for p in L.params]))
@@ -173,7 +173,7 @@ class _Look:
             step, null = self._newton(H, seen, critical)
             near = self._near_enough(step, null, rounding)
             shift = self._shift(H, seen, step) if (critical or near) and self.grad_norm > rounding else 0.0
-            data = curvature_error(L, seen.bottom, method=self.method) if self.sample else 0.0
+            data = curvature_error(L, seen.bottom, method=self.method) if self.is_sample else 0.0
             source = H.provenance("eigenvalues" if seen.exact else "random-start Krylov space", self.seed)
             self.num_matvecs += H.num_matvecs
         if near and not critical:
@@ -202,10 +202,10 @@ class _Look:
 
     def _floor(self, rounding: float) -> tuple[float, FloorKind]:
         floors: list[tuple[float, FloorKind]] = [(rounding, "rounding")]
-        if self.tol is not None:
-            floors.append((self.tol, "tolerance"))
-        if self.sample:
-            trace = gradient_noise(self.L, parts=DATA_PARTS).trace_cov.value
+        if self.atol is not None:
+            floors.append((self.atol, "tolerance"))
+        if self.is_sample:
+            trace = gradient_noise(self.L, num_parts=DATA_PARTS).trace_cov.value
             floors.append((NOISE * math.sqrt(max(trace, 0.0) / self.L.num_samples), "standard error"))
         return max(floors, key=lambda entry: entry[0])
 
@@ -252,7 +252,7 @@ class _Look:
             self.notes.append("The loss, its gradient or a product with the Hessian is not finite.")
             return "unknown"
         if not self.critical:
-            return "gradient-flat" if Hg <= self.flat_tol * seen.scale else "not critical"
+            return "gradient-flat" if Hg <= self.flat_rtol * seen.scale else "not critical"
         error = _error(tau_parts)
         tau, bottom, top = tau_parts["certificate"] + error, float(seen.values[0]), float(seen.values[-1])
         if top < -tau:
@@ -338,10 +338,10 @@ def _error(tau_parts: dict[str, float]) -> float:
     return max(tau_parts["rounding"], tau_parts["shift"], tau_parts["data"])
 
 
-def _check(tol: float | None, resolution: float, flat_tol: float) -> None:
-    if tol is not None and not tol >= 0:
-        raise ValueError(f"tol={tol} must not be negative: it is a norm of the gradient")
-    if not (resolution > 0 and flat_tol > 0):
+def _check(atol: float | None, resolution: float, flat_rtol: float) -> None:
+    if atol is not None and not atol >= 0:
+        raise ValueError(f"atol={atol} must not be negative: it is a norm of the gradient")
+    if not (resolution > 0 and flat_rtol > 0):
         raise ValueError(
-            f"resolution={resolution} and flat_tol={flat_tol} must be positive: both are relative"
+            f"resolution={resolution} and flat_rtol={flat_rtol} must be positive: both are relative"
         )

@@ -100,7 +100,7 @@ def declared_cost(
     *,
     max_matvecs: int = PRODUCTS,
     with_density: bool = True,
-    sample: bool = False,
+    is_sample: bool = False,
     method: Method = "auto",
 ) -> float:
     """The most that :func:`portrait` can cost in gradient evaluations, known before it runs."""
@@ -109,7 +109,7 @@ def declared_cost(
     if with_density:
         steps = min(max_matvecs, DENSITY_STEPS, vectors.numel(objective.params))
         cost += density_cost(objective, steps, DENSITY_STARTS, method=method)
-    return cost + classify_cost(objective, max_matvecs, sample=sample, method=method)
+    return cost + classify_cost(objective, max_matvecs, is_sample=is_sample, method=method)
 
 
 def portrait(
@@ -118,7 +118,7 @@ def portrait(
     k: int = 3,
     max_matvecs: int = PRODUCTS,
     with_density: bool = True,
-    sample: bool = False,
+    is_sample: bool = False,
     method: Method = "auto",
     seed: int = 0,
     watch: Callable[[str], None] | None = None,
@@ -130,7 +130,7 @@ def portrait(
         k: Eigenvalues at each end.
         max_matvecs: Most Hessian products of each of its parts.
         with_density: Whether to compute the density, the most expensive part.
-        sample: Whether the data are a sample of those that matter; see
+        is_sample: Whether the data are a sample of those that matter; see
             :func:`~optland.curvature.points.classify.classify`.
         method: How products are computed.
         seed: Seed of all starts and probes.
@@ -158,14 +158,16 @@ def portrait(
         begin("trace")
         start = spectrum if spectrum.vectors else None
         most = _trace_matvecs(max_matvecs)
-        parts = trace_per_layer(H, max_matvecs=most, tol=TRACE_TOL, start=start, seed=seed)
+        parts = trace_per_layer(H, max_matvecs=most, rtol=TRACE_TOL, start=start, seed=seed)
         shape = None
         if with_density:
             begin("density")
-            shape = density(H, steps=min(max_matvecs, DENSITY_STEPS), starts=DENSITY_STARTS, seed=seed)
+            shape = density(
+                H, num_steps=min(max_matvecs, DENSITY_STEPS), num_starts=DENSITY_STARTS, seed=seed
+            )
         num_matvecs, how = H.num_matvecs, f"{H.method} ({H.reason})"
     begin("kind of point")
-    point = classify(objective, sample=sample, max_matvecs=max_matvecs, method=method, seed=seed)
+    point = classify(objective, is_sample=is_sample, max_matvecs=max_matvecs, method=method, seed=seed)
     return Portrait(
         spectrum, parts, shape, point, vectors.numel(objective.params), how, num_matvecs + point.num_matvecs,
         objective.cost_ge - spent,

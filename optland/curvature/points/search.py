@@ -129,7 +129,7 @@ def find_critical_points(
     objective: Objective,
     starts: Iterable[Vector],
     *,
-    tol: float | None = None,
+    atol: float | None = None,
     max_steps: int = 50,
     max_matvecs: int = 30,
     method: Method = "auto",
@@ -140,7 +140,7 @@ def find_critical_points(
     Args:
         objective: The loss; its model is left as it is.
         starts: Points to start from: checkpoints of a run, or :func:`starts_around` one of them.
-        tol: |g| to reach; by default 10^4 units of rounding of 1 + |g| at the start.
+        atol: |g| to reach; by default 10^4 units of rounding of 1 + |g| at the start.
         max_steps: Most steps a start.
         max_matvecs: Most products a step where the matrix is not formed (d above 200).
         method: How products are computed.
@@ -150,7 +150,7 @@ def find_critical_points(
         One :class:`FoundPoint` a start, converged or not.
 
     Raises:
-        ValueError: ``tol`` is not positive, ``max_steps`` or ``max_matvecs`` is below 1, or a start has other shapes
+        ValueError: ``atol`` is not positive, ``max_steps`` or ``max_matvecs`` is below 1, or a start has other shapes
             than the trainable parameters.
 
     Example:
@@ -159,17 +159,17 @@ def find_critical_points(
         >>> found.critical_point.verdict, found.converged, [round(x, 9) for x in found.point[0].abs().tolist()]
         ('strict saddle', True, [0.0, 0.0])
     """
-    if tol is not None and not tol > 0:
-        raise ValueError(f"tol={tol} must be positive: it is the norm of the gradient to reach")
+    if atol is not None and not atol > 0:
+        raise ValueError(f"atol={atol} must be positive: it is the norm of the gradient to reach")
     if max_steps < 1 or max_matvecs < 1:
         raise ValueError(f"max_steps={max_steps} and max_matvecs={max_matvecs} must be at least 1")
     found = []
     for i, start in enumerate(starts):
         start = vectors.require_shapes(start, objective.params, f"start {i}")
         spent = objective.cost_ge
-        search = _Search(objective, start, tol, method)
+        search = _Search(objective, start, atol, method)
         search.run(max_steps, max_matvecs)
-        verdict = classify(objective, point=search.w, tol=search.tol, method=method, seed=seed)
+        verdict = classify(objective, point=search.w, atol=search.atol, method=method, seed=seed)
         found.append(
             FoundPoint(
                 critical_point=verdict,
@@ -187,19 +187,19 @@ def find_critical_points(
 class _Search:
     """One descent of |g|."""
 
-    def __init__(self, L: Objective, start: Vector, tol: float | None, method: Method) -> None:
+    def __init__(self, L: Objective, start: Vector, atol: float | None, method: Method) -> None:
         self.L, self.method = L, method
         self.w = vectors.clone(start)
         self.g = L.gradient(self.w)
         self.norms = [float(vectors.norm(self.g))]
         eps = float(torch.finfo(L.params[0].dtype).eps)
-        self.tol = TOLERANCE * eps * (1 + self.norms[0]) if tol is None else tol
+        self.atol = TOLERANCE * eps * (1 + self.norms[0]) if atol is None else atol
         self.damping = FIRST_DAMPING
         self.reason = "most steps taken"
 
     @property
     def converged(self) -> bool:
-        return math.isfinite(self.norms[-1]) and self.norms[-1] <= self.tol
+        return math.isfinite(self.norms[-1]) and self.norms[-1] <= self.atol
 
     def run(self, max_steps: int, max_matvecs: int) -> None:
         for _ in range(max_steps):
@@ -213,7 +213,7 @@ class _Search:
                 self.reason = "no damping lowers |g|"
                 return
         if self.converged:
-            self.reason = "|g| below tol"
+            self.reason = "|g| below atol"
         elif not math.isfinite(self.norms[-1]):
             self.reason = "the gradient is not finite"
 
@@ -242,31 +242,33 @@ class _Search:
 
 
 def starts_around(
-    points: Iterable[Vector], *, radii: Sequence[float] = (0.0, 0.1, 0.3), num: int = 1, seed: int = 0
+    points: Iterable[Vector], *, radii: Sequence[float] = (0.0, 0.1, 0.3), num_starts: int = 1, seed: int = 0
 ) -> list[list[Tensor]]:
     """Starts at and around given points, such as the checkpoints of a training run.
 
     Args:
         points: The centres.
         radii: Distances from each centre, relative to its norm (absolute at a centre of norm 0); 0 is the centre.
-        num: Random directions at every radius above 0.
+        num_starts: Random directions at every radius above 0.
         seed: Seed of the directions.
 
     Raises:
-        ValueError: A radius is negative, or ``num`` is below 1.
+        ValueError: A radius is negative, or ``num_starts`` is below 1.
 
     Example:
-        >>> around = starts_around([[torch.tensor([3.0, 4.0])]], radii=(0.0, 0.1), num=2)
+        >>> around = starts_around([[torch.tensor([3.0, 4.0])]], radii=(0.0, 0.1), num_starts=2)
         >>> [round(float(vectors.norm(vectors.subtract(w, [torch.tensor([3.0, 4.0])]))), 4) for w in around]
         [0.0, 0.5, 0.5]
     """
-    if num < 1 or any(radius < 0 for radius in radii):
-        raise ValueError(f"num={num} must be at least 1, and no radius of {tuple(radii)} negative")
+    if num_starts < 1 or any(radius < 0 for radius in radii):
+        raise ValueError(
+            f"num_starts={num_starts} must be at least 1, and no radius of {tuple(radii)} negative"
+        )
     starts: list[list[Tensor]] = []
     for centre in points:
         scale = float(vectors.norm(centre)) or 1.0
         for radius in radii:
-            for _ in range(num if radius > 0 else 1):
+            for _ in range(num_starts if radius > 0 else 1):
                 w = vectors.clone(centre)
                 if radius > 0:
                     vectors.axpy_(radius * scale, vectors.random_unit(centre, seed + len(starts)), w)

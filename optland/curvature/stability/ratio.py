@@ -95,7 +95,7 @@ def stability_ratio(
     *,
     spectrum: Spectrum | None = None,
     start: Spectrum | Sequence[Vector] | None = None,
-    tol: float = 1e-2,
+    rtol: float = 1e-2,
     max_matvecs: int = 40,
     method: Method = "auto",
     seed: int = 0,
@@ -111,7 +111,7 @@ def stability_ratio(
         spectrum: A spectrum that was measured anyway: of the Hessian, or of the preconditioned one for an adaptive
             optimizer. Then nothing is computed but SAM's gradient.
         start: Spectrum of the last ratio, for a warm start.
-        tol: Wanted residual relative to the eigenvalue.
+        rtol: Wanted residual relative to the eigenvalue.
         max_matvecs: Most Hessian products.
         method: How products are computed.
         seed: Seed of the start vector.
@@ -140,7 +140,7 @@ def stability_ratio(
     if spectrum is None:
         with hessian(objective, method=method) as H:
             scaled = in_metric(H, _scale(objective, optimizer, own))
-            spectrum = lanczos(scaled, ends="top", tol=tol, start=start, max_matvecs=max_matvecs, seed=seed)
+            spectrum = lanczos(scaled, ends="top", rtol=rtol, start=start, max_matvecs=max_matvecs, seed=seed)
         per_threshold = 1.0
     else:
         _check_spectrum(spectrum, own, alike)

@@ -97,7 +97,7 @@ def stable_rate(
     rates: Mapping[str, float],
     *,
     spectrum: Spectrum | None = None,
-    tol: float = 1e-2,
+    rtol: float = 1e-2,
     max_matvecs: int = 40,
     method: Method = "auto",
     seed: int = 0,
@@ -110,7 +110,7 @@ def stable_rate(
         rates: Learning rates of its first group, by a name of your choice; other groups keep their ratio to it. May be
             empty.
         spectrum: A spectrum of the Hessian that was measured anyway; not used for an adaptive optimizer.
-        tol: Wanted residual relative to the eigenvalue.
+        rtol: Wanted residual relative to the eigenvalue.
         max_matvecs: Most Hessian products.
         method: How products are computed.
         seed: Seed of the start vector.
@@ -139,12 +139,12 @@ def stable_rate(
     thresholds = _thresholds(optimizer, 1.0, grad_norm)
     alike = len({t.sharpness for t in thresholds}) == 1
     if not alike or any(t.coupled_decay for t in thresholds):
-        return _rate_by_rate(objective, optimizer, rates, thresholds, tol, max_matvecs, method, seed)
+        return _rate_by_rate(objective, optimizer, rates, thresholds, rtol, max_matvecs, method, seed)
     first = thresholds[0]
     if first.adaptive or spectrum is None:
         with hessian(objective, method=method) as H:
             A = preconditioned(H, optimizer) if first.adaptive else H
-            spectrum = lanczos(A, ends="top", tol=tol, max_matvecs=max_matvecs, seed=seed)
+            spectrum = lanczos(A, ends="top", rtol=rtol, max_matvecs=max_matvecs, seed=seed)
     ratios = {}
     for name, rate in rates.items():
         with _at_rate(optimizer, rate):
@@ -158,7 +158,7 @@ def _rate_by_rate(
     optimizer: Optimizer,
     rates: Mapping[str, float],
     thresholds: tuple[Threshold, ...],
-    tol: float,
+    rtol: float,
     max_matvecs: int,
     method: Method,
     seed: int,
@@ -169,7 +169,7 @@ def _rate_by_rate(
     for name, rate in rates.items():
         with _at_rate(optimizer, rate):
             found = stability_ratio(
-                objective, optimizer, start=last, tol=tol, max_matvecs=max_matvecs, method=method, seed=seed
+                objective, optimizer, start=last, rtol=rtol, max_matvecs=max_matvecs, method=method, seed=seed
             )
         ratios[name], last = found, found.spectrum
     note = "No single eigenvalue decides: groups have different thresholds, or decay is coupled to the preconditioner."

@@ -115,19 +115,19 @@ class Density(Archived):
         spikes: bool = False,
         scale: Literal["linear", "log"] = "linear",
         epsilon: float | None = None,
-        points: int = 512,
+        num_points: int = 512,
     ) -> Curve:
         r"""The density smoothed with a Gaussian kernel.
 
         Args:
             grid: Where to evaluate it, in eigenvalues or, on the log scale, in log10(|eigenvalue| + epsilon);
-                by default ``points`` points that reach four sigma beyond the nodes.
+                by default ``num_points`` points that reach four sigma beyond the nodes.
             sigma: Standard deviation of the kernel in units of the grid (default: from the number of nodes).
             spikes: Whether to smooth the spikes too, so that the curve integrates to 1, or to leave their mass out
                 (default), to be drawn as :attr:`spikes`.
             scale: ``"log"`` gives the density of log10(|eigenvalue| + epsilon).
             epsilon: Floor of the logarithm, to be chosen: eigenvalues below it pile up at its place.
-            points: Points of the default grid.
+            num_points: Points of the default grid.
 
         Raises:
             ValueError: ``scale`` is unknown, the log scale without a positive ``epsilon``, or ``sigma`` not positive.
@@ -142,7 +142,7 @@ class Density(Archived):
         if grid is None:
             ends = np.concatenate([*nodes, np.zeros(0)])
             low, high = (float(ends.min()), float(ends.max())) if len(ends) else (0.0, 0.0)
-            grid = np.linspace(low - 4 * width, high + 4 * width, points)
+            grid = np.linspace(low - 4 * width, high + 4 * width, num_points)
         if not nodes:  # no start had a finite product
             nothing = np.full(len(grid), math.nan)
             return Curve(grid, nothing, nothing, width, scale, floor)
@@ -244,45 +244,45 @@ class Density(Archived):
 
 
 def declared_cost(
-    objective: Objective, steps: int = 64, starts: int = 4, *, method: Method = "auto"
+    objective: Objective, num_steps: int = 64, num_starts: int = 4, *, method: Method = "auto"
 ) -> float:
     """The most that :func:`density` on a fresh Hessian of ``objective`` can cost, in gradient evaluations."""
-    return declared_product_cost(objective, steps * starts, method=method)
+    return declared_product_cost(objective, num_steps * num_starts, method=method)
 
 
-def density(H: SymmetricOperator, *, steps: int = 64, starts: int = 4, seed: int = 0) -> Density:
+def density(H: SymmetricOperator, *, num_steps: int = 64, num_starts: int = 4, seed: int = 0) -> Density:
     """Compute quadrature nodes and weights of the spectrum of ``H``.
 
     Args:
         H: The operator.
-        steps: Products from each start, m; fewer where the Krylov space ends, and then the nodes are exact.
-        starts: Random starts; from one there is no error.
+        num_steps: Products from each start, m; fewer where the Krylov space ends, and then the nodes are exact.
+        num_starts: Random starts; from one there is no error.
         seed: Seed of the starts.
 
     Returns:
         A :class:`Density`. A product that is not finite ends its start, and the note says so.
 
     Raises:
-        ValueError: ``steps`` or ``starts`` is less than 1.
+        ValueError: ``num_steps`` or ``num_starts`` is less than 1.
 
     Example:
         >>> from optland.curvature import hessian
         >>> from optland.problems import quadratic, with_spectrum
-        >>> found = density(hessian(quadratic(with_spectrum([3.0] * 6 + [-1.0] * 2))), starts=2)
+        >>> found = density(hessian(quadratic(with_spectrum([3.0] * 6 + [-1.0] * 2))), num_starts=2)
         >>> [theta.round(6).tolist() for theta in found.nodes], found.num_matvecs
         ([[-1.0, 3.0], [-1.0, 3.0]], 4)
     """
-    if steps < 1 or starts < 1:
-        raise ValueError(f"steps={steps} and starts={starts} must both be at least 1")
+    if num_steps < 1 or num_starts < 1:
+        raise ValueError(f"num_steps={num_steps} and num_starts={num_starts} must both be at least 1")
     spent, already = H.cost_ge, H.num_matvecs
     draws, found = RandomVectors(H.like, seed), list[Quadrature]()
-    while len(found) < starts and not any(q.failed for q in found):
-        found.append(quadrature(H, vectors.unflatten(draws.direction(), H.like), steps))
+    while len(found) < num_starts and not any(q.failed for q in found):
+        found.append(quadrature(H, vectors.unflatten(draws.direction(), H.like), num_steps))
     failed, found = found[-1].failed, [q for q in found if len(q.nodes)]
     return Density(
         tuple(q.nodes for q in found), tuple(q.weights for q in found), tuple(q.residuals for q in found),
         H.dim, H.num_matvecs - already, H.cost_ge - spent,
-        H.provenance(f"Lanczos quadrature of {steps} steps", seed),
+        H.provenance(f"Lanczos quadrature of {num_steps} steps", seed),
         "A product with H was not finite." if failed else "",
     )  # fmt: skip
 

@@ -131,7 +131,7 @@ def diagonal(
         H,
         method=method,
         max_matvecs=max_matvecs,
-        tol=None,
+        rtol=None,
         confidence=0.95,
         start=start,
         seed=seed,

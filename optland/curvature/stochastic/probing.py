@@ -133,10 +133,10 @@ class DiagonalSamples:
         """The trace according to every sample."""
         return [float(sums.sum()) for sums in self.layers]
 
-    def within(self, tol: float, confidence: float) -> bool:
-        """Whether the interval of the trace is narrower than ``tol`` of it."""
+    def within(self, rtol: float, confidence: float) -> bool:
+        """Whether the interval of the trace is narrower than ``rtol`` of it."""
         value, error = self.mean_and_error(self.totals, self.widening)
-        return self.quantile(confidence) * error <= tol * abs(value)
+        return self.quantile(confidence) * error <= rtol * abs(value)
 
     def quantile(self, confidence: float) -> float:
         """Half an interval of this confidence in standard errors: Student's t."""
@@ -152,7 +152,7 @@ def probe(
     *,
     method: TraceMethod,
     max_matvecs: int,
-    tol: float | None,
+    rtol: float | None,
     confidence: float,
     start: Spectrum | Sequence[Vector] | None,
     seed: int,
@@ -173,7 +173,7 @@ def probe(
                 break
             samples.add(x, square)
             if samples.exact or (
-                tol is not None and samples.num >= MIN_SAMPLES and samples.within(tol, confidence)
+                rtol is not None and samples.num >= MIN_SAMPLES and samples.within(rtol, confidence)
             ):
                 break
     samples.failed, samples.inexact = A.failed, H.product_error
@@ -323,7 +323,7 @@ def check_probing(
     H: SymmetricOperator,
     method: str,
     max_matvecs: int,
-    tol: float | None,
+    rtol: float | None,
     confidence: float,
     start: Spectrum | Sequence[Vector] | None,
 ) -> None:
@@ -332,8 +332,10 @@ def check_probing(
         raise ValueError(f"method {method!r} is not known; use {', '.join(map(repr, get_args(TraceMethod)))}")
     if max_matvecs < 1:
         raise ValueError(f"max_matvecs={max_matvecs} must be at least 1")
-    if tol is not None and not tol > 0:
-        raise ValueError(f"tol={tol} must be positive (relative to the trace), or None to use every product")
+    if rtol is not None and not rtol > 0:
+        raise ValueError(
+            f"rtol={rtol} must be positive (relative to the trace), or None to use every product"
+        )
     if not 0 < confidence < 1:
         raise ValueError(f"confidence={confidence} must lie between 0 and 1, for example 0.95")
     warm = list(start.vectors if isinstance(start, Spectrum) else start or [])

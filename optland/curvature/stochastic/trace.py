@@ -18,7 +18,7 @@ which show a diagonal (or zero) matrix to be one; else a Krylov space and probes
 own for each of 16 parts of the data where they can be cut (see :mod:`~optland.curvature.stochastic.parts`).
 ``confidence`` 0.95.
 
-**Caveats.** Probing stops when the interval is narrower than ``tol``, never because the running mean rests: a mean of
+**Caveats.** Probing stops when the interval is narrower than ``rtol``, never because the running mean rests: a mean of
 n samples moves by 1 / n of their spread and rests long before it is right. ``error`` is one standard error; from a
 dozen samples an interval takes Student's t, which :meth:`Trace.interval` does. Errors are those of the estimator on
 these data, not of the data.
@@ -108,7 +108,7 @@ def trace(
     *,
     method: TraceMethod = "auto",
     max_matvecs: int = 30,
-    tol: float | None = None,
+    rtol: float | None = None,
     confidence: float = 0.95,
     start: Spectrum | Sequence[Vector] | None = None,
     seed: int = 0,
@@ -120,7 +120,7 @@ def trace(
         H: The operator.
         method: ``"auto"``, ``"krylov"``, ``"hutchinson"``, ``"hutch++"`` or ``"xtrace"``.
         max_matvecs: Most products with ``H``, never exceeded.
-        tol: Wanted half width of the interval relative to the trace; None uses every product. XTrace needs all of
+        rtol: Wanted half width of the interval relative to the trace; None uses every product. XTrace needs all of
             its products before the first sample, so there it only decides ``converged``.
         confidence: Confidence of that interval.
         start: Eigenpairs of a spectrum of the same parameters, however old, as a control variate: it costs nothing
@@ -129,7 +129,7 @@ def trace(
         distribution: Of the test vectors; see :mod:`~optland.curvature.stochastic.random_vectors`.
 
     Returns:
-        An :class:`~optland.estimate.Estimate` with a standard error, converged when the interval is within ``tol``
+        An :class:`~optland.estimate.Estimate` with a standard error, converged when the interval is within ``rtol``
         (without one: when there is a standard error). :func:`trace_per_layer` gives more for the same products.
 
     Raises:
@@ -146,7 +146,7 @@ def trace(
         H,
         method=method,
         max_matvecs=max_matvecs,
-        tol=tol,
+        rtol=rtol,
         confidence=confidence,
         start=start,
         seed=seed,
@@ -159,7 +159,7 @@ def trace_per_layer(
     *,
     method: TraceMethod = "auto",
     max_matvecs: int = 30,
-    tol: float | None = None,
+    rtol: float | None = None,
     confidence: float = 0.95,
     start: Spectrum | Sequence[Vector] | None = None,
     seed: int = 0,
@@ -167,7 +167,7 @@ def trace_per_layer(
 ) -> Trace:
     r"""Estimate tr H, the trace of every layer's block, and |H|_F^2, all from the products of :func:`trace`.
 
-    Args and errors are those of :func:`trace`; ``tol`` is that of the total.
+    Args and errors are those of :func:`trace`; ``rtol`` is that of the total.
 
     Example:
         >>> import torch
@@ -179,13 +179,13 @@ def trace_per_layer(
           weight  2 ± 0 (standard_error)
           ||A||_F^2 2 ± 0 (standard_error)
     """
-    check_probing(H, method, max_matvecs, tol, confidence, start)
+    check_probing(H, method, max_matvecs, rtol, confidence, start)
     spent, already = H.cost_ge, H.num_matvecs
     samples = probe(
         H,
         method=method,
         max_matvecs=max_matvecs,
-        tol=tol,
+        rtol=rtol,
         confidence=confidence,
         start=start,
         seed=seed,
@@ -193,7 +193,7 @@ def trace_per_layer(
     )
     source = H.provenance(f"{method} trace, {distribution}", seed)
     cost = H.cost_ge - spent
-    layers, total, square = estimates(samples, H.names, cost, source, tol, confidence)
+    layers, total, square = estimates(samples, H.names, cost, source, rtol, confidence)
     return Trace(
         total, layers, square, samples.num, samples.basis_size, H.num_matvecs - already, cost, source
     )
@@ -228,7 +228,7 @@ def estimates(
     names: Sequence[str],
     cost: float,
     source: Provenance,
-    tol: float | None,
+    rtol: float | None,
     confidence: float,
 ) -> tuple[dict[str, Estimate], Estimate, Estimate]:
     """The trace by layer, in all, and the squared Frobenius norm, from their samples."""
@@ -240,7 +240,7 @@ def estimates(
     def estimate(values: Sequence[float], scale: float, widening: float = samples.widening) -> Estimate:
         value, error = samples.mean_and_error(values, widening)
         error = math.hypot(error, scale * samples.inexact)
-        met = math.isfinite(error) and (tol is None or t * error <= tol * abs(value))
+        met = math.isfinite(error) and (rtol is None or t * error <= rtol * abs(value))
         return Estimate(value, error, "standard_error", met, cost, source, _note(samples))
 
     columns = {name: [float(sums[i]) for sums in samples.layers] for i, name in enumerate(names)}

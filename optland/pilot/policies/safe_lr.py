@@ -44,7 +44,7 @@ class SafeLR(Policy):
 
     Args:
         fraction: c, share of the averaged critical step that the rate may reach; 0.35.
-        start: Cap before the first probe; 1e-4, small for every net.
+        initial_lr: Cap before the first probe; 1e-4, small for every net.
         growth: Largest factor by which the cap grows from one probe to the next; 16: three probes from a tiny cap to
             a usual rate. A budget that is kept at every update has four to spend at the start of a run.
 
@@ -52,7 +52,7 @@ class SafeLR(Policy):
         ValueError: A value outside its range.
 
     Example:
-        >>> SafeLR(start=0.1).cap(shape=None)
+        >>> SafeLR(initial_lr=0.1).cap(shape=None)
         0.1
     """
 
@@ -70,11 +70,11 @@ class SafeLR(Policy):
     caps = frozenset({"lr"})
     kept = ("limit", "height", "bound", "from_below", "critical", "rates")
 
-    def __init__(self, *, fraction: float = 0.35, start: float = 1e-4, growth: float = 16.0) -> None:
+    def __init__(self, *, fraction: float = 0.35, initial_lr: float = 1e-4, growth: float = 16.0) -> None:
         if not 0 < fraction <= 1:
             raise ValueError(f"fraction: {fraction} is not in (0, 1]; use for example 0.35")
-        if not start > 0:
-            raise ValueError(f"start: {start} must be above 0; use for example 1e-4")
+        if not initial_lr > 0:
+            raise ValueError(f"initial_lr: {initial_lr} must be above 0; use for example 1e-4")
         if not growth > 1:
             raise ValueError(
                 f"growth: {growth} must be above 1, or the cap could never rise; use for example 16"
@@ -84,8 +84,8 @@ class SafeLR(Policy):
         self.critical = LogEMA(0.9)
         self.from_below = False
         """Whether the average is a bound from below, which the next sample replaces."""
-        self.limit = start
-        self.height = start
+        self.limit = initial_lr
+        self.height = initial_lr
         """The highest cap so far, since the last rewind."""
         self.bound = math.inf
         """Half of the rate that the last rewind was for: the cap stays below."""

@@ -49,9 +49,9 @@ class SpikeGuard(Policy):
         z: Robust z-score that makes a spike; 4.
         window: Healthy updates that it is measured against; 64.
         lost: Share of what has been learnt, first loss over recent median, that a spike of the loss gives up; 0.2.
-        many: Spikes in a row that cut the rate; 3.
+        num_spikes: Spikes in a row that cut the rate; 3.
         within: Updates for which a cut lasts; 100.
-        cut: Factor on the rate after ``many`` spikes in a row; 0.5.
+        cut: Factor on the rate after ``num_spikes`` spikes in a row; 0.5.
         persist: Spikes in a row that call for a rewind; 50.
 
     Raises:
@@ -80,7 +80,7 @@ class SpikeGuard(Policy):
         z: float = 4.0,
         window: int = 64,
         lost: float = 0.2,
-        many: int = 3,
+        num_spikes: int = 3,
         within: int = 100,
         cut: float = 0.5,
         persist: int = 50,
@@ -89,13 +89,13 @@ class SpikeGuard(Policy):
             raise ValueError(
                 f"z {z} must be above 0, cut {cut} in (0, 1), lost {lost} in [0, 1); use 4, 0.5 and 0.2"
             )
-        if window < FEWEST or many < 1 or within < 1 or persist < 2:
+        if window < FEWEST or num_spikes < 1 or within < 1 or persist < 2:
             raise ValueError(
-                f"window {window} must be {FEWEST} or more, many {many} and within {within} 1 or more, "
+                f"window {window} must be {FEWEST} or more, num_spikes {num_spikes} and within {within} 1 or more, "
                 f"persist {persist} 2 or more; use 64, 3, 100 and 50"
             )
         self.z, self.window, self.lost = z, window, lost
-        self.many, self.within, self.cut, self.persist = many, within, cut, persist
+        self.num_spikes, self.within, self.cut, self.persist = num_spikes, within, cut, persist
         self.first: float | None = None
         self.losses: list[float] = []
         self.norms: list[float] = []
@@ -132,7 +132,7 @@ class SpikeGuard(Policy):
                 )
             ]
         asked = [Proposal("skip", 1.0, f"{by_norm}: the update is left out", signals)] if by_norm else []
-        if self.run >= self.many and history.step > self.until:
+        if self.run >= self.num_spikes and history.step > self.until:
             self.until = history.step + self.within
             reason = f"{self.run} spikes in a row: the rate is cut for {self.within} updates"
             asked.append(

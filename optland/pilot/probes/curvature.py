@@ -46,7 +46,7 @@ class CurvatureProbe(Probe):
     def _tracker(self) -> SpectrumTracker:
         # Jumps are audited with the probe that follows, so that what a probe declares is what it can cost.
         return SpectrumTracker(
-            tol=TOL,
+            rtol=TOL,
             max_matvecs=PRODUCTS,
             audit_every=AUDIT_EVERY,
             audit_jumps="next",

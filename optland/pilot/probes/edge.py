@@ -51,7 +51,9 @@ class EdgeProbe(Probe):
             return []
         origin, update = moved
         objective = host.objective(host.batch, mode="train", seed=self.seed + host.step)
-        found = critical_step(objective, update, origin=origin, start=self.start, max_forwards=FORWARDS)
+        found = critical_step(
+            objective, update, origin=origin, initial_step=self.start, max_forwards=FORWARDS
+        )
         self.spent, t = found.cost_ge, found.step.value
         self.count += 1
         self.every = BURN_EVERY if self.count < BURN_IN else EVERY

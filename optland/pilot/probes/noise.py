@@ -74,7 +74,7 @@ class NoiseProbe(_NoiseScale):
         self.spent, step, objective = 0.0, host.step, self._parted(host)
         if objective is None:
             return [Signal("noise/resolved", 0.0, step)]
-        noise = gradient_noise(objective, parts=1)
+        noise = gradient_noise(objective, num_parts=1)
         self.spent = noise.cost_ge
         trace, square = noise.trace_cov, noise.grad_sq
         if not (math.isfinite(trace.value) and math.isfinite(square.value)):
@@ -114,7 +114,7 @@ class CurvatureNoiseProbe(_NoiseScale):
         """What a look at a batch like this one costs; less once its second derivatives have been compared."""
         objective = self._parted(host)
         if objective is not None:
-            self.each = declared_cost(objective, parts=1) / objective.num_samples
+            self.each = declared_cost(objective, num_parts=1) / objective.num_samples
 
     def cost(self, host: Host) -> float:
         """Four products with the Hessian of the batch, and its gradient."""
@@ -125,7 +125,7 @@ class CurvatureNoiseProbe(_NoiseScale):
         self.spent, step, objective = 0.0, host.step, self._parted(host)
         if objective is None:
             return []
-        found = noise_scale(objective, parts=1)
+        found = noise_scale(objective, num_parts=1)
         self.spent = found.cost_ge
         top, bottom = found.noise_curvature, found.curvature
         unit = abs(top.value) / objective.num_samples + abs(bottom.value)

@@ -41,7 +41,7 @@ NETLIKE = [30.0, 22.0, 15.0, *np.linspace(-1.0, 4.0, 300).tolist(), -6.0, -9.0]
 @pytest.mark.parametrize(("ends", "k"), [("both", 1), ("both", 2), ("top", 3), ("bottom", 2)])
 @pytest.mark.parametrize("seed", range(3))
 def test_a_restarted_run_finds_what_an_unrestarted_one_finds(ends: Any, k: int, seed: int) -> None:
-    options: dict[str, Any] = {"ends": ends, "k": k, "tol": 1e-7, "max_matvecs": 300, "seed": seed}
+    options: dict[str, Any] = {"ends": ends, "k": k, "rtol": 1e-7, "max_matvecs": 300, "seed": seed}
     whole = lanczos(diagonal(NETLIKE), **options)
     H = diagonal(NETLIKE)
     short = lanczos(H, max_basis=12, **options)
@@ -58,7 +58,7 @@ def test_a_restarted_run_finds_what_an_unrestarted_one_finds(ends: Any, k: int, 
 @pytest.mark.parametrize("budget", [13, 20, 27, 40])
 def test_residuals_stay_true_in_the_middle_of_restarts(budget: int) -> None:
     H = diagonal(np.linspace(-3, 10, 400))
-    found = lanczos(H, k=2, tol=1e-9, max_basis=11, max_matvecs=budget)
+    found = lanczos(H, k=2, rtol=1e-9, max_basis=11, max_matvecs=budget)
     assert (found.num_matvecs, found.converged) == (budget, False)
     assert found.num_restarts >= 1
     assert explicit_residuals(H, found) == pytest.approx(list(found.residuals), abs=1e-10)
@@ -78,15 +78,15 @@ def test_the_compressed_matrix_is_the_operator_in_the_basis_after_a_restart() ->
 
 
 def test_a_restart_keeps_no_more_certificate_than_its_first_space_had() -> None:
-    short = lanczos(diagonal(NETLIKE), tol=1e-6, max_basis=10, max_matvecs=200)
-    few = lanczos(diagonal(NETLIKE), tol=1e-6, max_matvecs=10)
+    short = lanczos(diagonal(NETLIKE), rtol=1e-6, max_basis=10, max_matvecs=200)
+    few = lanczos(diagonal(NETLIKE), rtol=1e-6, max_matvecs=10)
     assert short.num_matvecs > 10
     assert short.certificate == few.certificate
 
 
 def test_copies_of_a_multiple_eigenvalue_are_found_across_restarts() -> None:
     eigenvalues = [5.0, 5.0, *np.linspace(0, 1, 20).tolist(), -3.0, -3.0]
-    found = lanczos(diagonal(eigenvalues), k=2, tol=1e-8, max_basis=10, max_matvecs=400)
+    found = lanczos(diagonal(eigenvalues), k=2, rtol=1e-8, max_basis=10, max_matvecs=400)
     assert found.bottom.value == pytest.approx(-3.0, abs=1e-8)
     assert found.top.value == pytest.approx(5.0, abs=1e-8)
 
@@ -103,7 +103,7 @@ def test_a_basis_without_room_for_the_wanted_pairs_is_refused() -> None:
 @pytest.mark.parametrize("seed", range(5))
 def test_bfloat16_rows_cost_accuracy_that_the_residual_owns_up_to(seed: int, max_basis: int | None) -> None:
     H = diagonal(np.array(NETLIKE), torch.float32)
-    found = lanczos(H, basis_dtype=torch.bfloat16, tol=2e-2, max_matvecs=60, max_basis=max_basis, seed=seed)
+    found = lanczos(H, basis_dtype=torch.bfloat16, rtol=2e-2, max_matvecs=60, max_basis=max_basis, seed=seed)
     assert found.converged
     assert found.top.value == pytest.approx(30.0, rel=2e-3)
     assert found.bottom.value == pytest.approx(-9.0, rel=2e-2)
@@ -112,7 +112,7 @@ def test_bfloat16_rows_cost_accuracy_that_the_residual_owns_up_to(seed: int, max
 
 
 def test_bfloat16_rows_have_a_floor_and_the_run_ends_there() -> None:
-    found = lanczos(diagonal(np.array(NETLIKE), torch.float32), basis_dtype=torch.bfloat16, tol=1e-7)
+    found = lanczos(diagonal(np.array(NETLIKE), torch.float32), basis_dtype=torch.bfloat16, rtol=1e-7)
     assert not found.converged
     assert 1e-4 * 30 < found.top.error < 1e-2 * 30
     assert found.num_matvecs < 40

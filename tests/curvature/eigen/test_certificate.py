@@ -23,7 +23,7 @@ def test_certificate_holds_over_200_random_starts() -> None:
     assert epsilon < 0.5
     missed, worst = [], 0.0
     for seed in range(200):
-        found = lanczos(H, tol=1e-12, max_matvecs=m, seed=seed)
+        found = lanczos(H, rtol=1e-12, max_matvecs=m, seed=seed)
         assert found.certificate == epsilon
         shortfall = max(1.1 - found.top.value, found.bottom.value + 1.05) / width
         worst = max(worst, shortfall)

@@ -85,7 +85,7 @@ def test_the_certificate_is_weaker_than_that_of_a_random_start_with_as_many_prod
     found = []
     for start in (None, "random"):
         with hessian(L) as H:
-            found.append(lanczos(H, ends="top", start=start, tol=1e-12, max_matvecs=12))
+            found.append(lanczos(H, ends="top", start=start, rtol=1e-12, max_matvecs=12))
     turned, random = (f.certificate for f in found)
     assert turned is not None
     assert random is not None
@@ -97,7 +97,7 @@ def test_the_declared_cost_covers_it() -> None:
     L, _ = regression(outlying())
     spent = L.cost_ge
     with hessian(L) as H:
-        found = lanczos(H, ends="top", max_matvecs=8, tol=1e-12)
+        found = lanczos(H, ends="top", max_matvecs=8, rtol=1e-12)
     assert L.cost_ge - spent == pytest.approx(found.cost_ge)
     assert found.cost_ge <= declared_cost(L, 8, ends="top")
     assert found.cost_ge > H.setup_ge + 8 * H.product_ge

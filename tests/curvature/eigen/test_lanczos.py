@@ -39,7 +39,7 @@ def count(values: tuple[float, ...], target: float) -> int:
 
 
 def test_top_is_the_largest_and_not_the_largest_in_magnitude() -> None:
-    found = spectrum_of([5.0, 4.0, *[0.1] * 10, -8.0], tol=1e-8)
+    found = spectrum_of([5.0, 4.0, *[0.1] * 10, -8.0], rtol=1e-8)
     assert found.top.value == pytest.approx(5.0, abs=1e-7)
     assert found.bottom.value == pytest.approx(-8.0, abs=1e-7)
     assert found.negative_curvature == "certified"
@@ -49,7 +49,7 @@ def test_top_is_the_largest_and_not_the_largest_in_magnitude() -> None:
 def test_a_cluster_at_the_top_brings_no_false_convergence(seed: int) -> None:
     eigenvalues = [10.0, 9.9, 9.8, *np.linspace(0.0, 1.0, 60).tolist()]
     H = operator(eigenvalues, seed=seed)
-    found = lanczos(H, tol=1e-3, max_matvecs=60, seed=seed)
+    found = lanczos(H, rtol=1e-3, max_matvecs=60, seed=seed)
     assert found.converged
     assert found.top.value == pytest.approx(10.0, abs=1e-2)
 
@@ -57,7 +57,7 @@ def test_a_cluster_at_the_top_brings_no_false_convergence(seed: int) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_converged_eigenvalues_have_no_ghosts(dtype: torch.dtype) -> None:
     eigenvalues = [50.0, 40.0, 30.0, 20.0, 10.0, *np.linspace(-1, 1, 150).tolist()]
-    found = lanczos(operator(eigenvalues, dtype), k=20, tol=1e-7, max_matvecs=90)
+    found = lanczos(operator(eigenvalues, dtype), k=20, rtol=1e-7, max_matvecs=90)
     assert found.num_matvecs == 90
     near_top = [value for value in found.ritz_values if value > 45.0]
     assert len(near_top) == 1
@@ -65,7 +65,7 @@ def test_converged_eigenvalues_have_no_ghosts(dtype: torch.dtype) -> None:
 
 
 def test_eigenvectors_of_a_momentum_free_method_are_not_shifted() -> None:
-    found = spectrum_of([10.0, 2.0, 1.0, 0.5], tol=1e-10)
+    found = spectrum_of([10.0, 2.0, 1.0, 0.5], rtol=1e-10)
     assert found.top.value == pytest.approx(10.0, rel=1e-9)
 
 
@@ -74,7 +74,7 @@ def test_ragged_batches_are_weighted_by_their_counts() -> None:
     X = torch.cat([torch.randn(9, 3, dtype=D), 10 * torch.ones(1, 3, dtype=D)])
     objective = linear_regression(X, torch.zeros(10, 1, dtype=D), sizes=[9, 1])
     expected = torch.linalg.eigvalsh(2 * X.T @ X / 10)
-    found = lanczos(hessian(objective), tol=1e-8)
+    found = lanczos(hessian(objective), rtol=1e-8)
     assert found.top.value == pytest.approx(float(expected[-1]), rel=1e-8)
     assert found.bottom.value == pytest.approx(float(expected[0]), rel=1e-6)
 
@@ -113,7 +113,7 @@ def test_multiples_of_the_identity_and_rank_one(eigenvalues: list[float], top: f
 
 
 def test_breakdown_is_relative_to_the_size_of_the_matrix() -> None:
-    small = spectrum_of([1e-9 * x for x in (5.0, 3.0, 1.0, -2.0)], tol=1e-8)
+    small = spectrum_of([1e-9 * x for x in (5.0, 3.0, 1.0, -2.0)], rtol=1e-8)
     assert small.top.value == pytest.approx(5e-9, rel=1e-6)
     assert small.bottom.value == pytest.approx(-2e-9, rel=1e-6)
 
@@ -159,7 +159,7 @@ def test_network_agrees_with_dense_and_scipy(
         return vectors.flatten(H.matvec(vectors.unflatten(torch.from_numpy(v.ravel()), mlp.params))).numpy()
 
     arpack = eigsh(LinearOperator((H.dim, H.dim), matvec=product, dtype=float), k=3, which="LA")[0]
-    found = lanczos(hessian(mlp), k=3, tol=1e-8, max_matvecs=43)
+    found = lanczos(hessian(mlp), k=3, rtol=1e-8, max_matvecs=43)
     np.testing.assert_allclose([v.value for v in found.values[:3]], exact[::-1][:3], rtol=1e-9)
     np.testing.assert_allclose(sorted(v.value for v in found.values[:3]), np.sort(arpack), rtol=1e-9)
     np.testing.assert_allclose([v.value for v in found.values[3:]], exact[:3][::-1], rtol=1e-6, atol=1e-9)
@@ -172,14 +172,14 @@ def test_path_graph_laplacian() -> None:
     laplacian = torch.diag(torch.full((N,), 2.0, dtype=D))
     for i in range(N - 1):
         laplacian[i, i + 1] = laplacian[i + 1, i] = -1.0
-    found = lanczos(hessian(quadratic(laplacian)), k=2, tol=1e-10)
+    found = lanczos(hessian(quadratic(laplacian)), k=2, rtol=1e-10)
     expected = [2 - 2 * math.cos(j * math.pi / (N + 1)) for j in (N, N - 1, 2, 1)]
     assert [v.value for v in found.values] == pytest.approx(expected, rel=1e-8)
 
 
 def test_valley_of_the_two_factor_net() -> None:
     a, b = 4.0, 0.25
-    found = lanczos(hessian(two_factor(a, b)), tol=1e-10)
+    found = lanczos(hessian(two_factor(a, b)), rtol=1e-10)
     assert found.top.value == pytest.approx(a * a + b * b, rel=1e-12)
     assert found.bottom.value == pytest.approx(0.0, abs=1e-12)
 
@@ -192,7 +192,7 @@ def test_valley_of_the_two_factor_net() -> None:
 )
 def test_some_eigenvalue_lies_within_every_residual(eigenvalues: list[float], budget: int, seed: int) -> None:
     H = operator(eigenvalues, seed=seed)
-    found = lanczos(H, tol=1e-6, max_matvecs=budget, seed=seed)
+    found = lanczos(H, rtol=1e-6, max_matvecs=budget, seed=seed)
     exact = np.array(eigenvalues)
     rounding = 1e-11 * np.abs(exact).max(initial=1e-300)
     assert H.num_matvecs == found.num_matvecs <= budget
@@ -210,7 +210,7 @@ def test_some_eigenvalue_lies_within_every_residual(eigenvalues: list[float], bu
 @pytest.mark.parametrize("ends", ["both", "top", "bottom"])
 def test_the_budget_is_never_exceeded_and_misses_are_marked(budget: int, ends: Any) -> None:
     H = operator(np.linspace(-5, 10, 200).tolist())
-    found = lanczos(H, k=2, ends=ends, tol=1e-6, max_matvecs=budget)
+    found = lanczos(H, k=2, ends=ends, rtol=1e-6, max_matvecs=budget)
     assert found.num_matvecs == H.num_matvecs == budget
     assert found.cost_ge == H.cost_ge <= declared_cost(H.objective, budget)
     assert not found.converged
@@ -229,7 +229,7 @@ def test_one_end_needs_fewer_products_than_both() -> None:
 
 
 def test_tolerance_is_relative_and_floored_at_a_tenth_of_the_norm() -> None:
-    found = spectrum_of([10.0, *np.linspace(0.0, 1.0, 100).tolist()], tol=1e-2)
+    found = spectrum_of([10.0, *np.linspace(0.0, 1.0, 100).tolist()], rtol=1e-2)
     assert found.top.error <= 1e-2 * found.top.value
     assert found.bottom.error <= 1e-2 * 0.1 * found.top.value
     assert found.converged
@@ -240,11 +240,11 @@ def test_finite_differences_stop_at_their_own_error() -> None:
     model = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 1))
     objective = Objective(model, lambda m, x: m(x).square().mean(), [torch.randn(20, 4)])
     H = hessian(objective, method="finite_difference")
-    found = lanczos(H, tol=1e-9)
+    found = lanczos(H, rtol=1e-9)
     assert 0 < H.product_error <= found.top.error
     assert not found.converged
     assert found.num_matvecs < 37
-    exact = lanczos(hessian(objective), tol=1e-5)
+    exact = lanczos(hessian(objective), rtol=1e-5)
     assert abs(found.top.value - exact.top.value) <= 2 * found.top.error
 
 
@@ -287,13 +287,13 @@ def drifting(step: int) -> CurvatureOperator:
 
 
 def test_warm_starts_save_products() -> None:
-    last = lanczos(drifting(0), tol=1e-2)
+    last = lanczos(drifting(0), rtol=1e-2)
     cold = warm = 0
     for step in range(1, 6):
         H = drifting(step)
         exact = torch.linalg.eigvalsh(H.to_dense())
-        last = lanczos(H, tol=1e-2, start=last, seed=step)
-        again = lanczos(drifting(step), tol=1e-2, seed=step)
+        last = lanczos(H, rtol=1e-2, start=last, seed=step)
+        again = lanczos(drifting(step), rtol=1e-2, seed=step)
         warm, cold = warm + last.num_matvecs, cold + again.num_matvecs
         assert last.top.value == pytest.approx(float(exact[-1]), rel=1e-2)
         assert last.bottom.value == pytest.approx(float(exact[0]), rel=3e-2)
@@ -303,15 +303,15 @@ def test_warm_starts_save_products() -> None:
 
 def test_a_warm_start_never_claims_that_there_is_no_negative_curvature() -> None:
     H = operator([10.0, 1.0, 0.5, 0.2])
-    cold = lanczos(H, tol=1e-8)
+    cold = lanczos(H, rtol=1e-8)
     assert cold.negative_curvature == "none below -tau"
     assert lanczos(H, start=cold).negative_curvature == "unknown"
 
 
 def test_an_exact_warm_start_goes_on_until_it_has_both_ends() -> None:
     A = torch.diag(torch.tensor([4.0, 3.0, 2.0, 1.0, -1.0], dtype=D))
-    top_only = lanczos(hessian(quadratic(A)), ends="top", tol=1e-12)
-    found = lanczos(hessian(quadratic(A)), start=top_only, tol=1e-8)
+    top_only = lanczos(hessian(quadratic(A)), ends="top", rtol=1e-12)
+    found = lanczos(hessian(quadratic(A)), start=top_only, rtol=1e-8)
     assert found.top.value == pytest.approx(4.0)
     assert found.bottom.value == pytest.approx(-1.0)
 
@@ -325,7 +325,7 @@ def test_same_seed_same_spectrum_and_global_random_state_untouched() -> None:
 
 
 def test_float32_model_reaches_three_digits() -> None:
-    found = lanczos(operator([10.0, *np.linspace(-2, 3, 80).tolist()], torch.float32), tol=1e-3)
+    found = lanczos(operator([10.0, *np.linspace(-2, 3, 80).tolist()], torch.float32), rtol=1e-3)
     assert found.converged
     assert found.top.value == pytest.approx(10.0, rel=1e-4)
     assert found.provenance.dtype == "float32"
@@ -337,11 +337,11 @@ def test_float32_model_reaches_three_digits() -> None:
 def test_minibatch_ends_are_biased_outwards() -> None:
     torch.manual_seed(0)
     X = torch.randn(24, 5, dtype=D)
-    whole = lanczos(hessian(linear_regression(X, torch.zeros(24, 1, dtype=D))), tol=1e-8)
+    whole = lanczos(hessian(linear_regression(X, torch.zeros(24, 1, dtype=D))), rtol=1e-8)
 
     def mean_top(size: int) -> float:
         parts = [linear_regression(x, torch.zeros(len(x), 1, dtype=D)) for x in X.split(size)]
-        return sum(lanczos(hessian(part), tol=1e-8).top.value for part in parts) / len(parts)
+        return sum(lanczos(hessian(part), rtol=1e-8).top.value for part in parts) / len(parts)
 
     assert mean_top(1) == pytest.approx(2 * float(X.square().sum()) / 24)  # tr(H) exactly
     assert mean_top(1) >= mean_top(6) >= whole.top.value
@@ -351,7 +351,7 @@ def test_minibatch_ends_are_biased_outwards() -> None:
 
 
 def test_printing_shows_errors_cost_and_verdict() -> None:
-    text = str(spectrum_of([5.0, 1.0, -2.0], tol=1e-6))
+    text = str(spectrum_of([5.0, 1.0, -2.0], rtol=1e-6))
     for part in ("3 products", "GE", "cold start", "top 1     5 ±", "bottom 1  -2 ±", "certified"):
         assert part in text
 
@@ -362,7 +362,7 @@ def test_wrong_usage_names_the_fix() -> None:
         ({"k": 3}, "between 1 and the number of parameters, 2"),
         ({"k": 0}, "between 1"),
         ({"ends": "middle"}, "'both', 'top' or 'bottom'"),
-        ({"tol": 0.0}, "must be positive"),
+        ({"rtol": 0.0}, "must be positive"),
         ({"max_matvecs": 0}, "at least 1"),
         ({"start": spectrum_of([1.0, 2.0, 3.0])}, "other shapes"),
     ]:

@@ -37,7 +37,7 @@ def test_certificates_and_verdicts_hold_for_every_seed(name: str, budget: int) -
     exact = np.array(SPECTRA[name])
     width = exact.max() - exact.min()
     for seed in range(20):
-        found = lanczos(diagonal(exact), tol=1e-6, max_matvecs=budget, seed=seed)
+        found = lanczos(diagonal(exact), rtol=1e-6, max_matvecs=budget, seed=seed)
         assert found.certificate is not None
         slack = 1e-9 * width
         assert exact.max() - found.top.value <= found.certificate * width + slack
@@ -57,7 +57,7 @@ def test_certificates_and_verdicts_hold_for_every_seed(name: str, budget: int) -
 def test_value_errors_estimate_the_true_errors_where_the_gap_is_seen() -> None:
     exact = SPECTRA["network"]
     for seed in range(20):
-        found = lanczos(diagonal(exact), ends="top", k=2, tol=1e-2, seed=seed)
+        found = lanczos(diagonal(exact), ends="top", k=2, rtol=1e-2, seed=seed)
         for value, error, true in zip(found.values, found.value_errors, [30.0, 22.0], strict=True):
             assert abs(value.value - true) <= 1.25 * error + 1e-12  # an estimate: gaps come from Ritz values
             assert error <= 0.1 * value.error
@@ -83,7 +83,7 @@ def test_the_sign_stop_ends_once_negative_curvature_is_certified(seed: int) -> N
 @pytest.mark.parametrize("seed", range(8))
 def test_the_sign_stop_ends_once_nothing_notable_is_left_below_zero(seed: int) -> None:
     exact = SPECTRA["positive"]
-    found = lanczos(diagonal(exact), ends="bottom", stop="sign", tol=0.1, max_matvecs=200, seed=seed)
+    found = lanczos(diagonal(exact), ends="bottom", stop="sign", rtol=0.1, max_matvecs=200, seed=seed)
     assert found.negative_curvature == "none below -tau"
     assert found.tau is not None
     assert found.tau <= 0.1 * 10.0
@@ -91,7 +91,7 @@ def test_the_sign_stop_ends_once_nothing_notable_is_left_below_zero(seed: int) -
 
 
 def test_the_sign_stop_says_unknown_when_the_budget_was_too_small() -> None:
-    found = lanczos(diagonal(SPECTRA["positive"]), stop="sign", tol=1e-3, max_matvecs=5)
+    found = lanczos(diagonal(SPECTRA["positive"]), stop="sign", rtol=1e-3, max_matvecs=5)
     assert (found.negative_curvature, found.num_matvecs) == ("unknown", 5)
 
 
@@ -111,7 +111,7 @@ def test_one_and_two_dimensions(stop: Any, eigenvalues: list[float]) -> None:
 
 @pytest.mark.parametrize("counts", [(5, 95), (50, 50), (1, 3)])
 def test_two_atoms_end_after_two_products_with_exact_nodes(counts: tuple[int, int]) -> None:
-    found = lanczos(diagonal([4.0] * counts[0] + [-1.0] * counts[1]), tol=1e-10)
+    found = lanczos(diagonal([4.0] * counts[0] + [-1.0] * counts[1]), rtol=1e-10)
     assert found.num_matvecs == 2
     assert found.ritz_values == pytest.approx((-1.0, 4.0), abs=1e-12)
     assert found.certificate == 0.0
@@ -157,5 +157,5 @@ def test_the_default_depth_finds_the_top() -> None:
 def test_unknown_stops_and_negative_admixtures_are_refused() -> None:
     with pytest.raises(ValueError, match="'residual', 'value' or 'sign'"):
         lanczos(diagonal([1.0, 2.0]), stop="change")
-    with pytest.raises(ValueError, match="admixture=-1"):
-        lanczos(diagonal([1.0, 2.0]), admixture=-1)
+    with pytest.raises(ValueError, match="random_share=-1"):
+        lanczos(diagonal([1.0, 2.0]), random_share=-1)

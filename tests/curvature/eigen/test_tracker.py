@@ -51,7 +51,7 @@ def test_it_follows_a_turning_spectrum_for_fewer_products_than_cold_runs(ends: A
 
 
 def test_a_still_matrix_costs_one_product_a_probe() -> None:
-    tracker = SpectrumTracker(ends="top", admixture=0.0)
+    tracker = SpectrumTracker(ends="top", random_share=0.0)
     counts = [probe(tracker, drifting(0)).num_matvecs for _ in range(5)]
     assert counts[1:] == [1, 1, 1, 1]
 
@@ -65,7 +65,7 @@ def crossing(step: int) -> CurvatureOperator:
 
 def test_an_audit_replaces_a_pair_that_is_no_longer_extreme_and_says_so() -> None:
     """Without admixture a converged start never sees the other eigenvector: its residual is right all the same."""
-    tracker = SpectrumTracker(ends="top", tol=1e-6, audit_every=8, admixture=0.0)
+    tracker = SpectrumTracker(ends="top", rtol=1e-6, audit_every=8, random_share=0.0)
     found = [tracker.probe(crossing(step)) for step in range(9)]
     locked = found[6]
     assert locked.spectrum.top.converged
@@ -79,7 +79,7 @@ def test_an_audit_replaces_a_pair_that_is_no_longer_extreme_and_says_so() -> Non
 
 
 def test_a_random_part_finds_the_new_top_without_an_audit() -> None:
-    tracker = SpectrumTracker(ends="top", tol=1e-6, audit_every=100, admixture=0.1)
+    tracker = SpectrumTracker(ends="top", rtol=1e-6, audit_every=100, random_share=0.1)
     found = [tracker.probe(crossing(step)) for step in range(9)]
     assert found[8].spectrum.top.value == pytest.approx(16.0, rel=1e-6)
 
@@ -113,7 +113,7 @@ def test_a_jump_may_be_audited_with_the_next_probe_and_no_probe_costs_more_than_
 
 
 def test_a_run_of_few_products_owes_no_audit_that_would_have_no_more() -> None:
-    tracker = SpectrumTracker(ends="top", tol=1e-9, max_matvecs=4, audit_jumps="next")
+    tracker = SpectrumTracker(ends="top", rtol=1e-9, max_matvecs=4, audit_jumps="next")
     found = [probe(tracker, drifting(step)) for step in range(3)]
     assert [f.why for f in found] == ["first", "", ""]
     assert not found[2].spectrum.converged
@@ -124,7 +124,7 @@ def test_a_run_of_few_products_owes_no_audit_that_would_have_no_more() -> None:
 def test_the_declared_cost_covers_the_start_of_an_audit_on_a_part_of_the_data(jumps: Any) -> None:
     generator = torch.Generator().manual_seed(0)
     X = torch.randn(512, 30, generator=generator, dtype=D)
-    tracker = SpectrumTracker(ends="top", tol=1e-14, max_matvecs=3, audit_every=2, audit_jumps=jumps)
+    tracker = SpectrumTracker(ends="top", rtol=1e-14, max_matvecs=3, audit_every=2, audit_jumps=jumps)
     for _ in range(3):
         H = hessian(linear_regression(X, torch.zeros(512, 1, dtype=D)))
         declared = tracker.next_cost(H.objective)
@@ -133,7 +133,7 @@ def test_the_declared_cost_covers_the_start_of_an_audit_on_a_part_of_the_data(ju
 
 
 def test_a_run_that_does_not_converge_is_audited_and_marked() -> None:
-    tracker = SpectrumTracker(ends="top", tol=1e-9, max_matvecs=4)
+    tracker = SpectrumTracker(ends="top", rtol=1e-9, max_matvecs=4)
     probe(tracker, drifting(0))
     found = probe(tracker, drifting(2))
     assert found.why == "not converged"
@@ -154,7 +154,7 @@ def test_products_that_are_not_finite_are_marked_and_forgotten() -> None:
 
 def test_between_audits_nothing_is_certified_about_what_was_not_seen() -> None:
     A = with_spectrum([10.0, 5.0, *np.linspace(0.5, 1, 8).tolist()])
-    tracker = SpectrumTracker(tol=1e-6)
+    tracker = SpectrumTracker(rtol=1e-6)
     assert probe(tracker, A).spectrum.negative_curvature == "none below -tau"
     assert probe(tracker, A).spectrum.negative_curvature == "unknown"
 

@@ -70,7 +70,7 @@ def test_the_critical_batch_from_two_formulas() -> None:
 
     assert close(own_slope, GRAD_SQ + TRACE / B)
     assert close(B * (own_slope - fresh_slope), TRACE)  # so that B_simple is the ratio of the means
-    scale = noise_scale(noisy(20_000, generator), parts=20)
+    scale = noise_scale(noisy(20_000, generator), num_parts=20)
     assert abs(scale.b_simple.value - TRACE / GRAD_SQ) < 3.5 * scale.b_simple.error
     # eta_fresh / 2 = eta_max / (1 + B_noise / B).
     exact = GRAD_SQ / (CURVATURE + TRACE_H / B)
@@ -82,7 +82,7 @@ def test_forward_only_agrees_with_products() -> None:
     generator = torch.Generator().manual_seed(2)
     own, fresh = noisy(8, generator), noisy(400, generator, size=40)
     u = [-g for g in own.gradient()]
-    steps = [critical_step(L, u, rtol=1e-3, start=0.5, max_forwards=20) for L in (own, fresh)]
+    steps = [critical_step(L, u, rtol=1e-3, initial_step=0.5, max_forwards=20) for L in (own, fresh)]
     found, exact = ceiling_from_steps(*steps, batch_size=8), ceiling(own, u, fresh)
     for name in ("own", "fresh", "best", "critical_batch"):
         one, other = getattr(found, name), getattr(exact, name)

@@ -39,7 +39,7 @@ def along(loss: Callable[[Tensor], Tensor], **options: Any) -> CriticalStep:
 @pytest.mark.parametrize("factor", [0.05, 0.1, 0.3, 0.5, 0.9, 1.0, 1.1, 2.0, 4.0, 10.0])
 def test_quadratic_is_enclosed_within_six_forwards(factor: float) -> None:
     L, d, t_c = bowl()
-    found = critical_step(L, d, start=factor * t_c)
+    found = critical_step(L, d, initial_step=factor * t_c)
     lo, hi = found.bracket
     assert found.status == "resolved"
     assert found.step.converged
@@ -52,14 +52,14 @@ def test_quadratic_is_enclosed_within_six_forwards(factor: float) -> None:
 @pytest.mark.parametrize("factor", [0.3, 0.5, 0.7, 1.0, 1.4, 2.0, 3.0])
 def test_four_forwards_locate_a_quadratic_within_a_tenth(factor: float) -> None:
     L, d, t_c = bowl()
-    found = critical_step(L, d, start=factor * t_c, max_forwards=4)
+    found = critical_step(L, d, initial_step=factor * t_c, max_forwards=4)
     assert found.step.value == pytest.approx(t_c, rel=0.1)
     assert found.num_forwards == 4
 
 
 def test_three_forwards_locate_a_quadratic_from_a_bracketing_start() -> None:
     L, d, t_c = bowl()
-    found = critical_step(L, d, start=0.7 * t_c, max_forwards=3)
+    found = critical_step(L, d, initial_step=0.7 * t_c, max_forwards=3)
     assert found.step.value == pytest.approx(t_c, rel=1e-9)  # the parabola through three points is the loss
     assert not found.step.converged  # and yet its bracket, which is all that is sure, is wide
     assert "NOT CONVERGED" in str(found)
@@ -77,7 +77,7 @@ def test_along_the_gradient_it_is_a_rayleigh_quotient_and_along_the_top_the_edge
     assert critical_step(L, d).step.value >= 2 / 10.0
     top = torch.linalg.eigh(A).eigenvectors[:, -1]
     point = quadratic(A, top)
-    found = critical_step(point, [-point.gradient()[0]], start=0.1, rtol=1e-6, max_forwards=20)
+    found = critical_step(point, [-point.gradient()[0]], initial_step=0.1, rtol=1e-6, max_forwards=20)
     assert found.step.value == pytest.approx(2 / 10.0, rel=1e-5)
 
 
@@ -229,7 +229,7 @@ def test_a_known_base_loss_saves_one_forward() -> None:
 def test_cost_is_declared() -> None:
     L, d, _ = bowl()
     before = L.cost_ge
-    found = critical_step(L, d, start=1e-6, max_forwards=5)
+    found = critical_step(L, d, initial_step=1e-6, max_forwards=5)
     assert found.cost_ge == L.cost_ge - before == declared_cost(L, 5)
     assert found.step.cost_ge == found.cost_ge
 

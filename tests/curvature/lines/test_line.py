@@ -41,7 +41,7 @@ def test_agrees_with_the_dense_hessian_of_a_network(mlp: Objective, dense_hessia
 
 def test_the_error_of_a_second_difference_covers_the_fourth_derivative() -> None:
     objective = function_objective(lambda w: w.exp().sum(), torch.zeros(1, dtype=D))
-    found = curvature_along(objective, [torch.ones(1, dtype=D)], method="forward", step=0.1)
+    found = curvature_along(objective, [torch.ones(1, dtype=D)], method="forward", distance=0.1)
     assert found.value == pytest.approx((2 * math.cosh(0.1) - 2) / 0.01, rel=1e-9)
     assert 0 < abs(found.value - 1.0) < found.error < 0.01
 
@@ -53,7 +53,7 @@ def test_a_kink_is_not_converged() -> None:
 
 def test_float32_rounding_shows_in_the_error() -> None:
     objective = function_objective(lambda w: 1000.0 + 0.5 * w.square().sum(), torch.zeros(2))
-    found = curvature_along(objective, [torch.ones(2)], method="forward", step=1e-3)
+    found = curvature_along(objective, [torch.ones(2)], method="forward", distance=1e-3)
     assert not found.converged
     assert abs(found.value - 1.0) <= found.error
 
@@ -118,9 +118,9 @@ def test_wrong_usage_names_the_fix() -> None:
     with pytest.raises(ValueError, match="length of direction is 0"):
         curvature_along(L, [0 * d])
     with pytest.raises(ValueError, match="belongs to method='forward'"):
-        curvature_along(L, [d], step=0.1)
+        curvature_along(L, [d], distance=0.1)
     with pytest.raises(ValueError, match="must be positive"):
-        curvature_along(L, [d], method="forward", step=-1.0)
+        curvature_along(L, [d], method="forward", distance=-1.0)
     with pytest.raises(ValueError, match="preconditioner has other shapes"):
         batch_sharpness(linear_regression(torch.ones(3, 1), torch.ones(3, 1)), preconditioner=[torch.ones(3)])
     with pytest.raises(ValueError, match="no batches"):

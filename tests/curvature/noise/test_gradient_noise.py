@@ -35,7 +35,7 @@ def draws(count: int, sizes: list[int], mean: float, parts: int) -> list[Gradien
     noises = []
     for _ in range(count):
         x = mean + SCALES * torch.randn(sum(sizes), 4, generator=generator, dtype=D)
-        noises.append(gradient_noise(mean_of_samples(x, mean, sizes), parts=parts))
+        noises.append(gradient_noise(mean_of_samples(x, mean, sizes), num_parts=parts))
     return noises
 
 
@@ -63,7 +63,7 @@ def test_equal_parts_give_the_two_batch_size_formula() -> None:
     torch.manual_seed(0)
     x = 1.0 + torch.randn(32, 4, dtype=D)
     objective = mean_of_samples(x, 1.0, [32])
-    noise = gradient_noise(objective, parts=8)
+    noise = gradient_noise(objective, num_parts=8)
     small = [
         float(vectors.norm(Objective(objective.model, objective.loss_fn, [part]).gradient())) ** 2
         for part in split(x, 8)
@@ -120,7 +120,7 @@ def test_two_parts_have_no_standard_error_and_stay_unresolved() -> None:
 
 
 def test_no_noise_at_all() -> None:
-    noise = gradient_noise(mean_of_samples(torch.ones(8, 4, dtype=D), 1.0, [8]), parts=4)
+    noise = gradient_noise(mean_of_samples(torch.ones(8, 4, dtype=D), 1.0, [8]), num_parts=4)
     assert noise.trace_cov.value == pytest.approx(0.0, abs=1e-12)
     assert noise.b_simple == pytest.approx(0.0, abs=1e-12)
 
@@ -149,7 +149,7 @@ def test_a_gradient_of_the_whole_is_the_weighted_mean_of_the_parts() -> None:
     torch.manual_seed(1)
     X, Y = torch.randn(10, 3, dtype=D), torch.randn(10, 1, dtype=D)
     objective = linear_regression(X, Y, sizes=[7, 3])
-    noise = gradient_noise(objective, parts=3)
+    noise = gradient_noise(objective, num_parts=3)
     large = noise.grad_sq.value + noise.trace_cov.value / 10
     assert large == pytest.approx(float(vectors.norm(objective.gradient())) ** 2)
 
@@ -174,8 +174,8 @@ def test_cost_is_one_gradient_and_declared() -> None:
 def test_wrong_usage_names_the_fix() -> None:
     with pytest.raises(ValueError, match="single part"):
         gradient_noise(mean_of_samples(torch.ones(1, 4, dtype=D), 1.0, [1]))
-    with pytest.raises(ValueError, match="parts=0"):
-        gradient_noise(mean_of_samples(torch.ones(4, 4, dtype=D), 1.0, [4]), parts=0)
+    with pytest.raises(ValueError, match="num_parts=0"):
+        gradient_noise(mean_of_samples(torch.ones(4, 4, dtype=D), 1.0, [4]), num_parts=0)
     with pytest.raises(ValueError, match="2 squared norms and 3 part sizes"):
         from_norms([1.0, 2.0], 1.0, [1, 2, 3])
     with pytest.raises(ValueError, match="at least one"):

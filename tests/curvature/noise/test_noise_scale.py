@@ -40,7 +40,7 @@ def regression(samples: int, generator: torch.Generator, sizes: list[int] | None
 @pytest.fixture(scope="module")
 def draws() -> list[NoiseScale]:
     generator = torch.Generator().manual_seed(0)
-    return [noise_scale(regression(30, generator), parts=5) for _ in range(60)]
+    return [noise_scale(regression(30, generator), num_parts=5) for _ in range(60)]
 
 
 @pytest.mark.parametrize("term", list(TRUTH))
@@ -54,7 +54,7 @@ def test_every_term_is_unbiased_and_its_error_honest(term: str, draws: list[Nois
 
 
 def test_scales_and_rates_on_much_data() -> None:
-    noise = noise_scale(regression(30_000, torch.Generator().manual_seed(1)), parts=12)
+    noise = noise_scale(regression(30_000, torch.Generator().manual_seed(1)), num_parts=12)
     assert noise.resolved
     b_noise = TRUTH["noise_curvature"] / CURVATURE
     b_simple = TRUTH["trace_cov"] / TRUTH["grad_sq"]
@@ -82,14 +82,14 @@ def test_the_best_rate_is_best_for_the_true_loss() -> None:
         return float(((E - eta * g).square() * S).sum(dim=1).mean())
 
     best = TRUTH["grad_sq"] / (CURVATURE + TRUTH["noise_curvature"] / B)
-    found = noise_scale(regression(30_000, generator), parts=10).step_at(B)
+    found = noise_scale(regression(30_000, generator), num_parts=10).step_at(B)
     assert found.value == pytest.approx(best, rel=0.1)
     assert loss(found.value) < min(loss(0.7 * best), loss(1.4 * best))
 
 
 def test_simple_terms_are_those_of_gradient_noise() -> None:
     objective = regression(24, torch.Generator().manual_seed(3), sizes=[12, 12])
-    noise, plain = noise_scale(objective, parts=3), gradient_noise(objective, parts=3)
+    noise, plain = noise_scale(objective, num_parts=3), gradient_noise(objective, num_parts=3)
     assert noise.num_parts == 6
     for term in ("grad_sq", "trace_cov"):
         assert getattr(noise, term).value == pytest.approx(getattr(plain, term).value)
@@ -98,7 +98,7 @@ def test_simple_terms_are_those_of_gradient_noise() -> None:
 
 def test_the_literal_averages_over_different_parts() -> None:
     objective = regression(17, torch.Generator().manual_seed(4), sizes=[10, 7])
-    found = noise_scale(objective, parts=2)
+    found = noise_scale(objective, num_parts=2)
     parts = [
         (x, y)
         for X, Y in objective.batches
@@ -143,16 +143,16 @@ def test_at_a_minimum_and_along_negative_curvature_it_is_unresolved(curvature: f
 
 def test_cost_is_charged_and_declared() -> None:
     objective = regression(24, torch.Generator().manual_seed(7))
-    noise = noise_scale(objective, parts=4)
-    assert 0 < noise.cost_ge == objective.cost_ge <= declared_cost(objective, parts=4)
+    noise = noise_scale(objective, num_parts=4)
+    assert 0 < noise.cost_ge == objective.cost_ge <= declared_cost(objective, num_parts=4)
 
 
 def test_wrong_usage_names_the_fix() -> None:
     objective = regression(3, torch.Generator().manual_seed(8))
     with pytest.raises(ValueError, match="at least 4"):
         noise_scale(objective)
-    with pytest.raises(ValueError, match="parts=0"):
-        noise_scale(objective, parts=0)
+    with pytest.raises(ValueError, match="num_parts=0"):
+        noise_scale(objective, num_parts=0)
     with pytest.raises(ValueError, match="other shapes"):
         noise_scale(objective, preconditioner=[torch.ones(2)])
     with pytest.raises(ValueError, match="batch_size=0"):

@@ -36,7 +36,7 @@ def literal(objective: Objective) -> tuple[list[float], list[float]]:
 @pytest.mark.parametrize("chunk", [None, 1, 3])
 def test_lengths_are_those_of_a_plain_loop(mlp: Objective, method: Any, chunk: int | None) -> None:
     norms, products = literal(mlp)
-    found = per_sample_gradients(mlp, method=method, chunk=chunk)
+    found = per_sample_gradients(mlp, method=method, chunk_size=chunk)
     assert found.norms.tolist() == pytest.approx(norms)
     assert found.alignments.tolist() == pytest.approx(products)
     assert found.method == ("loop" if method == "loop" else "vmap")
@@ -66,7 +66,7 @@ def test_convolutions_embeddings_and_norms_are_mapped() -> None:
 
 @pytest.mark.parametrize("method", ["vmap", "loop"])
 def test_the_noise_is_that_of_parts_of_one_with_the_same_errors(mlp: Objective, method: Any) -> None:
-    found, parts = per_sample_gradients(mlp, method=method).noise(), gradient_noise(mlp, parts=100)
+    found, parts = per_sample_gradients(mlp, method=method).noise(), gradient_noise(mlp, num_parts=100)
     for term in ("trace_cov", "grad_sq"):
         assert getattr(found, term).value == pytest.approx(getattr(parts, term).value)
         assert getattr(found, term).error == pytest.approx(getattr(parts, term).error)
@@ -103,7 +103,7 @@ def test_a_table_as_long_as_a_chunk_is_not_cut_by_sample() -> None:
         return F.cross_entropy(m(b[0]), b[1], weight=b[2], reduction="sum"), len(b[0])
 
     objective = Objective(model, loss, [batch])
-    mapped, looped = (per_sample_gradients(objective, method=way, chunk=3) for way in ("vmap", "loop"))
+    mapped, looped = (per_sample_gradients(objective, method=way, chunk_size=3) for way in ("vmap", "loop"))
     torch.testing.assert_close(mapped.norms, looped.norms)
 
 
@@ -141,7 +141,7 @@ def test_a_loss_that_reads_a_value_back_falls_to_the_loop_and_says_why() -> None
 def test_a_preconditioner_scales_the_gradients(mlp: Objective) -> None:
     P = [torch.rand(p.shape, dtype=D) + 0.5 for p in mlp.params]
     found = per_sample_gradients(mlp, preconditioner=P)
-    expected = gradient_noise(mlp, parts=100, preconditioner=P)
+    expected = gradient_noise(mlp, num_parts=100, preconditioner=P)
     assert found.noise().trace_cov.value == pytest.approx(expected.trace_cov.value)
     norms = [
         float(vectors.norm([g / p.sqrt() for g, p in zip(sample.gradient(), P, strict=True)]))
@@ -168,8 +168,8 @@ def test_the_largest_gradient_is_that_of_the_mislabelled_sample() -> None:
 def test_wrong_usage_names_the_fix(mlp: Objective) -> None:
     with pytest.raises(ValueError, match="method 'map'"):
         per_sample_gradients(mlp, method="map")
-    with pytest.raises(ValueError, match="chunk=0"):
-        per_sample_gradients(mlp, chunk=0)
+    with pytest.raises(ValueError, match="chunk_size=0"):
+        per_sample_gradients(mlp, chunk_size=0)
     model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
     with pytest.raises(ValueError, match=r"BatchNorm1d .* mode='eval'"):
         per_sample_gradients(Objective(model, lambda m, x: m(x).mean(), [torch.randn(4, 3)], mode="train"))

@@ -159,12 +159,12 @@ def test_exact_fisher_is_the_expectation_over_the_models_own_labels(mlp: Objecti
 
 def test_monte_carlo_fisher_is_labelled_repeatable_and_converges(mlp: Objective) -> None:
     exact = fisher(mlp).to_dense()
-    few = fisher(mlp, samples=1, seed=3)
+    few = fisher(mlp, num_draws=1, seed=3)
     assert "Monte-Carlo" in few.kind
-    assert torch.equal(few.to_dense(), fisher(mlp, samples=1, seed=3).to_dense())
+    assert torch.equal(few.to_dense(), fisher(mlp, num_draws=1, seed=3).to_dense())
     for method in METHODS[1:3]:
-        close(fisher(mlp, samples=1, seed=3, method=method).to_dense(), few.to_dense())
-    errors = [float((fisher(mlp, samples=n).to_dense() - exact).norm() / exact.norm()) for n in (5, 150)]
+        close(fisher(mlp, num_draws=1, seed=3, method=method).to_dense(), few.to_dense())
+    errors = [float((fisher(mlp, num_draws=n).to_dense() - exact).norm() / exact.norm()) for n in (5, 150)]
     assert errors[0] > 2 * errors[1] < 0.2
 
 
@@ -177,10 +177,10 @@ def test_bernoulli_and_gaussian_fishers(samples: int | None) -> None:
     p = model(X).sigmoid().detach()
     expected = X.T @ (p * (1 - p) * X) / 8
     tolerance = 1e-12 if samples is None else 0.06
-    actual = fisher(logistic, "bernoulli", samples=samples).to_dense()
+    actual = fisher(logistic, "bernoulli", num_draws=samples).to_dense()
     torch.testing.assert_close(actual, expected, rtol=tolerance, atol=tolerance)
     squares = Objective(model, lambda m, b: F.mse_loss(m(b[0]), b[1]), [(X, y)])
-    actual = fisher(squares, "gaussian", samples=samples).to_dense()
+    actual = fisher(squares, "gaussian", num_draws=samples).to_dense()
     torch.testing.assert_close(actual, 2 * X.T @ X / 8, rtol=tolerance, atol=2 * tolerance)
 
 
@@ -240,8 +240,8 @@ def test_wrong_likelihoods_are_refused(mlp: Objective) -> None:
         fisher(mlp, "bernoulli").matvec(v)
     with pytest.raises(ValueError, match="'poisson' is not known"):
         fisher(mlp, "poisson")
-    with pytest.raises(ValueError, match="samples=0"):
-        fisher(mlp, samples=0)
+    with pytest.raises(ValueError, match="num_draws=0"):
+        fisher(mlp, num_draws=0)
     norm = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
     with pytest.raises(ValueError, match="BatchNorm1d"):
         empirical_fisher(

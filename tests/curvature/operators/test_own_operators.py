@@ -110,12 +110,12 @@ def test_what_needs_products_alone_takes_a_function(make: Any) -> None:
     assert torch.cat([t.reshape(-1) for t in diagonal(make(A), max_matvecs=len(A)).values]).tolist() == (
         pytest.approx(A.diagonal().tolist())
     )
-    shape = density(make(A), steps=len(A), starts=2)
+    shape = density(make(A), num_steps=len(A), num_starts=2)
     assert shape.d == len(A)
     assert [round(spike.value.value, 6) for spike in shape.outliers][:2] == [9.0, 5.0]
     summary = spectral_summary(make(A))
     assert summary.trace.value == pytest.approx(sum(VALUES))
-    assert power_iteration(make(A), 200, tol=1e-8).value.value == pytest.approx(9.0, rel=1e-6)
+    assert power_iteration(make(A), 200, rtol=1e-8).value.value == pytest.approx(9.0, rel=1e-6)
     tracker = SpectrumTracker()
     first, second = tracker.probe(make(A)), tracker.probe(make(A))
     assert second.spectrum.top.value == pytest.approx(first.spectrum.top.value, rel=1e-2)

@@ -89,9 +89,9 @@ def test_what_second_derivatives_cannot_see_is_degenerate(L: Objective) -> None:
 def test_near_a_degenerate_point_a_tolerance_does_not_make_it_regular(distance: float, angle: float) -> None:
     """Each Hessian there has full rank, and yet the critical point within tol is degenerate."""
     x, y = distance * math.cos(angle), distance * math.sin(angle)
-    monkey = classify(monkey_saddle(x, y), tol=10 * distance**2)
+    monkey = classify(monkey_saddle(x, y), atol=10 * distance**2)
     assert (monkey.critical, monkey.verdict) == (True, "degenerate")
-    bowl = classify(flat_bowl(4, at=distance), tol=10 * distance**3)
+    bowl = classify(flat_bowl(4, at=distance), atol=10 * distance**3)
     assert (bowl.critical, bowl.verdict) == (True, "degenerate")
     assert bowl.tau_parts["shift"] > bowl.smallest.value > 0
     assert classify(monkey_saddle(x, y)).verdict == "not critical"
@@ -154,7 +154,7 @@ def test_a_point_within_rounding_by_the_newton_step() -> None:
 def test_tolerance_decides_where_it_is_given() -> None:
     L = saddle(1e-3, 0.0)
     assert classify(L).verdict == "not critical"
-    found = classify(L, tol=1e-2)
+    found = classify(L, atol=1e-2)
     assert (found.verdict, found.floor, found.floor_kind) == ("strict saddle", 1e-2, "tolerance")
     assert found.tau_parts["shift"] == 0.0  # the curvature is the same everywhere
 
@@ -172,17 +172,17 @@ def test_the_gradient_of_a_minibatch_at_the_true_weights_is_within_its_noise() -
         L = linear_regression(*regression(400, seed))
         truth = [torch.ones(1, 3, dtype=D)]
         assert classify(L, point=truth).verdict == "not critical"
-        found = classify(L, point=truth, sample=True)
+        found = classify(L, point=truth, is_sample=True)
         assert found.floor_kind == "standard error"
         within.append(found.critical)
-        away = classify(L, point=[torch.zeros(1, 3, dtype=D)], sample=True)
+        away = classify(L, point=[torch.zeros(1, 3, dtype=D)], is_sample=True)
         assert (away.verdict, away.critical) == ("not critical", False)
     assert np.mean(within) >= 0.8
 
 
 def test_the_standard_error_of_the_gradient_is_that_of_its_samples() -> None:
     X, Y = regression(64)
-    floor = classify(linear_regression(X, Y, sizes=[8] * 8), sample=True).floor  # single samples as parts
+    floor = classify(linear_regression(X, Y, sizes=[8] * 8), is_sample=True).floor  # single samples as parts
     per_sample = -2 * (Y * X)  # at zero weights
     expected = 2 * float(per_sample.var(dim=0).sum().sqrt()) / 8
     assert floor == pytest.approx(expected, rel=1e-9)
@@ -209,12 +209,12 @@ def test_trained_net_on_minibatches() -> None:
     def loss_fn(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
         return (model(batch[0]) - batch[1]).square().mean()
 
-    whole = classify(Objective(model, loss_fn, [(X, Y)]), tol=1e-2)
+    whole = classify(Objective(model, loss_fn, [(X, Y)]), atol=1e-2)
     assert whole.critical
     assert whole.index_at_least == 0
     batch = Objective(model, loss_fn, [(X[:40], Y[:40])])
     assert not classify(batch).critical
-    sampled = classify(batch, sample=True)
+    sampled = classify(batch, is_sample=True)
     assert sampled.critical
     assert sampled.verdict in (
         "unknown",
@@ -224,7 +224,7 @@ def test_trained_net_on_minibatches() -> None:
     with torch.no_grad():
         for p in model.parameters():
             p.add_(0.5)
-    assert classify(batch, sample=True).verdict == "not critical"
+    assert classify(batch, is_sample=True).verdict == "not critical"
 
 
 def test_data_in_one_piece_cannot_show_negative_curvature_of_the_population() -> None:
@@ -234,7 +234,7 @@ def test_data_in_one_piece_cannot_show_negative_curvature_of_the_population() ->
     nn.init.zeros_(model.weight)
     L = Objective(model, lambda m, x: (0.5 * x * m(torch.ones_like(x)).square()).mean(), [lam[:, None]])
     assert classify(L).verdict == "local maximum"
-    sampled = classify(L, sample=True)
+    sampled = classify(L, is_sample=True)
     assert sampled.verdict == "unknown"
     assert "more data" in sampled.note
     assert sampled.tau_parts["data"] == pytest.approx(2.4 * float(lam.std()) / math.sqrt(8))
@@ -398,8 +398,8 @@ def test_cost_is_counted_and_stays_within_what_was_declared(
 ) -> None:
     X, Y = regression(16)
     L = linear_regression(X, Y)
-    declared = declared_cost(L, budget, sample=sample, method=method)
-    found = classify(L, tol=100.0, sample=sample, max_matvecs=budget, method=method)
+    declared = declared_cost(L, budget, is_sample=sample, method=method)
+    found = classify(L, atol=100.0, is_sample=sample, max_matvecs=budget, method=method)
     assert 0 < found.cost_ge == L.cost_ge <= declared
 
 
@@ -421,10 +421,10 @@ def test_not_finite_is_unknown() -> None:
 
 def test_wrong_usage_names_the_fix() -> None:
     for options, message in [
-        ({"tol": -1.0}, "must not be negative"),
+        ({"atol": -1.0}, "must not be negative"),
         ({"max_matvecs": 0}, "at least 1"),
         ({"resolution": 0.0}, "must be positive"),
-        ({"flat_tol": 0.0}, "must be positive"),
+        ({"flat_rtol": 0.0}, "must be positive"),
     ]:
         with pytest.raises(ValueError, match=message):
             classify(saddle(), **options)

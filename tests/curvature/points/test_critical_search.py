@@ -136,7 +136,7 @@ def test_a_network_comes_out_with_its_index_counted() -> None:
     model = nn.Sequential(nn.Linear(2, 2), nn.Tanh(), nn.Linear(2, 1)).double()
     L = Objective(model, lambda m, b: 0.5 * (m(b[0]) - b[1]).square().mean(), [(X, Y)])
     before = vectors.clone(L.params)
-    starts = starts_around([L.params], radii=(0.0, 0.3), num=1, seed=1)
+    starts = starts_around([L.params], radii=(0.0, 0.3), num_starts=1, seed=1)
     found = find_critical_points(L, starts, max_steps=30)
     assert all(torch.equal(a, b) for a, b in zip(before, L.params, strict=True))
     converged = [f for f in found if f.converged]
@@ -177,7 +177,7 @@ def test_not_finite_ends_the_search() -> None:
 def test_wrong_usage_names_the_fix() -> None:
     L = saddle()
     for options, message in [
-        ({"tol": 0.0}, "positive"),
+        ({"atol": 0.0}, "positive"),
         ({"max_steps": 0}, "at least 1"),
         ({"max_matvecs": 0}, "at least 1"),
     ]:
@@ -185,8 +185,8 @@ def test_wrong_usage_names_the_fix() -> None:
             find_critical_points(L, [point(0.0, 0.0)], **options)
     with pytest.raises(ValueError, match="start 0 has other shapes"):
         find_critical_points(L, [point(0.0)])
-    with pytest.raises(ValueError, match="num=0"):
-        starts_around([point(0.0)], num=0)
+    with pytest.raises(ValueError, match="num_starts=0"):
+        starts_around([point(0.0)], num_starts=0)
     with pytest.raises(ValueError, match="negative"):
         starts_around([point(0.0)], radii=(-1.0,))
 

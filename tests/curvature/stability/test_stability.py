@@ -247,7 +247,7 @@ def test_groups_of_different_rates_and_decay_are_judged_together(momentum: float
             {"params": [model.b], "lr": 0.4, "weight_decay": 0.0},
         ]
         optimizer = SGD(groups, lr=0.1, momentum=momentum)
-        ratio = stability_ratio(Objective(model, loss, [torch.zeros(1)]), optimizer, tol=1e-8).ratio.value
+        ratio = stability_ratio(Objective(model, loss, [torch.zeros(1)]), optimizer, rtol=1e-8).ratio.value
         for _ in range(STEPS):
             optimizer.zero_grad()
             loss(model, None).backward()
@@ -273,11 +273,11 @@ def test_adaptive_ratio_is_that_of_the_dense_preconditioned_matrix(wd: float) ->
     lr_edge = 3.8 / (0.1 * top)
     for lr, below in ((0.99 * lr_edge, True), (1.01 * lr_edge, False)):
         adam.param_groups[0]["lr"] = lr
-        found = stability_ratio(L, adam, tol=1e-6)
+        found = stability_ratio(L, adam, rtol=1e-6)
         assert (found.ratio.value < 1) == below
         if not wd:
             assert found.ratio.value == pytest.approx(lr / lr_edge, rel=1e-6)
-            given = lanczos(preconditioned(hessian(L), adam), tol=1e-6)
+            given = lanczos(preconditioned(hessian(L), adam), rtol=1e-6)
             assert stability_ratio(L, adam, spectrum=given).ratio.value == pytest.approx(found.ratio.value)
 
 

@@ -50,7 +50,7 @@ def grows(make: Make, lr: float) -> bool:
 def test_descent_turns_at_the_largest_stable_rate(name: str) -> None:
     make, closed_form = DESCENT[name]
     L = bowl()
-    found = stable_rate(L, make(L.params, 0.01), {}, tol=1e-8)
+    found = stable_rate(L, make(L.params, 0.01), {}, rtol=1e-8)
     assert found.largest.converged
     assert found.largest.value == pytest.approx(closed_form, rel=1e-6)
     assert not grows(make, 0.99 * found.largest.value)
@@ -85,7 +85,7 @@ def test_adam_s_edge_is_that_of_the_preconditioned_hessian() -> None:
         H = hessian(L).to_dense()
         P = root.rsqrt()
         top = float(torch.linalg.eigvalsh(P[:, None] * H * P[None, :])[-1])
-        found = stable_rate(L, optimizer, {"peak": 0.5}, tol=1e-8)
+        found = stable_rate(L, optimizer, {"peak": 0.5}, rtol=1e-8)
         # top = (2 / lr - decay) (1 + b1) / (1 - b1), solved for lr.
         assert found.largest.value == pytest.approx(2 / (top / 19 + decay), rel=1e-6)
         assert found.adaptive
@@ -98,7 +98,7 @@ def test_sam_s_edge_solves_its_equation() -> None:
         L.params[0].fill_(0.3)
     size = float(L.gradient()[0].norm())
     optimizer = SAM(SGD(L.params, lr=0.1, momentum=0.9, weight_decay=0.5), rho=0.05)
-    found = stable_rate(L, optimizer, {"last": 0.0, "peak": 0.2}, tol=1e-8)
+    found = stable_rate(L, optimizer, {"last": 0.0, "peak": 0.2}, rtol=1e-8)
     assert found.largest.value == pytest.approx(3.8 / (10 * (1 + 0.05 * 10 / size) + 0.5), rel=1e-6)
     assert found.ratios["last"].ratio.value == 0.0
     assert [group["lr"] for group in optimizer.param_groups] == [0.1]
@@ -109,7 +109,7 @@ def test_groups_that_differ_are_measured_rate_by_rate() -> None:
     L = Objective(net, lambda w, _: (5 * w[0] ** 2 + 0.5 * w[1] ** 2).sum(), [torch.zeros(1)])
     first, second = L.params
     optimizer = SGD([{"params": [first], "lr": 0.1}, {"params": [second], "lr": 0.4}], lr=0.1)
-    found = stable_rate(L, optimizer, {"median": 0.05, "peak": 0.15}, tol=1e-8)
+    found = stable_rate(L, optimizer, {"median": 0.05, "peak": 0.15}, rtol=1e-8)
     assert math.isnan(found.largest.value)
     assert not found.largest.converged
     # The second group keeps four times the rate of the first: 10 * 0.15 / 2 against 1 * 0.6 / 2.
@@ -120,7 +120,7 @@ def test_groups_that_differ_are_measured_rate_by_rate() -> None:
 @pytest.mark.parametrize("top", [1e-3, 0.5, 1.0])
 def test_the_edge_of_a_gentle_bowl_is_two_over_its_curvature(top: float) -> None:
     L = quadratic(with_spectrum([top, top / 2]).to(D))
-    assert stable_rate(L, SGD(L.params, lr=0.1), {}, tol=1e-8).largest.value == pytest.approx(2 / top)
+    assert stable_rate(L, SGD(L.params, lr=0.1), {}, rtol=1e-8).largest.value == pytest.approx(2 / top)
 
 
 def test_what_curves_downwards_alone_is_stable_at_any_rate() -> None:

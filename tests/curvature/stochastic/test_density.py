@@ -33,7 +33,7 @@ def path_graph(N: int) -> CurvatureOperator:
 
 def test_moments_are_exact_up_to_2m_minus_1_and_not_beyond() -> None:
     A, m = with_spectrum(np.linspace(-1, 1.5, 40).tolist()), 4
-    found = density(hessian(quadratic(A)), steps=m, starts=1, seed=5)
+    found = density(hessian(quadratic(A)), num_steps=m, num_starts=1, seed=5)
     v = RandomVectors([A[0]], 5).direction()
     for p in range(2 * m + 1):
         exact = float(v @ torch.linalg.matrix_power(A, p) @ v)
@@ -42,7 +42,7 @@ def test_moments_are_exact_up_to_2m_minus_1_and_not_beyond() -> None:
 
 
 def test_two_atoms_are_exact() -> None:
-    found = density(operator([3.0] * 60 + [-1.0] * 20), starts=40)
+    found = density(operator([3.0] * 60 + [-1.0] * 20), num_starts=40)
     assert all(theta == pytest.approx([-1.0, 3.0]) for theta in found.nodes)
     assert found.num_matvecs == 80
     high, low = found.spikes
@@ -57,7 +57,7 @@ def test_two_atoms_are_exact() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, D])
 def test_there_are_no_ghosts(dtype: torch.dtype) -> None:
     # Without re-orthogonalisation 90 steps gave ten copies of the top eigenvalue, fourteen in float32.
-    found = density(operator([*OUTLIERS, *np.linspace(-1, 1, 495)], dtype), steps=90, starts=2)
+    found = density(operator([*OUTLIERS, *np.linspace(-1, 1, 495)], dtype), num_steps=90, num_starts=2)
     for theta, w in zip(found.nodes, found.weights, strict=True):
         assert theta.dtype == w.dtype == np.float64
         for outlier in OUTLIERS:
@@ -67,7 +67,7 @@ def test_there_are_no_ghosts(dtype: torch.dtype) -> None:
 
 
 def test_outliers_are_spikes_and_leave_the_bulk() -> None:
-    found = density(operator([*OUTLIERS, *np.linspace(-1, 1, 495)]), steps=60, starts=4)
+    found = density(operator([*OUTLIERS, *np.linspace(-1, 1, 495)]), num_steps=60, num_starts=4)
     values = [spike.value.value for spike in found.outliers]
     assert values[:5] == pytest.approx(OUTLIERS, rel=1e-6)
     assert all(spike.value.error < 0.05 for spike in found.outliers)
@@ -81,7 +81,7 @@ def test_outliers_are_spikes_and_leave_the_bulk() -> None:
 
 
 def test_the_path_graph_follows_the_arcsine_law() -> None:
-    found = density(path_graph(400), steps=60, starts=8)
+    found = density(path_graph(400), num_steps=60, num_starts=8)
     for x in np.linspace(0.1, 3.9, 12):
         share = found.fraction_below(x)
         assert share.value == pytest.approx(2 / math.pi * math.asin(math.sqrt(x / 4)), abs=0.03)
@@ -91,16 +91,16 @@ def test_the_path_graph_follows_the_arcsine_law() -> None:
 
 @pytest.mark.parametrize("options", [{}, {"scale": "log", "epsilon": 1e-3}, {"sigma": 0.3}])
 def test_the_whole_curve_integrates_to_one(options: Any) -> None:
-    found = density(operator([*OUTLIERS, *np.linspace(-1, 1, 200)]), steps=40)
-    curve = found.curve(spikes=True, points=20_000, **options)
+    found = density(operator([*OUTLIERS, *np.linspace(-1, 1, 200)]), num_steps=40)
+    curve = found.curve(spikes=True, num_points=20_000, **options)
     assert np.trapezoid(curve.value, curve.grid) == pytest.approx(1.0, abs=2e-3)
     assert curve.error.shape == curve.value.shape == curve.grid.shape
     assert curve.epsilon == options.get("epsilon", 0.0)
 
 
 def test_the_bulk_and_the_spikes_make_up_the_whole() -> None:
-    found = density(operator([*OUTLIERS, *np.linspace(-1, 1, 200)]), steps=40)
-    curve = found.curve(points=20_000)
+    found = density(operator([*OUTLIERS, *np.linspace(-1, 1, 200)]), num_steps=40)
+    curve = found.curve(num_points=20_000)
     spikes = sum(spike.mass.value for spike in found.spikes)
     assert np.trapezoid(curve.value, curve.grid) + spikes == pytest.approx(1.0, abs=2e-3)
 
@@ -109,7 +109,7 @@ def test_the_index_covers_the_count_of_negative_eigenvalues() -> None:
     eigenvalues = np.random.default_rng(0).normal(0.5, 1.0, 300)
     A = hessian(quadratic(with_spectrum(eigenvalues.tolist())))
     exact, tau = int((eigenvalues < -0.2).sum()), 0.2
-    found = [density(A, steps=30, seed=seed).index(tau) for seed in range(15)]
+    found = [density(A, num_steps=30, seed=seed).index(tau) for seed in range(15)]
     inside = [abs(estimate.value - exact) <= 3.2 * estimate.error for estimate in found]  # Student t, 3 dof
     assert np.mean(inside) >= 0.88
     assert np.mean([estimate.value for estimate in found]) == pytest.approx(exact, rel=0.05)
@@ -119,7 +119,7 @@ def test_a_network_agrees_with_its_dense_hessian(
     mlp: Objective, dense_hessian: Callable[[Objective], Tensor]
 ) -> None:
     exact = np.linalg.eigvalsh(dense_hessian(mlp).numpy())
-    found = density(hessian(mlp), steps=43, starts=3)
+    found = density(hessian(mlp), num_steps=43, num_starts=3)
     for theta, residual in zip(found.nodes, found.residuals, strict=True):
         np.testing.assert_allclose(theta[-3:], exact[-3:], rtol=1e-8)
         near = np.abs(theta[:, None] - exact[None, :]).min(axis=1)
@@ -149,7 +149,7 @@ def test_the_zero_matrix_and_one_dimension() -> None:
 
 
 def test_a_single_start_has_no_spread() -> None:
-    found = density(operator(np.linspace(-1, 1, 50)), steps=10, starts=1)
+    found = density(operator(np.linspace(-1, 1, 50)), num_steps=10, num_starts=1)
     assert math.isnan(found.moment(1).error)
     assert not found.moment(1).converged
     assert np.isnan(found.curve().error).all()
@@ -171,12 +171,16 @@ def test_products_that_are_not_finite_are_marked() -> None:
 def test_cost_seed_and_files(mlp: Objective, tmp_path: Path) -> None:
     before = torch.get_rng_state()
     H = hessian(mlp)
-    found = density(H, steps=8, starts=2, seed=1)
+    found = density(H, num_steps=8, num_starts=2, seed=1)
     assert found.num_matvecs == H.num_matvecs == 16
     assert found.cost_ge == H.cost_ge <= declared_cost(mlp, 8, 2)
     assert torch.equal(torch.get_rng_state(), before)
-    assert density(hessian(mlp), steps=8, starts=2, seed=1).nodes[1].tolist() == found.nodes[1].tolist()
-    assert density(hessian(mlp), steps=8, starts=2, seed=2).nodes[0].tolist() != found.nodes[1].tolist()
+    assert (
+        density(hessian(mlp), num_steps=8, num_starts=2, seed=1).nodes[1].tolist() == found.nodes[1].tolist()
+    )
+    assert (
+        density(hessian(mlp), num_steps=8, num_starts=2, seed=2).nodes[0].tolist() != found.nodes[1].tolist()
+    )
     found.save(tmp_path / "density.npz")
     again = Density.load(tmp_path / "density")
     assert [w.tolist() for w in again.weights] == [w.tolist() for w in found.weights]
@@ -185,9 +189,9 @@ def test_cost_seed_and_files(mlp: Objective, tmp_path: Path) -> None:
 
 def test_wrong_arguments_name_themselves() -> None:
     H = operator([1.0, 2.0, 3.0])
-    found = density(H, steps=2)
+    found = density(H, num_steps=2)
     for call, word in (
-        (lambda: density(H, steps=0), "steps=0"),
+        (lambda: density(H, num_steps=0), "steps=0"),
         (lambda: found.curve(scale="log"), "epsilon=None"),
         (lambda: found.curve(scale="cubic"), "scale 'cubic'"),
         (lambda: found.curve(sigma=-1.0), "sigma=-1.0"),

@@ -170,5 +170,5 @@ def test_looking_leaves_no_graph_behind() -> None:
     L = objective()
     H = hessian(L)
     trace_per_layer(H, max_matvecs=20)
-    density(H, steps=3, starts=1)  # the operator itself goes on
+    density(H, num_steps=3, num_starts=1)  # the operator itself goes on
     assert all(p.grad is None for p in L.params)

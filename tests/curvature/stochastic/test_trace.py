@@ -152,18 +152,18 @@ def test_stopping_on_the_interval_keeps_its_promise() -> None:
     # Where the running mean rests at a tolerance of 1e-3 after some 34 samples, the error is still 13 %.
     A = with_spectrum(np.random.default_rng(0).normal(0.3, 1.0, 300).tolist())
     exact, tol = float(A.trace()), 0.1
-    found = runs(A, 60, method="hutchinson", tol=tol, max_matvecs=300)
+    found = runs(A, 60, method="hutchinson", rtol=tol, max_matvecs=300)
     assert all(run.total.converged for run in found)
     assert np.mean([abs(run.total.value - exact) <= tol * abs(exact) for run in found]) >= 0.88
     assert np.median([run.num_matvecs for run in found]) > 34
-    few = trace_per_layer(Dense(A), tol=1e-3, max_matvecs=30)
+    few = trace_per_layer(Dense(A), rtol=1e-3, max_matvecs=30)
     assert not few.total.converged
     assert "NOT CONVERGED" in str(few)
 
 
 def test_a_tolerance_saves_products_but_never_the_first_samples() -> None:
     A = five_outliers()
-    found = trace_per_layer(Dense(A), tol=0.5, max_matvecs=30)
+    found = trace_per_layer(Dense(A), rtol=0.5, max_matvecs=30)
     assert found.total.converged
     assert found.num_samples == 8
     assert found.num_matvecs == 18 + 8
@@ -425,7 +425,7 @@ def test_save_and_load(mlp: Objective, tmp_path: Path) -> None:
     [
         ({"method": "hutch"}, "method 'hutch'"),
         ({"max_matvecs": 0}, "max_matvecs=0"),
-        ({"tol": 0.0}, "tol=0.0"),
+        ({"rtol": 0.0}, "rtol=0.0"),
         ({"confidence": 1.0}, "confidence=1.0"),
         ({"distribution": "cauchy"}, "distribution 'cauchy'"),
         ({"start": [[torch.zeros(3)]]}, "other shapes"),

@@ -46,7 +46,7 @@ def test_a_policy_of_a_users_own_keeps_the_contract() -> None:
 BUSY: dict[str, Callable[[], Policy]] = {
     "auto_lr, capped": lambda: AutoLR(ceiling=1.0),
     "plateau, busy": lambda: Plateau(window=16),
-    "spike_guard, busy": lambda: SpikeGuard(z=0.5, many=1, within=5, persist=4),
+    "spike_guard, busy": lambda: SpikeGuard(z=0.5, num_spikes=1, within=5, persist=4),
 }
 
 

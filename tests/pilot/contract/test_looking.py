@@ -88,7 +88,7 @@ def test_a_name_is_its_object(policy: str, optimizer: str, form: str) -> None:
 
 BUSY: dict[str, Any] = {
     "plateau, busy": lambda: Plateau(window=16),
-    "spike_guard, busy": lambda: SpikeGuard(z=0.1, many=1, within=5, persist=4),
+    "spike_guard, busy": lambda: SpikeGuard(z=0.1, num_spikes=1, within=5, persist=4),
 }
 """With constants that make them act within a tiny run."""
 
