@@ -1,4 +1,7 @@
-"""Slow, literal oracles: each method written out from its paper's equations, with no code of the package.
+"""Slow, literal oracles: each method written out from its paper's equations, with no code of the optimizers.
+
+Those of the conformance suite are used where they state a method; here is what it does not state (other norms, parts of
+a batch, eigenvectors), and the base optimizers.
 
 Everything is a flat list of float64 tensors; gradients come from a function of the weights. A method is a function
 ``rule(w, base)`` that returns the gradient for the base and an addition to the weights after its update, or None.
@@ -12,6 +15,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from optland.conformance.oracles import ORACLES
+from optland.conformance.ours import NAMES
 
 Gradient = Callable[[list[Tensor]], list[Tensor]]
 
@@ -140,14 +146,38 @@ def asgd_run(w: list[Tensor], rule: Rule, steps: int, lr: float, lambd: float, a
 # Perturbations ---------------------------------------------------------------------------------------
 
 
-def sam(gradient: Gradient, rho: float, p: float = 2.0) -> Rule:
-    """eps = rho g / ||g||; with another p, rho sign(g) |g|^(q-1) / (||g||_q^q)^(1/p)."""
+def stated(method: str, **letters: Any) -> Callable[[Gradient], Rule]:
+    """The oracle of the conformance suite, which sees one flat vector, as a rule for a gradient."""
+
+    def of(gradient: Gradient) -> Rule:
+        held: list[Any] = []  # the oracle, with what it remembers
+
+        def rule(w, base):
+            def apart(x):
+                parts = x.split([wi.numel() for wi in w])
+                return [part.reshape(wi.shape) for part, wi in zip(parts, w, strict=True)]
+
+            def flat(tensors):
+                return torch.cat([x.flatten() for x in tensors])
+
+            if not held:
+                matrices = [torch.full_like(wi, wi.ndim >= 2, dtype=torch.bool) for wi in w]
+                held.append(ORACLES[method](letters, flat(matrices)))
+            velocity = flat(base.velocity or [torch.zeros_like(wi) for wi in w])
+            handed = held[0](flat(w), lambda x: flat(gradient(apart(x))), velocity)
+            addition = None if handed.correction is None else apart(-base.lr * handed.correction)
+            return apart(handed.gradient), addition
+
+        return rule
+
+    return of
+
+
+def sam_in_norm(gradient: Gradient, rho: float, p: float) -> Rule:
+    """eps = rho sign(g) |g|^(q-1) / (||g||_q^q)^(1/p), 1/p + 1/q = 1."""
 
     def rule(w, base):
-        g = gradient(w)
-        if p == 2.0:
-            return gradient(plus(w, 1.0, over(g, rho))), None
-        q = 1.0 if p == math.inf else p / (p - 1.0)
+        g, q = gradient(w), 1.0 if p == math.inf else p / (p - 1.0)
         power = sum(abs(x) ** q for t in g for x in t.flatten().tolist())
         return gradient(plus(w, rho / power ** (1.0 / p), [x.sign() * x.abs() ** (q - 1.0) for x in g])), None
 
@@ -162,49 +192,6 @@ def layer_sam(gradient: Gradient, rho: float) -> Rule:
     )
 
 
-def asam(gradient: Gradient, rho: float, eta: float) -> Rule:
-    """eps = rho T^2 g / ||T g||, with T = |w| + eta on matrices and 1 elsewhere."""
-
-    def rule(w, base):
-        g = gradient(w)
-        T = [wi.abs() + eta if wi.ndim >= 2 else torch.ones_like(wi) for wi in w]
-        length = total_norm([t * gi for t, gi in zip(T, g, strict=True)])
-        return gradient([wi + rho * t * t * gi / length for wi, t, gi in zip(w, T, g, strict=True)]), None
-
-    return rule
-
-
-def usam(gradient: Gradient, rho: float, lam: float) -> Rule:
-    """eps = rho (1 - lam + lam / ||g||) g."""
-
-    def rule(w, base):
-        g = gradient(w)
-        return gradient(plus(w, rho * (1.0 - lam + lam / total_norm(g)), g)), None
-
-    return rule
-
-
-def lesam(gradient: Gradient, rho: float, sigma: float) -> Rule:
-    """eps = min(sigma / ||g||, rho) g / ||g||."""
-
-    def rule(w, base):
-        g = gradient(w)
-        return gradient(plus(w, 1.0, over(g, min(sigma / total_norm(g), rho)))), None
-
-    return rule
-
-
-def fisher_sam(gradient: Gradient, gamma: float, eta: float) -> Rule:
-    """eps = gamma F^-1 g / sqrt(g' F^-1 g), F = 1 + eta g^2."""
-
-    def rule(w, base):
-        g = gradient(w)
-        inverse = [gi / (1.0 + eta * gi * gi) for gi in g]
-        return gradient(plus(w, gamma / inner(g, inverse) ** 0.5, inverse)), None
-
-    return rule
-
-
 def adam_sam(gradient: Gradient, rho: float, delta: float) -> Rule:
     """eps = rho P^-1 g / ||P^-1 g||, P = sqrt(v-hat) + delta of the steps before."""
 
@@ -216,47 +203,6 @@ def adam_sam(gradient: Gradient, rho: float, delta: float) -> Rule:
             else [gi / (vi.sqrt() + delta) for gi, vi in zip(g, base.second, strict=True)]
         )
         return gradient(plus(w, 1.0, over(d, rho))), None
-
-    return rule
-
-
-def fsam(gradient: Gradient, rho: float, sigma: float, lam: float) -> Rule:
-    """d = g - sigma m with m of the steps before; then m <- lam m + (1 - lam) g."""
-
-    def rule(w, base):
-        g = gradient(w)
-        m = base.own.get("m")
-        d = g if m is None else plus(g, -sigma, m)
-        base.own["m"] = g if m is None else [lam * mi + (1 - lam) * gi for mi, gi in zip(m, g, strict=True)]
-        return gradient(plus(w, 1.0, over(d, rho))), None
-
-    return rule
-
-
-def vasso(gradient: Gradient, rho: float, theta: float) -> Rule:
-    """m <- (1 - theta) m + theta g; d = m."""
-
-    def rule(w, base):
-        g = gradient(w)
-        m = base.own.get("m", g)
-        base.own["m"] = [(1 - theta) * mi + theta * gi for mi, gi in zip(m, g, strict=True)]
-        return gradient(plus(w, 1.0, over(base.own["m"], rho))), None
-
-    return rule
-
-
-def sparse_sam(gradient: Gradient, rho: float, sparsity: float, refresh: int) -> Rule:
-    """SAM's eps where g^2 was among the largest when the mask was last made."""
-
-    def rule(w, base):
-        g = gradient(w)
-        if base.t % refresh == 0:
-            squares = sorted(x * x for t in g for x in t.flatten().tolist())
-            cut = squares[int(sparsity * len(squares))]  # the smallest that is kept
-            base.own["mask"] = [(gi * gi >= cut).to(gi) for gi in g]
-        return gradient(
-            [wi + m * e for wi, m, e in zip(w, base.own["mask"], over(g, rho), strict=True)]
-        ), None
 
     return rule
 
@@ -276,96 +222,20 @@ def eigen_sam(
     return rule
 
 
-def msam(gradient: Gradient, rho: float) -> Rule:
-    """eps = -rho v / ||v|| with the velocity of the steps before; one gradient."""
+def gsam_at_w(gradient: Gradient, rho: float, alpha: float) -> Rule:
+    """g + alpha (h - proj_g h)."""
 
     def rule(w, base):
-        if base.velocity is None:
-            return gradient(w), None
-        return gradient(plus(w, 1.0, over(base.velocity, -rho))), None
-
-    return rule
-
-
-# Combinations ----------------------------------------------------------------------------------------
-
-
-def both(gradient: Gradient, w: list[Tensor], rho: float) -> tuple[list[Tensor], list[Tensor]]:
-    """g and SAM's h."""
-    g = gradient(w)
-    return g, gradient(plus(w, 1.0, over(g, rho)))
-
-
-def gsam(gradient: Gradient, rho: float, alpha: float, descend: str = "w+eps") -> Rule:
-    """h - alpha (g - proj_h g), or g + alpha (h - proj_g h)."""
-
-    def rule(w, base):
-        g, h = both(gradient, w, rho)
-        if descend == "w+eps":
-            return plus(h, -alpha, plus(g, -inner(g, h) / inner(h, h), h)), None
+        g = gradient(w)
+        h = gradient(plus(w, 1.0, over(g, rho)))
         return plus(g, alpha, plus(h, -inner(g, h) / inner(g, g), g)), None
 
     return rule
 
 
-def wsam(gradient: Gradient, rho: float, gamma: float, decoupled: bool) -> Rule:
-    """(1 - a) g + a h, a = gamma / (1 - gamma); decoupled: g, then w -= lr a (h - g)."""
-
-    def rule(w, base):
-        (g, h), a = both(gradient, w, rho), gamma / (1.0 - gamma)
-        change = plus(h, -1.0, g)
-        return (g, [-base.lr * a * c for c in change]) if decoupled else (plus(g, a, change), None)
-
-    return rule
-
-
-def pgn(gradient: Gradient, rho: float, a: float) -> Rule:
-    """(1 - a) g + a h."""
-
-    def rule(w, base):
-        g, h = both(gradient, w, rho)
-        return [(1 - a) * gi + a * hi for gi, hi in zip(g, h, strict=True)], None
-
-    return rule
-
-
-def stable_sam(gradient: Gradient, rho: float) -> Rule:
-    """h ||g|| / ||h||."""
-
-    def rule(w, base):
-        g, h = both(gradient, w, rho)
-        return over(h, total_norm(g)), None
-
-    return rule
-
-
-def looksam(gradient: Gradient, rho: float, k: int, alpha: float, *, bounded: bool = False) -> Rule:
-    """Each k-th step h, keeping g_v = h - proj_g h; else g + alpha (||g|| / ||g_v||) g_v, alpha at most as seen."""
-
-    def rule(w, base):
-        if base.t % k == 0:
-            g, h = both(gradient, w, rho)
-            base.own["g_v"] = plus(h, -inner(h, g) / inner(g, g), g)
-            base.own["seen"] = total_norm(base.own["g_v"]) / total_norm(g)
-            return h, None
-        g = gradient(w)
-        length = min(alpha, base.own["seen"]) if bounded else alpha
-        return plus(g, 1.0, over(base.own["g_v"], length * total_norm(g))), None
-
-    return rule
-
-
-def crsam(gradient: Gradient, rho: float, gamma: float, beta: float) -> Rule:
-    """h+ + gamma (h+ + h- - 2 g) + beta (h+ - h-)."""
-
-    def rule(w, base):
-        g = gradient(w)
-        eps = over(g, rho)
-        up, down = gradient(plus(w, 1.0, eps)), gradient(plus(w, -1.0, eps))
-        second = plus(plus(up, 1.0, down), -2.0, g)
-        return plus(plus(up, gamma, second), beta, plus(up, -1.0, down)), None
-
-    return rule
+def looksam_bounded(gradient: Gradient, rho: float, k: int, alpha: float) -> Rule:
+    """LookSAM whose alpha is at most ||g_v|| / ||g|| as it was when g_v was taken."""
+    return looksam_parts([gradient], [1.0], rho, k, alpha, bounded=True)
 
 
 # A perturbation for each micro-batch (m-sharpness) ---------------------------------------------------
@@ -448,55 +318,45 @@ def looksam_parts(
     return rule
 
 
-CASES: dict[str, tuple[str, dict[str, Any], Callable[[Gradient], Rule]]] = {
+Case = tuple[str, dict[str, Any], Callable[[Gradient], Rule]]
+
+
+def case(method: str, **letters: Any) -> Case:
+    """A method with its paper's letters against its oracle of the conformance suite."""
+    spelled = NAMES.get(method, {})
+    return method, {spelled.get(x, x): value for x, value in letters.items()}, stated(method, **letters)
+
+
+CASES: dict[str, Case] = {
     # case: method, its options, the oracle
-    "sam": ("sam", {"rho": 0.05}, lambda f: sam(f, 0.05)),
-    "sam, p = 3": ("sam", {"rho": 0.05, "p": 3.0}, lambda f: sam(f, 0.05, 3.0)),
-    "sam, p = inf": ("sam", {"rho": 0.01, "p": math.inf}, lambda f: sam(f, 0.01, math.inf)),
+    "sam": case("sam", rho=0.05),
+    "sam, p = 3": ("sam", {"rho": 0.05, "p": 3.0}, lambda f: sam_in_norm(f, 0.05, 3.0)),
+    "sam, p = inf": ("sam", {"rho": 0.01, "p": math.inf}, lambda f: sam_in_norm(f, 0.01, math.inf)),
     "sam by tensor": ("sam", {"rho": 0.05, "scope": "tensor"}, lambda f: layer_sam(f, 0.05)),
-    "asam": ("asam", {"rho": 0.5, "eta": 0.01}, lambda f: asam(f, 0.5, 0.01)),
-    "usam": ("usam", {"rho": 0.3}, lambda f: usam(f, 0.3, 0.0)),
-    "usam, between": ("usam", {"rho": 0.3, "normalised": 0.3}, lambda f: usam(f, 0.3, 0.3)),
-    "msam": ("msam", {"rho": 0.3}, lambda f: msam(f, 0.3)),
-    "looksam": (
-        "looksam",
-        {"rho": 0.2, "k": 3, "alpha": 0.7, "bounded": False},
-        lambda f: looksam(f, 0.2, 3, 0.7),
-    ),
+    "asam": case("asam", rho=0.5, eta=0.01),
+    "usam": case("usam", rho=0.3),
+    "usam, between": case("usam", rho=0.3, lam=0.3),
+    "msam": case("msam", rho=0.3),
+    "looksam": case("looksam", rho=0.2, k=3, alpha=0.7, bounded=False),
     "looksam, bounded": (
         "looksam",
         {"rho": 0.05, "k": 3, "alpha": 0.7},
-        lambda f: looksam(f, 0.05, 3, 0.7, bounded=True),
+        lambda f: looksam_bounded(f, 0.05, 3, 0.7),
     ),
-    "gsam": ("gsam", {"rho": 0.2, "alpha": 0.4}, lambda f: gsam(f, 0.2, 0.4)),
-    "gsam at w": (
-        "gsam",
-        {"rho": 0.2, "alpha": 0.4, "descend": "w"},
-        lambda f: gsam(f, 0.2, 0.4, "w"),
-    ),
-    "wsam": ("wsam", {"rho": 0.1, "gamma": 0.8}, lambda f: wsam(f, 0.1, 0.8, True)),
-    "wsam coupled": (
-        "wsam",
-        {"rho": 0.1, "gamma": 0.8, "decoupled": False},
-        lambda f: wsam(f, 0.1, 0.8, False),
-    ),
-    "pgn": ("pgn", {"rho": 0.1, "a": 0.6}, lambda f: pgn(f, 0.1, 0.6)),
-    "fsam": ("fsam", {"rho": 0.2, "sigma": 0.7, "decay": 0.6}, lambda f: fsam(f, 0.2, 0.7, 0.6)),
-    "vasso": ("vasso", {"rho": 0.2, "theta": 0.4}, lambda f: vasso(f, 0.2, 0.4)),
-    "lesam": ("lesam", {"rho": 0.3, "sigma": 0.05}, lambda f: lesam(f, 0.3, 0.05)),
+    "gsam": case("gsam", rho=0.2, alpha=0.4),
+    "gsam at w": ("gsam", {"rho": 0.2, "alpha": 0.4, "descend": "w"}, lambda f: gsam_at_w(f, 0.2, 0.4)),
+    "wsam": case("wsam", rho=0.1, gamma=0.8, decouple=True),
+    "wsam coupled": case("wsam", rho=0.1, gamma=0.8, decouple=False),
+    "pgn": case("pgn", rho=0.1, a=0.6),
+    "fsam": case("fsam", rho=0.2, sigma=0.7, lam=0.6),
+    "vasso": case("vasso", rho=0.2, theta=0.4),
+    "lesam": case("lesam", rho=0.3, sigma=0.05),
+    # Of its own: AdamW's second moment is here that of betas other than the default, and of the whole batch.
     "adam_sam": ("adam_sam", {"rho": 0.1, "delta": 1e-4}, lambda f: adam_sam(f, 0.1, 1e-4)),
-    "fisher_sam": ("fisher_sam", {"rho": 0.1, "eta": 3.0}, lambda f: fisher_sam(f, 0.1, 3.0)),
-    "stable_sam": ("stable_sam", {"rho": 0.2}, lambda f: stable_sam(f, 0.2)),
-    "sparse_sam": (
-        "sparse_sam",
-        {"rho": 0.2, "sparsity": 0.3, "refresh": 7},
-        lambda f: sparse_sam(f, 0.2, 0.3, 7),
-    ),
-    "crsam": (
-        "crsam",
-        {"rho": 0.1, "gamma": 0.2, "beta": 0.05},
-        lambda f: crsam(f, 0.1, 0.2, 0.05),
-    ),
+    "fisher_sam": case("fisher_sam", rho=0.1, eta=3.0),
+    "stable_sam": case("stable_sam", rho=0.2),
+    "sparse_sam": case("sparse_sam", rho=0.2, sparsity=0.3, refresh=7),
+    "crsam": case("crsam", rho=0.1, alpha=0.2, beta=0.05),
 }
 """Name -> (method, options, its rule given a gradient); every method but Eigen-SAM, which needs more."""
 
