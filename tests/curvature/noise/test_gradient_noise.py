@@ -112,6 +112,19 @@ def test_at_a_minimum_the_scale_is_unresolved_and_never_infinite() -> None:
     assert "unresolved" in str(pooled(noises))
 
 
+def test_batches_as_they_are_can_be_the_parts() -> None:
+    """Gradients -2, -4, -6, -4 of single samples: variance 8/3, and 16 less a quarter of it."""
+    X, Y = (
+        torch.ones(4, 1, dtype=torch.float64),
+        torch.tensor([[1.0], [2.0], [3.0], [2.0]], dtype=torch.float64),
+    )
+    noise = gradient_noise(linear_regression(X, Y, sizes=[1, 1, 1, 1]), parts=1)
+    assert noise.trace_cov.value == pytest.approx(8 / 3)
+    assert noise.grad_sq.value == pytest.approx(16 - 2 / 3)
+    with pytest.raises(ValueError, match="parts=0 must be at least 1"):
+        gradient_noise(linear_regression(X, Y), parts=0)
+
+
 def test_two_parts_have_no_standard_error_and_stay_unresolved() -> None:
     (noise,) = draws(1, [32], mean=10.0, parts=2)
     assert math.isnan(noise.grad_sq.error)

@@ -138,6 +138,21 @@ def test_a_loss_that_reads_a_value_back_falls_to_the_loop_and_says_why() -> None
         per_sample_gradients(objective, method="vmap")
 
 
+def test_a_map_that_does_not_add_up_costs_three_gradients_as_declared() -> None:
+    """The gradient of the whole, a map whose loss is another one, and the loop."""
+    calls = 0
+
+    def loss(m: nn.Module, x: Tensor) -> Tensor:
+        nonlocal calls
+        calls += 1
+        return m(x).square().mean() * (2.0 if calls == 2 else 1.0)
+
+    objective = Objective(nn.Linear(2, 1), loss, [torch.randn(8, 2)])
+    found = per_sample_gradients(objective)
+    assert (found.method, "do not add up" in found.reason) == ("loop", True)
+    assert found.cost_ge == declared_cost(objective) == 3 * 8
+
+
 def test_a_preconditioner_scales_the_gradients(mlp: Objective) -> None:
     P = [torch.rand(p.shape, dtype=D) + 0.5 for p in mlp.params]
     found = per_sample_gradients(mlp, preconditioner=P)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from optland import vectors
 from optland.curvature.operators.hessian import hessian
 from optland.objective import Objective
+from optland.problems import function_objective
 
 
 def network(activation: type[nn.Module] = nn.Tanh, steps: int = 0) -> Objective:
@@ -47,6 +48,15 @@ def test_float32_has_four_digits_in_random_steep_and_gradient_directions(activat
         error = distance(actual, expected)
         assert error < 1.5e-4 * float(vectors.norm(expected))
         assert error < 3 * H.product_error * float(vectors.norm(v))
+
+
+def test_the_error_of_the_first_product_is_that_of_its_step() -> None:
+    """At 0 the gradient w + w^3 has the difference 1 + h^2, with no asymmetry: twice the step shows 3 h^2 more."""
+    objective = function_objective(lambda w: (w**2 / 2 + w**4 / 4).sum(), torch.zeros(1, dtype=torch.float64))
+    H = hessian(objective, method="finite_difference")
+    product = float(H.matvec([torch.ones(1, dtype=torch.float64)])[0])
+    assert 0.0 < product - 1.0 < 1e-6
+    assert H.product_error == pytest.approx(product - 1.0, rel=0.01)
 
 
 def test_error_is_honest_where_the_gradient_is_all_rounding() -> None:

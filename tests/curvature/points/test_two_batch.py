@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -115,6 +116,19 @@ def test_cost_is_charged_and_declared() -> None:
     assert 0 < found.curvature.cost_ge == objective.cost_ge <= declared_cost(objective)
     parts = [Objective(objective.model, objective.loss_fn, [batch]) for batch in objective.batches]
     assert certify([torch.ones(1, 2, dtype=D)], parts).values == found.values
+
+
+@pytest.mark.parametrize("method", ["kept_graph", "double_backward", "finite_difference"])
+def test_one_product_is_declared_as_it_is_made(method: Any) -> None:
+    """On a single batch, once the second derivatives of the net have been compared."""
+    X = torch.randn(8, 2, generator=torch.Generator().manual_seed(0), dtype=D)
+    net = nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 1)).to(D)
+    objective = Objective(net, lambda m, x: m(x).square().mean(), [X])
+    u = [torch.ones_like(p) for p in net.parameters()]
+    first = declared_cost(objective, method=method)
+    assert certify(u, objective, method=method).curvature.cost_ge <= first
+    declared = declared_cost(objective, method=method)
+    assert certify(u, objective, method=method).curvature.cost_ge == pytest.approx(declared)
 
 
 def test_three_forward_passes_give_the_curvature_of_a_quadratic_and_the_mean_one_of_a_stretch() -> None:

@@ -98,6 +98,13 @@ def test_the_whole_curve_integrates_to_one(options: Any) -> None:
     assert curve.epsilon == options.get("epsilon", 0.0)
 
 
+def test_the_grid_ends_four_widths_beyond_the_spectrum() -> None:
+    """Not at 0, where a spectrum that is far from it has nothing."""
+    curve = density(operator(np.linspace(100.0, 101.0, 30)), steps=40).curve(spikes=True)
+    assert curve.grid[0] == pytest.approx(100.0 - 4 * curve.sigma, abs=1e-6)
+    assert curve.grid[-1] == pytest.approx(101.0 + 4 * curve.sigma, abs=1e-6)
+
+
 def test_the_bulk_and_the_spikes_make_up_the_whole() -> None:
     found = density(operator([*OUTLIERS, *np.linspace(-1, 1, 200)]), num_steps=40)
     curve = found.curve(num_points=20_000)
