@@ -414,7 +414,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--results", type=Path, default=Path("mutants.jsonl"), help="JSON lines, one for each mutant"
     )
     parser.add_argument(
-        "--limit", type=float, default=600.0, help="seconds for each mutant; beyond, it is noticed"
+        "--limit",
+        type=float,
+        default=1800.0,
+        help="seconds for each mutant, which is noticed then: more than its tests take",
     )
     parser.add_argument("--list", action="store_true", help="only says which mutants are drawn")
     given = parser.parse_args(arguments)

@@ -199,7 +199,7 @@ class Host:
         return sum(self._num_samples(piece) for piece in self.pieces(batch))
 
     def objective(self, batch: Any, *, mode: Literal["train", "eval"] = "eval", data: str = "step batch",
-                  seed: int = 0) -> Objective:  # fmt: skip
+                  seed: int) -> Objective:  # fmt: skip
         """The loss on a batch, or on all micro-batches of an update, at the present weights."""
         count = self.count(batch)
         return Objective(
