@@ -118,11 +118,11 @@ def test_batches_as_they_are_can_be_the_parts() -> None:
         torch.ones(4, 1, dtype=torch.float64),
         torch.tensor([[1.0], [2.0], [3.0], [2.0]], dtype=torch.float64),
     )
-    noise = gradient_noise(linear_regression(X, Y, sizes=[1, 1, 1, 1]), parts=1)
+    noise = gradient_noise(linear_regression(X, Y, sizes=[1, 1, 1, 1]), num_parts=1)
     assert noise.trace_cov.value == pytest.approx(8 / 3)
     assert noise.grad_sq.value == pytest.approx(16 - 2 / 3)
-    with pytest.raises(ValueError, match="parts=0 must be at least 1"):
-        gradient_noise(linear_regression(X, Y), parts=0)
+    with pytest.raises(ValueError, match="num_parts=0 must be at least 1"):
+        gradient_noise(linear_regression(X, Y), num_parts=0)
 
 
 def test_two_parts_have_no_standard_error_and_stay_unresolved() -> None:

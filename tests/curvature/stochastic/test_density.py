@@ -100,7 +100,7 @@ def test_the_whole_curve_integrates_to_one(options: Any) -> None:
 
 def test_the_grid_ends_four_widths_beyond_the_spectrum() -> None:
     """Not at 0, where a spectrum that is far from it has nothing."""
-    curve = density(operator(np.linspace(100.0, 101.0, 30)), steps=40).curve(spikes=True)
+    curve = density(operator(np.linspace(100.0, 101.0, 30)), num_steps=40).curve(spikes=True)
     assert curve.grid[0] == pytest.approx(100.0 - 4 * curve.sigma, abs=1e-6)
     assert curve.grid[-1] == pytest.approx(101.0 + 4 * curve.sigma, abs=1e-6)
 
