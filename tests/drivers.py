@@ -8,7 +8,6 @@ from torch import nn
 from torch.optim import ASGD, SGD, Adadelta, Adam, AdamW, Optimizer, RMSprop
 
 from optland.objective import Objective
-from optland.optim.keys import key
 from optland.optim.registry import METHODS
 
 __all__ = ["ALL", "BASES", "PASSES", "TRUE_UNITS", "Lion", "assert_identical", "fits", "fitting", "make"]
@@ -29,6 +28,14 @@ ALL = list(METHODS)
 TRUE_UNITS = {"usam", "lesam", "fisher_sam", "fsam", "vasso", "wsam"}
 """Methods for which the length of the gradient matters: a GradScaler's scale has to be told."""
 
+REMEMBERED = {
+    "looksam": {"sam_look_direction"},
+    "fsam": {"sam_gradient_mean"},
+    "vasso": {"sam_gradient_mean"},
+    "sparse_sam": {"sam_sparse_mask"},
+    "eigensam": {"sam_top_eigenvector"},
+}
+
 SHORT = {"looksam": {"k": 2}, "sparse_sam": {"refresh": 2}, "eigensam": {"refresh": 2}}
 """Options that bring every kind of step into a run of three."""
 
@@ -44,7 +51,7 @@ PASSES = [(name, number) for name in ALL for number in range(1, passes_of(name) 
 
 def remembered(name):
     """Keys in the state of what a method keeps for each parameter."""
-    return {key(kept) for kept in METHODS[name].remembers}
+    return REMEMBERED.get(name, set())
 
 
 def slow_unless(wanted, *values):

@@ -31,10 +31,23 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from optland import vectors
-from optland.optim.method import Gradients
+from optland.optim.method import Gradients, Method
 from optland.optim.two_pass import EngineOptions, TwoPass
 
 __all__ = ["CRSAM", "StableSAM"]
+
+
+class _CurvatureRegularised(Method):
+    two_sided = True
+
+    def combine(self, at: Gradients) -> list[Tensor]:
+        """The weighted differences."""
+        return [
+            up + gamma * (up + down - 2.0 * g) + beta * (up - down)
+            for g, up, down, gamma, beta in zip(
+                at.g, at.h, at.opposite, at.of("gamma"), at.of("beta"), strict=True
+            )
+        ]
 
 
 class CRSAM(TwoPass):
@@ -58,8 +71,6 @@ class CRSAM(TwoPass):
         3
     """
 
-    two_sided = True
-
     def __init__(
         self,
         base: Optimizer,
@@ -68,16 +79,15 @@ class CRSAM(TwoPass):
         beta: float = 0.01,
         **engine: Unpack[EngineOptions],
     ) -> None:
-        super().__init__(base, {"rho": rho, "gamma": gamma, "beta": beta}, **engine)
+        super().__init__(base, _CurvatureRegularised(rho=rho, gamma=gamma, beta=beta), **engine)
 
+
+class _Stable(Method):
     def combine(self, at: Gradients) -> list[Tensor]:
-        """The weighted differences."""
-        return [
-            up + gamma * (up + down - 2.0 * g) + beta * (up - down)
-            for g, up, down, gamma, beta in zip(
-                at.g, at.h, at.opposite, at.of("gamma"), at.of("beta"), strict=True
-            )
-        ]
+        """H |g| / |h|."""
+        length = vectors.norm(at.h)
+        factor = torch.where(length > 0, vectors.norm(at.g) / length, torch.zeros_like(length))
+        return [h * factor.to(device=h.device, dtype=h.dtype) for h in at.h]
 
 
 class StableSAM(TwoPass):
@@ -100,10 +110,4 @@ class StableSAM(TwoPass):
     """
 
     def __init__(self, base: Optimizer, rho: float = 0.05, **engine: Unpack[EngineOptions]) -> None:
-        super().__init__(base, {"rho": rho}, **engine)
-
-    def combine(self, at: Gradients) -> list[Tensor]:
-        """H |g| / |h|."""
-        length = vectors.norm(at.h)
-        factor = torch.where(length > 0, vectors.norm(at.g) / length, torch.zeros_like(length))
-        return [h * factor.to(device=h.device, dtype=h.dtype) for h in at.h]
+        super().__init__(base, _Stable(rho=rho), **engine)

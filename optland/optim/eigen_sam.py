@@ -12,7 +12,7 @@ last one. SAM reduces the largest eigenvalue only so far as g points along v; th
 
 **When.** When the sharpest direction is what is to be flattened, and alignment of g with it is low.
 
-**Defaults.** ``alpha=0.2`` and ``refresh=100``, the authors'. ``tol=0.1``: v is a direction, not a number to report.
+**Defaults.** ``alpha=0.2`` and ``refresh=100``, the authors'. ``rtol=0.1``: v is a direction, not a number to report.
 
 **Caveats.** The objective should be a fixed sample in evaluation mode; v of one batch is mostly that batch's. The cost
 of the products is on the objective's meter (``objective.cost_ge``).
@@ -33,7 +33,7 @@ from optland import vectors
 from optland.curvature import hessian, lanczos
 from optland.objective import Objective
 from optland.optim.memory import dated
-from optland.optim.method import Gradients
+from optland.optim.method import Gradients, Method
 from optland.optim.two_pass import EngineOptions, TwoPass
 
 __all__ = ["EigenSAM"]
@@ -41,53 +41,15 @@ __all__ = ["EigenSAM"]
 _VECTOR = "top_eigenvector"
 
 
-class EigenSAM(TwoPass):
-    """Eigen-SAM around any optimizer.
-
-    Args:
-        base: The optimizer that makes the update.
-        objective: The loss whose sharpest direction is meant: the model that is trained, on a fixed sample.
-        rho: Radius ||eps||.
-        alpha: Weight of the eigenvector.
-        refresh: Updates from one Lanczos run to the next.
-        tol: Wanted residual relative to the eigenvalue.
-        max_matvecs: Most products of one run.
-        **engine: Options of :class:`~optland.optim.two_pass.TwoPass`.
-
-    Raises:
-        TypeError: ``base`` is not an optimizer instance, or ``objective`` is not an objective.
-        ValueError: ``rho`` or ``alpha`` is negative or not finite, or ``refresh`` is not positive.
-
-    Example:
-        >>> import torch
-        >>> net = torch.nn.Linear(2, 1, bias=False)
-        >>> objective = Objective(net, lambda m, x: m(x).square().mean(), [torch.tensor([[1.0, 0.0], [0.0, 2.0]])])
-        >>> EigenSAM(torch.optim.SGD(net.parameters(), lr=0.1), objective).param_groups[0]["sam_alpha"]
-        0.2
-    """
-
+class _Eigen(Method):
     remembers = (_VECTOR,)
+    counts = True
 
     def __init__(
-        self,
-        base: Optimizer,
-        objective: Objective,
-        rho: float = 0.05,
-        alpha: float = 0.2,
-        *,
-        refresh: int = 100,
-        tol: float = 0.1,
-        max_matvecs: int = 20,
-        **engine: Unpack[EngineOptions],
+        self, objective: Objective, refresh: int, rtol: float, max_matvecs: int, **hyperparameters: float
     ) -> None:
-        if not isinstance(objective, Objective):
-            raise TypeError(
-                f"objective is a {type(objective).__name__}; pass Objective(model, loss_fn, [batch]) on a fixed sample"
-            )
-        if refresh < 1:
-            raise ValueError(f"refresh={refresh} is not possible; use 1 for every step, or more")
-        super().__init__(base, {"rho": rho, "alpha": alpha, dated(_VECTOR): 0}, counts=True, **engine)
-        self.objective, self.refresh, self.tol, self.max_matvecs = objective, refresh, tol, max_matvecs
+        super().__init__(**hyperparameters, **{dated(_VECTOR): 0})
+        self.objective, self.refresh, self.rtol, self.max_matvecs = objective, refresh, rtol, max_matvecs
 
     def direction(self, at: Gradients) -> list[Tensor]:
         """U."""
@@ -107,21 +69,70 @@ class EigenSAM(TwoPass):
         ]
 
     def _eigenvector(self, at: Gradients) -> list[Tensor]:
-        if self.is_stale(_VECTOR, self.refresh):
+        memory = at.memory
+        if memory.is_stale(_VECTOR, self.refresh):
             params = list(self.objective.sources)
-            last = self.recall(_VECTOR, params)
-            with self._guard.unrecorded(), hessian(self.objective) as H:
+            last = memory.recall(_VECTOR, params)
+            with at.unrecorded(), hessian(self.objective) as H:
                 found = lanczos(
                     H,
                     ends="top",
-                    rtol=self.tol,
+                    rtol=self.rtol,
                     start=[last] if bool(vectors.norm(last) > 0) else None,
                     max_matvecs=self.max_matvecs,
-                    seed=self.steps,
+                    seed=memory.steps,
                 )
             if not found.vectors:  # the objective is not finite here: climb as SAM until it is
-                return self.recall(_VECTOR, at.params)
-            mine = set(self._params)  # the objective may see parameters that another optimizer trains
+                return memory.recall(_VECTOR, at.params)
+            # The objective may see parameters that another optimizer trains.
+            mine = {p for group in memory.groups for p in group["params"]}
             kept = [(p, v) for p, v in zip(params, found.vectors[0], strict=True) if p in mine]
-            self.remember(_VECTOR, [p for p, _ in kept], [v for _, v in kept])
-        return self.recall(_VECTOR, at.params)
+            memory.remember(_VECTOR, [p for p, _ in kept], [v for _, v in kept])
+        return memory.recall(_VECTOR, at.params)
+
+
+class EigenSAM(TwoPass):
+    """Eigen-SAM around any optimizer.
+
+    Args:
+        base: The optimizer that makes the update.
+        objective: The loss whose sharpest direction is meant: the model that is trained, on a fixed sample.
+        rho: Radius ||eps||.
+        alpha: Weight of the eigenvector.
+        refresh: Updates from one Lanczos run to the next.
+        rtol: Wanted residual relative to the eigenvalue.
+        max_matvecs: Most products of one run.
+        **engine: Options of :class:`~optland.optim.two_pass.TwoPass`.
+
+    Raises:
+        TypeError: ``base`` is not an optimizer instance, or ``objective`` is not an objective.
+        ValueError: ``rho`` or ``alpha`` is negative or not finite, or ``refresh`` is not positive.
+
+    Example:
+        >>> import torch
+        >>> net = torch.nn.Linear(2, 1, bias=False)
+        >>> objective = Objective(net, lambda m, x: m(x).square().mean(), [torch.tensor([[1.0, 0.0], [0.0, 2.0]])])
+        >>> EigenSAM(torch.optim.SGD(net.parameters(), lr=0.1), objective).param_groups[0]["sam_alpha"]
+        0.2
+    """
+
+    def __init__(
+        self,
+        base: Optimizer,
+        objective: Objective,
+        rho: float = 0.05,
+        alpha: float = 0.2,
+        *,
+        refresh: int = 100,
+        rtol: float = 0.1,
+        max_matvecs: int = 20,
+        **engine: Unpack[EngineOptions],
+    ) -> None:
+        if not isinstance(objective, Objective):
+            raise TypeError(
+                f"objective is a {type(objective).__name__}; pass Objective(model, loss_fn, [batch]) on a fixed sample"
+            )
+        if refresh < 1:
+            raise ValueError(f"refresh={refresh} is not possible; use 1 for every step, or more")
+        method = _Eigen(objective, refresh, rtol, max_matvecs, rho=rho, alpha=alpha)
+        super().__init__(base, method, **engine)

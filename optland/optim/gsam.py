@@ -29,11 +29,37 @@ from torch.optim import Optimizer
 
 from optland import vectors
 from optland.optim.keys import key, setting
-from optland.optim.method import Gradients
+from optland.optim.method import Gradients, Method
 from optland.optim.projection import across
 from optland.optim.two_pass import EngineOptions, TwoPass
 
 __all__ = ["GSAM"]
+
+
+class _SurrogateGap(Method):
+    def __init__(self, descend: Literal["w+eps", "w"], **hyperparameters: float) -> None:
+        super().__init__(**hyperparameters)
+        self.descend = descend
+
+    def radius(self, group: dict[str, Any], length: Tensor) -> Tensor | float:
+        """rho, scaled with the learning rate between its ends."""
+        if key("rho_lr_max") not in group:
+            return super().radius(group, length)
+        low_rate, high_rate = float(setting(group, "rho_lr_min")), float(setting(group, "rho_lr_max"))
+        share = (float(group["lr"]) - low_rate) / (high_rate - low_rate)
+        low, high = float(setting(group, "rho_min")), float(setting(group, "rho"))
+        return low + (high - low) * min(1.0, max(0.0, share))
+
+    def combine(self, at: Gradients) -> list[Tensor]:
+        """H - alpha times g across h, or g + alpha times h across g."""
+        if self.descend == "w":
+            rest, kept, sign = across(at.h, at.g), at.g, 1.0
+        else:
+            rest, kept, sign = across(at.g, at.h), at.h, -1.0
+        alphas = at.of("alpha")
+        if not any(alphas):
+            return kept
+        return vectors.add(kept, [sign * alpha for alpha in alphas], rest)
 
 
 class GSAM(TwoPass):
@@ -78,25 +104,4 @@ class GSAM(TwoPass):
         if lr_max is not None and not lr_max > lr_min:
             raise ValueError(f"lr_max={lr_max} is not above lr_min={lr_min}; give the ends of the schedule")
         tie = {} if lr_max is None else {"rho_min": rho_min, "rho_lr_max": lr_max, "rho_lr_min": lr_min}
-        super().__init__(base, {"rho": rho, "alpha": alpha, **tie}, **engine)
-        self.descend = descend
-
-    def radius(self, group: dict[str, Any], length: Tensor) -> Tensor | float:
-        """rho, scaled with the learning rate between its ends."""
-        if key("rho_lr_max") not in group:
-            return super().radius(group, length)
-        low_rate, high_rate = float(setting(group, "rho_lr_min")), float(setting(group, "rho_lr_max"))
-        share = (float(group["lr"]) - low_rate) / (high_rate - low_rate)
-        low, high = float(setting(group, "rho_min")), float(setting(group, "rho"))
-        return low + (high - low) * min(1.0, max(0.0, share))
-
-    def combine(self, at: Gradients) -> list[Tensor]:
-        """H - alpha times g across h, or g + alpha times h across g."""
-        if self.descend == "w":
-            rest, kept, sign = across(at.h, at.g), at.g, 1.0
-        else:
-            rest, kept, sign = across(at.g, at.h), at.h, -1.0
-        alphas = at.of("alpha")
-        if not any(alphas):
-            return kept
-        return vectors.add(kept, [sign * alpha for alpha in alphas], rest)
+        super().__init__(base, _SurrogateGap(descend, rho=rho, alpha=alpha, **tie), **engine)

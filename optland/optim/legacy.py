@@ -14,15 +14,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from torch import Tensor
 from torch.optim import Optimizer
 
-from optland.optim.delegate import Closure
-from optland.optim.keys import key
-from optland.optim.two_pass import TwoPass
-from optland.optim.uncompiled import uncompiled
-
-__all__ = ["LegacyForm", "make_base", "original_names"]
+__all__ = ["make_base", "original_names", "without_copies"]
 
 
 _COPIES = ("old_p", "e_w")
@@ -84,74 +78,11 @@ def make_base(
     return base
 
 
-class LegacyForm(TwoPass):
-    """Adds ``first_step``, ``second_step`` and the one-closure ``step`` to methods made in the class form."""
+def without_copies(state: dict[Any, dict[str, Any]]) -> dict[Any, dict[str, Any]]:
+    """State of a checkpoint of the original, without its copies of a step in flight.
 
-    _legacy: bool = False
-
-    @property
-    def base_optimizer(self) -> Optimizer:
-        """The base under its older name."""
-        return self.base
-
-    @uncompiled
-    def first_step(self, zero_grad: bool = False) -> None:
-        """:meth:`perturb`; class form only. Gradients are zeroed anyway, to None with ``zero_grad=True``."""
-        self._require_legacy("first_step()", "perturb()")
-        self.perturb()
-        if zero_grad:
-            self.zero_grad()
-
-    @uncompiled
-    def second_step(self, zero_grad: bool = False) -> None:
-        """Restore the weights and update them; class form only."""
-        self._require_legacy("second_step()", "step()")
-        self.step()
-        if zero_grad:
-            self.zero_grad()
-
-    @property
-    def has_metric(self) -> bool:
-        """In some group."""
-        return any(group.get(key("adaptive")) for group in self.param_groups)
-
-    def metric(self, p: Tensor, g: Tensor, group: dict[str, Any]) -> Tensor | None:
-        """T = |w| in groups with ``adaptive=True``, of every parameter and without a floor."""
-        return p.abs() if group.get(key("adaptive")) else None
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As :meth:`TwoPass.load_state_dict`, for checkpoints of the original too."""
-        if "state" in state_dict:
-            state_dict = {**state_dict, "state": _without_copies(state_dict["state"])}
-        super().load_state_dict(state_dict)
-
-    def _closure_step(self, closure: Closure) -> Any:
-        if not self._legacy:
-            return super()._closure_step(closure)
-        if not self._gradients():
-            raise RuntimeError(
-                "step(closure) of the class form starts from existing gradients; run backward first"
-            )
-        self._refuse_untold()
-        self._forget_step()
-        self._begin()
-        if self.due():
-            self._call_perturbed(closure)
-        else:
-            self._single_pass()
-        self._update()
-        return None
-
-    def _require_legacy(self, name: str, instead: str) -> None:
-        if not self._legacy:
-            raise RuntimeError(
-                f"{name} belongs to the class form SAM(params, torch.optim.SGD, ...); this optimizer wraps "
-                f"an instance, whose method is {instead}"
-            )
-
-
-def _without_copies(state: dict[Any, dict[str, Any]]) -> dict[Any, dict[str, Any]]:
-    """No entry at all where nothing else is in it: to many optimizers an entry means that theirs is complete."""
+    No entry at all where nothing else is in it: to many optimizers an entry means that theirs is complete.
+    """
     kept = {
         i: {name: value for name, value in entry.items() if name not in _COPIES} for i, entry in state.items()
     }

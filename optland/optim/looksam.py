@@ -35,7 +35,8 @@ from torch.optim import Optimizer
 
 from optland import vectors
 from optland.optim.keys import key, setting
-from optland.optim.method import Gradients
+from optland.optim.memory import Memory
+from optland.optim.method import Gradients, Method
 from optland.optim.projection import across
 from optland.optim.two_pass import EngineOptions, TwoPass
 
@@ -43,6 +44,57 @@ __all__ = ["LookSAM"]
 
 _DIRECTION = "look_direction"
 _SEEN = "look_seen"
+
+
+class _Look(Method):
+    remembers = (_DIRECTION,)
+    counts = True
+
+    def __init__(self, k: int, bounded: bool, **hyperparameters: float) -> None:
+        super().__init__(**hyperparameters, **({_SEEN: 0.0} if bounded else {}))
+        self.k, self.bounded = k, bounded
+
+    def due(self, step: int) -> bool:
+        """True in steps 0, k, 2k, ..."""
+        return step % self.k == 0
+
+    def combine(self, at: Gradients) -> list[Tensor]:
+        """h; what of it lies across g is kept, of all micro-batches together."""
+        at.memory.add(_DIRECTION, at.params, across(at.h, at.g))
+        at.memory.scratch.setdefault("lengths", []).append(at.g_norm)  # of g, in this step's looks
+        return at.h
+
+    def settle(self, memory: Memory) -> None:
+        """How far the look has turned the gradient, all micro-batches together."""
+        looked, lengths = memory.proposed(_DIRECTION), memory.scratch.get("lengths")
+        if self.bounded and looked and lengths:
+            g_norm = float(torch.stack(lengths).sum())
+            seen = float(vectors.norm(list(looked.values()))) / g_norm if g_norm > 0 else 0.0
+            for group in memory.groups:
+                group[key(_SEEN)] = seen
+
+    def _reused_length(self, group: dict[str, Any]) -> float:
+        """Length of the reused part, relative to the gradient."""
+        alpha = float(setting(group, "alpha"))
+        return min(alpha, float(setting(group, _SEEN))) if self.bounded else alpha
+
+    def reuse(self, at: Gradients) -> list[Tensor]:
+        """G + alpha |g| / |g_v| g_v, alpha at most what was seen."""
+        if not any(
+            setting(group, "rho") != 0 for group in at.memory.groups
+        ):  # rho has gone to 0, where h = g and nothing lies across
+            at.memory.add(_DIRECTION, at.params, [torch.zeros_like(g) for g in at.g])
+            return at.g
+        g_v = at.memory.recall(_DIRECTION, at.params)
+        length, g_norm = vectors.norm(g_v), vectors.norm(at.g) if at.g_norm is None else at.g_norm
+        if length.is_cpu:
+            share = float(g_norm) / float(length) if length > 0 else 0.0
+            return vectors.add(at.g, [share * self._reused_length(group) for group in at.groups], g_v)
+        scale = torch.where(length > 0, g_norm / length, torch.zeros_like(length))
+        return [
+            g + (scale * self._reused_length(group)).to(device=g.device, dtype=g.dtype) * v
+            for g, v, group in zip(at.g, g_v, at.groups, strict=True)
+        ]
 
 
 class LookSAM(TwoPass):
@@ -78,8 +130,6 @@ class LookSAM(TwoPass):
         15
     """
 
-    remembers = (_DIRECTION,)
-
     def __init__(
         self,
         base: Optimizer,
@@ -92,50 +142,4 @@ class LookSAM(TwoPass):
     ) -> None:
         if k < 1:
             raise ValueError(f"k={k} is not possible; use 1 for SAM, or more")
-        seen = {_SEEN: 0.0} if bounded else {}
-        super().__init__(base, {"rho": rho, "alpha": alpha, **seen}, counts=True, **engine)
-        self.k, self.bounded = k, bounded
-        self._lengths: list[Tensor] = []  # of g, in this step's looks
-
-    def due(self) -> bool:
-        """True in steps 0, k, 2k, ... where the gate agrees."""
-        return self.steps % self.k == 0 and super().due()
-
-    def combine(self, at: Gradients) -> list[Tensor]:
-        """h; what of it lies across g is kept, of all micro-batches together."""
-        self.add(_DIRECTION, at.params, across(at.h, at.g))
-        self._lengths.append(self._g_norm)
-        return at.h
-
-    def _forget_step(self) -> None:
-        super()._forget_step()
-        self._lengths = []
-
-    def _write_down(self) -> None:
-        if self.bounded and (looked := self._proposed.get(_DIRECTION)) and self._lengths:
-            g_norm = float(torch.stack(self._lengths).sum())
-            seen = float(vectors.norm(list(looked.values()))) / g_norm if g_norm > 0 else 0.0
-            for group in self.param_groups:
-                group[key(_SEEN)] = seen
-        super()._write_down()
-
-    def _reused_length(self, group: dict[str, Any]) -> float:
-        """Length of the reused part, relative to the gradient."""
-        alpha = float(setting(group, "alpha"))
-        return min(alpha, float(setting(group, _SEEN))) if self.bounded else alpha
-
-    def reuse(self, at: Gradients) -> list[Tensor]:
-        """G + alpha |g| / |g_v| g_v, alpha at most what was seen."""
-        if not self._worthwhile():  # rho has gone to 0, where h = g and nothing lies across
-            self.add(_DIRECTION, at.params, [torch.zeros_like(g) for g in at.g])
-            return at.g
-        g_v = self.recall(_DIRECTION, at.params)
-        length, g_norm = vectors.norm(g_v), vectors.norm(at.g) if at.g_norm is None else at.g_norm
-        if length.is_cpu:
-            share = float(g_norm) / float(length) if length > 0 else 0.0
-            return vectors.add(at.g, [share * self._reused_length(group) for group in at.groups], g_v)
-        scale = torch.where(length > 0, g_norm / length, torch.zeros_like(length))
-        return [
-            g + (scale * self._reused_length(group)).to(device=g.device, dtype=g.dtype) * v
-            for g, v, group in zip(at.g, g_v, at.groups, strict=True)
-        ]
+        super().__init__(base, _Look(k, bounded, rho=rho, alpha=alpha), **engine)

@@ -11,18 +11,18 @@ Tensors are kept in the type of their parameter, which is what ``load_state_dict
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, ClassVar
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
 from optland import vectors
-from optland.optim.delegate import Delegating
-from optland.optim.keys import key
+from optland.optim.keys import key, setting
 
-__all__ = ["STEPS", "Remembering", "dated"]
+__all__ = ["STEPS", "Memory", "dated"]
 
 STEPS = "sam_step"
 """Key in the parameter groups of the number of updates made; only where a method or its gate counts."""
@@ -33,31 +33,55 @@ def dated(name: str) -> str:
     return f"{name}_made"
 
 
-class Remembering(Delegating):
-    """Adds memory to an optimizer that acts through another one.
+class Memory:
+    """What a base and a method keep for each parameter.
 
     Args:
         base: The optimizer that owns groups and state.
-        hyperparameters: As for :class:`~optland.optim.delegate.Delegating`.
-        counts: Whether updates are counted, in the groups under ``sam_step``.
+        names: Of the tensors that the method keeps.
+
+    Attributes:
+        scratch: What the method notes during a step; gone with it.
+        aside: What ``after_update`` adds to the weights; it adds up over micro-batches as ``.grad`` does, and is
+            averaged over ranks where that is.
     """
 
-    remembers: ClassVar[tuple[str, ...]] = ()
-    """Names of the tensors that this method keeps for each parameter."""
-
-    def __init__(self, base: Optimizer, hyperparameters: dict[str, Any], *, counts: bool = False) -> None:
-        super().__init__(base, {**hyperparameters, **({STEPS: 0} if counts else {})})
+    def __init__(self, base: Optimizer, names: Sequence[str] = ()) -> None:
+        self._base, self.names = base, frozenset(names)
         self._proposed: dict[str, dict[Tensor, Tensor]] = {}
+        self.scratch: dict[str, Any] = {}
+        self.aside: dict[Tensor, Tensor] = {}
+
+    @property
+    def base(self) -> str:
+        """Name of the base, for words to the user."""
+        return type(self._base).__name__
+
+    @property
+    def groups(self) -> list[dict[str, Any]]:
+        """The parameter groups of the base."""
+        return self._base.param_groups
+
+    @property
+    def has_radius(self) -> bool:
+        """Whether some rho is not 0; with none a second pass would only find h = g."""
+        return any(setting(group, "rho") != 0 for group in self.groups)
 
     @property
     def steps(self) -> int:
         """Updates made so far, of the first group; 0 where nothing counts them."""
-        return int(self.param_groups[0].get(STEPS, 0))
+        return int(self.groups[0].get(STEPS, 0))
+
+    def state_of(self, p: Tensor) -> dict[str, Any]:
+        """What is kept for a parameter, the base's own included; empty where there is nothing yet."""
+        # Not state[p]: reading would make an entry where there is none.
+        found: dict[str, Any] = self._base.state.get(p, {})
+        return found
 
     def recall(self, name: str, params: Sequence[Tensor]) -> list[Tensor]:
         """What was remembered for each parameter, zeros where nothing was; never write into it."""
         proposed = self._proposed.get(name, {})
-        found = [proposed[p] if p in proposed else self._state_of(p).get(key(name)) for p in params]
+        found = [proposed[p] if p in proposed else self.state_of(p).get(key(name)) for p in params]
         return [torch.zeros_like(p) if x is None else x for x, p in zip(found, params, strict=True)]
 
     def is_new(self, name: str, group: dict[str, Any]) -> bool:
@@ -72,12 +96,16 @@ class Remembering(Delegating):
         """
         if self._proposed.get(name):
             return False
-        made = min(int(group[key(dated(name))]) for group in self.param_groups)
+        made = min(int(group[key(dated(name))]) for group in self.groups)
         return made == 0 or self.steps + 1 - made >= updates
+
+    def proposed(self, name: str) -> dict[Tensor, Tensor]:
+        """What this step wants to remember under a name, by parameter."""
+        return self._proposed.get(name, {})
 
     def remember(self, name: str, params: Sequence[Tensor], values: Sequence[Tensor]) -> None:
         """Propose values, which the next update writes down."""
-        assert name in self.remembers, f"{name!r} is not among the names of {type(self).__name__}.remembers"
+        assert name in self.names, f"{name!r} is not among the names that the method says it remembers"
         self._proposed.setdefault(name, {}).update(zip(params, values, strict=True))
 
     def add(self, name: str, params: Sequence[Tensor], values: Sequence[Tensor]) -> None:
@@ -87,38 +115,44 @@ class Remembering(Delegating):
             name, params, [known[p] + x if p in known else x for p, x in zip(params, values, strict=True)]
         )
 
-    def _state_of(self, p: Tensor) -> dict[str, Any]:
-        # Not self.state[p]: reading would make an entry where there is none.
-        found: dict[str, Any] = self.state.get(p, {})
-        return found
-
-    def _rename_state(self) -> None:
-        for entry in self.state.values():
-            for name in set(self.remembers) & entry.keys():
+    def rename(self) -> None:
+        """A checkpoint had short names in its groups, and has them in its state too."""
+        for entry in self._base.state.values():
+            for name in self.names & entry.keys():
                 entry[key(name)] = entry.pop(name)
 
-    def _drop_proposals(self) -> None:
-        self._proposed = {}
+    def drop(self) -> None:
+        """The step was called off, or another begins."""
+        self._proposed, self.scratch, self.aside = {}, {}, {}
+
+    @contextmanager
+    def unchanged(self) -> Iterator[None]:
+        """Run a block that is part of no step: what it proposes is not proposed."""
+        proposed = {name: dict(values) for name, values in self._proposed.items()}
+        try:
+            yield
+        finally:
+            self._proposed = proposed
 
     @vectors.no_graph
-    def _write_down(self) -> None:
+    def write_down(self) -> None:
         """After an update of the base: keep what was proposed, and count the update."""
         for name, values in self._proposed.items():
-            for group in self.param_groups:
+            for group in self.groups:
                 if key(dated(name)) in group:
                     group[key(dated(name))] = group[STEPS] + 1
             for p, value in values.items():
                 if p.grad is not None:  # the base has left the others out, and may have no state for them yet
-                    self.state[p][key(name)] = value.to(p.dtype)
-        self._proposed = {}
-        for group in self.param_groups:
+                    self._base.state[p][key(name)] = value.to(p.dtype)
+        self.drop()
+        for group in self.groups:
             if STEPS in group:
                 group[STEPS] += 1
 
     @vectors.no_graph
-    def _materialise(self) -> None:
+    def materialise(self, params: Sequence[Tensor]) -> None:
         """Make room for everything there will be: a checkpointer reads back only what it has seen."""
-        for p in self._params:
+        for p in params:
             if p.grad is not None:
-                for name in self.remembers:
-                    self.state[p].setdefault(key(name), torch.zeros_like(p))
+                for name in self.names:
+                    self._base.state[p].setdefault(key(name), torch.zeros_like(p))

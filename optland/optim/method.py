@@ -1,4 +1,4 @@
-r"""What makes one two-pass method differ from another: a handful of choices, each one function.
+r"""What makes one two-pass method differ from another: a handful of choices, each one function or one value.
 
 .. math:: \epsilon = \rho \, \frac{T^2 d}{\|T d\|}, \qquad g = \nabla L(w), \quad h = \nabla L(w + \epsilon)
 
@@ -12,20 +12,23 @@ choice                 question                                              def
 ``two_sided``          also at w - eps?                                      no
 ``combine``            what does the base optimizer receive?                 h
 ``reuse``              and in a step without a second pass?                  g
-``due``                does this step pay for the second pass?               what the gate says
+``due``                may this step pay for the second pass?                yes, where the gate agrees
 ``sign``               up or down?                                           up
 ``selected``           which parameters are perturbed?                       all
 ``remembers``          which tensors are kept from step to step?             none
 =====================  ====================================================  ==================
 
-A hyper-parameter of the method is read from a group by its name with :func:`optland.optim.keys.setting`.
+A method knows no optimizer: :class:`~optland.optim.two_pass.TwoPass` is given one, and hands it what a step has seen,
+:class:`Gradients`. Its hyper-parameters go into the parameter groups, where schedules may change them, and are read
+from there: ``at.of("rho")``, or :func:`optland.optim.keys.setting`. What it remembers goes through ``at.memory``.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
@@ -33,10 +36,10 @@ from torch import Tensor
 
 from optland import vectors
 from optland.optim.keys import key, setting
-from optland.optim.memory import Remembering
+from optland.optim.memory import Memory
 from optland.optim.radius import Scope, dual_norm, scopes, steepest, times
 
-__all__ = ["Gradients", "Method"]
+__all__ = ["Gradients", "Method", "divided"]
 
 
 @dataclass(slots=True)
@@ -47,31 +50,67 @@ class Gradients:
         params: The parameters.
         groups: The group of each.
         g: Gradients at w.
+        memory: What the base and the method keep for each parameter.
         h: Gradients at w + eps, once they are there.
         opposite: Gradients at w - eps, for methods that look there.
-        loss_scale: The factor that the loss, and so g, h and opposite, were multiplied by, a micro-batch's share in it.
+        loss_scale: The factor that a GradScaler has multiplied the loss by, and so g, h and opposite.
+        share: The part of the batch that this micro-batch is, by which its loss was multiplied besides.
         g_norm: The length of g, where it is known already.
+        perturbed: The parameters that are perturbed; None is all.
+        unrecorded: Makes a context for evaluations of the model that are part of no pass.
     """
 
     params: list[Tensor]
     groups: list[dict[str, Any]]
     g: list[Tensor]
-    h: list[Tensor]
-    opposite: list[Tensor]
+    memory: Memory
+    h: list[Tensor] = field(default_factory=list)
+    opposite: list[Tensor] = field(default_factory=list)
     loss_scale: float | Tensor = 1.0
+    share: float = 1.0
     g_norm: Tensor | None = None
+    perturbed: set[Tensor] | None = None
+    unrecorded: Callable[[], AbstractContextManager[None]] = nullcontext
 
     def of(self, name: str) -> list[float]:
         """A hyper-parameter of ours, entry by entry."""
         its = key(name)
         return [float(group[its]) for group in self.groups]
 
+    def unscaled(self, x: list[Tensor]) -> list[Tensor]:
+        """Gradients without the loss scale, but with the share: what adds up to the whole batch's."""
+        return divided(x, self.loss_scale)
 
-class Method(Remembering):
-    """The choices of a method, to be overridden, and the perturbation that follows from them."""
 
-    p: float = 2.0
-    scope: Scope = "global"
+def divided(x: list[Tensor], scale: float | Tensor) -> list[Tensor]:
+    """The tensors over a number, and they themselves where that is 1."""
+    return x if isinstance(scale, float) and scale == 1.0 else [t / scale for t in x]
+
+
+class Method:
+    """The choices of a method, to be overridden, and the perturbation that follows from them. As it stands: SAM.
+
+    Args:
+        **hyperparameters: Values for the parameter groups, ``rho`` among them.
+
+    Example:
+        >>> from optland.optim.two_pass import TwoPass
+        >>> class Signed(Method):  # climb along the sign of the gradient
+        ...     def direction(self, at: Gradients) -> list[Tensor]:
+        ...         return [g.sign() for g in at.g]
+        >>> w = torch.nn.Parameter(torch.tensor([3.0, 4.0]))
+        >>> optimizer = TwoPass(torch.optim.SGD([w], lr=0.1), Signed(rho=2.0**0.5))
+        >>> (0.5 * w.square().sum()).backward()
+        >>> with optimizer.perturbed():
+        ...     print([round(x, 3) for x in w.tolist()])
+        [4.0, 5.0]
+    """
+
+    remembers: ClassVar[tuple[str, ...]] = ()
+    """Names of the tensors that are kept for each parameter from step to step."""
+
+    counts: ClassVar[bool] = False
+    """Whether updates are counted, which what is remembered with a date needs."""
 
     two_sided: ClassVar[bool] = False
     """Whether there is a third pass, at w - eps."""
@@ -79,14 +118,24 @@ class Method(Remembering):
     sign: ClassVar[float] = 1.0
     """Of the perturbation: -1 goes down the direction."""
 
-    def uphill(self, group: dict[str, Any]) -> float:
-        """Sign of the perturbation in a group: where the base maximizes, the worst point nearby lies below."""
-        return -self.sign if group.get("maximize") else self.sign
+    true_units: bool = False
+    """Whether the length of g decides the perturbation, so that a loss scale has to be taken out of it."""
 
-    @property
-    def true_units(self) -> bool:
-        """Whether the length of g decides the perturbation, so that a loss scale has to be taken out of it."""
-        return False
+    p: float = 2.0
+    """The ball is that of the p-norm."""
+
+    scope: Scope = "global"
+    """What has the length rho: all parameters together, each group, or each tensor."""
+
+    def __init__(self, **hyperparameters: float) -> None:
+        self.hyperparameters = hyperparameters
+
+    def check(self, values: dict[str, Any]) -> None:
+        """Refuse hyper-parameters that are not possible, given some of them by name; all are finite and >= 0.
+
+        Raises:
+            ValueError: They are not.
+        """
 
     @property
     def shares_matter(self) -> bool:
@@ -95,8 +144,16 @@ class Method(Remembering):
 
     @property
     def evaluations(self) -> int:
-        """Gradient evaluations a sample that a full step costs."""
+        """Gradient evaluations per sample that a full step costs."""
         return 3 if self.two_sided else 2
+
+    def overrides(self, *choices: str) -> bool:
+        """Whether one of these choices is another than the default."""
+        return any(getattr(type(self), name) is not getattr(Method, name) for name in choices)
+
+    def uphill(self, group: dict[str, Any]) -> float:
+        """Sign of the perturbation in a group: where the base maximizes, the worst point nearby lies below."""
+        return -self.sign if group.get("maximize") else self.sign
 
     def direction(self, at: Gradients) -> list[Tensor]:
         """Ascent direction d of the perturbed parameters; never write into ``at.g``."""
@@ -122,11 +179,14 @@ class Method(Remembering):
         """The gradient for the base optimizer in a step without a second pass; there is no ``at.h`` then."""
         return at.g
 
-    def due(self) -> bool:
-        """Whether this step takes its second pass; asked once a step, after pass one."""
+    def due(self, step: int) -> bool:
+        """Whether the step after so many updates may take its second pass; asked once per step, after pass one."""
         return True
 
-    def after_update(self) -> None:
+    def settle(self, memory: Memory) -> None:
+        """The base has made its update: what of this step is to be remembered, beside what was proposed already."""
+
+    def after_update(self, memory: Memory) -> None:
         """The base has made its update; what a decoupled method adds to it goes here."""
 
     def factor(self, at: Gradients) -> float | None:
@@ -136,24 +196,20 @@ class Method(Remembering):
         """
         length = at.g_norm
         radii = {(self.uphill(group), setting(group, "rho")) for group in at.groups}
-        if not self._is_straight or length is None or not length.is_cpu or len(radii) != 1:
+        if length is None or not length.is_cpu or len(radii) != 1 or not self._is_straight(at.groups):
             return None
         if not {g.dtype for g in at.g} <= {torch.float32, torch.float64}:  # where c may underflow
             return None
         norm, (sign, rho) = float(length), radii.pop()
         return sign * float(rho) / norm if 0.0 < norm < math.inf else None
 
-    @property
-    def _is_straight(self) -> bool:
-        mine = type(self)
-        chosen = (mine.direction, mine.radius, mine.perturbation)
-        usual = (Method.direction, Method.radius, Method.perturbation)
-        return chosen == usual and not self.has_metric and self.p == 2 and self.scope == "global"
+    def _is_straight(self, groups: list[dict[str, Any]]) -> bool:
+        chosen = self.overrides("direction", "radius", "perturbation")
+        return not chosen and self.p == 2 and self.scope == "global" and not self.has_metric(groups)
 
-    @property
-    def has_metric(self) -> bool:
-        """Whether T is another than the identity anywhere."""
-        return type(self).metric is not Method.metric
+    def has_metric(self, groups: list[dict[str, Any]]) -> bool:
+        """Whether T is another than the identity in some of these groups."""
+        return self.overrides("metric")
 
     @vectors.no_graph
     def perturbation(self, at: Gradients) -> list[Tensor]:
@@ -163,7 +219,7 @@ class Method(Remembering):
         with the square root of their number.
         """
         T: list[Tensor | None] = [None] * len(at.g)
-        if self.has_metric:
+        if self.has_metric(at.groups):
             T = [self.metric(p, g, group) for p, g, group in zip(at.params, at.g, at.groups, strict=True)]
         d = self.direction(at)
         x = d if not any(t is not None for t in T) else [_scaled(t, di) for t, di in zip(T, d, strict=True)]

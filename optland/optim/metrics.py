@@ -32,10 +32,20 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from optland.optim.keys import setting
-from optland.optim.method import Gradients
+from optland.optim.memory import Memory
+from optland.optim.method import Gradients, Method
 from optland.optim.two_pass import EngineOptions, TwoPass
 
 __all__ = ["FisherSAM", "PreconditionedSAM"]
+
+
+class _Fisher(Method):
+    true_units = True
+
+    def metric(self, p: Tensor, g: Tensor, group: dict[str, Any]) -> Tensor | None:
+        """T = F^(-1/2)."""
+        # A NaN would come through the zero radius that such a gradient gets: 0 * NaN is NaN.
+        return g.square().mul_(setting(group, "eta")).add_(1.0).rsqrt_().nan_to_num_(0.0)
 
 
 class FisherSAM(TwoPass):
@@ -58,20 +68,19 @@ class FisherSAM(TwoPass):
         0.1
     """
 
-    @property
-    def true_units(self) -> bool:
-        """The length of the gradient matters."""
-        return True
-
     def __init__(
         self, base: Optimizer, rho: float = 0.1, eta: float = 1.0, **engine: Unpack[EngineOptions]
     ) -> None:
-        super().__init__(base, {"rho": rho, "eta": eta}, **engine)
+        super().__init__(base, _Fisher(rho=rho, eta=eta), **engine)
 
-    def metric(self, p: Tensor, g: Tensor, group: dict[str, Any]) -> Tensor | None:
-        """T = F^(-1/2)."""
-        # A NaN would come through the zero radius that such a gradient gets: 0 * NaN is NaN.
-        return g.square().mul_(setting(group, "eta")).add_(1.0).rsqrt_().nan_to_num_(0.0)
+
+class _Preconditioned(Method):
+    def direction(self, at: Gradients) -> list[Tensor]:
+        """P^-1 g."""
+        return [
+            _preconditioned(at.memory, p, g, group)
+            for p, g, group in zip(at.params, at.g, at.groups, strict=True)
+        ]
 
 
 class PreconditionedSAM(TwoPass):
@@ -97,29 +106,26 @@ class PreconditionedSAM(TwoPass):
     def __init__(
         self, base: Optimizer, rho: float = 0.05, delta: float = 1e-8, **engine: Unpack[EngineOptions]
     ) -> None:
-        super().__init__(base, {"rho": rho, "delta": delta}, **engine)
+        super().__init__(base, _Preconditioned(rho=rho, delta=delta), **engine)
         if not all("betas" in group for group in self.param_groups):
             raise ValueError(
                 f"PreconditionedSAM reads the second moment of Adam or a relative, and {type(base).__name__} keeps "
                 "none; use for example torch.optim.AdamW, or SAM"
             )
 
-    def direction(self, at: Gradients) -> list[Tensor]:
-        """P^-1 g."""
-        return [self._divided(p, g, group) for p, g, group in zip(at.params, at.g, at.groups, strict=True)]
 
-    def _divided(self, p: Tensor, g: Tensor, group: dict[str, Any]) -> Tensor:
-        state = self._state_of(p)
-        if not state:
-            return g
-        if "exp_avg_sq" not in state:
-            raise ValueError(
-                f"{type(self.base).__name__} keeps no second moment under exp_avg_sq, so PreconditionedSAM has no "
-                "metric; use Adam, AdamW or a relative of theirs, or SAM"
-            )
-        second: Tensor = state["exp_avg_sq"]
-        if "step" in state:  # where it is counted elsewhere: the correction cancels in d / |d|, but for delta
-            step = state["step"]  # in float32, which is not enough for beta^step; on a device it stays there
-            steps = step.to(second.dtype) if isinstance(step, Tensor) and not step.is_cpu else float(step)
-            second = second / (1.0 - group["betas"][1] ** steps)
-        return g / second.sqrt().add_(setting(group, "delta"))
+def _preconditioned(memory: Memory, p: Tensor, g: Tensor, group: dict[str, Any]) -> Tensor:
+    state = memory.state_of(p)
+    if not state:
+        return g
+    if "exp_avg_sq" not in state:
+        raise ValueError(
+            f"{memory.base} keeps no second moment under exp_avg_sq, so PreconditionedSAM has no "
+            "metric; use Adam, AdamW or a relative of theirs, or SAM"
+        )
+    second: Tensor = state["exp_avg_sq"]
+    if "step" in state:  # where it is counted elsewhere: the correction cancels in d / |d|, but for delta
+        step = state["step"]  # in float32, which is not enough for beta^step; on a device it stays there
+        steps = step.to(second.dtype) if isinstance(step, Tensor) and not step.is_cpu else float(step)
+        second = second / (1.0 - group["betas"][1] ** steps)
+    return g / second.sqrt().add_(setting(group, "delta"))

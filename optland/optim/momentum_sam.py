@@ -32,10 +32,12 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from optland import vectors
-from optland.optim.ascent import Ascent
+from optland.optim import misuse
 from optland.optim.delegate import Closure
+from optland.optim.flight import Ascent, Flight, Phase
 from optland.optim.gradients import call_alone, present, require_dense, spend
 from optland.optim.keys import key, setting
+from optland.optim.method import Method
 from optland.optim.two_pass import EngineOptions, TwoPass
 from optland.optim.uncompiled import uncompiled
 
@@ -43,6 +45,78 @@ __all__ = ["MSAM"]
 
 _NORM = "gate_norm"
 _VELOCITIES = ("momentum_buffer", "exp_avg")
+
+
+class _Momentum(Method):
+    """Down the momentum, which the engine is given in the place of the gradient."""
+
+    sign = -1.0
+
+    def uphill(self, group: dict[str, Any]) -> float:
+        """Along the base's next move, whichever way the base takes its gradients."""
+        return self.sign
+
+    @property
+    def evaluations(self) -> int:
+        """One gradient per sample."""
+        return 1
+
+
+class _OnePass(Flight):
+    """Up along the momentum, before the only pass of a step."""
+
+    @vectors.no_graph
+    def rise(self) -> None:
+        """To w + eps."""
+        self.guard.forget()
+        self.ascent = self._climb_velocities()
+        self.to(Phase.PERTURBED)
+        self.ascent.gradients = [None] * len(self.params)
+
+    def visit(self, g: list[Tensor | None], g_norm: Tensor) -> Ascent:
+        """Along the momentum, whatever the gradients are."""
+        return self._climb_velocities()
+
+    @vectors.no_graph
+    def descend(self) -> None:
+        """Back to w; the gradient is what the base shall receive as it is."""
+        ascent = self._away()
+        measured = vectors.norm(vectors.subtract(ascent.moved, ascent.weights)) if self.measuring else None
+        self.land()
+        self.note_norm()
+        self.telemetry.note(g_norm=self.g_norm, loss_scale=self.units.factor)
+        if measured is not None and ascent.length is not None:
+            self.telemetry.note(eps_norm=ascent.length, eps_norm_realised=measured)
+
+    @vectors.no_graph
+    def flat_pass(self) -> None:
+        """The only pass was made at w."""
+        require_dense(present(self.params))
+        self._passes_apart = [self.replicas.apart]
+        self.note_norm()
+        self.single_pass()
+
+    def note_norm(self) -> None:
+        """The length of the gradient in ``.grad``."""
+        self.g_norm = vectors.norm([p.grad for p in self.params if p.grad is not None])
+        self._norms.append(self.g_norm)
+
+    def _climb_velocities(self) -> Ascent:
+        v = self._velocities()
+        return self.climb(v, vectors.norm([x for x in v if x is not None]))
+
+    def _velocities(self) -> list[Tensor | None]:
+        found = [_velocity(self.memory.state_of(p)) for p in self.params]
+        if all(v is None for v in found) and any(self.memory.state_of(p) for p in self.params):
+            raise ValueError(
+                f"{self.memory.base} keeps no momentum under {' or '.join(_VELOCITIES)}, so MSAM cannot "
+                "perturb along it; use SGD with momentum, AdamW, or a relative of theirs"
+            )
+        return found
+
+
+def _velocity(state: dict[str, Any]) -> Tensor | None:
+    return next((state[name] for name in _VELOCITIES if state.get(name) is not None), None)
 
 
 class MSAM(TwoPass):
@@ -77,26 +151,15 @@ class MSAM(TwoPass):
     def __init__(self, base: Optimizer, rho: float = 0.3, **engine: Unpack[EngineOptions]) -> None:
         # A gate decides before the pass, by the norm of the update before, which a checkpoint has to hold.
         norm = {} if engine.get("gate") is None else {_NORM: 0.0}
-        super().__init__(base, {"rho": rho, **norm}, **engine)
+        super().__init__(base, _Momentum(rho=rho, **norm), **engine)
         if not all(_has_momentum(group) for group in self.param_groups):
             raise ValueError(
                 f"MSAM perturbs along the momentum of its base, and this {type(base).__name__} has none; "
                 "use for example torch.optim.SGD(params, lr=0.1, momentum=0.9), or AdamW"
             )
 
-    sign = -1.0  # the engine is given the momentum in the place of the gradient
-
-    def uphill(self, group: dict[str, Any]) -> float:
-        """Along the base's next move, whichever way the base takes its gradients."""
-        return self.sign
-
-    _waiting = False
-    """In phase form a gate has left the weights at w, and the only pass is still to come."""
-
-    @property
-    def evaluations(self) -> int:
-        """One gradient a sample."""
-        return 1
+    flight_class = _OnePass
+    _flight: _OnePass
 
     def gradient_norm(self) -> float:
         """The length of the gradient of the last update."""
@@ -110,29 +173,27 @@ class MSAM(TwoPass):
                 group[key(_NORM)] = super().gradient_norm()
 
     def _passes(self, closure: Closure, share: float = 1.0) -> Any:
-        self._guard.forget()
-        self._waiting = False
-        if not (self._worthwhile() and self.due()):
+        flight = self._flight
+        flight.guard.forget()
+        flight.to(Phase.IDLE)
+        if not (self._memory.has_radius and self._due()):
             loss = call_alone(closure, self._params)
             return self._flat_pass(loss, share)
-        self._loss_scale, self._share = 1.0, self._checked_share(share)
-        ascent = self._rise()
+        flight.units.take(None, share)
+        flight.rise()
         try:
             loss = call_alone(closure, self._params)
         except BaseException:
-            self._land()
+            flight.land()
             raise
-        self._return(ascent)
-        if not self._pending:
-            return self._flat_pass(loss, share)
-        self._pending = False
-        return loss
+        flight.come_back()
+        return loss if flight.phase is Phase.READY else self._flat_pass(loss, share)
 
     def _flat_pass(self, loss: Any, share: float) -> Any:
         """The gradient in ``.grad``, if any, is that of w."""
-        self._note_backward()
-        self._begin(share=share)
-        self._single_pass()
+        misuse.note_no_gradient(self, self._params, self._flight.notices, meant=self._withdrawn)
+        self._flight.begin(share=share)
+        self._flight.single_pass()
         return loss
 
     @uncompiled
@@ -149,20 +210,21 @@ class MSAM(TwoPass):
         Raises:
             RuntimeError: The weights are perturbed already.
         """
+        flight = self._flight
         self._refuse_in_flight("perturb()")
         self._refuse_untold()
         if not self._sum:
             self._forget_step()
-        self._loss_scale, self._pending = 1.0 if loss_scale is None else loss_scale, False
-        self._share = self._checked_share(share)
-        self._guard.forget()
-        self._waiting = False
+        flight.units.take(loss_scale, share)
+        flight.to(Phase.IDLE)
+        flight.guard.forget()
         spend(self._params)
-        if not self.due():
-            self._pending = self._waiting = True
+        if not self._due():
+            flight.to(Phase.WAITING)
             return False
-        ascent = self._rise()
-        ascent.gradients = present(self._params)  # in place again where the step is called off
+        flight.rise()
+        assert flight.ascent is not None
+        flight.ascent.gradients = present(self._params)  # in place again where the step is called off
         return True
 
     @uncompiled
@@ -181,9 +243,10 @@ class MSAM(TwoPass):
     @uncompiled
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Zero the gradients; after a ``perturb()`` that returned False the step still goes on."""
-        waiting = self._waiting
+        waiting = self._flight.phase is Phase.WAITING
         super().zero_grad(set_to_none=set_to_none)
-        self._pending = self._pending or waiting
+        if waiting:
+            self._flight.to(Phase.WAITING)
 
     @uncompiled
     def passes(self, *, loss_scale: float | Tensor | None = None, share: float = 1.0) -> Iterator[int]:
@@ -191,65 +254,23 @@ class MSAM(TwoPass):
         self.perturb(loss_scale=loss_scale, share=share)
         yield 0
 
-    @vectors.no_graph
-    def _rise(self) -> Ascent:
-        self._ascent = ascent = self._climb_velocities()
-        ascent.gradients = [None] * len(self._params)
-        return ascent
-
-    def _velocities(self) -> list[Tensor | None]:
-        found = [self._velocity(p) for p in self._params]
-        if all(v is None for v in found) and any(self._state_of(p) for p in self._params):
-            raise ValueError(
-                f"{type(self.base).__name__} keeps no momentum under {' or '.join(_VELOCITIES)}, so MSAM cannot "
-                "perturb along it; use SGD with momentum, AdamW, or a relative of theirs"
-            )
-        return found
-
-    def _climb_velocities(self) -> Ascent:
-        v = self._velocities()
-        return self._climb(v, vectors.norm([x for x in v if x is not None]))
-
-    def _visit(self, g: list[Tensor | None], g_norm: Tensor) -> Ascent:
-        return self._climb_velocities()
-
-    def _velocity(self, p: Tensor) -> Tensor | None:
-        state = self._state_of(p)
-        return next((state[key] for key in _VELOCITIES if state.get(key) is not None), None)
-
     def _update(self) -> None:
         self._note_flat_pass()
         super()._update()
 
-    @vectors.no_graph
     def _note_flat_pass(self) -> None:
         """In phase form a closed gate decides before the pass; this is after it, and before a scaler unscales."""
-        if not self._waiting:
+        flight = self._flight
+        if flight.phase is not Phase.WAITING:
             return
-        self._waiting = False
-        if not self._seen():
-            self._pending = False
+        flight.to(Phase.IDLE)
+        if not flight.seen():
             raise RuntimeError(
                 "no backward pass after perturb(): MSAM perturbs before the only pass of a step, also where a gate "
                 "leaves the weights where they are. Write: perturb(), backward, step()"
             )
-        require_dense(present(self._params))
-        self._passes_apart = [self._replicas.apart]
-        self._norms.append(self._note_norm())
-        self._single_pass()
-
-    def _note_norm(self) -> Tensor:
-        self._g_norm = vectors.norm([g for _, g in self._gradients()])
-        return self._g_norm
-
-    @vectors.no_graph
-    def _descend(self, ascent: Ascent) -> None:
-        measured = vectors.norm(vectors.subtract(ascent.moved, ascent.weights)) if self._measuring else None
-        self._land()
-        self._norms.append(self._note_norm())
-        self.telemetry.note(g_norm=self._g_norm, loss_scale=self._unit)
-        if measured is not None and ascent.length is not None:
-            self.telemetry.note(eps_norm=ascent.length, eps_norm_realised=measured)
+        flight.flat_pass()
+        flight.to(Phase.READY)
 
 
 def _has_momentum(group: dict[str, Any]) -> bool:

@@ -4,6 +4,15 @@ A forward pass decides: after one under ``no_sync()`` the backward pass reduces 
 differs from rank to rank, and nothing would bring the replicas together again. So the engine takes the mean over the
 ranks itself, once an update, of what is not shared by then: the same number as with a reduction in every backward pass,
 for one of them.
+
+Under DistributedDataParallel both forms give the numbers of the large batch in one process, and
+under FSDP2 too. Under ``no_sync()``, around forward *and* backward, a gradient is this rank's own, and with it eps:
+m-sharpness, and a synchronisation less. What is still this rank's own when the base is to have it is averaged over the
+ranks first, once an update, so that all micro-batches of ``accumulate()`` may run without synchronisation, or pass one
+alone in phase form. Replicas never drift apart; refused are pass one alone for methods that combine both gradients, and
+any pass one of this rank's own for methods that remember something of it (F-SAM, VaSSO, LookSAM, sparse SAM) and for
+gates that ask for its length. The wrapper is found in ``model=``, or among all live objects (but for those that
+``gc.freeze`` has put away). Under FSDP2 ``set_requires_gradient_sync(False)`` is for micro-batches that share one eps.
 """
 
 from __future__ import annotations

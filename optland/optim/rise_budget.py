@@ -28,9 +28,18 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from optland.optim.keys import setting
+from optland.optim.method import Method
 from optland.optim.two_pass import EngineOptions, TwoPass
 
 __all__ = ["LESAM"]
+
+
+class _RiseBudget(Method):
+    true_units = True
+
+    def radius(self, group: dict[str, Any], length: Tensor) -> Tensor | float:
+        """min(sigma / |g|, rho)."""
+        return torch.clamp(setting(group, "sigma") / length, max=setting(group, "rho"))
 
 
 class LESAM(TwoPass):
@@ -56,16 +65,7 @@ class LESAM(TwoPass):
         [3.3, 4.4]
     """
 
-    @property
-    def true_units(self) -> bool:
-        """The length of the gradient matters."""
-        return True
-
     def __init__(
         self, base: Optimizer, rho: float = 0.05, sigma: float = 0.1, **engine: Unpack[EngineOptions]
     ) -> None:
-        super().__init__(base, {"rho": rho, "sigma": sigma}, **engine)
-
-    def radius(self, group: dict[str, Any], length: Tensor) -> Tensor | float:
-        """min(sigma / |g|, rho)."""
-        return torch.clamp(setting(group, "sigma") / length, max=setting(group, "rho"))
+        super().__init__(base, _RiseBudget(rho=rho, sigma=sigma), **engine)

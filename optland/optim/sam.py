@@ -37,17 +37,37 @@ from typing import Any, Unpack
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from optland.optim.delegate import Closure
 from optland.optim.gates import Gate
-from optland.optim.keys import setting
-from optland.optim.legacy import LegacyForm, make_base, original_names
+from optland.optim.keys import key, setting
+from optland.optim.legacy import make_base, original_names, without_copies
+from optland.optim.method import Method
 from optland.optim.radius import Scope, check_ball
 from optland.optim.selection import Selection
 from optland.optim.two_pass import EngineOptions, TwoPass
+from optland.optim.uncompiled import uncompiled
 
 __all__ = ["ASAM", "SAM", "USAM"]
 
 
-class SAM(LegacyForm):
+class _MaybeAdaptive(Method):
+    """SAM, and T = |w| in groups with ``adaptive=True``, of every parameter and without a floor."""
+
+    def __init__(self, p: float, scope: Scope, **hyperparameters: float) -> None:
+        check_ball(p, scope)
+        super().__init__(**hyperparameters)
+        self.p, self.scope = p, scope
+
+    def metric(self, p: Tensor, g: Tensor, group: dict[str, Any]) -> Tensor | None:
+        """T = |w| where the group is adaptive."""
+        return p.abs() if group.get(key("adaptive")) else None
+
+    def has_metric(self, groups: list[dict[str, Any]]) -> bool:
+        """In some group."""
+        return any(group.get(key("adaptive")) for group in groups)
+
+
+class SAM(TwoPass):
     """SAM around any optimizer.
 
     Args:
@@ -103,21 +123,76 @@ class SAM(LegacyForm):
         telemetry_every: int = 10,
         **base_options: Any,
     ) -> None:
-        check_ball(p, scope)
         name = type(self).__name__
         base, base_class = original_names(name, base, base_class, base_options)
         inner = make_base(name, base, base_class, adaptive, base_options)
         super().__init__(
             inner,
-            {"rho": rho, "adaptive": adaptive},
+            _MaybeAdaptive(p, scope, rho=rho, adaptive=adaptive),
             model=model,
             check_finite=check_finite,
             gate=gate,
             only=only,
             telemetry_every=telemetry_every,
         )
-        self.p, self.scope = p, scope
         self._legacy = base_class is not None
+
+    @property
+    def base_optimizer(self) -> Optimizer:
+        """The base under its older name."""
+        return self.base
+
+    @uncompiled
+    def first_step(self, zero_grad: bool = False) -> None:
+        """:meth:`perturb`; class form only. Gradients are zeroed anyway, to None with ``zero_grad=True``."""
+        self._require_legacy("first_step()", "perturb()")
+        self.perturb()
+        if zero_grad:
+            self.zero_grad()
+
+    @uncompiled
+    def second_step(self, zero_grad: bool = False) -> None:
+        """Restore the weights and update them; class form only."""
+        self._require_legacy("second_step()", "step()")
+        self.step()
+        if zero_grad:
+            self.zero_grad()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As :meth:`TwoPass.load_state_dict`, for checkpoints of the original too."""
+        if "state" in state_dict:
+            state_dict = {**state_dict, "state": without_copies(state_dict["state"])}
+        super().load_state_dict(state_dict)
+
+    def _closure_step(self, closure: Closure) -> Any:
+        if not self._legacy:
+            return super()._closure_step(closure)
+        if not self._has_gradients:
+            raise RuntimeError(
+                "step(closure) of the class form starts from existing gradients; run backward first"
+            )
+        self._refuse_untold()
+        self._forget_step()
+        self._flight.begin()
+        if self._due():
+            self._call_perturbed(closure)
+        else:
+            self._flight.single_pass()
+        self._update()
+        return None
+
+    def _require_legacy(self, name: str, instead: str) -> None:
+        if not self._legacy:
+            raise RuntimeError(
+                f"{name} belongs to the class form SAM(params, torch.optim.SGD, ...); this optimizer wraps "
+                f"an instance, whose method is {instead}"
+            )
+
+
+class _Adaptive(Method):
+    def metric(self, p: Tensor, g: Tensor, group: dict[str, Any]) -> Tensor | None:
+        """T = |w| + eta on weight matrices, the identity elsewhere."""
+        return p.abs().add_(setting(group, "eta")) if p.ndim >= 2 else None
 
 
 class ASAM(TwoPass):
@@ -151,11 +226,23 @@ class ASAM(TwoPass):
     def __init__(
         self, base: Optimizer, rho: float = 0.5, eta: float = 0.01, **engine: Unpack[EngineOptions]
     ) -> None:
-        super().__init__(base, {"rho": rho, "eta": eta}, **engine)
+        super().__init__(base, _Adaptive(rho=rho, eta=eta), **engine)
 
-    def metric(self, p: Tensor, g: Tensor, group: dict[str, Any]) -> Tensor | None:
-        """T = |w| + eta on weight matrices, the identity elsewhere."""
-        return p.abs().add_(setting(group, "eta")) if p.ndim >= 2 else None
+
+class _Unnormalised(Method):
+    true_units = True
+
+    def check(self, values: dict[str, Any]) -> None:
+        """Lambda is within 0 and 1."""
+        if not 0.0 <= values.get("normalised", 0.0) <= 1.0:
+            raise ValueError(
+                f"normalised={values['normalised']} is not within 0 and 1; 1 is SAM, 0 leaves the length in"
+            )
+
+    def radius(self, group: dict[str, Any], length: Tensor) -> Tensor | float:
+        """Rho ((1 - lambda) |g| + lambda)."""
+        share = setting(group, "normalised")
+        return setting(group, "rho") * ((1.0 - share) * length + share)  # type: ignore[no-any-return]
 
 
 class USAM(TwoPass):
@@ -184,24 +271,7 @@ class USAM(TwoPass):
         [4.5, 6.0]
     """
 
-    @property
-    def true_units(self) -> bool:
-        """The length of the gradient matters."""
-        return True
-
     def __init__(
         self, base: Optimizer, rho: float = 0.05, normalised: float = 0.0, **engine: Unpack[EngineOptions]
     ) -> None:
-        super().__init__(base, {"rho": rho, "normalised": normalised}, **engine)
-
-    def _validate(self, values: dict[str, Any]) -> None:
-        super()._validate(values)
-        if not 0.0 <= values.get("normalised", 0.0) <= 1.0:
-            raise ValueError(
-                f"normalised={values['normalised']} is not within 0 and 1; 1 is SAM, 0 leaves the length in"
-            )
-
-    def radius(self, group: dict[str, Any], length: Tensor) -> Tensor | float:
-        """Rho ((1 - lambda) |g| + lambda)."""
-        share = setting(group, "normalised")
-        return setting(group, "rho") * ((1.0 - share) * length + share)  # type: ignore[no-any-return]
+        super().__init__(base, _Unnormalised(rho=rho, normalised=normalised), **engine)

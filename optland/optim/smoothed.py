@@ -33,8 +33,8 @@ from torch.optim import Optimizer
 
 from optland import vectors
 from optland.optim.keys import setting
-from optland.optim.memory import dated
-from optland.optim.method import Gradients
+from optland.optim.memory import Memory, dated
+from optland.optim.method import Gradients, Method
 from optland.optim.two_pass import EngineOptions, TwoPass
 
 __all__ = ["FSAM", "VaSSO"]
@@ -42,7 +42,7 @@ __all__ = ["FSAM", "VaSSO"]
 _MEAN = "gradient_mean"
 
 
-class _Smoothed(TwoPass):
+class _Smoothed(Method):
     """Keeps a running mean of the gradient.
 
     The mean is moved on when the base has stepped: moved before, there would be an old and a new one during pass two,
@@ -50,19 +50,11 @@ class _Smoothed(TwoPass):
     """
 
     remembers = (_MEAN,)
+    counts = True
+    true_units = True
 
-    def __init__(
-        self, base: Optimizer, hyperparameters: dict[str, Any], **engine: Unpack[EngineOptions]
-    ) -> None:
-        super().__init__(base, {**hyperparameters, dated(_MEAN): 0}, counts=True, **engine)
-        self._seen_g: dict[
-            Tensor, Tensor
-        ] = {}  # of this step, all micro-batches together, with the loss scale
-
-    @property
-    def true_units(self) -> bool:
-        """The length of the gradient matters."""
-        return True
+    def __init__(self, **hyperparameters: float) -> None:
+        super().__init__(**hyperparameters, **{dated(_MEAN): 0})
 
     def _weight(self, group: dict[str, Any]) -> float:
         """With which a new gradient enters the mean."""
@@ -70,46 +62,70 @@ class _Smoothed(TwoPass):
 
     def _before(self, at: Gradients) -> list[Tensor]:
         """The running mean of the steps before this one; g itself in the first."""
-        stored = self.recall(_MEAN, at.params)
+        stored = at.memory.recall(_MEAN, at.params)
         return [
-            g if self.is_new(_MEAN, group) else m for g, m, group in zip(at.g, stored, at.groups, strict=True)
+            g if at.memory.is_new(_MEAN, group) else m
+            for g, m, group in zip(at.g, stored, at.groups, strict=True)
         ]
 
     def combine(self, at: Gradients) -> list[Tensor]:
         """h; g goes into the mean later."""
-        seen, only = self._seen_g, self._selected
-        for p, g in zip(at.params, at.g, strict=True):
-            if only is None or p in only:
+        seen = at.memory.scratch.setdefault("seen", {})  # of this step, all micro-batches together
+        for p, g in zip(at.params, at.unscaled(at.g), strict=True):
+            if at.perturbed is None or p in at.perturbed:
                 seen[p] = seen[p] + g if p in seen else g
         return at.h
 
-    def _forget_step(self) -> None:
-        super()._forget_step()
-        self._seen_g = {}
-
-    def _drop_proposals(self) -> None:
-        super()._drop_proposals()
-        self._seen_g = {}
-
     @vectors.no_graph
-    def _write_down(self) -> None:
-        if self._seen_g:
-            groups = {p: group for group in self.param_groups for p in group["params"]}
-            at = Gradients(
-                list(self._seen_g),
-                [groups[p] for p in self._seen_g],
-                self._unscaled(list(self._seen_g.values())),
-                [],
-                [],
+    def settle(self, memory: Memory) -> None:
+        """Move the mean on."""
+        seen: dict[Tensor, Tensor] = memory.scratch.get("seen", {})
+        if not seen:
+            return
+        groups = {p: group for group in memory.groups for p in group["params"]}
+        at = Gradients(list(seen), [groups[p] for p in seen], list(seen.values()), memory)
+        weights = [self._weight(group) for group in at.groups]
+        after = [torch.lerp(m, g, w) for m, g, w in zip(self._before(at), at.g, weights, strict=True)]
+        memory.remember(_MEAN, at.params, after)
+
+
+class _Friendly(_Smoothed):
+    def _weight(self, group: dict[str, Any]) -> float:
+        return 1.0 - float(setting(group, "decay"))
+
+    def check(self, values: dict[str, Any]) -> None:
+        """Decay is a share."""
+        if not values.get("decay", 0.0) <= 1.0:
+            raise ValueError(f"decay={values['decay']} is above 1; use for example 0.9")
+
+    def direction(self, at: Gradients) -> list[Tensor]:
+        """G - sigma m, with the mean of the steps before this one; g itself in the first."""
+        return [
+            g if m is g else torch.sub(g, m, alpha=sigma)
+            for g, m, sigma in zip(at.g, self._before(at), at.of("sigma"), strict=True)
+        ]
+
+
+class _VarianceSuppressed(_Smoothed):
+    def _weight(self, group: dict[str, Any]) -> float:
+        return float(setting(group, "theta"))
+
+    def check(self, values: dict[str, Any]) -> None:
+        """Theta is a share above 0."""
+        if not 0.0 < values.get("theta", 1.0) <= 1.0:
+            raise ValueError(
+                f"theta={values['theta']} is not within (0, 1]; 1 is SAM, 0.4 the authors' for CIFAR"
             )
-            weights = [self._weight(group) for group in at.groups]
-            after = [torch.lerp(m, g, w) for m, g, w in zip(self._before(at), at.g, weights, strict=True)]
-            self.remember(_MEAN, at.params, after)
-        self._seen_g = {}
-        super()._write_down()
+
+    def direction(self, at: Gradients) -> list[Tensor]:
+        """The running mean, this gradient included."""
+        return [
+            torch.lerp(m, g, theta)
+            for m, g, theta in zip(self._before(at), at.g, at.of("theta"), strict=True)
+        ]
 
 
-class FSAM(_Smoothed):
+class FSAM(TwoPass):
     """Friendly SAM around any optimizer.
 
     Args:
@@ -138,25 +154,10 @@ class FSAM(_Smoothed):
         decay: float = 0.9,
         **engine: Unpack[EngineOptions],
     ) -> None:
-        super().__init__(base, {"rho": rho, "sigma": sigma, "decay": decay}, **engine)
-
-    def _weight(self, group: dict[str, Any]) -> float:
-        return 1.0 - float(setting(group, "decay"))
-
-    def _validate(self, values: dict[str, Any]) -> None:
-        super()._validate(values)
-        if not values.get("decay", 0.0) <= 1.0:
-            raise ValueError(f"decay={values['decay']} is above 1; use for example 0.9")
-
-    def direction(self, at: Gradients) -> list[Tensor]:
-        """G - sigma m, with the mean of the steps before this one; g itself in the first."""
-        return [
-            g if m is g else torch.sub(g, m, alpha=sigma)
-            for g, m, sigma in zip(at.g, self._before(at), at.of("sigma"), strict=True)
-        ]
+        super().__init__(base, _Friendly(rho=rho, sigma=sigma, decay=decay), **engine)
 
 
-class VaSSO(_Smoothed):
+class VaSSO(TwoPass):
     """VaSSO around any optimizer.
 
     Args:
@@ -179,21 +180,4 @@ class VaSSO(_Smoothed):
     def __init__(
         self, base: Optimizer, rho: float = 0.05, theta: float = 0.4, **engine: Unpack[EngineOptions]
     ) -> None:
-        super().__init__(base, {"rho": rho, "theta": theta}, **engine)
-
-    def _weight(self, group: dict[str, Any]) -> float:
-        return float(setting(group, "theta"))
-
-    def _validate(self, values: dict[str, Any]) -> None:
-        super()._validate(values)
-        if not 0.0 < values.get("theta", 1.0) <= 1.0:
-            raise ValueError(
-                f"theta={values['theta']} is not within (0, 1]; 1 is SAM, 0.4 the authors' for CIFAR"
-            )
-
-    def direction(self, at: Gradients) -> list[Tensor]:
-        """The running mean, this gradient included."""
-        return [
-            torch.lerp(m, g, theta)
-            for m, g, theta in zip(self._before(at), at.g, at.of("theta"), strict=True)
-        ]
+        super().__init__(base, _VarianceSuppressed(rho=rho, theta=theta), **engine)

@@ -29,12 +29,43 @@ from torch.optim import Optimizer
 
 from optland import vectors
 from optland.optim.memory import dated
-from optland.optim.method import Gradients
+from optland.optim.method import Gradients, Method
 from optland.optim.two_pass import EngineOptions, TwoPass
 
 __all__ = ["SparseSAM"]
 
 _MASK = "sparse_mask"
+
+
+class _Sparse(Method):
+    remembers = (_MASK,)
+    counts = True
+
+    def __init__(self, refresh: int, **hyperparameters: float) -> None:
+        super().__init__(**hyperparameters, **{dated(_MASK): 0})
+        self.refresh = refresh
+
+    def check(self, values: dict[str, Any]) -> None:
+        """Sparsity is a share below 1."""
+        if not values.get("sparsity", 0.0) < 1.0:
+            raise ValueError(
+                f"sparsity={values['sparsity']} leaves nothing; use a share below 1, for example 0.5"
+            )
+
+    def perturbation(self, at: Gradients) -> list[Tensor]:
+        """SAM's, masked."""
+        return [m * e for m, e in zip(self._mask(at), super().perturbation(at), strict=True)]
+
+    def _mask(self, at: Gradients) -> list[Tensor]:
+        if at.memory.is_stale(_MASK, self.refresh):
+            sparsity = max(at.of("sparsity"))
+            # The threshold is one over all shards, so each rank needs all coordinates once.
+            magnitudes = vectors.flatten([_whole(g) for g in at.g]).abs()
+            rank = int(sparsity * magnitudes.numel())  # coordinates to leave out
+            threshold = magnitudes.kthvalue(rank).values if rank else magnitudes.new_tensor(-1.0)
+            kept = [(g.abs() > threshold).to(p.dtype) for g, p in zip(at.g, at.params, strict=True)]
+            at.memory.remember(_MASK, at.params, kept)
+        return at.memory.recall(_MASK, at.params)
 
 
 class SparseSAM(TwoPass):
@@ -61,8 +92,6 @@ class SparseSAM(TwoPass):
         [3.0, 4.4]
     """
 
-    remembers = (_MASK,)
-
     def __init__(
         self,
         base: Optimizer,
@@ -73,30 +102,7 @@ class SparseSAM(TwoPass):
     ) -> None:
         if refresh < 1:
             raise ValueError(f"refresh={refresh} is not possible; use 1 for a new mask every step, or more")
-        super().__init__(base, {"rho": rho, "sparsity": sparsity, dated(_MASK): 0}, counts=True, **engine)
-        self.refresh = refresh
-
-    def _validate(self, values: dict[str, Any]) -> None:
-        super()._validate(values)
-        if not values.get("sparsity", 0.0) < 1.0:
-            raise ValueError(
-                f"sparsity={values['sparsity']} leaves nothing; use a share below 1, for example 0.5"
-            )
-
-    def perturbation(self, at: Gradients) -> list[Tensor]:
-        """SAM's, masked."""
-        return [m * e for m, e in zip(self._mask(at), super().perturbation(at), strict=True)]
-
-    def _mask(self, at: Gradients) -> list[Tensor]:
-        if self.is_stale(_MASK, self.refresh):
-            sparsity = max(at.of("sparsity"))
-            # The threshold is one over all shards, so each rank needs all coordinates once.
-            magnitudes = vectors.flatten([_whole(g) for g in at.g]).abs()
-            rank = int(sparsity * magnitudes.numel())  # coordinates to leave out
-            threshold = magnitudes.kthvalue(rank).values if rank else magnitudes.new_tensor(-1.0)
-            kept = [(g.abs() > threshold).to(p.dtype) for g, p in zip(at.g, at.params, strict=True)]
-            self.remember(_MASK, at.params, kept)
-        return self.recall(_MASK, at.params)
+        super().__init__(base, _Sparse(refresh, rho=rho, sparsity=sparsity), **engine)
 
 
 def _whole(g: Tensor) -> Tensor:

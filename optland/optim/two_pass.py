@@ -4,7 +4,8 @@ r"""The engine of every method that takes its gradient somewhere else than at th
     \epsilon = \rho \, \frac{T^2 d}{\|T d\|}, \qquad g = \nabla L(w), \quad h = \nabla L(w + \epsilon), \qquad
     w \leftarrow \text{base}(w, \text{combine}(g, h))
 
-A method is six small choices (:mod:`optland.optim.method`). Everything that is hard is here, once.
+A method is a small object of choices (:mod:`optland.optim.method`), which knows no optimizer. Everything that is hard
+is here and in :mod:`optland.optim.flight`, once.
 
 **Cost.** 2 gradient evaluations a sample; two transient copies (weights, g) during the second pass, one more for a
 moment where telemetry is measured, none between steps, none in a checkpoint but what a method remembers.
@@ -40,17 +41,7 @@ only part of a small perturbation: watch ``sam/rho_realised``. The norm is one o
 sharded. Gradients have to be dense and real. Under ``torch.compile`` of a function that holds a step, the step runs as
 it is written and what is around it is compiled; compile the model (or the closure) and not the step.
 
-A base that reads the loss in ``step(closure)`` is told that of pass one, in the closure form; one that evaluates the
-closure at other weights is refused (:mod:`optland.optim.base_step`).
-
-**Several processes.** Under DistributedDataParallel both forms give the numbers of the large batch in one process, and
-under FSDP2 too. Under ``no_sync()``, around forward *and* backward, a gradient is this rank's own, and with it eps:
-m-sharpness, and a synchronisation less. What is still this rank's own when the base is to have it is averaged over the
-ranks first, once an update, so that all micro-batches of ``accumulate()`` may run without synchronisation, or pass one
-alone in phase form. Replicas never drift apart; refused are pass one alone for methods that combine both gradients, and
-any pass one of this rank's own for methods that remember something of it (F-SAM, VaSSO, LookSAM, sparse SAM) and for
-gates that ask for its length. The wrapper is found in ``model=``, or among all live objects (but for those that
-``gc.freeze`` has put away). Under FSDP2 ``set_requires_gradient_sync(False)`` is for micro-batches that share one eps.
+**Elsewhere.** Bases that read the loss: :mod:`optland.optim.base_step`. Processes: :mod:`optland.optim.replicas`.
 
 Reference: Foret, Kleiner, Mobahi & Neyshabur, "Sharpness-Aware Minimization for Efficiently Improving
 Generalization", 2021, arXiv:2010.01412.
@@ -60,21 +51,25 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, TypedDict
+from typing import Any, ClassVar, TypedDict
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from optland import vectors
-from optland.optim.amp import USAGES
-from optland.optim.base_step import UNTOLD
-from optland.optim.closure_form import ClosureForm
-from optland.optim.delegate import Closure
+from optland.optim import misuse
+from optland.optim.base_step import UNTOLD, BaseStep, total
+from optland.optim.delegate import Closure, Delegating
+from optland.optim.flight import Flight, Phase
 from optland.optim.gates import Gate
-from optland.optim.gradients import present, require_dense, spend
+from optland.optim.gating import Gating
+from optland.optim.gradients import call_alone, present, require_dense, spend
+from optland.optim.memory import STEPS, Memory
+from optland.optim.method import Method
 from optland.optim.micro_batches import BackwardWatch, GradientSum
 from optland.optim.selection import Selection
+from optland.optim.telemetry import Telemetry, largest
 from optland.optim.uncompiled import uncompiled, uncompiled_block
 
 __all__ = ["EngineOptions", "TwoPass"]
@@ -90,13 +85,13 @@ class EngineOptions(TypedDict, total=False):
     telemetry_every: int
 
 
-class TwoPass(ClosureForm):
+class TwoPass(Delegating):
     """SAM-type steps around any optimizer instance; see the module docstring.
 
     Args:
         base: The optimizer that makes the update. It owns groups and state; schedulers may attach to it or to
             this.
-        hyperparameters: Defaults of the method, ``rho`` among them, that go into the parameter groups.
+        method: Where a step looks, and what becomes of what it sees. Its hyper-parameters go into the parameter groups.
         model: The module that the loop calls (its compiled or DDP wrapper, if any). With it, buffers such as
             BatchNorm statistics keep the values of pass one, and pass two repeats the dropout masks of pass
             one in both forms. Without it the closure form still repeats all random draws; buffers are written
@@ -109,11 +104,8 @@ class TwoPass(ClosureForm):
         telemetry_every: Updates from one measurement of curvature and angle to the next; 0 for none. The reductions
             of one take 5 to 20 % of a step, the more the smaller the net; at 10, the default, that is lost in the
             noise, and a log has a new value in each of its rows.
-        counts: Whether the method counts its updates.
 
     Attributes:
-        telemetry: Scalars of the last step; ``telemetry.read()``.
-        last_evaluations: Gradient evaluations a sample that the last step took.
         last_skipped: Whether the last step has left everything as it was, since a gradient was not finite.
 
     Raises:
@@ -121,41 +113,138 @@ class TwoPass(ClosureForm):
         ValueError: A hyper-parameter out of range, or a base that evaluates closures by itself or is differentiable.
     """
 
+    flight_class: ClassVar[type[Flight]] = Flight
+    """How a step goes up and comes back."""
+
     def __init__(
         self,
         base: Optimizer,
-        hyperparameters: dict[str, Any],
+        method: Method,
         *,
         model: nn.Module | None = None,
         check_finite: bool = True,
         gate: Gate | str | None = None,
         only: Selection = "all",
         telemetry_every: int = 10,
-        counts: bool = False,
     ) -> None:
+        name = type(self).__name__
         if isinstance(base, TwoPass):
             raise TypeError(
                 f"{type(base).__name__} takes two passes already; wrap its base optimizer instead"
             )
-        if isinstance(base, Optimizer) and base.defaults.get("differentiable"):
-            raise ValueError(
-                f"{type(base).__name__} has differentiable=True, and no graph goes through the perturbation of "
-                f"{type(self).__name__}: the derivative of its step would be another one's; use differentiable=False"
-            )
-        if model is not None and not isinstance(model, nn.Module):
-            raise TypeError(f"model is a {type(model).__name__}; pass the nn.Module that the loop calls")
-        super().__init__(
-            base,
-            hyperparameters,
-            model=model,
-            check_finite=check_finite,
-            gate=gate,
-            only=only,
+        misuse.refuse_base(name, base, model)
+        if telemetry_every < 0:
+            raise ValueError(f"telemetry_every={telemetry_every} is negative; 1 measures every step, 0 none")
+        self.method = method
+        self._gating = Gating(gate)
+        counts = {STEPS: 0} if method.counts or gate is not None or telemetry_every > 1 else {}
+        super().__init__(base, {**method.hyperparameters, **self._gating.state, **counts})
+        self.check_finite, self.only, self.telemetry_every = check_finite, only, telemetry_every
+        self.last_skipped = False
+        self._memory = Memory(base, method.remembers)
+        self._flight = self.flight_class(
+            base, method, self._memory, name=name, model=model, only=only, check_finite=check_finite,
             telemetry_every=telemetry_every,
-            counts=counts,
-        )
-        self._sum = GradientSum()
-        self._watch = BackwardWatch()
+        )  # fmt: skip
+        self._sum, self._watch = GradientSum(), BackwardWatch()
+        self._base_step = BaseStep(base)
+        self._losses: list[Any] = []  # of this step's micro-batches
+        self._withdrawn = False
+
+    def _validate(self, values: dict[str, Any]) -> None:
+        super()._validate(values)
+        self.method.check(values)
+
+    # What others may ask ---------------------------------------------------------------------------
+
+    @property
+    def model(self) -> nn.Module | None:
+        """The guarded module."""
+        return self._flight.guard.model
+
+    @property
+    def gate(self) -> Gate | None:
+        """Which steps take the second pass; None is all."""
+        return self._gating.gate
+
+    @gate.setter
+    def gate(self, gate: Gate | None) -> None:
+        self._gating.gate = gate
+
+    @property
+    def telemetry(self) -> Telemetry:
+        """Scalars of the last step."""
+        return self._flight.telemetry
+
+    @property
+    def evaluations(self) -> int:
+        """Gradient evaluations per sample that a full step costs."""
+        return self.method.evaluations
+
+    @property
+    def last_evaluations(self) -> int:
+        """Gradient evaluations per sample that the last step took."""
+        return self._flight.evaluations
+
+    @property
+    def steps(self) -> int:
+        """Updates made so far, of the first group; 0 where nothing counts them."""
+        return self._memory.steps
+
+    @property
+    def beginnings(self) -> int:
+        """A number that changes whenever a pass one begins, or may begin."""
+        return self._flight.guard.beginnings
+
+    @property
+    def is_perturbed(self) -> bool:
+        """Whether the weights are at w + eps now."""
+        return self._flight.is_away
+
+    def gradient_norm(self) -> float:
+        """The length of g, in the units of the mean loss of its samples; the host waits for it."""
+        self._gating.norm_asked()
+        return float(self._flight.g_norm) / float(self._flight.units.factor)
+
+    def withdraw(self) -> None:
+        """The gradient was taken away on purpose, inside a closure or before ``step()``: this update shall be none.
+
+        Neither the base's state nor that of the method moves.
+        """
+        self._withdrawn = True
+
+    @property
+    def _step_supports_amp_scaling(self) -> bool:
+        """What a GradScaler asks before it steps.
+
+        No once the gradient is in hand; see :mod:`optland.optim.misuse`.
+
+        Raises:
+            RuntimeError: The perturbation of this method depends on the length of the gradient, and the scaler's scale
+                is not known.
+        """
+        if self._in_hand and self.method.true_units and not self._flight.units.told:
+            raise RuntimeError(misuse.unknown_scale(self))
+        return not self._in_hand
+
+    @property
+    def _in_hand(self) -> bool:
+        """Whether what comes next is the update, and no way up."""
+        return self._flight.phase in (Phase.READY, Phase.WAITING)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group to the base optimizer; hyper-parameters it does not name take their defaults."""
+        super().add_param_group(param_group)
+        self._flight.look_again()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load what :meth:`state_dict` returned, or a plain base optimizer's; rho then keeps its default."""
+        super().load_state_dict(state_dict)
+        self._gating.keep()
+        self._memory.drop()
+
+    def _rename_state(self) -> None:
+        self._memory.rename()
 
     # Closure form ----------------------------------------------------------------------------------
 
@@ -179,7 +268,9 @@ class TwoPass(ClosureForm):
             self._prepare_phase_step()
         else:
             self._refuse_in_flight("step(closure)")
-            self._refuse_scaler("GradScaler.step(optimizer, closure) would apply loss-scaled gradients.")
+            misuse.refuse_scaler(
+                self, "GradScaler.step(optimizer, closure) would apply loss-scaled gradients."
+            )
             if self._sum:
                 raise RuntimeError(
                     "step(closure) after accumulate() would lose what was accumulated; use step()"
@@ -192,15 +283,114 @@ class TwoPass(ClosureForm):
     def _advance(self, closure: Closure | None) -> Any:
         if closure is not None:
             return self._closure_step(closure)
-        if self._pending:
-            self._pending = False
+        if self._in_hand:
             self._update()
             spend(self._params)
         else:
             self._forget_step()
             self.base.step()  # all gradients are zero: a checkpointer materialises the state
-            self._materialise()
+            self._memory.materialise(self._params)
         return None
+
+    def _closure_step(self, closure: Closure) -> Any:
+        self._forget_step()
+        try:
+            loss = self._passes(closure)
+            self._losses = [loss]
+        except BaseException:
+            self._drop()
+            raise
+        self._update()
+        spend(self._params)
+        return loss
+
+    def _passes(self, closure: Closure, share: float = 1.0) -> Any:
+        """Evaluate the closure as often as the method wants; ``.grad`` is then what the base shall receive."""
+        flight = self._flight
+        flight.guard.begin_closure()
+        try:
+            loss = call_alone(closure, self._params)
+            misuse.note_no_gradient(self, self._params, self._flight.notices, meant=self._withdrawn)
+            flight.begin(share=share)
+            if self._memory.has_radius and self._due() and any(p.grad is not None for p in self._params):
+                loss_up = self._call_perturbed(closure)
+                if loss is not None and loss_up is not None:
+                    self.telemetry.note(loss=loss, loss_up=loss_up, share=flight.units.share)
+            else:
+                flight.single_pass()
+        finally:
+            flight.guard.end_second()
+        return loss
+
+    def _due(self) -> bool:
+        """Whether this step takes its second pass: what the method and the gate say."""
+        return self.method.due(self.steps) and self._gating.is_open(self, apart=self._flight.begun_apart)
+
+    def _call_perturbed(self, closure: Closure) -> Any:
+        """Call the closure at w + eps (and at w - eps), and be back at w whatever happens in it."""
+        flight = self._flight
+        flight.rise()
+        try:
+            with torch.enable_grad():
+                loss = closure()
+            if flight.may_cross:
+                flight.cross()
+                with torch.enable_grad():
+                    closure()
+        except BaseException:
+            if flight.is_away:
+                flight.abandon()
+            raise
+        if flight.is_away:  # a closure of the phase form has come back by itself
+            flight.come_back()
+        self._require_ready()
+        return loss
+
+    def _require_ready(self) -> None:
+        """After a closure at w + eps; it must have brought gradients."""
+        if self._flight.phase is not Phase.READY:
+            raise RuntimeError(
+                "the closure ran no backward pass when it was called at w + eps; the step was undone"
+            )
+
+    # Either form -----------------------------------------------------------------------------------
+
+    def _forget_step(self) -> None:
+        """Nothing of an earlier step, taken or not, goes into the next one."""
+        self._keys.refuse_short(self.param_groups)
+        self._losses = []
+        self._drop()
+        self._flight.next_step()
+
+    def _drop(self) -> None:
+        """What this step would have remembered is not remembered."""
+        self._memory.drop()
+        self._gating.drop(self.param_groups)
+
+    def _update(self) -> None:
+        losses, self._losses = self._losses, []  # and with them their graphs
+        flight = self._flight
+        flight.agree()
+        flight.to(Phase.IDLE)
+        withdrawn, self._withdrawn = self._withdrawn, False
+        self.last_skipped = withdrawn or (self.check_finite and not flight.is_finite())
+        if self.last_skipped:
+            self.telemetry.note(skipped=1.0)
+            self._drop()
+            return
+        of_sgd = isinstance(self.base, torch.optim.SGD)
+        rate = {"lr": largest([group["lr"] for group in self.param_groups])} if of_sgd else {}
+        self.telemetry.note(skipped=0.0, **rate)
+        if flight.measuring and self.telemetry.has_measurement:
+            self.telemetry.keep(flight.period)
+        self._base_step(total(losses), self._params)
+        self.method.after_update(self._memory)
+        self._write_down()
+
+    def _write_down(self) -> None:
+        self.method.settle(self._memory)
+        self._memory.write_down()
+        self._gating.keep()
 
     # Phase form ------------------------------------------------------------------------------------
 
@@ -223,26 +413,27 @@ class TwoPass(ClosureForm):
         Raises:
             RuntimeError: The weights are perturbed already, or there is no gradient yet.
         """
-        if self.two_sided and self._ascent is not None and self._ascent.beyond is None and self._seen():
-            self._cross(self._ascent)
+        flight = self._flight
+        if flight.may_cross:
+            flight.cross()
             return True
         self._refuse_in_flight("perturb()")
-        if not self._gradients():
+        if not self._has_gradients:
             raise RuntimeError(
-                "perturb() found no gradient; run the first backward pass before it. " + USAGES
+                "perturb() found no gradient; run the first backward pass before it. " + misuse.USAGES
             )
         if not self._sum:
             self._forget_step()
         self._refuse_untold()
-        self._begin(loss_scale, share)
-        if not self.due():
-            self._single_pass()
-            self._guard.forget()
-            self._agree()
-            self._pending = True
-            self._watch.start(self._gradients()[0][0])
+        flight.begin(loss_scale, share)
+        if not self._due():
+            flight.single_pass()
+            flight.guard.forget()
+            flight.agree()
+            flight.to(Phase.READY)
+            self._watch.start(next(p for p in self._params if p.grad is not None))
             return False
-        self._ascend()
+        flight.rise()
         return True
 
     @uncompiled
@@ -266,7 +457,7 @@ class TwoPass(ClosureForm):
         yield 0
         if self.perturb(loss_scale=loss_scale, share=share):
             yield 1
-            if self.two_sided:
+            if self.method.two_sided:
                 self.perturb()
                 yield 2
 
@@ -280,17 +471,18 @@ class TwoPass(ClosureForm):
         Raises:
             RuntimeError: The weights are not perturbed, and nothing was accumulated.
         """
-        if self._ascent is None and self._sum:
+        flight = self._flight
+        if not flight.is_away and self._sum:
             self._place_sum()
-        if self._ascent is None and self._pending:  # or a closed gate left the weights where they are
-            self._agree()
+        if not flight.is_away and self._in_hand:  # or a closed gate left the weights where they are
+            flight.agree()
             return
-        if self._ascent is None:
-            raise RuntimeError("restore() without perturb(): the weights are not perturbed. " + USAGES)
-        self._return(self._ascent)
-        self._agree()
-        if self._pending:  # a GradScaler leaves step() out where this says so
-            self.telemetry.note(skipped=1.0 - self._finite().to(torch.float32))
+        if not flight.is_away:
+            raise RuntimeError("restore() without perturb(): the weights are not perturbed. " + misuse.USAGES)
+        flight.come_back()
+        flight.agree()
+        if flight.phase is Phase.READY:  # a GradScaler leaves step() out where this says so
+            self.telemetry.note(skipped=1.0 - flight.finite().to(torch.float32))
 
     @uncompiled
     def accumulate(self, closure: Closure | None = None, *, share: float = 1.0) -> Any:
@@ -310,7 +502,7 @@ class TwoPass(ClosureForm):
                 where they matter.
             ValueError: The share is not within (0, 1], or told too late.
         """
-        loss = None
+        loss, flight = None, self._flight
         if closure is None and share != 1.0:
             raise ValueError(f"share={share} comes too late here; in phase form, use perturb(share={share})")
         if closure is not None:
@@ -318,16 +510,18 @@ class TwoPass(ClosureForm):
             if not self._sum:
                 self._forget_step()
             loss = self._passes(closure, share)
-        elif self._ascent is not None:
-            self._return(self._ascent)
-            self._require_pending()
-        elif not self._pending:
-            raise RuntimeError("accumulate() comes after perturb() and a second backward pass. " + USAGES)
+        elif flight.is_away:
+            flight.come_back()
+            self._require_ready()
+        elif not self._in_hand:
+            raise RuntimeError(
+                "accumulate() comes after perturb() and a second backward pass. " + misuse.USAGES
+            )
         self._require_unwatched("accumulate()")
-        self._pending = False
-        self._sum.take(self._params, apart=self._apart)
-        self._apart = False
-        self._shares += self._share
+        flight.to(Phase.IDLE)
+        self._sum.take(self._params, apart=flight.apart)
+        flight.apart = False
+        flight.units.shared += flight.units.share
         loss_of_it = loss.detach() if isinstance(loss, Tensor) else loss
         self._losses.append(UNTOLD if closure is None else loss_of_it)
         return loss
@@ -353,75 +547,53 @@ class TwoPass(ClosureForm):
         length = vectors.norm([x for x in g if x is not None])
         if not any(x is not None for x in g) or not bool(length.isfinite()):
             raise RuntimeError("perturbed() needs finite gradients in .grad; run a backward pass before it")
-        with self._guard.unrecorded():
-            proposed = {name: dict(values) for name, values in self._proposed.items()}
-            units = self._loss_scale, self._share
-            self._loss_scale, self._share = 1.0 if loss_scale is None else loss_scale, 1.0
-            try:
-                self._ascent = self._visit(g, length)
-            finally:
-                self._proposed, (self._loss_scale, self._share) = proposed, units
-            for p in self._params:
-                p.grad = None
-            try:
-                yield
-            finally:
-                self._land()
-                for p, x in zip(self._params, g, strict=True):
-                    p.grad = x
+        with self._flight.visiting(g, length, 1.0 if loss_scale is None else loss_scale):
+            yield
 
     @uncompiled
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Zero the gradients of the base optimizer's parameters."""
         if not self.is_perturbed:
-            self._pending = False
+            self._flight.to(Phase.IDLE)
             self._watch.stop()
-            self._guard.forget_forwards()
+            self._flight.guard.forget_forwards()
         self.base.zero_grad(set_to_none=set_to_none)
 
     # Misuse ----------------------------------------------------------------------------------------
 
+    @property
+    def _has_gradients(self) -> bool:
+        return any(p.grad is not None for p in self._params)
+
     def _require_unwatched(self, action: str) -> None:
         if self._watch.stop():
-            self._pending = False
-            raise RuntimeError(
-                f"{action}: perturb() returned False, as the gate leaves out the second pass of this step, and a "
-                "backward pass after it has added to the gradient. Write: if optimizer.perturb(): loss.backward()"
-            )
+            self._flight.to(Phase.IDLE)
+            raise RuntimeError(misuse.unwanted_pass(action))
 
     def _refuse_in_flight(self, action: str) -> None:
         if self.is_perturbed:
-            raise RuntimeError(
-                f"{action} while the weights are perturbed (between perturb() and restore() or step()). "
-                "Finish the step first, or call restore(), also where a GradScaler may skip the step."
-            )
+            raise RuntimeError(misuse.in_flight(action))
 
     def _refuse_untold(self) -> None:
         if self._base_step.needs_closure:
-            raise RuntimeError(
-                f"{type(self.base).__name__}.step() needs a closure, which tells it the loss, and the phase form has "
-                f"none to give; use {type(self).__name__}.step(closure), or accumulate(closure) and step()"
-            )
+            raise RuntimeError(misuse.needs_loss(self, self.base))
 
     def _place_sum(self) -> None:
-        self._apart = self._sum.place(self._params)
-        self._pending = True
+        self._flight.apart = self._sum.place(self._params)
+        self._flight.to(Phase.READY)
 
     def _prepare_phase_step(self) -> None:
         """Bring the weights back, and refuse a step whose gradients never saw the second pass."""
         if self.is_perturbed:
-            self._refuse_scaler("scaler.step(optimizer) while perturbed would unscale h but not g.")
+            misuse.refuse_scaler(self, "scaler.step(optimizer) while perturbed would unscale h but not g.")
             self.restore()
         self._require_unwatched("step()")
         if self._sum:
-            self._refuse_scaler("scaler.step(optimizer) after accumulate() needs restore() before it.")
+            misuse.refuse_scaler(self, "scaler.step(optimizer) after accumulate() needs restore() before it.")
             self._place_sum()
-        if self._pending:
+        if self._in_hand:
             return
         require_dense(present(self._params))
-        if any(bool(g.count_nonzero()) for _, g in self._gradients()):
-            self._refuse_scaler("scaler.step(optimizer) without a second pass.")
-            raise RuntimeError(
-                f"{type(self).__name__}.step() without a second pass would be a plain step of "
-                f"{type(self.base).__name__}. {USAGES}"
-            )
+        if any(p.grad is not None and bool(p.grad.count_nonzero()) for p in self._params):
+            misuse.refuse_scaler(self, "scaler.step(optimizer) without a second pass.")
+            raise RuntimeError(misuse.plain_step(self, self.base))

@@ -32,10 +32,48 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from optland import vectors
-from optland.optim.method import Gradients
+from optland.optim.memory import Memory
+from optland.optim.method import Gradients, Method
 from optland.optim.two_pass import EngineOptions, TwoPass
 
 __all__ = ["PGN", "WSAM"]
+
+
+class _Weighted(Method):
+    def __init__(self, decoupled: bool, **hyperparameters: float) -> None:
+        super().__init__(**hyperparameters)
+        # Decoupled, the correction does not pass through a GradScaler.
+        self.decoupled = self.true_units = decoupled
+
+    @property
+    def shares_matter(self) -> bool:
+        """The correction adds up over micro-batches as the gradient does, and eps is of fixed length."""
+        return False
+
+    def check(self, values: dict[str, Any]) -> None:
+        """Gamma is below 1."""
+        if not values.get("gamma", 0.0) < 1.0:
+            raise ValueError(f"gamma={values['gamma']} is not below 1; 0.5 is SAM, 0.9 the authors' choice")
+
+    def combine(self, at: Gradients) -> list[Tensor]:
+        """The mixture, or g alone with the rest kept for :meth:`after_update`."""
+        change = vectors.subtract(at.h, at.g)
+        factors = [gamma / (1.0 - gamma) for gamma in at.of("gamma")]
+        if not self.decoupled:
+            return [torch.add(g, c, alpha=a) for g, c, a in zip(at.g, change, factors, strict=True)]
+        aside = at.memory.aside
+        for p, c, a in zip(at.params, at.unscaled(change), factors, strict=True):
+            c.mul_(a)  # in place, as no one else has it
+            aside[p] = aside[p].add_(c) if p in aside else c
+        return at.g
+
+    @vectors.no_graph
+    def after_update(self, memory: Memory) -> None:
+        """W <- w - lr a (h - g), and + where the base maximizes."""
+        for group in memory.groups:
+            for p in group["params"]:
+                if p in memory.aside:
+                    p.sub_(self.uphill(group) * group["lr"] * memory.aside[p])
 
 
 class WSAM(TwoPass):
@@ -75,43 +113,13 @@ class WSAM(TwoPass):
         decoupled: bool = True,
         **engine: Unpack[EngineOptions],
     ) -> None:
-        self.decoupled = decoupled
-        super().__init__(base, {"rho": rho, "gamma": gamma}, **engine)
+        super().__init__(base, _Weighted(decoupled, rho=rho, gamma=gamma), **engine)
 
-    def _validate(self, values: dict[str, Any]) -> None:
-        super()._validate(values)
-        if not values.get("gamma", 0.0) < 1.0:
-            raise ValueError(f"gamma={values['gamma']} is not below 1; 0.5 is SAM, 0.9 the authors' choice")
 
-    @property
-    def true_units(self) -> bool:
-        """Decoupled, the correction does not pass through a GradScaler."""
-        return self.decoupled
-
-    @property
-    def shares_matter(self) -> bool:
-        """The correction adds up over micro-batches as the gradient does, and eps is of fixed length."""
-        return False
-
+class _Mixed(Method):
     def combine(self, at: Gradients) -> list[Tensor]:
-        """The mixture, or g alone with the rest kept for :meth:`after_update`."""
-        change = vectors.subtract(at.h, at.g)
-        factors = [gamma / (1.0 - gamma) for gamma in at.of("gamma")]
-        if not self.decoupled:
-            return [torch.add(g, c, alpha=a) for g, c, a in zip(at.g, change, factors, strict=True)]
-        for p, c, a in zip(at.params, self._unscaled(change), factors, strict=True):
-            c.mul_(a)  # in place, as no one else has it
-            self._aside[p] = self._aside[p].add_(c) if p in self._aside else c
-        return at.g
-
-    @vectors.no_graph
-    def after_update(self) -> None:
-        """W <- w - lr a (h - g), and + where the base maximizes."""
-        for group in self.param_groups:
-            for p in group["params"]:
-                if p in self._aside:
-                    p.sub_(self.uphill(group) * group["lr"] * self._aside[p])
-        self._aside = {}
+        """(1 - a) g + a h."""
+        return [torch.lerp(g, h, a) for g, h, a in zip(at.g, at.h, at.of("a"), strict=True)]
 
 
 class PGN(TwoPass):
@@ -137,8 +145,4 @@ class PGN(TwoPass):
     def __init__(
         self, base: Optimizer, rho: float = 0.05, a: float = 0.8, **engine: Unpack[EngineOptions]
     ) -> None:
-        super().__init__(base, {"rho": rho, "a": a}, **engine)
-
-    def combine(self, at: Gradients) -> list[Tensor]:
-        """(1 - a) g + a h."""
-        return [torch.lerp(g, h, a) for g, h, a in zip(at.g, at.h, at.of("a"), strict=True)]
+        super().__init__(base, _Mixed(rho=rho, a=a), **engine)

@@ -26,8 +26,10 @@ from optland.conformance import (
 )
 from optland.conformance.finding import KINDS
 from optland.conformance.ours import LETTERS
-from optland.optim import SAM
+from optland.optim import SAM, TwoPass
+from optland.optim.flight import Flight, Phase
 from optland.optim.keys import setting
+from optland.optim.method import Method
 
 QUICK = [c for c in CHECKS if c not in ("limit-cycle", "compiled-model")]
 BASIC = [c.id for c in CHECKS.values() if c.kind == "method" and c.id in QUICK and c.id != "exact-restore"]
@@ -202,7 +204,10 @@ def test_an_identity_fails_where_the_method_is_another(method, check, spoil, imp
 
 def subject(cls=SAM, drive=None, **kwargs):
     def make(params, base, model, options):
-        return cls(base(params), rho=options["rho"], model=(kwargs.get("guard", True) and model) or None)
+        guarded = (kwargs.get("guard", True) and model) or None
+        if isinstance(cls, type) and issubclass(cls, Method):
+            return TwoPass(base(params), cls(rho=options["rho"]), model=guarded)
+        return cls(base(params), rho=options["rho"], model=guarded)
 
     (known,) = [s for s in ours() if s.name == "sam"]
     return Subject(
@@ -210,18 +215,23 @@ def subject(cls=SAM, drive=None, **kwargs):
     )
 
 
-class PerTensor(SAM):
+class PerTensor(Method):
     def perturbation(self, at):
         return [setting(group, "rho") * g / g.norm() for g, group in zip(at.g, at.groups, strict=True)]
 
 
-class AddSubtract(SAM):
-    def _land(self):
-        ascent, self._ascent = self._ascent, None
+class AddSubtractFlight(Flight):
+    def land(self):
+        ascent, self.ascent = self.ascent, None
+        self.to(Phase.IDLE)
         with torch.no_grad():
             for p, w in zip(ascent.moved, ascent.weights, strict=True):
                 p.sub_(p - w + torch.finfo(p.dtype).eps * p)
         return ascent
+
+
+class AddSubtract(SAM):
+    flight_class = AddSubtractFlight
 
 
 class SwapsStorage(SAM):
@@ -262,41 +272,63 @@ class Frozen(SAM):
 
 
 class HooksEachPass(SAM):
-    def _ascend(self):
-        super()._ascend()
-        for hook in self._optimizer_step_post_hooks.values():
-            hook(self, (), {})
+    """Its hooks run when pass two is called, too."""
+
+    def step(self, closure=None):
+        def calling():
+            if self.is_perturbed:
+                for hook in self._optimizer_step_post_hooks.values():
+                    hook(self, (), {})
+            return closure()
+
+        return super().step(closure and calling)
+
+    step.hooked = True
 
 
 class ReturnsPerturbedLoss(SAM):
-    def _closure_step(self, closure):
+    def step(self, closure=None):
         losses = []
 
         def seen():
             losses.append(closure())
             return losses[-1]
 
-        super()._closure_step(seen)
-        return losses[-1]
+        super().step(closure and seen)
+        return losses[-1] if losses else None
+
+    step.hooked = True
 
 
-class Unchecked(SAM):
-    def _is_finite(self):
-        return True
+def unchecked(base, **options):
+    return SAM(base, **{**options, "check_finite": False})
 
 
 class Permissive(SAM):
-    def _refuse_scaler(self, what):
-        pass
+    """Takes every step that a GradScaler asks for, and gives its state away in mid-step."""
+
+    def step(self, closure=None):
+        scaler = self.__dict__.pop("found_inf", None)
+        loss = super().step(closure)
+        if scaler is not None:
+            self.found_inf = scaler
+        return loss
+
+    step.hooked = True
 
     def _refuse_in_flight(self, action):
         pass
 
 
+class NoAbandonFlight(Flight):
+    def abandon(self):
+        self.ascent = None
+        self.to(Phase.IDLE)
+        self.guard.end_second()
+
+
 class NoAbandon(SAM):
-    def _abandon(self):
-        self._ascent = None
-        self._guard.end_second()
+    flight_class = NoAbandonFlight
 
 
 class NoCopies(SAM):
@@ -321,66 +353,85 @@ class Lost(SAM):
 
 
 class DecaysUnused(SAM):
-    def _update(self):
-        for p in self._params:
-            if p.grad is None:
-                p.grad = torch.zeros_like(p)
-        super()._update()
+    """Gives zeros to what has no gradient, in pass two."""
+
+    def step(self, closure=None):
+        def filling():
+            loss = closure()
+            for group in self.param_groups:
+                for p in group["params"]:
+                    p.grad = torch.zeros_like(p) if p.grad is None else p.grad
+            return loss
+
+        return super().step(closure and filling)
+
+    step.hooked = True
 
 
 class Twice(SAM):
     """One evaluation too many."""
 
-    def _second_pass(self, closure, loss):
-        closure()
-        super()._second_pass(closure, loss)
+    def step(self, closure=None):
+        def twice():
+            if not self.is_perturbed:
+                closure()
+            return closure()
+
+        return super().step(closure and twice)
+
+    step.hooked = True
 
 
-class HalfRadius(SAM):
+class HalfRadius(Method):
     def radius(self, group, length):
         return setting(group, "rho") / (1.0 + length)
 
 
-class Rough(SAM):
+class Rough(Method):
     """A step of its own when rho is 0."""
-
-    def _worthwhile(self):
-        return True
 
     def combine(self, at):
         return [h * (1.0 + 1e-6) for h in at.h]
 
+    def reuse(self, at):
+        return [g * (1.0 + 1e-6) for g in at.g]
 
-class Drifts(SAM):
-    def _update(self):
-        super()._update()
-        with torch.no_grad():
-            for p in self._params:
+
+class Drifts(Method):
+    @torch.no_grad()
+    def after_update(self, memory):
+        for group in memory.groups:
+            for p in group["params"]:
                 p.add_(0.1)
 
 
-class Forgets(SAM):
+class ForgetsFlight(Flight):
     """Restores only what has a gradient in pass two."""
 
-    def zero_grad(self, set_to_none=True):
-        super().zero_grad(set_to_none)
-
-    def _land(self):
-        left = [p for p in self._ascent.moved if p.grad is None or not p.grad.any()]
+    def land(self):
+        left = [p for p in self.ascent.moved if p.grad is None or not p.grad.any()]
         kept = [p.detach().clone() for p in left]
-        ascent = super()._land()
+        ascent = super().land()
         with torch.no_grad():
             for p, k in zip(left, kept, strict=True):
                 p.copy_(k)
         return ascent
 
 
-class KeyErrorInPassTwo(SAM):
-    def _descend(self, ascent):
-        for p, g in zip(self._params, ascent.gradients, strict=True):
+class Forgets(SAM):
+    flight_class = ForgetsFlight
+
+
+class KeyErrorFlight(Flight):
+    def descend(self):
+        for p, g in zip(self.params, self.ascent.gradients, strict=True):
             if p.grad is not None and g is None:
                 raise KeyError("no gradient in pass one")
-        super()._descend(ascent)
+        super().descend()
+
+
+class KeyErrorInPassTwo(SAM):
+    flight_class = KeyErrorFlight
 
 
 FAULTS = {
@@ -391,7 +442,7 @@ FAULTS = {
     "groups apart after loading": (Unshared, {}, {"resume-settings"}),
     "hooks in each pass": (HooksEachPass, {}, {"hooks"}),
     "loss of pass two": (ReturnsPerturbedLoss, {}, {"returned-loss"}),
-    "no finite check": (Unchecked, {}, {"not-finite-first", "not-finite-second"}),
+    "no finite check": (unchecked, {}, {"not-finite-first", "not-finite-second"}),
     "no refusals": (Permissive, {}, {"scaler-misuse", "call-order"}),
     "left at w + eps": (NoAbandon, {}, {"interrupted-step"}),
     "no copies": (NoCopies, {}, {"deepcopy", "pickle"}),
@@ -472,13 +523,16 @@ class SecondBatchLost(Drive):
 class Adds(SAM):
     """Lets gradients from outside the closure into pass one and loses them in pass two."""
 
-    def _closure_step(self, closure):
-        if any(p.grad is not None for p in self._params):
+    def step(self, closure=None):
+        if closure is not None and any(p.grad is not None for g in self.param_groups for p in g["params"]):
             loss = closure()
-            self._call_perturbed(closure)
-            self._update()
+            self.perturb()
+            closure()
+            super().step()
             return loss
-        return super()._closure_step(closure)
+        return super().step(closure)
+
+    step.hooked = True
 
 
 @pytest.mark.parametrize(
@@ -602,7 +656,7 @@ def test_every_check_is_shown_to_fail():
     assert set(CHECKS) - shown == elsewhere
 
 
-class NotANumber(SAM):
+class NotANumber(Method):
     def combine(self, at):
         return [h * float("nan") for h in at.h]
 
@@ -622,6 +676,8 @@ def test_the_rest_can_fail_too(check, method, cls):
             if not isinstance(model, nn.Sequential):
                 params = params[:1]
             return SAM(base(params), rho=options["rho"])
+        if issubclass(cls, Method):
+            return TwoPass(base(params), cls(rho=options["rho"]), check_finite=False)
         return cls(base(params), rho=options["rho"], check_finite=False)
 
     options = {

@@ -55,7 +55,7 @@ def test_methods_that_need_the_scale_insist_on_it(make_network, name):
     network, other = make_network(), make_network()
     optimizer, scaler = make(name, network, rho=0.3), GradScaler("cpu", init_scale=1024.0)
     before = network.weights()
-    assert optimizer.true_units == (name in TRUE_UNITS)
+    assert optimizer.method.true_units == (name in TRUE_UNITS)
     if name in TRUE_UNITS:
         with pytest.raises(RuntimeError, match=r"perturb\(loss_scale=scaler.get_scale\(\)\)"):
             scaled_step(network, optimizer, scaler, told=False)
@@ -74,7 +74,7 @@ def test_only_decoupled_weighted_sharpness_needs_the_scale(make_network):
     network = make_network()
     coupled = WSAM(torch.optim.SGD(network.model.parameters(), lr=0.1), decoupled=False)
     scaled_step(network, coupled, GradScaler("cpu", init_scale=1024.0), told=False)
-    assert not coupled.true_units
+    assert not coupled.method.true_units
 
 
 @pytest.mark.parametrize(("name", "number"), PASSES)

@@ -18,7 +18,7 @@ OF = {card.name: card for card in CARDS}
 def test_gradients_a_step(name, make_network):
     network, calls = make_network(), []
     objective = make(name, network) if name == "eigensam" else None
-    options = {} if objective is None else {"objective": objective.objective}
+    options = {} if objective is None else {"objective": objective.method.objective}
     base = BASES[fitting(name)](network.model.parameters(), lr=0.1)
     optimizer = METHODS[name](base, **options)  # at the defaults
 
@@ -140,7 +140,9 @@ def test_create_passes_every_option_on(name, make_network):
 def needed(name, network):
     if name != "eigensam":
         return {}
-    return {"objective": wrap(name, BASES["sgd"](network.model.parameters(), lr=0.1), network).objective}
+    return {
+        "objective": wrap(name, BASES["sgd"](network.model.parameters(), lr=0.1), network).method.objective
+    }
 
 
 def test_create_says_what_is_missing(make_network):

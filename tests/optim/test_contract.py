@@ -224,7 +224,7 @@ def test_an_interrupt_while_the_weights_move_leaves_no_trace(name, make_network,
 
     network.loss().backward()
     with monkeypatch.context() as patch:
-        patch.setattr("optland.optim.ascent.vectors.axpy_", half_way)
+        patch.setattr("optland.optim.flight.vectors.axpy_", half_way)
         with pytest.raises(KeyboardInterrupt):
             optimizer.perturb()
     assert not optimizer.is_perturbed

@@ -167,7 +167,7 @@ def test_a_checkpoint_with_short_names_goes_on_bit_for_bit(name, make_network):
     optimizer = make(name, network, base, rho=0.11, gate="large_gradient(10)")
     run(network, optimizer, 3)
     ours = {k for k in own_of(optimizer) if k.startswith(PREFIX) and k != "sam_step"}
-    ours |= {key(remembered) for remembered in type(optimizer).remembers}
+    ours |= {key(remembered) for remembered in optimizer.method.remembers}
     saved = renamed_to_short(optimizer.state_dict(), ours)
     assert "rho" in saved["param_groups"][0]
     assert "sam_rho" not in saved["param_groups"][0]

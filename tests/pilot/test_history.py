@@ -14,10 +14,10 @@ def test_each_reader_is_given_a_measurement_once() -> None:
     history = History()
     one, two = history.reader(), history.reader()
     assert one.new("a") is None
-    history.put([Signal("a", 1.0, step=3, error=0.1), Signal("b", 5.0, step=3)])
+    history.put([Signal("a", 1.0, step=3, error=0.1), Signal("b", 5.0, step=3, error=0.2)])
     assert one.new("a") == Signal("a", 1.0, step=3, error=0.1)
     assert one.new("a") is None
-    assert one.new("b") == Signal("b", 5.0, step=3)
+    assert one.new("b") == Signal("b", 5.0, step=3, error=0.2)
     assert two.new("a") == Signal("a", 1.0, step=3, error=0.1), "what one has seen is new to another"
 
 
@@ -34,9 +34,9 @@ def test_only_the_newest_measurement_is_given() -> None:
     history = History()
     reader = history.reader()
     history.put([Signal("a", 1.0, step=1)])
-    history.put([Signal("a", 2.0, step=2, valid=False, why="unresolved")])
-    assert reader.new("a") == Signal("a", 2.0, step=2, valid=False, why="unresolved")
-    assert reader.last("a") == Signal("a", 2.0, step=2, valid=False, why="unresolved")
+    history.put([Signal("a", 2.0, step=2, error=0.1, valid=False, why="unresolved")])
+    assert reader.new("a") == Signal("a", 2.0, step=2, error=0.1, valid=False, why="unresolved")
+    assert reader.last("a") == Signal("a", 2.0, step=2, error=0.1, valid=False, why="unresolved")
     assert reader.last("b") is None
 
 
@@ -87,8 +87,8 @@ def test_a_resumed_history_has_seen_what_had_been_seen() -> None:
     found = resumed.new("b")
     assert found is not None
     assert (found.value, found.error) == (math.inf, 0.5)
-    two.put([Signal("a", 3.0, 2)])
-    assert resumed.new("a") == Signal("a", 3.0, 2)
+    two.put([Signal("a", 3.0, 2, error=0.1)])
+    assert resumed.new("a") == Signal("a", 3.0, 2, error=0.1)
 
 
 @pytest.mark.parametrize(

@@ -20,8 +20,8 @@ from torch.nn.utils import clip_grad_norm_
 from optland import vectors
 from optland.config import UserError
 from optland.objective import Objective
-from optland.optim import ASAM, SAM
-from optland.optim.method import Gradients
+from optland.optim import ASAM, SAM, TwoPass
+from optland.optim.method import Gradients, Method
 from optland.optim.saddle import NegativeCurvature
 from optland.pilot import AutoLR, Pilot
 from optland.train import BatchLoader, Checkpoint
@@ -333,18 +333,24 @@ def test_clipping_is_torchs_between_backward_and_step(make_optimizer: Any) -> No
     assert_same_bits(a, b)
 
 
-@pytest.mark.parametrize("method", [SAM, ASAM])
+class Shy(Method):
+    """Combines both gradients, so that a clipped g would show."""
+
+    def combine(self, at: Gradients) -> list[Tensor]:
+        return [2 * b - a for a, b in zip(at.g, at.h, strict=True)]
+
+
+class ShyAndScaled(Shy):
+    def metric(self, p: Tensor, g: Tensor, group: dict[str, Any]) -> Tensor:
+        return p.abs() + 0.01
+
+
+@pytest.mark.parametrize("method", [Shy, ShyAndScaled])
 def test_under_sam_what_the_base_receives_is_clipped_and_the_perturbation_is_not(method: Any) -> None:
-    class Shy(method):
-        """Combines both gradients, so that a clipped g would show."""
-
-        def combine(self, at: Gradients) -> list[Tensor]:
-            return [2 * b - a for a, b in zip(at.g, at.h, strict=True)]
-
     a, b, received = make(), make(), []
-    ours(PrecisionConfig(clip=0.2), lambda m: Shy(sgd(m), rho=0.1, model=m), a)
+    ours(PrecisionConfig(clip=0.2), lambda m: TwoPass(sgd(m), method(rho=0.1), model=m), a)
     base = sgd(b)
-    optimizer = Shy(base, rho=0.1, model=b)
+    optimizer = TwoPass(base, method(rho=0.1), model=b)
     for batch in batches():
         loss_fn(b, batch).backward()
         optimizer.perturb()
