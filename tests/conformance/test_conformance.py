@@ -283,8 +283,6 @@ class HooksEachPass(SAM):
 
         return super().step(closure and calling)
 
-    step.hooked = True
-
 
 class ReturnsPerturbedLoss(SAM):
     def step(self, closure=None):
@@ -296,8 +294,6 @@ class ReturnsPerturbedLoss(SAM):
 
         super().step(closure and seen)
         return losses[-1] if losses else None
-
-    step.hooked = True
 
 
 def unchecked(base, **options):
@@ -313,8 +309,6 @@ class Permissive(SAM):
         if scaler is not None:
             self.found_inf = scaler
         return loss
-
-    step.hooked = True
 
     def _refuse_in_flight(self, action):
         pass
@@ -365,8 +359,6 @@ class DecaysUnused(SAM):
 
         return super().step(closure and filling)
 
-    step.hooked = True
-
 
 class Twice(SAM):
     """One evaluation too many."""
@@ -378,8 +370,6 @@ class Twice(SAM):
             return closure()
 
         return super().step(closure and twice)
-
-    step.hooked = True
 
 
 class HalfRadius(Method):
@@ -531,8 +521,6 @@ class Adds(SAM):
             super().step()
             return loss
         return super().step(closure)
-
-    step.hooked = True
 
 
 @pytest.mark.parametrize(
