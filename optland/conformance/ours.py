@@ -29,7 +29,7 @@ LETTERS: dict[str, dict[str, Any]] = {
     "lesam": {"rho": 0.5, "sigma": 0.1},
     "fisher_sam": {"rho": 0.3, "eta": 1.0},
     "adam_sam": {"rho": 0.3, "delta": 1e-8},
-    "eigensam": {"rho": 0.3, "alpha": 0.5, "refresh": 2, "tol": 1e-9},
+    "eigensam": {"rho": 0.3, "alpha": 0.5, "refresh": 2, "rtol": 1e-9},
     "stable_sam": {"rho": 0.3},
     "sparse_sam": {"rho": 0.3, "sparsity": 0.5, "refresh": 2},
     "crsam": {"rho": 0.3, "alpha": 0.1, "beta": 0.1},

@@ -236,7 +236,7 @@ def eigen(quadratic, **options):
             self.a, self.b = quadratic.params
 
     objective = Objective(Model(), lambda m, batch: quadratic.loss(), [torch.zeros(1)])
-    return EigenSAM(sgd(quadratic), objective, **{"rho": 0.3, "tol": 1e-10, "max_matvecs": 50, **options})
+    return EigenSAM(sgd(quadratic), objective, **{"rho": 0.3, "rtol": 1e-10, "max_matvecs": 50, **options})
 
 
 def test_eigen_sam_turns_toward_the_sharpest_direction(quadratic):

@@ -150,7 +150,7 @@ def test_fifty_steps_of_eigen_sam_with_a_dense_eigenvector(make_network, base):
     expected = by_hand_run(base, network, rule)
     objective = Objective(network.model, mean_loss, [(network.x, network.y)])
     optimizer = EigenSAM(
-        base(network.model.parameters()), objective, rho=0.2, alpha=0.5, refresh=1, tol=1e-12, max_matvecs=80
+        base(network.model.parameters()), objective, rho=0.2, alpha=0.5, refresh=1, rtol=1e-12, max_matvecs=80
     )
     for _ in range(50):
         optimizer.step(network.closure(optimizer))
