@@ -20,9 +20,7 @@ from optland.cli.probe_report import Report
 from optland.cli.terminal import DONE, FAILED, complain, say, table_console
 from optland.config import UserError
 from optland.curvature.points.portrait import Portrait, portrait
-from optland.curvature.points.portrait import declared_cost as portrait_cost
 from optland.curvature.stability.stable_rate import StableRate, stable_rate
-from optland.curvature.stability.stable_rate import declared_cost as rate_cost
 from optland.files import write_whole
 from optland.log.unwritten import Unwritten
 from optland.objective import Objective
@@ -128,11 +126,11 @@ class _Probe:
 
     def _declared(self) -> float:
         a = self.arguments
-        cost = portrait_cost(
+        cost = portrait.cost(
             self.objective, max_matvecs=a.max_matvecs, with_density=a.density, is_sample=self._is_sample
         )
         if self.trained.optimizer is not None:
-            cost += rate_cost(self.stepped, len(self.rates), min(a.max_matvecs, EDGE_PRODUCTS))
+            cost += stable_rate.cost(self.stepped, len(self.rates), min(a.max_matvecs, EDGE_PRODUCTS))
         return cost
 
     def _spent(self) -> float:

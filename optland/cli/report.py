@@ -16,7 +16,7 @@ from optland.config import UserError
 from optland.log import WandbLogger
 from optland.log.wandb_environment import check_environment
 from optland.objective import Objective
-from optland.report import SurveySettings, declared_cost, investigate, log_report, write_report
+from optland.report import SurveySettings, investigate, log_report, survey, write_report
 from optland.train.trained_run import Split, find_checkpoint
 
 __all__ = ["report"]
@@ -73,7 +73,7 @@ class _Report:
         chosen = self.names[-1:] if a.trajectory else self.names
         objectives = {name: self.objectives[name] for name in chosen}
         tests = self._tests(chosen)
-        declared = sum(declared_cost(o, self.settings) for o in objectives.values())
+        declared = sum(survey.cost(o, self.settings) for o in objectives.values())
         say(
             f"{len(chosen)} of {len(self.runs)} checkpoints to survey on {next(iter(objectives.values())).data}"
         )

@@ -15,8 +15,8 @@ critical points     :func:`classify`, :func:`find_critical_points`, :func:`certi
 all of it           :func:`portrait`
 ==================  ===============================================================================================
 
-Each probe has a ``declared_cost`` in gradient evaluations beside it, known before it runs: import it from the probe's
-module, ``from optland.curvature.eigen.lanczos import declared_cost``.
+Each probe knows the most gradient evaluations that it can take, before it runs:
+``lanczos.cost(objective, max_matvecs=40)``.
 """
 
 from __future__ import annotations

@@ -7,13 +7,12 @@ and :func:`log_report` shows the same in a logger.
 
 from optland.report.findings import Findings, follow
 from optland.report.investigate import investigate
-from optland.report.survey import SurveySettings, declared_cost, survey
+from optland.report.survey import SurveySettings, survey
 from optland.report.write import log_report, write_report
 
 __all__ = [
     "Findings",
     "SurveySettings",
-    "declared_cost",
     "follow",
     "investigate",
     "log_report",

@@ -20,8 +20,8 @@ import torch
 from optland import vectors
 from optland.archive import Archived
 from optland.batches import num_samples, split
+from optland.curvature.cost import costs
 from optland.curvature.points.portrait import Portrait, portrait
-from optland.curvature.points.portrait import declared_cost as portrait_cost
 from optland.landscape import (
     Direction,
     EffectiveDimension,
@@ -38,7 +38,7 @@ from optland.landscape import (
 from optland.objective import FORWARD_GE, Objective
 from optland.report.store import Store, key_of
 
-__all__ = ["Survey", "SurveySettings", "declared_cost", "survey"]
+__all__ = ["Survey", "SurveySettings", "survey"]
 
 Watch = Callable[[str], None]
 
@@ -119,17 +119,18 @@ class Survey(Archived):
         return sum(parts) + gradients
 
 
-def declared_cost(objective: Objective, settings: SurveySettings) -> float:
+def _cost(objective: Objective, settings: SurveySettings) -> float:
     """The most that :func:`survey` can cost in gradient evaluations, known before it runs."""
     n = objective.num_samples
     forwards = 2 * (settings.num_points**2 + 1) + 5 * settings.num_rays
     forwards += 2 * len(settings.radii) * (2 * 25 + 1 + 2 + 40) + 2
     gradients = 2 * len(settings.radii) * (1 + 40) + (1 if settings.num_gradients else 0)
     products = 2.5 * (settings.num_rays + 80 + 4)
-    own = portrait_cost(objective, max_matvecs=settings.max_matvecs, with_density=settings.density)
+    own = portrait.cost(objective, max_matvecs=settings.max_matvecs, with_density=settings.density)
     return own + n * (forwards * FORWARD_GE + gradients + products)
 
 
+@costs(_cost)
 def survey(
     name: str,
     objective: Objective,

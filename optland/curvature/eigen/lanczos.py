@@ -9,7 +9,7 @@ right.
 
 **Cost.** One product an iteration, at most ``max_matvecs``; one read from the device an iteration. The basis
 takes m vectors of memory, at most ``max_basis`` of them: when it is full the wanted Ritz vectors stay and the
-others go (a thick restart), which costs products and leaves every residual right. :func:`declared_cost` says the
+others go (a thick restart), which costs products and leaves every residual right. ``lanczos.cost`` says the
 most it can cost before it runs.
 
 **When.** The top is known after 5 to 20 products; the bottom of a network's spectrum, whose negative part is
@@ -53,6 +53,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from optland import vectors
+from optland.curvature.cost import costs
 from optland.curvature.eigen import coarse
 from optland.curvature.eigen.krylov import Krylov, RitzPairs
 from optland.curvature.eigen.spectrum import Spectrum, certified_tau, random_start_certificate
@@ -62,7 +63,7 @@ from optland.estimate import Estimate
 from optland.objective import Objective
 from optland.vectors import Vector
 
-__all__ = ["Ends", "Stop", "declared_cost", "lanczos"]
+__all__ = ["Ends", "Stop", "lanczos"]
 
 Ends = Literal["both", "top", "bottom"]
 Stop = Literal["residual", "value", "sign"]
@@ -92,7 +93,7 @@ EVERY_STEP = 24
 """Up to this size T is solved after every product; beyond, after every (size / 24)-th, as it grows cubically."""
 
 
-def declared_cost(
+def _cost(
     objective: Objective, max_matvecs: int = 40, *, method: Method = "auto", ends: Ends = "both"
 ) -> float:
     """The most that :func:`lanczos` on a fresh Hessian of ``objective`` can cost, in gradient evaluations."""
@@ -103,6 +104,7 @@ def declared_cost(
     return cost
 
 
+@costs(_cost)
 def lanczos(
     H: SymmetricOperator,
     k: int = 1,

@@ -29,13 +29,14 @@ from torch import Tensor
 
 from optland import vectors
 from optland.archive import Archived
+from optland.curvature.cost import costs
 from optland.curvature.eigen.lanczos import FLOOR
 from optland.curvature.operators.hessian import Method, declared_product_cost
 from optland.curvature.operators.linear_operator import SymmetricOperator
 from optland.estimate import Estimate
 from optland.objective import Objective
 
-__all__ = ["PowerIteration", "declared_cost", "power_iteration"]
+__all__ = ["PowerIteration", "power_iteration"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,11 +60,12 @@ class PowerIteration(Archived):
         return f"largest {of}: {self.value}, {self.num_matvecs} products"
 
 
-def declared_cost(objective: Objective, max_matvecs: int = 20, *, method: Method = "auto") -> float:
+def _cost(objective: Objective, max_matvecs: int = 20, *, method: Method = "auto") -> float:
     """The most that :func:`power_iteration` on a fresh Hessian of ``objective`` can cost, in gradient evaluations."""
     return declared_product_cost(objective, max_matvecs, method=method)
 
 
+@costs(_cost)
 def power_iteration(
     H: SymmetricOperator,
     max_matvecs: int = 20,

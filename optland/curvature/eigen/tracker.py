@@ -9,7 +9,7 @@ the better value stays (a Ritz value never lies outside the spectrum, so the lar
 nearer), and the result says so.
 
 **Cost.** At the top 3 to 6 products a warm probe; an audit adds a cold run, 6 to 9 products, so that ``audit_every``
-20 adds 0.3 to 0.5 a probe. At most 2 ``max_matvecs`` a probe: :func:`declared_cost`.
+20 adds 0.3 to 0.5 a probe. At most 2 ``max_matvecs`` a probe: ``SpectrumTracker.cost``.
 
 **When.** Whenever the same operator is probed again and again while the weights move. What a warm start saves depends
 on how far the eigenvectors turn in between. On digits nets of 2000 and 6000 weights probed every 10 steps, residual
@@ -80,13 +80,15 @@ from torch import Tensor
 from optland import vectors
 from optland.archive import Archived
 from optland.curvature.eigen.lanczos import Ends, Stop, lanczos
-from optland.curvature.eigen.lanczos import declared_cost as lanczos_cost
 from optland.curvature.eigen.spectrum import Spectrum
 from optland.curvature.operators.hessian import Method, declared_product_cost
 from optland.curvature.operators.linear_operator import SymmetricOperator
 from optland.objective import Objective
 
-__all__ = ["SpectrumTracker", "Tracked", "declared_cost"]
+__all__ = [
+    "SpectrumTracker",
+    "Tracked",
+]
 
 JUMP = 0.5
 """Change of an end, relative to the larger of the two values, after which a probe is audited at once."""
@@ -122,11 +124,11 @@ class Tracked(Archived):
         return f"{self.spectrum}\n  {audit}{verdict}, {self.num_matvecs} products in all"
 
 
-def declared_cost(
+def _cost(
     objective: Objective, max_matvecs: int = 40, *, method: Method = "auto", ends: Ends = "both"
 ) -> float:
     """The most that one probe of a tracker on a fresh Hessian of ``objective`` can cost, its audit included."""
-    audit = lanczos_cost(objective, max_matvecs, method=method, ends=ends)
+    audit = lanczos.cost(objective, max_matvecs, method=method, ends=ends)
     both = declared_product_cost(objective, 2 * max_matvecs, method=method)
     return audit + both - declared_product_cost(objective, max_matvecs, method=method)
 
@@ -160,6 +162,8 @@ class SpectrumTracker:
         >>> first.why, second.why, second.num_matvecs, round(second.spectrum.top.value, 3)
         ('first', '', 3, 9.09)
     """
+
+    cost = staticmethod(_cost)
 
     def __init__(
         self,
@@ -201,10 +205,10 @@ class SpectrumTracker:
         then waits until an audit is affordable, and no probe takes more than it declared.
         """
         if not self._kept:
-            return lanczos_cost(objective, self.max_matvecs, method=method, ends=self.ends)
+            return lanczos.cost(objective, self.max_matvecs, method=method, ends=self.ends)
         if self.audit_jumps == "next" and not self._due():
             return declared_product_cost(objective, self.max_matvecs, method=method)
-        return declared_cost(objective, self.max_matvecs, method=method, ends=self.ends)
+        return _cost(objective, self.max_matvecs, method=method, ends=self.ends)
 
     def probe(self, H: SymmetricOperator) -> Tracked:
         """The ends of the spectrum of ``H``, from where the last probe left off.

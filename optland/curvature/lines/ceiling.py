@@ -35,6 +35,7 @@ from torch import Tensor
 
 from optland import vectors
 from optland.archive import Archived
+from optland.curvature.cost import costs
 from optland.curvature.lines.critical_step import CriticalStep
 from optland.curvature.operators.batchwise import each_batch, jackknife
 from optland.curvature.operators.hessian import Method, declared_product_cost, hessian
@@ -42,7 +43,11 @@ from optland.estimate import Estimate, Provenance
 from optland.objective import Objective
 from optland.vectors import Vector
 
-__all__ = ["Ceiling", "ceiling", "ceiling_from_steps", "declared_cost"]
+__all__ = [
+    "Ceiling",
+    "ceiling",
+    "ceiling_from_steps",
+]
 
 SIGNIFICANCE = 2.0
 """Slope and curvature on fresh data have to exceed this many of their standard errors before a ratio is formed."""
@@ -81,7 +86,7 @@ class Ceiling(Archived):
         )
 
 
-def declared_cost(objective: Objective, fresh: Objective, *, method: Method = "auto") -> float:
+def _cost(objective: Objective, fresh: Objective, *, method: Method = "auto") -> float:
     """The most that :func:`ceiling` can cost, in gradient evaluations."""
     one_batch = method if method != "auto" else "kept_graph"
     return sum(
@@ -90,6 +95,7 @@ def declared_cost(objective: Objective, fresh: Objective, *, method: Method = "a
     )
 
 
+@costs(_cost)
 def ceiling(objective: Objective, update: Vector, fresh: Objective, *, method: Method = "auto") -> Ceiling:
     """Measure slope and curvature along an update, on the data that made it and on data that did not.
 

@@ -37,11 +37,16 @@ import torch
 
 from optland import vectors
 from optland.archive import Archived
+from optland.curvature.cost import costs
 from optland.estimate import Estimate
 from optland.objective import FORWARD_GE, Objective
 from optland.vectors import Vector
 
-__all__ = ["CriticalStep", "Status", "critical_step", "declared_cost"]
+__all__ = [
+    "CriticalStep",
+    "Status",
+    "critical_step",
+]
 
 Status = Literal["resolved", "not_descent", "unbounded", "nonfinite", "flat"]
 
@@ -91,11 +96,12 @@ class CriticalStep(Archived):
         return f"critical step {self.step} [{self.status}, {self.num_forwards} forwards]"
 
 
-def declared_cost(objective: Objective, max_forwards: int = 6) -> float:
+def _cost(objective: Objective, max_forwards: int = 6) -> float:
     """The most that :func:`critical_step` can cost, in gradient evaluations, known before it runs."""
     return FORWARD_GE * max_forwards * objective.num_samples
 
 
+@costs(_cost)
 def critical_step(
     objective: Objective,
     direction: Vector,

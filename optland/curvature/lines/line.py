@@ -37,13 +37,14 @@ import torch
 from torch import Tensor
 
 from optland import vectors
+from optland.curvature.cost import costs
 from optland.curvature.operators.batchwise import each_batch, mean_and_error
 from optland.curvature.operators.hessian import CurvatureOperator, Method, declared_product_cost, hessian
 from optland.estimate import ErrorKind, Estimate, Provenance
 from optland.objective import FORWARD_GE, Objective
 from optland.vectors import Vector
 
-__all__ = ["LineMethod", "batch_sharpness", "curvature_along", "declared_batch_cost", "declared_cost"]
+__all__ = ["LineMethod", "batch_sharpness", "curvature_along"]
 
 LineMethod = Method | Literal["forward"]
 
@@ -61,13 +62,14 @@ AGREEMENT = 0.1
 """Largest relative error of a second difference that counts as converged."""
 
 
-def declared_cost(objective: Objective, *, method: LineMethod = "auto") -> float:
+def _cost(objective: Objective, *, method: LineMethod = "auto") -> float:
     """The most that :func:`curvature_along` can cost, in gradient evaluations."""
     if method == "forward":
         return FORWARDS * FORWARD_GE * objective.num_samples
     return declared_product_cost(objective, 1, method=method)
 
 
+@costs(_cost)
 def curvature_along(
     objective: Objective, direction: Vector, *, method: LineMethod = "auto", distance: float | None = None
 ) -> Estimate:
@@ -115,11 +117,12 @@ def _rayleigh(H: CurvatureOperator, direction: Vector) -> float:
     return float(vectors.dot(u, H.matvec(u)) / vectors.dot(u, u))
 
 
-def declared_batch_cost(objective: Objective, *, method: Method = "auto") -> float:
+def _batch_cost(objective: Objective, *, method: Method = "auto") -> float:
     """The most that :func:`batch_sharpness` can cost, in gradient evaluations."""
     return declared_product_cost(objective, 1, method=method) + objective.num_samples
 
 
+@costs(_batch_cost)
 def batch_sharpness(
     batches: Objective | Sequence[Objective], *, preconditioner: Vector | None = None, method: Method = "auto"
 ) -> Estimate:

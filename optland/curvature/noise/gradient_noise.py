@@ -37,12 +37,13 @@ from torch import Tensor, nn
 
 from optland import vectors
 from optland.archive import Archived
+from optland.curvature.cost import costs
 from optland.curvature.operators.batchwise import cut, jackknife, refuse_batch_statistics
 from optland.estimate import Estimate, Provenance
 from optland.objective import Objective
 from optland.vectors import Vector
 
-__all__ = ["GradientNoise", "declared_cost", "from_norms", "gradient_noise", "pooled"]
+__all__ = ["GradientNoise", "from_norms", "gradient_noise", "pooled"]
 
 SIGNIFICANCE = 2.0
 """|G|^2 has to exceed this many of its standard errors before a ratio is formed."""
@@ -75,11 +76,12 @@ class GradientNoise(Archived):
         return f"B_simple {ratio} (tr Sigma {self.trace_cov}, |G|^2 {self.grad_sq})"
 
 
-def declared_cost(objective: Objective) -> float:
+def _cost(objective: Objective) -> float:
     """Cost of :func:`gradient_noise` in gradient evaluations, known before it runs."""
     return float(objective.num_samples)
 
 
+@costs(_cost)
 def gradient_noise(
     objective: Objective, *, num_parts: int = 8, preconditioner: Vector | None = None
 ) -> GradientNoise:

@@ -43,6 +43,7 @@ from torch import Tensor
 
 from optland import vectors
 from optland.archive import Archived
+from optland.curvature.cost import costs
 from optland.curvature.noise.gradient_noise import SIGNIFICANCE, part_gradients, scales
 from optland.curvature.operators.batchwise import each_part, jackknife, refuse_batch_statistics
 from optland.curvature.operators.hessian import Method, declared_product_cost, hessian
@@ -50,7 +51,7 @@ from optland.estimate import Estimate, Provenance
 from optland.objective import Objective
 from optland.vectors import Vector
 
-__all__ = ["NoiseScale", "declared_cost", "noise_scale"]
+__all__ = ["NoiseScale", "noise_scale"]
 
 FEWEST_PARTS = 4
 """Three different parts make one product of the kind; a fourth can be left out for the standard error."""
@@ -107,13 +108,14 @@ class NoiseScale(Archived):
         return f"B_noise {self.b_noise}, B_simple {self.b_simple}, eta_max {self.step_max}"
 
 
-def declared_cost(objective: Objective, *, num_parts: int = 8, method: Method = "auto") -> float:
+def _cost(objective: Objective, *, num_parts: int = 8, method: Method = "auto") -> float:
     """The most that :func:`noise_scale` can cost, in gradient evaluations, where all data are one batch."""
     one_batch = method if method != "auto" else "kept_graph"
     products = max(declared_product_cost(objective, num_parts, method=m) for m in (method, one_batch))
     return products + objective.num_samples
 
 
+@costs(_cost)
 def noise_scale(
     objective: Objective, *, num_parts: int = 8, preconditioner: Vector | None = None, method: Method = "auto"
 ) -> NoiseScale:
@@ -163,7 +165,7 @@ def noise_scale(
 def _gradients(objective: Objective, parts: int, scale: Vector | None) -> tuple[list[list[Tensor]], Tensor]:
     """Gradient of every part (times P^-1/2), and its size in samples (in shares of the tokens, for a token loss)."""
     if parts < 1:
-        raise ValueError(f"parts={parts} must be at least 1")
+        raise ValueError(f"num_parts={parts} must be at least 1")
     with objective.context(), torch.enable_grad():
         gradients, counts, sizes = zip(*part_gradients(objective, parts, scale), strict=True)
     objective.cost_ge += sum(sizes)

@@ -34,13 +34,14 @@ from torch import Tensor, nn
 from optland import vectors
 from optland.archive import Archived
 from optland.batches import map_tensors, num_samples, split
+from optland.curvature.cost import costs
 from optland.curvature.noise.gradient_noise import GradientNoise, from_terms, scales
 from optland.curvature.operators.batchwise import jackknife, refuse_batch_statistics
 from optland.estimate import Provenance
 from optland.objective import Objective
 from optland.vectors import Vector
 
-__all__ = ["PerSample", "PerSampleMethod", "declared_cost", "per_sample_gradients"]
+__all__ = ["PerSample", "PerSampleMethod", "per_sample_gradients"]
 
 PerSampleMethod = Literal["auto", "vmap", "loop"]
 
@@ -105,11 +106,12 @@ class PerSample(Archived):
         )
 
 
-def declared_cost(objective: Objective) -> float:
+def _cost(objective: Objective) -> float:
     """Cost of :func:`per_sample_gradients` in gradient evaluations, a fallback to the loop included."""
     return 3.0 * objective.num_samples
 
 
+@costs(_cost)
 def per_sample_gradients(
     objective: Objective,
     *,

@@ -15,7 +15,7 @@ floor but not at rounding, the true critical point lies a few Newton steps away:
 changes on the way there, so that a point near a monkey saddle is not taken for a strict one.
 
 **Cost.** One gradient, and products as :func:`~optland.curvature.eigen.eigenvalues.eigenvalues` spends them (d, for d
-up to 1000), one for Hg, up to 37 for the shift, and 5 GE a sample for a data error. :func:`declared_cost` adds it up.
+up to 1000), one for Hg, up to 37 for the shift, and 5 GE a sample for a data error. ``classify.cost`` adds it up.
 
 **When.** At the end of a run, on a plateau, at the points that
 :func:`~optland.curvature.points.search.find_critical_points` finds.
@@ -37,6 +37,7 @@ import torch
 from torch import Tensor
 
 from optland import vectors
+from optland.curvature.cost import costs
 from optland.curvature.eigen.eigenvalues import Eigenvalues, budget, counts, eigenvalues, end, takes_dense
 from optland.curvature.noise.gradient_noise import gradient_noise
 from optland.curvature.operators.hessian import (
@@ -52,7 +53,9 @@ from optland.estimate import Estimate, Provenance
 from optland.objective import Objective
 from optland.vectors import Vector
 
-__all__ = ["classify", "declared_cost"]
+__all__ = [
+    "classify",
+]
 
 ROUNDING = 10.0
 """Units of rounding of the gradient's scale below which it counts as 0."""
@@ -71,7 +74,7 @@ NEWTON_PRODUCTS = 30
 """Products for the Newton step where the matrix is not formed."""
 
 
-def declared_cost(
+def _cost(
     objective: Objective,
     max_matvecs: int | None = None,
     *,
@@ -87,6 +90,7 @@ def declared_cost(
     return objective.num_samples + here + there + data
 
 
+@costs(_cost)
 def classify(
     objective: Objective,
     *,

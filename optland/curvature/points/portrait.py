@@ -6,7 +6,7 @@ What each part means and how it errs is told in :mod:`~optland.curvature.eigen.l
 eigenvectors for its control variate.
 
 **Cost.** At most ``max_matvecs`` Hessian products for the spectrum, as many for the verdict, half as many for the trace
-and 256 for the density: :func:`declared_cost` says how many gradient evaluations that is.
+and 256 for the density: ``portrait.cost`` says how many gradient evaluations that is.
 
 **When.** Once, at the end of a run or at a checkpoint; in a training loop take the parts.
 """
@@ -18,21 +18,18 @@ from dataclasses import dataclass
 
 from optland import vectors
 from optland.archive import Archived
-from optland.curvature.eigen.lanczos import declared_cost as lanczos_cost
+from optland.curvature.cost import costs
 from optland.curvature.eigen.lanczos import lanczos
 from optland.curvature.eigen.spectrum import Spectrum
 from optland.curvature.operators.hessian import Method, hessian
 from optland.curvature.points.classify import classify
-from optland.curvature.points.classify import declared_cost as classify_cost
 from optland.curvature.points.verdict import CriticalPoint
 from optland.curvature.stochastic.density import Density, density
-from optland.curvature.stochastic.density import declared_cost as density_cost
-from optland.curvature.stochastic.trace import Trace, trace_per_layer
-from optland.curvature.stochastic.trace import declared_cost as trace_cost
+from optland.curvature.stochastic.trace import Trace, trace, trace_per_layer
 from optland.estimate import Estimate
 from optland.objective import Objective
 
-__all__ = ["Portrait", "declared_cost", "portrait"]
+__all__ = ["Portrait", "portrait"]
 
 PRODUCTS = 200
 """Most products of each part, at which the verdict's certificate is small; the spectrum mostly needs less."""
@@ -95,7 +92,7 @@ class Portrait(Archived):
         return "\n".join(map(str, parts))
 
 
-def declared_cost(
+def _cost(
     objective: Objective,
     *,
     max_matvecs: int = PRODUCTS,
@@ -104,14 +101,15 @@ def declared_cost(
     method: Method = "auto",
 ) -> float:
     """The most that :func:`portrait` can cost in gradient evaluations, known before it runs."""
-    cost = lanczos_cost(objective, max_matvecs, method=method)
-    cost += trace_cost(objective, _trace_matvecs(max_matvecs), method=method)
+    cost = lanczos.cost(objective, max_matvecs, method=method)
+    cost += trace.cost(objective, _trace_matvecs(max_matvecs), method=method)
     if with_density:
         steps = min(max_matvecs, DENSITY_STEPS, vectors.numel(objective.params))
-        cost += density_cost(objective, steps, DENSITY_STARTS, method=method)
-    return cost + classify_cost(objective, max_matvecs, is_sample=is_sample, method=method)
+        cost += density.cost(objective, steps, DENSITY_STARTS, method=method)
+    return cost + classify.cost(objective, max_matvecs, is_sample=is_sample, method=method)
 
 
+@costs(_cost)
 def portrait(
     objective: Objective,
     *,

@@ -7,7 +7,7 @@ after a step that lowers |g| at once and rises by three otherwise; a change of m
 all steps come from one decomposition (all eigenvectors for d up to ``DENSE_DIM``, else the Krylov space of g).
 
 **Cost.** Per iteration one gradient and d or ``max_matvecs`` products, and one gradient for every other mu tried; then
-one :func:`~optland.curvature.points.classify.classify` a start. :func:`declared_cost` says the most it can be.
+one :func:`~optland.curvature.points.classify.classify` a start. ``find_critical_points.cost`` says the most it can be.
 
 **When.** To see index against loss (Dauphin et al. 2014; Pennington & Bahri 2017), or which saddles a run passed: start
 from points along its trajectory. In float64: in float32 the gradient of a network seldom gets small enough.
@@ -32,10 +32,10 @@ from torch import Tensor
 
 from optland import vectors
 from optland.archive import Archived
+from optland.curvature.cost import costs
 from optland.curvature.eigen.eigenvalues import eigenvalues
 from optland.curvature.operators.hessian import Method, declared_product_cost, hessian
 from optland.curvature.points.classify import classify
-from optland.curvature.points.classify import declared_cost as classify_cost
 from optland.curvature.points.newton_step import NewtonModel, from_eigenvalues, from_gradient
 from optland.curvature.points.verdict import CriticalPoint
 from optland.objective import Objective
@@ -44,7 +44,6 @@ from optland.vectors import Vector
 __all__ = [
     "FoundPoint",
     "IndexAgainstLoss",
-    "declared_cost",
     "find_critical_points",
     "index_against_loss",
     "starts_around",
@@ -109,7 +108,7 @@ class FoundPoint(Archived):
         )
 
 
-def declared_cost(
+def _cost(
     objective: Objective,
     num_starts: int = 1,
     *,
@@ -121,10 +120,11 @@ def declared_cost(
     dim = vectors.numel(objective.params)
     products = dim if dim <= DENSE_DIM else max_matvecs
     step = TRIES * objective.num_samples + declared_product_cost(objective, products, method=method)
-    verdict = classify_cost(objective, method=method)
+    verdict = classify.cost(objective, method=method)
     return num_starts * (objective.num_samples + max_steps * step + verdict)
 
 
+@costs(_cost)
 def find_critical_points(
     objective: Objective,
     starts: Iterable[Vector],

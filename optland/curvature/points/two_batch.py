@@ -38,6 +38,7 @@ from typing import Literal
 
 from optland import vectors
 from optland.archive import Archived
+from optland.curvature.cost import costs
 from optland.curvature.operators.batchwise import each_batch, mean_and_error
 from optland.curvature.operators.hessian import Method, declared_product_cost, hessian
 from optland.estimate import Estimate, Provenance
@@ -45,7 +46,11 @@ from optland.objective import FORWARD_GE, Objective
 from optland.statistics import student_quantile
 from optland.vectors import Vector
 
-__all__ = ["Certificate", "CertificateVerdict", "certify", "declared_cost"]
+__all__ = [
+    "Certificate",
+    "CertificateVerdict",
+    "certify",
+]
 
 CertificateVerdict = Literal["certified", "not certified", "too few"]
 
@@ -97,7 +102,7 @@ class Certificate(Archived):
         )
 
 
-def declared_cost(objective: Objective, *, method: Method = "auto", distance: float | None = None) -> float:
+def _cost(objective: Objective, *, method: Method = "auto", distance: float | None = None) -> float:
     """The most that :func:`certify` on the batches of ``objective`` can cost, in gradient evaluations."""
     if distance is not None:
         return 3.0 * FORWARD_GE * objective.num_samples
@@ -106,6 +111,7 @@ def declared_cost(objective: Objective, *, method: Method = "auto", distance: fl
     return max(declared_product_cost(objective, 1, method=m) for m in (method, one_batch))
 
 
+@costs(_cost)
 def certify(
     vector: Vector,
     batches: Objective | Sequence[Objective],

@@ -34,7 +34,7 @@ from torch.optim import Optimizer
 
 from optland import vectors
 from optland.archive import Archived
-from optland.curvature.eigen.lanczos import declared_cost as lanczos_cost
+from optland.curvature.cost import costs
 from optland.curvature.eigen.lanczos import lanczos
 from optland.curvature.eigen.spectrum import Spectrum
 from optland.curvature.operators.hessian import Method, hessian
@@ -48,7 +48,6 @@ from optland.vectors import Vector
 __all__ = [
     "StabilityRatio",
     "StabilityVerdict",
-    "declared_cost",
     "stability_ratio",
 ]
 
@@ -84,11 +83,12 @@ class StabilityRatio(Archived):
         return f"{self.ratio} of the stability threshold: {self.verdict} ({self.thresholds[0].rule})"
 
 
-def declared_cost(objective: Objective, max_matvecs: int = 40, *, method: Method = "auto") -> float:
+def _cost(objective: Objective, max_matvecs: int = 40, *, method: Method = "auto") -> float:
     """The most that :func:`stability_ratio` can cost, in gradient evaluations."""
-    return lanczos_cost(objective, max_matvecs, method=method) + objective.num_samples
+    return lanczos.cost(objective, max_matvecs, method=method) + objective.num_samples
 
 
+@costs(_cost)
 def stability_ratio(
     objective: Objective,
     optimizer: Optimizer,

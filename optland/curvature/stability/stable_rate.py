@@ -30,7 +30,7 @@ from torch.optim import Optimizer
 
 from optland import vectors
 from optland.archive import Archived
-from optland.curvature.eigen.lanczos import declared_cost as lanczos_cost
+from optland.curvature.cost import costs
 from optland.curvature.eigen.lanczos import lanczos
 from optland.curvature.eigen.spectrum import Spectrum
 from optland.curvature.operators.hessian import Method, hessian
@@ -41,7 +41,7 @@ from optland.curvature.stability.thresholds import Threshold, stability_threshol
 from optland.estimate import Estimate
 from optland.objective import Objective
 
-__all__ = ["StableRate", "declared_cost", "stable_rate"]
+__all__ = ["StableRate", "stable_rate"]
 
 SMALLEST, LARGEST = 1e-15, 1e15
 """Learning rates between which the edge is sought."""
@@ -79,18 +79,19 @@ class StableRate(Archived):
         return "\n".join(lines + ([f"  {self.note}"] if self.note else []))
 
 
-def declared_cost(
+def _cost(
     objective: Objective, num_rates: int = 1, max_matvecs: int = 40, *, method: Method = "auto"
 ) -> float:
     """The most that :func:`stable_rate` can cost where one eigenvalue decides, in gradient evaluations.
 
     Where none does, every rate costs a Lanczos run of its own.
     """
-    return lanczos_cost(objective, max_matvecs, method=method, ends="top") + objective.num_samples * (
+    return lanczos.cost(objective, max_matvecs, method=method, ends="top") + objective.num_samples * (
         1 + num_rates
     )
 
 
+@costs(_cost)
 def stable_rate(
     objective: Objective,
     optimizer: Optimizer,

@@ -32,6 +32,7 @@ import numpy as np
 
 from optland import vectors
 from optland.archive import Archived
+from optland.curvature.cost import costs
 from optland.curvature.eigen.krylov import Array
 from optland.curvature.operators.hessian import Method, declared_product_cost
 from optland.curvature.operators.linear_operator import SymmetricOperator
@@ -41,7 +42,7 @@ from optland.curvature.stochastic.spikes import Spike, spikes
 from optland.estimate import Estimate, Provenance
 from optland.objective import Objective
 
-__all__ = ["Curve", "Density", "declared_cost", "density"]
+__all__ = ["Curve", "Density", "density"]
 
 KERNEL = math.sqrt(8 * math.log(3.0))
 """Nodes of the mean spacing, smoothed at 2 / KERNEL of it, leave no more than a ripple."""
@@ -243,13 +244,14 @@ class Density(Archived):
         )
 
 
-def declared_cost(
+def _cost(
     objective: Objective, num_steps: int = 64, num_starts: int = 4, *, method: Method = "auto"
 ) -> float:
     """The most that :func:`density` on a fresh Hessian of ``objective`` can cost, in gradient evaluations."""
     return declared_product_cost(objective, num_steps * num_starts, method=method)
 
 
+@costs(_cost)
 def density(H: SymmetricOperator, *, num_steps: int = 64, num_starts: int = 4, seed: int = 0) -> Density:
     """Compute quadrature nodes and weights of the spectrum of ``H``.
 

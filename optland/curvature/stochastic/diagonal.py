@@ -29,6 +29,7 @@ from torch import Tensor
 
 from optland import vectors
 from optland.archive import Archived
+from optland.curvature.cost import costs
 from optland.curvature.eigen.spectrum import Spectrum
 from optland.curvature.operators.hessian import Method
 from optland.curvature.operators.linear_operator import SymmetricOperator
@@ -37,15 +38,15 @@ from optland.curvature.stochastic.probing import (
     TraceMethod,
     check_probing,
     probe,
+    probing_cost,
 )
-from optland.curvature.stochastic.probing import declared_cost as probing_cost
 from optland.curvature.stochastic.random_vectors import Distribution
 from optland.curvature.stochastic.trace import estimates
 from optland.estimate import Estimate, Provenance
 from optland.objective import Objective
 from optland.vectors import Vector
 
-__all__ = ["Diagonal", "declared_cost", "diagonal"]
+__all__ = ["Diagonal", "diagonal"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -87,11 +88,12 @@ class Diagonal(Archived):
         return "\n".join([head, *(f"  {name}  {part}" for name, part in self.per_layer.items())])
 
 
-def declared_cost(objective: Objective, max_matvecs: int = 30, *, method: Method = "auto") -> float:
+def _cost(objective: Objective, max_matvecs: int = 30, *, method: Method = "auto") -> float:
     """The most that :func:`diagonal` on a fresh Hessian of ``objective`` can cost, in gradient evaluations."""
     return probing_cost(objective, max_matvecs, method)
 
 
+@costs(_cost)
 def diagonal(
     H: SymmetricOperator,
     *,

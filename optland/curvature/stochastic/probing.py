@@ -61,8 +61,8 @@ __all__ = [
     "DiagonalSamples",
     "TraceMethod",
     "check_probing",
-    "declared_cost",
     "probe",
+    "probing_cost",
 ]
 
 TraceMethod = Literal["auto", "krylov", "hutchinson", "hutch++", "xtrace"]
@@ -313,7 +313,7 @@ def _columns(A: Products, samples: DiagonalSamples) -> None:
     samples.add(x, square)
 
 
-def declared_cost(objective: Objective, max_matvecs: int, method: Method) -> float:
+def probing_cost(objective: Objective, max_matvecs: int, method: Method) -> float:
     """The most that :func:`probe` on a fresh Hessian of ``objective`` can cost, in gradient evaluations."""
     parts = SETUP_GE * objective.num_samples if max_matvecs >= FEWEST_PRODUCTS else 0.0
     return declared_product_cost(objective, max_matvecs, method=method) + parts

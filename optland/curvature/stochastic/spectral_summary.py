@@ -28,6 +28,7 @@ import numpy as np
 
 from optland import vectors
 from optland.archive import Archived
+from optland.curvature.cost import costs
 from optland.curvature.eigen.eigenvalues import (
     Eigenvalues,
     budget,
@@ -43,7 +44,7 @@ from optland.curvature.stochastic.quadrature import quadrature
 from optland.estimate import Estimate, Provenance
 from optland.objective import Objective
 
-__all__ = ["Sign", "SpectralSummary", "declared_cost", "spectral_summary"]
+__all__ = ["Sign", "SpectralSummary", "spectral_summary"]
 
 Sign = Literal[
     "positive definite",
@@ -121,12 +122,13 @@ class SpectralSummary(Archived):
         )
 
 
-def declared_cost(objective: Objective, max_matvecs: int | None = None, *, method: Method = "auto") -> float:
+def _cost(objective: Objective, max_matvecs: int | None = None, *, method: Method = "auto") -> float:
     """The most that :func:`spectral_summary` on a fresh Hessian of ``objective`` can cost, in gradient evaluations."""
     products = budget(vectors.numel(objective.params), max_matvecs)
     return declared_product_cost(objective, products, method=method)
 
 
+@costs(_cost)
 def spectral_summary(
     H: SymmetricOperator, *, max_matvecs: int | None = None, resolution: float = 1e-2, seed: int = 0
 ) -> SpectralSummary:

@@ -34,6 +34,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from optland.archive import Archived
+from optland.curvature.cost import costs
 from optland.curvature.eigen.spectrum import Spectrum
 from optland.curvature.operators.hessian import Method
 from optland.curvature.operators.linear_operator import SymmetricOperator
@@ -42,15 +43,15 @@ from optland.curvature.stochastic.probing import (
     TraceMethod,
     check_probing,
     probe,
+    probing_cost,
 )
-from optland.curvature.stochastic.probing import declared_cost as probing_cost
 from optland.curvature.stochastic.random_vectors import Distribution
 from optland.estimate import Estimate, Provenance
 from optland.objective import Objective
 from optland.statistics import student_quantile
 from optland.vectors import Vector
 
-__all__ = ["Trace", "declared_cost", "frobenius", "trace", "trace_per_layer"]
+__all__ = ["Trace", "frobenius", "trace", "trace_per_layer"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,11 +99,12 @@ class Trace(Archived):
         return "\n".join([head, *lines, f"  ||A||_F^2 {self.frobenius}"])
 
 
-def declared_cost(objective: Objective, max_matvecs: int = 30, *, method: Method = "auto") -> float:
+def _cost(objective: Objective, max_matvecs: int = 30, *, method: Method = "auto") -> float:
     """The most that :func:`trace` on a fresh Hessian of ``objective`` can cost, in gradient evaluations."""
     return probing_cost(objective, max_matvecs, method)
 
 
+@costs(_cost)
 def trace(
     H: SymmetricOperator,
     *,
@@ -154,6 +156,7 @@ def trace(
     ).total
 
 
+@costs(_cost)
 def trace_per_layer(
     H: SymmetricOperator,
     *,
@@ -199,6 +202,7 @@ def trace_per_layer(
     )
 
 
+@costs(_cost)
 def frobenius(
     H: SymmetricOperator,
     *,

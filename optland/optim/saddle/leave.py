@@ -95,4 +95,4 @@ def declared_cost(objective: Objective, check: Objective | None = None, *, max_m
     look = declared_product_cost(objective, max_matvecs) + n + FORWARD_GE * max(2 * MOST, IN_ALL) * n
     if check is None:
         return look
-    return look + two_batch.declared_cost(check, distance=1.0) + 2 * FORWARD_GE * check.num_samples
+    return look + two_batch.certify.cost(check, distance=1.0) + 2 * FORWARD_GE * check.num_samples

@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from optland.curvature import gradient_noise
-from optland.curvature.noise.noise_scale import declared_cost, noise_scale
+from optland.curvature.noise.noise_scale import noise_scale
 from optland.failpoints import reach
 from optland.objective import Objective
 from optland.pilot.filters import RatioEMA
@@ -114,7 +114,7 @@ class CurvatureNoiseProbe(_NoiseScale):
         """What a look at a batch like this one costs; less once its second derivatives have been compared."""
         objective = self._parted(host)
         if objective is not None:
-            self.each = declared_cost(objective, num_parts=1) / objective.num_samples
+            self.each = noise_scale.cost(objective, num_parts=1) / objective.num_samples
 
     def cost(self, host: Host) -> float:
         """Four products with the Hessian of the batch, and its gradient."""

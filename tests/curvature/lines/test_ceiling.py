@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from optland.curvature.lines.ceiling import ceiling, ceiling_from_steps, declared_cost
+from optland.curvature.lines.ceiling import ceiling, ceiling_from_steps
 from optland.curvature.lines.critical_step import critical_step
 from optland.curvature.noise.noise_scale import noise_scale
 from optland.objective import Objective
@@ -127,7 +127,7 @@ def test_cost_is_charged_and_declared() -> None:
     generator = torch.Generator().manual_seed(5)
     own, fresh = noisy(8, generator), noisy(40, generator, size=10)
     found = ceiling(own, [torch.ones(3, dtype=D)], fresh)
-    assert 0 < found.cost_ge == own.cost_ge + fresh.cost_ge <= declared_cost(own, fresh)
+    assert 0 < found.cost_ge == own.cost_ge + fresh.cost_ge <= ceiling.cost(own, fresh)
 
 
 def test_wrong_usage_names_the_fix() -> None:

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from optland import vectors
 from optland.curvature import CriticalStep, critical_step
-from optland.curvature.lines.critical_step import declared_cost
 from optland.objective import Objective
 from optland.problems import function_objective, quadratic, with_spectrum
 
@@ -230,7 +229,7 @@ def test_cost_is_declared() -> None:
     L, d, _ = bowl()
     before = L.cost_ge
     found = critical_step(L, d, initial_step=1e-6, max_forwards=5)
-    assert found.cost_ge == L.cost_ge - before == declared_cost(L, 5)
+    assert found.cost_ge == L.cost_ge - before == critical_step.cost(L, 5)
     assert found.step.cost_ge == found.cost_ge
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from optland import vectors
-from optland.curvature.lines.line import batch_sharpness, curvature_along, declared_batch_cost, declared_cost
+from optland.curvature.lines.line import batch_sharpness, curvature_along
 from optland.objective import Objective
 from optland.problems import function_objective, linear_regression, quadratic, with_spectrum
 
@@ -63,10 +63,10 @@ def test_costs_are_declared() -> None:
     for method in ("auto", "finite_difference", "forward"):
         objective = linear_regression(X, torch.zeros(12, 1, dtype=D), sizes=[6, 6])
         found = curvature_along(objective, [torch.ones(1, 2, dtype=D)], method=method)
-        assert 0 < found.cost_ge == objective.cost_ge <= declared_cost(objective, method=method)
+        assert 0 < found.cost_ge == objective.cost_ge <= curvature_along.cost(objective, method=method)
     objective = linear_regression(X, torch.ones(12, 1, dtype=D), sizes=[6, 6])
     found = batch_sharpness(objective)
-    assert 0 < found.cost_ge == objective.cost_ge <= declared_batch_cost(objective)
+    assert 0 < found.cost_ge == objective.cost_ge <= batch_sharpness.cost(objective)
 
 
 def test_batch_sharpness_is_its_definition() -> None:

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from optland import vectors
 from optland.batches import split
 from optland.curvature import GradientNoise, from_norms, gradient_noise, pooled
-from optland.curvature.noise.gradient_noise import declared_cost
 from optland.objective import Objective
 from optland.problems import Point, linear_regression
 
@@ -181,7 +180,7 @@ def test_batch_statistics_are_refused() -> None:
 def test_cost_is_one_gradient_and_declared() -> None:
     objective = mean_of_samples(torch.ones(12, 4, dtype=D), 1.0, [12])
     noise = gradient_noise(objective)
-    assert noise.cost_ge == objective.cost_ge == declared_cost(objective) == 12
+    assert noise.cost_ge == objective.cost_ge == gradient_noise.cost(objective) == 12
 
 
 def test_wrong_usage_names_the_fix() -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from optland.curvature.noise.gradient_noise import gradient_noise
-from optland.curvature.noise.noise_scale import NoiseScale, declared_cost, noise_scale
+from optland.curvature.noise.noise_scale import NoiseScale, noise_scale
 from optland.objective import Objective
 from optland.problems import Point, linear_regression
 
@@ -144,7 +144,7 @@ def test_at_a_minimum_and_along_negative_curvature_it_is_unresolved(curvature: f
 def test_cost_is_charged_and_declared() -> None:
     objective = regression(24, torch.Generator().manual_seed(7))
     noise = noise_scale(objective, num_parts=4)
-    assert 0 < noise.cost_ge == objective.cost_ge <= declared_cost(objective, num_parts=4)
+    assert 0 < noise.cost_ge == objective.cost_ge <= noise_scale.cost(objective, num_parts=4)
 
 
 def test_wrong_usage_names_the_fix() -> None:

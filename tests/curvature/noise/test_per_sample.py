@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from optland import vectors
 from optland.curvature.noise.gradient_noise import gradient_noise
-from optland.curvature.noise.per_sample import declared_cost, per_sample_gradients
+from optland.curvature.noise.per_sample import per_sample_gradients
 from optland.objective import Objective
 
 D = torch.float64
@@ -133,7 +133,7 @@ def test_a_loss_that_reads_a_value_back_falls_to_the_loop_and_says_why() -> None
     found = per_sample_gradients(objective)
     assert found.method == "loop"
     assert found.reason.startswith("vmap failed")
-    assert found.cost_ge == objective.cost_ge <= declared_cost(objective)
+    assert found.cost_ge == objective.cost_ge <= per_sample_gradients.cost(objective)
     with pytest.raises(RuntimeError):
         per_sample_gradients(objective, method="vmap")
 
@@ -150,7 +150,7 @@ def test_a_map_that_does_not_add_up_costs_three_gradients_as_declared() -> None:
     objective = Objective(nn.Linear(2, 1), loss, [torch.randn(8, 2)])
     found = per_sample_gradients(objective)
     assert (found.method, "do not add up" in found.reason) == ("loop", True)
-    assert found.cost_ge == declared_cost(objective) == 3 * 8
+    assert found.cost_ge == per_sample_gradients.cost(objective) == 3 * 8
 
 
 def test_a_preconditioner_scales_the_gradients(mlp: Objective) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from optland import vectors
-from optland.curvature.points.classify import classify, declared_cost
+from optland.curvature.points.classify import classify
 from optland.curvature.points.verdict import CriticalPoint
 from optland.objective import Objective
 from optland.problems import (
@@ -398,7 +398,7 @@ def test_cost_is_counted_and_stays_within_what_was_declared(
 ) -> None:
     X, Y = regression(16)
     L = linear_regression(X, Y)
-    declared = declared_cost(L, budget, is_sample=sample, method=method)
+    declared = classify.cost(L, budget, is_sample=sample, method=method)
     found = classify(L, atol=100.0, is_sample=sample, max_matvecs=budget, method=method)
     assert 0 < found.cost_ge == L.cost_ge <= declared
 

@@ -9,12 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from optland import vectors
-from optland.curvature.points.search import (
-    declared_cost,
-    find_critical_points,
-    index_against_loss,
-    starts_around,
-)
+from optland.curvature.points.search import find_critical_points, index_against_loss, starts_around
 from optland.objective import Objective
 from optland.problems import (
     flat_bowl,
@@ -160,7 +155,7 @@ def test_a_network_comes_out_with_its_index_counted() -> None:
 
 def test_cost_is_counted_and_stays_within_what_was_declared() -> None:
     L = separable_products([1.0, 2.0])
-    declared = declared_cost(L, 2, max_steps=5)
+    declared = find_critical_points.cost(L, 2, max_steps=5)
     found = find_critical_points(L, starts_around([point(1.0, 0.2, 0.3, 2.0)], radii=(0.0, 0.5)), max_steps=5)
     assert L.cost_ge == pytest.approx(sum(f.cost_ge for f in found))
     assert L.cost_ge <= declared

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from optland.curvature.points.portrait import declared_cost, portrait
+from optland.curvature.points.portrait import portrait
 from optland.objective import Objective
 from optland.problems import quadratic, with_spectrum
 
@@ -32,7 +32,7 @@ def test_every_number_is_that_of_the_dense_matrix(mlp: Objective, dense_hessian:
         float(torch.cat([g.flatten() for g in mlp.gradient()]).norm())
     )
     assert all(torch.equal(a, b) for a, b in zip(before, mlp.params, strict=True))
-    assert found.num_matvecs * 2 <= found.cost_ge <= declared_cost(mlp, max_matvecs=60)
+    assert found.num_matvecs * 2 <= found.cost_ge <= portrait.cost(mlp, max_matvecs=60)
 
 
 def test_parts_are_announced_and_the_density_can_be_left_out(mlp: Objective) -> None:
@@ -40,7 +40,7 @@ def test_parts_are_announced_and_the_density_can_be_left_out(mlp: Objective) -> 
     found = portrait(mlp, k=1, max_matvecs=10, with_density=False, watch=begun.append)
     assert begun == ["spectrum", "trace", "kind of point"]
     assert found.density is None
-    assert mlp.cost_ge <= declared_cost(mlp, max_matvecs=10, with_density=False)
+    assert mlp.cost_ge <= portrait.cost(mlp, max_matvecs=10, with_density=False)
     assert not any("share" in name for name, _ in found.estimates())
 
 

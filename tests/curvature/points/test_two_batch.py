@@ -11,7 +11,7 @@ from scipy import stats
 from torch import Tensor, nn
 
 from optland.curvature import hessian, lanczos
-from optland.curvature.points.two_batch import Certificate, certify, declared_cost
+from optland.curvature.points.two_batch import Certificate, certify
 from optland.objective import Objective
 from optland.problems import Point, linear_regression
 
@@ -113,7 +113,7 @@ def test_cost_is_charged_and_declared() -> None:
     X = torch.randn(12, 2, generator=torch.Generator().manual_seed(0), dtype=D)
     objective = linear_regression(X, torch.zeros(12, 1, dtype=D), sizes=[4, 4, 4])
     found = certify([torch.ones(1, 2, dtype=D)], objective)
-    assert 0 < found.curvature.cost_ge == objective.cost_ge <= declared_cost(objective)
+    assert 0 < found.curvature.cost_ge == objective.cost_ge <= certify.cost(objective)
     parts = [Objective(objective.model, objective.loss_fn, [batch]) for batch in objective.batches]
     assert certify([torch.ones(1, 2, dtype=D)], parts).values == found.values
 
@@ -125,9 +125,9 @@ def test_one_product_is_declared_as_it_is_made(method: Any) -> None:
     net = nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 1)).to(D)
     objective = Objective(net, lambda m, x: m(x).square().mean(), [X])
     u = [torch.ones_like(p) for p in net.parameters()]
-    first = declared_cost(objective, method=method)
+    first = certify.cost(objective, method=method)
     assert certify(u, objective, method=method).curvature.cost_ge <= first
-    declared = declared_cost(objective, method=method)
+    declared = certify.cost(objective, method=method)
     assert certify(u, objective, method=method).curvature.cost_ge == pytest.approx(declared)
 
 
@@ -139,7 +139,7 @@ def test_three_forward_passes_give_the_curvature_of_a_quadratic_and_the_mean_one
     before = objective.cost_ge
     found = certify(u, objective, distance=0.3)
     assert found.values == pytest.approx(exact, rel=1e-9)  # also where the slope is not zero
-    assert found.curvature.cost_ge == pytest.approx(12.0) == declared_cost(objective, distance=0.3)
+    assert found.curvature.cost_ge == pytest.approx(12.0) == certify.cost(objective, distance=0.3)
     assert objective.cost_ge - before == pytest.approx(12.0)
 
     def quartic(model: nn.Module, batch: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.optim import SGD, Adagrad, Adam, AdamW, Optimizer
 
 from optland.curvature import hessian, lanczos
-from optland.curvature.stability.stable_rate import declared_cost, stable_rate
+from optland.curvature.stability.stable_rate import stable_rate
 from optland.objective import Objective
 from optland.optim import SAM
 from optland.problems import quadratic, with_spectrum
@@ -130,7 +130,7 @@ def test_what_curves_downwards_alone_is_stable_at_any_rate() -> None:
 
 def test_the_cost_is_declared() -> None:
     L = bowl()
-    declared = declared_cost(L, 3)
+    declared = stable_rate.cost(L, 3)
     stable_rate(L, SAM(SGD(L.params, lr=0.1), rho=0.05), {"a": 0.1, "b": 0.2, "c": 0.3})
     assert L.cost_ge <= declared
 

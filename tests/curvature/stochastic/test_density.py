@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from optland.curvature import CurvatureOperator, hessian
-from optland.curvature.stochastic.density import Density, declared_cost, density
+from optland.curvature.stochastic.density import Density, density
 from optland.curvature.stochastic.random_vectors import RandomVectors
 from optland.objective import Objective
 from optland.problems import function_objective, linear_regression, quadratic, with_spectrum
@@ -180,7 +180,7 @@ def test_cost_seed_and_files(mlp: Objective, tmp_path: Path) -> None:
     H = hessian(mlp)
     found = density(H, num_steps=8, num_starts=2, seed=1)
     assert found.num_matvecs == H.num_matvecs == 16
-    assert found.cost_ge == H.cost_ge <= declared_cost(mlp, 8, 2)
+    assert found.cost_ge == H.cost_ge <= density.cost(mlp, 8, 2)
     assert torch.equal(torch.get_rng_state(), before)
     assert (
         density(hessian(mlp), num_steps=8, num_starts=2, seed=1).nodes[1].tolist() == found.nodes[1].tolist()

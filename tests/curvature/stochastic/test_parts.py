@@ -18,7 +18,7 @@ from optland.curvature.operators.hessian import Method
 from optland.curvature.stochastic.deflation import Deflation
 from optland.curvature.stochastic.parts import Parts, agree, parts_of, sample
 from optland.curvature.stochastic.random_vectors import RandomVectors
-from optland.curvature.stochastic.trace import declared_cost, trace_per_layer
+from optland.curvature.stochastic.trace import trace, trace_per_layer
 from optland.objective import Objective
 
 D = torch.float64
@@ -152,7 +152,7 @@ def test_a_loss_that_compares_samples_is_found_out() -> None:
 @pytest.mark.parametrize("products", [11, 12, 30])
 def test_the_cost_is_within_what_was_declared(method: Method, products: int) -> None:
     L = objective((25, 15))
-    before, declared = L.cost_ge, declared_cost(L, products, method=method)
+    before, declared = L.cost_ge, trace.cost(L, products, method=method)
     found = trace_per_layer(hessian(L, method=method), max_matvecs=products)
     assert ("parts" in found.total.note) == (products >= 12)
     assert found.num_matvecs == products

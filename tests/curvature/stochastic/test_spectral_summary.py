@@ -12,7 +12,7 @@ from torch import Tensor
 
 from optland.curvature.eigen.eigenvalues import eigenvalues, share_below
 from optland.curvature.operators.hessian import hessian
-from optland.curvature.stochastic.spectral_summary import declared_cost, spectral_summary
+from optland.curvature.stochastic.spectral_summary import spectral_summary
 from optland.objective import Objective
 from optland.problems import function_objective, linear_network, linear_regression, quadratic, with_spectrum
 
@@ -164,7 +164,7 @@ def test_an_invariant_space_holds_the_shares_exactly_up_to_the_draw() -> None:
 
 def test_cost_and_input() -> None:
     L = diagonal(np.arange(1.0, 1200.0))
-    declared = declared_cost(L, 30)
+    declared = spectral_summary.cost(L, 30)
     s = spectral_summary(hessian(L), max_matvecs=30)
     assert s.cost_ge <= declared
     assert s.cost_ge == L.cost_ge
