@@ -102,7 +102,7 @@ def _seconds(row: dict[str, Any]) -> str:
 def methods_table() -> str:
     """The methods of the registry, from their cards."""
     lines = [
-        "| name | class | gradients a step | kept | use it when | rho | source |",
+        "| name | class | gradients per step | kept | use it when | rho | source |",
         "|---|---|---:|---:|---|---|---|",
     ]
     for card in CARDS:
@@ -199,7 +199,7 @@ def sam_cost_table(result: dict[str, Any]) -> str:
 
 
 def conformance_table(result: dict[str, Any]) -> str:
-    """Passed of the checks that apply, by kind, one row an optimizer."""
+    """Passed of the checks that apply, by kind, one row per optimizer."""
     lines = [
         "| package | optimizer | " + " | ".join(KINDS) + " | all |",
         "|---|---|" + "---:|" * (len(KINDS) + 1),

@@ -1,4 +1,4 @@
-"""Instances of a class that are alive: how one finds the module of a parameter, which does not know it."""
+"""Find the living instances of a class, such as the module that holds a given parameter."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _Kind = TypeVar("_Kind")
 
 
 def instances(*kinds: type[_Kind]) -> list[_Kind]:
-    """All that are alive, of subclasses too, but for those that ``gc.freeze`` has put away.
+    """All living instances, of subclasses too, except those that ``gc.freeze`` has set aside.
 
     An instance refers to its class, so one walk of the garbage collector finds them: 0.1 s over a million objects, for
     what happens once in a run. (A walk over ``gc.get_objects()`` would also take hold of tensors that C++ owns, which

@@ -1,4 +1,4 @@
-"""The step of the base, which is told the loss where it reads one.
+"""Step the base optimizer, and hand it the loss of pass one where it needs one.
 
 Some optimizers choose their step by the loss that ``step(closure)`` evaluates (Polyak's step, MoMo, ALI-G). They are
 given a closure that returns what the user's returned in pass one and evaluates nothing: the gradient is in ``.grad``
@@ -41,7 +41,7 @@ class BaseStep:
     """Makes the base's step.
 
     Args:
-        base: Any optimizer that takes one gradient a step.
+        base: Any optimizer that takes one gradient per step.
     """
 
     def __init__(self, base: Optimizer) -> None:

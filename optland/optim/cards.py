@@ -1,4 +1,4 @@
-"""One card a method: what it costs, when to use it, which radius, and where it comes from.
+"""Method cards: for each method its cost, when to use it, its radius and its source.
 
 The table of methods in the README is made from these cards, and a test holds every declared cost to what is counted.
 """
@@ -30,7 +30,7 @@ class Card:
     Attributes:
         name: Its name in :func:`~optland.optim.create`.
         method: Its class.
-        gradients: Gradient evaluations a sample and step, at the defaults.
+        gradients: Gradient evaluations per sample and step, at the defaults.
         state: Copies of the weights that it keeps from step to step.
         transient: Copies of the weights during the second pass, the gradient of pass one included.
         peak: Copies at the most crowded moment of a step, beyond ``state`` and what the base's own step holds. More
@@ -76,7 +76,7 @@ CARDS = (
     ),
     Card(
         "msam", MSAM, 1, 0, 1, 1,
-        "SAM's second pass is too dear; a base with momentum",
+        "SAM's second pass costs too much; a base with momentum",
         "0.3 to 3, searched; 0 during warm-up",
         "Becker 2024, 2401.12033",
     ),

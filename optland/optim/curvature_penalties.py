@@ -9,7 +9,7 @@ The bracket of CR-SAM with gamma is the change of the curvature along eps, the o
 H g / ||g|| on a quadratic. Stable SAM descends along h with the length of g, so that the edge of stability of the step
 is the base's own.
 
-**Cost.** CR-SAM: 3 gradient evaluations a sample and step. Stable SAM: 2. No state.
+**Cost.** CR-SAM: 3 gradient evaluations per sample and step. Stable SAM: 2. No state.
 
 **When.** CR-SAM where the third pass is affordable; stable SAM where SAM needs a smaller learning rate than its base.
 
@@ -84,7 +84,7 @@ class CRSAM(TwoPass):
 
 class _Stable(Method):
     def combine(self, at: Gradients) -> list[Tensor]:
-        """H |g| / |h|."""
+        """The gradient h at the length of g."""
         length = vectors.norm(at.h)
         factor = torch.where(length > 0, vectors.norm(at.g) / length, torch.zeros_like(length))
         return [h * factor.to(device=h.device, dtype=h.dtype) for h in at.h]

@@ -1,4 +1,4 @@
-"""An optimizer around another one, of which there is only one copy of everything.
+"""Wrap an optimizer and forward its state and parameter groups, so that one copy of each exists.
 
 ``state``, ``param_groups`` and ``defaults`` are forwarded to the base optimizer, which stays their owner.
 Copying the references instead would un-share them at the first ``load_state_dict``, and with them the

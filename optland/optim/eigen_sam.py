@@ -7,7 +7,7 @@ r"""Eigen-SAM: turn the ascent toward the sharpest direction.
 with g-hat = g / ||g|| and v the eigenvector of the Hessian's largest eigenvalue, from Lanczos runs that start at the
 last one. SAM reduces the largest eigenvalue only so far as g points along v; this makes it point there.
 
-**Cost.** 2 gradient evaluations a sample and step, and a Lanczos run of at most ``max_matvecs`` products every
+**Cost.** 2 gradient evaluations per sample and step, and a Lanczos run of at most ``max_matvecs`` products every
 ``refresh`` steps (3 to 10 at its default accuracy); one copy of the weights in the state.
 
 **When.** When the sharpest direction is what is to be flattened, and alignment of g with it is low.
@@ -52,7 +52,7 @@ class _Eigen(Method):
         self.objective, self.refresh, self.rtol, self.max_matvecs = objective, refresh, rtol, max_matvecs
 
     def direction(self, at: Gradients) -> list[Tensor]:
-        """U."""
+        """The ascent direction u."""
         if any(group.get("maximize") for group in at.groups):
             raise ValueError(
                 "Eigen-SAM looks for the sharpest direction of a loss that is minimized, and its base has "

@@ -1,4 +1,4 @@
-"""A step in flight: the way up to w + eps, the way back, and which gradients are in hand.
+"""The state machine of a two-pass step: moves to w + eps and back, and the gradients of both passes.
 
 The phases of a step, and the moves from one to the next:
 
@@ -75,7 +75,7 @@ class Ascent:
 
 
 class Flight:
-    """Moves the weights and keeps the gradients of both places apart.
+    """The state machine: moves the weights, and keeps the gradients at w and at w + eps separate.
 
     Args:
         base: The optimizer that owns the parameters.
@@ -164,7 +164,7 @@ class Flight:
         self.measuring = every == 1 or (every > 1 and self.period != self.telemetry.period)
 
     def begin(self, loss_scale: float | Tensor | None = None, share: float = 1.0) -> None:
-        """A step, or its next micro-batch, has its first gradients in ``.grad``."""
+        """Begin a step, or its next micro-batch, with its first gradients in ``.grad``."""
         self.units.take(loss_scale, share, matters_to=self.name if self.method.shares_matter else "")
         self.to(Phase.IDLE)
         g = present(self.params)
@@ -185,7 +185,7 @@ class Flight:
         return any(self._passes_apart)
 
     def at(self, g: list[Tensor | None], *, perturbed_only: bool = False) -> Gradients:
-        """The entries of a step, those with a gradient, in the order of the groups."""
+        """The parameters that have a gradient in this step, in the order of the groups."""
         params = self.params
         groups = [group for group in self.base.param_groups for _ in group["params"]]
         gradients = [x for x in g if x is not None]
@@ -222,7 +222,7 @@ class Flight:
 
     @vectors.no_graph
     def rise(self) -> None:
-        """To w + eps; the gradients in ``.grad`` are taken for g."""
+        """Move to w + eps; the gradients in ``.grad`` are taken for g."""
         g = present(self.params)
         self.guard.begin_second(self.params)
         try:
@@ -290,7 +290,7 @@ class Flight:
 
     @vectors.no_graph
     def cross(self) -> None:
-        """From w + eps, where h is known, to w - eps."""
+        """Move from w + eps, where h is known, to w - eps."""
         ascent = self._away()
         self._require_dense_pass()
         self._passes_apart.append(self.replicas.apart)
@@ -308,7 +308,7 @@ class Flight:
         return any(g is not None and not is_spent(g) for g in present(self.params))
 
     def come_back(self) -> None:
-        """Back to w: with the combined gradient, or calling the step off where a pass is missing."""
+        """Return to w with the combined gradient, or cancel the step where a pass is missing."""
         if not self.seen():
             self.abandon()
             return
@@ -326,7 +326,7 @@ class Flight:
 
     @vectors.no_graph
     def descend(self) -> None:
-        """Back to w with all gradients in hand: telemetry, and the combined gradient into ``.grad``."""
+        """Return to w with all gradients known: take telemetry, and put the combined gradient into ``.grad``."""
         ascent, params, last = self._away(), self.params, present(self.params)
         h, opposite = (last, None) if ascent.beyond is None else (ascent.beyond, last)
         eps = vectors.subtract(ascent.moved, ascent.weights) if self.measuring else []
@@ -391,7 +391,7 @@ class Flight:
         self.apart = passes[-1]
 
     def agree(self) -> None:
-        """Before the base or a GradScaler looks at ``.grad``: the same on every rank."""
+        """Make ``.grad`` the same on every rank, before the base or a GradScaler looks at it."""
         if not self.apart:
             return
         self.apart = False
@@ -404,7 +404,7 @@ class Flight:
         self._norms.append(vectors.norm([p.grad for p in params if p.grad is not None]))
 
     def abandon(self) -> None:
-        """Back to w as if the second pass had not begun."""
+        """Return to w as if the second pass had not begun."""
         ascent = self.land()
         self.guard.end_second()
         for p, g in zip(self.params, ascent.gradients, strict=True):

@@ -1,12 +1,12 @@
-r"""When a step pays for its second pass: every k-th, at random, at the end, where the gradient is large, or by rule.
+r"""Gates, which decide which steps take a second pass: every k-th, random ones, late ones, or by a rule.
 
-A gate is a function of the optimizer, called once a step after pass one, that says whether pass two shall follow; a
+A gate is a function of the optimizer, called once per step after pass one, that says whether pass two shall follow; a
 step without one is a plain step of the base. It may look at ``optimizer.steps`` (updates made), ``param_groups`` (the
 learning rate), ``optimizer.gradient_norm()`` and ``optimizer.telemetry`` (:class:`StepState`); a sharpness that someone
 else measures plugs in as ``gate=lambda optimizer: sharpness() > 10``.
 
 ====================  ==========================================  =====================================
-gate                  second pass                                 cost, gradient evaluations a sample
+gate                  second pass                                 cost, gradient evaluations per sample
 ====================  ==========================================  =====================================
 ``Every(k)``          each k-th step                              1 + 1/k
 ``Bernoulli(p)``      with probability p                          1 + p
@@ -54,7 +54,7 @@ __all__ = [
 
 
 class StepState(Protocol):
-    """What a gate may look at of an optimizer, between pass one and the decision."""
+    """The part of an optimizer that a gate may read, between pass one and the decision."""
 
     @property
     def steps(self) -> int:
@@ -241,7 +241,7 @@ class LargeGradient(_Own):
     r"""The second pass where \|g\|^2 >= mu + c sigma, with running mean mu and deviation sigma of \|g\|^2 (AE-SAM).
 
     c falls linearly from ``start`` to ``end`` over the run, so that SAM becomes more frequent. Reading the norm makes
-    the host wait for the device, once a step.
+    the host wait for the device, once per step.
 
     Args:
         total_steps: Updates in the run.
@@ -267,7 +267,7 @@ class LargeGradient(_Own):
         """Update the moments with this step's norm, then compare."""
         square = optimizer.gradient_norm() ** 2
         if not math.isfinite(square):
-            return False  # the step will be skipped; its norm shall not stay in the mean for ever
+            return False  # the step will be skipped; its norm must not stay in the mean
         group = optimizer.param_groups[0]
         before, spread = setting(group, "gate_mean"), setting(group, "gate_variance")
         mean = square if before == 0.0 else self.decay * before + (1 - self.decay) * square

@@ -1,4 +1,4 @@
-"""A gate at work: it decides once per step, and a step that is called off takes back what the gate has noted."""
+"""Run an optimizer's gate once per step, and undo what it has recorded when the step is cancelled."""
 
 from __future__ import annotations
 

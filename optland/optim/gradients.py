@@ -1,4 +1,4 @@
-"""Whose gradients are these? Collecting them, and telling leftovers from contributions.
+"""Collect the gradients of a pass, and distinguish leftovers of the last update from new contributions.
 
 Before pass one of a closure, ``.grad`` may hold the gradients of the last update (leftovers, to be dropped)
 or a contribution that someone accumulated outside the closure (which a second pass would silently lose or
@@ -43,7 +43,7 @@ def is_shared(gradient: Tensor) -> bool:
 
 
 def present(params: list[Tensor]) -> list[Tensor | None]:
-    """The gradient of each parameter, None where there is none."""
+    """The gradient of each parameter, None where it has none."""
     return [p.grad for p in params]
 
 
@@ -77,7 +77,7 @@ def _version(gradient: Tensor) -> int:
 def spend(params: Iterable[Tensor]) -> None:
     """Mark the present gradients as used up: what is added to them from now on is a new contribution.
 
-    The mark sits on the tensor and not in a table of ours, so it neither keeps memory alive nor can be taken
+    The mark sits on the tensor and not in a table of this package, so it neither keeps memory alive nor can be taken
     for that of a later tensor at the same address.
     """
     for p in params:

@@ -7,7 +7,7 @@ r"""Surrogate gap guided SAM: descend at the worst point, and shrink the gap to 
 The part of g across h is climbed: L(w) rises there, L(w + eps) stays, so the gap between them falls. The other form,
 ``descend="w"``, is g + alpha (h - its part along g): the authors' later code has it, and notes fewer loss spikes.
 
-**Cost.** 2 gradient evaluations a sample and step; no state.
+**Cost.** 2 gradient evaluations per sample and step; no state.
 
 **When.** Vision transformers and mixers trained long, where the gap is large: their gains over SAM are the largest.
 

@@ -1,4 +1,4 @@
-"""What the second pass must not change, and what it must repeat.
+"""Keep buffers unchanged in the second pass, and repeat the random numbers of the first.
 
 BatchNorm statistics (any buffer, in fact) keep the values of pass one, pass two sees the dropout masks of
 pass one, and the random state after the step is the one that a single pass would have left.

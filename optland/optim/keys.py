@@ -1,4 +1,4 @@
-"""Names of ours in the dictionaries of a base: ``group["sam_rho"]``, ``state[p]["sam_look_direction"]``.
+"""Names of this package's entries in a base's dictionaries: ``group["sam_rho"]``, ``state[p]["sam_look_direction"]``.
 
 The prefix keeps them apart from the base's own, whatever those are called: Adadelta has a ``rho``, RMSprop and ASGD an
 ``alpha``. Constructor arguments have no prefix.
@@ -23,7 +23,7 @@ PREFIX = "sam_"
 
 
 def key(name: str) -> str:
-    """Under which key a name of ours lies in the groups and in the state; a key is its own.
+    """The key of one of this package's names in groups and state; a key is returned as it is.
 
     Example:
         >>> key("rho"), key("sam_step")
@@ -33,7 +33,7 @@ def key(name: str) -> str:
 
 
 def setting(group: dict[str, Any], name: str) -> Any:
-    """A hyper-parameter of ours, as the group has it now."""
+    """The present value of one of the wrapper's hyper-parameters in a group."""
     return group[key(name)]
 
 
@@ -53,7 +53,7 @@ class GroupKeys:
         )
 
     def values(self, group: dict[str, Any]) -> dict[str, Any]:
-        """What a group that is given says of our hyper-parameters, by name.
+        """The wrapper's hyper-parameters that a given group sets, by name.
 
         Raises:
             ValueError: It has one of them under both names.

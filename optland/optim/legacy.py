@@ -1,4 +1,4 @@
-"""The calling convention of the most used implementation, for code that was written for it.
+"""Support for code and checkpoints written for ``davda54/sam``, the most used implementation.
 
 ``SAM(model.parameters(), torch.optim.SGD, rho=0.05, lr=0.1)`` with ``first_step`` / ``second_step``,
 ``adaptive=True`` and a ``step(closure)`` that starts from existing gradients; ``params=`` and ``base_optimizer=`` are

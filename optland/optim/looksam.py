@@ -1,4 +1,4 @@
-r"""LookSAM: look for the worst point every k-th step, and reuse what was seen there in between.
+r"""LookSAM: take the second gradient every k-th step, and reuse its part across g in between.
 
 .. math::
     \text{every k-th step:} \quad & h = \nabla L(w + \rho g / \|g\|), \qquad
@@ -8,14 +8,14 @@ r"""LookSAM: look for the worst point every k-th step, and reuse what was seen t
 The part of h across g changes slowly, so it may be k steps old; the part along g is that of the present batch. alpha is
 bounded by what was seen: in no step is the gradient turned further than the last look turned it.
 
-**Cost.** 1 + 1/k gradient evaluations a sample and step, by construction; one copy of the weights in the state.
+**Cost.** 1 + 1/k gradient evaluations per sample and step, by construction; one copy of the weights in the state.
 
 **When.** Large batches and vision transformers, where the authors use it with k = 5 to 10. **When not.** Small noisy
 batches, whose g_v is noise by the next step.
 
 **Defaults.** ``rho=0.05`` as SAM; ``k=5`` and ``alpha=0.7``, the paper's, and ``bounded=True``, which is not: with a
 fixed 0.7 the gradient is turned by 35 degrees however little SAM would turn it, and a convolutional net without
-normalisation on MNIST-1D ends at 24 % in the place of 95 %. Where |g_v| / |g| is above 0.7, as in the authors' large
+normalisation on MNIST-1D ends at 24 % instead of 95 %. Where |g_v| / |g| is above 0.7, as in the authors' large
 batches, both are the same.
 
 **Caveats.** Under DDP the gradient of pass one has to be synchronised in the k-th steps, since g_v stays. Norms and

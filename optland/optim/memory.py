@@ -1,4 +1,4 @@
-"""What a method remembers from one step to the next, kept in the base optimizer's own state.
+"""Values that a method keeps from step to step, stored in the base optimizer's own state.
 
 Tensors lie beside the base's own (``state[p]["sam_ema"]``), counts in the parameter groups, so that both travel in
 every checkpoint, also in a sharded one, without a second state dict. Two rules make that safe. A method *proposes* what
@@ -34,7 +34,7 @@ def dated(name: str) -> str:
 
 
 class Memory:
-    """What a base and a method keep for each parameter.
+    """The values that a base and a method keep for each parameter.
 
     Args:
         base: The optimizer that owns groups and state.
@@ -74,7 +74,7 @@ class Memory:
 
     def state_of(self, p: Tensor) -> dict[str, Any]:
         """What is kept for a parameter, the base's own included; empty where there is nothing yet."""
-        # Not state[p]: reading would make an entry where there is none.
+        # Not state[p]: reading would make an entry.
         found: dict[str, Any] = self._base.state.get(p, {})
         return found
 

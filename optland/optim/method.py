@@ -1,4 +1,4 @@
-r"""What makes one two-pass method differ from another: a handful of choices, each one function or one value.
+r"""The choices that define a two-pass method, each one function or one value.
 
 .. math:: \epsilon = \rho \, \frac{T^2 d}{\|T d\|}, \qquad g = \nabla L(w), \quad h = \nabla L(w + \epsilon)
 
@@ -73,7 +73,7 @@ class Gradients:
     unrecorded: Callable[[], AbstractContextManager[None]] = nullcontext
 
     def of(self, name: str) -> list[float]:
-        """A hyper-parameter of ours, entry by entry."""
+        """The method's hyper-parameter of this name, entry by entry."""
         its = key(name)
         return [float(group[its]) for group in self.groups]
 

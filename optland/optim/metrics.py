@@ -8,7 +8,7 @@ with g^2 and the products taken coordinate by coordinate, and v-hat the second m
 corrected for its start. The preconditioned form keeps the Euclidean length rho, so that rho means what it means in SAM
 and the scale of the loss does not matter; only the direction is that of steepest ascent in Adam's geometry.
 
-**Cost.** 2 gradient evaluations a sample and step; no state of their own.
+**Cost.** 2 gradient evaluations per sample and step; no state of their own.
 
 **When.** Fisher SAM: as SAM. Preconditioned: transformers under AdamW, whose gradients differ by layer so much that a
 Euclidean eps moves a few layers only.

@@ -1,4 +1,4 @@
-"""Gradients gathered from micro-batches that each had an eps of their own, and a watch on passes nobody asked for."""
+"""Sum gradients of micro-batches that each had their own eps, and detect a backward pass that must not be there."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is refused of a two-pass step, and why: bases, loss scalers at the wrong moment, closures without a gradient.
+"""Errors for misuse of a two-pass step: wrong bases, badly timed loss scalers, closures without a gradient.
 
 For a perturbation of fixed length the loss scale cancels, so pass one is never unscaled; only the gradient of
 pass two is, once, by ``scaler.step``. Called with a closure, the scaler would not see the gradients at all.
@@ -38,7 +38,7 @@ USAGES = (
 
 
 def refuse_base(name: str, base: Any, model: Any) -> None:
-    """Refuse what no two-pass optimizer of this name can be made of.
+    """Refuse a base that no two-pass optimizer of this name can wrap.
 
     Raises:
         ValueError: The base is differentiable.

@@ -7,9 +7,9 @@ with v the momentum before this step's update: SGD's momentum buffer, or the fir
 sign is intended: -v is where the base is about to go, and the momentum of many batches points up the sharp directions
 less noisily than one gradient does.
 
-**Cost.** 1 gradient evaluation a sample and step; one transient copy of the weights; no state.
+**Cost.** 1 gradient evaluation per sample and step; one transient copy of the weights; no state.
 
-**When.** Where SAM helps and its second pass is too dear. **When not.** A base without momentum.
+**When.** Where SAM helps and its second pass costs too much. **When not.** A base without momentum.
 
 **Defaults.** ``rho=0.3``, the authors' class default; their runs use 3 for CIFAR with SGD, so it has to be searched,
 and over larger values than SAM's. They leave rho at 0 while the learning rate warms up (``gate=``, or the group's
@@ -48,7 +48,7 @@ _VELOCITIES = ("momentum_buffer", "exp_avg")
 
 
 class _Momentum(Method):
-    """Down the momentum, which the engine is given in the place of the gradient."""
+    """A method whose direction is down the momentum, which the engine is given instead of the gradient."""
 
     sign = -1.0
 
@@ -58,12 +58,12 @@ class _Momentum(Method):
 
     @property
     def evaluations(self) -> int:
-        """One gradient per sample."""
+        """Gradient evaluations per sample of a step: one."""
         return 1
 
 
 class _OnePass(Flight):
-    """Up along the momentum, before the only pass of a step."""
+    """The state machine of a one-pass step: up along the momentum, then the only pass."""
 
     @vectors.no_graph
     def rise(self) -> None:

@@ -1,4 +1,4 @@
-"""Words to the user that end nothing: once each, and shown at the user's own line."""
+"""Warnings to the user, given once each and reported at the user's own line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-r"""How long a perturbation is, in which norm, and over which tensors the norm is taken.
+r"""The norm and the scope of a perturbation: its length, and the tensors that share it.
 
 .. math:: \epsilon = \rho \, T \, \frac{\operatorname{sign}(x) |x|^{q-1}}{\|x\|_q^{q-1}}, \qquad x = T d, \qquad
           \frac1p + \frac1q = 1, \qquad \|T^{-1} \epsilon\|_p = \rho
@@ -24,7 +24,7 @@ Scope = Literal["global", "group", "tensor"]
 
 
 def check_ball(p: float, scope: str) -> None:
-    """Refuse a norm or a scope that there is not.
+    """Refuse an unknown norm or scope.
 
     Raises:
         ValueError: ``p`` is not above 1, or ``scope`` is not known.
@@ -86,7 +86,7 @@ def times(x: list[Tensor], radius: Tensor | float, length: Tensor, p: float) -> 
     usable = length.isfinite() & (length > 0)
     factor = torch.where(usable, radius / length**power, torch.zeros_like(length))
     # 0 * inf would be NaN.
-    if len({(t.dtype, t.device) for t in wide}) == 1:  # three launches in the place of two for every tensor
+    if len({(t.dtype, t.device) for t in wide}) == 1:  # three launches instead of two per tensor
         flat = torch.cat([t.flatten() for t in wide]).nan_to_num_(0.0, 0.0, 0.0)
         pieces = torch.split(flat.mul_(factor.to(flat)), [t.numel() for t in wide])
         return [piece.view(t.shape) for piece, t in zip(pieces, wide, strict=True)]

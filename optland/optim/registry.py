@@ -68,7 +68,7 @@ def create(name: str, params: Iterable[Any], base: str | None = None, **options:
         name: A method (``"sam"``), a base optimizer alone (``"adamw"``), or ``"none"`` for ``base`` alone.
         params: Parameters, groups, or (name, parameter) pairs.
         base: The base optimizer of a method; default ``"sgd"``.
-        **options: Options of the method (``rho``) and of the base (``lr``), told apart by their names. Where both
+        **options: Options of the method (``rho``) and of the base (``lr``), distinguished by their names. Where both
             have one of a name, the method's is written as in the groups, ``sam_alpha``, and the base keeps its
             default. ``model`` may always be given; a base alone has no use for it.
 

@@ -1,14 +1,14 @@
-"""Which gradients are this rank's own, under DistributedDataParallel's ``no_sync()``, and their mean over the ranks.
+"""Average gradients over ranks that DistributedDataParallel's ``no_sync()`` has left unreduced.
 
 A forward pass decides: after one under ``no_sync()`` the backward pass reduces nothing. What the base then receives
 differs from rank to rank, and nothing would bring the replicas together again. So the engine takes the mean over the
-ranks itself, once an update, of what is not shared by then: the same number as with a reduction in every backward pass,
-for one of them.
+ranks itself, once per update, of what is not shared by then: the same number as with a reduction in every backward
+pass, for one of them.
 
 Under DistributedDataParallel both forms give the numbers of the large batch in one process, and
 under FSDP2 too. Under ``no_sync()``, around forward *and* backward, a gradient is this rank's own, and with it eps:
 m-sharpness, and a synchronisation less. What is still this rank's own when the base is to have it is averaged over the
-ranks first, once an update, so that all micro-batches of ``accumulate()`` may run without synchronisation, or pass one
+ranks first, once per update, so that all micro-batches of ``accumulate()`` may run without synchronisation, or pass one
 alone in phase form. Replicas never drift apart; refused are pass one alone for methods that combine both gradients, and
 any pass one of this rank's own for methods that remember something of it (F-SAM, VaSSO, LookSAM, sparse SAM) and for
 gates that ask for its length. The wrapper is found in ``model=``, or among all live objects (but for those that
@@ -45,7 +45,7 @@ class _LastForward:
         if torch.is_grad_enabled():
             self.synced = bool(getattr(net, _SYNC))
 
-    # A copy of the net has no step of ours; its hook has nothing to tell.
+    # A copy of the net has no step of this optimizer; its hook has nothing to tell.
     def __reduce__(self) -> tuple[type[_LastForward], tuple[()]]:
         return _LastForward, ()
 

@@ -1,11 +1,11 @@
-r"""LE-SAM: a budget for the rise of the loss in the place of a radius.
+r"""LE-SAM: a budget for the rise of the loss instead of a radius.
 
 .. math:: \epsilon = \rho_t \, g / \|g\|, \qquad \rho_t = \min(\sigma / \|g\|, \; \rho_{\max})
 
 so that the first-order rise <g, eps> is sigma wherever the cap does not bind: steps with large gradients get small
 radii, and as the gradient falls, the radius grows to rho_max, where it is SAM.
 
-**Cost.** 2 gradient evaluations a sample and step; no state.
+**Cost.** 2 gradient evaluations per sample and step; no state.
 
 **When.** When one rho is too large early and too small late. **When not.** With noisy gradients whose length says
 little.

@@ -1,4 +1,4 @@
-"""Running statistics that the second pass updates once more because the engine was not given the model."""
+"""Detect running statistics that the second pass updates again because no ``model=`` was given."""
 
 from __future__ import annotations
 

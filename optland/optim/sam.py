@@ -7,7 +7,7 @@ r"""Sharpness-aware minimization: descend with the gradient of the worst point n
 .. math::
     w \leftarrow \text{base}(w, \nabla L(w + \epsilon))
 
-**Cost.** 2 gradient evaluations a sample and step; two transient copies of the weights; no state.
+**Cost.** 2 gradient evaluations per sample and step; two transient copies of the weights; no state.
 
 **When.** Training from scratch on small or noisily labelled data, fine-tuning, large batches: wherever the
 training set can be fitted exactly and the gap to validation is the problem. Not when one pass over the data
@@ -81,7 +81,7 @@ class SAM(TwoPass):
         scope: What has the length rho: all parameters together, each group, or each tensor. By tensor, the whole
             has sqrt(number of tensors) times that.
         model: The module that the loop calls, to guard BatchNorm statistics and dropout masks.
-        check_finite: Skip steps with a non-finite gradient, at the price of one host decision a step.
+        check_finite: Skip steps with a non-finite gradient, at the price of one host decision per step.
         gate: Which steps take the second pass (:mod:`optland.optim.gates`).
         only: Which parameters are perturbed (:mod:`optland.optim.selection`).
         telemetry_every: Steps from one measurement of curvature and angle to the next; 0 for none.

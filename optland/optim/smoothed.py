@@ -8,7 +8,7 @@ and eps = rho d / ||d||, with m_0 = g_0. They disagree on purpose. VaSSO holds t
 noisy. F-SAM holds that the part of g common to all batches is of no use in eps, and takes it away. Where micro-batches
 have an eps each, g in their d is their own, g in m the mean of all, and m_{t-1} the same for each.
 
-**Cost.** 2 gradient evaluations a sample and step; one copy of the weights in the state, and with micro-batches that
+**Cost.** 2 gradient evaluations per sample and step; one copy of the weights in the state, and with micro-batches that
 have an eps each one more during the step.
 
 **When.** As SAM, with small batches.

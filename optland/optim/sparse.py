@@ -6,7 +6,7 @@ r"""Sparse SAM: perturb only the coordinates that matter most.
 The mask is applied after the scaling, so ||eps|| <= rho. It is drawn anew every ``refresh`` steps, from the squares of
 that step's gradient, over all perturbed parameters.
 
-**Cost.** 2 gradient evaluations a sample and step, as no sparse kernel takes part; one copy of the weights in the
+**Cost.** 2 gradient evaluations per sample and step, as no sparse kernel takes part; one copy of the weights in the
 state.
 
 **When.** To see how few coordinates SAM needs. **When not.** To save time.

@@ -1,4 +1,4 @@
-r"""What a two-pass step already knows about the landscape, for no extra gradient.
+r"""Curvature and angles that a two-pass step measures without an extra gradient.
 
 With g the gradient at w, h the gradient at w + eps, and eps the perturbation as the weights' precision
 realised it:

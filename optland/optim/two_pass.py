@@ -1,4 +1,4 @@
-r"""The engine of every method that takes its gradient somewhere else than at the weights.
+r"""The engine of every method that takes its gradient away from the weights, as SAM does.
 
 .. math::
     \epsilon = \rho \, \frac{T^2 d}{\|T d\|}, \qquad g = \nabla L(w), \quad h = \nabla L(w + \epsilon), \qquad
@@ -7,7 +7,7 @@ r"""The engine of every method that takes its gradient somewhere else than at th
 A method is a small object of choices (:mod:`optland.optim.method`), which knows no optimizer. Everything that is hard
 is here and in :mod:`optland.optim.flight`, once.
 
-**Cost.** 2 gradient evaluations a sample; two transient copies (weights, g) during the second pass, one more for a
+**Cost.** 2 gradient evaluations per sample; two transient copies (weights, g) during the second pass, one more for a
 moment where telemetry is measured, none between steps, none in a checkpoint but what a method remembers.
 
 **Two forms, equal numbers.** The closure form, ``optimizer.step(closure)``, for plain loops, Lightning and
@@ -27,7 +27,7 @@ same numbers as their batch in one piece. An eps for each of them is *m-sharpnes
         optimizer.accumulate(closure_of(part), share=1 / len(parts))
     optimizer.step()
 
-or, in the place of ``accumulate(closure)``: backward, perturb(share=...), backward, accumulate(). The share is for
+or, instead of ``accumulate(closure)``: backward, perturb(share=...), backward, accumulate(). The share is for
 methods whose perturbation depends on the length of the gradient: it is that of the micro-batch's own mean loss.
 
 With a GradScaler: ``scaler.scale(loss).backward()``, ``perturb(loss_scale=scaler.get_scale())``,
@@ -193,7 +193,7 @@ class TwoPass(Delegating):
 
     @property
     def beginnings(self) -> int:
-        """A number that changes whenever a pass one begins, or may begin."""
+        """A counter that changes whenever a pass one begins, or may begin."""
         return self._flight.guard.beginnings
 
     @property
@@ -207,7 +207,7 @@ class TwoPass(Delegating):
         return float(self._flight.g_norm) / float(self._flight.units.factor)
 
     def withdraw(self) -> None:
-        """The gradient was taken away on purpose, inside a closure or before ``step()``: this update shall be none.
+        """Cancel this update: its gradient was removed on purpose, inside a closure or before ``step()``.
 
         Neither the base's state nor that of the method moves.
         """
@@ -229,7 +229,7 @@ class TwoPass(Delegating):
 
     @property
     def _in_hand(self) -> bool:
-        """Whether what comes next is the update, and no way up."""
+        """Whether the update comes next, and not the move to w + eps."""
         return self._flight.phase in (Phase.READY, Phase.WAITING)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -347,7 +347,7 @@ class TwoPass(Delegating):
         return loss
 
     def _require_ready(self) -> None:
-        """After a closure at w + eps; it must have brought gradients."""
+        """Refuse a closure at w + eps that brought no gradients."""
         if self._flight.phase is not Phase.READY:
             raise RuntimeError(
                 "the closure ran no backward pass when it was called at w + eps; the step was undone"
@@ -363,7 +363,7 @@ class TwoPass(Delegating):
         self._flight.next_step()
 
     def _drop(self) -> None:
-        """What this step would have remembered is not remembered."""
+        """Discard what this step proposed to remember."""
         self._memory.drop()
         self._gating.drop(self.param_groups)
 

@@ -1,4 +1,4 @@
-"""In which units the gradients of a step are: the scale of a GradScaler, and the share of a micro-batch."""
+"""The units of a step's gradients: the scale of a GradScaler, and the share of a micro-batch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["Units"]
 
 @dataclass(slots=True)
 class Units:
-    """What the gradients are too large by.
+    """The factors by which the gradients are too large.
 
     Attributes:
         loss_scale: What a GradScaler has multiplied the loss by.

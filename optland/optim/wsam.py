@@ -1,4 +1,4 @@
-r"""Weighted sharpness: how much of the step the sharpness gets, from none through SAM's half to nearly all.
+r"""WSAM: SAM with a weight on the sharpness term, from none through SAM's half to nearly all.
 
 .. math::
     \min_w L(w) + \frac{\gamma}{1 - \gamma} \big( L(w + \epsilon) - L(w) \big)
@@ -9,7 +9,7 @@ weight decay: w <- w - lr a (h - g), kept out of momentum and preconditioner.
 
 The gradient-norm penalty is the same mixture, written (1 - a) g + a h with a below 1: descent on L + (a rho) ||g||.
 
-**Cost.** 2 gradient evaluations a sample and step; decoupled, one more transient copy.
+**Cost.** 2 gradient evaluations per sample and step; decoupled, one more transient copy.
 
 **When.** When SAM helps and its one knob is not enough; noisy labels like a large gamma.
 

@@ -1,4 +1,4 @@
-"""Names of ours in a base's groups and state: apart from its own, whatever those are called."""
+"""Names of this package's entries in a base's groups and state: apart from its own, whatever those are called."""
 
 import copy
 import io

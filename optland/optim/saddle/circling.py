@@ -1,4 +1,4 @@
-r"""Weights that go round one point of an exact loss: what a two-pass method does at a saddle that it cannot leave.
+r"""Detect weights that circle one point of an exact loss, as a two-pass method does at a saddle.
 
 Within rho of a saddle the gradient at w + eps points back across it, so that SAM steps over it again and again. The
 gradient at w then need not be small for its history, nor do the weights rest; but they get nowhere, and the loss does
@@ -14,7 +14,7 @@ much larger in the later half of the steps than in the earlier one (it would be 
 has no significant fall. To last a tenth of the steps made so far makes the sign rarer as training goes on: at the edge
 of stability healthy full batches go round for a while, too.
 
-**Cost.** One copy of the gradient while comparisons agree, three inner products a step; on minibatches the first
+**Cost.** One copy of the gradient while comparisons agree, three inner products per step; on minibatches the first
 comparison ends it until the next anchor.
 """
 
@@ -67,7 +67,7 @@ class Circling:
         return self._agreed >= EXACT
 
     def begin(self, step: int | None) -> None:
-        """A new anchor, set after this step; None where there is none, and the weights have been moved off."""
+        """A new anchor, set after this step; None where no anchor is wanted: the weights have been moved off."""
         if not self._goes_round():
             self.since = None
         self._anchor, self._waits = step, step is not None

@@ -52,7 +52,7 @@ class Evaluations:
         return self._call(), self.gradients()
 
     def gradients(self) -> list[Tensor]:
-        """Copies of what the last call left in ``.grad``; zero where there is none.
+        """Copies of what the last call left in ``.grad``; zero where a parameter has none.
 
         Raises:
             TypeError: A gradient is sparse or complex.

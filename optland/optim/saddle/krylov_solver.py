@@ -1,4 +1,4 @@
-"""What the second-order solvers share: a Krylov space a step, the way off a critical point, groups and resume."""
+"""The base class of the second-order solvers: a Krylov space per step, escape from critical points, resume."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ __all__ = ["KrylovSolver"]
 
 
 class KrylovSolver(Optimizer):
-    """What the three solvers share.
+    """Base class of the three second-order solvers.
 
     Args:
         params: Parameters, or groups of them; a group may have an ``lr`` that scales its part of the step.
         lr: Share of the model's step that is taken; 1.
-        max_matvecs: Hessian products a step; 20.
+        max_matvecs: Hessian products per step; 20.
         tol: The gradient counts as zero below this share of the largest met so far, or 1e-10; 1e-6.
-        radius: First length tried on the way off a critical point.
+        radius: First length tried when leaving a critical point.
         model: The module, where buffers change in a forward pass.
         seed: Of the random part of the space.
     """

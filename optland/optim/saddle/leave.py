@@ -1,4 +1,4 @@
-r"""One look at a point, and the way off it if it is a saddle: ``NegativeCurvature``'s, for whoever owns the loop.
+r"""Look once at the curvature of a point and leave it if it is a saddle, as ``NegativeCurvature`` does.
 
 The curvature is explored in a Krylov space from the gradient and a random vector; a strict saddle is left along its
 most negative direction, the length found by doubling while the loss falls; a degenerate point by a kick where the loss

@@ -1,4 +1,4 @@
-r"""``NegativeCurvature``: any optimizer, and a way off its saddles along the most negative curvature.
+r"""``NegativeCurvature``: any optimizer, with an escape from saddles along the most negative curvature.
 
 .. math:: w \leftarrow w \pm t\, v, \qquad v = \arg\min_{\lVert u \rVert = 1} u^\top H u
 
@@ -152,13 +152,13 @@ class NegativeCurvature(SaddleWrapper):
         self._note(event, verdict)
 
     def _expected(self, max_matvecs: int) -> int:
-        """Closure calls that a look takes, about: with ``probe``, of batches of the training's size."""
+        """Estimated closure calls of a look: with ``probe``, of batches of the training's size."""
         if self.probe is None:
             return 2 * max_matvecs + 10
         return math.ceil(2.5 * max_matvecs * len(list(self.probe.batches)))
 
     def _aside(self) -> float:
-        """What the objectives have cost, in closure calls of one of their batches each."""
+        """Cost of the objectives so far, in closure calls of one of their batches each."""
         return sum(
             o.cost_ge * len(list(o.batches)) / o.num_samples
             for o in (self.probe, self.check)

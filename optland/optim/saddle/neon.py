@@ -1,11 +1,11 @@
-r"""NEON: negative curvature from gradients alone, one call of the closure a step.
+r"""NEON: negative curvature from gradients alone, one call of the closure per step.
 
 .. math:: u \leftarrow u - \frac{1}{L}\,\frac{\nabla f(w + h u) - \nabla f(w)}{h}, \qquad
           u \leftarrow u / \lVert u \rVert
 
 Gradient descent from a point beside w, with the gradient at w taken off, grows along the most negative curvature: the
 power method on I - H / L. L is the longest product met so far. Kept for comparison and for tight memory: two vectors,
-where Lanczos keeps one a product and needs fewer of them, (L / a)^(1/2) in the place of L / a.
+where Lanczos keeps one per product and needs fewer of them, (L / a)^(1/2) instead of L / a.
 
 Where it finds no negative curvature it cannot tell a minimum from a search that was too short: ``unknown``.
 

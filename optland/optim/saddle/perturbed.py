@@ -1,11 +1,11 @@
-r"""``PerturbedGradient`` and ``NoisyGradient``: off a saddle by noise alone, without any curvature.
+r"""``PerturbedGradient`` and ``NoisyGradient``: leave a saddle by noise alone, without any curvature.
 
 .. math:: w \leftarrow w + \xi, \quad \xi \sim \mathrm{Uniform}(\mathrm{Ball}_r)
           \qquad \text{or, every step,} \qquad g \leftarrow g + \xi, \quad \xi \sim N(0, \tfrac{r^2}{d} I)
 
-After a kick from a strict saddle the part along the negative direction grows by 1 + lr |lambda| a step; it takes about
-ln(sqrt(d) / r) / ln(1 + lr |lambda|) steps to length one, so the dimension costs a logarithm. The radius is that of a
-ball: a Gaussian of that standard deviation is sqrt(d) times longer.
+After a kick from a strict saddle the part along the negative direction grows by 1 + lr |lambda| per step; it takes
+about ln(sqrt(d) / r) / ln(1 + lr |lambda|) steps to length one, so the dimension costs a logarithm. The radius is that
+of a ball: a Gaussian of that standard deviation is sqrt(d) times longer.
 
 **Verdict.** Neither knows the Hessian, so what it stands on is always ``unknown``. Use ``NegativeCurvature`` to know.
 
@@ -111,7 +111,7 @@ class NoisyGradient(SaddleWrapper):
     """Adds Gaussian noise of expected length ``radius`` to every gradient that ``base`` gets.
 
     Args:
-        base: Any optimizer that takes one gradient a step.
+        base: Any optimizer that takes one gradient per step.
         radius: Root mean square length of the noise, in the units of the gradient.
         seed: Of the noise.
 

@@ -1,4 +1,4 @@
-"""What a wrapper or a solver knows, as one text in the first parameter group, so that every checkpointer carries it.
+"""Encode the state of a wrapper or solver as one text in the first parameter group, for any checkpointer.
 
 A distributed checkpoint takes ``state`` and ``param_groups`` of a state dict and drops the rest; of these it reads back
 only entries that the fresh optimizer has as well. So the entry is always there, empty between checkpoints.

@@ -1,4 +1,4 @@
-r"""When to look at the curvature: signs that training has stopped getting anywhere, read from what each step gives.
+r"""Decide when to look at the curvature, by signs that training has stopped making progress.
 
 =========  =============================================================================================
 sign       holds when
@@ -57,7 +57,7 @@ class Trigger:
         small: Of ``gradient``; 0.05.
         patience: Steps of ``still`` and ``plateau``; 20. ``circling`` needs 12 and sees rounds of up to so many steps.
         every: Of ``every``.
-        ncr: Of ``ncr``: gives the latest negative-curvature ratio, None where there is none.
+        ncr: Of ``ncr``: gives the latest negative-curvature ratio, None where it is unknown.
         saddle: Of ``ncr``; 0.3: nets measured 0.86 at the initial plateau and below 0.1 later.
         share: Closure calls of all booked looks, as a share of those of training; 0.02.
         allowance: Calls that need no saving up, where training is steady or ``every`` asks for them; 100.

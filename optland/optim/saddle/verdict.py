@@ -1,4 +1,4 @@
-"""What a saddle-escaping optimizer says of the point that it stands on, and what it has done."""
+"""The verdict of a saddle-escaping optimizer on its present point, and the events that led to it."""
 
 from __future__ import annotations
 

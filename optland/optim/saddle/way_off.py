@@ -1,4 +1,4 @@
-"""The way off a point whose verdict is known: along negative curvature, by a kick, or none.
+"""Choose a move away from a point whose verdict is known: along negative curvature, a kick, or none.
 
 Shared by the wrapper, which asks at every sign of a standstill, and by single looks.
 """

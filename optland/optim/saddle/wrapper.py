@@ -1,4 +1,4 @@
-"""What the saddle-escaping wrappers share: the base's own step until a sign shows, events, a verdict, resume.
+"""The base class of the saddle-escaping wrappers: the base's own step until a sign shows, events, verdict, resume.
 
 **Checkpoints.** What a wrapper knows lies in the first parameter group and, in the shapes of the weights, in the state
 of each parameter, so it travels through ``torch.distributed.checkpoint`` too. Both are filled in when a state dict is
@@ -55,7 +55,7 @@ class SaddleWrapper(Delegating):
 
     @property
     def last_evaluations(self) -> int:
-        """Closure calls of the last step, by this wrapper and its base: its cost in gradient evaluations a sample."""
+        """Closure calls of the last step, by this wrapper and its base: its cost in gradient evaluations per sample."""
         return self._last_calls + self._base_calls
 
     _last_calls, _base_calls = 0, 1
@@ -122,7 +122,7 @@ class SaddleWrapper(Delegating):
     def _watching(self) -> Iterator[None]:
         """Mark the state once the optimizer that owns it has made an update; a two-pass step may leave it out.
 
-        Until then an entry of ours would be taken for the state that an Adam has yet to make.
+        Until then an entry of this wrapper would be taken for the state that an Adam has yet to make.
         """
         owner: Optimizer = self.base
         while isinstance(owner, Delegating):
