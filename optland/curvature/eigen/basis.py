@@ -1,4 +1,4 @@
-r"""The rows v_1, ..., v_m of R^d that a Krylov space is made of: stored in blocks, in any type, on any device.
+r"""The basis v_1, ..., v_m of a Krylov space in R^d: rows stored in blocks, in any type, on any device.
 
 .. math:: c = V w, \qquad w \leftarrow w - V^\top c, \qquad V \leftarrow S^\top V
 
@@ -34,7 +34,7 @@ Array = NDArray[np.float64]
 
 
 class Basis:
-    """Rows of R^d that a vector can be projected out of.
+    """Orthonormal rows of R^d, to project a vector out of their span and to combine them.
 
     Args:
         like: A flat vector (d,) of the arithmetic: its type, device and length.
@@ -78,7 +78,7 @@ class Basis:
         return float(vectors.norm([v - row.to(self.like)])) if self.narrow else 0.0
 
     def project_out(self, w: Tensor, rows: int) -> Tensor:
-        """Coefficients (rows,) of w in the first rows, which are taken out of ``w`` in place; twice is enough."""
+        """Take out of ``w``, in place, its part in the first rows, and return its coefficients (rows,); twice is enough."""
         if rows == 0:
             return w.new_empty(0)
         return self._take_out(w, rows).add_(self._take_out(w, rows))

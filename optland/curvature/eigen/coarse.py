@@ -1,4 +1,4 @@
-r"""A start that is turned toward the top of the spectrum by products on a small part of the data.
+r"""A Lanczos start turned toward the top of the spectrum by products on a small part of the data.
 
 .. math:: x = \sum_i \frac{\theta_i}{\theta_k}\, y_i + a\,\xi
 

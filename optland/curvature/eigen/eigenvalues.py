@@ -1,4 +1,4 @@
-r"""What is known of all eigenvalues of a curvature operator: every one of them, or what a random start has seen.
+r"""All eigenvalues of a curvature operator where d is small, else estimates from a random start.
 
 .. math:: \mathrm{index}(V^\top H V) \le \mathrm{index}(H), \qquad
           \frac{\#\{\lambda_i \le t\}}{d} \approx \sum_{\theta_j \le t} \tau_j^2, \quad \tau_j = s_{1j}
@@ -61,7 +61,7 @@ ASYMMETRY = 4.0
 
 @dataclass(frozen=True, slots=True)
 class Eigenvalues:
-    """All eigenvalues, or what the products of a random start say of them.
+    """All eigenvalues, or estimates of them from the products of a random start.
 
     Attributes:
         values: Eigenvalues with multiplicity (``exact``) or Ritz values, ascending.
@@ -121,7 +121,7 @@ def budget(dim: int, max_matvecs: int | None) -> int:
 def eigenvalues(
     H: SymmetricOperator, *, max_matvecs: int | None = None, resolution: float = 1e-2, seed: int = 0
 ) -> Eigenvalues:
-    """All eigenvalues of ``H``, or what the budget shows of them.
+    """All eigenvalues of ``H``, or the estimates that the budget allows.
 
     Args:
         H: The operator.

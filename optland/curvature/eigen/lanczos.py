@@ -7,7 +7,7 @@ r"""Extreme eigenvalues of a curvature operator from both ends, by the Lanczos m
 ``rtol``, never because a value has stopped changing: on clustered spectra a value rests long before it is
 right.
 
-**Cost.** One product an iteration, at most ``max_matvecs``; one read from the device an iteration. The basis
+**Cost.** One product and one read from the device per iteration, at most ``max_matvecs``. The basis
 takes m vectors of memory, at most ``max_basis`` of them: when it is full the wanted Ritz vectors stay and the
 others go (a thick restart), which costs products and leaves every residual right. ``lanczos.cost`` says the
 most it can cost before it runs.
@@ -177,7 +177,7 @@ def lanczos(
 
 
 class _Run:
-    """A Krylov space on its way to the wanted pairs."""
+    """One Lanczos run: a Krylov space that grows until the wanted pairs are found."""
 
     def __init__(
         self,
@@ -202,7 +202,7 @@ class _Run:
         self.over = False
 
     def look(self) -> None:
-        """Take note of the last product, and decide whether to go on."""
+        """Record the last product, and decide whether to go on."""
         space = self.space
         self.num_matvecs += 1
         self.pure += self.restarts == 0 and self.breakdowns == 0 and not space.failed
@@ -230,7 +230,7 @@ class _Run:
 
     @property
     def told_apart(self) -> bool:
-        """Whether the space can tell the wanted pairs apart: it has as many, or there are no more to see."""
+        """Whether the space can distinguish the wanted pairs: it has as many, or there are no more to see."""
         seen_all = self.cold and self.k == 1 and self.breakdowns > 0
         return seen_all or self.space.size >= self.num_pairs
 

@@ -3,7 +3,7 @@ r"""Power iteration: the eigenvalue of largest magnitude, the baseline that the 
 .. math:: w = H v, \qquad \theta = v^\top w, \qquad r = \|w - \theta v\|, \qquad
           v \leftarrow \frac{w - \sigma v}{\|w - \sigma v\|}
 
-**Cost.** One product a step, two vectors of memory. Value and residual belong to the same vector and come with the
+**Cost.** One product per step, two vectors of memory. Value and residual belong to the same vector and come with the
 product that the step needs anyway.
 
 **When.** As a baseline in comparisons, and where two vectors are all the memory there is. The error shrinks by
@@ -41,7 +41,7 @@ __all__ = ["PowerIteration", "power_iteration"]
 
 @dataclass(frozen=True, slots=True)
 class PowerIteration(Archived):
-    """What power iteration has found.
+    """The result of power iteration.
 
     Attributes:
         value: Eigenvalue of H with the largest |lambda - shift|, with its residual ||H y - lambda y||.

@@ -1,4 +1,4 @@
-r"""The ends of a spectrum followed through training: warm starts, with cold audits that keep them honest.
+r"""Track both ends of a spectrum through training by warm starts, checked by cold audits.
 
 .. math:: x_t = y_{t-1} + a\,\xi, \qquad y_t = \text{the Ritz vector of } K_m(H_t, x_t)
           \text{ at the wanted end}, \qquad \xi \sim \text{unit sphere}
@@ -8,12 +8,12 @@ jumps or does not converge, is audited: a second run from a random start at the 
 the better value stays (a Ritz value never lies outside the spectrum, so the larger top and the smaller bottom are
 nearer), and the result says so.
 
-**Cost.** At the top 3 to 6 products a warm probe; an audit adds a cold run, 6 to 9 products, so that ``audit_every``
-20 adds 0.3 to 0.5 a probe. At most 2 ``max_matvecs`` a probe: ``SpectrumTracker.cost``.
+**Cost.** At the top 3 to 6 products per warm probe; an audit adds a cold run, 6 to 9 products, so that ``audit_every``
+20 adds 0.3 to 0.5 per probe. At most 2 ``max_matvecs`` per probe: ``SpectrumTracker.cost``.
 
 **When.** Whenever the same operator is probed again and again while the weights move. What a warm start saves depends
 on how far the eigenvectors turn in between. On digits nets of 2000 and 6000 weights probed every 10 steps, residual
-1 %, first probe and audits included (41 probes a run; cold runs at the same weights for comparison):
+1 %, first probe and audits included (41 probes per run; cold runs at the same weights for comparison):
 
 =====================================================  ===============  =======
 training                                               products, top    cold
@@ -32,7 +32,7 @@ With ``stop="value"`` a probe takes 4.4 products where cold runs to a residual o
 were within 2 % of those (two CNNs, a ResNet and a transformer, SGD and AdamW; benchmarks/results/curvature.json). The
 others had followed a pair that another one had overtaken, until the next audit.
 
-**Tried and left out** (products a probe at the top on five runs at rate 0.05 or Adam 2e-3, without audits). The last
+**Tried and left out** (products per probe at the top on five runs at rate 0.05 or Adam 2e-3, without audits). The last
 vector alone: 4.74. With a random part of 0.03 or 0.1: 4.75. With the second Ritz vector at weight 0.3: 4.94, and a
 third at 0.1: 4.98. A recycled space of 4, 8 or 16 old Ritz vectors as preconditioner (generalised Davidson): 4.71,
 4.61, 4.60, for two to six times the memory. On four such runs, a moving average of the last vectors: 4.72 for 4.95;
@@ -49,7 +49,7 @@ the last vector                                                                 
 two grids: 4 products on the part from it, then its mixture of positive pairs     5.81 (5.31)
 two grids: 4 products on the part from it, then its top pair                      5.47 (4.97)
 two grids: the mixture and the last vector                                        6.33 (5.83)
-Jacobi-Davidson, 2 products a step on the part, corrected on the known space      7.67 (5.93)
+Jacobi-Davidson, 2 products per step on the part, corrected on the known space      7.67 (5.93)
 ================================================================================  ===========
 
 32 samples of 256 show too little of the Hessian to steer by: at best they save 0.2 products and cost 0.5, and on a CPU

@@ -1,4 +1,4 @@
-r"""How far an update should go: the ceiling on its own batch, the best step on fresh data, the critical batch size.
+r"""The ceiling of an update on its own batch, its best length on fresh data, and the critical batch size.
 
 .. math:: t_\mathrm{own} = \frac{-2\, g_B^\top u}{u^\top H u}, \qquad
           t_\mathrm{fresh} = \frac{-2\, G^\top u}{u^\top H u}, \qquad
@@ -57,7 +57,7 @@ FEWEST_BATCHES = 3
 
 @dataclass(frozen=True, slots=True)
 class Ceiling(Archived):
-    """Where the loss along an update is level and where it is lowest, on its own batch and on fresh data.
+    """Lengths at which the loss along an update is level and lowest, on its own batch and on fresh data.
 
     Attributes:
         own: t_own, the multiple of the update at which its own batch's loss is level again (quadratic model).

@@ -10,7 +10,7 @@ helping, as a multiple of the present one; 2 / (lr t_c) is the critical sharpnes
 search doubles or halves until s changes sign, then tries the secant root of s, nudged by half the tolerance
 to the side that closes the bracket. Three forwards locate a quadratic's root, five enclose it to ``rtol``.
 
-**Cost.** At most ``max_forwards`` forwards (a third of a gradient evaluation a sample each) and two copies of
+**Cost.** At most ``max_forwards`` forwards (a third of a gradient evaluation per sample each) and two copies of
 the weights. No backward pass, so it works with every attention kernel, sharding and precision.
 
 **When.** As a ceiling for the learning rate of any optimizer. It sees the curvature of one direction only:
@@ -70,7 +70,7 @@ NOTES: dict[Status, str] = {
 
 @dataclass(frozen=True, slots=True)
 class CriticalStep(Archived):
-    """What the search along one direction found.
+    """The result of the search along one direction.
 
     Attributes:
         step: t_c in multiples of the direction; its error is the distance to the farther end of the bracket.
@@ -79,7 +79,7 @@ class CriticalStep(Archived):
         status: ``resolved`` (a fall and a rise enclose t_c), ``not_descent`` (some trial rose, none fell),
             ``unbounded`` (some fell, none rose), ``flat`` (none differs from L by more than rounding), or
             ``nonfinite`` (the direction, or the loss at the origin or at every trial, is not finite).
-        bracket: (largest t that did not raise the loss, smallest t that did); (0, inf) where there is none.
+        bracket: (largest t that did not raise the loss, smallest t that did); (0, inf) where none was found.
         losses: (t, L(t)) in the order of evaluation, t = 0 first (also when it was given).
         cost_ge: Gradient evaluations spent.
         num_forwards: Passes over the objective's data.

@@ -1,4 +1,4 @@
-r"""The gradient noise scale: up to which batch size more samples pay, from gradients of parts of a batch.
+r"""The gradient noise scale, the batch size up to which more samples pay, from gradients of parts of a batch.
 
 .. math:: B_\mathrm{simple} = \frac{\mathrm{tr}\,\Sigma}{|G|^2}, \qquad
           \mathrm{tr}\,\Sigma = \frac{1}{k-1} \sum_{i=1}^{k} n_i\,|g_i - g_B|^2, \qquad
@@ -8,7 +8,7 @@ where g_i is the mean gradient of part i with n_i samples, g_B that of all N = s
 gradient and Sigma the covariance of one sample's gradient. Both are unbiased. For equal parts they are the
 estimator from two batch sizes of McCandlish et al.; this form is right for unequal parts too.
 
-**Cost.** 1 gradient evaluation a sample, the same as one gradient, and k gradients in memory. Free where the
+**Cost.** 1 gradient evaluation per sample, the same as one gradient, and k gradients in memory. Free where the
 parts exist anyway (accumulation, several ranks): pass their squared norms to :func:`from_norms`.
 
 **When.** To choose a batch size, or to see that the noise dominates the step. B_simple takes the Hessian for

@@ -1,4 +1,4 @@
-r"""The noise scale that weighs noise by curvature, and the learning rates and batch sizes that follow from it.
+r"""The curvature-weighted noise scale, and the learning rates and batch sizes that follow from it.
 
 .. math:: E[\Delta L] = -\eta\,|G|^2 + \frac{\eta^2}{2}\Big(G^\top H G + \frac{\mathrm{tr}(H \Sigma)}{B}\Big),
           \qquad B_\mathrm{noise} = \frac{\mathrm{tr}(H \Sigma)}{G^\top H G}, \qquad

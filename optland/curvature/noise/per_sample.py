@@ -4,10 +4,10 @@ r"""The gradient of every sample: its length, and the noise of the gradient from
           |G|^2 = |g_B|^2 - \frac{\mathrm{tr}\,\Sigma}{N}
 
 **How.** ``vmap`` of the gradient over chunks of samples; where the model or loss cannot be mapped (a value read back
-to Python, a batch type that holds no tensors by sample) one backward pass a sample, and the result says why.
+to Python, a batch type that holds no tensors by sample) one backward pass per sample, and the result says why.
 
-**Cost.** 2 gradient evaluations a sample: g_B first, so that no more than a chunk of gradients is ever held (``chunk``
-times the parameters in memory) and still <g_i, g_B> is known for the standard errors.
+**Cost.** 2 gradient evaluations per sample: g_B first, so that no more than a chunk of gradients is ever held
+(``chunk`` times the parameters in memory) and still <g_i, g_B> is known for the standard errors.
 
 **When.** To see which samples pull hardest (mislabelled, broken, rare ones), to set a clipping bound, and for the
 noise with the smallest variance there is: the standard error of tr Sigma falls with the number of samples, not parts.
@@ -278,7 +278,7 @@ def _reduced(gradients: list[Tensor], counts: Tensor, mean: Vector, scale: Vecto
 
 
 def _looped(objective: Objective, mean: Vector, scale: Vector | None) -> Iterator[Chunk]:
-    """The same, one backward pass a sample."""
+    """The same, with one backward pass per sample."""
     for batch in objective.batches:
         for sample in split(batch, num_samples(batch)):
             with torch.enable_grad():

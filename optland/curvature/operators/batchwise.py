@@ -1,4 +1,4 @@
-"""An objective taken apart: each of its batches, or each part of a batch, as an objective of its own.
+"""Split an objective: each of its batches, or each part of a batch, as an objective of its own.
 
 The pieces are views: they share the model, loss, mode and seed of the whole, and its cost meter.
 """

@@ -1,4 +1,4 @@
-r"""Products with the Hessian from two gradients, for anything that has a gradient at all.
+r"""Hessian products by differences of two gradients, for anything that has a gradient.
 
 .. math:: H u \approx \frac{g(\theta + h u) - g(\theta - h u)}{2h}, \qquad
           \text{error} \approx \frac{\epsilon_g}{\sqrt 2\, h} + \frac{\kappa^2}{6} \|H u\|, \quad

@@ -11,7 +11,7 @@ J is the Jacobian of the model's outputs z by the weights, f the loss as a funct
 data it is close to H. **When not.** It has no negative curvature, and early in training it is not the Hessian.
 
 **Caveats.** G depends on where the model ends and the loss begins; :mod:`optland.curvature.operators.outputs` says
-how they are told apart. For cross entropy of logits, and for squared error, G is the exact Fisher matrix.
+how they are distinguished. For cross entropy of logits, and for squared error, G is the exact Fisher matrix.
 
 **References.** Schraudolph 2002; Martens 2020, arXiv:1412.1193.
 """

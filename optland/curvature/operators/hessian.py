@@ -72,7 +72,7 @@ HALF_BITS = 16
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """The ways to multiply by one kind of matrix, with their declared costs a sample.
+    """The ways to multiply by one kind of matrix, with their declared costs per sample.
 
     Attributes:
         kind: Which matrix, in words.
@@ -174,7 +174,7 @@ def declared_product_cost(objective: Objective, num_matvecs: int, *, method: Met
 
 
 class CurvatureOperator(SymmetricOperator):
-    """A curvature matrix of an objective, whose products are passes through the model, in the way that suits it.
+    """A curvature matrix of an objective, whose products are passes through the model, by the method that suits it.
 
     Args:
         objective: Model, loss and data.

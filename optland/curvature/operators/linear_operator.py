@@ -1,4 +1,4 @@
-r"""A symmetric matrix known by its products with vectors: what every probe of curvature works on.
+r"""The base class of curvature operators: a symmetric matrix known by its products with vectors.
 
 .. math:: v \mapsto A v, \qquad A = A^T \in \mathbb{R}^{d \times d}
 
@@ -39,7 +39,7 @@ ROUNDING = 100.0
 
 @dataclass(frozen=True, slots=True)
 class OperatorCheck(Archived):
-    r"""What :meth:`SymmetricOperator.check` found.
+    r"""The result of :meth:`SymmetricOperator.check`.
 
     Attributes:
         asymmetry: \\|u'Av - v'Au\\| for unit vectors u and v; its error is the rounding that products may show.
@@ -127,7 +127,7 @@ class SymmetricOperator(ABC):
         return _Block(self, indices)
 
     def on(self, objective: Objective) -> SymmetricOperator | None:
-        """The same matrix of other data at the same weights; None where it cannot be had.
+        """The same matrix of other data at the same weights; None where it is not available.
 
         Args:
             objective: A view of :attr:`objective` with other batches.
@@ -319,17 +319,17 @@ class Through(SymmetricOperator):
 
     @property
     def like(self) -> list[Tensor]:
-        """As underneath."""
+        """That of the operator underneath."""
         return self.inner.like
 
     @property
     def names(self) -> list[str]:
-        """As underneath."""
+        """That of the operator underneath."""
         return self.inner.names
 
     @property
     def product_error(self) -> float:
-        """As underneath."""
+        """That of the operator underneath."""
         return self.inner.product_error
 
     def _through(self, v: Vector) -> list[Tensor]:

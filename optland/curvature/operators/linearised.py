@@ -47,7 +47,7 @@ LINEARISED_GE = {
     "forward_over_reverse": 3.5,
     "finite_difference": 3.0,
 }
-"""Cost of one product in gradient evaluations a sample; above what was measured for the Hessian's products."""
+"""Cost of one product in gradient evaluations per sample; above what was measured for the Hessian's products."""
 
 LINEARISED_SETUP_GE = {
     "kept_graph": 1.5,
@@ -125,7 +125,7 @@ class _Linearisation:
 
 
 def transposed(piece: Piece, leaves: Leaves, u: Vector, *, keep: bool) -> list[Tensor]:
-    """J'u, not a number where the loss is none."""
+    """J'u; NaN where the loss is NaN."""
     return poisoned(leaves.derivative(piece.outputs, u, retain_graph=keep), piece.loss.detach())
 
 

@@ -1,4 +1,4 @@
-r"""A loss taken apart into a model and a function of its outputs, which Gauss-Newton and Fisher matrices need.
+r"""Split a loss into a model and a function of its outputs, as Gauss-Newton and Fisher matrices need.
 
 .. math:: L(\theta) = \frac{1}{C} \sum_b f_b\big(z_b(\theta)\big)
 
@@ -34,7 +34,7 @@ REMEDY = "pass split=(outputs, loss) with outputs(model, batch) and loss(outputs
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """One batch, taken apart.
+    """One batch, split into the model's outputs and the loss of them.
 
     Attributes:
         batch: The batch.
@@ -43,7 +43,7 @@ class Piece:
         loss: Sum of the losses as a function of ``leaves``.
         count: How many losses it sums.
         shifted: Derivative of the loss sum by the outputs, at outputs moved by some vector; where the loss's second
-            derivatives are to be had from differences of it.
+            derivatives can be taken from differences of it.
         reach: Factor on the step of those differences.
     """
 
@@ -61,7 +61,7 @@ class Piece:
 
 
 def pieces(objective: Objective, split: Split | None) -> Iterator[Piece]:
-    """Every batch taken apart; run it inside the objective's context.
+    """Every batch, split; run it inside the objective's context.
 
     Raises:
         ValueError: The loss is no function of the outputs of one call of the model.
@@ -71,7 +71,7 @@ def pieces(objective: Objective, split: Split | None) -> Iterator[Piece]:
 
 
 def evaluate(objective: Objective, split: Split | None, batch: Any) -> Piece:
-    """One batch taken apart."""
+    """Split one batch."""
     capture = _Capture()
     total, count = _captured(objective, split, batch, capture)
     if not torch.is_grad_enabled():

@@ -52,15 +52,15 @@ __all__ = [
 # Measured against one plain gradient of the same batch, on one CPU thread, medians of 25 interleaved repeats,
 # taken twice: convolutional nets with BatchNorm, GroupNorm or none, a transformer layer and an MLP, batches
 # of 64 to 256. A product through a kept graph took 1.3 to 2.0, by double backward 2.4 to 3.6, by finite
-# difference 1.7 to 2.9 (the figures of an MLP under 1 ms a gradient, where the guards dominate, left out);
+# difference 1.7 to 2.9 (the figures of an MLP under 1 ms per gradient, where the guards dominate, left out);
 # building the graph 1.05 to 1.45. The constants lie above the medians of all but the smallest nets. They are
 # declared, not measured at run time, because a decision that follows the clock could not be repeated.
 
 HVP_GE = {"kept_graph": 2.5, "double_backward": 4.0, "forward_over_reverse": 4.0, "finite_difference": 2.5}
-"""Cost of one product in gradient evaluations a sample."""
+"""Cost of one product in gradient evaluations per sample."""
 
 SETUP_GE = {"kept_graph": 1.5, "double_backward": 0.0, "forward_over_reverse": 0.0, "finite_difference": 8.0}
-"""Cost in gradient evaluations a sample of what comes with the first product: the graph, or the search of a step."""
+"""Cost in gradient evaluations per sample of what comes with the first product: the graph, or the search of a step."""
 
 
 class Product:
@@ -273,7 +273,7 @@ def _poison(loss: Tensor) -> Tensor | None:
 
 
 def poisoned(product: list[Tensor], loss: Tensor) -> list[Tensor]:
-    """The product, or NaN where the loss is not finite, decided on the device."""
+    """The product; NaN where the loss is not finite, decided on the device."""
     zero_or_nan = 0.0 * loss
     return [t + zero_or_nan.to(device=t.device, dtype=t.dtype) for t in product]
 

@@ -1,4 +1,4 @@
-r"""Whether PyTorch's second derivatives of a kind of graph are right: one product against differences of gradients.
+r"""Check PyTorch's second derivatives of a kind of graph: one product against differences of gradients.
 
 .. math:: H u \stackrel{?}{=} \frac{g(\theta + h u) - g(\theta - h u)}{2h}
 
@@ -80,7 +80,7 @@ FLOOR = 8.0
 
 @dataclass(frozen=True, slots=True)
 class Ways:
-    """One matrix in three ways, with their costs in GE a sample.
+    """One matrix in three ways, with their costs in GE per sample.
 
     Attributes:
         exact: Makes the products in question.
@@ -98,14 +98,14 @@ class Ways:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """A verdict (None where numbers that are not finite tell nothing) and what it took, in GE a sample."""
+    """A verdict (None where numbers that are not finite tell nothing) and what it took, in GE per sample."""
 
     verdict: Verdict | None
     cost_ge: float
 
 
 def kind_of(objective: Objective, matrix: str, derived: str) -> str:
-    """What verdicts are kept under: matrix, way, mode, type and device."""
+    """The key of a verdict: matrix, way, mode, type and device."""
     device = objective.params[0].device.type
     return f"{matrix}, {derived}, {objective.mode}, {objective.dtype}, {device}"
 
@@ -158,7 +158,7 @@ def compare(product: Product, ways: Ways) -> Comparison:
 def _in_own_precision(
     product: Product, u: Vector, Hu: Vector, rounding: float, ways: Ways
 ) -> tuple[Verdict, float]:
-    """The second look where the weights are in float64 anyway, or float64 cannot be had."""
+    """The second look where the weights are in float64 anyway, or float64 is not available."""
     L = product.objective
     if _type(L) == torch.float64:
         D, error, count = _short_steps(L, ways, u)
@@ -245,7 +245,7 @@ def _rounding(L: Objective) -> float:
 
 
 def _wide(L: Objective) -> Objective | None:
-    """The same function in float64; None where it cannot be had."""
+    """The same function in float64; None where that is not available."""
     if L.params[0].dtype == torch.float64:
         return L
     try:

@@ -1,1 +1,1 @@
-"""What kind of point this is: verdicts, their evidence, and a search for critical points."""
+"""Critical points: verdicts on a point with their evidence, and a search for such points."""

@@ -1,4 +1,4 @@
-r"""Is this a critical point, and of which kind? A verdict that never says more than the products have shown.
+r"""Classify a point of the loss as minimum, saddle or not critical, claiming no more than the products show.
 
 .. math:: |g| \le \text{floor}, \qquad
           \tau_0 = \max(\tau_\text{rounding}, \tau_\text{shift}, \tau_\text{data}), \qquad
@@ -15,7 +15,7 @@ floor but not at rounding, the true critical point lies a few Newton steps away:
 changes on the way there, so that a point near a monkey saddle is not taken for a strict one.
 
 **Cost.** One gradient, and products as :func:`~optland.curvature.eigen.eigenvalues.eigenvalues` spends them (d, for d
-up to 1000), one for Hg, up to 37 for the shift, and 5 GE a sample for a data error. ``classify.cost`` adds it up.
+up to 1000), one for Hg, up to 37 for the shift, and 5 GE per sample for a data error. ``classify.cost`` adds it up.
 
 **When.** At the end of a run, on a plateau, at the points that
 :func:`~optland.curvature.points.search.find_critical_points` finds.
@@ -143,7 +143,7 @@ def classify(
 
 
 class _Look:
-    """One classification on its way; the weights are at the point."""
+    """One classification in progress; the weights are at the point."""
 
     def __init__(
         self,

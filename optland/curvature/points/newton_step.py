@@ -31,7 +31,7 @@ __all__ = ["NewtonModel", "from_eigenvalues", "from_gradient"]
 
 @dataclass(frozen=True, slots=True)
 class NewtonModel:
-    """Gradient and Hessian in a subspace that holds the gradient.
+    """The quadratic model of the loss: gradient and Hessian in a subspace that holds the gradient.
 
     Attributes:
         theta: Eigenvalues of the compressed Hessian.

@@ -1,4 +1,4 @@
-r"""How well the data determine the curvature along one direction: its spread over parts of the data.
+r"""The error of the curvature along one direction over the choice of the data, from its spread over parts.
 
 .. math:: q_j = u^\top H_j u, \qquad \mathrm{se}^2 = \frac{1}{k (k-1)} \sum_j (q_j - \bar q)^2
 

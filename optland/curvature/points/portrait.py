@@ -42,7 +42,7 @@ DENSITY_STEPS, DENSITY_STARTS = 64, 4
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Portrait(Archived):
-    """What was measured at one point.
+    """All measurements at one point.
 
     Attributes:
         spectrum: The k largest and k smallest eigenvalues.

@@ -73,7 +73,7 @@ DECREASE = 1e-9
 
 @dataclass(frozen=True, slots=True)
 class FoundPoint(Archived):
-    """Where one search ended.
+    """The end point of one search.
 
     Attributes:
         critical_point: The verdict on the point, with loss, |g|, index and tau.
@@ -141,8 +141,8 @@ def find_critical_points(
         objective: The loss; its model is left as it is.
         starts: Points to start from: checkpoints of a run, or :func:`starts_around` one of them.
         atol: |g| to reach; by default 10^4 units of rounding of 1 + |g| at the start.
-        max_steps: Most steps a start.
-        max_matvecs: Most products a step where the matrix is not formed (d above 200).
+        max_steps: Most steps per start.
+        max_matvecs: Most products per step where the matrix is not formed (d above 200).
         method: How products are computed.
         seed: Seed of the random start of the classification.
 

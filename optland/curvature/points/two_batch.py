@@ -1,4 +1,4 @@
-r"""The curvature along a vector on data that had no part in finding it, and what that certifies.
+r"""The curvature along a vector on data that did not find it, and the certificate that this gives.
 
 .. math:: q_j = u^\top H_{B_j} u, \quad j = 1 \dots r, \qquad
           \lambda_{\min} \le u^\top H u \le \lambda_{\max}, \qquad
@@ -59,7 +59,7 @@ FEWEST_BATCHES = 3
 
 @dataclass(frozen=True, slots=True)
 class Certificate(Archived):
-    """What independent batches say about the curvature along one direction.
+    """The curvature along one direction on independent batches, with the certainty of its sign.
 
     Attributes:
         curvature: Mean of u'H_B u with its standard error over batches; u is of unit length.
@@ -129,7 +129,7 @@ def certify(
         sign: Which sign is to be certified.
         confidence: Probability with which a bound holds, one-sided.
         method: How products are computed.
-        distance: h of second differences of the loss, in the place of products; None makes products.
+        distance: h of second differences of the loss, instead of products; None makes products.
 
     Returns:
         A :class:`Certificate`.

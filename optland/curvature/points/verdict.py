@@ -1,4 +1,4 @@
-r"""The verdict on one point of a loss, with all the numbers that it rests on.
+r"""The verdict on one point of a loss, with the numbers that it rests on.
 
 ========================  ===========================================================================================
 verdict                   what holds

@@ -1,1 +1,1 @@
-"""What an optimizer can stand, and how far it is from that."""
+"""Stability of an optimizer: its largest stable sharpness, and how far it is from it."""

@@ -1,4 +1,4 @@
-r"""How far an optimizer is from its stability edge: measured sharpness over the largest one that it can stand.
+r"""The stability ratio of an optimizer: measured sharpness over the largest at which it is stable.
 
 .. math:: r = \lambda_{\max}\big( D^{-1/2} H D^{-1/2} \big), \qquad D = P\, \lambda_\mathrm{stable} - \mathrm{wd}
 
@@ -100,7 +100,7 @@ def stability_ratio(
     method: Method = "auto",
     seed: int = 0,
 ) -> StabilityRatio:
-    r"""The largest eigenvalue over the largest that ``optimizer`` can stand, at the present weights and state.
+    r"""The largest eigenvalue over ``optimizer``'s largest stable one, at the present weights and state.
 
     Computed as the largest eigenvalue of D^{-1/2} H D^{-1/2} with D = P threshold - wd, coordinate by coordinate, which
     is 1 exactly at the edge, also where groups differ in learning rate and decay.

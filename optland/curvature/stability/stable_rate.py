@@ -1,4 +1,4 @@
-r"""The largest learning rate that an optimizer can stand at a point, and how far given rates are from it.
+r"""The largest stable learning rate of an optimizer at a point, and how far given rates are from it.
 
 .. math:: \eta^* = \sup \{ \eta : \lambda_{\max} \le \lambda_\mathrm{stable}(\eta) \}
 
@@ -52,7 +52,7 @@ HALVINGS = 120
 
 @dataclass(frozen=True, slots=True)
 class StableRate(Archived):
-    """Where the edge of stability is, in learning rates of the first parameter group.
+    """The edge of stability, in learning rates of the first parameter group.
 
     Attributes:
         largest: The largest stable learning rate; inf where nothing curves upwards; NaN where no single eigenvalue
@@ -135,7 +135,7 @@ def stable_rate(
     """
     for name, rate in rates.items():
         if not (rate >= 0 and math.isfinite(rate)):
-            raise ValueError(f"the {name} learning rate {rate} is none; use a finite number of 0 or more")
+            raise ValueError(f"the {name} learning rate {rate} is not valid; use a finite number of 0 or more")
     grad_norm = float(vectors.norm(objective.gradient()))
     thresholds = _thresholds(optimizer, 1.0, grad_norm)
     alike = len({t.sharpness for t in thresholds}) == 1

@@ -1,4 +1,4 @@
-r"""The largest sharpness that an optimizer can stand, from its own hyper-parameters.
+r"""The largest stable sharpness of an optimizer, from its hyper-parameters.
 
 On a quadratic of curvature lam an optimizer diverges once lam exceeds a threshold set by its own hyper-parameters:
 

@@ -1,4 +1,4 @@
-r"""A matrix less what is known of it: counted products, with old eigenpairs as a control variate.
+r"""Counted products with a matrix minus its known part, for which old eigenpairs serve as control variate.
 
 .. math:: B = A - M, \qquad M = U^\top \mathrm{diag}(\lambda)\, U, \qquad
           \mathrm{tr}\,A = \mathrm{tr}\,M + \mathrm{tr}\,B, \qquad
@@ -24,7 +24,7 @@ __all__ = ["Products"]
 
 
 class Products:
-    """B on flat vectors.
+    """Counted products with B on flat vectors.
 
     Args:
         H: The operator A.

@@ -1,4 +1,4 @@
-r"""A matrix split into a part that is known and a rest that is small: what makes few random probes enough.
+r"""Split a matrix into a known part and a small rest, so that few random probes are enough.
 
 .. math:: A = K + P A P, \qquad P = I - Q Q^\top, \qquad K = Q T Q^\top + R Q^\top + Q R^\top, \qquad
           T = Q^\top A Q, \quad R = P A Q
@@ -26,7 +26,7 @@ Array = NDArray[np.float64]
 
 
 class Deflation:
-    """Orthonormal rows Q and what A does to them.
+    """The known part of A: orthonormal rows Q and the products of A with them.
 
     Args:
         like: A flat vector (d,) of the arithmetic: its type, device and length.

@@ -1,4 +1,4 @@
-r"""XTrace's samples: every test vector is probed outside the range that the other ones span.
+r"""Leave-one-out samples as in XTrace: every test vector is probed outside the range that the others span.
 
 .. math:: x_i = \mathrm{diag}(A - P_i A P_i) + w_i \circ P_i A P_i w_i, \qquad
           P_i = I - Q (I - s_i s_i^\top) Q^\top, \qquad A W = Q R, \quad s_i \propto R^{-\top} e_i

@@ -13,7 +13,7 @@ The Frobenius norm follows from the same products:
 .. math:: \|P A P\|^2 = E \sum_{b, c} M_{bc} M_{cb} \;(b \ne c) + E \sum_b \|P \omega_b A_b P w_b\|^2, \qquad
           M_{bc} = \omega_c\, w_b^\top P A_c P w_c
 
-**Cost.** A product a sample, a forward pass for the weights of the parts, and where graphs are kept their set-up
+**Cost.** A product per sample, a forward pass for the weights of the parts, and where graphs are kept their set-up
 again. Memory: 2 B vectors, and where graphs are kept as much again as the operator keeps.
 
 **Defaults.** 16 parts: more make small passes slow, and gain little. Fewer where 2 B vectors exceed 2^28 numbers.
@@ -44,7 +44,7 @@ NUMBERS = 2**28
 """Most numbers in the vectors of a sample, 1 GiB in float32."""
 
 SETUP_GE = FORWARD_GE + 1.5
-"""Cost of the parts beside their products, in gradient evaluations a sample: weights, and graphs that are kept."""
+"""Cost of the parts beside their products, in gradient evaluations per sample: weights, and graphs that are kept."""
 
 FEWEST_PRODUCTS = 12
 """Products from which on parts are worth the one that holds them against the whole."""
@@ -145,7 +145,7 @@ def _cut(objective: Objective, most: int) -> list[Objective]:
 
 
 def _counts(pieces: Sequence[Objective]) -> list[float]:
-    """What each part counts in the mean: its samples, or what the loss says."""
+    """The weight of each part in the mean: its samples, or what the loss returns."""
     counts = []
     for piece in pieces:
         with piece.context(), torch.no_grad():

@@ -1,4 +1,4 @@
-r"""Unbiased samples of the diagonal of a matrix: what trace, diagonal and Frobenius norm are averages of.
+r"""Unbiased samples of a matrix diagonal, from which trace, diagonal and Frobenius norm are averaged.
 
 .. math:: x = \mathrm{diag}(K) + w \circ (P A P w), \qquad E[x] = \mathrm{diag}\,A, \qquad
           E\,\|P A P w\|^2 + \|K\|_F^2 = \|A\|_F^2
@@ -19,7 +19,7 @@ auto            columns, where d <= n; a Krylov space of         0.4 n to 0.7 n,
 ==============  ===============================================  =====================================================
 
 **Why krylov.** A Krylov space knows its own products, so n products deflate n directions, while a random sketch costs
-two products a direction. At 30 products on the Hessians of six small trained nets its rms error was 0.73 to 0.91 of
+two products per direction. At 30 products on the Hessians of six small trained nets its rms error was 0.73 to 0.91 of
 XTrace's and 0.5 to 0.7 of Hutch++'s, and as its samples are independent, Student's t interval covers.
 
 **Why parts.** Deflation takes away what few eigenvalues hold. In a transformer the bulk holds as much: of the root of
@@ -120,7 +120,7 @@ class DiagonalSamples:
         return len(self.layers)
 
     def mean_and_error(self, values: Sequence[float], widening: float) -> tuple[float, float]:
-        """Mean of one number a sample, and its standard error; NaN where one sample tells no spread."""
+        """Mean of one number per sample, and its standard error; NaN where one sample tells no spread."""
         if self.failed or not values:
             return math.nan, math.nan
         if self.exact:

@@ -1,4 +1,4 @@
-r"""Gauss quadrature of a spectrum, as one random vector sees it, by Lanczos: what density and summary average.
+r"""Gauss quadrature of the spectral measure of one random vector, by Lanczos, for density and summary.
 
 .. math:: v^\top f(H)\, v = \sum_{i=1}^{d} (u_i^\top v)^2 f(\lambda_i) \approx \sum_{i=1}^{m} \tau_i^2 f(\theta_i)
 

@@ -1,4 +1,4 @@
-"""Eigenvalues that stand alone in a spectral density: nodes of small residual that every random start has found."""
+"""Isolated eigenvalues of a spectral density: nodes of small residual that every random start has found."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def spikes(
         nodes: Ritz values of each start, ascending.
         weights: Their weights.
         residuals: Their residuals.
-        estimate: Mean and error of one number a start.
+        estimate: Mean and error of one number per start.
     """
     if not nodes:
         return ()

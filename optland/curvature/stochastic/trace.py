@@ -5,7 +5,7 @@ r"""The trace of a curvature operator, whole and by layer, and its Frobenius nor
 
 with a known part K (see :mod:`~optland.curvature.stochastic.probing`) and n independent samples x_j.
 
-**Cost.** At most ``max_matvecs`` products; by parts of the data also 1.8 gradient evaluations a sample once, and the
+**Cost.** At most ``max_matvecs`` products; by parts of the data also 1.8 gradient evaluations per sample once, and the
 memory of a second kept graph and of 32 vectors. Memory: the Krylov method keeps 0.6 ``max_matvecs`` vectors, Hutch++
 as many as products, XTrace twice as many; Hutchinson a handful, for models at the edge of memory.
 
@@ -20,7 +20,7 @@ own for each of 16 parts of the data where they can be cut (see :mod:`~optland.c
 
 **Caveats.** Probing stops when the interval is narrower than ``rtol``, never because the running mean rests: a mean of
 n samples moves by 1 / n of their spread and rests long before it is right. ``error`` is one standard error; from a
-dozen samples an interval takes Student's t, which :meth:`Trace.interval` does. Errors are those of the estimator on
+dozen samples per interval takes Student's t, which :meth:`Trace.interval` does. Errors are those of the estimator on
 these data, not of the data.
 
 **References.** Hutchinson 1990; Meyer et al. 2021, arXiv:2010.09649; Epperly et al. 2024, arXiv:2301.07825; Chen and
@@ -126,7 +126,7 @@ def trace(
             its products before the first sample, so there it only decides ``converged``.
         confidence: Confidence of that interval.
         start: Eigenpairs of a spectrum of the same parameters, however old, as a control variate: it costs nothing
-            and leaves the estimate unbiased. Vectors alone cost a product each.
+            and leaves the estimate unbiased. Vectors alone cost one product each.
         seed: Seed of the test vectors.
         distribution: Of the test vectors; see :mod:`~optland.curvature.stochastic.random_vectors`.
 
