@@ -117,7 +117,7 @@ def one(name: str) -> dict[str, Any]:
 
 
 def ours_in_double(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
-    """The same plane written out in float64: weights set by hand, one forward a point."""
+    """The same plane written out in float64: weights set by hand, one forward per point."""
     import copy
 
     objective = Objective(model, loss_fn, [batch])

@@ -1,4 +1,4 @@
-r"""Whether a measure of flatness orders runs as their generalisation gap does: Kendall's rank correlation.
+r"""Kendall's rank correlation of flatness measures with the generalisation gap over runs.
 
 .. math:: \tau_b = \frac{C - D}{\sqrt{(n_0 - n_1)(n_0 - n_2)}}
 

@@ -10,12 +10,12 @@ for ``chain``. What is minimised:
 =========  ===================================================================================
 objective  meaning
 =========  ===================================================================================
-mean       E over t uniform in [0, 1] of L(phi(t)): one t a step
+mean       E over t uniform in [0, 1] of L(phi(t)): one t per step
 arc        the same, uniform in arc length: t is drawn with density |phi'(t)|
 max        the largest loss on a jittered grid of the curve: its gradient at the highest point
 =========  ===================================================================================
 
-**Cost.** One gradient a step (for ``max`` and 7 forwards).
+**Cost.** One gradient per step (for ``max`` and 7 forwards).
 
 References: Garipov et al. 2018, arXiv:1802.10026; Draxler et al. 2018, arXiv:1803.00885.
 """
@@ -163,7 +163,7 @@ def connect(
 
 
 class _Trainer:
-    """The control points and one way to improve them."""
+    """Trains the control points of a curve."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-r"""How many directions the gradients live in.
+r"""The effective dimension of a set of gradients.
 
 With gradients g_1 ... g_T and singular values s_i of the matrix that they make,
 
@@ -67,7 +67,7 @@ def effective_dimension(
     """k90 and participation ratio of gradients.
 
     Args:
-        gradients: Vectors, or a tensor with one gradient a row.
+        gradients: Vectors, or a tensor with one gradient per row.
         centred: Take the mean gradient off first.
         sketch_size: What the rows are sketches of (see :class:`GradientSketch`), for the record.
 

@@ -206,7 +206,7 @@ def _scaled_to(d: Tensor, wanted: Tensor, length: Tensor) -> Tensor:
 
 
 def gradient_direction(objective: Objective) -> Direction:
-    """The gradient at the present weights; a step downhill is a negative distance along it. Cost: 1 GE a sample."""
+    """The gradient at the present weights; a step downhill is a negative distance along it. Cost: 1 GE per sample."""
     return made(objective, objective.gradient(), "gradient")
 
 
@@ -217,7 +217,7 @@ def difference(objective: Objective, target: Vector, kind: str = "checkpoint dif
 
 
 def eigenvector_direction(objective: Objective, spectrum: Spectrum, index: int = 0) -> Direction:
-    """An eigenvector of the Hessian, of length 1: what a random direction cannot show, curvature at its largest.
+    """An eigenvector of the Hessian, of length 1: the direction of largest curvature, unlike a random one.
 
     Args:
         objective: The loss that the spectrum was taken of.

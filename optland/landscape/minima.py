@@ -37,7 +37,7 @@ METRICS: tuple[Metric, ...] = ("identity", "adaptive")
 
 @dataclass(frozen=True, slots=True)
 class Minimum(Archived):
-    """What was measured at one of them.
+    """The measurements at one minimum.
 
     Attributes:
         name: Its name.
@@ -86,7 +86,7 @@ class MinimaComparison(Archived):
     minima: tuple[Minimum, ...]
 
     def table(self) -> tuple[list[str], list[list[Any]]]:
-        """Column names and rows: a measure a row, a value and its error for each minimum, and the flattest's name."""
+        """Column names and rows: a measure per row, a value and its error for each minimum, and the flattest's name."""
         columns = ["measure"]
         for m in self.minima:
             columns += [m.name, f"error of {m.name}"]
@@ -192,7 +192,7 @@ def compare_minima(
 
 
 class _Clock:
-    """Tells how long the rest takes, from what has been done."""
+    """Estimates the remaining time from the work done so far."""
 
     def __init__(self, total: int, progress: Callable[[int, int, float], None] | None) -> None:
         self.total, self.progress = total, progress

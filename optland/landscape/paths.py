@@ -17,7 +17,7 @@ All three are at least 0 as reported. The verdict *connected* means that the los
 **BatchNorm.** Running statistics of two nets do not belong to the weights between them: a net with them is recalibrated
 at every point, on the objective's own data, in one forward pass; without it most barriers are artefacts.
 
-**Cost.** One forward a point, two with recalibration.
+**Cost.** One forward per point, two with recalibration.
 """
 
 from __future__ import annotations

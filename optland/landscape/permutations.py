@@ -1,4 +1,4 @@
-r"""Which units of a network can be renumbered together: the permutation symmetries of a module, found by tracing it.
+r"""The permutation symmetries of a module, units that can be renumbered together, found by tracing it.
 
 The units that a layer makes can be put in any order if everything that reads them follows. The forward pass is traced
 with ``torch.fx`` and the numbering of the channel axis carried from operation to operation: a convolution or a linear
@@ -59,7 +59,7 @@ class Symmetry:
 
 @dataclass
 class _Value:
-    """What is known of an intermediate tensor: its numbering, and how many columns a channel has."""
+    """An intermediate tensor: its numbering, and how many columns a channel has."""
 
     numbering: int
     block: int = 1

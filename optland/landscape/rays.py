@@ -12,7 +12,7 @@ amount that depends on h and does not average out over rays, while the Hessian s
 the Hessian product along the same rays are compared, pair by pair; where they differ by more than their errors the
 ``kinks`` flag is set, and the ray curvature is a property of the scale h and not of the point.
 
-**Cost.** 5 forwards and one Hessian product a ray.
+**Cost.** 5 forwards and one Hessian product per ray.
 
 References: Duersch et al. 2024, arXiv:2411.16914 (curvature of piecewise linear nets); Santurkar et al. 2018,
 arXiv:1805.11604 (gradient predictiveness and smoothness along the gradient).
@@ -169,7 +169,7 @@ class GradientSmoothness(Archived):
 
 
 def gradient_smoothness(objective: Objective, distances: Sequence[float]) -> GradientSmoothness:
-    """Loss, change of the gradient and effective smoothness along the gradient. Cost: a gradient a distance, and one.
+    """Loss, change of the gradient and effective smoothness along the gradient. Cost: a gradient per distance, and one.
 
     Raises:
         ValueError: No distances, or one that is not positive.

@@ -1,4 +1,4 @@
-r"""Sharpness: how much the loss rises inside a ball around the weights, in every form that is in use.
+r"""Sharpness measures: the rise of the loss inside a ball around the weights, in every common form.
 
 .. math::
     \text{average} &: \mathbb{E}_{u \sim N(0, I)}\, L(w + \rho\, T u) - L(w)
@@ -10,7 +10,7 @@ r"""Sharpness: how much the loss rises inside a ball around the weights, in ever
 T is the identity, or |w| entry by entry for adaptive sharpness, which does not change when a ReLU layer is scaled up
 and the next one down (Dinh et al. 2017, arXiv:1703.04933, showed that the others can be made anything that way).
 
-With m samples a batch, *m-sharpness* is the mean over disjoint batches of each batch's own value: larger than that of
+With m samples per batch, *m-sharpness* is the mean over disjoint batches of each batch's own value: larger than that of
 all data together, and the one that SAM lowers. **A value without (m, radius, p, T, mode) means nothing**, so the result
 carries all of them in its name.
 

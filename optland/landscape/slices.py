@@ -2,8 +2,8 @@ r"""Slices of the loss: along a line, and over a plane, in weight space.
 
 .. math:: f(\alpha) = L(w + \alpha d), \qquad f(\alpha, \beta) = L(w + \alpha d_1 + \beta d_2)
 
-**Cost.** One forward a point (a third of a gradient evaluation a sample), plus one Hessian product a direction for the
-curvature.
+**Cost.** One forward per point (a third of a gradient evaluation per sample), plus one Hessian product per direction
+for the curvature.
 
 **What a slice says.** What is drawn, and no more: along a random direction in d dimensions the curvature is close to
 its mean tr(H)/d for unit length, so a saddle usually looks like a bowl. Every slice therefore carries d'Hd along its
@@ -322,7 +322,7 @@ def _curvature(objective: Objective, direction: Direction) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Ruggedness(Archived):
-    """How far a slice is from a smooth bowl.
+    """Measures of how far a slice is from a smooth bowl.
 
     Attributes:
         nonconvex: Share of second differences along the axes that are negative, beyond rounding.

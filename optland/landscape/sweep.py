@@ -1,8 +1,9 @@
-r"""Losses along a list of points, one forward each: what slices, rays and paths are made of.
+r"""Evaluate the loss at a list of points, one forward each, for slices, rays and paths.
 
-The weights are written in place, point after point, and put back from a copy at the end: no copy a point, no gradient,
-and never a restore by subtraction. In eval mode one guard holds for the whole sweep; in train mode every point gets its
-own, since dropout masks and BatchNorm buffers must be the same at each, as where the forward writes weights.
+The weights are written in place, point after point, and restored from a copy at the end: no copy per point, no
+gradient, and never a restore by subtraction. In eval mode one guard holds for the whole sweep; in train mode every
+point gets its own, since dropout masks and BatchNorm buffers must be the same at each, as where the forward writes
+weights.
 
 A long sweep keeps what it has in a file every few seconds, and goes on from there when it is started again with the
 same points.
@@ -30,7 +31,7 @@ from optland.vectors import Vector
 __all__ = ["Progress", "Sweep", "sweep"]
 
 Progress = Callable[[int, int, float], None]
-"""``progress(done, total, seconds_left)``, called at most a few times a second."""
+"""``progress(done, total, seconds_left)``, called at most a few times per second."""
 
 SAVE_EVERY = 5.0
 REPORT_EVERY = 0.2
@@ -38,7 +39,7 @@ REPORT_EVERY = 0.2
 
 @dataclass(frozen=True, slots=True)
 class _Part(Archived):
-    """A sweep that is not done: which one, how far, and what was found."""
+    """An unfinished sweep: which one, how far, and what was found."""
 
     key: str
     done: int

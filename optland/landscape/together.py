@@ -1,4 +1,4 @@
-r"""Several points of a sweep in one call: the model is run with a stack of weights, through ``torch.func.vmap``.
+r"""Evaluate several points of a sweep in one call: a stack of weights under ``torch.func.vmap``.
 
 A small net spends most of a forward on starting operations, not on computing. With a stack of weights each operation
 starts once for all points, which makes a sweep of a small ResNet four times as fast and of an MLP twice; a net whose

@@ -78,7 +78,7 @@ def noisy_quadratic(A: Tensor, noise: Tensor, start: Tensor | None = None) -> Ob
 
     Args:
         A: Symmetric, (d, d).
-        noise: xi, (n, d), one row a sample; its column means are taken off.
+        noise: xi, (n, d), one row per sample; its column means are taken off.
         start: Default all ones.
 
     Raises:

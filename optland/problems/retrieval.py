@@ -62,7 +62,7 @@ def tensor_decomposition(d: int = 2, start: Tensor | None = None) -> Objective:
 
     Args:
         d: Components, and dimensions of each, at least 2.
-        start: (d, d), one row a component; the saddle of equal rows by default.
+        start: (d, d), one row per component; the saddle of equal rows by default.
 
     Example:
         >>> round(tensor_decomposition(3).value(), 9)
@@ -72,7 +72,7 @@ def tensor_decomposition(d: int = 2, start: Tensor | None = None) -> Objective:
         raise ValueError(f"d {d}: a tensor of one component has nothing to decompose; use at least 2")
     start = torch.full((d, d), d**-0.5, dtype=torch.float64) if start is None else start
     if start.shape != (d, d):
-        raise ValueError(f"start {tuple(start.shape)} must be ({d}, {d}), one row a component")
+        raise ValueError(f"start {tuple(start.shape)} must be ({d}, {d}), one row per component")
 
     def loss(w: Tensor) -> Tensor:
         squares = (w.view(d, d) / w.view(d, d).norm(dim=1, keepdim=True)) ** 2

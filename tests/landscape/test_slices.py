@@ -1,4 +1,4 @@
-"""Slices: the analytic surface, one forward a point, nothing left behind, and a sweep that goes on."""
+"""Slices: the analytic surface, one forward per point, nothing left behind, and a sweep that goes on."""
 
 from __future__ import annotations
 

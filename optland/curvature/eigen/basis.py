@@ -78,7 +78,7 @@ class Basis:
         return float(vectors.norm([v - row.to(self.like)])) if self.narrow else 0.0
 
     def project_out(self, w: Tensor, rows: int) -> Tensor:
-        """Take out of ``w``, in place, its part in the first rows, and return its coefficients (rows,); twice is enough."""
+        """Remove from ``w``, in place, its part in the first rows; returns its coefficients (rows,). Twice is safe."""
         if rows == 0:
             return w.new_empty(0)
         return self._take_out(w, rows).add_(self._take_out(w, rows))

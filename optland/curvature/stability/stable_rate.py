@@ -135,7 +135,9 @@ def stable_rate(
     """
     for name, rate in rates.items():
         if not (rate >= 0 and math.isfinite(rate)):
-            raise ValueError(f"the {name} learning rate {rate} is not valid; use a finite number of 0 or more")
+            raise ValueError(
+                f"the {name} learning rate {rate} is not valid; use a finite number of 0 or more"
+            )
     grad_norm = float(vectors.norm(objective.gradient()))
     thresholds = _thresholds(optimizer, 1.0, grad_norm)
     alike = len({t.sharpness for t in thresholds}) == 1
