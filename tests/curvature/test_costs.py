@@ -102,10 +102,6 @@ CASES: list[tuple[Any, Callable[[Objective, list[Tensor]], Any], Cost]] = [
 PROBES = {probe.__name__: (run, declared) for probe, run, declared in CASES}
 
 
-ONE_BATCH = {"noise_scale"}
-"""Probes whose declared cost is that of data in one batch, as their docstrings say."""
-
-
 def test_every_public_function_is_a_probe_with_a_cost_or_listed_as_none() -> None:
     public = {n: getattr(optland.curvature, n) for n in optland.curvature.__all__}
     functions = {name: value for name, value in public.items() if inspect.isfunction(value)}
@@ -117,10 +113,18 @@ def test_every_public_function_is_a_probe_with_a_cost_or_listed_as_none() -> Non
 @pytest.mark.parametrize("name", PROBES)
 def test_a_probe_spends_no_more_than_it_declares(name: str) -> None:
     run, declared = PROBES[name]
-    L = small_net(num_batches=1 if name in ONE_BATCH else 2)
+    L = small_net(num_batches=2)
     most = declared(L)
     assert L.cost_ge == 0  # declaring costs nothing
     direction = downhill(L)
     given = L.cost_ge
     run(L, direction)
     assert 0 < L.cost_ge - given <= most
+
+
+@pytest.mark.parametrize(("num_batches", "num_parts"), [(8, 1), (4, 8), (1, 8), (2, 3)])
+def test_the_noise_scale_declares_the_products_of_all_its_parts(num_batches: int, num_parts: int) -> None:
+    L = small_net(num_batches=num_batches)
+    most = noise_scale.cost(L, num_parts=num_parts)
+    found = noise_scale(L, num_parts=num_parts)
+    assert 0 < found.cost_ge <= most

@@ -109,9 +109,10 @@ class NoiseScale(Archived):
 
 
 def _cost(objective: Objective, *, num_parts: int = 8, method: Method = "auto") -> float:
-    """The most that :func:`noise_scale` can cost, in gradient evaluations, where all data are one batch."""
+    """The most that :func:`noise_scale` can cost: a product per pair of parts of all batches."""
     one_batch = method if method != "auto" else "kept_graph"
-    products = max(declared_product_cost(objective, num_parts, method=m) for m in (method, one_batch))
+    pieces = num_parts * sum(1 for _ in objective.batches)
+    products = max(declared_product_cost(objective, pieces, method=m) for m in (method, one_batch))
     return products + objective.num_samples
 
 
