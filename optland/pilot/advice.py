@@ -1,4 +1,4 @@
-"""What a finished run says about its settings, in words."""
+"""Advice on the settings of a finished run, in words."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def _about_rewinds(rows: Sequence[Row], decisions: Sequence[Mapping[str, object]
 
 
 def _about_steps(rows: Sequence[Row], decisions: Sequence[Mapping[str, object]]) -> list[str]:
-    """Updates that became none, and the lowest factor on the rate."""
+    """Updates that were cancelled, and the lowest factor on the rate."""
     sentences = []
     skips = [d for d in decisions if d["actuator"] == "skip"]
     if skips:

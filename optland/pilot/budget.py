@@ -93,7 +93,7 @@ class Budget:
 
     @property
     def elsewhere(self) -> float:
-        """Gradient evaluations spent on what is no probe in use."""
+        """Gradient evaluations spent on anything that is not a probe in use."""
         return sum(ge for name, ge in self.spent.items() if name not in self.shares)
 
     def affords(self, probe: str, declared_ge: float, *, ahead: int = 1) -> bool:

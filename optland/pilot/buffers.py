@@ -1,4 +1,4 @@
-"""Floating-point buffers as they were before the forward pass of an update, for one that becomes none."""
+"""Copies of floating-point buffers from before an update's forward pass, to undo a cancelled update."""
 
 from __future__ import annotations
 

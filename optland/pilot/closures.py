@@ -1,4 +1,4 @@
-"""The closure of a step, with something done when its first evaluation has made the gradient."""
+"""Wrap the closure of a step, to act once its first evaluation has made the gradient."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["with_each_call"]
 
 
 def with_each_call(args: tuple[Any, ...], kwargs: dict[str, Any], *, first: Callable[[bool], None]) -> Any:
-    """The arguments of a step with its closure wrapped; ``first`` is called at once where there is none.
+    """The arguments of a step with its closure wrapped; ``first`` is called at once where it has none.
 
     Args:
         args: Positional arguments of the step, the optimizer itself among them.

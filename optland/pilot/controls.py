@@ -1,4 +1,4 @@
-"""The policies of one run: who may set what, what they ask for, the caps in force, and what became of it."""
+"""Ask the policies of a run and carry out their proposals: who sets what, caps in force, decisions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What can be turned, what a policy asks for, and what became of it. This list is the only one.
+"""The settings that a policy can turn, its proposals, and the decisions on them. This list is the only one.
 
 ============== ============================================================= ==================
 turned         what is done                                                  acts
@@ -13,7 +13,7 @@ momentum       in every group                                                nex
 beta1, beta2   Adam's, in every group                                        next update
 gate           0: the second pass is left out; 1: the optimizer's own gate   next update
 clip           norm that the gradient is cut to; 0 ends it                   next update
-skip           the update is none: its gradient never reaches the optimizer  before the update
+skip           cancels the update: the optimizer never sees its gradient     before the update
 rewind         weights and optimizer state go back to a snapshot             before the update
 escape         along the direction of most negative curvature                after the update
 stop           no further batch                                              next batch
@@ -93,7 +93,7 @@ BEFORE = frozenset({"skip", "rewind"})
 
 @dataclass(frozen=True, slots=True)
 class Proposal:
-    """What a policy asks for.
+    """The proposal of a policy: what to turn, to which value, and why.
 
     Attributes:
         actuator: What to turn, a key of :data:`TURNED`.

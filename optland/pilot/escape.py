@@ -1,4 +1,4 @@
-"""A look along negative curvature on a policy's word, and the move off the saddle where earlier batches agree."""
+"""Escape from a saddle along negative curvature when a policy asks for it and earlier batches agree."""
 
 from __future__ import annotations
 

@@ -63,7 +63,7 @@ class RatioEMA:
     The denominator of a noise scale (the squared true gradient) is estimated without bias and can be negative in
     single samples; averaging both before dividing keeps those samples' information. Gradients shrink by orders of
     magnitude during training, so each pair is first divided by its own ``scale`` (the squared norm of the whole
-    batch's gradient): otherwise the earliest pairs would decide for ever.
+    batch's gradient): otherwise the earliest pairs would always decide.
 
     Args:
         beta: Weight of the past, in [0, 1).

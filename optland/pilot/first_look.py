@@ -1,4 +1,4 @@
-"""What the first call of ``after_step`` shows: whether its arguments are what they should be."""
+"""Check the arguments of the first call of ``after_step``."""
 
 from __future__ import annotations
 

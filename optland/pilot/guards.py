@@ -1,4 +1,4 @@
-r"""The rewind guard: a quarter of all progress lost means the step was too long; go back and halve the pace.
+r"""The rewind guard: when a quarter of all progress is lost, go back and halve the pace.
 
 With L_ref the loss of the first step, m the bias-corrected moving average of the batch loss and b its running
 minimum, there is trouble when the loss is not finite, or
@@ -130,7 +130,7 @@ class RewindGuard:
 
 @dataclass
 class CollapseGuard:
-    """A dead network: there is nothing left to learn from, and the loss alone does not show it.
+    """Detects a dead network, whose gradients have vanished; the loss alone does not show it.
 
     A net whose units are dead predicts a constant. Its loss is that of the trivial predictor, never above the first,
     and looks like an initial plateau; the gradient tells them apart. Either all of it has vanished while the loss is no
@@ -207,7 +207,7 @@ class CollapseGuard:
 
 @dataclass
 class CoolDown:
-    """After a rewind nothing grows for a while: neither the rate nor the batch.
+    """Forbids growth of rate and batch for a while after a rewind.
 
     Attributes:
         steps: Length of the while; 20.
@@ -227,7 +227,7 @@ class CoolDown:
 
 @dataclass
 class ClipWatch:
-    """Gradients that were clipped before the step: their norm is the same number again and again.
+    """Detects gradients that were clipped before the step: their norm is the same number again and again.
 
     Attributes:
         window: Norms that are looked at; 16.

@@ -1,4 +1,4 @@
-"""What the policies of a run know: the last value of each signal, with its error and age, and the present settings.
+"""The history that policies read: the last value of each signal with error and age, and the present settings.
 
 Each policy has a reader of its own, so that it gets each signal once, whatever became of the update between.
 """
@@ -89,7 +89,7 @@ class Reader:
         return self._history.progress
 
     def setting(self, name: str) -> float | None:
-        """A present setting, such as ``lr``, ``shape``, ``lr_factor`` or ``batch_size``; None where there is none."""
+        """A present setting, such as ``lr``, ``shape``, ``lr_factor`` or ``batch_size``; None where it is unset."""
         return self._history.setting(name)
 
     def last(self, name: str) -> Signal | None:

@@ -1,4 +1,4 @@
-"""The pilot's place on the optimizers: hooks around each step, and no second pilot beside it."""
+"""The pilot's hooks around each optimizer step, which refuse a second pilot on the same optimizer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run lets one see and turn: the only place that touches optimizer, model and loader.
+"""The host of a pilot: the only place that reads and changes optimizer, model and loader.
 
 :class:`Host` is a plain PyTorch loop. Another loop (a trainer that owns the batch, say) is a subclass that overrides
 what differs there: :meth:`Host.can_turn`, :meth:`Host.read`, :meth:`Host.turn`, and for one that owns the batch
@@ -132,7 +132,7 @@ class Host:
         return {name: b for name, b in self.model.named_buffers() if b.is_floating_point()}
 
     def say_loaded(self) -> None:
-        """Tell whoever follows the weights, an average for one, that others were written into them: load hooks run."""
+        """Tell followers of the weights, such as an average, that others were written into them: run load hooks."""
         self.model.load_state_dict(self.model.state_dict())
 
     @property
@@ -305,7 +305,7 @@ class Host:
         return None
 
     def read(self, name: str) -> float | None:
-        """A present setting; None where there is none."""
+        """A present setting; None where the run has none."""
         if name == "lr":
             return self.rate
         if name == "lr_factor":

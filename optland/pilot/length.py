@@ -1,4 +1,4 @@
-"""The update just made: how long it is relative to the weights, and another length for it."""
+"""Measure the length of the update just made relative to the weights, and rescale it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether an optimizer's move is linear in its learning rate, so that a step may be given another length afterwards.
+"""Test whether an optimizer's move is linear in its learning rate, so that a step can be rescaled afterwards.
 
 PyTorch's own optimizers are known one by one. Any other is tried once, on copies of a few of its parameters.
 """
@@ -37,7 +37,7 @@ _TRIED = 4
 
 
 def innermost_of(optimizer: Optimizer) -> Optimizer:
-    """The optimizer below all wrappers of ours."""
+    """The optimizer below all wrappers of this package."""
     while isinstance(optimizer, Delegating):
         optimizer = optimizer.base
     return optimizer

@@ -1,4 +1,4 @@
-"""The probes of a run: which are in use, when each is due, and what happens to one that fails."""
+"""Run the probes of a run inside the budget: which are in use, when each is due, failed ones off."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is measured of an update on the device, without waiting for it: norms, relative length, coherence.
+"""Measurements of an update on the device, without waiting for it: norms, relative length, coherence.
 
 Everything here stays on the device of the weights; the pilot brings all scalars of an update to the host at once.
 """
@@ -26,7 +26,7 @@ FLOOR = 0.1
 
 
 class Layout:
-    """What has to be known of a list of parameters, found out once for as long as the list stays the same.
+    """Facts about a list of parameters, computed once for as long as the list stays the same.
 
     Args:
         params: The parameters.

@@ -1,4 +1,4 @@
-"""What whoever has no log sees of trouble: one warning each."""
+"""Warnings about trouble, one of each kind, for users without a log."""
 
 from __future__ import annotations
 

@@ -280,7 +280,7 @@ class Pilot:
 
     @property
     def lost(self) -> int:
-        """Updates that became none: not finite, skipped by a policy, or at hand when the run went back."""
+        """Updates that were cancelled: not finite, skipped by a policy, or in progress when the run went back."""
         return self.trouble.lost
 
     @property
@@ -355,7 +355,7 @@ class Pilot:
     def _gradient_there(self, optimizer: Optimizer, new: bool) -> None:
         """The gradient is known and not used yet: scalars come to the host, trouble is looked for, the rate is set.
 
-        Of several optimizers the first to step looks at the gradients of all, so that an update is none as a whole.
+        Of several optimizers the first to step looks at the gradients of all, so that the update is cancelled whole.
         """
         first, self._judged = not self._judged, True
         if first or new:
@@ -444,7 +444,7 @@ class Pilot:
         return True
 
     def _rewind(self, who: str, why: str, signals: dict[str, float]) -> None:
-        """Go back; policies that answer for the rate slow down, and where there is none it is halved."""
+        """Go back; policies that answer for the rate slow down, and without such a policy it is halved."""
         host = self.host
         at, old = self.trouble.go_back(), host.factor
         self.steering.rewound()

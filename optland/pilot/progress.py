@@ -1,4 +1,4 @@
-"""How far a run is: updates made, of how many; or samples seen, where the batch grows or the user counts them."""
+"""The progress of a run: updates made of how many, or samples seen, where the batch grows or they are counted."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ FEWEST = 4
 
 
 class Progress:
-    """The length of a run and what is done of it.
+    """The length of a run and the part of it that is done.
 
     Args:
         total_steps: Updates of the whole run.

@@ -1,4 +1,4 @@
-"""Several processes that train one model: they see the same numbers, so they decide the same.
+"""Agreement of several processes that train one model: they see the same numbers, so they decide the same.
 
 Once per update, where the gradient is there, the scalars of all ranks meet in one all-reduce: the loss as a sum and a
 count, whether a gradient is not finite anywhere (a NaN may live in one shard), and everything else as rank 0 has it.

@@ -20,7 +20,7 @@ KEPT = 10_000
 
 
 class Record:
-    """Keeps decisions and writes them and rows to a logger; one that fails is off, and training goes on.
+    """Keeps decisions and writes them and rows to a logger; a logger that fails is off, and training goes on.
 
     Args:
         log: The logger; None writes nothing.

@@ -1,4 +1,4 @@
-"""The scalars of an update: they wait on the device, and reach the host together, in one transfer."""
+"""The scalars of an update, which wait on the device and reach the host in one transfer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-r"""How the learning rate and Adam's memory follow a change of the batch from B to k B.
+r"""Scale the learning rate and Adam's betas with a change of the batch from B to k B.
 
 .. math:: \text{SGD: } \frac{\eta'}{\eta} = \frac{1 + B_n / B}{1 + B_n / (k B)}, \qquad
           \text{Adam: } \sqrt{k},\quad 1 - \beta_i' = k (1 - \beta_i)

@@ -1,4 +1,4 @@
-"""A named number on its way from a probe to a policy: value, error, validity, and the update it was measured at."""
+"""The signal that a probe gives to a policy: a named value with error, validity, and the update it is of."""
 
 from __future__ import annotations
 

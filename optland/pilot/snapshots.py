@@ -1,4 +1,4 @@
-"""The states that a rewind may go back to: two of them, in the memory of the host.
+"""Snapshots of a run for a rewind: two states, in the memory of the host.
 
 One is *recent*, taken every ``max(5, T / 20)`` updates; the other is *old*: the recent one replaces it once it lies
 further back than half of the run so far, and until then it is the start. Trouble shows late in an average over losses,
@@ -27,7 +27,7 @@ DOUBT = 20
 
 
 class Snapshots:
-    """Two states of a run.
+    """The two states of a run that a rewind may go back to.
 
     Attributes:
         recent: The newest, None until the first is taken.

@@ -1,4 +1,4 @@
-"""The learning rate of an update and its length: set before it, measured and corrected after it, on the device."""
+"""Set the learning rate before an update, and measure and correct its length after it, on the device."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-r"""``suggest_lr``: a learning rate in one line, from the critical step along a short ramp.
+r"""``suggest_lr``: a peak learning rate from the critical step along a short ramp.
 
 .. math:: \eta = c \exp\bigl(\mathrm{mean} \log \eta_c\bigr)
 

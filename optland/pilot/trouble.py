@@ -1,4 +1,4 @@
-"""Trouble: an update that is not finite becomes none, and a run that has broken goes back.
+"""Cancel an update that is not finite, and rewind a run that has broken.
 
 The two are different. One bad batch costs one update: its gradient is taken away before any optimizer sees it, so no
 state moves, and buffers are as before its forward pass. A rewind is for trouble that lasts: the loss guard, a dead net,
@@ -28,7 +28,7 @@ LASTING = 10
 
 
 class Trouble:
-    """Sees trouble and undoes it.
+    """Detects broken updates and runs, and undoes them.
 
     Args:
         host: Whose weights, buffers and optimizer state go back.
@@ -54,7 +54,7 @@ class Trouble:
     # ------------------------------------------------------------------ one update
 
     def withdraw(self) -> None:
-        """Make the present update none: no optimizer sees a gradient, and buffers are as before the forward pass."""
+        """Cancel the present update: no optimizer sees a gradient, and buffers are as before the forward pass."""
         self.buffers.restore()
         self.withdrawn = True
 
@@ -139,7 +139,7 @@ class Trouble:
             self.store()
 
     def go_back(self) -> int:
-        """Restore a snapshot, and make the present update none: its gradient belongs to other weights.
+        """Restore a snapshot, and cancel the present update: its gradient belongs to other weights.
 
         Returns:
             The update that the run went back to.

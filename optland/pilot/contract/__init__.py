@@ -1,4 +1,4 @@
-"""The contract of policies and of hosts: checks for anybody's own. The ones of this package pass them all.
+"""Checks of the contract of policies and hosts, for your own ones; those of this package pass them all.
 
 ::
 

@@ -1,4 +1,4 @@
-"""What a host is held against: the order of the parameters, and whether it can turn what it says, and nothing else."""
+"""Checks of a host: the order of the parameters, and that it can turn what it says and nothing else."""
 
 from __future__ import annotations
 

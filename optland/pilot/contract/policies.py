@@ -1,4 +1,4 @@
-"""What a policy is held against: made signals, its state and its code, and tiny runs that it steers."""
+"""Checks of a policy: made-up signals, its state and its code, and tiny runs that it steers."""
 
 from __future__ import annotations
 

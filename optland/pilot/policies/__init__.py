@@ -1,4 +1,4 @@
-"""Policies: signals and their own small state in, values with reasons out. None of them knows torch."""
+"""Policies, which turn signals and a small state of their own into proposals. None of them uses torch."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-r"""``auto_lr``: no learning rate to choose; the *relative* step is scheduled and the rate read off from it.
+r"""``auto_lr``: a schedule of the *relative* step, from which the learning rate follows.
 
 .. math:: \eta_k = s_k\,\pi_k / R_k, \qquad
           R_k = \sqrt{\sum_{l \in D} \bigl(\lVert u_l\rVert / \max(\lVert w_l\rVert, \phi_l)\bigr)^2}, \qquad

@@ -1,4 +1,4 @@
-"""What a policy is: signals in, proposals with reasons out. Plain numbers: no tensor, no torch.
+"""The base class of policies: signals in, proposals with reasons out, in plain numbers without torch.
 
 A policy of one's own takes 15 lines::
 

@@ -1,4 +1,4 @@
-"""What a host says of itself and of the run before the first update."""
+"""Facts about the host and the run, given to policies before the first update."""
 
 from __future__ import annotations
 

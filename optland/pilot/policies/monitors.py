@@ -1,4 +1,4 @@
-r"""``edge_monitor``, ``noise_monitor``, ``curvature_monitor``: numbers to look at, a word when one leaves its range.
+r"""``edge_monitor``, ``noise_monitor``, ``curvature_monitor``: log numbers, and warn when one leaves its range.
 
 .. math:: r = \eta / \eta_c, \qquad e = 1 / (1 + B / B_\mathrm{simple})
 

@@ -1,4 +1,4 @@
-r"""``plateau``: notices that the loss has stopped falling, says why, and does what that calls for.
+r"""``plateau``: when the loss has stopped falling, drops the rate or escapes from a saddle.
 
 Two tests at the end of every window, and both have to agree. **Slope**: the least-squares slope of the loss over the
 window's newer part is not significantly below zero (one-sided t-test). **SASA+**: at stationarity of SGD with any

@@ -1,4 +1,4 @@
-r"""``spike_guard``: the update of a corrupt batch is left out; several in a row cut the rate; lasting ones go back.
+r"""``spike_guard``: skips the update of a corrupt batch, cuts the rate after several, rewinds after lasting ones.
 
 .. math:: z = \frac{\log x - \mathrm{med}(\log x_{-16..-1})}{1.4826\,\mathrm{med}\,|\Delta \log x| / \sqrt 2}
 
@@ -43,7 +43,7 @@ FEWEST = 16
 
 
 class SpikeGuard(Policy):
-    """Skip, cut, go back.
+    """Skips an update, cuts the rate, or rewinds, by spikes of loss and gradient norm.
 
     Args:
         z: Robust z-score that makes a spike; 4.

@@ -1,4 +1,4 @@
-"""What a probe is: a look at the landscape with a declared cost, which leaves no trace."""
+"""The base class of probes: measurements of the landscape with a declared cost, which leave no trace."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The edge: the critical learning rate along the realised update, from the weights before it, as the step saw it."""
+"""The edge probe: the critical learning rate along the realised update, from the weights before it."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ class EdgeProbe(Probe):
 
 
 def _along(t: float, error: float, rate: float, status: str, step: int) -> list[Signal]:
-    """The signals of a critical multiple ``t`` of a step made at ``rate``; NaN where there is none."""
+    """The signals of a critical multiple ``t`` of a step made at ``rate``; NaN where it is unknown."""
     eta_c, relative = t * rate, error / t
     values = {
         "edge/eta_c": (eta_c, error * rate),

@@ -1,4 +1,4 @@
-"""The noise of the gradient: the batch in parts, and the noise scales that follow, averaged over probes."""
+"""The noise probes: gradient noise from parts of the batch, and noise scales averaged over probes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PARTS = 4
 
 
 class _NoiseScale(Probe):
-    """What both have: the batch in parts, and a ratio of averages."""
+    """Base class of both noise probes: the batch in parts, and a ratio of averages."""
 
     every = 10
 
