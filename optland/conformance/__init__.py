@@ -1,4 +1,4 @@
-"""Does an optimizer do what its paper and ``torch.optim`` say? A suite that gives a figure for every answer.
+"""A conformance suite: checks of an optimizer against its paper and ``torch.optim``, each with a figure.
 
 It runs on any optimizer of the SAM family, of this package or of another one, in its own calling convention::
 
@@ -18,7 +18,7 @@ weights that it was made at. Four kinds are counted apart: ``method`` (the step 
 ``safety`` (what should not happen silently). What a package does not claim is ``not applicable``, with the
 reason; an exception or a hang where it was used as documented is an ``error``.
 
-**Cost.** A few seconds a subject on one CPU core.
+**Cost.** A few seconds per subject on one CPU core.
 
 **Caveats.** One process and the CPU: nothing is said about sharded or replicated parameters. Where a paper and
 its code differ (F-SAM's and VaSSO's moving average), either reading passes.

@@ -1,4 +1,4 @@
-"""Prints the findings on the package's own methods; exit code 1 when something failed."""
+"""Print the findings on the package's own methods; exit code 1 when something failed."""
 
 import sys
 

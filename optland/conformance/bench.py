@@ -1,4 +1,4 @@
-"""What a check works with: the registry of checks, and one subject in one precision."""
+"""The registry of checks, and the bench that a check works with: one subject in one precision."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ __all__ = [
 
 
 class NotApplicableError(Exception):
-    """The subject does not claim what the check is about; the message says why."""
+    """Raised where the subject does not claim what the check tests; the message says why."""
 
 
 class ViolationError(Exception):
-    """The subject fails in a way that has no figure; the message says how."""
+    """Raised where the subject fails in a way that has no figure; the message says how."""
 
 
 @dataclass(frozen=True)

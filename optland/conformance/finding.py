@@ -1,4 +1,4 @@
-"""What a check found, and the report of all of them."""
+"""The finding of one check, and the report of all findings on a subject."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Finding:
 
     @property
     def bad(self) -> bool:
-        """Whether it counts against the subject."""
+        """Whether the finding counts against the subject."""
         return self.status in (Status.FAILED, Status.ERROR)
 
     def to_dict(self) -> dict[str, Any]:
@@ -110,7 +110,7 @@ class Report:
         return f"{self.subject}: {passed} passed, {applicable - passed} failed, {rest} not applicable"
 
     def table(self) -> str:
-        """All findings as text, one a line, those that do not apply in the last line."""
+        """All findings as text, one per line, those that do not apply in the last line."""
         lines = [str(self)]
         rest = []
         for f in self.findings:

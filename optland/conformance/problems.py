@@ -1,4 +1,4 @@
-"""Small problems of which everything is known, and the record of where their gradient was taken.
+"""Small test problems with known gradients, which record the weights of every evaluation.
 
 Every evaluation of the loss writes down the weights it was made at. That is how the checks see a
 perturbation, with no help of the optimizer: it is the second point of a step minus the first.

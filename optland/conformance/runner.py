@@ -1,4 +1,4 @@
-"""Runs the checks, one after the other, whatever the subject does in them."""
+"""Run the checks one after the other, whatever the subject does in them."""
 
 from __future__ import annotations
 

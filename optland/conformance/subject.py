@@ -1,4 +1,4 @@
-"""What is tested: how an optimizer is built, how it is driven, and what it claims to be.
+"""The subject of a test: how an optimizer is built, how it is driven, and what it claims to be.
 
 A subject says these three things and no more, so that a package is judged by its own documented way of use:
 a calling convention (:class:`Drive`), a method with its parameters in the letters of its paper

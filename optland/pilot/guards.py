@@ -130,10 +130,10 @@ class RewindGuard:
 
 @dataclass
 class CollapseGuard:
-    """Detects a dead network, whose gradients have vanished; the loss alone does not show it.
+    """Detects a dead network, by gradients that vanish without progress; the loss alone does not show it.
 
     A net whose units are dead predicts a constant. Its loss is that of the trivial predictor, never above the first,
-    and looks like an initial plateau; the gradient tells them apart. Either all of it has vanished while the loss is no
+    and looks like an initial plateau; the gradient shows which. Either all of it has vanished while the loss is no
     better than at the start, or it is *exactly* zero in a whole weight matrix that had one before, update after update
     (a ReLU layer with every unit below zero), while there is still something to learn.
 

@@ -1,4 +1,4 @@
-"""The checks, one area a file; importing this registers them."""
+"""The checks, one area per file; importing this registers them."""
 
 from optland.conformance.checks import (
     contract,

@@ -1,4 +1,4 @@
-"""What loops, schedulers, checkpoints and copies expect of anything that is a ``torch.optim.Optimizer``."""
+"""Checks of the ``torch.optim.Optimizer`` contract: schedulers, checkpoints, copies and hooks."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def resume_settings(bench: Bench) -> Measured:
 
 
 class _Pair:
-    """The subject and its base alone, each on a linear loss of its own."""
+    """Two optimizers, the subject and its base alone, each on a linear loss of its own."""
 
     def __init__(self, bench: Bench, lr: float, momentum: float = 0.0) -> None:
         self.problem, self.beside = (on(Slope(bench.dtype), bench.dtype) for _ in range(2))
@@ -171,7 +171,7 @@ def pickled(bench: Bench) -> Measured:
     return _copied(bench, lambda pair: pickle.loads(pickle.dumps(pair)))
 
 
-@check("hooks", "contract", "step hooks fire once an update", variants="one")
+@check("hooks", "contract", "step hooks fire once per update", variants="one")
 def hooks(bench: Bench) -> Measured:
     """Whatever number of passes it takes. Figure: calls more or fewer in three updates, before and after."""
     problem, counts = network(bench.dtype), {"before": 0, "after": 0}

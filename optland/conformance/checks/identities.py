@@ -1,4 +1,4 @@
-"""Exact facts about one method or another, each from its paper's equations."""
+"""Checks of exact identities of single methods, each from its paper's equations."""
 
 from __future__ import annotations
 

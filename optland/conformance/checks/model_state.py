@@ -1,4 +1,4 @@
-"""What a second pass does to the model besides its weights."""
+"""Checks of model state in the second pass: batch norm, dropout masks, compiled modules."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def batchnorm_statistics(bench: Bench) -> Measured:
     return Measured(worst, 1e-12)
 
 
-@check("batchnorm-count", "model", "num_batches_tracked counts one pass a step", variants="one")
+@check("batchnorm-count", "model", "num_batches_tracked counts one pass per step", variants="one")
 def batchnorm_count(bench: Bench) -> Measured:
     """Section 7.19: it is the momentum of layers with ``momentum=None``. Figure: batches counted too much."""
     seen, expected = _after_steps(bench)
@@ -81,7 +81,7 @@ def dropout_masks(bench: Bench) -> Measured:
         for other in masks[1:]:
             worst, pairs = max(worst, float((masks[0] != other).double().mean())), pairs + 1
     if pairs == 0:
-        raise NotApplicableError("takes one gradient a step")
+        raise NotApplicableError("takes one gradient per step")
     return Measured(worst, 0.0)
 
 

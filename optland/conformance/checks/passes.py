@@ -1,4 +1,4 @@
-"""One step in several pieces: accumulation, m-sharpness, interruptions, and calls in the wrong order."""
+"""Checks of a step in several pieces: accumulation, m-sharpness, interruptions, calls in the wrong order."""
 
 from __future__ import annotations
 
@@ -164,7 +164,7 @@ def interrupted_step(bench: Bench) -> Measured:
         return Measured(differing(problem.bits(), weights), 0.0, "entries left at w + eps")
     finally:
         handle.remove()
-    raise NotApplicableError("takes one gradient a step")
+    raise NotApplicableError("takes one gradient per step")
 
 
 @check("call-order", "safety", "halves of a step in the wrong order raise", variants="one")

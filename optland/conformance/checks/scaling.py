@@ -1,4 +1,4 @@
-"""Loss scaling and gradients that are not finite."""
+"""Checks of loss scaling and of gradients that are not finite."""
 
 from __future__ import annotations
 

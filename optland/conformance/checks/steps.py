@@ -1,4 +1,4 @@
-"""The step itself: against the oracle of the claimed method, and against facts that hold for every method."""
+"""Checks of the step itself, against the method's oracle and against facts that hold for every method."""
 
 from __future__ import annotations
 

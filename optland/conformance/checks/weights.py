@@ -1,4 +1,4 @@
-"""Which parameters, whose memory: partial gradients, frozen, unused and tied parameters, storage."""
+"""Checks of parameters and their memory: partial gradients, frozen, unused and tied ones, storage."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def _switched(bench: Bench, used_in: int) -> Measured:
     start = problem.flat()
     step = bench.trace(bench.build(problem, lr=0.0), problem, 1)[0]
     if len(step.points) < 2:
-        raise NotApplicableError("takes one gradient a step")
+        raise NotApplicableError("takes one gradient per step")
     return Measured(float((problem.flat() - start).norm()), 1e-12 if bench.dtype == torch.float64 else 1e-6)
 
 
