@@ -1,4 +1,4 @@
-"""What a training loop is made of: data, models, loaders, precision, checkpoints, evaluation, run folders."""
+"""Parts of a training loop: data, models, loaders, precision, checkpoints, evaluation, run folders."""
 
 from optland.train.checkpoint import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
 from optland.train.compare import CompareConfig, ComparedRunConfig, Comparison

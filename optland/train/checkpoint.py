@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or not there: written aside, checked by a sum, put in place in one move.
+"""Write and read checkpoints atomically, with a checksum: a file is whole or not there.
 
 A file is a ``torch.save`` archive with its SHA-256 as the archive's comment, so ``torch.load(file)`` reads it too. It
 is written next to its final place, flushed to the disk, and moved over the checkpoint before it, which stays as
@@ -39,7 +39,7 @@ _ARCHIVE_END_SIZE = 22
 
 
 class CheckpointError(UserError):
-    """No checkpoint that can be used where one was asked for."""
+    """Raised where no usable checkpoint is found."""
 
 
 class Stateful(Protocol):
@@ -76,7 +76,7 @@ def save_checkpoint(path: str | Path, state: Mapping[str, Any], *, num_kept: int
         ({'step': 2}, {'step': 1})
     """
     if num_kept < 1:
-        raise ValueError(f"num_kept {num_kept}: that is none at all; use 1 or more, 2 by default")
+        raise ValueError(f"num_kept {num_kept} keeps no checkpoint; use 1 or more, 2 by default")
     path = Path(path)
     payload = _with_sum(state)
     reach("checkpoint.before_write")
@@ -286,7 +286,7 @@ class Checkpoint:
         if every_seconds is not None and not every_seconds > 0:
             raise ValueError(f"checkpoint interval {every_seconds} s must be above 0")
         if num_kept < 1:
-            raise ValueError(f"num_kept {num_kept}: that is none at all; use 1 or more, 2 by default")
+            raise ValueError(f"num_kept {num_kept} keeps no checkpoint; use 1 or more, 2 by default")
         self.path = Path(path)
         self.every = every
         self.every_seconds = every_seconds

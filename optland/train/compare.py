@@ -1,4 +1,4 @@
-"""A method against its tuned base: which runs that takes, what was chosen and why, and the table of it.
+"""Compare a method with its tuned base: the runs that this takes, the choices made, and the table.
 
 1. The base alone, at every learning rate of a list, on the tuning seeds; the best by clean validation is kept.
 2. The method over that base at that rate, at every radius of a list, on the same seeds, chosen by the same rule.
@@ -36,7 +36,7 @@ _TIMES_THE_DEFAULT = (1, 2, 4)
 
 @dataclass(frozen=True)
 class CompareConfig:
-    """What is tuned, on how many seeds, and at what the two are equal.
+    """Settings of a comparison: what is tuned, on how many seeds, and what is equal on both sides.
 
     Attributes:
         lrs: Learning rates of the base; the method takes the best.
@@ -141,7 +141,7 @@ class Arm:
 
 
 class Comparison(Generic[Config]):
-    """The runs of a comparison, one after another, and what comes out of them.
+    """The runs of a comparison, one after another, and their result.
 
     In a recipe::
 

@@ -34,7 +34,7 @@ class Side:
         label: What the side is called.
         equal: In what a base is equal to the method: ``epochs`` or ``GE``; empty for the method itself.
         epochs: Epochs of each run.
-        folders: The run folders, one a seed; the same seeds in the same order on every side.
+        folders: The run folders, one per seed; the same seeds in the same order on every side.
     """
 
     label: str
@@ -43,7 +43,7 @@ class Side:
     folders: Sequence[Path]
 
     def values(self, key: str) -> list[float]:
-        """A number of the summaries, one a seed."""
+        """A number of the summaries, one per seed."""
         return [float(summary_of(folder)[key]) for folder in self.folders]
 
     def mean(self, key: str) -> float:

@@ -34,7 +34,7 @@ class DatasetLoader(ResumableLoader):
 
     Args:
         dataset: Anything with ``len`` and ``dataset[index]``, such as a torchvision dataset.
-        batch_size: Samples a batch and update; the last batch of an epoch may be smaller.
+        batch_size: Samples per batch and update; the last batch of an epoch may be smaller.
         epochs: Passes over the data.
         seed: Seed of the order and of all randomness in samples and augmentation.
         num_workers: Processes that read; 0 reads in this one.

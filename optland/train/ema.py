@@ -2,7 +2,7 @@ r"""An exponential moving average of the weights, evaluated in place of the weig
 
 .. math:: \bar w \leftarrow d_n \bar w + (1 - d_n) w, \qquad d_n = \min\bigl(d, (1 + n) / (10 + n)\bigr)
 
-**Cost.** One copy of the weights and buffers, one pass over them and one norm a step; no gradient evaluation.
+**Cost.** One copy of the weights and buffers, one pass over them and one norm per step; no gradient evaluation.
 **When.** Evaluation while the learning rate is still high; a rate decayed to zero leaves little to average.
 **Default.** Off. d = 0.999 averages over the last thousand steps, so it wants a run of several thousand. The rising d_n
 keeps a short run from being an average with its own random start.

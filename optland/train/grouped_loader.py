@@ -1,4 +1,4 @@
-"""A larger batch for loops whose loader has a fixed one: several of its batches make one update.
+"""Join several batches of a loader with a fixed batch size into one larger batch.
 
 ``GroupedLoader(loader)`` takes any loader of batches (a ``DataLoader``, a list) and serves groups of them, joined to
 one batch, so that policies that change the batch (``noise_batch``) work with it. The inputs of a group lie
@@ -79,7 +79,7 @@ class GroupedLoader(ResumableLoader):
         """Change the size of the groups from the next one on.
 
         Args:
-            batch_size: Samples an update, a multiple of the loader's own batch.
+            batch_size: Samples per update, a multiple of the loader's own batch.
 
         Raises:
             ValueError: Not a multiple.

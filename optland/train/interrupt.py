@@ -1,4 +1,4 @@
-"""A signal ends a run after a whole step, with a checkpoint, and with an exit code that says: start me again.
+"""End a run on a signal after a whole step, with a checkpoint and an exit code that asks for a restart.
 
 Schedulers send SIGTERM some seconds before they take a machine away, and Ctrl-C sends SIGINT. The first of either lets
 the step finish; the loop then saves and leaves with exit code 75 (``EX_TEMPFAIL`` of BSD's sysexits: a temporary
@@ -32,7 +32,7 @@ class Keeps(Protocol):
     """What can save a run: :class:`optland.train.Checkpoint`."""
 
     def save(self, step: int) -> int | None:
-        """Save; returns the step that a resume would go on from, None where there is none."""
+        """Save; returns the step that a resume would go on from, None without a checkpoint."""
 
 
 class GracefulStop:

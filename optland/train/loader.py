@@ -40,11 +40,11 @@ def seed_of(*key: int | str) -> int:
 
 
 class ResumableLoader:
-    """Position, order and sizes: what every loader of ours shares.
+    """Position, order and sizes: the base class of the loaders.
 
     Args:
         num_samples: Samples of the data set.
-        batch_size: Samples a batch and update; the last batch of an epoch may be smaller.
+        batch_size: Samples per batch and update; the last batch of an epoch may be smaller.
         epochs: Passes over the data.
         seed: Seed of the order and of the augmentation.
         transform: Called on every batch with a generator seeded by (seed, epoch, position in the epoch).
@@ -74,7 +74,7 @@ class ResumableLoader:
         """Change the size of the batches from the next one on.
 
         Args:
-            batch_size: Samples an update, however many micro-batches it is taken in.
+            batch_size: Samples per update, however many micro-batches it is taken in.
         """
         if batch_size < 1:
             raise ValueError(f"batch size {batch_size} must be at least 1")
@@ -151,7 +151,7 @@ class BatchLoader(ResumableLoader):
 
     Args:
         tensors: Tensors with the same leading dimension; a batch is the tuple of their slices.
-        batch_size: Samples a batch and update; the last batch of an epoch may be smaller.
+        batch_size: Samples per batch and update; the last batch of an epoch may be smaller.
         epochs: Passes over the data.
         seed: Seed of the order and of the augmentation.
         transform: ``transform(batch, generator)``, called on every batch. The generator lives on the tensors' device

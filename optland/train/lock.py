@@ -1,4 +1,4 @@
-"""The lock of a run folder: one process at a time, until that process ends, however it ends.
+"""Lock a run folder for one process at a time, until that process ends, however it ends.
 
 Two processes that write to one folder would spoil its record and its checkpoints: a second ``--resume`` typed by
 mistake, or a grid that is started again while a member of the killed one is still at work. The lock is POSIX's, so

@@ -190,11 +190,11 @@ class MicroBatches:
 
 
 class _NoMean(Exception):
-    """The losses of micro-batches cannot be combined."""
+    """Raised where the losses of micro-batches cannot be combined."""
 
 
 class _Terms:
-    """What each micro-batch adds to the mean loss.
+    """The terms that each micro-batch adds to the mean loss.
 
     Args:
         sizes: Samples of each.

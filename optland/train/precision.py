@@ -20,7 +20,7 @@ option          meaning
 precision       ``bf16`` and ``fp16`` run the forward pass under autocast on float32 weights; fp16 scales the loss
 channels_last   4-D weights in NHWC layout, for convolutions on tensor cores; nothing happens to other nets
 compile         ``torch.compile`` of what the loop calls; needs a C++ compiler, pays after minutes
-accumulation    micro-batches a step, equal to the full batch without BatchNorm (:mod:`optland.train.micro_batches`)
+accumulation    micro-batches per step, equal to the full batch without BatchNorm (:mod:`optland.train.micro_batches`)
 micro_batch     samples in one forward pass at most: a batch that grows costs time and no memory
 clip            largest global norm of the gradient that the base optimizer receives
 ema             decay of an average of the weights (:mod:`optland.train.ema`)
@@ -156,7 +156,7 @@ def _require_safe_layout(model: nn.Module) -> None:
 
 
 def _require_compiler(model: nn.Module) -> None:
-    """Found out here, before the first step, and in one sentence."""
+    """Raise before the first step, in one sentence, where no compiler works."""
     on_cpu = all(p.device.type == "cpu" for p in model.parameters())
     if on_cpu and not any(shutil.which(name) for name in (os.environ.get("CXX") or "g++", "clang++", "cl")):
         raise UserError(
@@ -204,7 +204,7 @@ class Precision:
         """Change into how many micro-batches a batch is cut, from the next :meth:`backward` on.
 
         Args:
-            accumulation: Micro-batches an update. The batch stays: this trades memory for time, nothing else.
+            accumulation: Micro-batches per update. The batch stays: this trades memory for time, nothing else.
         """
         _check_accumulation(accumulation)
         self.accumulation = int(accumulation)

@@ -46,7 +46,7 @@ class Ranks:
         return here * self.size if self.replicas is not None else float(parts)
 
     def any(self, here: bool, device: torch.device) -> bool:
-        """Whether it is so in any of the processes."""
+        """Whether a flag is true in any of the processes."""
         return self.total([float(here)], device)[0] > 0
 
 

@@ -1,4 +1,4 @@
-"""What may differ between a run and its resumption, and what is then said.
+"""Compare a run's configuration with that of its resumption, and refuse what must not differ.
 
 A resumed run has to be the run that was started: every setting counts as part of its training, a new one too, unless it
 is named here. ``epochs`` alone may also grow, where the configuration says that a run of its kind can be made longer
@@ -28,7 +28,7 @@ _MISSING = object()
 
 @dataclass(frozen=True)
 class Change:
-    """A setting that is another one now."""
+    """A setting that has changed."""
 
     key: str
     before: Any
@@ -47,7 +47,7 @@ class Change:
 
 
 def training_changes(saved: str, text: str) -> list[Change]:
-    r"""What of the training differs between two resolved configurations, by key.
+    r"""The training settings that differ between two resolved configurations, by key.
 
     Example:
         >>> [str(c) for c in training_changes("seed: 0\nlog: {every: 1}", "seed: 1\nlog: {every: 5}")]
@@ -64,7 +64,7 @@ class Resumption:
         text: The resolved configuration of now.
         config: The same as an object; its ``can_grow`` says whether the run can be made longer.
         finished: Whether the run has come to its end.
-        named: Settings that the command line names; None where there is none, as in a notebook.
+        named: Settings that the command line names; None without a command line, as in a notebook.
 
     Raises:
         UserError: The training is another one.
@@ -114,7 +114,7 @@ class Resumption:
             )
 
     def lines(self) -> Iterator[str]:
-        """What is other than before, a line each."""
+        """The changes, one per line."""
         for change in self.changes:
             if not change.of_training:
                 yield f"resuming with {change}"

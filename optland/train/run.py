@@ -243,7 +243,7 @@ class RunFolder:
         return 1 if self.unwritten.missing else 0
 
     def where(self) -> str:
-        """Where to look now, a line each, and what is not there."""
+        """The places to look at now, one per line, and the files that are missing."""
         lines = [f"run folder   {self.path}"]
         kinds = {".html": "report", ".png": "figure"}
         made = [self.path / name for name in self._made]

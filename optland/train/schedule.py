@@ -52,7 +52,7 @@ ONE_CYCLE_RISE = 0.3
 
 
 class Consumption(Protocol):
-    """What a schedule reads of the loader: how much of the run's data is gone."""
+    """The part of a loader that a schedule reads: how much of the run's data is consumed."""
 
     batch_size: int
 

@@ -62,7 +62,7 @@ def paired_gain(ours: Sequence[float], theirs: Sequence[float], confidence: floa
     """The mean of ``ours - theirs`` with its interval.
 
     Args:
-        ours: One number a seed.
+        ours: One number per seed.
         theirs: Those of the other method, for the same seeds in the same order.
         confidence: Between 0 and 1.
 
@@ -90,7 +90,7 @@ def best_setting(scores: Mapping[Setting, Sequence[float]]) -> Setting:
     """The setting of the highest mean score; of equal ones the first.
 
     Args:
-        scores: Clean validation accuracy of every setting, one number a seed. One that is not finite counts as the
+        scores: Clean validation accuracy of every setting, one number per seed. One that is not finite counts as the
             worst there is: a setting under which a seed dies is not chosen while another lives.
 
     Raises:

@@ -1,4 +1,4 @@
-"""What the configurations of all recipes share: the run itself, and its sections optimizer, pilot and log."""
+"""Configuration shared by all recipes: the run itself, and its sections optimizer, pilot and log."""
 
 from __future__ import annotations
 
@@ -154,7 +154,7 @@ class OptimizerConfig:
 
 @dataclass(frozen=True)
 class PilotConfig:
-    """What the pilot may do.
+    """Settings of the pilot: what it may do.
 
     Attributes:
         mode: ``off``, ``monitor``, ``shadow`` or ``control``.
@@ -208,7 +208,7 @@ class PilotConfig:
 
 @dataclass(frozen=True)
 class LogConfig:
-    """Where a run is written.
+    """Settings of the log: where a run is written.
 
     Attributes:
         wandb: ``offline`` (viewed in the terminal), ``online`` (needs a login) or ``disabled``.
@@ -234,7 +234,7 @@ class LogConfig:
         if len(self.project) > LONGEST_NAME or NOT_IN_A_PROJECT & set(self.project):
             raise ValueError(
                 f"project: wandb takes names of at most {LONGEST_NAME} characters without "
-                f"{' '.join(sorted(NOT_IN_A_PROJECT))}; {self.project[:40]!r} is none, use for example 'optland'"
+                f"{' '.join(sorted(NOT_IN_A_PROJECT))}; {self.project[:40]!r} does, use for example 'optland'"
             )
         if self.group is not None and not 0 < len(self.group) <= LONGEST_NAME:
             raise ValueError(
@@ -266,7 +266,7 @@ class RunConfig:
     Attributes:
         seed: Seed of the initial weights and of the order of the data.
         epochs: Passes over the training data.
-        batch_size: Samples a batch at the start; ``noise_batch`` may grow it.
+        batch_size: Samples per batch at the start; ``noise_batch`` may grow it.
         schedule: A name of :mod:`optland.train.schedule`; ``none`` under ``auto_lr``, which brings its own shape.
         device: ``cpu``, ``cuda`` or ``auto`` (cuda where there is one).
         threads: CPU threads; one is fastest for small nets.

@@ -1,4 +1,4 @@
-r"""Text as windows of tokens in memory, split without leakage, and what a language model's loss on it means.
+r"""Text as windows of tokens in memory, split without leakage, and a language model's loss in bits per token.
 
 .. math:: \text{bits per token} = L / \ln 2, \qquad \text{perplexity} = e^L
 

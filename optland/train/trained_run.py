@@ -1,4 +1,4 @@
-"""A trained run, loaded: its weights, its optimizer, the learning rates it used, and a sample of its data to probe.
+"""Load a trained run: its weights, its optimizer, the learning rates it used, and data to probe it on.
 
 Which weights: those that the run was evaluated with, the average where it kept one; the stability of training is that
 of the weights that the optimizer steps, which are then others. Which learning rate: under a schedule that decays, the

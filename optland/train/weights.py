@@ -1,4 +1,4 @@
-"""The weights that a run gives away: ``model.safetensors`` of its last epoch, ``best.safetensors`` of its best.
+"""Export the weights of a run: ``model.safetensors`` of its last epoch, ``best.safetensors`` of its best.
 
 Both hold the weights that the run evaluates: their average where it keeps one. A file of tensors and texts runs no
 code, and needs nothing of this package to be read: :meth:`Weights.lines` says in three lines how it is loaded. A tensor
@@ -150,7 +150,7 @@ class Weights:
                 raise OSError(f"it is of epoch {epoch}, and the best was epoch {best}")
 
     def describe(self) -> str:
-        """Where the files are, and how they are loaded; empty where there is none."""
+        """Where the files are, and how they are loaded; empty without files."""
         files = [name for name in (BEST, LAST) if (self._folder / name).exists()]
         if not files:
             return ""

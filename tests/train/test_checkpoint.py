@@ -169,9 +169,9 @@ def test_parts_come_back_and_foreign_sets_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="interval is missing; give every"):
         Checkpoint(tmp_path / "c.pt")
     for keep in (0, -1):
-        with pytest.raises(ValueError, match=rf"num_kept {keep}: that is none at all"):
+        with pytest.raises(ValueError, match=rf"num_kept {keep} keeps no checkpoint"):
             Checkpoint(tmp_path / "c.pt", every=1, num_kept=keep)
-        with pytest.raises(ValueError, match=rf"num_kept {keep}: that is none at all"):
+        with pytest.raises(ValueError, match=rf"num_kept {keep} keeps no checkpoint"):
             save_checkpoint(tmp_path / "c.pt", {}, num_kept=keep)
 
 

@@ -23,7 +23,7 @@ _SHAPES = {
     "cifar10": (3, 32, 32), "cifar100": (3, 32, 32), "svhn": (3, 32, 32),
 }  # fmt: skip
 _OWN_SIZES = {"teacher": (1, TEACHER_SIZE), "fake": (3, FAKE_SIZE), "image_folder": (3, 32)}
-"""Channels, and pixels a side where ``image_size`` does not say."""
+"""Channels, and pixels per side where ``image_size`` does not say."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class DataConfig:
             or more than there are, keeps all.
         augment: ``standard`` cuts a random crop out of the image with 4 pixels of black around it and mirrors half of
             the images (not house numbers), in training only; ``none``.
-        image_size: Pixels a side, for ``image_folder`` (null: 32), ``teacher`` (8) and ``fake`` (32).
+        image_size: Pixels per side, for ``image_folder`` (null: 32), ``teacher`` (8) and ``fake`` (32).
         num_samples: All samples of ``teacher`` and ``fake``, before the split: 70 % to train on, 10 % validation, 20 %
             test; null: 5000.
         num_classes: Classes of ``teacher`` and ``fake``; null: 10.
@@ -126,7 +126,7 @@ class DataConfig:
         side = self.image_size or FAKE_SIZE
         samples = self.num_samples or NUM_SAMPLES
         if self.image_size is not None and not 1 <= self.image_size <= 1024:
-            raise ValueError(f"image_size: {self.image_size} pixels a side; use 1 to 1024")
+            raise ValueError(f"image_size: {self.image_size} pixels per side; use 1 to 1024")
         if self.num_samples is not None and self.num_samples < _LEAST_SAMPLES:
             raise ValueError(
                 f"num_samples: {self.num_samples} are too few to split; use at least {_LEAST_SAMPLES}"

@@ -1,4 +1,4 @@
-"""Where data lie on disk, who fetches them, and what is said when they are missing or damaged."""
+"""Find and fetch data on disk, with the errors for missing and damaged files."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def fetch_once(files: FileSet, fetch: Callable[[Path], None]) -> None:
     try:
         if not several or distributed.get_rank() == 0:
             _fetch(files, fetch)
-    finally:  # also when it failed: the others find no data then, instead of waiting for ever
+    finally:  # also when it failed: the others find no data then, instead of waiting forever
         if several:
             distributed.barrier()
 
@@ -81,12 +81,12 @@ def _fetch(files: FileSet, fetch: Callable[[Path], None]) -> None:
 
 
 def missing(files: FileSet, places: str) -> UserError:
-    """What is said when a data set is not there."""
+    """The error for a data set that is not there."""
     return UserError(f"{files.name} is not in {places}. Fetch it once with: {fetch_command(files)}")
 
 
 def damaged(files: FileSet, file: Path, reason: str) -> UserError:
-    """What is said when a file is not what it must be."""
+    """The error for a damaged file."""
     return UserError(
         f"{files.name}: {file} is damaged ({reason}). Delete it and fetch it again with: {fetch_command(files)}"
     )

@@ -1,4 +1,4 @@
-"""Images of one's own: ``root/CLASS/*.png``, or ``root/train/CLASS/*`` and ``root/test/CLASS/*``."""
+"""Image folders of your own: ``root/CLASS/*.png``, or ``root/train/CLASS/*`` and ``root/test/CLASS/*``."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ IMAGE_SIZE = 32
 
 
 def image_folder(root: str | None, image_size: int | None) -> RawImages:
-    """Colour images ``(n, 3, s, s)`` as bytes, each resized to ``image_size`` pixels a side.
+    """Colour images ``(n, 3, s, s)`` as bytes, each resized to ``image_size`` pixels per side.
 
     Classes are the folders in alphabetical order. With the folders ``train`` and ``test`` the test split is the
     latter; otherwise a fifth of the images. The shorter side is not cut: pictures that are not square are squeezed.

@@ -1,4 +1,4 @@
-"""Images in memory, and what is done to a batch of them: normalisation, and standard augmentation in training.
+"""Images in memory, with normalisation and the standard augmentation of training batches.
 
 Sets that come as bytes stay bytes (a quarter of the memory of float32) and are standardised when a batch is taken;
 the small sets of real numbers are standardised once, on loading. :meth:`ImageData.normalise` treats both alike.

@@ -1,4 +1,4 @@
-"""From a configuration to images in memory: read, split, cap, standardise, add label noise to training."""
+"""Load the configured images into memory: read, split, cap, standardise, add label noise to training."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ class RawImages:
         x: Images ``(n, c, h, w)``, uint8 or float32.
         y: Labels ``(n,)``, int64.
         num_classes: Number of classes C; labels are 0 to C - 1.
-        test: The official test split; None where there is none.
+        test: The official test split; None where the data set has none.
         num_val: Samples carved from ``x`` for validation; None takes a tenth.
         num_test: Samples carved from ``x`` for the test where there is no official split.
     """

@@ -72,7 +72,7 @@ def svhn(root: str | None, download: bool) -> RawImages:
 
 
 def _check(files: FileSet, folder: Path, sums: list[Any]) -> None:
-    """Tell 'not found' from 'corrupted', which torchvision says in one breath: they need different advice."""
+    """Distinguish 'not found' from 'corrupted', which are one error in torchvision: they need different advice."""
     from torchvision.datasets.utils import check_md5
 
     for name, md5 in sums:

@@ -1,4 +1,4 @@
-"""From a configuration to a module; what the image's size does not allow is refused here, before training."""
+"""Build the configured model, and refuse before training what the image's size does not allow."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the convolutional families share: the plan of a net, normalisation by name, kernels that fit the image."""
+"""Shared parts of the convolutional nets: size plan, normalisation by name, kernels that fit the image."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The architectures by name, and what each lets one choose."""
+"""The architectures by name, and the settings that each has."""
 
 from __future__ import annotations
 
