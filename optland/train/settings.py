@@ -234,7 +234,7 @@ class LogConfig:
         if len(self.project) > LONGEST_NAME or NOT_IN_A_PROJECT & set(self.project):
             raise ValueError(
                 f"project: wandb takes names of at most {LONGEST_NAME} characters without "
-                f"{' '.join(sorted(NOT_IN_A_PROJECT))}; {self.project[:40]!r} does, use for example 'optland'"
+                f"{' '.join(sorted(NOT_IN_A_PROJECT))}; {self.project[:40]!r} is not one, use e.g. 'optland'"
             )
         if self.group is not None and not 0 < len(self.group) <= LONGEST_NAME:
             raise ValueError(
