@@ -1,4 +1,4 @@
-"""The commands and their arguments, and what a recipe's script does with its own."""
+"""The commands with their arguments, and the entry point of a recipe's script."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ _OPTIONS = ["--resume", "--validate", "--dry-run", "--grid", "--seeds", "--help"
 
 
 class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line that ends with the fix, as every other refusal does."""
+    """An argument parser whose errors are one line that ends with the fix, as everywhere in the package."""
 
     def __init__(self, **options: Any) -> None:
         # An abbreviation would take --seed=3 for --seeds 3.

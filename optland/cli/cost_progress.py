@@ -1,4 +1,4 @@
-"""The progress of a measurement whose greatest cost is known before it begins."""
+"""Show the progress of a measurement whose largest cost is known before it begins."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["CostProgress"]
 
 
 class CostProgress:
-    """What is being measured, with a bar of the declared cost on a terminal and a line for each part elsewhere."""
+    """Shows what is being measured: a bar of the declared cost on a terminal, a line per part elsewhere."""
 
     def __init__(self, declared: float, spent: Callable[[], float]) -> None:
         self.declared, self.spent, self.part = declared, spent, ""

@@ -1,4 +1,4 @@
-"""Running a recipe's script in this process."""
+"""Run a recipe's script in this process."""
 
 from __future__ import annotations
 

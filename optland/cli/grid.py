@@ -1,4 +1,4 @@
-"""A grid: every combination of some values with every seed, each an ordinary run in a folder of its own, in turn.
+"""Run a grid: every combination of some values with every seed, each an ordinary run in its own folder.
 
 What is done is read from the run folders alone, so a grid that was killed goes on where it was: finished members are
 not run again, one that was broken off is resumed, one that failed is tried again.
@@ -72,7 +72,7 @@ class Member:
         return "begun" if os.path.exists(self.folder / "config.yaml") else "new"
 
     def summary(self) -> dict[str, Any]:
-        """What the run's ``summary.json`` says; empty where there is none that can be read."""
+        """The content of the run's ``summary.json``; empty where it cannot be read."""
         try:
             return dict(json.loads((self.folder / "summary.json").read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError):
@@ -94,7 +94,7 @@ class Member:
 
 @dataclass(frozen=True)
 class Grid:
-    """What is to be run.
+    """A grid to run: its axes, members and folder.
 
     Attributes:
         recipe: The recipe.

@@ -1,4 +1,4 @@
-"""What is not installed and will be needed at the end of a run, said before it begins.
+"""Report, before a run begins, the packages that it will need at its end and that are not installed.
 
 Which of the optional packages a recipe needs is read off the names that its script has imported: what draws pictures
 needs matplotlib, and a run is worth having without them; a report is what a run is for, and it is refused.
@@ -19,7 +19,7 @@ _NEEDS = {
     "optland.report": ("the report", [("plotly.offline", "report"), ("matplotlib.figure", "report")]),
     "optland.plots": ("the figure", [("matplotlib.figure", "recipes")]),
 }
-"""By module of ours: what it makes, and the modules of others that it imports then, with our extra that has them."""
+"""By module of this package: what it makes, the foreign modules that it imports then, and the extra with them."""
 
 _CAN_DO_WITHOUT = ("optland.plots",)
 
@@ -40,7 +40,7 @@ def check_needs(script: ModuleType) -> None:
 
 
 def missing_for(ours: str) -> str:
-    """Why a module of ours cannot do its work, with the way to change that; empty where nothing is missing.
+    """Why a module of this package cannot do its work, with the fix; empty where nothing is missing.
 
     Args:
         ours: ``optland.plots`` or ``optland.report``.

@@ -1,4 +1,4 @@
-"""A run opened again: its recipe's definitions, its configuration, its data, and its weights in its model.
+"""Open a run again: its recipe's definitions, its configuration, its data, and its weights in its model.
 
 A recipe's script is run for its definitions, under a name of its own, so that its last lines do not start a run. It has
 to define
@@ -31,7 +31,7 @@ __all__ = ["OpenedRun", "measuring"]
 
 
 def measuring(work: Callable[[], int], interrupted: str) -> int:
-    """Run what opens runs and measures: Ctrl-C is told, memory that does not suffice is refused, threads are put back.
+    """Run a measurement on opened runs: reports Ctrl-C and lack of memory, and restores the number of threads.
 
     Args:
         work: Returns the exit code.

@@ -50,7 +50,7 @@ def probe(arguments: argparse.Namespace) -> int:
 
 
 class _Probe:
-    """One probe on its way."""
+    """One probe in progress."""
 
     def __init__(self, arguments: argparse.Namespace) -> None:
         a = self.arguments = arguments

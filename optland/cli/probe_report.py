@@ -1,4 +1,4 @@
-"""What ``optland probe`` says of a point: rows of the table, the verdict in words, the content of ``probe.json``."""
+"""The output of ``optland probe``: rows of the table, the verdict in words, the content of ``probe.json``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where recipes and their configs are, and finding them by name or path."""
+"""Find recipes and their configs by name or path."""
 
 from __future__ import annotations
 
@@ -210,7 +210,7 @@ def _is_recipe(script: Path) -> bool:
 
 
 def first_comment(path: Path) -> str:
-    """What a config says about itself; the launch command that stands on top of it is not news here."""
+    """The first comment of a config, without the launch command on top of it."""
     comments = (
         line.lstrip("# ") for line in path.read_text(encoding="utf-8").splitlines() if line[:1] == "#"
     )

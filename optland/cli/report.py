@@ -42,7 +42,7 @@ def report(arguments: argparse.Namespace) -> int:
 
 
 class _Report:
-    """One report on its way."""
+    """One report in progress."""
 
     def __init__(self, arguments: argparse.Namespace) -> None:
         a = self.arguments = arguments

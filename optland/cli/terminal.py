@@ -1,4 +1,4 @@
-"""What the command line says, and its exit codes."""
+"""Output of the command line, and its exit codes."""
 
 from __future__ import annotations
 

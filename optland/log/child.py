@@ -1,8 +1,8 @@
-"""A Python process of our own that takes orders over a pipe: what it does holds neither the interpreter nor the caller.
+"""A child Python process that takes orders over a pipe, so that its work blocks neither interpreter nor caller.
 
 Both ends are here: :class:`Child` is the parent's, :class:`Post` that of the process itself. Orders and reports are
-JSON, one a line. The parent never waits for the process: it writes what the pipe takes and keeps the rest for the next
-time, with no thread. To the parent an order costs its JSON text and one write, some 30 microseconds for a row.
+JSON, one per line. The parent never waits for the process: it writes what the pipe takes and keeps the rest for the
+next time, with no thread. To the parent an order costs its JSON text and one write, some 30 microseconds for a row.
 
 The process is made by starting the interpreter anew on one module, so the caller's script is not run again, whether it
 has a ``__main__`` guard or not, and nothing is imported that the module does not ask for. It has a session of its own

@@ -1,4 +1,4 @@
-"""What a person sees while a run trains: a live display on a terminal, plain lines everywhere else.
+"""The console logger: a live display on a terminal, plain lines everywhere else.
 
 On a terminal one block stays at the bottom: progress with the time left, the loss, the validation accuracy,
 the learning rate with what decided it, the batch size, the sharpness with its error and age, the noise
@@ -32,7 +32,7 @@ _ADVICE = "summary/advice"
 
 
 class _Console(Console):
-    """Whoever reads it may leave: rich's own way would then end the process, and the training with it."""
+    """A rich console that survives a broken pipe; rich itself would end the process, and the training with it."""
 
     def on_broken_pipe(self) -> None:
         """Show nothing more."""

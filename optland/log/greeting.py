@@ -1,4 +1,4 @@
-"""Whether a server says a word at all, asked with a short patience before anything waits for it for long."""
+"""Check, with a short timeout, whether a server answers at all before anything waits for it for long."""
 
 from __future__ import annotations
 

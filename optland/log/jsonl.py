@@ -1,4 +1,4 @@
-"""The record of a run: one JSON object a line, complete after every line, whatever happens next.
+"""The record of a run: one JSON object per line, complete after every line, whatever happens next.
 
 Each line has a ``kind``: ``row``, ``event``, ``image``, ``table`` or ``summary``. JSON knows neither NaN
 nor infinity; such a value is written as ``null`` and its key listed under ``nonfinite`` with what it was,
@@ -61,7 +61,7 @@ class JsonlLogger:
         self._write("image", {"step": self._step, "name": name, "path": path})
 
     def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-        """Write a table as one object a row, so that its numbers keep their names."""
+        """Write a table as one object per row, so that its numbers keep their names."""
         named = [dict(zip(columns, row, strict=True)) for row in rows]
         self._write("table", {"step": self._step, "name": name, "rows": named})
 

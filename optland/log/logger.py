@@ -1,4 +1,4 @@
-"""What a run writes down, and to whom.
+"""The interface of loggers, and a group of several.
 
 A logger takes *rows* (the scalars of one step, merged into one call), *events* (decisions, each with its
 reason), images, tables, and a summary at the end. Training does not depend on any of them: a logger that
@@ -17,7 +17,7 @@ from optland.log.vocabulary import Scalar
 
 @runtime_checkable
 class Logger(Protocol):
-    """Somewhere that a run is written to.
+    """The interface of a logger.
 
     Rows and events carry their step under the key ``step``: the count of optimizer updates, our own axis.
     """

@@ -1,4 +1,4 @@
-"""Standard output and error that may go away: a reader that leaves, or a full disk behind them, ends no command.
+"""Keep a command alive when standard output or error goes away: a reader that leaves, or a full disk.
 
 ``optland run ... | head -1`` trains to its end, and a batch job whose output file lies on a full disk does too. Nothing
 is raised where the text is printed, whoever prints it (``print``, rich, a warning, the interpreter's own last flush):
@@ -18,7 +18,7 @@ __all__ = ["Outcome", "let_go", "steady"]
 
 
 class Outcome:
-    """What became of standard output.
+    """The outcome of writing to standard output.
 
     Attributes:
         closed: Whether its reader has left.

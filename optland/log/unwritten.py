@@ -1,4 +1,4 @@
-"""What a run could not write: a full disk, a quota, a folder that became read-only. It trains on, and says so twice.
+"""Record files that a run could not write (full disk, quota, read-only folder); it trains on and says so twice.
 
 The first failure of each file is a warning when it happens; at the end of the run all of them are listed once more,
 with whether the file is there by now.
@@ -15,7 +15,7 @@ __all__ = ["Unwritten"]
 
 @dataclass
 class _Failures:
-    """Of one file: why it could not be written the last time, how often, and whether it is missing or old now."""
+    """Failures of one file: the last reason, how many, and whether the file is missing or old now."""
 
     reason: str = ""
     count: int = 0

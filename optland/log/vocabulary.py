@@ -1,4 +1,4 @@
-"""The names of what is logged: one vocabulary for console, JSONL and wandb.
+"""The names of logged values: one vocabulary for console, JSONL and wandb.
 
 A key is ``group/name``. The axis is our own key ``step``, the count of optimizer updates. A measured value
 comes with ``<key>_error`` and ``<key>_converged``, in the row of the step at which it was measured; how old

@@ -1,4 +1,4 @@
-"""wandb's environment variables, looked at before training: an empty one is as unset, a wrong one is refused in words.
+"""Check wandb's environment variables before training: an empty one counts as unset, a wrong one is refused.
 
 wandb reads them when a run starts, in the middle of training as it were, and answers a wrong one with an exception of
 its settings. The few that most people set are checked here; for all others wandb itself is asked, in a process that
@@ -50,7 +50,7 @@ def without_empty(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def setting(variable: str, value: object) -> object:
-    """The environment's word where it says anything, read here because wandb reads its variables once a process."""
+    """The environment's word where it says anything, read here because wandb reads its variables once per process."""
     return os.environ.get(variable, "").strip() or value
 
 

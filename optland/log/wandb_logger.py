@@ -317,7 +317,7 @@ def _with_program(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def _cell(column: str, value: object) -> object:
-    """One type a column, which wandb's tables want: the step a number, ``taken`` a boolean, all else text."""
+    """One type per column, as wandb's tables want: the step a number, ``taken`` a boolean, all else text."""
     return value if column in (STEP, "taken") else redact_text(str(value))
 
 

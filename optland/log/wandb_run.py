@@ -74,7 +74,7 @@ def main() -> None:
 
 
 class Run:
-    """What the orders do; see the module's table.
+    """The wandb run that the orders act on; see the module's table.
 
     Args:
         report: Takes the words of a report.

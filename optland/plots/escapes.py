@@ -1,4 +1,4 @@
-"""Optimizers side by side at a saddle or on a plateau: where they went, what they paid, and where they escaped."""
+"""Figures of optimizers side by side at a saddle or on a plateau: their paths, costs and escapes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _WHEEL = ("#2b6cb0", "#c53030", "#2f855a", "#c05621", "#6b46c1", "#718096", "#b7
 
 @dataclass(frozen=True)
 class Descent:
-    """One optimizer's way.
+    """The path of one optimizer.
 
     Attributes:
         ge: Gradient evaluations after each step, ascending.

@@ -1,4 +1,4 @@
-"""An empty figure and the palette, for every picture of the package."""
+"""The empty figure and the palette of every picture of the package."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def figure(width: float, height: float) -> Any:
 
 
 def save(page: Any, path: str | Path) -> None:
-    """Write a figure whole or not at all; its kind is the file's ending, PNG where there is none.
+    """Write a figure whole or not at all; its kind is the file's ending, PNG without an ending.
 
     Raises:
         OSError: It could not be written; nothing is left behind.

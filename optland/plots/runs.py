@@ -1,4 +1,4 @@
-"""Figures of runs, comparisons, grids, and of the curvature where a run ended."""
+"""Figures of runs, comparisons, grids, and of the curvature at the end of a run."""
 
 from __future__ import annotations
 

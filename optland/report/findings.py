@@ -1,4 +1,4 @@
-"""What a report holds: surveys of one or several checkpoints, and what lies between them."""
+"""The findings of a report: surveys of one or several checkpoints, and of what lies between them."""
 
 from __future__ import annotations
 

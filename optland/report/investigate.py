@@ -1,4 +1,4 @@
-"""Everything of a report in one call: a survey of each checkpoint, the paths between them, the path to one of them."""
+"""Measure all of a report in one call: a survey per checkpoint, paths between them, and the path to one."""
 
 from __future__ import annotations
 

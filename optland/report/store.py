@@ -1,4 +1,4 @@
-"""Results that are done, kept in files that are named by what they belong to: what an interruption leaves."""
+"""Keep finished results in files named by their subject, so that an interrupted report goes on from them."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Store:
 
 
 def key_of(settings: Mapping[str, object], *objectives: Objective) -> str:
-    """Eight digits that tell subjects apart by weights, data and settings."""
+    """Eight digits that distinguish subjects by weights, data and settings."""
     sums = [
         [(float(p.detach().double().sum()), float(p.detach().double().norm())) for p in o.params]
         for o in objectives

@@ -1,4 +1,4 @@
-r"""One point of a loss seen from all sides: curvature, two planes, rays, sharpness, effective dimension.
+r"""Survey one point of a loss: curvature, two planes, rays, sharpness, effective dimension.
 
 A survey is what a report shows of one checkpoint. Its parts are the functions of :mod:`optland.landscape` and
 :mod:`optland.curvature`, with one seed and on one set of data. The second plane runs along the eigenvectors of the
@@ -90,7 +90,7 @@ class SurveySettings:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Survey(Archived):
-    """What was found at one point.
+    """The measurements at one point.
 
     Attributes:
         name: Of the point.

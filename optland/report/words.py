@@ -1,4 +1,4 @@
-"""What the numbers of a report say, in words: one short text for each part, with how sure it is."""
+"""The numbers of a report in words: one short text per part, with how sure it is."""
 
 from __future__ import annotations
 

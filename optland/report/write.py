@@ -1,4 +1,4 @@
-"""From findings to the page, the pictures, and the tables and images of a logger."""
+"""Write findings as a page, as pictures, and as tables and images of a logger."""
 
 from __future__ import annotations
 
