@@ -1,4 +1,4 @@
-"""A batch that follows the noise: how many steps it saves, and whether it is where the theory puts it.
+"""Measure a batch size that follows the noise: the steps that it saves, and its distance from the theory's.
 
     python benchmarks/batch.py          # two tasks, five seeds, and the noisy quadratic
 

@@ -1,4 +1,4 @@
-"""Are independently trained nets one valley? Barriers of the line, of a trained curve, and after alignment.
+"""Barriers between independently trained nets: on the line, on a trained curve, and after alignment.
 
     python benchmarks/connectivity.py            # into benchmarks/results/connectivity.json
 

@@ -17,7 +17,7 @@ main       every method on every task under SGD with momentum and AdamW, SAM ove
 pace       ``auto_lr`` and the plain rule where the plain rule's constant is off: short runs, small and large
            batches, SAM with label noise
 user       ``auto_lr`` at learning rates of 1e-5 and 1e3: the same run
-safe       ``safe_lr`` from the tuned rate up to 1e3, a value a decade, and below it
+safe       ``safe_lr`` from the tuned rate up to 1e3, one value per decade, and below it
 ablation   parts of ``auto_lr`` taken away, one at a time; its guards also where they have to act
 published  rules of others that take the rate from the curvature, under SGD, three seeds; and the one rate that is best
            on the development tasks, on every report task (from the runs that tuned the baseline)

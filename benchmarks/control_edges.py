@@ -1,4 +1,4 @@
-"""What a net may look like that a rule for the learning rate has not been made on; used by ``control_tasks.py``.
+"""Nets unlike those that the rules for the learning rate were developed on; used by ``control_tasks.py``.
 
 ===========  =======================================================================================================
 change       what is done to the fresh net

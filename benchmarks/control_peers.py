@@ -1,4 +1,4 @@
-"""Two more methods of others for benchmarks/control.py, as their packages ship them.
+"""Two more peer methods for benchmarks/control.py, as their packages ship them.
 
 ==========  ==========================================================================================================
 method      what it is

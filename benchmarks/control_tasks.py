@@ -45,7 +45,7 @@ class Task:
         group: ``development``, ``report`` or ``edge``.
         kind: What ``prepare`` makes of it: ``images``, ``text`` or ``quadratic``.
         steps: Steps at the task's own batch; a budget of ``steps * batch`` samples.
-        batch: Samples a step.
+        batch: Samples per step.
         settings: Of the data and the net.
         metric: ``acc`` (per cent, higher is better) or ``loss`` (lower is better).
     """

@@ -79,7 +79,7 @@ def main() -> int:
                 step()
                 if repeat >= 10:
                     times[method].append(time.perf_counter() - started)
-        # A method may be dearer every k-th step only: means over whole periods.
+        # A method may cost more every k-th step only: means over whole periods.
         base = statistics.fmean(times["base"])
         table[name] = {
             m: {"ms": 1e3 * statistics.fmean(t), "ratio": statistics.fmean(t) / base}

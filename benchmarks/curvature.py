@@ -15,7 +15,7 @@ cold      Largest eigenvalue from a random start. Every tool gets the same net, 
 warm      The tracker during training, every 10 steps, against a cold run at the same weights, with either stop.
 both      Products for both ends against products for the lower end alone.
 trace     30 products: error against the exact trace, Hutchinson's error at 30 products, coverage of 95 % intervals.
-scale     10 k to 124 M parameters: seconds a product a parameter, and the peak memory of lambda_max with its residual.
+scale     10 k to 124 M parameters: seconds per product and parameter, peak memory of lambda_max with its residual.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ class ImageCase:
 
 IMAGES = {
     "digits CNN": ImageCase(DataConfig("digits"), ModelConfig("cnn", width=16), 20),
-    # 28 x 28 pixels make an image 12 times dearer than a digit: half the width and a quarter of the batch bring a
+    # 28 x 28 pixels make an image 12 times as costly as a digit: half the width and a quarter of the batch bring a
     # product from 2 s back to the tenth of a second of the other nets.
     "Fashion-MNIST CNN": ImageCase(
         DataConfig("fashion_mnist", subset=4000), ModelConfig("cnn", width=8), 4, batch=128

@@ -1,4 +1,4 @@
-"""What a benchmark has measured so far, a line a result: an interrupted one goes on where it was."""
+"""Keep the results of a benchmark, one per line, so that an interrupted one goes on where it was."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the recipe's loop costs over a bare PyTorch loop, what checkpoints cost, and whether memory stays flat.
+"""Measure the cost of the recipe's loop over a bare PyTorch loop, of checkpoints, and the growth of memory.
 
     python benchmarks/loop.py                    # throughput and checkpoints, about 10 minutes
     python benchmarks/loop.py --memory 20        # the same, and 20 minutes of a run with the pilot in control
@@ -173,7 +173,7 @@ def main() -> int:
         if arguments.memory:
             known["memory"] = memory(arguments.memory, Path(folder))
             row = known["memory"]
-            print(f"memory: {row['slope_mib_a_minute']:.3f} +- {row['slope_error']:.3f} MiB a minute")
+            print(f"memory: {row['slope_mib_a_minute']:.3f} +- {row['slope_error']:.3f} MiB per minute")
     known["machine"] = {"torch": torch.__version__, "cpus": os.cpu_count()}
     arguments.result.write_text(json.dumps(known, indent=1) + "\n")
     return 0

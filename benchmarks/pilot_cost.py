@@ -1,4 +1,4 @@
-"""What the pilot costs in wall time: ``auto_lr`` alone, and with probes at the 5 % budget, against the bare loop.
+"""Measure the pilot's wall time: ``auto_lr`` alone, and with probes at the 5 % budget, against the bare loop.
 
     python benchmarks/pilot_cost.py               # about 25 minutes on one core
     python benchmarks/pilot_cost.py --quick       # a look, two minutes; writes nothing

@@ -1,4 +1,4 @@
-"""A rate without a schedule: what ``plateau`` makes of it, beside the rate left as it is, torch's rule and a cosine.
+"""Measure ``plateau`` on a learning rate without a schedule, against no rule, torch's rule and a cosine.
 
     python benchmarks/plateau.py        # two tasks, SGD and AdamW, five seeds: about eight minutes on one core
 

@@ -270,7 +270,7 @@ def policies_table() -> str:
 
 PROBES = (
     ("lanczos", "eigenvalues and vectors at both ends", "15 to 60 H", "products", "residual, certificate"),
-    ("SpectrumTracker", "the same along training, from a warm start", "4 to 6 H a look",
+    ("SpectrumTracker", "the same along training, from a warm start", "4 to 6 H per look",
      "products + k", "residual, cold audits"),
     ("trace", "mean curvature times d", "30 H", "rank of the basis", "standard error"),
     ("density", "all eigenvalues as a density", "256 H", "64", "standard error, width"),
@@ -280,7 +280,7 @@ PROBES = (
     ("line", "loss along a direction", "41 F + H", "2", "exact; curvature stamp"),
     ("plane", "loss over two directions, eigenvectors or checkpoints", "625 F + 2 H", "3", "exact"),
     ("rays", "curvature at a distance, kinks", "20 (5 F + H)", "2", "standard error, kink flag"),
-    ("gradient_smoothness", "how far the gradient holds along itself", "G a distance", "2", "exact"),
+    ("gradient_smoothness", "how far the gradient holds along itself", "G per distance", "2", "exact"),
     ("average_sharpness", "mean rise under noise", "51 F", "2", "standard error"),
     ("sam_sharpness", "rise after SAM's step", "G + F", "2", "over batches of m"),
     ("worst_sharpness", "largest rise in a ball", "40 G", "5", "a lower bound"),
@@ -309,7 +309,7 @@ def probes_table() -> str:
 def slices_table(result: dict[str, Any]) -> str:
     """Time of a plane against the peer's."""
     lines = [
-        "| net | forward | forwards a point | time over loss-landscapes' | points in one call |",
+        "| net | forward | forwards per point | time over loss-landscapes' | points in one call |",
         "|---|---:|---:|---:|---:|",
     ]
     for name, row in result["nets"].items():
@@ -378,7 +378,7 @@ def _saddle_facts(result: dict[str, Any]) -> list[str]:
     round_and_round = result["circling"]
     halves = [cell["half"] for cell in round_and_round["cells"].values()]
     return [
-        f"Saddles in a row (octopus): {ours['calls_per_saddle']:.0f} calls a saddle with `NegativeCurvature`, "
+        f"Saddles in a row (octopus): {ours['calls_per_saddle']:.0f} calls per saddle with `NegativeCurvature`, "
         f"{octopus['PerturbedGradient']['calls_per_saddle']:.0f} with kicks, both linear up to 20; plain gradient "
         f"descent takes {plain['factor_per_saddle']:.1f} times as long with each further one. Healthy training pays at "
         f"most {worst:.1%} for looks, and is bit-identical until the first. On minibatches, with `probe=` and `check=` "

@@ -1,4 +1,4 @@
-"""Who leaves a saddle, at what price, and what they say of it.
+"""Measure which optimizers leave a saddle, at what cost, and their verdict on it.
 
     python benchmarks/saddle.py                  # into benchmarks/results/saddle.json
 

@@ -1,4 +1,4 @@
-"""The part ``circling`` of ``benchmarks/saddle.py``: saddles that SAM goes round, and who leaves them.
+"""The part ``circling`` of ``benchmarks/saddle.py``: saddles that SAM circles, and which methods leave them.
 
 SGD at a rate of 0.05 leaves each of these saddles by itself, SAM around it does not: within rho its step leads back.
 Calls of the closure, both passes and all looks included, until the loss has gone ``half`` of the way down to the

@@ -1,4 +1,4 @@
-"""What a step of the SAM methods costs: time against the base optimizer and against other implementations, and memory.
+"""Measure a step of the SAM methods: time against the base optimizer and other implementations, and memory.
 
     python benchmarks/sam_cost.py                       # all nets, about 3 minutes on an idle machine
     python benchmarks/sam_cost.py --nets MLP --rounds 30
@@ -223,7 +223,7 @@ class _Constant:
 def timed(
     steps: dict[str, Step], rounds: int, seconds: float, budget: float
 ) -> tuple[dict[str, list[float]], float]:
-    """Seconds a step of every variant in every round, and the share of them that this process had the CPU.
+    """Seconds per step of every variant in every round, and the share of them that this process had the CPU.
 
     Args:
         steps: The variants.
@@ -343,7 +343,7 @@ def formula(net: Net, name: str) -> list[Tensor]:
 
 
 def right_peers() -> dict[str, float]:
-    """Error of each peer's first step, and of ours, in float64 on a net without BatchNorm."""
+    """Error of each peer's first step, and of this package's, in float64 on a net without BatchNorm."""
     torch.manual_seed(0)
     model = build_model(ModelConfig("mlp"), (1, 8, 8), 10).double()
     net = Net("MLP", model, (torch.randn(64, 1, 8, 8).double(), torch.randint(10, (64,))))
@@ -441,7 +441,7 @@ def main() -> int:
     parser.add_argument("--nets", nargs="+", help="some of: MLP, CNN, ResNet-8, 2-layer GPT")
     parser.add_argument("--rounds", type=int, default=60)
     parser.add_argument("--seconds", type=float, default=0.02, help="of the base in a round")
-    parser.add_argument("--budget", type=float, default=40.0, help="seconds a net")
+    parser.add_argument("--budget", type=float, default=40.0, help="seconds per net")
     parser.add_argument("--result", type=Path, default=Path("benchmarks/results/sam_cost.json"))
     arguments = parser.parse_args()
     torch.set_num_threads(1)

@@ -1,4 +1,4 @@
-"""What SAM gains over its tuned base, and how much of that the cheap methods keep.
+"""Measure the gain of SAM over its tuned base, and how much of it the cheap methods keep.
 
     python benchmarks/sam_quality.py                         # everything, into benchmarks/results/sam_quality.json
     python benchmarks/sam_quality.py --plan                  # the runs and the seconds that they will take
@@ -492,7 +492,7 @@ def show(summary: dict[str, Any], console: Console) -> None:
 
 
 def interval(found: dict[str, Any] | None, key: str = "mean", unit: float = 1.0, sign: str = "") -> str:
-    """A number with its interval; empty where there is none."""
+    """A number with its interval; empty without a number."""
     if found is None:
         return ""
     digits = 0 if sign else 2

@@ -1,4 +1,4 @@
-"""Planes of the loss: forwards a point, and the time of loss-landscapes for the same grid.
+"""Measure planes of the loss: forwards per point, and time against loss-landscapes for the same grid.
 
     python benchmarks/slices.py                  # into benchmarks/results/slices.json, two minutes on an idle machine
 

@@ -1,4 +1,4 @@
-"""Twenty corrupt batches in a run: does ``spike_guard`` bring the final loss back among those of clean runs?
+"""Measure ``spike_guard`` on runs with twenty corrupt batches, against the final losses of clean runs.
 
     python benchmarks/spikes.py        # two tasks, SGD and AdamW, five paired seeds, about five minutes
 

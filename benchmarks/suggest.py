@@ -1,4 +1,4 @@
-"""``suggest_lr`` against the rate that a search over nine finds: how far apart they are.
+"""Measure the distance of ``suggest_lr`` from the best of nine learning rates.
 
     python benchmarks/suggest.py                  # all tasks of benchmarks/control.py, a minute
 

@@ -1,4 +1,4 @@
-"""PyTorch's own contract of an optimizer, with every one of its optimizers and inputs as the base of ours.
+"""PyTorch's own contract of an optimizer, with every one of its optimizers and inputs as the base of this package's.
 
     python benchmarks/torch_contract.py                  # about ten minutes on one core; prints, writes the JSON
     python benchmarks/torch_contract.py --only SGD Muon  # some bases, nothing written

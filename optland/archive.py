@@ -1,4 +1,4 @@
-"""Results on disk: numbers and words in a ``.json``, arrays and tensors in the ``.npz`` beside it.
+"""Save and load results: numbers and words in a ``.json``, arrays and tensors in the ``.npz`` beside it.
 
 Every frozen dataclass of this package can be saved: its fields are written one by one, through dataclasses, tuples,
 lists and dictionaries nested in it, so that the JSON can be read without this package. What comes back is equal bit

@@ -1,4 +1,4 @@
-"""What a probe has to know of a batch of any type: how many samples it holds, how to cut it, how to move it.
+"""Count, cut, join and move the samples of a batch of any type.
 
 A batch may be a tensor, a tuple, a mapping (also Hugging Face's ``BatchEncoding``) or a dataclass, nested in
 any way.
@@ -108,7 +108,7 @@ def split(batch: Any, num_parts: int) -> list[Any]:
 def join(batches: Sequence[Any]) -> Any:
     """One batch of the samples of several, in order: the inverse of :func:`split`.
 
-    Tensors whose leading dimension is the number of samples are concatenated, lists of one entry a sample too; of
+    Tensors whose leading dimension is the number of samples are concatenated, lists of one entry per sample too; of
     everything else the first is taken.
 
     Raises:
@@ -136,7 +136,7 @@ def _join(items: list[Any], counts: list[int]) -> Any:
         )
     if not isinstance(first, list | tuple):
         return first
-    if next(_tensors(first), None) is None:  # names, say, one a sample
+    if next(_tensors(first), None) is None:  # names, say, one per sample
         each = all(len(item) == count for item, count in zip(items, counts, strict=True))
         return type(first)(entry for item in items for entry in item) if each else first
     parts = [_join(list(place), counts) for place in zip(*items, strict=True)]

@@ -2,7 +2,7 @@
 
 Some graphs allow ``backward()`` alone: reentrant activation checkpoints and functions written by hand that run a
 backward of their own inside. Asked through ``autograd.grad`` they raise, or leave out what they would have added to
-``.grad``. They are run with leaves of ours in the place of the weights, on the same memory
+``.grad``. They are run with leaves of the probe instead of the weights, on the same memory
 (:mod:`optland.context.parameters`), so that the ``.grad`` of the user's parameters, their hooks, and reducers that wait
 for their gradients see nothing.
 """
@@ -223,7 +223,7 @@ def examine(subject: Subject, loss: Tensor, again: Callable[[], Tensor]) -> None
 
 
 def require_grad(subject: Subject, loss: Tensor, again: Callable[[], Tensor]) -> None:
-    """Ask the first graph of a mode whether second derivatives can be had of it at all.
+    """Ask the first graph of a mode whether second derivatives of it can be computed at all.
 
     Raises:
         RuntimeError: It holds a backward pass of its own.
@@ -274,7 +274,7 @@ def _by_backward(subject: Subject, loss: Tensor) -> list[Tensor]:
 
 
 def _own(subject: Subject) -> list[Tensor]:
-    """Our leaves that stand in for parameters."""
+    """The probe's leaves that stand in for parameters."""
     return [t for t in (subject.notes.standing or {}).values() if t.requires_grad]
 
 

@@ -1,4 +1,4 @@
-"""A measured number that is never alone: value, error, convergence, cost and where it came from.
+"""A measured number with its error, convergence, cost and provenance.
 
 Every probe returns :class:`Estimate` or a result that holds several. Printing one shows its error, and shows
 plainly when the estimator did not converge.

@@ -2,7 +2,7 @@
 
 The environment variable ``OPTLAND_FAIL_AT=name:n`` makes the n-th :func:`reach` of that name send SIGKILL to the
 process: no handler runs, nothing is flushed, as when the machine kills it. ``name:n:TERM`` sends another signal.
-Without the variable a point costs one look into an empty dictionary.
+Without the variable each point costs one look into an empty dictionary.
 
 ========================== ======================================================================================
 point                      the instant

@@ -1,4 +1,4 @@
-"""Files that are whole or not there: written beside their place, moved into it in one step, and nothing left behind."""
+"""Write files atomically: beside their place, then moved into it in one step, with nothing left behind."""
 
 from __future__ import annotations
 

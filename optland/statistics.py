@@ -1,4 +1,4 @@
-"""The tests behind decisions: Student's t, a one-sided slope test, a mean with batch-means error, robust z-scores."""
+"""Statistical tests for decisions: Student's t, a one-sided slope test, batch means, robust z-scores."""
 
 from __future__ import annotations
 

@@ -51,8 +51,8 @@ _Result = TypeVar("_Result")
 def no_graph(function: Callable[_Given, _Result]) -> Callable[_Given, _Result]:
     """Run a function without recording a graph.
 
-    ``torch.no_grad`` does the same, at 2 us a call also where nothing is recorded anyway: as much as an operation on a
-    small tensor.
+    ``torch.no_grad`` does the same, at 2 us per call also where nothing is recorded anyway: as much as an operation on
+    a small tensor.
     """
 
     @functools.wraps(function)
@@ -112,7 +112,7 @@ def _is_sharded(x: Vector) -> bool:
 
 
 _CHUNK = 2**15
-"""Coordinates that are copied together: small tensors cost a call each, and a copy of all of them costs memory."""
+"""Coordinates that are copied together: small tensors cost one call each, and a copy of all of them costs memory."""
 
 
 def _is_on_cpu(x: Vector) -> bool:
@@ -174,7 +174,7 @@ def dot(x: Vector, y: Vector) -> Tensor:
         return _narrowed(pieces[0] if len(pieces) == 1 else torch.stack(pieces).sum(), [*x, *y])
     wide = _sum_type(x)
     if _is_on_one_gpu(x) and _is_on_one_gpu(y):
-        # Four launches for the whole vector in the place of three for every tensor.
+        # Four launches for the whole vector instead of three per tensor.
         products = torch._foreach_mul([_wide(a) for a in x], [_wide(b) for b in y])
         return _narrowed(torch.cat([p.flatten() for p in products]).sum(dtype=wide), [*x, *y])
     parts = [_whole((_wide(a) * _wide(b)).sum(dtype=wide)) for a, b in zip(x, y, strict=True)]
@@ -315,7 +315,7 @@ def require_shapes(x: Vector, like: Vector, name: str) -> list[Tensor]:
 
 
 def direction_length(x: Vector, name: str) -> float:
-    """The norm of a vector that is to give a direction.
+    """The norm of a vector that serves as a direction.
 
     Raises:
         ValueError: It is zero or not finite; the message calls the vector ``name``.

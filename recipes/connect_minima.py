@@ -1,4 +1,4 @@
-"""Are two nets of the same architecture one valley? Train both, then look at what lies between them.
+"""Train two nets of the same architecture, and measure whether they lie in one valley.
 
 Two seeds are trained with no learning rate to choose. Then: the straight line between them, a curve trained to stay
 low, and the line again after the units of the second net were renumbered to match the first's.

@@ -1,4 +1,4 @@
-"""Which optimizers leave a saddle, or the plateau of a deep autoencoder, at what price, and what they say of it.
+"""Compare how optimizers leave a saddle, or the plateau of a deep autoencoder, their cost and their verdicts.
 
 All start at the same point and have the same gradient evaluations; looks at the curvature count.
 

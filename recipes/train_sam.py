@@ -1,4 +1,4 @@
-"""Any SAM-type method against its tuned base, on any of the data sets: one table, one figure.
+"""Compare any SAM-type method with its tuned base, on any of the data sets: one table, one figure.
 
 The base alone is tuned over a few learning rates, the method over a few radii at the best of them, both by clean
 validation on the same seeds. Fresh seeds then say what the method gains, at equal epochs and at equal gradient

@@ -1,4 +1,4 @@
-"""Errors that are the user's to put right, and the suggestion that helps with most of them."""
+"""Errors that the user can fix, and the suggestion of a similar name for them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 
 class UserError(Exception):
-    """Something the user can put right: the command line shows its message alone and exits with code 2.
+    """An error that the user can fix: the command line shows its message alone and exits with code 2.
 
     Recipes raise it, or a subclass, for bad input found while setting up, such as a data set that is not
     there. Any other exception is taken for a defect and keeps its traceback.

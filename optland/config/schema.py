@@ -16,7 +16,7 @@ from optland.config.sources import Sources, join
 
 _MISSING: Any = dataclasses.MISSING
 _NOT_GIVEN = "???"
-_LARGEST = 2**63  # beyond it a whole number is none that PyTorch, or a file of ours, could hold
+_LARGEST = 2**63  # larger whole numbers fit neither PyTorch nor a file of this package
 _SCALARS = {bool: "true or false", int: "a whole number", float: "a number", str: "text", Path: "a path"}
 
 

@@ -1,4 +1,4 @@
-"""The script of a recipe: what it is called, and the record of it that a run keeps."""
+"""The script of a recipe: its name, and the record of it that a run keeps."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ class ScriptRecord:
 
     @classmethod
     def read(cls, folder: Path) -> ScriptRecord | None:
-        """The record in a run folder; None where there is none, or none that can be read."""
+        """The record in a run folder; None where no readable one exists."""
         try:
             found = json.loads((folder / cls.FILE).read_text(encoding="utf-8"))
             return cls(**{key: found[key] for key in ("recipe", "script", "from_run", "sha256")})

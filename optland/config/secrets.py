@@ -16,7 +16,7 @@ from typing import Any
 __all__ = ["HIDDEN", "is_secret", "redact", "redact_item", "redact_text"]
 
 HIDDEN = "[redacted]"
-"""What stands in the place of a secret."""
+"""The text that replaces a secret."""
 
 _SECRET_NAME = re.compile(
     r"(^|.*[_.-])(passwords?|passwd|passphrase|secrets?|credentials?|api[_-]?keys?|"

@@ -1,7 +1,7 @@
-"""What probes have found out about a model, kept for as long as the model lives.
+"""Notes on a model, which probes find out once and keep for as long as the model lives.
 
 Some questions cost a look: whether a forward writes its own weights, whether the graph refuses ``autograd.grad``,
-whether second derivatives of this kind of graph are right. Each is asked once for a model and not for every probe.
+whether second derivatives of this kind of graph are right. Each is asked once per model, not per probe.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ __all__ = ["Notes", "Verdict", "notes_of"]
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What a comparison of second derivatives found.
+    """The result of a comparison of second derivatives.
 
     Attributes:
         names: Of the parameters they are taken by.

@@ -1,4 +1,4 @@
-"""Parameters that a probe must not touch: stand-ins for them in the model, for as long as it is looked at.
+"""Protect a model's parameters during a probe, by stand-ins for those that it could write.
 
 **Writes.** ``nn.Embedding(max_norm=...)`` renormalises its weight in the forward; models clamp weights, or move an
 average of them (a momentum encoder, a codebook) there. A probe must leave every parameter as it was, trainable or
@@ -10,10 +10,10 @@ with the originals: writes to ``.data`` advance no version counter, so this once
 parameters alone are copied, and the others are watched by their version counters; one written for the first time later
 is an error, not a silent change.
 
-**Hooks.** A gradient that a probe takes must reach no hook on a parameter, and no ``.grad``. Leaves of ours on the same
-memory stand for parameters with hooks, and for all of them where a graph runs backward passes of its own.
+**Hooks.** A gradient that a probe takes must reach no hook on a parameter, and no ``.grad``. Leaves of the probe's own,
+on the same memory, stand for parameters with hooks, and for all of them where a graph runs backward passes of its own.
 
-**Cost.** One copy of all weights at the first evaluation in a mode, then some tenths of a microsecond a parameter.
+**Cost.** One copy of all weights at the first evaluation in a mode, then some tenths of a microsecond per parameter.
 (With copies at every evaluation a forward of a wide layer on 32 samples takes twice as long.)
 
 **Caveats.** Parameters of subclasses (sharded, quantised) own more than their numbers and stay in place. A write to
