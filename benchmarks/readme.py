@@ -235,7 +235,7 @@ def connectivity_table(result: dict[str, Any]) -> str:
             lines.append(f"| {case['title']} | " + " | ".join(cells) + " |")
     lines += [
         "",
-        "Height of the loss over the worse end; a line for each pair of seeds. "
+        "Barrier: the loss above the worse end; a line for each pair of seeds. "
         + f"Measured with torch {result['machine']['torch']}.",
     ]
     return "\n".join(lines)
