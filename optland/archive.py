@@ -122,7 +122,7 @@ def load(path: str | Path, cls: type[T]) -> T:
 
 
 def _read(stem: str) -> tuple[Any, bytes]:
-    """What the JSON says, and the bytes of the arrays, once the sum over both has been found right."""
+    """The content of the JSON and the bytes of the arrays, once the checksum over both was found right."""
     text, packed = Path(f"{stem}.json").read_bytes(), Path(f"{stem}.npz").read_bytes()
     try:
         document = json.loads(text)
@@ -206,7 +206,7 @@ def _keep(array: NumpyArray, arrays: dict[str, NumpyArray]) -> str:
 
 
 def _decode(value: Any, arrays: dict[str, NumpyArray]) -> Any:
-    """What :func:`_encode` was given."""
+    """The value that :func:`_encode` was given."""
     if not isinstance(value, dict):
         return value
     if "type" in value:

@@ -34,7 +34,7 @@ T = TypeVar("T")
 
 
 class Subject(Protocol):
-    """What is differentiated: an :class:`~optland.objective.Objective`, inside its context."""
+    """The interface of what is differentiated: an :class:`~optland.objective.Objective`, inside its context."""
 
     model: nn.Module
     mode: Literal["eval", "train"]
@@ -43,10 +43,10 @@ class Subject(Protocol):
 
     @property
     def notes(self) -> Notes:
-        """What probes have found out about the model."""
+        """The notes of probes on the model."""
 
     def leaves(self) -> Leaves:
-        """What to differentiate by."""
+        """The tensors to differentiate by."""
 
 
 def derivative(

@@ -131,7 +131,7 @@ class Objective:
 
     @property
     def notes(self) -> Notes:
-        """What probes have found out about the model; see :mod:`optland.context.notes`.
+        """The notes of probes on the model; see :mod:`optland.context.notes`.
 
         Looked up and not kept: in a copy of the objective and its model they would be those of the old model.
         """
@@ -263,7 +263,7 @@ class Objective:
         return ", ".join(self.notes.active[id(p)] for p in self.params if id(p) in self.notes.active)
 
     def leaves(self) -> Leaves:
-        """What to differentiate by, inside :meth:`context`."""
+        """The tensors to differentiate by, inside :meth:`context`."""
         return Leaves(self.params, self.notes.standing or {})
 
     def replacing(self, weights: Vector, evaluate: Callable[[], T]) -> T:

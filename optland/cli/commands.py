@@ -140,7 +140,7 @@ def _main(argv: Sequence[str] | None) -> int:
 
 
 def run_script(file: str, argv: Sequence[str] | None = None) -> int:
-    """What a recipe script does when it is run: read its config, then call its ``main``.
+    """Run a recipe as its script: read its config, then call its ``main``.
 
     Args:
         file: The script's ``__file__``.

@@ -158,7 +158,7 @@ def _recorded(record: ScriptRecord, folder: Path) -> Recipe:
 
 
 def _definitions(recipe: Recipe) -> types.ModuleType:
-    """What the script defines, all that probing needs among it."""
+    """The definitions of the script, with all that probing needs."""
     module = recipe.definitions()
     for name, how in (
         ("loss_fn", "def loss_fn(model, batch)"),

@@ -114,7 +114,7 @@ class _Probe:
         return {"last": float(optimizer.param_groups[0]["lr"])}
 
     def _decay(self) -> list[str]:
-        """What a measured loss without its decay means."""
+        """A note for runs with weight decay, which the measured loss leaves out."""
         groups = self.trained.optimizer.param_groups if self.trained.optimizer is not None else []
         decays = sorted({float(group.get("weight_decay", 0.0)) for group in groups} - {0.0})
         if not decays:

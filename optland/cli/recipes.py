@@ -95,7 +95,7 @@ class Recipe:
         raise UserError(f"the recipe '{self.name}' has no config '{named}'.{hint} {self._usage()}")
 
     def definitions(self) -> ModuleType:
-        """What the script defines: it is run under a name of its own, so that its last lines do not start a run.
+        """The definitions of the script: it is run under a name of its own, so that its last lines do not start a run.
 
         Raises:
             UserError: It defines no ``Config``.

@@ -116,7 +116,7 @@ class Step:
         return self.points[1] - self.points[0]
 
     def received(self, lr: float) -> Tensor:
-        """What plain SGD was handed."""
+        """The gradient that plain SGD was handed."""
         return (self.before - self.after) / lr
 
 

@@ -21,7 +21,7 @@ Gradient = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Handed:
-    """What one step hands to the base optimizer."""
+    """The gradient that one step hands to the base optimizer, and a correction after the base's step."""
 
     gradient: Tensor
     correction: Tensor | None = None  # w -= lr * correction after the base's step
@@ -32,7 +32,7 @@ Oracle = Callable[[Tensor, Gradient, Tensor], Handed]
 
 
 def unit(g: Tensor) -> Tensor:
-    """G / ||g||, and 0 for 0."""
+    """The unit vector g / ||g||, and 0 for 0."""
     length = math.sqrt(sum(x * x for x in g.tolist()))
     return g / length if length > 0 else torch.zeros_like(g)
 

@@ -82,7 +82,7 @@ class Drive:
         return closure
 
     def prepare(self, optimizer: Any, problem: Problem) -> None:
-        """What the caller does before ``step``."""
+        """The caller's part before ``step``."""
 
     def step(self, optimizer: Any, problem: Problem) -> Any:
         """Make one update; return what the optimizer's ``step`` returned."""

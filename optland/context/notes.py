@@ -62,7 +62,7 @@ class Notes:
     verdicts: dict[str, list[Verdict]] = field(default_factory=dict)
 
     def verdict(self, kind: str, names: Iterable[str], graphs: Iterable[str] | None = None) -> Verdict | None:
-        """What is known of second derivatives by these parameters through graphs made of this.
+        """The verdict on second derivatives by these parameters through graphs made of this.
 
         What is right for some parameters and kernels is right for fewer; what is wrong for them is wrong for more.
 

@@ -223,7 +223,7 @@ class _Trainer:
         return float(torch.rand((), generator=self.generator, dtype=torch.float64))
 
     def _draw(self, minimise: What) -> float:
-        """T uniform, or with the density of the arc length (by rejection)."""
+        """Draw t uniformly, or with the density of the arc length (by rejection)."""
         if minimise == "mean":
             return self._uniform()
         controls = self.controls

@@ -70,7 +70,7 @@ class Sharpness(Archived):
 
     @property
     def name(self) -> str:
-        """What was measured, complete: two values can be compared where their names agree."""
+        """The complete name of the measurement: two values can be compared where their names agree."""
         m = "all" if self.m is None else self.m
         p = "inf" if math.isinf(self.p) else f"{self.p:g}"
         T = "|w|" if self.metric == "adaptive" else "I"

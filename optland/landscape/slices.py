@@ -315,7 +315,7 @@ def _slice(
 
 
 def _curvature(objective: Objective, direction: Direction) -> float:
-    """D'Hd by one product."""
+    """The curvature d'Hd by one product."""
     with hessian(objective) as H:
         return float(vectors.dot(direction.tensors, H.matvec(direction.tensors)))
 

@@ -104,7 +104,7 @@ class Child:
             raise TimeoutError(f"it does not answer: {len(self._unsent)} bytes are waiting")
 
     def reports(self) -> list[list[Any]]:
-        """What the process has reported since the last call."""
+        """The reports of the process since the last call."""
         with contextlib.suppress(BlockingIOError):
             while piece := os.read(self._reports.fileno(), _PIECE):
                 self._heard += piece

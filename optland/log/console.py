@@ -155,7 +155,7 @@ class ConsoleLogger:
         return f"step {int(self._latest[STEP]):>6}{samples}  {values}".rstrip()
 
     def _values(self) -> dict[str, str]:
-        """What is known so far, by label, in a fixed order."""
+        """The values known so far, by label, in a fixed order."""
         latest = dict(self._latest)
         loss = latest.get("train/loss_ema", latest.get("train/loss"))
         shown = {

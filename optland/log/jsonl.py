@@ -76,7 +76,7 @@ class JsonlLogger:
             self._append()
 
     def read(self, kind: str | None = None) -> list[dict[str, Any]]:
-        """What :func:`read_jsonl` reads, with the lines that the disk has not taken yet."""
+        """The record as :func:`read_jsonl` reads it, with the lines that are not on the disk yet."""
         waiting = [_decode(json.loads(line)) for line in self._waiting]
         return read_jsonl(self.path, kind) + [item for item in waiting if kind in (None, item["kind"])]
 

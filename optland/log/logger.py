@@ -53,7 +53,7 @@ class Logger(Protocol):
         ...
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs to go on in the same place."""
+        """The state that a resumed run needs to go on in the same place."""
         ...
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -162,7 +162,7 @@ def _named(loggers: Sequence[Logger]) -> dict[str, Logger]:
 
 
 def change_in_words(actuator: object, old: object, new: object, *, taken: bool) -> str:
-    """What a decision changes: from what to what, or the bare act where there is nothing to count.
+    """The change of a decision in words: from what to what, or the act alone where there is no number.
 
     Args:
         actuator: What it is about.

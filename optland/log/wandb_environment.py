@@ -128,7 +128,7 @@ print(json.dumps(faults))
 
 @functools.lru_cache(maxsize=4)  # a run asks before it makes its folder, and its logger once more
 def _asked(variables: tuple[tuple[str, str], ...]) -> dict[str, str]:
-    """What wandb says against them, by variable; nothing where it cannot be asked."""
+    """The objections of wandb, by variable; none where it cannot be asked."""
     quiet = {k: v for k, v in os.environ.items() if not k.startswith(PREFIX)}
     command = [sys.executable, "-P", "-c", _QUESTION, json.dumps(variables)]
     try:

@@ -296,7 +296,7 @@ class WandbLogger:
             warnings.warn(self._notices.pop(0), RuntimeWarning, stacklevel=5)
 
     def _rest(self) -> str:
-        """What became of the rows that were not sent."""
+        """The fate of the rows that were not sent, in words."""
         if self._run_dir is None:
             return "nothing of the run has reached wandb"
         return f"what it had written down can be sent with: wandb sync {shlex.quote(str(self._run_dir))}"

@@ -25,7 +25,7 @@ __all__ = ["CARDS", "Card"]
 
 @dataclass(frozen=True, slots=True)
 class Card:
-    """What to know before choosing a method.
+    """The card of a method: its cost, when to use it, its radius and its source.
 
     Attributes:
         name: Its name in :func:`~optland.optim.create`.

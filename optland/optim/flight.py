@@ -65,7 +65,7 @@ MOVES: Mapping[Phase, frozenset[Phase]] = {
 
 @dataclass(slots=True)
 class Ascent:
-    """What pass one leaves for the way back."""
+    """The values of pass one that the return to w needs."""
 
     moved: list[Tensor]  # the perturbed parameters
     weights: list[Tensor]  # their values at w, bit for bit

@@ -136,7 +136,7 @@ def _call(text: str) -> ast.Call:
 
 
 def gate_state(gate: Gate | None) -> dict[str, float]:
-    """What a gate remembers, with its values at the start: ``gate_*`` names of :mod:`optland.optim.keys`."""
+    """The state of a gate, with its values at the start: ``gate_*`` names of :mod:`optland.optim.keys`."""
     return dict(getattr(gate, "state", {}))
 
 

@@ -24,7 +24,7 @@ class Gating:
 
     @property
     def state(self) -> dict[str, float]:
-        """What the gate remembers in the groups, with its values at the start."""
+        """The gate's state in the groups, with its values at the start."""
         return gate_state(self.gate)
 
     def is_open(self, optimizer: StepState, *, apart: bool) -> bool:

@@ -51,7 +51,7 @@ class _SurrogateGap(Method):
         return low + (high - low) * min(1.0, max(0.0, share))
 
     def combine(self, at: Gradients) -> list[Tensor]:
-        """H - alpha times g across h, or g + alpha times h across g."""
+        """The gradient h - alpha times g across h, or g + alpha times h across g."""
         if self.descend == "w":
             rest, kept, sign = across(at.h, at.g), at.g, 1.0
         else:

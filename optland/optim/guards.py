@@ -169,7 +169,7 @@ class PassGuard:
             self._notices.once(about, words)
 
     def _unguarded(self) -> dict[str, str]:
-        """What pass two has changed, or not repeated, as nobody could see to it: in words."""
+        """What pass two has changed or not repeated where it could not be guarded, in words."""
         said: dict[str, str] = {}
         if self._statistics is not None and (layers := self._statistics.end()):
             said["statistics"] = (

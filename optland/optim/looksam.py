@@ -79,7 +79,7 @@ class _Look(Method):
         return min(alpha, float(setting(group, _SEEN))) if self.bounded else alpha
 
     def reuse(self, at: Gradients) -> list[Tensor]:
-        """G + alpha |g| / |g_v| g_v, alpha at most what was seen."""
+        """The gradient g + alpha |g| / |g_v| g_v, alpha at most what was seen."""
         if not any(
             setting(group, "rho") != 0 for group in at.memory.groups
         ):  # rho has gone to 0, where h = g and nothing lies across

@@ -73,13 +73,13 @@ class Memory:
         return int(self.groups[0].get(STEPS, 0))
 
     def state_of(self, p: Tensor) -> dict[str, Any]:
-        """What is kept for a parameter, the base's own included; empty where there is nothing yet."""
+        """The state of a parameter, the base's own included; empty where nothing is kept yet."""
         # Not state[p]: reading would make an entry.
         found: dict[str, Any] = self._base.state.get(p, {})
         return found
 
     def recall(self, name: str, params: Sequence[Tensor]) -> list[Tensor]:
-        """What was remembered for each parameter, zeros where nothing was; never write into it."""
+        """The remembered value of each parameter, zeros where nothing was; never write into it."""
         proposed = self._proposed.get(name, {})
         found = [proposed[p] if p in proposed else self.state_of(p).get(key(name)) for p in params]
         return [torch.zeros_like(p) if x is None else x for x, p in zip(found, params, strict=True)]
@@ -100,7 +100,7 @@ class Memory:
         return made == 0 or self.steps + 1 - made >= updates
 
     def proposed(self, name: str) -> dict[Tensor, Tensor]:
-        """What this step wants to remember under a name, by parameter."""
+        """The values that this step proposes to remember under a name, by parameter."""
         return self._proposed.get(name, {})
 
     def remember(self, name: str, params: Sequence[Tensor], values: Sequence[Tensor]) -> None:

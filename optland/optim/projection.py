@@ -15,7 +15,7 @@ _ROUNDING = 32.0
 
 @vectors.no_graph
 def across(x: list[Tensor], y: list[Tensor]) -> list[Tensor]:
-    """X - (<x, y> / |y|^2) y, all tensors together; zero where x is parallel to y up to rounding, or y is zero.
+    """The rest x - (<x, y> / |y|^2) y, of all tensors; zero where x is parallel to y up to rounding, or y is zero.
 
     Example:
         >>> across([torch.tensor([3.0, 4.0])], [torch.tensor([2.0, 0.0])])

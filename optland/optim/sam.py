@@ -233,14 +233,14 @@ class _Unnormalised(Method):
     true_units = True
 
     def check(self, values: dict[str, Any]) -> None:
-        """Lambda is within 0 and 1."""
+        """Refuse a lambda outside 0 to 1."""
         if not 0.0 <= values.get("normalised", 0.0) <= 1.0:
             raise ValueError(
                 f"normalised={values['normalised']} is not within 0 and 1; 1 is SAM, 0 leaves the length in"
             )
 
     def radius(self, group: dict[str, Any], length: Tensor) -> Tensor | float:
-        """Rho ((1 - lambda) |g| + lambda)."""
+        """The radius rho ((1 - lambda) |g| + lambda)."""
         share = setting(group, "normalised")
         return setting(group, "rho") * ((1.0 - share) * length + share)  # type: ignore[no-any-return]
 

@@ -1,4 +1,4 @@
-"""Which parameters are perturbed: all, all but biases and normalisation, normalisation alone, or the user's choice.
+"""Select the perturbed parameters: all, all but biases and normalisation, normalisation alone, or a choice.
 
 Perturbing the normalisation layers alone is often as good as perturbing everything (Mueller, Vlaar, Rolnick & Hein
 2023, "Normalization Layers Are All That Sharpness-Aware Minimization Needs", arXiv:2306.04226); the radius has to be

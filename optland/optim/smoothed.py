@@ -94,12 +94,12 @@ class _Friendly(_Smoothed):
         return 1.0 - float(setting(group, "decay"))
 
     def check(self, values: dict[str, Any]) -> None:
-        """Decay is a share."""
+        """Refuse a decay that is not a share."""
         if not values.get("decay", 0.0) <= 1.0:
             raise ValueError(f"decay={values['decay']} is above 1; use for example 0.9")
 
     def direction(self, at: Gradients) -> list[Tensor]:
-        """G - sigma m, with the mean of the steps before this one; g itself in the first."""
+        """The direction g - sigma m, with the mean of the steps before this one; g itself in the first."""
         return [
             g if m is g else torch.sub(g, m, alpha=sigma)
             for g, m, sigma in zip(at.g, self._before(at), at.of("sigma"), strict=True)
@@ -111,7 +111,7 @@ class _VarianceSuppressed(_Smoothed):
         return float(setting(group, "theta"))
 
     def check(self, values: dict[str, Any]) -> None:
-        """Theta is a share above 0."""
+        """Refuse a theta that is not a share above 0."""
         if not 0.0 < values.get("theta", 1.0) <= 1.0:
             raise ValueError(
                 f"theta={values['theta']} is not within (0, 1]; 1 is SAM, 0.4 the authors' for CIFAR"

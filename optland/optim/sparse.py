@@ -46,7 +46,7 @@ class _Sparse(Method):
         self.refresh = refresh
 
     def check(self, values: dict[str, Any]) -> None:
-        """Sparsity is a share below 1."""
+        """Refuse a sparsity that is not a share below 1."""
         if not values.get("sparsity", 0.0) < 1.0:
             raise ValueError(
                 f"sparsity={values['sparsity']} leaves nothing; use a share below 1, for example 0.5"

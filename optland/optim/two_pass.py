@@ -76,7 +76,7 @@ __all__ = ["EngineOptions", "TwoPass"]
 
 
 class EngineOptions(TypedDict, total=False):
-    """What every method takes; see :class:`TwoPass`."""
+    """The options of every method; see :class:`TwoPass`."""
 
     model: nn.Module | None
     check_finite: bool
@@ -215,7 +215,7 @@ class TwoPass(Delegating):
 
     @property
     def _step_supports_amp_scaling(self) -> bool:
-        """What a GradScaler asks before it steps.
+        """The answer to a GradScaler, which asks it before it steps.
 
         No once the gradient is in hand; see :mod:`optland.optim.misuse`.
 

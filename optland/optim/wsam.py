@@ -51,7 +51,7 @@ class _Weighted(Method):
         return False
 
     def check(self, values: dict[str, Any]) -> None:
-        """Gamma is below 1."""
+        """Refuse a gamma of 1 or more."""
         if not values.get("gamma", 0.0) < 1.0:
             raise ValueError(f"gamma={values['gamma']} is not below 1; 0.5 is SAM, 0.9 the authors' choice")
 
@@ -69,7 +69,7 @@ class _Weighted(Method):
 
     @vectors.no_graph
     def after_update(self, memory: Memory) -> None:
-        """W <- w - lr a (h - g), and + where the base maximizes."""
+        """Update w <- w - lr a (h - g), with + where the base maximizes."""
         for group in memory.groups:
             for p in group["params"]:
                 if p in memory.aside:

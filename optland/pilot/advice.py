@@ -129,7 +129,7 @@ def _updates(count: int) -> str:
 
 
 def _number(value: object) -> float:
-    """What a decision has as a number; infinite for a cap that has ended."""
+    """The number in a decision; infinite for a cap that has ended."""
     return math.inf if value is None else float(str(value))
 
 

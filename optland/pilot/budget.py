@@ -77,14 +77,14 @@ class Budget:
 
     @property
     def advance(self) -> float:
-        """What may be spent ahead of f T, in gradient evaluations: all A_p, and the first look at ``loss_fn``.
+        """Gradient evaluations that may be spent ahead of f T: all A_p, and the first look at ``loss_fn``.
 
         The A_p are known once the probes have declared their costs.
         """
         return sum(self.advances.values()) + self.elsewhere
 
     def allowance(self, probe: str) -> float:
-        """What ``probe`` may have spent in total by now."""
+        """The most that ``probe`` may have spent in total by now."""
         share, f = self.shares.get(probe, 0.0), self.fraction
         ahead = min(
             self.advances.get(probe, 0.0), SPREAD * share * self.train_ge, EARLY * f * share * self.whole
@@ -123,7 +123,7 @@ class Budget:
 
     @property
     def allowed(self) -> float:
-        """What ``used`` may be by now: ``fraction``, and more only while the advance is being paid back."""
+        """The most that ``used`` may be by now: ``fraction``, and more only while the advance is being paid back."""
         total = max(self.fraction * self.train_ge, self.elsewhere + sum(map(self.allowance, self.shares)))
         return total / self.train_ge if self.train_ge else 0.0
 

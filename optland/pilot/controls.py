@@ -156,7 +156,7 @@ class Controls:
                 )
 
     def ask(self, *, before: bool) -> list[tuple[Policy, Proposal]]:
-        """What the policies want now, before an update or after it."""
+        """The proposals of the policies now, before an update or after it."""
         found = [(policy, asked) for policy, reader in self._asked[before] for asked in policy.decide(reader)]
         for policy, proposal in found:
             _check_declared(policy, proposal)
@@ -246,7 +246,7 @@ class Controls:
 
 
 def _check_declared(policy: Policy, proposal: Proposal) -> None:
-    """What is not declared escapes the rule of one setter for each thing."""
+    """Refuse what was not declared: it would escape the rule of one setter per setting."""
     name, declared = proposal.actuator, policy.caps if proposal.cap else policy.turns | {"alarm"}
     if name not in declared:
         what, where = ("a cap on ", "caps") if proposal.cap else ("", "turns")

@@ -110,7 +110,7 @@ class Reader:
         return None if signal is None else signal.age(self._history.step)
 
     def state_dict(self) -> dict[str, int]:
-        """What has been seen."""
+        """The updates whose signals have been seen, for the checkpoint."""
         return dict(self._seen)
 
     def load_state_dict(self, state: dict[str, int]) -> None:

@@ -117,7 +117,7 @@ class Looks:
             self._off(probe, _in_words(error))
 
     def _measured(self, probe: Probe) -> tuple[list[Signal] | None, float, str]:
-        """What it measured, nothing where it stays off this batch, and why it failed where it did."""
+        """The signals of one probe (none where it skips this batch), and why it failed where it did."""
         host = self.host
         try:
             ragged = probe.whole_batches and host.is_ragged(host.count(host.batch))
@@ -146,7 +146,7 @@ class Looks:
         return {f"probe/age_{name}": float(self.host.step - at) for name, at in self.last.items()}
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs to look as the unbroken one would."""
+        """The state that a resumed run needs to probe as an unbroken one would."""
         return {
             "probes": {p.name: p.state_dict() for p in self.probes},
             "last": dict(self.last),

@@ -230,7 +230,7 @@ class Coherence:
         return cosine
 
     def _measured(self, now: list[Tensor], x: list[Tensor], optimizers: Sequence[Optimizer]) -> Tensor | None:
-        """X'y / |x| |y| by the parallelogram, from norms alone: |x + y|^2 - |x - y|^2 = 4 x'y."""
+        """The cosine x'y / |x| |y| by the parallelogram, from norms alone: |x + y|^2 - |x - y|^2 = 4 x'y."""
         y = self._kept
         if len(now) != len(self._params) or not all(map(operator.is_, now, self._params)):
             known = {id(p): g for p, g in zip(self._params, y, strict=True)}

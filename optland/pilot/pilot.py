@@ -275,7 +275,7 @@ class Pilot:
 
     @property
     def decisions(self) -> deque[Decision]:
-        """What was decided, the last ten thousand of it."""
+        """The decisions made, the last ten thousand of them."""
         return self.record.decisions
 
     @property

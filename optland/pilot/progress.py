@@ -206,7 +206,7 @@ class Progress:
         self._before = (state["total_steps"], state["total_samples"])
 
     def stretched(self, facts: HostFacts | None, tell: Callable[[HostFacts], None]) -> HostFacts | None:
-        """What was known of the run when its state was taken, at the length that it has now.
+        """The progress at the time of a saved state, at the length that the run has now.
 
         Args:
             facts: What was known; None before the first update.

@@ -70,7 +70,7 @@ class Ranks:
         return bool(flag > 0)
 
     def from_first(self, what: Any) -> Any:
-        """What rank 0 holds, on every rank."""
+        """The value of rank 0, on every rank."""
         if not self.several:
             return what
         held = [what]

@@ -35,7 +35,7 @@ class Signal:
         return step - self.step
 
     def row(self) -> Iterator[tuple[str, float]]:
-        """What is logged of it: the value and, where known, its error.
+        """The logged row of a signal: the value and, where known, its error.
 
         Nothing of an invalid one, but for one that has not converged, which its own flag in the log marks.
         """

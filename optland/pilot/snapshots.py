@@ -121,7 +121,7 @@ class Snapshots:
 
 
 def state_of(p: Tensor, optimizers: Sequence[Optimizer]) -> Mapping[str, Any]:
-    """What the optimizers keep of a parameter."""
+    """The optimizers' state of a parameter."""
     return next((o.state[p] for o in optimizers if p in o.state), {})
 
 

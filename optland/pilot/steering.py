@@ -87,7 +87,7 @@ class Steering:
             host.hold_rate(optimizer, self.rate, user)
 
     def measure(self) -> None:
-        """What costs no gradient and somebody reads, before the update is given another length."""
+        """Measure what costs no gradient and is read, before the update is given another length."""
         reads, host = self.controls.reads, self.host
         if "noise/coherence" in reads and self.coherence.concerns(host.step):
             params = [p for o in host.inner for p in host.parameters_of(o)]

@@ -23,7 +23,7 @@ __all__ = [
 
 
 def point_in_words(portrait: Portrait) -> str:
-    """What kind of point it is, and on what that rests."""
+    """The kind of the point, and the evidence for it."""
     point = portrait.point
     size, floor = f"{point.grad_norm.value:.3g}", f"{point.floor:.3g} ({point.floor_kind})"
     here = f"at the loss {point.loss:.4g}"

@@ -201,7 +201,7 @@ class Comparison(Generic[Config]):
     # The runs ---------------------------------------------------------------------------------------
 
     def runs(self) -> Iterator[tuple[Config, RunFolder, bool]]:
-        """What is still to be trained: configuration, open folder, and whether it was begun before."""
+        """The runs still to be trained: configuration, open folder, and whether it was begun before."""
         if self.config.compare is None:
             yield self.config, self.folder, self.resume
             return
@@ -318,7 +318,7 @@ class Comparison(Generic[Config]):
         return curves
 
     def _choices(self) -> dict[str, Any]:
-        """What validation chose."""
+        """The choices made by validation."""
         ours = self._shown[0][1].optimizer
         chosen: dict[str, Any] = {"summary/chosen lr": ours.lr, "summary/chosen rho": ours.rho}
         for equal, arm in self._shown[1:]:

@@ -51,7 +51,7 @@ class Side:
         return statistics.fmean(self.values(key))
 
     def telemetry(self) -> dict[str, float]:
-        """What the method measured at the end of training, averaged over seeds; empty for a base alone."""
+        """The method's own measurements at the end of training, averaged over seeds; empty for a base alone."""
         ends = [telemetry_at_the_end(folder) for folder in self.folders]
         shared = [key for key in TELEMETRY if all(key in end for end in ends)]
         return {key: statistics.fmean(end[key] for end in ends) for key in shared}
@@ -118,7 +118,7 @@ class ComparisonTable:
         ]
 
     def summary(self) -> dict[str, float]:
-        """What the method gained and reached, the main number first."""
+        """Gain and final values of the method, the main number first."""
         ours, found = self.sides[0], {}
         for side in self.sides[1:]:
             for which, key in (("best", BEST), ("last", LAST)):
@@ -136,12 +136,12 @@ class ComparisonTable:
         }
 
     def gain(self, side: Side, key: str) -> Gain | None:
-        """What the method gains over a base; None for the method itself."""
+        """The gain of the method over a base; None for the method itself."""
         return paired_gain(self.sides[0].values(key), side.values(key)) if side.equal else None
 
 
 def summary_of(folder: Path) -> dict[str, Any]:
-    """What a finished run's ``summary.json`` says; a number that was not finite, null in the file, is NaN again."""
+    """The content of a finished run's ``summary.json``; a null there, a number that was not finite, is NaN again."""
     found: dict[str, Any] = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
     return {key: math.nan if value is None else value for key, value in found.items()}
 

@@ -66,7 +66,7 @@ class Records:
         return self._kept["best"]
 
     def rank(self, row: Mapping[str, float]) -> tuple[float, ...]:
-        """What the best evaluation has the highest of; of equal ones the first is the best."""
+        """The key by which the best evaluation is the highest; of equal ones the first is the best."""
         raise NotImplementedError
 
     def add(self, row: dict[str, float]) -> None:

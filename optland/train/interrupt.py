@@ -29,7 +29,7 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Keeps(Protocol):
-    """What can save a run: :class:`optland.train.Checkpoint`."""
+    """Anything that can save a run, such as :class:`optland.train.Checkpoint`."""
 
     def save(self, step: int) -> int | None:
         """Save; returns the step that a resume would go on from, None without a checkpoint."""

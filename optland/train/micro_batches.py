@@ -181,7 +181,7 @@ class MicroBatches:
         return self.one_piece
 
     def state_dict(self) -> dict[str, Any]:
-        """What was found, and when the next check is due."""
+        """The findings on the loss, and when the next check is due."""
         return {"one_piece": self.one_piece, "calls": self._calls, "due": self._due}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -260,7 +260,7 @@ class _Terms:
 
 
 class _Apart:
-    """What ``.grad`` held before, put aside: the new sum is scaled, or thrown away, without it."""
+    """The earlier content of ``.grad``, put aside: the new sum is scaled, or thrown away, without it."""
 
     def __init__(self, params: Sequence[Tensor], *, shared: bool) -> None:
         self._params, self._shared = params, shared

@@ -183,7 +183,7 @@ class RunFolder:
         return self.jsonl.read("event")
 
     def saved(self) -> dict[str, Any]:
-        """What :meth:`save` kept; empty where it has not kept anything yet."""
+        """The state that :meth:`save` kept; empty before the first."""
         there = self.checkpoint.exists() or any(self.path.glob(f"{self.checkpoint.name}.previous*"))
         return load_checkpoint(self.checkpoint) if there else {}
 
@@ -315,7 +315,7 @@ def _unusable(folder: Path, error: Exception) -> UserError:
 
 
 def _resume_command(recipe: str, folder: Path) -> str:
-    """What to type to go on: the script of this process with its arguments; elsewhere, the folder's own config."""
+    """The command that resumes: the script of this process with its arguments; elsewhere, the folder's own config."""
     script, *arguments = sys.argv or [""]
     if script.endswith(".py") and recipe_name(script) == recipe:
         given = [redact_item(item) for item in arguments if item != "--resume"]

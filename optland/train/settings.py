@@ -261,7 +261,7 @@ def choose_device(asked: Literal["auto", "cpu", "cuda"]) -> str:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """What every recipe's configuration has; a recipe's ``Config`` inherits it and adds its data and model.
+    """The configuration that every recipe has; a recipe's ``Config`` inherits it and adds its data and model.
 
     Attributes:
         seed: Seed of the initial weights and of the order of the data.

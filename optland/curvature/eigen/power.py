@@ -7,7 +7,7 @@ r"""Power iteration: the eigenvalue of largest magnitude, the baseline that the 
 product that the step needs anyway.
 
 **When.** As a baseline in comparisons, and where two vectors are all the memory there is. The error shrinks by
-|lambda_2 / lambda_1| a step, so a spectrum with {10, 9.9} at its top takes hundreds of steps; Lanczos has both ends
+|lambda_2 / lambda_1| per step, so a spectrum with {10, 9.9} at its top takes hundreds of steps; Lanczos has both ends
 in fewer products than this has one.
 
 **Defaults.** 20 steps, the usual choice in scripts; ``rtol`` 1e-2 as in

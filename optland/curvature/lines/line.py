@@ -111,7 +111,7 @@ def curvature_along(
 
 
 def _rayleigh(H: CurvatureOperator, direction: Vector) -> float:
-    """D'Hd / d'd from one product."""
+    """The curvature d'Hd / d'd from one product."""
     u = vectors.scaled(1.0 / float(vectors.norm(direction)), direction)
     # Rounded to the weights' type u is not quite of length one.
     return float(vectors.dot(u, H.matvec(u)) / vectors.dot(u, u))
@@ -168,7 +168,7 @@ def batch_sharpness(
 def _along_gradient(
     piece: Objective, preconditioner: Vector | None, method: Method
 ) -> tuple[float, Provenance]:
-    """U'Hu / g'u of one batch, with u = g or P^-1 g, and where it comes from."""
+    """The ratio u'Hu / g'u of one batch, with u = g or P^-1 g, and where it comes from."""
     g = piece.gradient()
     u = g if preconditioner is None else divided(g, preconditioner)
     with hessian(piece, method=method) as H:

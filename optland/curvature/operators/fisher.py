@@ -159,7 +159,7 @@ class _Categorical:
         return p * (u - self.row_sum(p * u))
 
     def score(self, z: Tensor, generator: torch.Generator) -> Tensor:
-        """S = p - e_y for a drawn label y."""
+        """The score s = p - e_y for a drawn label y."""
         p = z.detach().softmax(self.dim).movedim(self.dim, -1)
         # Drawn on the CPU, so that a seed gives the same labels on every device.
         rows = p.reshape(-1, p.shape[-1]).double().cpu()

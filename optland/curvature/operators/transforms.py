@@ -215,7 +215,7 @@ def per_layer(H: SymmetricOperator) -> dict[str, SymmetricOperator]:
 
 
 class _Transformed(Through):
-    """What closes the operator underneath with itself."""
+    """An operator that closes the one underneath with itself."""
 
     def close(self) -> None:
         """Close the operator underneath too."""
@@ -278,7 +278,7 @@ def _checked_diagonal(H: SymmetricOperator, D: Vector, name: str) -> list[Tensor
 
 
 def _objective_of(H: SymmetricOperator, instead: str) -> Objective:
-    """Whose weights are meant, where there are any."""
+    """The objective whose weights are meant, if any."""
     if H.objective is None:
         raise ValueError(
             f"this {type(H).__name__} is the curvature of no objective and has no weights; use {instead}"

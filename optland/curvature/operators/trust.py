@@ -239,7 +239,7 @@ def _step(L: Objective) -> float:
 
 
 def _rounding(L: Objective) -> float:
-    """What rounding of the gradients alone makes of a difference."""
+    """The error of a difference from rounding of the gradients alone."""
     eps = float(torch.finfo(L.params[0].dtype).eps)
     return FLOOR * eps * float(vectors.norm(L.gradient())) / _step(L)
 

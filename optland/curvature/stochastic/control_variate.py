@@ -62,7 +62,7 @@ class Products:
         return product - self.known(w) if len(self.lam) else product
 
     def known_diagonal(self) -> Tensor:
-        """Diag M, (d,)."""
+        """The diagonal of M, (d,)."""
         diagonal = torch.zeros_like(self.flat)
         for lam, u in zip(self.lam, self.U, strict=True):
             diagonal += lam * u * u

@@ -96,7 +96,7 @@ class Deflation:
         return None if tail is None else tail / vectors.norm([tail])
 
     def diagonal(self) -> Tensor:
-        """Diag K, (d,)."""
+        """The diagonal of K, (d,)."""
         T = torch.as_tensor(self._T[: self.size, : self.size]).to(self._Q)
         diagonal = self._Q.new_zeros(self._Q.shape[1])
         for q, mixed in zip(self.Q, T, strict=True):  # row by row: no second matrix of the size of Q

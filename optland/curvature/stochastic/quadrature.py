@@ -38,7 +38,7 @@ class Quadrature:
     failed: bool
 
     def moment(self, p: int) -> float:
-        """V'H^p v, exact for p up to 2m - 1."""
+        """The moment v'H^p v, exact for p up to 2m - 1."""
         return float(self.weights @ self.nodes**p)
 
 

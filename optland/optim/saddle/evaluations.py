@@ -29,7 +29,7 @@ __all__ = ["Evaluations", "OnObjective", "loss_value"]
 
 
 class Evaluations:
-    """What one step sees of a closure; counts every call.
+    """The evaluations of a closure in one step; counts every call.
 
     Args:
         closure: Zeroes gradients, runs forward and backward, returns the loss.

@@ -105,5 +105,5 @@ def _hard_case(soft: Tensor, wanted: float) -> Tensor:
 
 
 def model_change(values: Tensor, slope: Tensor, s: Tensor, sigma: float = 0.0) -> float:
-    """C's + s'Ls/2 + (sigma/3) ||s||^3, the change that the model predicts."""
+    """The change c's + s'Ls/2 + (sigma/3) ||s||^3 that the model predicts."""
     return float(slope @ s + 0.5 * (values * s * s).sum() + sigma / 3.0 * s.norm() ** 3)

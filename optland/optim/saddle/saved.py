@@ -34,7 +34,7 @@ def encoded(known: dict[str, Any]) -> str:
 
 
 def decoded(text: str) -> dict[str, Any]:
-    """What was :func:`encoded`."""
+    """The value that was :func:`encoded`."""
     known: dict[str, Any] = json.loads(text)
     return {
         k: _unpacked(v["bytes"]) if isinstance(v, dict) and v.keys() == {"bytes"} else v

@@ -234,7 +234,7 @@ class Trigger:
 
     @property
     def memory(self) -> dict[str, list[Tensor] | None]:
-        """What is remembered in the shapes of the weights, by name; None where there is nothing just now."""
+        """The remembered tensors in the shapes of the weights, by name; None for one that is not in use now."""
         return {"still": self._weights, "slope": self.circling.slope}
 
     @memory.setter

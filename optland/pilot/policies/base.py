@@ -31,7 +31,7 @@ __all__ = ["Policy", "PolicyCard"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PolicyCard:
-    """What to know before choosing a policy: its row in the README's table.
+    """The card of a policy: its row in the README's table.
 
     Attributes:
         does: What it does, in a sentence.
@@ -83,13 +83,13 @@ class Policy:
         return []
 
     def decide(self, history: Reader) -> list[Proposal]:
-        """What to do; an empty list for nothing. Called once for every update."""
+        """The proposals for this update; an empty list for none. Called once per update."""
         raise NotImplementedError(
             f"{type(self).__name__} does not say what it asks for; implement decide(history)"
         )
 
     def told(self, decision: Decision) -> None:
-        """What became of a proposal of this policy, and of every rewind; nothing by default."""
+        """Hear the decision on a proposal of this policy, and of every rewind; does nothing by default."""
 
     def metrics(self) -> dict[str, float]:
         """Numbers for the log, under ``group/name`` keys."""

@@ -46,7 +46,7 @@ class Probe(ABC):
         """Called after every update, before anything is measured; nothing by default."""
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs to measure as the unbroken one would."""
+        """The state that a resumed run needs to measure as an unbroken one would."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: B027

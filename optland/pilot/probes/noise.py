@@ -111,7 +111,7 @@ class CurvatureNoiseProbe(_NoiseScale):
         self.each = math.inf  # cost per sample
 
     def see(self, host: Host) -> None:
-        """What a look at a batch like this one costs; less once its second derivatives have been compared."""
+        """Note the cost of a probe of a batch like this one; less once its second derivatives have been compared."""
         objective = self._parted(host)
         if objective is not None:
             self.each = noise_scale.cost(objective, num_parts=1) / objective.num_samples

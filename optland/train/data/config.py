@@ -33,7 +33,7 @@ class DataConfig:
     Attributes:
         name: A key of :data:`DATASETS`.
         root: Folder of the data, for those that lie in files; null takes ``OPTLAND_DATA``, else
-            ``~/.cache/optland``. For ``image_folder`` the folder that holds one folder a class.
+            ``~/.cache/optland``. For ``image_folder`` the folder that holds one folder per class.
         download: Whether to fetch them where they are not there; off, so that a run never waits for a network that
             it was not meant to use.
         subset: Keep only this many training samples, classes in proportion; validation and test stay whole. Null,
