@@ -126,7 +126,7 @@ def main(config: Config, *, resume: bool = False) -> int:
         return 0
     with run:
         nets = {name: trained(config, data, *one, name, run) for name, one in plan.items()}
-        look = {"num": config.samples, "seed": config.seed, "batch_size": config.batch_size}
+        look = {"num_samples": config.samples, "seed": config.seed, "batch_size": config.batch_size}
         losses, tests = ({n: probe_objective(net, loss_fn, data, split_name=split, **look)
                           for n, (net, _) in nets.items()} for split in ("train", "test"))  # fmt: skip
         first, last = config.variants[0], list(plan)[-1]

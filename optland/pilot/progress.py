@@ -176,7 +176,7 @@ class Progress:
             RuntimeError: The run has a length, or its end has begun.
         """
         if steps < 1:
-            raise ValueError(f"steps {steps} must be at least 1: what is left of the run")
+            raise ValueError(f"num_steps {steps} must be at least 1: what is left of the run")
         if self.known or not self.open_ended:
             raise RuntimeError("decay() is for runs that were begun with open_ended=True")
         if self._tail is not None:

@@ -62,7 +62,7 @@ def test_windows_are_drawn_with_their_targets() -> None:
 
 def test_the_objective_of_pieces_is_that_of_the_whole_sample() -> None:
     data, model = load_data(DataConfig("digits")), net()
-    options = {"split_name": "test", "num": 50, "seed": 1}
+    options = {"split_name": "test", "num_samples": 50, "seed": 1}
     pieces = probe_objective(model, loss_fn, data, batch_size=7, **options)
     assert len(pieces.batches) == 8
     whole = loss_fn(model, data.sample("test", 50, 1)).item()

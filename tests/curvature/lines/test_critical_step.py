@@ -185,7 +185,7 @@ SHAPES: dict[str, Callable[[Tensor], Tensor]] = {
 def test_the_bracket_always_holds_what_it_says(
     shape: str, log_start: float, budget: int, rtol: float
 ) -> None:
-    found = along(SHAPES[shape], start=math.exp(log_start), max_forwards=budget, rtol=rtol)
+    found = along(SHAPES[shape], initial_step=math.exp(log_start), max_forwards=budget, rtol=rtol)
     tried = dict(found.losses)
     base, (lo, hi) = tried[0.0], found.bracket
     assert len(found.losses) == found.num_forwards <= budget
@@ -203,7 +203,7 @@ def test_the_bracket_always_holds_what_it_says(
 )
 @pytest.mark.parametrize("start", [0.2, 1.0, 5.0])
 def test_lines_that_are_not_quadratic_are_enclosed_too(shape: str, root: float, start: float) -> None:
-    found = along(SHAPES[shape], start=start, max_forwards=12)
+    found = along(SHAPES[shape], initial_step=start, max_forwards=12)
     assert found.step.converged
     assert abs(found.step.value - root) <= found.step.error + 1e-3
 
@@ -211,7 +211,7 @@ def test_lines_that_are_not_quadratic_are_enclosed_too(shape: str, root: float, 
 @pytest.mark.parametrize("wall", [lambda t: t**40 - t, lambda t: 1e-12 * torch.exp(30 * t) - t])
 def test_a_steep_wall_does_not_stall_the_search(wall: Callable[[Tensor], Tensor]) -> None:
     """Secants through a point high on the wall hardly move; without bisection thirty forwards are not enough."""
-    found = along(wall, start=0.1, max_forwards=12)
+    found = along(wall, initial_step=0.1, max_forwards=12)
     assert found.step.converged
     assert abs(found.step.value - (1.0 if wall(torch.tensor(1.0)) == 0 else 0.918)) <= found.step.error
 
@@ -236,8 +236,8 @@ def test_cost_is_declared() -> None:
 def test_wrong_usage_names_the_fix() -> None:
     L, d, _ = bowl()
     for options, message in [
-        ({"start": 0.0}, "start=0.0 must be positive"),
-        ({"start": math.inf}, "must be positive"),
+        ({"initial_step": 0.0}, "initial_step=0.0 must be positive"),
+        ({"initial_step": math.inf}, "must be positive"),
         ({"rtol": 0.0}, "rtol=0.0 must be positive"),
         ({"max_forwards": 1}, "at least 2, or give base_loss"),
         ({"origin": [torch.zeros(3)]}, "origin has other shapes"),
