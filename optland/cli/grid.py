@@ -82,7 +82,7 @@ class Member:
         """Refuse a folder that holds a run of another configuration."""
         if self.state == "new":
             return
-        from optland.train.resume import training_changes
+        from optland.train.runs.resume import training_changes
 
         saved = (self.folder / "config.yaml").read_text(encoding="utf-8")
         if changed := [str(change) for change in training_changes(saved, resolved)]:

@@ -5,7 +5,7 @@ to define
 
 - ``Config`` and ``loss_fn(model, batch)``, as ``optland run`` needs them anyway;
 - ``build(config, device) -> (model, data)``, which its ``main`` uses too. ``data`` has ``size(split)`` and
-  ``sample(split, num, seed)``; see :class:`optland.train.trained_run.ProbeData`.
+  ``sample(split, num, seed)``; see :class:`optland.train.runs.trained_run.ProbeData`.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from optland.cli.recipes import Recipe, find_recipe
 from optland.cli.terminal import INTERRUPTED, complain
 from optland.config import ScriptRecord, UserError, load
 from optland.objective import Objective
-from optland.train.settings import choose_device
-from optland.train.trained_run import ProbeData, Split, find_checkpoint, load_run, probe_objective
+from optland.train.runs.settings import choose_device
+from optland.train.runs.trained_run import ProbeData, Split, find_checkpoint, load_run, probe_objective
 
 __all__ = ["OpenedRun", "measuring"]
 

@@ -25,7 +25,7 @@ from optland.files import write_whole
 from optland.log.unwritten import Unwritten
 from optland.objective import Objective
 from optland.plots import plot_portrait
-from optland.train.trained_run import disagreement, find_checkpoint
+from optland.train.runs.trained_run import disagreement, find_checkpoint
 
 __all__ = ["probe", "writable"]
 

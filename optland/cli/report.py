@@ -17,7 +17,7 @@ from optland.log import WandbLogger
 from optland.log.wandb_environment import check_environment
 from optland.objective import Objective
 from optland.report import SurveySettings, investigate, log_report, survey, write_report
-from optland.train.trained_run import Split, find_checkpoint
+from optland.train.runs.trained_run import Split, find_checkpoint
 
 __all__ = ["report"]
 

@@ -26,7 +26,7 @@ FAILED = 1
 REFUSED = 2
 """The user's input cannot be used."""
 STOPPED = 75
-"""Stopped by a signal with a checkpoint of the last step; ``optland.train.interrupt.RESUMABLE``, without its torch."""
+"""Stopped by a signal, with a checkpoint of the last step: ``RESUMABLE`` of optland.train, without its torch."""
 INTERRUPTED = 130
 """Ctrl-C where there was nothing to save."""
 UNREAD = 141

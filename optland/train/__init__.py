@@ -1,22 +1,24 @@
 """Parts of a training loop: data, models, loaders, precision, checkpoints, evaluation, run folders."""
 
-from optland.train.checkpoint import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
-from optland.train.compare import CompareConfig, ComparedRunConfig, Comparison
 from optland.train.data import DataConfig, ImageData, load_data
-from optland.train.dataset_loader import DatasetLoader
-from optland.train.ema import Ema
-from optland.train.evaluate import History, evaluate
-from optland.train.grouped_loader import GroupedLoader
-from optland.train.interrupt import RESUMABLE, GracefulStop
-from optland.train.loader import BatchLoader
+from optland.train.data.text import TextConfig, TextData, TextHistory, load_text, summarise_text
+from optland.train.experiments.compare import CompareConfig, ComparedRunConfig, Comparison
+from optland.train.experiments.seed_differences import best_setting, paired_gain
+from optland.train.loops.dataset_loader import DatasetLoader
+from optland.train.loops.ema import Ema
+from optland.train.loops.evaluate import History, evaluate
+from optland.train.loops.grouped_loader import GroupedLoader
+from optland.train.loops.loader import BatchLoader
+from optland.train.loops.precision import Precision, PrecisionConfig
+from optland.train.loops.schedule import ScheduleName, check_schedule, cosine_schedule, schedule_by_name
+from optland.train.loops.seeding import seed_everything
 from optland.train.models import ModelConfig, build_model
 from optland.train.models.build import check_model
-from optland.train.precision import Precision, PrecisionConfig
-from optland.train.run import RunFolder
-from optland.train.schedule import ScheduleName, check_schedule, cosine_schedule, schedule_by_name
-from optland.train.seed_differences import best_setting, paired_gain
-from optland.train.seeding import seed_everything
-from optland.train.settings import (
+from optland.train.models.transformer import TransformerConfig
+from optland.train.runs.checkpoint import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
+from optland.train.runs.interrupt import RESUMABLE, GracefulStop
+from optland.train.runs.run import RunFolder
+from optland.train.runs.settings import (
     LogConfig,
     OptimizerConfig,
     PilotConfig,
@@ -24,11 +26,9 @@ from optland.train.settings import (
     ValidatedRunConfig,
     choose_device,
 )
-from optland.train.summary import summarise
-from optland.train.text import TextConfig, TextData, TextHistory, load_text, summarise_text
-from optland.train.trained_run import probe_objective
-from optland.train.transformer import TransformerConfig
-from optland.train.weights import Weights, save_weights
+from optland.train.runs.summary import summarise
+from optland.train.runs.trained_run import probe_objective
+from optland.train.runs.weights import Weights, save_weights
 
 __all__ = [
     "RESUMABLE",

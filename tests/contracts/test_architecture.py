@@ -257,7 +257,7 @@ def test_no_file_names_a_machine_path() -> None:
         (check_homes, "optland/log/console.py", "def f():\n    import wandb", "wandb may only"),
         (
             check_homes,
-            "optland/train/loader.py",
+            "optland/train/loops/loader.py",
             "from torchvision.datasets import MNIST",
             "torchvision may only",
         ),

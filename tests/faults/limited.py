@@ -17,7 +17,7 @@ from processes import exit_code, start
 from torch import nn
 
 from optland.train import GracefulStop, LogConfig, RunFolder
-from optland.train.evaluate import Records
+from optland.train.loops.evaluate import Records
 
 
 @dataclass(frozen=True)

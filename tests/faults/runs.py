@@ -19,7 +19,7 @@ from optland.cli import main
 from optland.log import read_jsonl
 from optland.pilot import NoiseBatch, Pilot, Policy
 from optland.train import load_checkpoint
-from optland.train.settings import PilotConfig
+from optland.train.runs.settings import PilotConfig
 
 # A net with BatchNorm and dropout, SAM, every probe, a save every other step; ``scripted`` adds what comes by chance.
 SMALL = ["epochs=2", "batch_size=8", "checkpoint_every=2", "data.label_noise=0.3", "model.name=resnet8"]

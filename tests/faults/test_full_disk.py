@@ -21,7 +21,7 @@ from torch import nn
 from optland.files import ASIDE, write_whole
 from optland.log import JsonlLogger, read_jsonl
 from optland.train import Checkpoint, GracefulStop, load_checkpoint, save_checkpoint
-from optland.train.weights import about_weights, save_weights
+from optland.train.runs.weights import about_weights, save_weights
 
 
 def test_a_full_disk_costs_what_it_does_not_take_and_the_run_is_gone_on_with(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from faults.runs import assert_same_end, final, run
 from processes import exit_code, start
 from tiers import slow
 
-from optland.train.interrupt import RESUMABLE, GracefulStop
+from optland.train.runs.interrupt import RESUMABLE, GracefulStop
 
 
 def test_the_exit_code_is_the_one_of_sysexits() -> None:
@@ -94,8 +94,8 @@ import time, torch
 from pathlib import Path
 from torch.utils.data import TensorDataset
 from optland.train import Checkpoint
-from optland.train.dataset_loader import DatasetLoader
-from optland.train.interrupt import GracefulStop
+from optland.train.loops.dataset_loader import DatasetLoader
+from optland.train.runs.interrupt import GracefulStop
 
 loader = DatasetLoader(TensorDataset(torch.arange(4000)), 4, epochs=1, num_workers=2)
 checkpoint = Checkpoint(Path("c.pt"), every=10_000, loader=loader)

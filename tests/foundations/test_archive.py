@@ -226,8 +226,14 @@ def test_damaged_and_foreign_files_are_refused(
 
 @pytest.mark.parametrize(
     "name",
-    ["os:system", "subprocess:Popen", "optland.train.settings:RunConfig.x", "optland.archive:save", "optland.no:Such"],
-)  # fmt: skip
+    [
+        "os:system",
+        "subprocess:Popen",
+        "optland.train.runs.settings:RunConfig.x",
+        "optland.archive:save",
+        "optland.no:Such",
+    ],
+)
 def test_a_file_cannot_make_anything_but_a_result(name: str, tmp_path: Path) -> None:
     result("Threshold").save(tmp_path / "x")
     packed = (tmp_path / "x.npz").read_bytes()

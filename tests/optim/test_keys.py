@@ -17,7 +17,7 @@ from optland.optim.registry import BASES as BY_NAME
 from optland.optim.registry import METHODS, options_of
 from optland.optim.registry import WRAPPERS as SADDLE_WRAPPERS
 from optland.pilot import TURNED, Pilot
-from optland.train.precision import Precision, PrecisionConfig
+from optland.train.loops.precision import Precision, PrecisionConfig
 
 WRAPPERS: dict[str, Any] = SADDLE_WRAPPERS
 NAMESAKES = ("adadelta", "rmsprop", "asgd")

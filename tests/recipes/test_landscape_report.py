@@ -11,7 +11,7 @@ import torch
 from command_line import optland
 
 from optland.report import Findings
-from optland.train.checkpoint import load_checkpoint, save_checkpoint
+from optland.train.runs.checkpoint import load_checkpoint, save_checkpoint
 
 TINY = ["--samples", "48", "--points", "5", "--max-matvecs", "8", "--no-density", "--curve-steps", "5"]
 

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 
 from optland.log import read_jsonl
 from optland.train import load_checkpoint
-from optland.train.weights import about_weights
+from optland.train.runs.weights import about_weights
 
 ROOT = Path(__file__).resolve().parents[2]
 SHORT = ["epochs=4", "checkpoint_every=7", "data.label_noise=0.3", "model.name=resnet8", "model.width=4"]

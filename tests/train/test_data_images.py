@@ -10,8 +10,8 @@ from torchvision.transforms import functional
 
 from optland.train.data import DataConfig, ImageData, load_data
 from optland.train.data.images import crop_and_flip
-from optland.train.evaluate import History, evaluate
-from optland.train.loader import BatchLoader
+from optland.train.loops.evaluate import History, evaluate
+from optland.train.loops.loader import BatchLoader
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from torch.utils.data import Dataset, IterableDataset, TensorDataset
 
 from optland.context import rng_state
 from optland.train import BatchLoader
-from optland.train.dataset_loader import DatasetLoader
+from optland.train.loops.dataset_loader import DatasetLoader
 
 
 class Noisy(Dataset[Any]):

@@ -14,7 +14,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from optland.optim import SAM
 from optland.pilot import Pilot
 from optland.train import BatchLoader, Checkpoint
-from optland.train.ema import Ema
+from optland.train.loops.ema import Ema
 
 
 def net() -> nn.Module:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from optland.config import UserError, to_yaml
 from optland.train import BatchLoader, Checkpoint, LogConfig, RunConfig, RunFolder, schedule_by_name
-from optland.train.resume import NOT_OF_TRAINING
+from optland.train.runs.resume import NOT_OF_TRAINING
 
 LOG = LogConfig(wandb="disabled", console=False)
 

@@ -35,7 +35,7 @@ CTRL_C = {"summary/stopped": f"by Ctrl-C within a step; its last checkpoint is t
 
 OTHER = """
 import sys, pathlib
-from optland.train.lock import lock_folder
+from optland.train.runs.lock import lock_folder
 assert lock_folder(pathlib.Path(sys.argv[1])) is not None
 print("locked", flush=True)
 sys.stdin.read()

@@ -20,7 +20,7 @@ from torch.optim.lr_scheduler import (
 )
 
 from optland.train import BatchLoader
-from optland.train.schedule import (
+from optland.train.loops.schedule import (
     SHAPES,
     ScheduleName,
     check_schedule,

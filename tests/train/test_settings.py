@@ -14,7 +14,7 @@ from optland.optim.registry import BASES, SOLVERS
 from optland.train import BatchLoader, DataConfig, ModelConfig, OptimizerConfig, PilotConfig, load_data
 from optland.train.models.build import check_model
 from optland.train.models.registry import MODELS
-from optland.train.settings import RunConfig
+from optland.train.runs.settings import RunConfig
 
 
 @pytest.mark.parametrize(

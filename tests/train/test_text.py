@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from optland.config import UserError
 from optland.train import BatchLoader
-from optland.train.text import TextConfig, TextData, TextHistory, evaluate_text, load_text
+from optland.train.data.text import TextConfig, TextData, TextHistory, evaluate_text, load_text
 
 SPLITS = ("train", "val", "test")
 

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from optland import vectors
 from optland.curvature import hessian, lanczos
 from optland.objective import Objective
-from optland.train.transformer import Attention, Transformer, TransformerConfig
+from optland.train.models.transformer import Attention, Transformer, TransformerConfig
 
 
 def make(vocabulary: int = 11, context: int = 8, **config: object) -> Transformer:

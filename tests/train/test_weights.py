@@ -26,7 +26,7 @@ from optland.train import (
     save_checkpoint,
     save_weights,
 )
-from optland.train.weights import BEST, LAST, about_weights
+from optland.train.runs.weights import BEST, LAST, about_weights
 
 
 class Odd(nn.Module):

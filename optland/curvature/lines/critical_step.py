@@ -296,7 +296,7 @@ def _result(search: _Search, line: _Line) -> CriticalStep:
 def _check(start: float, rtol: float, num_trials: int) -> None:
     if not (start > 0 and math.isfinite(start)):
         raise ValueError(
-            f"start={start} must be positive: it is the first trial in multiples of the direction"
+            f"initial_step={start} must be positive: it is the first trial in multiples of the direction"
         )
     if not rtol > 0:
         raise ValueError(f"rtol={rtol} must be positive")

@@ -178,7 +178,7 @@ def schedule_by_name(
 
     Example:
         >>> import torch
-        >>> from optland.train.loader import BatchLoader
+        >>> from optland.train.loops.loader import BatchLoader
         >>> optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=2.0)
         >>> loader = BatchLoader([torch.arange(8)], batch_size=2, epochs=1)
         >>> scheduler, rates = schedule_by_name("linear", optimizer, loader, warmup=0.0), []

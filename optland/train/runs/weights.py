@@ -23,8 +23,8 @@ from torch import nn
 from optland import __version__
 from optland.files import write_whole
 from optland.log.unwritten import Unwritten
-from optland.train.ema import Ema
-from optland.train.evaluate import Records
+from optland.train.loops.ema import Ema
+from optland.train.loops.evaluate import Records
 
 __all__ = ["BEST", "LAST", "Weights", "about_weights", "save_weights"]
 

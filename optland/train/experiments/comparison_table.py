@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from optland.log import read_jsonl
-from optland.train.seed_differences import Gain, paired_gain
+from optland.train.experiments.seed_differences import Gain, paired_gain
 
 __all__ = ["BEST", "LAST", "SCORE", "ComparisonTable", "Side", "summary_of"]
 

@@ -1,7 +1,7 @@
 """The loader for data that do not fit in memory: any map-style dataset, read by worker processes, resumed exactly.
 
-Order, position, batch size and augmentation are as in :mod:`optland.train.loader`; reading, collating and pinning are
-PyTorch's ``DataLoader``.
+Order, position, batch size and augmentation are as in :mod:`optland.train.loops.loader`; reading, collating and pinning
+are PyTorch's ``DataLoader``.
 
 **Randomness.** Before a sample is read, the generators of PyTorch, NumPy and Python are seeded by (seed, epoch, index):
 a dataset that augments while it reads gives the same sample whatever the number of workers, the batch size or the
@@ -22,9 +22,9 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from optland.context import preserve_rng
-from optland.train.interrupt import leave_signals_to_main
-from optland.train.loader import ResumableLoader, Transform, seed_of
-from optland.train.seeding import seed_host
+from optland.train.loops.loader import ResumableLoader, Transform, seed_of
+from optland.train.loops.seeding import seed_host
+from optland.train.runs.interrupt import leave_signals_to_main
 
 __all__ = ["DatasetLoader"]
 

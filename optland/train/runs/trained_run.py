@@ -27,8 +27,8 @@ from optland import batches
 from optland.config import UserError, did_you_mean
 from optland.log import read_jsonl
 from optland.objective import LossFn, Objective
-from optland.train.checkpoint import CheckpointError, load_checkpoint
-from optland.train.weights import about_weights
+from optland.train.runs.checkpoint import CheckpointError, load_checkpoint
+from optland.train.runs.weights import about_weights
 
 __all__ = [
     "ProbeData",

@@ -24,10 +24,10 @@ from typing import Any, Generic, Literal, TypeVar
 
 from optland.config import UserError
 from optland.files import write_whole
-from optland.train.comparison_table import BEST, LAST, SCORE, ComparisonTable, Side, summary_of
-from optland.train.run import RunFolder
-from optland.train.seed_differences import best_setting
-from optland.train.settings import OptimizerConfig, ValidatedRunConfig
+from optland.train.experiments.comparison_table import BEST, LAST, SCORE, ComparisonTable, Side, summary_of
+from optland.train.experiments.seed_differences import best_setting
+from optland.train.runs.run import RunFolder
+from optland.train.runs.settings import OptimizerConfig, ValidatedRunConfig
 
 __all__ = ["CompareConfig", "ComparedRunConfig", "Comparison"]
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from optland.pilot import Pilot, advise
-from optland.train.evaluate import History
+from optland.train.loops.evaluate import History
 
 __all__ = ["summarise", "what_it_took"]
 

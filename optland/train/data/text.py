@@ -32,8 +32,8 @@ from optland.config import UserError
 from optland.context import preserve_modes, set_modes
 from optland.pilot import Pilot
 from optland.train.data.splits import random_draw
-from optland.train.evaluate import Records
-from optland.train.summary import what_it_took
+from optland.train.loops.evaluate import Records
+from optland.train.runs.summary import what_it_took
 
 __all__ = ["TextConfig", "TextData", "TextHistory", "evaluate_text", "load_text", "summarise_text"]
 

@@ -20,8 +20,8 @@ import torch
 
 from optland.batches import join, num_samples
 from optland.context import preserve_rng
-from optland.train.loader import ResumableLoader, Transform, seed_of
-from optland.train.seeding import seed_host
+from optland.train.loops.loader import ResumableLoader, Transform, seed_of
+from optland.train.loops.seeding import seed_host
 
 __all__ = ["GroupedLoader"]
 

@@ -20,10 +20,10 @@ option          meaning
 precision       ``bf16`` and ``fp16`` run the forward pass under autocast on float32 weights; fp16 scales the loss
 channels_last   4-D weights in NHWC layout, for convolutions on tensor cores; nothing happens to other nets
 compile         ``torch.compile`` of what the loop calls; needs a C++ compiler, pays after minutes
-accumulation    micro-batches per step, equal to the full batch without BatchNorm (:mod:`optland.train.micro_batches`)
+accumulation    micro-batches per step, equal to the full batch without BatchNorm (see ``micro_batches``)
 micro_batch     samples in one forward pass at most: a batch that grows costs time and no memory
 clip            largest global norm of the gradient that the base optimizer receives
-ema             decay of an average of the weights (:mod:`optland.train.ema`)
+ema             decay of an average of the weights (:mod:`optland.train.loops.ema`)
 ==============  =============================================================================================
 
 **Clipping and SAM.** The perturbation has a fixed length, so clipping the gradient of pass one changes nothing in SAM
@@ -61,8 +61,8 @@ from optland.config import UserError
 from optland.objective import LossFn
 from optland.optim.delegate import Delegating
 from optland.optim.two_pass import TwoPass
-from optland.train.ema import Ema
-from optland.train.micro_batches import MicroBatches
+from optland.train.loops.ema import Ema
+from optland.train.loops.micro_batches import MicroBatches
 
 __all__ = ["Precision", "PrecisionConfig"]
 

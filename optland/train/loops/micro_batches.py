@@ -34,7 +34,7 @@ from torch.optim import Optimizer
 from optland.batches import join, num_samples, split
 from optland.context import probe_context
 from optland.objective import LossFn
-from optland.train.ranks import Ranks, ranks_of
+from optland.train.loops.ranks import Ranks, ranks_of
 
 __all__ = ["MicroBatches"]
 

@@ -17,8 +17,8 @@ from optland.optim.keys import setting
 from optland.optim.registry import BASES, METHODS, SOLVERS, options_of
 from optland.pilot import POLICIES, AutoLR, HostFacts, NoiseBatch, Policy
 from optland.pilot.controls import check_setters
-from optland.train.precision import PrecisionConfig
-from optland.train.schedule import ScheduleName, check_schedule
+from optland.train.loops.precision import PrecisionConfig
+from optland.train.loops.schedule import ScheduleName, check_schedule
 
 __all__ = [
     "LogConfig",
@@ -267,7 +267,7 @@ class RunConfig:
         seed: Seed of the initial weights and of the order of the data.
         epochs: Passes over the training data.
         batch_size: Samples per batch at the start; ``noise_batch`` may grow it.
-        schedule: A name of :mod:`optland.train.schedule`; ``none`` under ``auto_lr``, which brings its own shape.
+        schedule: A name of :mod:`optland.train.loops.schedule`; ``none`` under ``auto_lr``, which brings its own shape.
         device: ``cpu``, ``cuda`` or ``auto`` (cuda where there is one).
         threads: CPU threads; one is fastest for small nets.
         checkpoint_every: Steps between two checkpoints, beside those by time; null takes one by time alone.
