@@ -24,7 +24,7 @@ def student_quantile(probability: float, dof: int) -> float:
         >>> round(student_quantile(0.975, 1), 4), round(student_quantile(0.975, 10), 4)
         (12.7062, 2.2281)
     """
-    from scipy.special import stdtrit  # a tenth of a second, which `import optland` shall not cost
+    from scipy.special import stdtrit  # a tenth of a second, which `import optland` must not cost
 
     if not 0.0 < probability < 1.0:
         raise ValueError(f"probability={probability} must lie between 0 and 1, for example 0.99")

@@ -360,7 +360,7 @@ def check_checkpoints_of_the_base(case: Case, kind: str) -> None:
 
 
 def check_hooks(case: Case, kind: str) -> None:
-    """Every kind of hook fires once an update, with the optimizer that it was registered on."""
+    """Every kind of hook fires once per update, with the optimizer that it was registered on."""
     problem = Problem(case)
     optimizer = WRAPPERS[kind](case.base(problem.params))
     base = optimizer.base

@@ -26,7 +26,7 @@ GROUPS = {
     "update": "rel (lr times update norm over weight norm), grad_norm, cos_gu, clip_frac",
     "sam": "rho, rho_realised, active, loss_gap, curvature, stability, cos, grad_norm, skipped",
     "ctl": "events (the decision table), lr_factor (on the schedule), lr_factor_would_be and lr_would_be (in shadow "
-    "mode), pace (the relative step that auto_lr aims at), lost (updates that became none); at the end: "
+    "mode), pace (the relative step that auto_lr aims at), lost (updates cancelled); at the end: "
     "decisions, rewinds",
     "budget": "ge (gradient evaluations so far), probe_frac, allowed, probe_ms",
     "probe": "age_<probe>: steps since the probe last ran",

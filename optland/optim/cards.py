@@ -130,7 +130,7 @@ CARDS = (
     ),
     Card(
         "eigensam", EigenSAM, 2, 1, 2, 2,
-        "the sharpest direction is what shall be flattened; needs an objective",
+        "the sharpest direction is what must be flattened; needs an objective",
         "0.1",
         "Luo 2024, 2501.12666",
     ),

@@ -9,7 +9,7 @@ phase          where the weights are                               what may come
 ``WAITING``    at w, the only pass of the step still to come       the plain step, or none
 ``PERTURBED``  at w + eps                                          w - eps, the way back, or the step is called off
 ``CROSSED``    at w - eps, h in hand                               the way back, or the step is called off
-``READY``      at w, ``.grad`` is what the base shall receive      the update, or another step
+``READY``      at w, ``.grad`` is what the base receives           the update, or another step
 =============  ==================================================  =================================================
 
 Weights come back by copy, bit for bit: adding eps and subtracting it again would leave rounding behind, another on
@@ -207,7 +207,7 @@ class Flight:
 
     @vectors.no_graph
     def single_pass(self) -> None:
-        """There is no second pass: ``.grad`` becomes what the base shall receive without one."""
+        """Finish without a second pass: ``.grad`` becomes what the base then receives."""
         self.evaluations = 1
         self.apart = self.begun_apart
         self.telemetry.note(g_norm=self.g_norm, eps_norm=0.0, loss_scale=self.units.factor)

@@ -1,6 +1,6 @@
 r"""Gates, which decide which steps take a second pass: every k-th, random ones, late ones, or by a rule.
 
-A gate is a function of the optimizer, called once per step after pass one, that says whether pass two shall follow; a
+A gate is a function of the optimizer, called once per step after pass one, that says whether pass two is to follow; a
 step without one is a plain step of the base. It may look at ``optimizer.steps`` (updates made), ``param_groups`` (the
 learning rate), ``optimizer.gradient_norm()`` and ``optimizer.telemetry`` (:class:`StepState`); a sharpness that someone
 else measures plugs in as ``gate=lambda optimizer: sharpness() > 10``.

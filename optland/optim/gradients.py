@@ -92,7 +92,7 @@ def is_spent(gradient: Tensor) -> bool:
 
 
 def call_alone(closure: Closure, params: list[Tensor]) -> Any:
-    """Call the closure of pass one and see to it that ``.grad`` then holds its gradient and nothing else.
+    """Call the closure of pass one, and make sure that ``.grad`` then holds its gradient and nothing else.
 
     Returns:
         What the closure returned.

@@ -79,7 +79,7 @@ class _OnePass(Flight):
 
     @vectors.no_graph
     def descend(self) -> None:
-        """Back to w; the gradient is what the base shall receive as it is."""
+        """Return to w; the base receives the gradient unchanged."""
         ascent = self._away()
         measured = vectors.norm(vectors.subtract(ascent.moved, ascent.weights)) if self.measuring else None
         self.land()
@@ -229,7 +229,7 @@ class MSAM(TwoPass):
 
     @uncompiled
     def restore(self) -> None:
-        """Put back the weights bit for bit; ``.grad`` is what the base optimizer shall receive."""
+        """Put back the weights bit for bit; ``.grad`` is what the base optimizer receives."""
         self._note_flat_pass()
         super().restore()
 

@@ -305,7 +305,7 @@ class TwoPass(Delegating):
         return loss
 
     def _passes(self, closure: Closure, share: float = 1.0) -> Any:
-        """Evaluate the closure as often as the method wants; ``.grad`` is then what the base shall receive."""
+        """Evaluate the closure as often as the method wants; ``.grad`` is then what the base receives."""
         flight = self._flight
         flight.guard.begin_closure()
         try:
@@ -463,7 +463,7 @@ class TwoPass(Delegating):
 
     @uncompiled
     def restore(self) -> None:
-        """Put back the weights bit for bit; ``.grad`` becomes what the base optimizer shall receive.
+        """Put back the weights bit for bit; ``.grad`` becomes what the base optimizer receives.
 
         Without a backward pass since :meth:`perturb` this calls the step off: ``.grad`` is that of pass one
         again. After :meth:`accumulate` it puts the sum into ``.grad``.

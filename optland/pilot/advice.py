@@ -113,7 +113,7 @@ def _about_steps(rows: Sequence[Row], decisions: Sequence[Mapping[str, object]])
     taken = sum(bool(d["taken"]) and d["actuator"] in ("skip", "rewind") for d in decisions)
     if lost > taken:
         sentences.append(
-            f"{_updates(lost - taken)} became none for a gradient that was not finite: look for damaged samples, or "
+            f"{_updates(lost - taken)} cancelled for a gradient that was not finite: look for damaged samples, or "
             "for numbers that overflow (a few are usual under a GradScaler)."
         )
     cuts = [d for d in decisions if d["actuator"] == "lr_factor" and _number(d["new"]) < 1]

@@ -46,7 +46,7 @@ class Lengths:
 
         Args:
             before: The weights before the update.
-            target: Root-sum-square over tensors of relative moves that it shall have.
+            target: Wanted root-sum-square over tensors of the relative moves.
             trial: Learning rate that it was made at.
             most: Largest learning rate that it may have been made at.
 

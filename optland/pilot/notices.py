@@ -19,7 +19,7 @@ def say_off(what: str, step: int, why: str) -> None:
 def say_not_finite(step: int) -> None:
     """The first gradient that is not finite."""
     warnings.warn(
-        f"the gradient of update {step} is not finite: the update becomes none, here and wherever it happens again; "
+        f"the gradient of update {step} is not finite: the update is cancelled, here and whenever it happens again; "
         "pilot.lost counts them",
         RuntimeWarning,
         stacklevel=5,

@@ -91,7 +91,7 @@ class Pilot:
 
     Attributes:
         host, progress, budget, history: What is turned; how far the run is; what probes cost; the signals.
-        controls, looks, trouble: The policies; the probes; guards, snapshots, and updates that became none.
+        controls, looks, trouble: The policies; the probes; guards, snapshots, and updates that were cancelled.
     """
 
     def __init__(

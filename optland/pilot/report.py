@@ -16,7 +16,7 @@ def in_words(pilot: Any) -> str:
     names = ", ".join(p.name for p in pilot.controls.policies) or "none"
     done = pilot.progress.done(pilot.step)
     share = f", {done:.0%} of the run" if done is not None else ""
-    lost = f"; {pilot.lost} became none" if pilot.lost else ""
+    lost = f"; {pilot.lost} cancelled" if pilot.lost else ""
     user, applied, budget = pilot.host.rate, pilot.steering.applied(), pilot.budget
     rate = f"{applied:.3g} applied, {user:.3g} in the groups" if math.isfinite(applied) else f"{user:.3g}"
     seconds = f"{pilot.probe_seconds:.2f} s in probes"

@@ -59,7 +59,7 @@ class Scalars:
 
         Args:
             gradients: Norms of the gradients.
-            extra: Numbers that all ranks shall have from rank 0.
+            extra: Numbers of rank 0 to give to all ranks.
 
         Returns:
             The norms of the gradients, and ``extra``.

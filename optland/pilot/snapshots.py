@@ -147,7 +147,7 @@ def _to_host(values: Mapping[str, Any], memory: Mapping[str, Any]) -> dict[str, 
 
 
 def _put_back(optimizer: Optimizer, p: Tensor, kept: Mapping[str, Any]) -> None:
-    """Write a parameter's state back: into the tensors that are there, removing what had not come to be."""
+    """Write a parameter's state back: into the tensors that are there, removing what did not exist yet."""
     if not kept:
         optimizer.state.pop(p, None)
         return

@@ -35,7 +35,7 @@ class Trouble:
         paces: Whether a policy answers for the learning rate; a user's own rate is touched for a wreck alone.
 
     Attributes:
-        lost: Updates that became none, for whatever reason.
+        lost: Updates that were cancelled, for whatever reason.
         withdrawn: Whether the present one has.
     """
 
@@ -134,7 +134,7 @@ class Trouble:
         self.buffers.take(host.buffers())
 
     def store_if_due(self, steps: int | None) -> None:
-        """Take a snapshot every twentieth of a run of so many updates, and not oftener than every fifth update."""
+        """Take a snapshot every twentieth of a run of so many updates, and not more often than every fifth update."""
         if self.host.step % max(5, (steps or 1000) // 20) == 0:
             self.store()
 

@@ -90,5 +90,5 @@ def test_advice_counts_the_updates_that_were_left_out_and_names_the_deepest_cut(
 def test_advice_tells_gradients_that_were_not_finite_from_what_was_decided() -> None:
     rows = [{"step": 5, "ctl/lost": 1.0}, {"step": 20, "ctl/lost": 5.0}, {"step": 30, "ctl/lost": math.nan}]
     decisions = [decision("skip"), decision("rewind", new=1.0), decision("batch_size", new=64.0)]
-    assert "3 updates became none for a gradient that was not finite" in advise(rows, decisions, 0.05)
+    assert "3 updates cancelled for a gradient that was not finite" in advise(rows, decisions, 0.05)
     assert "not finite" not in advise(rows[:1], decisions[:1], 0.05)

@@ -17,7 +17,7 @@ def rewind(step: int = 1, *, taken: bool = True) -> Decision:
 
 
 def coherent(policy: AutoLR, *cosines: float, start: int = 1) -> int:
-    """Give it these cosines, one an update; returns the update after them."""
+    """Give it these cosines, one per update; returns the update after them."""
     fed = Fed(policy)
     for k, cosine in enumerate(cosines, start):
         fed(k, 0.5, noise__coherence=cosine)

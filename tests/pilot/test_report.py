@@ -38,7 +38,7 @@ def test_in_the_middle_of_a_run() -> None:
 def test_what_was_lost_and_decided_last() -> None:
     run = Loop(told={5: WRECK}, total_steps=40).run(7)
     lines = repr(run.pilot).splitlines()
-    assert lines[1] == "  updates: 6, 15% of the run; 1 became none"
+    assert lines[1] == "  updates: 6, 15% of the run; 1 cancelled"
     assert lines[2] == "  learning rate: 0.025 applied, 0.05 in the groups (set by: guard)"
     assert lines[3].startswith(
         "  last decision: update 5, guard, rewind: the loss 1e+06 is above 10 times the first loss"

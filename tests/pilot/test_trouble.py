@@ -136,11 +136,11 @@ def test_it_is_said_once(form: str) -> None:
         warnings.simplefilter("always")
         run = Loop(bad=[3, 5, 6], form=form).run(10)
     (word,) = [w for w in said if "is not finite" in str(w.message)]
-    assert "the gradient of update 3 is not finite: the update becomes none" in str(word.message)
+    assert "the gradient of update 3 is not finite: the update is cancelled" in str(word.message)
     assert word.category is RuntimeWarning
     assert run.pilot.lost == 3
     assert "7 (" not in repr(run.pilot)
-    assert "3 became none" in repr(run.pilot)
+    assert "3 cancelled" in repr(run.pilot)
 
 
 @pytest.mark.filterwarnings(SAID)
@@ -383,7 +383,7 @@ def test_a_policy_may_ask_to_go_back() -> None:
 
 
 def test_skip_beats_rewind_beats_length() -> None:
-    """All in one update: it is none, nothing moves, and no length is set."""
+    """All in one update: it is cancelled, nothing moves, and no length is set."""
     before = Asks({4: [("skip", 1.0)]})
     run = Loop(policies=[before, AutoLR(tau=0.02)], model=plain, total_steps=40).run(3)
     kept = run.trained()

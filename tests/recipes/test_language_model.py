@@ -148,7 +148,7 @@ def test_sam_on_adamw_and_fp16_run_through(tmp_path: Path) -> None:
     done = optland("run", "language_model", "smoke", "out=run", *changed, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
-    assert summary["budget/ge"] > 2 * 2 * 400, "two gradients a window"
+    assert summary["budget/ge"] > 2 * 2 * 400, "two gradients per window"
     assert summary["val/bpc last"] < 4.5
     parts = load_checkpoint(tmp_path / "run" / "checkpoint.pt")["parts"]
     assert parts["precision"]["scaler"]["scale"] > 0

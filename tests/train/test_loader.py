@@ -1,4 +1,4 @@
-"""The loader: every sample once an epoch, whatever the batch size does, and exact resume inside an epoch."""
+"""The loader: every sample once per epoch, whatever the batch size does, and exact resume inside an epoch."""
 
 from __future__ import annotations
 

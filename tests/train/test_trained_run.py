@@ -36,7 +36,7 @@ def test_a_draw_is_without_replacement_uniform_and_a_function_of_its_seed() -> N
     # Each index is in 3 of 10 draws: 300 of 1000 with a deviation of sqrt(1000 0.3 0.7) = 14.5.
     assert (counts - 300).abs().max() < 5 * 14.5
     assert torch.equal(random_draw(100, 7, 4), random_draw(100, 7, 4))
-    with pytest.raises(ValueError, match="0 samples are none"):
+    with pytest.raises(ValueError, match="0 samples are too few"):
         random_draw(10, 0, 0)
 
 

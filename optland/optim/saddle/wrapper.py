@@ -113,7 +113,7 @@ class SaddleWrapper(Delegating):
         return loss
 
     def _make_room(self, closure: Closure | None) -> None:
-        """A checkpointer's step on gradients of zero: the state comes to be, and nothing else happens."""
+        """A checkpointer's step on gradients of zero: it creates the state, and nothing else."""
         self.base.step()
         self._marked = True
         self._mark()

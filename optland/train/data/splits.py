@@ -49,6 +49,6 @@ def random_draw(size: int, num: int, seed: int) -> Tensor:
         ([0, 1, 2], 20)
     """
     if num < 1:
-        raise ValueError(f"{num} samples are none; draw at least 1")
+        raise ValueError(f"{num} samples are too few; draw at least 1")
     order = torch.randperm(size, generator=torch.Generator().manual_seed(seed))
     return torch.sort(order[:num]).values

@@ -140,7 +140,7 @@ class Weights:
             self._write(BEST)
 
     def finish(self) -> None:
-        """Write ``model.safetensors``, and see to it that ``best.safetensors`` is of the best epoch."""
+        """Write ``model.safetensors``, and make sure that ``best.safetensors`` is of the best epoch."""
         self._write(LAST)
         if BEST in self._unwritten.missing:
             return

@@ -19,7 +19,7 @@ D = torch.float64
 
 
 def literal(objective: Objective) -> tuple[list[float], list[float]]:
-    """|g_i| and <g_i, g_B> by a backward pass a sample through plain PyTorch, batches being (x, y) of rank 2 and 1."""
+    """|g_i| and <g_i, g_B> by one backward per sample through plain PyTorch, batches being (x, y) of rank 2 and 1."""
     mean = vectors.flatten(objective.gradient())
     norms, products = [], []
     objective.model.eval()
