@@ -123,7 +123,7 @@ def test_a_second_pass_that_is_not_finite_makes_the_update_none() -> None:
     count = {"evaluations": 0, "bad": 0}
     options = {**MAKERS["sam"], "model": plain, "loss_fn": loss_fn, "policies": [AutoLR(tau=0.02)]}
     twin = Loop(without=[4], **options).run(8)
-    # Two a call, and the pilot's own look after the first.
+    # Two per call, and the pilot's own look after the first.
     count |= {"evaluations": 0, "bad": 2 * 4 + 1}
     run = Loop(**options).run(8)
     assert_same(run.trained(), twin.trained())
