@@ -218,5 +218,5 @@ def _check(minima: Mapping[str, Objective], others: Mapping[str, Objective]) -> 
             if mine != theirs:
                 raise ValueError(
                     f"{name!r} and {first_name!r} differ in {what} ({mine!r} and {theirs!r}); sharpness can only be "
-                    "compared where all of it is the same"
+                    "compared where these are equal"
                 )

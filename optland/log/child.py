@@ -113,7 +113,7 @@ class Child:
         for line in lines:
             if line.startswith(b"["):
                 heard.append(json.loads(line))
-            else:  # not ours: the interpreter's own words, where it could not even start
+            else:  # not from the child: the interpreter's own message, where it could not start
                 self._last_words = (self._last_words + " " + line.decode(errors="replace"))[-_LAST_WORDS:]
         return heard
 
@@ -172,7 +172,7 @@ class Post:
     def __init__(self, last_resort: Callable[[], object], *, patience: float = 5.0) -> None:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)
-        # The pipes are ours alone: neither a stray print nor a process that is started here may hold them.
+        # The pipes are for this module alone: neither a stray print nor a process that is started here may hold them.
         self._in, self._out = os.dup(0), os.dup(1)
         nothing = os.open(os.devnull, os.O_RDWR)
         for standard in (0, 1, 2):

@@ -3,10 +3,9 @@
 The prefix keeps them apart from the base's own, whatever those are called: Adadelta has a ``rho``, RMSprop and ASGD an
 ``alpha``. Constructor arguments have no prefix.
 
-For the habit of other packages a group may be *given* with the short name, ``{"params": ..., "rho": 0.1}``: at the
-start, in ``add_param_group`` and in a checkpoint it is taken for ours and renamed, unless the base has one of that name
-itself, whose it then is. *Written* into a group in use the short name would be read by no one, so the next step refuses
-it.
+Other packages use the short name, so a group may be *given* with it, ``{"params": ..., "rho": 0.1}``: at the start, in
+``add_param_group`` and in a checkpoint it is renamed, unless the base has an option of that name, which it then sets.
+*Written* into a group in use the short name would be read by no one, so the next step refuses it.
 """
 
 from __future__ import annotations

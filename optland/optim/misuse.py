@@ -47,7 +47,7 @@ def refuse_base(name: str, base: Any, model: Any) -> None:
     if isinstance(base, Optimizer) and base.defaults.get("differentiable"):
         raise ValueError(
             f"{type(base).__name__} has differentiable=True, and no graph goes through the perturbation of "
-            f"{name}: the derivative of its step would be another one's; use differentiable=False"
+            f"{name}: the derivative of its step would be wrong; use differentiable=False"
         )
     if model is not None and not isinstance(model, nn.Module):
         raise TypeError(f"model is a {type(model).__name__}; pass the nn.Module that the loop calls")

@@ -29,7 +29,7 @@ class Notices:
 
 
 def _level() -> int:
-    """The ``stacklevel``, counted from the caller, of the innermost line that is neither ours nor PyTorch's."""
+    """The ``stacklevel``, counted from the caller, of the innermost line outside this package and PyTorch."""
     level, here = 1, inspect.currentframe()
     frame = here.f_back if here is not None else None
     while frame is not None and frame.f_code.co_filename.startswith(_INSIDE):

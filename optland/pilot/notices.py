@@ -10,7 +10,7 @@ __all__ = ["say_clipped", "say_not_finite", "say_off"]
 def say_off(what: str, step: int, why: str) -> None:
     """Something that is not training has failed and is off."""
     warnings.warn(
-        f"{what} failed at update {step} and is off from here on; training goes on ({why})",
+        f"{what} failed at update {step} and is switched off; training goes on ({why})",
         RuntimeWarning,
         stacklevel=5,
     )

@@ -69,7 +69,7 @@ class Progress:
         """Take the length from a loader, where it was not given; or hold what was given against it.
 
         Args:
-            loader: Has ``total_steps`` and ``total_samples`` of the whole run (as ours do), or a length per epoch.
+            loader: Has ``total_steps`` and ``total_samples`` of the whole run, or a length per epoch.
             epochs: Passes over it; None for one, or the loader's own.
             by_samples: Count samples, since a policy turns the batch size.
 

@@ -301,7 +301,7 @@ class CurvatureOperator(SymmetricOperator):
         elif found.fault and not found.of_loss:
             raise ValueError(
                 f"{found.fault}. There is no Hessian of the loss in such gradients; with method='double_backward' "
-                "products hold what is detached still"
+                "products treat detached values as constants"
             )
         elif found.fault:
             raise RuntimeError(f"{found.fault}; use method='finite_difference'")
