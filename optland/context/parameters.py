@@ -14,7 +14,7 @@ is an error, not a silent change.
 on the same memory, stand for parameters with hooks, and for all of them where a graph runs backward passes of its own.
 
 **Cost.** One copy of all weights at the first evaluation in a mode, then some tenths of a microsecond per parameter.
-(With copies at every evaluation a forward of a wide layer on 32 samples takes twice as long.)
+(With copies at every evaluation, a forward of a wide layer on 32 samples takes twice as long.)
 
 **Caveats.** Parameters of subclasses (sharded, quantised) own more than their numbers and stay in place. A write to
 ``.data`` that a forward makes only now and then, not at the first time, goes unseen.

@@ -1,4 +1,4 @@
-"""Random state of PyTorch (CPU and every initialised accelerator), Python and NumPy as one thing.
+"""Save and restore the random state of PyTorch (CPU and all initialised accelerators), Python and NumPy together.
 
 Two forms of it: :func:`rng_state` for files, and :class:`RandomSnapshot` for going back within a process.
 """

@@ -1,4 +1,4 @@
-"""Curvature of an objective, every number with its error: operators, eigenvalues, traces, densities, noise, verdicts.
+"""Curvature of an objective, each number with its error: operators, eigenvalues, traces, densities, noise, verdicts.
 
 ==================  ===============================================================================================
 matrices            :func:`hessian`, :func:`ggn`, :func:`fisher`, :func:`empirical_fisher`; of them

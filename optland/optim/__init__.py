@@ -1,4 +1,4 @@
-"""Optimizers that look where they step: sharpness-aware methods around any ``torch.optim`` optimizer."""
+"""Sharpness-aware optimizers: two-pass methods around any ``torch.optim`` optimizer."""
 
 from optland.optim.cards import CARDS, Card
 from optland.optim.curvature_penalties import CRSAM, StableSAM

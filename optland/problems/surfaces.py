@@ -1,4 +1,4 @@
-"""Functions of two variables to look at: each with a window and its critical points."""
+"""Functions of two variables for pictures, each with a window and its critical points."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-r"""One point of a loss in full: eigenvalues at both ends, trace by layer, density, and what kind of point it is.
+r"""A full portrait of one point: eigenvalues at both ends, trace by layer, density, and the kind of the point.
 
 What each part means and how it errs is told in :mod:`~optland.curvature.eigen.lanczos`,
 :mod:`~optland.curvature.stochastic.trace`, :mod:`~optland.curvature.stochastic.density` and

@@ -1,4 +1,4 @@
-r"""A small space that holds the gradient and the extreme curvature, and the Hessian inside it.
+r"""A Krylov space that holds the gradient and the extreme curvature, with the Hessian inside it.
 
 .. math:: Q^\top Q = I, \qquad B = Q^\top H Q = U \Lambda U^\top
 

@@ -1,4 +1,4 @@
-"""Probes: looks at the landscape in the loop, each with its declared cost."""
+"""Probes: measurements of the landscape in the loop, each with its declared cost."""
 
 from collections.abc import Callable, Sequence
 

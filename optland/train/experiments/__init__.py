@@ -1,1 +1,1 @@
-"""Runs against each other: a method and its tuned base over seeds, and the table of it."""
+"""Compare a method with its tuned base over seeds, and make the table of it."""

@@ -1,1 +1,1 @@
-"""What a training loop is made of: loaders, precision, schedules, averages, evaluation, ranks."""
+"""Parts of a training loop: loaders, precision, schedules, averages, evaluation, ranks."""
