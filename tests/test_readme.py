@@ -43,7 +43,7 @@ def test_every_command_is_valid(line: str, capsys: Any) -> None:
 
 
 def test_the_loop_around_a_scheduler_that_kills_goes_on_until_the_run_is_done(tmp_path: Path) -> None:
-    """The shell line of the README, with a program in the place of ``optland`` that is stopped three times."""
+    """The shell line of the README, with a program instead of ``optland`` that is stopped three times."""
     (line,) = re.findall(r"```sh\n(.*?)\n```", TEXT, flags=re.S)
     program = tmp_path / "optland"
     program.write_text(

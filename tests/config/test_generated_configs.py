@@ -150,7 +150,7 @@ SUBJECTS = {name: Subject(name) for name in BASES_OF}
 
 @st.composite
 def changes(draw: st.DrawFn, subject: Subject) -> list[tuple[str, Any]]:
-    """A few keys with values: mostly known keys, sometimes a wrong one or a value in the place of a section."""
+    """A few keys with values: mostly known keys, sometimes a wrong one or a value instead of a section."""
     pool = draw(st.sampled_from(subject.pools))
     chosen = draw(st.lists(st.sampled_from(pool), min_size=1, max_size=6, unique=True))
     bad = draw(st.sampled_from([*[0] * 8, 1, 1, 2]))

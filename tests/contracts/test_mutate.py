@@ -48,7 +48,7 @@ def contents(root: Path) -> dict[Path, bytes]:
 
 
 def check(project: Path, count: int = 10, limit: float = 60.0) -> dict[tuple[str, str], dict[str, object]]:
-    """Rows by what the changes put in the place of what."""
+    """Rows by what the changes put instead of what."""
     mutants = mutate.draw(project, ["toy/sums"], seed=0, count=count)
     rows = mutate.check(project, ["toy/sums"], mutants, project.parent / "results", None, limit)
     return {(str(row["before"]), str(row["after"])): row for row in rows}

@@ -162,7 +162,7 @@ def test_lines_that_the_disk_refuses_are_written_when_it_is_back(tmp_path: Path)
     log = JsonlLogger(path)
     log.log({"step": 0})
     path.rename(tmp_path / "kept")
-    path.mkdir()  # a folder in the place of the file: every write is refused
+    path.mkdir()  # a folder instead of the file: every write is refused
     with pytest.warns(RuntimeWarning, match=r"log\.jsonl cannot be written .*lines are kept"):
         log.log({"step": 1})
     for step in (2, 3):

@@ -53,7 +53,7 @@ def test_ratio_is_unresolved_while_the_denominator_is_not_positive() -> None:
 
 
 def test_a_shrinking_scale_does_not_freeze_the_ratio() -> None:
-    """Gradients that fall a thousandfold: without the scale the first pair would set the ratio for ever."""
+    """Gradients that fall a thousandfold: without the scale the first pair would always set the ratio."""
     scaled, plain = RatioEMA(0.8), RatioEMA(0.8)
     for k in range(30):
         size = 10.0**-k

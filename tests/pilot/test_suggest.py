@@ -43,7 +43,7 @@ def test_on_a_parabola_it_is_the_fraction_of_the_critical_rate(curvature: float)
 
 
 def test_where_no_update_is_too_long_it_is_a_bound_that_has_not_converged() -> None:
-    """Softplus falls for ever. The rate is that of the end of the ramp: a move of 0.03 of the weight, lr sigmoid(w).
+    """Softplus falls without end. The rate is that of the end of the ramp: a move of 0.03 of the weight, lr sigmoid(w).
 
     The 48 relative lengths rise to 0.03 by a factor of 300 in all, and the weight falls by that much at each.
     """

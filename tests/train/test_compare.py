@@ -1,4 +1,4 @@
-"""The plan of a comparison, with made-up results in the place of training."""
+"""The plan of a comparison, with made-up results instead of training."""
 
 from __future__ import annotations
 

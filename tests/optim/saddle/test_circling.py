@@ -128,7 +128,7 @@ def test_the_gradient_that_counts_is_that_of_the_first_pass(wrap: Any) -> None:
 
 
 def test_momentum_sam_on_a_ridge_that_it_cannot_see_off() -> None:
-    """Along y there is neither gradient nor momentum; it swings in x for ever."""
+    """Along y there is neither gradient nor momentum; it swings in x forever."""
     start = torch.tensor([1.0, 0.0], dtype=torch.float64)
     assert calls_to_leave(ridge, start, lambda p: MSAM(sgd(p, 0.5), rho=0.05), 600, 0.1)[0] is None
     made, _ = calls_to_leave(ridge, start, lambda p: NegativeCurvature(MSAM(sgd(p, 0.5), rho=0.05)), 600, 0.1)

@@ -1,4 +1,4 @@
-"""One look and the way off: closed forms of the point, the check on other data, and what it declares to cost."""
+"""One look and the escape: closed forms of the point, the check on other data, and what it declares to cost."""
 
 from __future__ import annotations
 
