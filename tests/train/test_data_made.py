@@ -107,7 +107,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"download": True}, "download: True means nothing for digits"),
     ({"name": "cifar10", "image_size": 16}, "image_size: 16 means nothing for cifar10"),
     ({"name": "image_folder"}, "root: image_folder needs the folder"),
-    ({"name": "fake", "image_size": 0}, "image_size: 0 pixels a side; use 1 to 1024"),
+    ({"name": "fake", "image_size": 0}, "image_size: 0 pixels per side; use 1 to 1024"),
     ({"name": "fake", "num_samples": 19}, "num_samples: 19 are too few to split; use at least 20"),
     ({"name": "fake", "num_classes": 1}, "num_classes: 1 classes; use 2 to 5000"),
     ({"name": "teacher", "num_samples": 10**9}, "num_samples: 1000000000 images .* use fewer"),
