@@ -158,7 +158,6 @@ class Flight:
         self.replicas.find(self.params, self.guard.model)
         self._norms, self.units.shared = [], 0.0
         self._passes_apart, self.apart = [], False
-        self.memory.drop()
         self.telemetry.clear()
         every = self.telemetry_every
         self.measuring = every == 1 or (every > 1 and self.period != self.telemetry.period)

@@ -68,7 +68,6 @@ class _OnePass(Flight):
     @vectors.no_graph
     def rise(self) -> None:
         """To w + eps."""
-        self.guard.forget()
         self.ascent = self._climb_velocities()
         self.to(Phase.PERTURBED)
         self.ascent.gradients = [None] * len(self.params)
