@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 # Nets this small run fastest on one thread, and two runs side by side use two cores.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test test-all bench lint tier coverage size clean
+.PHONY: demo test test-all hosts bench lint tier coverage size clean
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/python benchmarks/demo.py
@@ -26,6 +26,10 @@ lint: $(VENV)/test.stamp
 	$(BIN)/ruff check optland recipes tests benchmarks
 	$(BIN)/ruff format --check optland recipes tests benchmarks
 	$(BIN)/mypy
+
+# The trainers that people use, in an environment of its own that sees what the project's own has.
+hosts: $(VENV)/hosts/stamp
+	$(VENV)/hosts/bin/python -m pytest -q tests/integrations -m "slow or not slow"
 
 # The table of the lines that no test of the default tier runs; what runs in a process of its own is counted too.
 coverage: $(VENV)/test.stamp
@@ -64,6 +68,13 @@ $(VENV)/demo.stamp: pyproject.toml | $(VENV)/bin/python
 $(VENV)/test.stamp $(VENV)/bench.stamp: $(VENV)/%.stamp: $(VENV)/demo.stamp
 	$(BIN)/python -c 'import tomllib; print("\n".join(tomllib.load(open("pyproject.toml", "rb"))["dependency-groups"]["$*"]))' > $(VENV)/$*.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check -r $(VENV)/$*.txt
+	touch $@
+
+$(VENV)/hosts/stamp: $(VENV)/test.stamp
+	$(BIN)/python -m venv $(VENV)/hosts
+	$(BIN)/python -c 'import site; print(f"import site; site.addsitedir({site.getsitepackages()[0]!r})")' > $$($(VENV)/hosts/bin/python -c 'import site; print(site.getsitepackages()[0])')/project.pth
+	$(BIN)/python -c 'import tomllib; print("\n".join(tomllib.load(open("pyproject.toml", "rb"))["dependency-groups"]["hosts"]))' > $(VENV)/hosts.txt
+	$(VENV)/hosts/bin/pip install --quiet --disable-pip-version-check -r $(VENV)/hosts.txt
 	touch $@
 
 clean:
