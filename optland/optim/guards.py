@@ -147,12 +147,12 @@ class PassGuard:
             self._buffers = BufferSnapshot(self.model)
         if self._start is not None or self.model is not None:
             self._end = RandomSnapshot()
-        self.repeat_second(self._end)
+        self.repeat_second()
 
-    def repeat_second(self, present: RandomSnapshot | None = None) -> None:
-        """Another pass like the second begins: the same draws once more, from the present random state if known."""
+    def repeat_second(self) -> None:
+        """Another pass like the second begins: the same draws once more."""
         if self._start is not None:
-            self._start.restore(present)
+            self._start.restore()
         else:
             self._recorder.start("replay")
 

@@ -16,6 +16,7 @@ from optland.context import (
     RandomSnapshot,
     exact_precision,
     load_rng_state,
+    numpy_state,
     preserve_buffers,
     preserve_modes,
     preserve_rng,
@@ -23,6 +24,7 @@ from optland.context import (
     rng_state,
     set_modes,
 )
+from optland.context.numpy_state import NumpyState
 
 
 def draw_from_all() -> tuple[float, ...]:
@@ -100,8 +102,39 @@ def test_what_is_known_to_be_present_is_left_and_all_else_put_back() -> None:
             for drawn in (0, 1, 2):
                 for _ in range(drawn):
                     draw()
-                start.restore(RandomSnapshot())
+                start.restore()
             assert (draw_from_all(), draw()) == expected
+
+
+def test_numpy_s_state_is_told_and_put_back_as_numpy_itself_does_it() -> None:
+    """Whatever was drawn, read and put back before, in any order."""
+    numpy, choices = np.random, random.Random(0)
+    acts: list[Callable[[], Any]] = [
+        numpy.rand, numpy.randn, numpy.random, lambda: numpy.seed(choices.randrange(3)), lambda: numpy.rand(700)
+    ]  # fmt: skip
+    kept: list[tuple[NumpyState, Any]] = []
+    for _ in range(300):
+        choices.choice(acts)()
+        kept = [*kept[-5:], (NumpyState.now(), numpy.get_state(legacy=True))]
+        state, told = choices.choice(kept)
+        if choices.random() < 0.5:
+            state.restore()
+            assert_same_state(numpy.get_state(legacy=True), told)
+
+
+def assert_same_state(one: Any, other: Any) -> None:
+    assert one[0] == other[0]
+    assert np.array_equal(one[1], other[1])
+    assert one[2:4] == other[2:4]
+    assert one[4] == other[4] or one[3] == 0  # what is left of a number that was used up
+
+
+def test_bytes_that_are_laid_out_otherwise_are_not_believed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(numpy_state, "_is_laid_out_as_known", lambda: False)
+    assert NumpyState.now().raw is None
+    first, drawn = NumpyState.now(), np.random.rand()  # noqa: NPY002
+    first.restore()
+    assert np.random.rand() == drawn  # noqa: NPY002
 
 
 def test_a_snapshot_works_with_another_generator_in_numpy() -> None:
@@ -113,7 +146,7 @@ def test_a_snapshot_works_with_another_generator_in_numpy() -> None:
         drawn = np.random.rand()  # noqa: NPY002
         snapshot.restore()
         assert np.random.rand() == drawn  # noqa: NPY002
-        snapshot.restore(RandomSnapshot())
+        snapshot.restore()
         assert np.random.rand() == drawn  # noqa: NPY002
     finally:
         numpy.set_bit_generator(before)
