@@ -13,11 +13,12 @@ import subprocess
 import sys
 import tempfile
 import warnings
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from processes import exit_code, start
 
-__all__ = ["optland"]
+__all__ = ["begin", "optland"]
 
 
 def optland(
@@ -30,12 +31,31 @@ def optland(
         cwd: The folder.
         env: Variables beside those of this process.
     """
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", **(env or {})}
     with tempfile.TemporaryDirectory() as folder:
         out, err = Path(folder, "out"), Path(folder, "err")
-        code = exit_code(start(_run, arguments, cwd, environment, out, err), timeout=240)
+        code = exit_code(begin(*arguments, cwd=cwd, env=env, out=out, err=err), timeout=240)
         said = out.read_text(encoding="utf-8"), err.read_text(encoding="utf-8")
     return subprocess.CompletedProcess(["optland", *arguments], code, *said)
+
+
+def begin(
+    *arguments: str,
+    cwd: Path,
+    env: dict[str, str] | None = None,
+    out: Path = Path(os.devnull),
+    err: Path = Path(os.devnull),
+) -> BaseProcess:
+    """As :func:`optland`, without waiting for its end.
+
+    Args:
+        *arguments: Of the command line.
+        cwd: The folder.
+        env: Variables beside those of this process.
+        out: Where its output goes.
+        err: Where its errors go.
+    """
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **(env or {})}
+    return start(_run, arguments, cwd, environment, out, err)
 
 
 def _run(arguments: tuple[str, ...], cwd: Path, environment: dict[str, str], out: Path, err: Path) -> None:

@@ -13,13 +13,14 @@ from command_line import optland
 from optland.report import Findings
 from optland.train.runs.checkpoint import load_checkpoint, save_checkpoint
 
+SHORT = ["log.wandb=disabled", "samples=48", "survey.max_matvecs=8"]
 TINY = ["--samples", "48", "--points", "5", "--max-matvecs", "8", "--no-density", "--curve-steps", "5"]
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("whole")
-    done = optland("run", "landscape_report", "smoke", "out=run", "log.wandb=disabled", cwd=folder)
+    done = optland("run", "landscape_report", "smoke", "out=run", *SHORT, cwd=folder)
     assert done.returncode == 0, done.stderr
     assert "report.html" in done.stdout
     return folder / "run"
@@ -63,9 +64,7 @@ def test_a_run_that_was_stopped_trains_only_what_is_missing(whole: Path, tmp_pat
     (tmp_path / "run" / "summary.json").unlink()
     kept = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)
     torch.save({"as given": kept["as given"]}, tmp_path / "run" / "checkpoint.pt")
-    done = optland(
-        "run", "landscape_report", "smoke", "out=run", "log.wandb=disabled", "--resume", cwd=tmp_path
-    )
+    done = optland("run", "landscape_report", "smoke", "out=run", *SHORT, "--resume", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     one, two = Findings.load(whole / "findings"), Findings.load(tmp_path / "run" / "findings")
     assert str(one.comparison) == str(two.comparison)
