@@ -73,7 +73,7 @@ PROBES: dict[str, Callable[[Objective], Any]] = {
     "spectral summary": lambda L: spectral_summary(hessian(L, method="double_backward"), max_matvecs=6),
     "verdict": lambda L: classify(L, max_matvecs=6, method="double_backward"),
     "search for critical points": lambda L: find_critical_points(
-        L, [L.params], atol=1e-3, max_steps=2, max_matvecs=4, method="double_backward"
+        L, [L.params], atol=1e-3, max_steps=1, max_matvecs=4, method="double_backward"
     ),
     "stability ratio": lambda L: stability_ratio(
         L, torch.optim.SGD(L.model.parameters(), lr=0.1), max_matvecs=4, method="double_backward"

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from optland.objective import Objective
 from optland.report import Findings, SurveySettings, investigate
 
-SMALL = SurveySettings(num_points=5, k=1, max_matvecs=15, num_rays=6, radii=(0.1,), num_gradients=8)
+SMALL = SurveySettings(num_points=5, k=1, max_matvecs=8, num_rays=6, radii=(0.1,), num_gradients=8)
 
 
 def small_objective(seed: int = 0, act: Callable[[], nn.Module] = nn.ReLU) -> Objective:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from scipy import stats
+from tiers import slow
 from torch import Tensor, nn
 
 from optland.curvature import hessian, lanczos
@@ -27,9 +28,10 @@ def noisy_curvature(means: Tensor, draws: Tensor, size: int) -> Objective:
     return Objective(Point(torch.ones(len(means), dtype=D)), loss, list(draws.split(size)))
 
 
-def test_bounds_cover_as_often_as_they_say() -> None:
+@pytest.mark.parametrize("seeds", [150, *slow(300)])
+def test_bounds_cover_as_often_as_they_say(seeds: int) -> None:
     """Gaussian curvatures make the interval exact, so the coverage over seeds is binomial."""
-    truth, confidence, seeds = -0.3, 0.9, 300
+    truth, confidence = -0.3, 0.9
     generator = torch.Generator().manual_seed(0)
     below = above = 0
     for _ in range(seeds):
