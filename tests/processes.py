@@ -7,7 +7,7 @@ inherit whatever threads the tests before it had started; a fork of the server h
 from __future__ import annotations
 
 from collections.abc import Callable
-from multiprocessing import get_context
+from multiprocessing import get_context, set_start_method
 from multiprocessing.process import BaseProcess
 
 __all__ = ["exit_code", "start"]
@@ -32,9 +32,15 @@ def start(function: Callable[..., object], *arguments: object) -> BaseProcess:
     """Call a module-level function in a fork of the server."""
     context = get_context("forkserver")
     context.set_forkserver_preload(_IMPORTED)
-    process = context.Process(target=function, args=arguments)
+    process = context.Process(target=_begin, args=(function, *arguments))
     process.start()
     return process
+
+
+def _begin(function: Callable[..., object], *arguments: object) -> None:
+    """What it starts is made as an interpreter makes it; a fork of the server would start a server of its own."""
+    set_start_method(None, force=True)
+    function(*arguments)
 
 
 def exit_code(process: BaseProcess, timeout: float = 240.0) -> int:

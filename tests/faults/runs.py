@@ -22,8 +22,9 @@ from optland.train import load_checkpoint
 from optland.train.runs.settings import PilotConfig
 
 # A net with BatchNorm and dropout, SAM, every probe, a save every other step; ``scripted`` adds what comes by chance.
-SMALL = ["epochs=2", "batch_size=8", "checkpoint_every=2", "data.label_noise=0.3", "model.name=resnet8"]
+SMALL = ["epochs=2", "batch_size=8", "checkpoint_every=2", "data.label_noise=0.3", "data.subset=600"]
 SMALL += [
+    "model.name=resnet8",
     "model.width=4",
     "model.dropout=0.2",
     "pilot.tau=0.05",

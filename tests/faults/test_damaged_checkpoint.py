@@ -76,7 +76,7 @@ MORE = [  # the last two are also among what leaves no good checkpoint, below
 def broken(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run killed near its end, with two good checkpoints."""
     folder = tmp_path_factory.mktemp("broken")
-    assert run(folder, fail_at="checkpoint.after:52").code == -signal.SIGKILL
+    assert run(folder, fail_at="checkpoint.after:46").code == -signal.SIGKILL
     return folder
 
 

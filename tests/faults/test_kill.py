@@ -20,7 +20,7 @@ SAVES = [point for point in failpoints.POINTS if point.startswith("checkpoint.")
 KILLS = [f"{point}:{n}" for point in SAVES for n in (1, 2, 17, 50)]
 KILLS += [f"optim.between_passes:{n}" for n in (1, 6, 90)]
 KILLS += [f"probe.{probe}:{n}" for probe, n in (("edge", 1), ("edge", 9), ("noise", 1), ("noise", 6))]
-KILLS += ["probe.curvature:1", "probe.curvature:3", "pilot.batch_size:1"]
+KILLS += ["probe.curvature:1", "probe.curvature:2", "pilot.batch_size:1"]
 
 # Later kills count from the resume before them.
 CHAIN = ["checkpoint.before_write:1", "checkpoint.mid_write:8", "pilot.batch_size:1", "probe.curvature:1"]

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
 
 import pytest
+import torch
 from faults.runs import assert_same_end, final, run
 from processes import exit_code, start
 from tiers import slow
+from torch.utils.data import TensorDataset
 
+from optland.train import Checkpoint
+from optland.train.loops.dataset_loader import DatasetLoader
 from optland.train.runs.interrupt import RESUMABLE, GracefulStop
 
 
@@ -89,25 +91,24 @@ def test_in_another_thread_it_says_that_signals_do_not_reach_it_and_can_be_asked
     assert seen == [True, (True, "the owner", RESUMABLE)]
 
 
-LOOP = """
-import time, torch
-from pathlib import Path
-from torch.utils.data import TensorDataset
-from optland.train import Checkpoint
-from optland.train.loops.dataset_loader import DatasetLoader
-from optland.train.runs.interrupt import GracefulStop
-
-loader = DatasetLoader(TensorDataset(torch.arange(4000)), 4, epochs=1, num_workers=2)
-checkpoint = Checkpoint(Path("c.pt"), every=10_000, loader=loader)
-with GracefulStop() as stop:
-    for step, _ in enumerate(loader, 1):
-        print(step, flush=True)
-        time.sleep(1.0 if step == 5 else 0.001)
-        if stop.requested:
-            checkpoint.save(step)
-            print("saved", step, loader.samples_served, flush=True)
-            stop.leave()
-"""
+def _loop(printed: str) -> None:
+    """A loop with workers, in a process group of its own, which is in its fifth step until the signal comes."""
+    os.setsid()
+    file = os.open(printed, os.O_WRONLY | os.O_CREAT)
+    for standard in (1, 2):
+        os.dup2(file, standard)
+    loader = DatasetLoader(TensorDataset(torch.arange(4000)), 4, epochs=1, num_workers=2)
+    checkpoint = Checkpoint(Path(printed).with_name("c.pt"), every=10_000, loader=loader)
+    with GracefulStop() as stop:
+        for step, _ in enumerate(loader, 1):
+            os.write(1, f"{step}\n".encode())
+            while step == 5 and not stop.requested:
+                time.sleep(0.01)
+            if stop.requested:
+                time.sleep(0.2)  # in which a worker that dies of the signal is noticed, and breaks the step
+                checkpoint.save(step)
+                os.write(1, f"saved {step} {loader.samples_served}\n".encode())
+                stop.leave()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, *slow(signal.SIGTERM)])
@@ -115,17 +116,13 @@ def test_a_signal_to_the_whole_process_group_leaves_the_loaders_workers_alive_un
     tmp_path: Path, number: signal.Signals
 ) -> None:
     """Ctrl-C in a terminal and cluster schedulers signal workers too; one that dies would break the step."""
-    with subprocess.Popen(
-        [sys.executable, "-c", LOOP], cwd=tmp_path, env={**os.environ, "OMP_NUM_THREADS": "1"}, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
-    ) as process:  # fmt: skip
-        assert process.stdout is not None
-        assert process.stderr is not None
-        for line in process.stdout:
-            if line == "5\n":
-                break
-        os.killpg(process.pid, number)
-        rest, said = process.stdout.read(), process.stderr.read()
-    assert process.returncode == RESUMABLE, said
-    assert rest == "saved 5 20\n"
-    assert said == f"stopped by {number.name} after a whole step; go on with --resume\n"
+    printed = tmp_path / "printed.txt"
+    process = start(_loop, str(printed))
+    while not (printed.exists() and printed.read_text().endswith("\n5\n")):
+        assert process.is_alive(), printed.read_text()
+        time.sleep(0.01)
+    assert process.pid is not None
+    os.killpg(process.pid, number)
+    assert exit_code(process) == RESUMABLE, printed.read_text()
+    said = f"stopped by {number.name} after a whole step; go on with --resume\n"
+    assert printed.read_text() == f"1\n2\n3\n4\n5\nsaved 5 20\n{said}"

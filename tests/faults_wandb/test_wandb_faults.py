@@ -23,6 +23,7 @@ from typing import Any
 
 import pytest
 from faults_wandb.servers import Dying, Forgetting, Greeting, serve
+from wandb_reader import inspect
 
 from optland.log import read_jsonl
 
@@ -30,7 +31,6 @@ MOST_SECONDS_LOST = 10.0
 ROWS, QUICK, PACE = 150, 50, 0.02
 SMALL = [sys.executable, str(Path(__file__).with_name("small_run.py"))]
 RECIPE = [sys.executable, "-m", "optland.cli", "run", "landscape_train", "smoke", "log.every=1"]
-WANDB = str(Path(sys.executable).with_name("wandb"))
 
 
 @dataclass
@@ -55,8 +55,7 @@ class Outcome:
     def wandb_summary(self) -> dict[str, Any]:
         """What wandb's own reader finds in the only run that is there."""
         (run,) = {file.parent for file in self.folder.glob("wandb/*run-*/*.wandb")}
-        command = [WANDB, "leet", "inspect", "--json", "--summary", str(run)]
-        shown: dict[str, Any] = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
+        shown: dict[str, Any] = json.loads(inspect(run, "--summary"))
         return shown["summary"]
 
 
@@ -176,6 +175,17 @@ def test_all_is_well(tmp_path: Path) -> None:
 
 
 def test_a_killed_service(tmp_path: Path) -> None:
+    def kill(pid: int) -> None:
+        wait_for_the_file(tmp_path / "run")
+        os.kill(service_of(pid), signal.SIGKILL)
+
+    outcome = small(tmp_path, midway=kill)
+    warned_once(outcome, "WandbLogger failed and is switched off")
+
+
+@pytest.mark.slow
+def test_a_service_that_is_killed_as_it_starts(tmp_path: Path) -> None:
+    """wandb waits for it for as long as it may."""
     outcome = small(tmp_path, rows=QUICK, midway=lambda pid: os.kill(service_of(pid), signal.SIGKILL))
     warned_once(outcome, "WandbLogger failed and is switched off")
 
@@ -233,8 +243,7 @@ def test_a_killed_run_leaves_nothing_behind_and_can_be_read(tmp_path: Path) -> N
     for pid in left:
         wait_for_the_end(pid, 10)
     (run,) = {file.parent for file in folder.glob("wandb/*run-*/*.wandb")}
-    command = [WANDB, "leet", "inspect", "--json", "--summary", str(run)]
-    shown = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
+    shown = json.loads(inspect(run, "--summary"))
     assert (shown["state"], shown["exit_code"]) == ("failed", 1)
     assert rows[-1] - 1 <= shown["summary"]["step"] <= rows[-1]
 

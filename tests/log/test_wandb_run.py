@@ -15,10 +15,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from wandb_reader import inspect
 
 from optland.log import LoggerGroup, WandbLogger, wandb_logger, wandb_run
 
-LEET = [str(Path(sys.executable).with_name("wandb")), "leet"]
 REWIND = {
     "step": 30,
     "policy": "guard",
@@ -39,13 +39,8 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("NETRC", str(tmp_path / "no_netrc"))
 
 
-def inspect(log: WandbLogger, *options: str) -> str:
-    command = [*LEET, "inspect", "--json", *options, str(log.run_dir)]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
-
-
 def summary(log: WandbLogger) -> dict[str, Any]:
-    return json.loads(inspect(log, "--summary"))
+    return json.loads(inspect(log.run_dir, "--summary"))
 
 
 def one_row(log: WandbLogger) -> None:
@@ -85,7 +80,7 @@ def test_an_offline_run_holds_what_was_logged(tmp_path: Path) -> None:
     assert values["ctl/events_text"] == "step 30: guard: rewind 0.1 -> 0.05: the loss rose by a half"
     assert (values["ctl/events"]["nrows"], values["ctl/events"]["ncols"]) == (1, 8)
     assert (values["landscape/path"]["nrows"], values["landscape/slice"]["_type"]) == (2, "image-file")
-    records = [json.loads(line) for line in inspect(log).splitlines()]
+    records = [json.loads(line) for line in inspect(log.run_dir).splitlines()]
     metrics = [record["metric"] for record in records if record["type"] == "metric"]
     axes = {metric["glob_name"]: metric["step_metric"] for metric in metrics if "glob_name" in metric}
     assert axes["train/*"] == axes["curv/*"] == axes["budget/*"] == "step"
@@ -180,11 +175,7 @@ def test_a_server_that_does_not_answer_means_offline(tmp_path: Path, monkeypatch
     assert "did not answer (Timed out); the run is written offline" in str(notice[1])
     folder, run_id = begun[1:]
     assert run_id != "first"  # the service may still try to open that one
-    shown = json.loads(
-        subprocess.run(
-            [*LEET, "inspect", "--json", "--summary", str(folder)], capture_output=True, check=True
-        ).stdout
-    )
+    shown = json.loads(inspect(str(folder), "--summary"))
     assert shown["summary"]["train/loss"] == 0.5
 
 
@@ -204,8 +195,7 @@ def test_a_run_that_dies_keeps_its_decisions(tmp_path: Path) -> None:
     died = subprocess.run(command, capture_output=True, text=True, timeout=240)
     assert died.returncode != 0
     (folder,) = (tmp_path / "wandb").glob("offline-run-*")
-    command = [*LEET, "inspect", "--json", "--summary", str(folder)]
-    run = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    run = json.loads(inspect(folder, "--summary"))
     assert (run["state"], run["exit_code"]) == ("failed", 1)
     assert run["summary"]["ctl/events_text"] == "step 30: safe_lr: lr 1 -> 2: x"
 
@@ -239,9 +229,9 @@ def test_a_process_that_fails_is_told_once_in_its_own_words(
 
 
 def records(folder: Path | None, kind: str) -> list[dict[str, Any]]:
-    command = [*LEET, "inspect", "--json", str(folder)]
-    shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    return [record[kind] for line in shown.splitlines() if (record := json.loads(line))["type"] == kind]
+    return [
+        record[kind] for line in inspect(folder).splitlines() if (record := json.loads(line))["type"] == kind
+    ]
 
 
 def test_every_row_arrives_as_its_own_history_row(tmp_path: Path) -> None:

@@ -7,10 +7,9 @@ import hashlib
 import pickle
 import shlex
 import struct
-import subprocess
-import sys
 import tarfile
 import threading
+import time
 from collections.abc import Iterator
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -20,10 +19,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from PIL import Image
+from processes import exit_code, start
 
 from optland.config import UserError
 from optland.train.data import DataConfig, idx, load_data
+from optland.train.data.fetch import FileSet, fetch_once
 
 N_TRAIN, N_TEST = 60, 20
 NAMES = (
@@ -172,7 +174,7 @@ class Quiet(SimpleHTTPRequestHandler):
 def server(tmp_path: Path) -> Iterator[str]:
     """Address of a web server of the test's folder."""
     with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(tmp_path))) as http:
-        thread = threading.Thread(target=http.serve_forever)
+        thread = threading.Thread(target=http.serve_forever, args=(0.01,))  # how often it looks for the end
         thread.start()
         yield f"http://127.0.0.1:{http.server_address[1]}"
         http.shutdown()
@@ -340,43 +342,39 @@ def test_a_bad_image_folder_is_named(tmp_path: Path) -> None:
 
 # ---------------------------------------------------------------- several processes
 
-RANK = """
-import sys, time
-from pathlib import Path
-import torch.distributed as dist
-from optland.config import UserError
-from optland.train.data.fetch import FileSet, fetch_once
-rank, folder = int(sys.argv[1]), Path(sys.argv[2])
-dist.init_process_group("gloo", init_method=(folder / "meet").as_uri(), rank=rank, world_size=2)
-def works(root):
-    time.sleep(0.5)
-    (root / f"fetched_by_{rank}").write_text("")
-def fails(root):
-    time.sleep(0.5)
-    raise OSError("no network")
-for fetch in (works, fails):
-    data = folder / fetch.__name__
-    try:
-        fetch_once(FileSet("cifar10", root=str(data), download=True), fetch)
-        print([p.name for p in data.iterdir()])
-    except UserError as error:
-        print("refused:", error)
-dist.destroy_process_group()
-"""
+
+def _rank(rank: int, folder: Path) -> None:
+    """One of two processes that want the same data: once they can be fetched, once they cannot."""
+    meet = (folder / "meet").as_uri()
+    dist.init_process_group("gloo", init_method=meet, rank=rank, world_size=2)
+
+    def works(root: Path) -> None:
+        time.sleep(0.3)
+        (root / f"fetched_by_{rank}").write_text("")
+
+    def fails(root: Path) -> None:
+        time.sleep(0.3)
+        raise OSError("no network")
+
+    found = []
+    for fetch in (works, fails):
+        data = folder / fetch.__name__
+        try:
+            fetch_once(FileSet("cifar10", root=str(data), download=True), fetch)
+            found.append(str([p.name for p in data.iterdir()]))
+        except UserError as error:
+            found.append(f"refused: {error}")
+    (folder / f"found_by_{rank}").write_text("\n".join(found))
+    dist.destroy_process_group()
 
 
 @pytest.mark.distributed
 def test_one_process_fetches_and_the_other_waits(tmp_path: Path) -> None:
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, "-c", RANK, str(rank), str(tmp_path)], stdout=subprocess.PIPE, text=True
-        )
-        for rank in (0, 1)
-    ]
+    ranks = [start(_rank, rank, tmp_path) for rank in (0, 1)]
+    assert [exit_code(process) for process in ranks] == [0, 0]
     (fetched, failed), (waited, found_nothing) = (
-        process.communicate(timeout=240)[0].strip().splitlines() for process in ranks
+        (tmp_path / f"found_by_{rank}").read_text().splitlines() for rank in (0, 1)
     )
-    assert [process.returncode for process in ranks] == [0, 0]
     assert fetched == waited == "['fetched_by_0']"
     assert "could not be fetched" in failed
     assert found_nothing == "[]"  # it finds nothing there and says so, instead of waiting for ever

@@ -13,6 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
+from train.made_once import mnist1d_made_once
 
 from optland.config import UserError
 from optland.train.data import DATASETS, DataConfig, ImageData, load_data
@@ -24,15 +25,23 @@ CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "landscape_train"
 T = TypeVar("T")
 
 
-def test_mnist1d_is_the_published_set() -> None:
-    from mnist1d.data import get_dataset_args, make_dataset
+def test_mnist1d_is_the_published_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    import mnist1d.data
 
+    make_dataset, asked = mnist1d.data.make_dataset, []
+
+    def noted(args: Any) -> Any:
+        asked.append((vars(args), make_dataset(args)))
+        return asked[0][1]
+
+    monkeypatch.setattr(mnist1d.data, "make_dataset", noted)
     before = torch.get_rng_state(), random.getstate(), np.random.get_state(legacy=True)[1].tolist()  # noqa: NPY002
     data = load_data(DataConfig("mnist1d"))
     after = torch.get_rng_state(), random.getstate(), np.random.get_state(legacy=True)[1].tolist()  # noqa: NPY002
     assert torch.equal(before[0], after[0])
     assert before[1:] == after[1:], "the package seeds the global generators; that must not leak"
-    made = make_dataset(get_dataset_args())
+    ((published, made),) = asked
+    assert published == mnist1d.data.get_dataset_args(as_dict=True)
     assert data.image_shape == (1, 1, 40)
     assert [len(y) for y in (data.train_y, data.val_y, data.test_y)] == [3600, 400, 1000]
     signals = data.test_x.flatten(1) * data.std.flatten() + data.mean.flatten()
@@ -154,7 +163,8 @@ def test_what_is_accepted_loads_or_is_not_there(choice: dict[str, Any]) -> None:
     if config is None:
         assert refusal.partition(":")[0] in choice, refusal  # it starts with the key
         return
-    data, refusal = attempt(lambda: load_data(config))
+    with mnist1d_made_once():
+        data, refusal = attempt(lambda: load_data(config))
     if data is None:
         assert config.name not in ("digits", "mnist1d", "teacher", "fake"), refusal
         assert "nowhere" in refusal or config.root is None
@@ -180,7 +190,8 @@ def test_every_data_set_has_a_config_whose_model_takes_its_images(name: str) -> 
     assert isinstance(tree, dict)
     config = DataConfig(**tree["data"])
     assert config.name == name
-    shape = SHAPES.get(name) or load_data(config).image_shape
+    with mnist1d_made_once():
+        shape = SHAPES.get(name) or load_data(config).image_shape
     build_model(ModelConfig(**tree["model"]), shape, 10)
     if "download" in DATASETS[name].takes:
         assert second.endswith(f"Needs the data: {fetch_command(config)}")

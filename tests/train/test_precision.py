@@ -490,14 +490,14 @@ def test_compilation_without_a_compiler_is_refused_before_the_first_step(monkeyp
 class Run:
     """The recipe's loop with everything in it."""
 
-    def __init__(self, config: PrecisionConfig, make_optimizer: Any, **pilot: Any) -> None:
+    def __init__(self, config: PrecisionConfig, make_optimizer: Any, epochs: int = 8, **pilot: Any) -> None:
         # Strided convolutions of fewer channels cannot be laid out channels last on the CPU.
         self.model = make("resnet8", dropout=0.2, width=16 if config.channels_last else 4)
         self.net = config.prepare(self.model)
         self.optimizer = make_optimizer(self.net)
         self.precision = config.build(self.optimizer)
         self.ema = config.build_ema(self.model)
-        self.loader = BatchLoader(images(), 16, epochs=8, seed=2)
+        self.loader = BatchLoader(images(), 16, epochs=epochs, seed=2)
         self.pilot = Pilot(
             self.optimizer, self.model, loss_fn, total_samples=self.loader.total_samples, budget=1.0, **pilot
         )
@@ -595,14 +595,14 @@ def test_watching_changes_no_bit_under_any_option(option: str) -> None:
 def test_a_resume_is_exact_scaler_and_average_included(
     option: str, make_optimizer: Any, tmp_path: Any
 ) -> None:
-    whole = Run(OPTIONS[option], make_optimizer)
+    whole = Run(OPTIONS[option], make_optimizer, epochs=4)
     whole.precision.scaler.set_growth_interval(7)
     whole.train()
-    stopped = Run(OPTIONS[option], make_optimizer)
+    stopped = Run(OPTIONS[option], make_optimizer, epochs=4)
     stopped.precision.scaler.set_growth_interval(7)
-    stopped.train(steps=17).checkpoint(tmp_path).save(17)
-    resumed = Run(OPTIONS[option], make_optimizer)
-    assert resumed.checkpoint(tmp_path).load() == 17
+    stopped.train(steps=10).checkpoint(tmp_path).save(10)
+    resumed = Run(OPTIONS[option], make_optimizer, epochs=4)
+    assert resumed.checkpoint(tmp_path).load() == 10
     resumed.train()
     assert stopped.losses + resumed.losses == whole.losses
     assert_same_bits(whole.model, resumed.model)

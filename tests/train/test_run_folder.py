@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import json
 import math
-import subprocess
+import signal
 import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
+from processes import exit_code, start
 
 from optland.config import UserError
 from optland.log import read_jsonl
 from optland.train import LogConfig, RunFolder
+from optland.train.runs.lock import lock_folder
 
 LOG = LogConfig(wandb="disabled", console=False)
 
@@ -33,28 +38,35 @@ GO_ON = "go on with: optland run mine/tiny.py 'small config' seed=3 --resume"
 
 CTRL_C = {"summary/stopped": f"by Ctrl-C within a step; its last checkpoint is there; {GO_ON}"}
 
-OTHER = """
-import sys, pathlib
-from optland.train.runs.lock import lock_folder
-assert lock_folder(pathlib.Path(sys.argv[1])) is not None
-print("locked", flush=True)
-sys.stdin.read()
-"""
+
+def _lock(out: Path, locked: Path) -> None:
+    lock = lock_folder(out)
+    assert lock is not None
+    locked.touch()
+    time.sleep(240)
+
+
+@contextmanager
+def another_process_in(out: Path) -> Iterator[None]:
+    """A process that holds the folder, and is killed in the end."""
+    locked = out.with_name("locked")
+    process = start(_lock, out, locked)
+    while not locked.exists():
+        assert process.is_alive(), "it could not lock the folder"
+        time.sleep(0.01)
+    yield
+    process.kill()
+    assert exit_code(process) == -signal.SIGKILL
 
 
 def test_a_folder_belongs_to_one_process_and_is_free_when_that_is_killed(tmp_path: Path) -> None:
     out = tmp_path / "run"
     with folder(out) as first:
         assert first.path == out
-    with subprocess.Popen(
-        [sys.executable, "-c", OTHER, str(out)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as other:
-        assert other.stdout is not None
-        assert other.stdout.readline() == "locked\n"
+    with another_process_in(out):
         with pytest.raises(UserError, match=r"another process is still running in .*run; wait"):
             folder(out, resume=True)
         assert folder(out).path == tmp_path / "run-2"
-        other.kill()
     assert folder(tmp_path / "run-2", resume=True).path == tmp_path / "run-2"
     (tmp_path / "run-2" / "config.yaml").unlink()
     assert folder(out, resume=True).path == out
@@ -62,14 +74,8 @@ def test_a_folder_belongs_to_one_process_and_is_free_when_that_is_killed(tmp_pat
 
 def test_a_fresh_run_leaves_a_folder_that_another_process_is_about_to_use(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
-    with subprocess.Popen(
-        [sys.executable, "-c", OTHER, str(tmp_path / "run")],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-    ) as other:  # fmt: skip
-        assert other.stdout is not None
-        other.stdout.readline()
+    with another_process_in(tmp_path / "run"):
         assert folder(tmp_path / "run").path == tmp_path / "run-2"
-        other.kill()
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from train.made_once import mnist1d_made_once
 
 from optland.config import ConfigError
 from optland.optim import ASAM, available
@@ -84,7 +85,8 @@ def test_a_schedule_is_free_where_auto_lr_does_not_act() -> None:
     ids=lambda config: f"{config.name}-{config.image_size}",
 )
 def test_the_shape_that_is_said_is_the_one_that_is_read(config: DataConfig) -> None:
-    assert load_data(config).image_shape == config.image_shape
+    with mnist1d_made_once():
+        assert load_data(config).image_shape == config.image_shape
 
 
 @pytest.mark.parametrize("name", ["vit", "mlp", "cnn", "resnet8"])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import subprocess
+import contextlib
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from processes import exit_code, start
 from safetensors.torch import load_file, load_model, save_model
 from torch import Tensor, nn
 
@@ -170,6 +171,12 @@ CASES = [
 ]
 
 
+def execute(script: str, said: Path) -> None:
+    """Run a script whose output goes into a file."""
+    with said.open("w") as file, contextlib.redirect_stdout(file):
+        exec(script, {})
+
+
 def test_the_printed_lines_load_the_weights_in_a_fresh_process(tmp_path: Path) -> None:
     """All cases in one process, each in a namespace of its own."""
     script, sums = [], []
@@ -187,11 +194,9 @@ def test_the_printed_lines_load_the_weights_in_a_fresh_process(tmp_path: Path) -
         script += [f"space = {{}}; exec({lines!r}, space); model = space['model']"]
         script += ["print(sum(float(p.detach().double().sum()) for p in model.parameters()), model.training)"]
         sums.append(sum(float(p.detach().double().sum()) for p in net.parameters()))
-    done = subprocess.run(
-        [sys.executable, "-c", "\n".join(script)], capture_output=True, text=True, timeout=120
-    )
-    assert done.returncode == 0, done.stderr
-    printed = [line.split() for line in done.stdout.splitlines()]
+    said = tmp_path / "said.txt"
+    assert exit_code(start(execute, "\n".join(script), said)) == 0
+    printed = [line.split() for line in said.read_text().splitlines()]
     assert [float(total) for total, _ in printed] == sums
     assert {training for _, training in printed} == {"False"}
 
