@@ -107,7 +107,7 @@ def average_sharpness(
     Example:
         >>> from optland.problems import quadratic
         >>> L = quadratic(torch.diag(torch.tensor([2.0, 4.0], dtype=torch.float64)))
-        >>> found = average_sharpness(L, 0.1, num_pairs=2000)
+        >>> found = average_sharpness(L, 0.1, num_pairs=200)
         >>> abs(found.rise.value - 0.5 * 0.01 * 6.0) < 4 * found.rise.error
         True
     """

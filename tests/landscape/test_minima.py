@@ -35,7 +35,7 @@ def test_two_quadratics_at_their_minimum_have_the_closed_forms() -> None:
         {"narrow": quadratic(A, origin), "round": quadratic(B, origin)},
         radii=[0.1],
         metrics=["identity"],
-        num_pairs=400,
+        num_pairs=100,
     )
     for minimum, largest, tr in zip(found.minima, (8.0, 3.0), (10.0, 6.0), strict=True):
         assert minimum.largest.value == pytest.approx(largest)

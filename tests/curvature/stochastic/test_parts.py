@@ -175,7 +175,7 @@ def test_the_cost_is_within_what_was_declared(method: Method, products: int) -> 
 
 def test_the_space_grows_while_outliers_are_found_and_no_longer() -> None:
     L = objective()
-    sizes = {trace_per_layer(hessian(L), max_matvecs=30, seed=seed).basis_size for seed in range(5)}
+    sizes = {trace_per_layer(hessian(L), max_matvecs=30, seed=seed).basis_size for seed in range(3)}
     assert all(8 <= size <= 18 for size in sizes)
 
 
