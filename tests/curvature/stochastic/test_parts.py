@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from scipy import stats
 from tiers import slow
 from torch import Tensor, nn
 
@@ -73,14 +72,24 @@ def test_the_parts_add_up_to_the_matrix(sizes: tuple[int, ...], loss: Loss) -> N
     torch.testing.assert_close(parts.together(w), A @ w)
 
 
+def written_out(parts: Parts, d: int) -> list[Tensor]:
+    """The matrices omega_b A_b."""
+    eye = torch.eye(d, dtype=D)
+    return [torch.stack([parts._product(b, e) for e in eye]) for b in range(len(parts))]
+
+
+def product_of_each(blocks: list[Tensor], W: Tensor) -> Tensor:
+    """A vector of its own for every part."""
+    return torch.stack([A @ w for A, w in zip(blocks, W, strict=True)])
+
+
 def test_the_variance_is_that_of_the_formula(monkeypatch: pytest.MonkeyPatch) -> None:
     """The samples multiply by the matrices of the parts, written out: the formula is about how they are drawn."""
     L = objective()
     parts = parts_after_a_product(L)
     assert parts is not None
     like = torch.zeros(dense((40,), mean_loss).shape[0], dtype=D)
-    eye = torch.eye(len(like), dtype=D)
-    blocks = [torch.stack([parts._product(b, e) for e in eye]) for b in range(len(parts))]  # omega_b A_b
+    blocks = written_out(parts, len(like))
     variance = 2 * sum(float(A.square().sum() - A.diagonal().square().sum()) for A in blocks)
     square = sum(blocks).square().sum()
     vectors, draws = RandomVectors([like], 0), 500
@@ -100,19 +109,23 @@ def test_the_variance_is_that_of_the_formula(monkeypatch: pytest.MonkeyPatch) ->
     assert variance < 0.7 * together
 
 
-def product_of_each(blocks: list[Tensor], W: Tensor) -> Tensor:
-    """A vector of its own for every part."""
-    return torch.stack([A @ w for A, w in zip(blocks, W, strict=True)])
-
-
 @pytest.mark.parametrize(
-    ("loss", "warm", "seeds"),
+    ("loss", "warm", "by_matrices"),
     [
-        (counted_loss, True, 24),
-        *slow(*((loss, warm, 60) for loss in (mean_loss, counted_loss) for warm in (True, False))),
+        (counted_loss, True, True),
+        *slow(*((loss, warm, False) for loss in (mean_loss, counted_loss) for warm in (True, False))),
     ],
 )
-def test_trace_layers_and_norm_are_unbiased_and_intervals_cover(loss: Loss, warm: bool, seeds: int) -> None:
+def test_trace_layers_and_norm_are_unbiased_and_intervals_cover(
+    loss: Loss, warm: bool, by_matrices: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Draws and estimates are those of the package, also where a part multiplies by its matrix, written out."""
+    seeds = 60
+    if by_matrices:
+        parts = parts_after_a_product(objective((25, 15), loss))
+        assert parts is not None
+        blocks = written_out(parts, len(dense((25, 15), loss)))
+        monkeypatch.setattr(Parts, "_product", lambda _, b, w: blocks[b] @ w)
     L = objective((25, 15), loss)
     A = dense((25, 15), loss)
     start = lanczos(hessian(L), k=2) if warm else None
@@ -130,7 +143,7 @@ def test_trace_layers_and_norm_are_unbiased_and_intervals_cover(loss: Loss, warm
         (totals, A.trace()), (layer, A[:24, :24].trace()), (squares, A.square().sum()),
     ]:  # fmt: skip
         assert abs(np.mean(values) - float(truth)) < 4 * np.std(values, ddof=1) / np.sqrt(seeds)
-    assert inside >= stats.binom.ppf(0.001, seeds, 0.95)  # 19 of 24, 51 of 60
+    assert inside >= 0.85 * seeds
 
 
 @pytest.mark.parametrize(
