@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from optland.files import write_whole
+from optland.words import Words
 
 if TYPE_CHECKING:  # every result is an archive, also where nothing is saved and numbers are all there is
     import numpy as np
@@ -163,6 +164,8 @@ def _encode(value: Any, arrays: dict[str, NumpyArray]) -> Any:
     """``value`` in what JSON knows; its arrays go to ``arrays``."""
     if value is None or type(value) in (bool, int, str):
         return value
+    if isinstance(value, Words):
+        return {"words": [f"{type(value).__module__}:{type(value).__qualname__}", str(value)]}
     if type(value) is float:
         return value if math.isfinite(value) else {"float": repr(value)}
     if _is_result(type(value)):
@@ -210,12 +213,14 @@ def _decode(value: Any, arrays: dict[str, NumpyArray]) -> Any:
     if not isinstance(value, dict):
         return value
     if "type" in value:
-        cls, fields = _result_class(value["type"]), {}
+        cls, fields = _class_named(value["type"]), {}
         known = {f.name for f in dataclasses.fields(cls)}
         for name, item in value["fields"].items():
             fields[name if name in known else RENAMED.get(name, name)] = _decode(item, arrays)
         return cls(**fields)
     ((kind, content),) = value.items()
+    if kind == "words":
+        return _class_named(content[0], Words)(content[1])
     if kind == "float":
         return float(content)
     if kind == "dict":
@@ -234,11 +239,11 @@ def _decode(value: Any, arrays: dict[str, NumpyArray]) -> Any:
     return torch.from_numpy(array) if kind == "tensor" else array if kind == "array" else array[()]
 
 
-def _result_class(name: str) -> Any:
-    """The frozen dataclass of this package with this name, and nothing else that a file might name."""
+def _class_named(name: str, kind: type[T] | None = None) -> Any:
+    """A frozen dataclass of this package, or a set of words of it, by name; a file can name nothing else."""
     module, _, qualname = name.partition(":")
     inside = module.startswith(f"{PACKAGE}.")
     found = getattr(importlib.import_module(module), qualname, None) if inside else None
-    if not (isinstance(found, type) and _is_result(found)):
+    if not (isinstance(found, type) and (_is_result(found) if kind is None else issubclass(found, kind))):
         raise TypeError(f"{name!r} is no result of {PACKAGE}")
     return found

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import Any
+
+from optland.words import Words
 
 __all__ = ["KINDS", "Finding", "Report", "Status"]
 
@@ -17,7 +18,7 @@ KINDS = {
 }
 
 
-class Status(StrEnum):
+class Status(Words):
     """Verdict of one check."""
 
     PASSED = "passed"

@@ -7,6 +7,7 @@ import math
 import torch
 
 from optland.curvature.points.portrait import Portrait
+from optland.curvature.points.verdict import PointKind
 from optland.landscape import Connection, EffectiveDimension, MinimaComparison, Rays, Slice, ruggedness
 from optland.report.findings import Trajectory
 
@@ -28,27 +29,27 @@ def point_in_words(portrait: Portrait) -> str:
     size, floor = f"{point.grad_norm.value:.3g}", f"{point.floor:.3g} ({point.floor_kind})"
     here = f"at the loss {point.loss:.4g}"
     zero = f"the gradient norm {size} is 0 within its floor {floor}"
-    if point.verdict == "not critical":
+    if point.verdict == PointKind.NOT_CRITICAL:
         return f"Not a critical point {here}: the gradient norm {size} is above its floor {floor}."
-    if point.verdict == "gradient-flat":
+    if point.verdict == PointKind.GRADIENT_FLAT:
         return (
             f"Not a critical point {here}, but gradient-flat: the gradient, of norm {size}, lies where the Hessian "
             "is 0."
         )
-    if point.verdict == "strict saddle":
+    if point.verdict == PointKind.STRICT_SADDLE:
         least = "" if point.exact else "at least "
         number = f"{least}{point.index_at_least} of {portrait.dim}"
         return f"A strict saddle {here}: {zero}, and on these samples {number} eigenvalues are negative."
-    if point.verdict == "degenerate":
+    if point.verdict == PointKind.DEGENERATE:
         return (
             f"A degenerate critical point {here}: {zero}, and the smallest eigenvalue is within tau = "
             f"{point.tau:.2g} of 0, so that it can be a flat valley, a minimum or a saddle of higher order."
         )
-    if point.verdict == "unknown":
+    if point.verdict == PointKind.UNKNOWN:
         return f"The kind of point {here} is not known. {point.note}".strip()
     tau = f"{point.tau:.2g}"
-    sign = f"above {tau}" if point.verdict == "minimum up to tau" else f"below -{tau}"
-    words = "minimum" if point.verdict == "minimum up to tau" else "local maximum"
+    sign = f"above {tau}" if point.verdict == PointKind.MINIMUM else f"below -{tau}"
+    words = "minimum" if point.verdict == PointKind.MINIMUM else PointKind.LOCAL_MAXIMUM
     return f"A {words} {here}: {zero}, and every eigenvalue is {sign}."
 
 

@@ -92,7 +92,9 @@ def is_method(member: object) -> bool:
 
 
 def parameters(value: Any) -> list[inspect.Parameter]:
-    """Parameters without ``self`` and ``cls``; none where there is no signature of our own."""
+    """Parameters without ``self`` and ``cls``; none where there is no signature of our own, or nobody calls it."""
+    if inspect.isclass(value) and issubclass(value, StrEnum):
+        return []
     function = value.__func__ if isinstance(value, classmethod | staticmethod) else value
     if isinstance(value, property) or not callable(function) or is_protocol(value) or get_origin(value):
         return []

@@ -129,6 +129,9 @@ def test_a_result_comes_back_bit_for_bit(name: str, tmp_path: Path) -> None:
     again = type(made).load(tmp_path / "of a run" / "result")
     assert bits(again) == bits(made)
     assert str(again) == str(made)
+    assert [type(getattr(again, f.name)) for f in dataclasses.fields(again)] == [
+        type(getattr(made, f.name)) for f in dataclasses.fields(made)
+    ]
     assert sorted(p.name for p in (tmp_path / "of a run").iterdir()) == ["result.json", "result.npz"]
 
 

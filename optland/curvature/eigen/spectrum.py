@@ -15,16 +15,23 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
 
 from torch import Tensor
 
 from optland.archive import Archived
 from optland.estimate import Estimate, Provenance
+from optland.words import Words
 
-__all__ = ["Spectrum", "Verdict", "certified_tau", "random_start_certificate"]
+__all__ = ["NegativeCurvature", "Spectrum", "certified_tau", "random_start_certificate"]
 
-Verdict = Literal["certified", "none below -tau", "unknown"]
+
+class NegativeCurvature(Words):
+    """What a spectrum says of eigenvalues below 0."""
+
+    CERTIFIED = "certified"
+    NONE_BELOW = "none below -tau"
+    UNKNOWN = "unknown"
+
 
 CONFIDENCE = 0.99
 """Probability with which a random-start certificate holds at both ends together."""
@@ -90,14 +97,14 @@ class Spectrum(Archived):
         return certified_tau(self.ritz_values[0], self.ritz_values[-1], self.certificate)
 
     @property
-    def negative_curvature(self) -> Verdict:
+    def negative_curvature(self) -> NegativeCurvature:
         """``certified`` when the interval around the smallest value is below 0, else what the start allows.
 
         ``none below -tau`` holds with probability 99 %; ``unknown`` after a warm start or too few products.
         """
         if self.bottom.value + self.bottom.error < 0:
-            return "certified"
-        return "unknown" if self.tau is None else "none below -tau"
+            return NegativeCurvature.CERTIFIED
+        return NegativeCurvature.UNKNOWN if self.tau is None else NegativeCurvature.NONE_BELOW
 
     def __str__(self) -> str:
         start = "warm start" if self.certificate is None else f"cold start, epsilon {self.certificate:.2g}"

@@ -31,7 +31,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Literal
 
 import torch
 
@@ -41,6 +40,7 @@ from optland.curvature.cost import costs
 from optland.estimate import Estimate
 from optland.objective import FORWARD_GE, Objective
 from optland.vectors import Vector
+from optland.words import Words
 
 __all__ = [
     "CriticalStep",
@@ -48,7 +48,16 @@ __all__ = [
     "critical_step",
 ]
 
-Status = Literal["resolved", "not_descent", "unbounded", "nonfinite", "flat"]
+
+class Status(Words):
+    """How the search ended."""
+
+    RESOLVED = "resolved"
+    NOT_DESCENT = "not_descent"
+    UNBOUNDED = "unbounded"
+    NONFINITE = "nonfinite"
+    FLAT = "flat"
+
 
 GROWTH = 8.0
 """Largest factor between consecutive trials outside a bracket; the secant is no guide further away."""
@@ -60,11 +69,11 @@ COARSE = 1e-3
 """Rounding of the loss, relative to it, from which on a level trial is no sign of the root."""
 
 NOTES: dict[Status, str] = {
-    "resolved": "",
-    "not_descent": "No trial lowered the loss: the crossing, if any, lies below the smallest trial.",
-    "unbounded": "The loss rose at no trial: the value is a lower bound.",
-    "nonfinite": "The direction, or the loss at the origin or at every trial, is not finite.",
-    "flat": "No trial differs from the first loss by more than rounding.",
+    Status.RESOLVED: "",
+    Status.NOT_DESCENT: "No trial lowered the loss: the crossing, if any, lies below the smallest trial.",
+    Status.UNBOUNDED: "The loss rose at no trial: the value is a lower bound.",
+    Status.NONFINITE: "The direction, or the loss at the origin or at every trial, is not finite.",
+    Status.FLAT: "No trial differs from the first loss by more than rounding.",
 }
 
 
@@ -249,20 +258,20 @@ class _Search:
         if not math.isfinite(self.base) or (
             self.trials and not any(math.isfinite(v) for _, v in self.trials)
         ):
-            return "nonfinite"
+            return Status.NONFINITE
         if self.hi == math.inf:
-            return "unbounded" if self.fell else "flat"
-        return "resolved" if self.fell else "not_descent"
+            return Status.UNBOUNDED if self.fell else Status.FLAT
+        return Status.RESOLVED if self.fell else Status.NOT_DESCENT
 
     @property
     def value(self) -> float:
         match self.status:
-            case "resolved":
+            case Status.RESOLVED:
                 r = self.root(self.lo, self.hi)
                 return r if math.isfinite(r) else math.sqrt(self.lo * self.hi)
-            case "not_descent":
+            case Status.NOT_DESCENT:
                 return (self.lo + self.hi) / 2
-            case "unbounded":
+            case Status.UNBOUNDED:
                 return self.lo
         return math.nan
 
@@ -271,7 +280,7 @@ class _Search:
         if self.hi == math.inf:
             return math.nan
         # In half precision many trials are level within rounding, and may lie on either side.
-        coarse = self.status == "resolved" and self.floor > COARSE * abs(self.base)
+        coarse = self.status is Status.RESOLVED and self.floor > COARSE * abs(self.base)
         fallen = [t for t, loss in self.trials if t <= self.lo and loss - self.base < -self.floor]
         sure = max(fallen) if coarse and fallen else self.lo
         return max(self.value - sure, self.hi - self.value)
@@ -283,8 +292,8 @@ def _result(search: _Search, line: _Line) -> CriticalStep:
     step = Estimate(
         value=search.value,
         error=search.error,
-        error_kind="bracket" if status in ("resolved", "not_descent") else "none",
-        converged=status == "resolved" and search.error <= search.rtol * search.value,
+        error_kind="bracket" if status in (Status.RESOLVED, Status.NOT_DESCENT) else "none",
+        converged=status is Status.RESOLVED and search.error <= search.rtol * search.value,
         cost_ge=cost,
         provenance=objective.provenance("bracketed secant on the loss, forward only", objective.seed),
         note=NOTES[status],

@@ -254,21 +254,21 @@ class _Look:
     def _verdict(self, seen: Eigenvalues, tau_parts: dict[str, float], Hg: float) -> PointKind:
         if seen.failed or not math.isfinite(self.grad_norm) or not math.isfinite(self.loss):
             self.notes.append("The loss, its gradient or a product with the Hessian is not finite.")
-            return "unknown"
+            return PointKind.UNKNOWN
         if not self.critical:
-            return "gradient-flat" if Hg <= self.flat_rtol * seen.scale else "not critical"
+            return PointKind.GRADIENT_FLAT if Hg <= self.flat_rtol * seen.scale else PointKind.NOT_CRITICAL
         error = _error(tau_parts)
         tau, bottom, top = tau_parts["certificate"] + error, float(seen.values[0]), float(seen.values[-1])
         if top < -tau:
-            return "local maximum"
+            return PointKind.LOCAL_MAXIMUM
         if bottom < -error:
-            return "strict saddle"
+            return PointKind.STRICT_SADDLE
         if bottom > tau:
-            return "minimum up to tau"
+            return PointKind.MINIMUM
         lacking = self._lacking(seen, tau_parts)
         if lacking:
             self.notes.append(f"To tell the smallest eigenvalue from 0 it takes {lacking}.")
-        return "unknown" if lacking else "degenerate"
+        return PointKind.UNKNOWN if lacking else PointKind.DEGENERATE
 
     def _lacking(self, seen: Eigenvalues, tau_parts: dict[str, float]) -> str:
         """What would have to be better before an eigenvalue near 0 can be called one; empty when nothing."""

@@ -45,6 +45,7 @@ from optland.estimate import Estimate, Provenance
 from optland.objective import FORWARD_GE, Objective
 from optland.statistics import student_quantile
 from optland.vectors import Vector
+from optland.words import Words
 
 __all__ = [
     "Certificate",
@@ -52,7 +53,14 @@ __all__ = [
     "certify",
 ]
 
-CertificateVerdict = Literal["certified", "not certified", "too few"]
+
+class CertificateVerdict(Words):
+    """Whether the sign that was asked for holds."""
+
+    CERTIFIED = "certified"
+    NOT_CERTIFIED = "not certified"
+    TOO_FEW = "too few"
+
 
 FEWEST_BATCHES = 3
 
@@ -83,7 +91,7 @@ class Certificate(Archived):
     @property
     def certified(self) -> bool:
         """Whether the sign is certain enough to act on."""
-        return self.verdict == "certified"
+        return self.verdict is CertificateVerdict.CERTIFIED
 
     @property
     def lambda_max_at_least(self) -> float:
@@ -174,7 +182,9 @@ def certify(
         note="" if usable else "Too few batches, or a curvature that is not finite, for a standard error.",
     )
     holds = mean + margin < 0 if sign == "negative" else mean - margin > 0
-    verdict: CertificateVerdict = "too few" if not usable else "certified" if holds else "not certified"
+    verdict = CertificateVerdict.CERTIFIED if holds else CertificateVerdict.NOT_CERTIFIED
+    if not usable:
+        verdict = CertificateVerdict.TOO_FEW
     return Certificate(curvature, verdict, sign, mean - margin, mean + margin, tuple(values), confidence)
 
 

@@ -25,18 +25,22 @@ from torch import Tensor
 
 from optland.archive import Archived
 from optland.estimate import Estimate, Provenance
+from optland.words import Words
 
 __all__ = ["CriticalPoint", "FloorKind", "PointKind"]
 
-PointKind = Literal[
-    "minimum up to tau",
-    "strict saddle",
-    "local maximum",
-    "degenerate",
-    "gradient-flat",
-    "not critical",
-    "unknown",
-]
+
+class PointKind(Words):
+    """What a point is; see the module docstring."""
+
+    MINIMUM = "minimum up to tau"
+    STRICT_SADDLE = "strict saddle"
+    LOCAL_MAXIMUM = "local maximum"
+    DEGENERATE = "degenerate"
+    GRADIENT_FLAT = "gradient-flat"
+    NOT_CRITICAL = "not critical"
+    UNKNOWN = "unknown"
+
 
 FloorKind = Literal["rounding", "standard error", "tolerance"]
 
@@ -104,9 +108,9 @@ class CriticalPoint(Archived):
 
     def __str__(self) -> str:
         words: str = self.verdict
-        if self.verdict == "minimum up to tau":
+        if self.verdict is PointKind.MINIMUM:
             words = f"minimum up to tau = {self.tau:.3g}"
-        elif self.verdict == "strict saddle":
+        elif self.verdict is PointKind.STRICT_SADDLE:
             words += f", index {'' if self.exact else 'at least '}{self.index_at_least}"
         parts = ", ".join(f"{name} {size:.2g}" for name, size in self.tau_parts.items() if size > 0)
         numbers = (self.negative, self.zero, self.positive)

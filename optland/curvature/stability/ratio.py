@@ -27,7 +27,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 from torch import Tensor
 from torch.optim import Optimizer
@@ -44,6 +43,7 @@ from optland.curvature.stability.thresholds import Threshold, stability_threshol
 from optland.estimate import Estimate
 from optland.objective import Objective
 from optland.vectors import Vector
+from optland.words import Words
 
 __all__ = [
     "StabilityRatio",
@@ -51,7 +51,15 @@ __all__ = [
     "stability_ratio",
 ]
 
-StabilityVerdict = Literal["below the edge", "at the edge", "beyond the edge", "unknown"]
+
+class StabilityVerdict(Words):
+    """On which side of the edge a step is."""
+
+    BELOW = "below the edge"
+    AT = "at the edge"
+    BEYOND = "beyond the edge"
+    UNKNOWN = "unknown"
+
 
 EDGE_WIDTH = 0.1
 """Ratios within this distance of 1 are at the edge."""
@@ -210,7 +218,7 @@ def _check_spectrum(spectrum: Spectrum, own: Sequence[Threshold], alike: bool) -
 def _verdict(ratio: Estimate) -> StabilityVerdict:
     # An eigenvalue from a Krylov space is never above the largest, so "beyond" needs no convergence.
     if ratio.value > 1.0 + EDGE_WIDTH:
-        return "beyond the edge"
+        return StabilityVerdict.BEYOND
     if not ratio.converged:
-        return "unknown"
-    return "below the edge" if ratio.value < 1.0 - EDGE_WIDTH else "at the edge"
+        return StabilityVerdict.UNKNOWN
+    return StabilityVerdict.BELOW if ratio.value < 1.0 - EDGE_WIDTH else StabilityVerdict.AT

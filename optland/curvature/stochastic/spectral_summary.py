@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
@@ -43,18 +42,22 @@ from optland.curvature.operators.linear_operator import SymmetricOperator
 from optland.curvature.stochastic.quadrature import quadrature
 from optland.estimate import Estimate, Provenance
 from optland.objective import Objective
+from optland.words import Words
 
-__all__ = ["Sign", "SpectralSummary", "spectral_summary"]
+__all__ = ["Definiteness", "SpectralSummary", "spectral_summary"]
 
-Sign = Literal[
-    "positive definite",
-    "positive semidefinite",
-    "negative definite",
-    "negative semidefinite",
-    "indefinite",
-    "zero",
-    "unknown",
-]
+
+class Definiteness(Words):
+    """The signs of all eigenvalues together."""
+
+    POSITIVE_DEFINITE = "positive definite"
+    POSITIVE_SEMIDEFINITE = "positive semidefinite"
+    NEGATIVE_DEFINITE = "negative definite"
+    NEGATIVE_SEMIDEFINITE = "negative semidefinite"
+    INDEFINITE = "indefinite"
+    ZERO = "zero"
+    UNKNOWN = "unknown"
+
 
 SHORT = 3
 """Products from each short start: enough for v'H^4 v by Gauss quadrature."""
@@ -92,7 +95,7 @@ class SpectralSummary(Archived):
     fraction_negative: Estimate
     trace: Estimate
     frobenius: Estimate
-    sign: Sign
+    sign: Definiteness
     tau: float
     dim: int
     exact: bool
@@ -275,19 +278,19 @@ class _View:
         note = "A lower bound, with the certificate at both ends as error."
         return Estimate(far / near, worst - far / near, "certificate", known, self.cost, self.source, note)
 
-    def sign(self) -> Sign:
+    def sign(self) -> Definiteness:
         seen, error, tau = self.seen, self.seen.rounding, self.tau
         if seen.failed:
-            return "unknown"
+            return Definiteness.UNKNOWN
         low, high = float(seen.values[0]), float(seen.values[-1])
         if low < -error and high > error:
-            return "indefinite"
+            return Definiteness.INDEFINITE
         if low > tau:
-            return "positive definite"
+            return Definiteness.POSITIVE_DEFINITE
         if high < -tau:
-            return "negative definite"
+            return Definiteness.NEGATIVE_DEFINITE
         if tau > max(self.resolution * seen.scale, error):
-            return "unknown"
+            return Definiteness.UNKNOWN
         if high > error:
-            return "positive semidefinite"
-        return "negative semidefinite" if low < -error else "zero"
+            return Definiteness.POSITIVE_SEMIDEFINITE
+        return Definiteness.NEGATIVE_SEMIDEFINITE if low < -error else Definiteness.ZERO

@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from optland import vectors
+from optland.curvature.points.verdict import PointKind
 from optland.optim.saddle.evaluations import Evaluations
 from optland.optim.saddle.krylov import Krylov, explore
 from optland.optim.saddle.saved import ENTRY, decoded, encoded, makes_room
-from optland.optim.saddle.verdict import Event, Verdict, judge
+from optland.optim.saddle.verdict import Event, judge
 from optland.optim.saddle.way_off import ROUNDING, carry_out, outcome, require, way_off
 from optland.optim.uncompiled import uncompiled
 
@@ -54,7 +55,7 @@ class KrylovSolver(Optimizer):
         self.param_groups[0][ENTRY] = ""
         self.max_matvecs, self.tol, self.radius, self.model = max_matvecs, tol, radius, model
         self.generator = torch.Generator().manual_seed(seed)
-        self.verdict: Verdict = "unknown"
+        self.verdict: PointKind = PointKind.UNKNOWN
         self.events: list[Event] = []
         self.closure_calls = 0
         self.largest = 0.0
@@ -98,7 +99,7 @@ class KrylovSolver(Optimizer):
         dim = vectors.numel(params)
         space = self._explore(seen, g)
         critical = norm <= max(self.tol * self.largest, 1e-10)
-        self.verdict = "not critical"
+        self.verdict = PointKind.NOT_CRITICAL
         # Where no step of the model lowers the loss beyond rounding, the gradient is zero for all that can be told.
         if (critical and self._judges) or not self._descend(seen, space, loss):
             self._at_critical_point(seen, space, dim, loss, g)
@@ -155,7 +156,7 @@ class KrylovSolver(Optimizer):
     def state_dict(self) -> dict[str, Any]:
         """Groups, and in the first of them what was learnt."""
         known = {
-            "generator": self.generator.get_state(), "verdict": self.verdict, "largest": self.largest,
+            "generator": self.generator.get_state(), "verdict": self.verdict.value, "largest": self.largest,
             "events": [e.to_dict() for e in self.events], "calls": self.closure_calls, "step": self._step,
             "scale": self._scale,
         }  # fmt: skip
@@ -174,9 +175,9 @@ class KrylovSolver(Optimizer):
             return
         own = decoded(text)
         self.generator.set_state(own["generator"])
-        self.verdict, self.largest, self._scale = own["verdict"], own["largest"], own["scale"]
+        self.verdict, self.largest, self._scale = PointKind(own["verdict"]), own["largest"], own["scale"]
         self.closure_calls, self._step = own["calls"], own["step"]
-        self.events = [Event(**e) for e in own["events"]]
+        self.events = [Event.of(e) for e in own["events"]]
 
     _scale: float = 1.0
     """Damping, sigma or radius."""

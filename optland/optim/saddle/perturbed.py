@@ -25,6 +25,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from optland import vectors
+from optland.curvature.points.verdict import PointKind
 from optland.optim.delegate import Closure
 from optland.optim.saddle.evaluations import is_lower
 from optland.optim.saddle.moves import uniform_in_ball
@@ -98,7 +99,9 @@ class PerturbedGradient(SaddleWrapper):
         length = float(vectors.norm(kick))
         why = f"{reason}; kicked by {length:.3g}, the curvature is not known"
         nan = math.nan
-        self._note(Event(self._step, "kick", "unknown", nan, nan, nan, length, 0, why), "unknown")
+        self._note(
+            Event(self._step, "kick", PointKind.UNKNOWN, nan, nan, nan, length, 0, why), PointKind.UNKNOWN
+        )
 
     def _own_state(self) -> dict[str, Any]:
         return {"last_kick": self._last_kick, "loss_at_kick": self._loss_at_kick}

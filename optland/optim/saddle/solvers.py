@@ -32,6 +32,7 @@ from typing import Any
 from torch import Tensor
 
 from optland.curvature import hessian
+from optland.curvature.points.verdict import PointKind
 from optland.objective import Objective
 from optland.optim.saddle.evaluations import Evaluations, is_lower
 from optland.optim.saddle.krylov import Krylov, explore
@@ -206,7 +207,7 @@ class CubicNewton(_RatioSolver):
     def _descend(self, seen: Evaluations, space: Krylov, loss: float) -> bool:
         if self.curvature is None:
             return super()._descend(seen, space, loss)
-        self.verdict = "unknown"
+        self.verdict = PointKind.UNKNOWN
         seen.move(self._point(seen, space, self._step_of(space)))
         return True
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any
 
+from optland.curvature.points.verdict import PointKind
 from optland.optim.saddle.krylov import Krylov
 
-__all__ = ["Event", "Verdict", "judge"]
-
-Verdict = Literal["unknown", "not critical", "strict saddle", "minimum up to tau", "degenerate"]
+__all__ = ["Event", "judge"]
 
 FLAT = 1e-3
 """Curvature below this share of the largest counts as zero: degenerate, neither a minimum nor a strict saddle."""
@@ -36,7 +35,7 @@ class Event:
 
     step: int
     kind: str
-    verdict: str
+    verdict: PointKind
     curvature: float
     loss: float
     loss_after: float
@@ -47,10 +46,15 @@ class Event:
 
     def to_dict(self) -> dict[str, Any]:
         """For a log."""
-        return asdict(self)
+        return {**asdict(self), "verdict": self.verdict.value}
+
+    @classmethod
+    def of(cls, told: dict[str, Any]) -> Event:
+        """What :meth:`to_dict` gave."""
+        return cls(**{**told, "verdict": PointKind(told["verdict"])})
 
 
-def judge(space: Krylov, dim: int, *, rounding: float) -> Verdict:
+def judge(space: Krylov, dim: int, *, rounding: float) -> PointKind:
     """The verdict at a point whose gradient counts as zero.
 
     ``strict saddle`` needs a Ritz value that is negative beyond its residual and rounding; ``minimum up to tau`` a
@@ -60,15 +64,15 @@ def judge(space: Krylov, dim: int, *, rounding: float) -> Verdict:
     size = space.size
     floor = max(rounding * size, 2.0 * space.error)
     if size <= floor:
-        return "degenerate" if space.complete or space.num_matvecs >= 3 else "unknown"
+        return PointKind.DEGENERATE if space.complete or space.num_matvecs >= 3 else PointKind.UNKNOWN
     if space.lowest < -max(FLAT * size, floor) and space.lowest + space.residual < 0:
-        return "strict saddle"
+        return PointKind.STRICT_SADDLE
     tau = space.tau(dim, rounding)
     if tau is None:
-        return "unknown"
+        return PointKind.UNKNOWN
     tau = max(tau, 2.0 * space.error)
     if space.lowest > max(FLAT * size, floor) and tau <= FLAT * size:
-        return "minimum up to tau"
+        return PointKind.MINIMUM
     if space.complete or tau <= 2 * FLAT * size:
-        return "degenerate"
-    return "unknown"
+        return PointKind.DEGENERATE
+    return PointKind.UNKNOWN

@@ -11,11 +11,12 @@ import torch
 
 from optland import vectors
 from optland.curvature import certify
+from optland.curvature.points.verdict import PointKind
 from optland.objective import Objective
 from optland.optim.saddle.evaluations import Evaluations, is_lower
 from optland.optim.saddle.krylov import Krylov
 from optland.optim.saddle.moves import Move, forward_search, kick_search
-from optland.optim.saddle.verdict import Event, Verdict
+from optland.optim.saddle.verdict import Event
 from optland.vectors import Vector
 
 __all__ = ["ROUNDING", "carry_out", "first_length", "outcome", "require", "way_off"]
@@ -33,7 +34,7 @@ VISIBLE = 8.0
 def way_off(
     seen: Evaluations,
     space: Krylov,
-    verdict: Verdict,
+    verdict: PointKind,
     loss: float,
     g: Vector,
     *,
@@ -58,7 +59,7 @@ def way_off(
         most: Lengths tried along a direction, either way.
         in_all: Lengths tried over all kicks; None for ten kicks.
     """
-    if verdict == "strict saddle":
+    if verdict == PointKind.STRICT_SADDLE:
         v = space.lowest_vector
         if float(vectors.dot(v, g)) > 0:
             v = vectors.scaled(-1.0, v)
@@ -70,7 +71,7 @@ def way_off(
         if certify(v, check, distance=move.length / 4).verdict != "certified":
             return None
         return _confirmed(move, check)
-    if verdict == "degenerate":
+    if verdict == PointKind.DEGENERATE:
         kick = kick_search(seen, loss, radius=start, generator=generator, most=most, in_all=in_all)
         return _confirmed(kick, check)
     return None
@@ -91,12 +92,12 @@ def first_length(weights: Vector, radius: float | None = None) -> float:
     return max(0.01 * size, 1e-3) if math.isfinite(size) else 1e-3
 
 
-def outcome(verdict: Verdict, move: Move | None) -> tuple[str, str]:
+def outcome(verdict: PointKind, move: Move | None) -> tuple[str, str]:
     """Kind of the event, and why in words."""
     if move is not None:
-        kind = "escape" if verdict == "strict saddle" else "kick"
+        kind = "escape" if verdict == PointKind.STRICT_SADDLE else "kick"
         return kind, f"{verdict}: moved by {move.length:.3g}"
-    if verdict in ("strict saddle", "degenerate"):
+    if verdict in (PointKind.STRICT_SADDLE, PointKind.DEGENERATE):
         return "rejected", f"{verdict}, but no move lowered the loss where it was checked"
     return "probe", f"{verdict}: the base optimizer goes on"
 
@@ -104,7 +105,7 @@ def outcome(verdict: Verdict, move: Move | None) -> tuple[str, str]:
 def carry_out(
     seen: Evaluations,
     space: Krylov,
-    verdict: Verdict,
+    verdict: PointKind,
     move: Move | None,
     loss: float,
     *,

@@ -15,12 +15,13 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from optland.curvature.points.verdict import PointKind
 from optland.optim.delegate import Closure, Delegating
 from optland.optim.gradients import is_spent, present, require_dense, spend
 from optland.optim.saddle.evaluations import loss_value
 from optland.optim.saddle.saved import ENTRY, decoded, encoded, makes_room
 from optland.optim.saddle.trigger import Trigger
-from optland.optim.saddle.verdict import Event, Verdict
+from optland.optim.saddle.verdict import Event
 from optland.optim.uncompiled import uncompiled
 
 __all__ = ["SaddleWrapper"]
@@ -45,7 +46,7 @@ class SaddleWrapper(Delegating):
         self.model = model
         self.trigger = trigger or Trigger()
         self.generator = torch.Generator().manual_seed(seed)
-        self.verdict: Verdict = "unknown"
+        self.verdict: PointKind = PointKind.UNKNOWN
         self.events: list[Event] = []
         self.closure_calls = 0
         self._step = 0
@@ -144,7 +145,7 @@ class SaddleWrapper(Delegating):
     def _weights(self) -> list[Tensor]:
         return [p for p in self._params if p.requires_grad]
 
-    def _note(self, event: Event, verdict: Verdict) -> None:
+    def _note(self, event: Event, verdict: PointKind) -> None:
         self.events.append(event)
         self.verdict = verdict
         self.closure_calls += event.calls
@@ -223,15 +224,15 @@ class SaddleWrapper(Delegating):
         self._marked = own["marked"]
         self._mark()
         self.generator.set_state(own["generator"])
-        self.verdict, self.closure_calls, self._step = own["verdict"], own["calls"], own["step"]
-        self.events = [Event(**e) for e in own["events"]]
+        self.verdict, self.closure_calls, self._step = PointKind(own["verdict"]), own["calls"], own["step"]
+        self.events = [Event.of(e) for e in own["events"]]
         self._load_own_state(own)
 
     def _known(self) -> dict[str, Any]:
         return {
-            "trigger": self.trigger.state_dict(), "generator": self.generator.get_state(), "verdict": self.verdict,
-            "events": [e.to_dict() for e in self.events], "calls": self.closure_calls, "step": self._step,
-            "marked": self._marked,
+            "trigger": self.trigger.state_dict(), "generator": self.generator.get_state(),
+            "verdict": self.verdict.value, "events": [e.to_dict() for e in self.events],
+            "calls": self.closure_calls, "step": self._step, "marked": self._marked,
             "remembers": {name: kept is not None for name, kept in self.trigger.memory.items()},
             **self._own_state(),
         }  # fmt: skip
