@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-SOURCES = {str(file.relative_to(ROOT)): file.read_text() for file in sorted((ROOT / "optland").rglob("*.py"))}
 
 ALLOWED = {
     # torch: operations on a list of tensors in one call; torch.optim is built on them and there are no others
@@ -51,7 +51,7 @@ ENDINGS = {"_converged", "_made", "_test", "_x", "_y"}
 """Ends of keys, which only look like names."""
 
 
-def own_names(trees: Iterator[ast.AST]) -> set[str]:
+def own_names(trees: Iterable[ast.AST]) -> set[str]:
     """Every private name that the package defines itself: functions, classes, variables, attributes, files."""
     names = set()
     for tree in trees:
@@ -73,9 +73,9 @@ def is_private(name: str) -> bool:
     return name.startswith("_") and not name.startswith("__") and name != "_" and name.isidentifier()
 
 
-def foreign(source: str, own: set[str]) -> Iterator[tuple[int, str]]:
+def foreign(tree: ast.AST, own: set[str]) -> Iterator[tuple[int, str]]:
     """Line and name of everything private that is not the package's own; of ``ctypes`` too."""
-    for node in ast.walk(ast.parse(source)):
+    for node in ast.walk(tree):
         names: list[str] = []
         known = own
         if isinstance(node, ast.Attribute):
@@ -93,21 +93,20 @@ def foreign(source: str, own: set[str]) -> Iterator[tuple[int, str]]:
         )
 
 
-OWN = (
-    own_names(ast.parse(text) for text in SOURCES.values())
-    | ENDINGS
-    | PUBLIC
-    | {"_optland_spent", "_bundled"}
-)
+@cache
+def survey() -> tuple[set[str], list[tuple[str, str]]]:
+    """The package's own private names, and the place and name of every other that it uses."""
+    trees = {
+        str(file.relative_to(ROOT)): ast.parse(file.read_text(encoding="utf-8"))
+        for file in sorted((ROOT / "optland").rglob("*.py"))
+    }
+    own = own_names(trees.values()) | ENDINGS | PUBLIC | {"_optland_spent", "_bundled"}
+    found = [(f"{file}:{line}", name) for file, tree in trees.items() for line, name in foreign(tree, own)]
+    return own, found
 
 
 def test_only_listed_private_names_of_other_packages_are_used() -> None:
-    found = [
-        f"{file}:{line}: {name}"
-        for file, text in SOURCES.items()
-        for line, name in foreign(text, OWN)
-        if name not in ALLOWED
-    ]
+    found = [f"{place}: {name}" for place, name in survey()[1] if name not in ALLOWED]
     assert not found, (
         "private names of other packages; use what is public, or list them with a reason:\n"
         + "\n".join(found)
@@ -115,8 +114,9 @@ def test_only_listed_private_names_of_other_packages_are_used() -> None:
 
 
 def test_every_listed_name_is_used() -> None:
-    used = {name for text in SOURCES.values() for _, name in foreign(text, OWN)}
-    assert set(ALLOWED) <= used | OWN, f"not used any more: {sorted(set(ALLOWED) - used - OWN)}"
+    own, found = survey()
+    unused = set(ALLOWED) - own - {name for _, name in found}
+    assert not unused, f"not used any more: {sorted(unused)}"
 
 
 @pytest.mark.parametrize(
@@ -132,9 +132,9 @@ def test_every_listed_name_is_used() -> None:
     ],
 )
 def test_a_violation_is_noticed(source: str, name: str) -> None:
-    assert [found for _, found in foreign(source, OWN)] == [name]
+    assert [found for _, found in foreign(ast.parse(source), survey()[0])] == [name]
 
 
 def test_what_is_the_packages_own_is_left_alone() -> None:
     source = "from optland.cli.grid import _name\nself._x = 1\nfor _ in y: z.__dict__\nitem._fields"
-    assert not list(foreign(source, OWN))
+    assert not list(foreign(ast.parse(source), survey()[0]))

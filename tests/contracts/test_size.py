@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from contracts import size
 from contracts.size import Size, main, size_of, size_under, table
 
 SNIPPET = '''\
@@ -76,7 +77,16 @@ def test_folders_are_summed_and_other_files_left_out(
     assert "nowhere; name one that exists" in capsys.readouterr().err
 
 
-def test_the_project_is_counted_without_a_path(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_project_is_counted_without_a_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert all((size.ROOT / name).is_dir() for name in ("optland", "tests"))
+    monkeypatch.setattr(
+        size, "ROOT", tmp_path
+    )  # a small project: the counter takes seconds for all of this one
+    for name in ("optland", "tests"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.py").write_text("x = 1\n")
     assert main([]) == 0
-    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert [row[0] for row in rows] == ["path", "optland", "tests"]
+    rows = [line.split()[:3] for line in capsys.readouterr().out.splitlines()]
+    assert rows == [["path", "files", "code"], ["optland", "1", "1"], ["tests", "1", "1"]]
