@@ -44,36 +44,46 @@ def train(
     return steps
 
 
-def piloted(folder: Path) -> None:
+AUTO, SAFE, GUARDED = ["auto_lr"], ["safe_lr"], ["auto_lr", "spike_guard"]
+WATCHING = ["auto_lr", "edge_monitor", "noise_monitor", "curvature_monitor"]
+
+
+def agreed(policies: list[str], budget: float, *, sam: bool) -> None:
     """The replicas stay equal bit for bit and are where one process is; decisions and costs are the same."""
-    watching = ["auto_lr", "edge_monitor", "noise_monitor", "curvature_monitor"]
-    for sam in (False, True):
-        for policies, budget in (
-            (["auto_lr"], 0.0),
-            (["safe_lr"], 0.5),
-            (watching, 1.0),
-            (["auto_lr", "spike_guard"], 0.0),
-        ):
-            what = f"sam {sam} {policies}"
-            net, x, y = problem()
-            here = mine()
-            model = DistributedDataParallel(net)
-            with warnings.catch_warnings():
-                warnings.simplefilter("error")
-                pilot = train(net, model, (x[here], y[here]), sam=sam, policies=policies, budget=budget)
-            assert_replicas_identical(net, what)
-            told: list[Any] = [None] * dist.get_world_size()
-            dist.all_gather_object(
-                told, (pilot.budget.state_dict(), [repr(d) for d in pilot.decisions], pilot.step)
-            )
-            assert told[0] == told[1], f"{what}: {told[0]}\n{told[1]}"
-            assert pilot.step == STEPS, what
-            if budget:
-                assert pilot.budget.probe_ge > 0, what
-            if policies == ["auto_lr"]:
-                alone, x, y = problem()
-                train(alone, alone, (x, y), sam=sam, policies=policies, budget=budget)
-                assert_close(net, alone, what, tolerance=1e-7)
+    what = f"sam {sam} {policies}"
+    net, x, y = problem()
+    here = mine()
+    model = DistributedDataParallel(net)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        pilot = train(net, model, (x[here], y[here]), sam=sam, policies=policies, budget=budget)
+    assert_replicas_identical(net, what)
+    told: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(told, (pilot.budget.state_dict(), [repr(d) for d in pilot.decisions], pilot.step))
+    assert told[0] == told[1], f"{what}: {told[0]}\n{told[1]}"
+    assert pilot.step == STEPS, what
+    if budget:
+        assert pilot.budget.probe_ge > 0, what
+    if policies == AUTO:
+        alone, x, y = problem()
+        train(alone, alone, (x, y), sam=sam, policies=policies, budget=budget)
+        assert_close(net, alone, what, tolerance=1e-7)
+
+
+def piloted(folder: Path) -> None:
+    """Each list of policies once."""
+    agreed(AUTO, 0.0, sam=True)
+    agreed(SAFE, 0.5, sam=False)
+    agreed(WATCHING, 1.0, sam=True)
+    agreed(GUARDED, 0.0, sam=False)
+
+
+def piloted_more(folder: Path) -> None:
+    """The rest."""
+    agreed(AUTO, 0.0, sam=False)
+    agreed(SAFE, 0.5, sam=True)
+    agreed(WATCHING, 1.0, sam=False)
+    agreed(GUARDED, 0.0, sam=True)
 
 
 def piloted_damage(folder: Path) -> None:
@@ -95,4 +105,4 @@ def piloted_damage(folder: Path) -> None:
     torch.load(held, weights_only=True)
 
 
-CHECKS = {f.__name__: f for f in (piloted, piloted_damage)}
+CHECKS = {f.__name__: f for f in (piloted, piloted_more, piloted_damage)}

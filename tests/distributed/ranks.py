@@ -1,4 +1,4 @@
-"""What each of two processes does; started by ``torch.distributed.run``, with the names of checks and a folder.
+"""What each of two processes does, with the names of checks and a folder: a fork, or what a launcher has started.
 
 Expected numbers come from one process that sees the whole batch, in float64.
 """
@@ -58,22 +58,32 @@ def by_phases(model: nn.Module, optimizer: Any, x: Tensor, y: Tensor, steps: int
         optimizer.step()
 
 
-def ddp_synced(folder: Path) -> None:
+def synced(form: Any, *, view: bool) -> None:
     """One eps for all ranks: the large batch in one process."""
     for name in METHOD_OPTIONS:
-        for form in (by_closures, by_phases):
-            for view in (False, True):
-                what = f"{name} {form.__name__} bucket view {view}"
-                expected, x, y = problem()
-                form(expected, alone := wrap(name, expected), x, y, STEPS)
-                net, x, y = problem()
-                model = DistributedDataParallel(net, gradient_as_bucket_view=view)
-                form(model, optimizer := wrap(name, model), x[mine()], y[mine()], STEPS)
-                assert_close(net, expected, what)
-                assert_replicas_identical(net, what)
-                for key in ("sam/rho", "sam/curvature", "update/grad_norm"):
-                    a, b = (o.telemetry.read().get(key, 0.0) for o in (optimizer, alone))
-                    assert abs(a - b) < 1e-9 * max(1.0, abs(b)), f"{what}: {key} {a} {b}"
+        what = f"{name} {form.__name__} bucket view {view}"
+        expected, x, y = problem()
+        form(expected, alone := wrap(name, expected), x, y, STEPS)
+        net, x, y = problem()
+        model = DistributedDataParallel(net, gradient_as_bucket_view=view)
+        form(model, optimizer := wrap(name, model), x[mine()], y[mine()], STEPS)
+        assert_close(net, expected, what)
+        assert_replicas_identical(net, what)
+        for key in ("sam/rho", "sam/curvature", "update/grad_norm"):
+            a, b = (o.telemetry.read().get(key, 0.0) for o in (optimizer, alone))
+            assert abs(a - b) < 1e-9 * max(1.0, abs(b)), f"{what}: {key} {a} {b}"
+
+
+def ddp_synced(folder: Path) -> None:
+    """Each form and each way to hold the gradients once."""
+    synced(by_closures, view=False)
+    synced(by_phases, view=True)
+
+
+def ddp_synced_more(folder: Path) -> None:
+    """The rest."""
+    synced(by_closures, view=True)
+    synced(by_phases, view=False)
 
 
 def ddp_per_rank(folder: Path) -> None:
@@ -222,17 +232,27 @@ def micro_batches(folder: Path) -> None:
                 assert no_mean == (loss_fn is mean and bool(cut)), f"{what}: {[str(w.message) for w in told]}"
 
 
-CHECKS = {f.__name__: f for f in (ddp_synced, ddp_per_rank, fsdp, resume, micro_batches)}
+CHECKS = {f.__name__: f for f in (ddp_synced, ddp_synced_more, ddp_per_rank, fsdp, resume, micro_batches)}
 
-if __name__ == "__main__":
+
+def fork(rank: int, names: str, folder: Path) -> None:
+    """A rank that no launcher has started; what it says goes to a file."""
+    said = os.open(folder / f"said by {rank}", os.O_WRONLY | os.O_CREAT)
+    for number in (1, 2):
+        os.dup2(said, number)
+    main(names, folder, rank=rank, world_size=2, init_method=f"file://{folder}/group")
+
+
+def main(names: str, folder: Path, **group: Any) -> None:
+    """All checks named, in one group; without options it is that of a launcher."""
     from distributed import no_sync, piloted
 
-    CHECKS.update(no_sync.CHECKS | piloted.CHECKS)
+    known = CHECKS | no_sync.CHECKS | piloted.CHECKS
     torch.set_num_threads(1)
     faulthandler.dump_traceback_later(200, exit=False)  # before the test's own limit: says where a rank waits
-    dist.init_process_group("gloo")
-    for check in sys.argv[1].split("+"):
-        CHECKS[check](Path(sys.argv[2]))
+    dist.init_process_group("gloo", **group)
+    for name in names.split("+"):
+        known[name](folder)
     # Everything has been checked. Taking gloo down hangs now and then (PyTorch 2.6, inside destroy_process_group) or
     # aborts ("terminate called without an active exception", 2.14), so the ranks leave without it, together.
     dist.barrier()
@@ -240,3 +260,7 @@ if __name__ == "__main__":
     sys.stderr.flush()
     time.sleep(0.5)  # a rank that is through the barrier must not take the other's connection away
     os._exit(0)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]))

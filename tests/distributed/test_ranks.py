@@ -1,4 +1,4 @@
-"""Methods in two real processes, started as a user starts them; :mod:`ranks` holds what each of them does."""
+"""Methods in two real processes; :mod:`distributed.ranks` holds what each of them does."""
 
 import os
 import subprocess
@@ -6,22 +6,26 @@ import sys
 from pathlib import Path
 
 import pytest
+from distributed import ranks
+from processes import exit_code, start
 
-SCRIPT = Path(__file__).with_name("ranks.py")
+pytestmark = pytest.mark.distributed
 
 
-@pytest.mark.distributed
+def test_two_processes(tmp_path: Path) -> None:
+    names = "ddp_synced+micro_batches+no_sync+piloted+piloted_damage"  # one start for all
+    forks = [start(ranks.fork, rank, names, tmp_path) for rank in range(2)]
+    codes = [exit_code(fork) for fork in forks]
+    said = "\n".join((tmp_path / f"said by {rank}").read_text() for rank in range(2))
+    assert codes == [0, 0], said[-6000:]
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    "check",
-    [
-        "ddp_synced+micro_batches+no_sync+piloted+piloted_damage",  # one start for all
-        *(
-            pytest.param(name, marks=pytest.mark.slow)
-            for name in ("ddp_per_rank", "fsdp", "resume", "no_sync_more")
-        ),
-    ],
+    "check", ["ddp_synced_more", "ddp_per_rank", "fsdp", "resume", "no_sync_more", "piloted_more"]
 )
-def test_two_processes(tmp_path: Path, check: str) -> None:
+def test_two_processes_of_a_launcher(tmp_path: Path, check: str) -> None:
+    """Started as a user starts them."""
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     # The ranks import the package that this process has, from wherever that is.
     environment = {
@@ -30,7 +34,7 @@ def test_two_processes(tmp_path: Path, check: str) -> None:
         "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
     }
     with subprocess.Popen(
-        [*launch, str(SCRIPT), check, str(tmp_path)],
+        [*launch, ranks.__file__, check, str(tmp_path)],
         env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
