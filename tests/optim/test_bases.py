@@ -23,9 +23,16 @@ from torch import nn
 
 from optland.optim import MSAM, PreconditionedSAM
 
-# SGD and AdamW are the bases of every other test; of their other kernels one each suffices by default.
-USUAL = {"adamw fused", "lion", "muon", "schedulefree", "adadelta", "rmsprop", "asgd"}
-PAIRS = [slow_unless(base in USUAL, name, base) for name in ALL for base in BASES if fits(name, base)]
+# SGD and AdamW are the bases of every other test; of their other kernels one suffices by default, for every method.
+# The other bases meet one method of each mechanism: two passes, one, three, with a memory, decoupled.
+UNUSUAL = {"lion", "muon", "schedulefree", "adadelta", "rmsprop", "asgd"}
+MECHANISMS = {"sam", "msam", "crsam", "looksam", "wsam"}
+PAIRS = [
+    slow_unless(base == "adamw fused" or (base in UNUSUAL and name in MECHANISMS), name, base)
+    for name in ALL
+    for base in BASES
+    if fits(name, base)
+]
 
 
 def matrices(network):

@@ -1,5 +1,7 @@
 """Bytes of the allocator, counted by the profiler: what a step holds at its most crowded moment, and after it."""
 
+from functools import cache
+
 import pytest
 import torch
 from drivers import ALL, BASES, fitting, make, slow_unless
@@ -64,9 +66,10 @@ def by_phases(network, optimizer):
     optimizer.zero_grad()
 
 
-def of_base(name):
+@cache
+def of_base(kind):
     network = Sums()
-    base = BASES[fitting(name)](network.model.parameters(), lr=0.1, foreach=False)
+    base = BASES[kind](network.model.parameters(), lr=0.1, foreach=False)
     return held(lambda: by_closures(network, base))
 
 
@@ -82,7 +85,7 @@ WITHOUT_LANCZOS = [name for name in ALL if name != "eigensam"]
 
 @pytest.mark.parametrize("name", WITHOUT_LANCZOS)
 def test_the_most_crowded_moment_is_what_the_card_says(name):
-    of_plain, after_plain = of_base(name)
+    of_plain, after_plain = of_base(fitting(name))
     runs = [of_method(name, form, telemetry_every=0) for form in (by_closures, by_phases)]
     assert [after - after_plain for _, after in runs] == pytest.approx([OF[name].state] * 2, abs=0.05)
     most = max(most for most, _ in runs) - of_plain - OF[name].state
