@@ -153,13 +153,13 @@ def test_05_heavy_ball_edge(beta: float, share: float) -> None:
     model = Quadratic(Q[:, -1].copy())
     optimizer = torch.optim.SGD(model.parameters(), lr=share * (2 + 2 * beta) / 10, momentum=beta)
     peaks = []
-    for _ in range(1500):
+    for _ in range(300):  # one percent is a factor of 0.98 or 1.02 a step, or more with momentum
         optimizer.zero_grad()
         loss = loss_of(model, None)
         loss.backward()
         optimizer.step()
         peaks.append(float(loss.detach()))
-    assert (max(peaks[-100:]) > max(peaks[500:600])) is (share > 1)
+    assert (max(peaks[-50:]) > max(peaks[100:150])) is (share > 1)
 
 
 @pytest.mark.parametrize("share", [0.99, 1.01])

@@ -206,7 +206,7 @@ def resumes(name: str, before: int, carry: Callable[[nn.Module, Any, nn.Module, 
 
 
 @EVERY
-@pytest.mark.parametrize("flat", [False, True])
+@pytest.mark.parametrize("flat", [pytest.param(False, marks=pytest.mark.slow), True])
 @pytest.mark.parametrize("before", [pytest.param(0, marks=pytest.mark.slow), 7])
 def test_distributed_state_dicts_resume_bit_for_bit(name: str, flat: bool, before: int) -> None:
     options = StateDictOptions(flatten_optimizer_state_dict=flat)
