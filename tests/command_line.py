@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import warnings
+from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -22,7 +23,7 @@ __all__ = ["begin", "optland"]
 
 
 def optland(
-    *arguments: str, cwd: Path, env: dict[str, str] | None = None
+    *arguments: str, cwd: Path, env: dict[str, str] | None = None, before: Callable[[], object] | None = None
 ) -> subprocess.CompletedProcess[str]:
     """Run ``optland`` in a folder, a warning of the package being an error.
 
@@ -30,10 +31,11 @@ def optland(
         *arguments: Of the command line.
         cwd: The folder.
         env: Variables beside those of this process.
+        before: Called in the process before it runs ``optland``.
     """
     with tempfile.TemporaryDirectory() as folder:
         out, err = Path(folder, "out"), Path(folder, "err")
-        code = exit_code(begin(*arguments, cwd=cwd, env=env, out=out, err=err), timeout=240)
+        code = exit_code(begin(*arguments, cwd=cwd, env=env, out=out, err=err, before=before), timeout=240)
         said = out.read_text(encoding="utf-8"), err.read_text(encoding="utf-8")
     return subprocess.CompletedProcess(["optland", *arguments], code, *said)
 
@@ -44,6 +46,7 @@ def begin(
     env: dict[str, str] | None = None,
     out: Path = Path(os.devnull),
     err: Path = Path(os.devnull),
+    before: Callable[[], object] | None = None,
 ) -> BaseProcess:
     """As :func:`optland`, without waiting for its end.
 
@@ -53,12 +56,20 @@ def begin(
         env: Variables beside those of this process.
         out: Where its output goes.
         err: Where its errors go.
+        before: Called in the process before it runs ``optland``.
     """
     environment = {**os.environ, "OMP_NUM_THREADS": "1", **(env or {})}
-    return start(_run, arguments, cwd, environment, out, err)
+    return start(_run, arguments, cwd, environment, out, err, before)
 
 
-def _run(arguments: tuple[str, ...], cwd: Path, environment: dict[str, str], out: Path, err: Path) -> None:
+def _run(
+    arguments: tuple[str, ...],
+    cwd: Path,
+    environment: dict[str, str],
+    out: Path,
+    err: Path,
+    before: Callable[[], object] | None,
+) -> None:
     """The process: its own streams first, so that nothing it says is lost."""
     for number, path in ((1, out), (2, err)):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
@@ -70,6 +81,8 @@ def _run(arguments: tuple[str, ...], cwd: Path, environment: dict[str, str], out
     warnings.filterwarnings("error", category=UserWarning, module=r"optland(\.|$)")
     _start_afresh()
     sys.argv = ["optland", *arguments]
+    if before is not None:
+        before()
     runpy.run_module("optland.cli", run_name="__main__", alter_sys=True)
 
 

@@ -5,8 +5,8 @@ They are kept away where Python itself looks for modules, in a process of its ow
 
 from __future__ import annotations
 
+import functools
 import json
-import os
 import subprocess
 import sys
 import types
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from command_line import optland
 
 from optland.cli.needs import check_needs, missing_for
 from optland.config import UserError
@@ -21,16 +22,21 @@ from optland.plots import plot_run
 from optland.report import write_report
 from optland.train import LogConfig, RunFolder
 
-BLOCKER = """
-import os, sys
 
 class Blocker:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in os.environ.get("BLOCKED", "").split(","):
+    """Keeps packages away where Python looks for modules.
+
+    Args:
+        names: Of the packages.
+    """
+
+    def __init__(self, names: list[str]) -> None:
+        self.names = names
+
+    def find_spec(self, name: str, path: object = None, target: object = None) -> None:
+        if name.partition(".")[0] in self.names:
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
-sys.meta_path.insert(0, Blocker())
-"""
 
 DRAWS = '''
 """Draws a picture at its end."""
@@ -63,16 +69,18 @@ REPORTS = DRAWS.replace("import plot_run", "import plot_run\nfrom optland.report
 
 
 def run(folder: Path, script: str, *, without: str) -> subprocess.CompletedProcess[str]:
-    (folder / "site").mkdir()
-    (folder / "site" / "sitecustomize.py").write_text(BLOCKER)
     (folder / "draws.py").write_text(script)
     (folder / "mine.yaml").write_text("recipe: draws\nlog: {wandb: disabled}\n")
-    path = os.pathsep.join([str(folder / "site"), *filter(None, [os.environ.get("PYTHONPATH")])])
-    return subprocess.run(
-        [sys.executable, "-m", "optland.cli", "run", "draws.py", "mine.yaml"],
-        cwd=folder, env={**os.environ, "PYTHONPATH": path, "BLOCKED": without},
-        capture_output=True, text=True, timeout=240,
-    )  # fmt: skip
+    before = functools.partial(take_away, without.split(","))
+    return optland("run", "draws.py", "mine.yaml", cwd=folder, before=before)
+
+
+def take_away(names: list[str]) -> None:
+    """As if the packages had never been there: what has been imported of them, or may hold a part of them, goes too."""
+    for name in list(sys.modules):
+        if name.partition(".")[0] in (*names, "optland"):
+            del sys.modules[name]
+    sys.meta_path.insert(0, Blocker(names))
 
 
 def test_a_run_without_its_picture_is_whole(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
+from tiers import slow
 
 from optland.config import UserError
 from optland.log import WandbLogger
@@ -65,7 +66,7 @@ def test_wandb_itself_is_asked_about_all_others(monkeypatch: pytest.MonkeyPatch)
         check_environment()
 
 
-@pytest.mark.parametrize("empty", ["", " "])
+@pytest.mark.parametrize("empty", ["", *slow(" ")])
 def test_an_empty_one_is_as_unset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, empty: str) -> None:
     names = [
         "MODE",
