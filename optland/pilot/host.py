@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence, Sized
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +28,13 @@ from optland.pilot.measure import WeightsBefore
 from optland.pilot.policies.facts import HostFacts
 from optland.pilot.ranks import Ranks
 
-__all__ = ["Host"]
+__all__ = ["Host", "unwrapped"]
+
+_TRAINERS = (
+    "accelerate",
+    "lightning",
+    "pytorch_lightning",
+)  # whose wrappers keep the user's under ``.optimizer``
 
 _ADAMS = (Adam, AdamW, NAdam, RAdam)  # AdamW became a subclass of Adam in PyTorch 2.7
 _OURS = (
@@ -38,6 +44,8 @@ _OURS = (
 )  # by their class, since an attribute of that name may mean anything
 _IN_GROUPS = {"weight_decay": "weight_decay", "momentum": "momentum", "rho": key("rho")}
 _BETAS = {"beta1": 0, "beta2": 1}
+
+_Wrapped = TypeVar("_Wrapped")
 
 
 class Host:
@@ -72,11 +80,11 @@ class Host:
         num_samples: Callable[[Any], int] | None = None,
         split: Callable[[Any, int], list[Any]] | None = None,
     ) -> None:
-        self.optimizers = list(optimizers)
-        self.inner = [_below_saddle_wrappers(o) for o in optimizers]
+        self.optimizers = [unwrapped(o) for o in optimizers]
+        self.inner = [_below_saddle_wrappers(o) for o in self.optimizers]
         """What the pilot's hooks are on: an escape of a wrapper around it is no step, and is not rescaled."""
         self._places = {id(o): i for i, o in enumerate(self.inner)}
-        self.model = _unwrapped(model)
+        self.model = unwrapped(model)
         self.ranks = Ranks(self.model)
         self.loss_fn = loss_fn if num_samples is None else _counted(loss_fn, num_samples)
         self.factor = 1.0
@@ -452,15 +460,38 @@ def _below_saddle_wrappers(optimizer: Optimizer) -> Optimizer:
     return optimizer
 
 
-def _unwrapped(model: nn.Module) -> nn.Module:
-    """Without DDP, whose forward passes wait for the other ranks, and without the compiler."""
+def unwrapped(wrapped: _Wrapped) -> _Wrapped:
+    """The user's own optimizer or module, below what a trainer has put around it.
+
+    An optimizer that Accelerate (and with it the Hugging Face Trainer) or Lightning has prepared hides the methods and
+    the step hooks of the one inside. A module is freed of DDP, whose forward passes wait for the other ranks, and of
+    the compiler. What is not wrapped is returned as it is.
+
+    Args:
+        wrapped: An optimizer or a module.
+
+    Example:
+        >>> net = nn.Linear(2, 1)
+        >>> unwrapped(nn.DataParallel(net)) is net
+        True
+    """
     while True:
-        inner = getattr(model, "_orig_mod", model)
-        if isinstance(inner, nn.parallel.DistributedDataParallel | nn.DataParallel):
-            inner = inner.module
-        if inner is model:
-            return model
-        model = inner
+        inner = _inside_module(wrapped) if isinstance(wrapped, nn.Module) else _inside_optimizer(wrapped)
+        if inner is wrapped:
+            return wrapped
+        wrapped = inner
+
+
+def _inside_module(model: nn.Module) -> Any:
+    inner = getattr(model, "_orig_mod", model)
+    return inner.module if isinstance(inner, nn.parallel.DistributedDataParallel | nn.DataParallel) else inner
+
+
+def _inside_optimizer(optimizer: Any) -> Any:
+    """By the name of its package, which need not be installed."""
+    packages = {cls.__module__.partition(".")[0] for cls in type(optimizer).__mro__}
+    inner = getattr(optimizer, "optimizer", None) if packages & set(_TRAINERS) else None
+    return inner if isinstance(inner, Optimizer) else optimizer
 
 
 def _closed(optimizer: Any) -> bool:

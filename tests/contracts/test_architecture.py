@@ -35,6 +35,7 @@ LEVELS = {
     "conformance": 4,
     "landscape": 3,
     "train": 5,
+    "integrations": 5,
     "plots": 6,
     "report": 7,  # draws its pictures with plots
     "cli": 8,
@@ -47,6 +48,9 @@ ONLY_IN = {
     "sklearn": ("optland/train/data/", "optland/train/models/"),
     "matplotlib": ("optland/plots/", "optland/report/"),
     "plotly": ("optland/plots/", "optland/report/"),
+    "transformers": ("optland/integrations/transformers.py",),
+    "accelerate": ("optland/integrations/accelerate.py",),
+    "timm": ("optland/integrations/timm.py",),
 }
 
 PURE = (

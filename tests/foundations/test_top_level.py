@@ -18,6 +18,9 @@ SLOW_TO_IMPORT = [
     "torchvision",
     "omegaconf",
     "lightning",
+    "transformers",
+    "accelerate",
+    "timm",
 ]
 
 NAMES = [
