@@ -11,11 +11,14 @@ through) is refused instead of training with gradients that are too large by the
 
 from __future__ import annotations
 
+import sys
 from typing import Any
+from weakref import WeakKeyDictionary, ref
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from optland.optim.alive import instances
 from optland.optim.notices import Notices
 
 __all__ = [
@@ -25,6 +28,7 @@ __all__ = [
     "note_no_gradient",
     "plain_step",
     "refuse_base",
+    "refuse_closure",
     "refuse_scaler",
     "unknown_scale",
     "unwanted_pass",
@@ -34,6 +38,11 @@ USAGES = (
     "Use optimizer.step(closure), where the closure zeroes the gradients, runs forward and backward and "
     "returns the loss; or backward, optimizer.perturb(), backward again, optimizer.step(); or, with a "
     "GradScaler, backward, perturb(), backward, restore(), scaler.step(optimizer)."
+)
+
+TRAINERS = (
+    "Where a trainer steps for you, take SAMTrainer of optland.integrations.transformers in place of Trainer, or "
+    "passes() of optland.integrations.accelerate."
 )
 
 
@@ -63,6 +72,42 @@ def refuse_scaler(optimizer: Optimizer, what: str) -> None:
         optimizer.__dict__.pop("grad_scale", None)  # the scaler does not clean up when the step raises
         del optimizer.__dict__["found_inf"]
         raise RuntimeError(f"{what} {USAGES}")
+
+
+def refuse_closure(optimizer: Optimizer) -> None:
+    """Raise where the caller of ``step(closure)`` makes something else of the closure than one update of its batch.
+
+    Raises:
+        RuntimeError: The caller is a GradScaler, or Accelerate, which calls it for one micro-batch of several.
+    """
+    refuse_scaler(optimizer, "GradScaler.step(optimizer, closure) would apply loss-scaled gradients.")
+    wrapper = _accelerated(optimizer)
+    parts = 1 if wrapper is None else wrapper.gradient_state.num_steps
+    if parts > 1:
+        raise RuntimeError(
+            f"step(closure) with Accelerator(gradient_accumulation_steps={parts}) would train on one of {parts} "
+            "micro-batches, since Accelerate calls step() at the last of them alone. Use micro_batches() and passes() "
+            "of optland.integrations.accelerate: for batches in micro_batches(loader, accelerator): for _ in "
+            "passes(accelerator, optimizer): accelerator.backward() over the batches; then optimizer.step()"
+        )
+
+
+_SEARCHES = 2
+"""As often an optimizer's wrapper is looked for, at its first steps: 0.1 s over a million objects."""
+
+_searched: WeakKeyDictionary[Optimizer, list[Any]] = WeakKeyDictionary()
+
+
+def _accelerated(optimizer: Optimizer) -> Any:
+    """What Accelerate has put around an optimizer; None where it has not, or is not loaded."""
+    module = sys.modules.get("accelerate.optimizer")
+    if module is None:
+        return None
+    found = _searched.setdefault(optimizer, [])
+    if not any(found) and len(found) < _SEARCHES:
+        around = [w for w in instances(module.AcceleratedOptimizer) if w.optimizer is optimizer]
+        found.append(ref(around[0]) if around else None)
+    return found[-1]() if found[-1] is not None else None
 
 
 def note_no_gradient(optimizer: Optimizer, params: list[Tensor], notices: Notices, *, meant: bool) -> None:
@@ -115,7 +160,7 @@ def plain_step(optimizer: Optimizer, base: Optimizer) -> str:
     """Words on a step whose gradient never saw the second pass."""
     return (
         f"{type(optimizer).__name__}.step() without a second pass would be a plain step of "
-        f"{type(base).__name__}. {USAGES}"
+        f"{type(base).__name__}. {USAGES} {TRAINERS}"
     )
 
 

@@ -268,9 +268,7 @@ class TwoPass(Delegating):
             self._prepare_phase_step()
         else:
             self._refuse_in_flight("step(closure)")
-            misuse.refuse_scaler(
-                self, "GradScaler.step(optimizer, closure) would apply loss-scaled gradients."
-            )
+            misuse.refuse_closure(self)
             if self._sum:
                 raise RuntimeError(
                     "step(closure) after accumulate() would lose what was accumulated; use step()"
