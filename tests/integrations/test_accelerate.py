@@ -237,7 +237,9 @@ def test_a_closure_within_accumulate_is_refused() -> None:
 
             optimizer.step(closure)
 
-    for batch in list(zip(x.split(SIZE), y.split(SIZE), strict=True))[:3]:  # Accelerate calls no step for these
+    for batch in list(zip(x.split(SIZE), y.split(SIZE), strict=True))[
+        :3
+    ]:  # Accelerate calls no step for these
         step(batch)
     with pytest.raises(RuntimeError, match=r"one of 4 micro-batches.*optland.integrations.accelerate"):
         step((x, y))
