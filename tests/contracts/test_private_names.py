@@ -44,6 +44,9 @@ ALLOWED = {
     **dict.fromkeys(["_singleton", "_connection", "_proc", "_process"], "the process of wandb's service"),
 }
 
+IN_ONE_FILE = {"ctypes": "optland/context/numpy_state.py"}
+"""Memory is read only at the address that NumPy documents for the state of its generators."""
+
 PUBLIC = {"_exit", "_fields", "_replace", "_asdict"}
 """Names with an underscore that their package documents: os._exit, and what named tuples have."""
 
@@ -106,7 +109,11 @@ def survey() -> tuple[set[str], list[tuple[str, str]]]:
 
 
 def test_only_listed_private_names_of_other_packages_are_used() -> None:
-    found = [f"{place}: {name}" for place, name in survey()[1] if name not in ALLOWED]
+    found = [
+        f"{place}: {name}"
+        for place, name in survey()[1]
+        if name not in ALLOWED and not place.startswith(f"{IN_ONE_FILE.get(name, 'nowhere')}:")
+    ]
     assert not found, (
         "private names of other packages; use what is public, or list them with a reason:\n"
         + "\n".join(found)
