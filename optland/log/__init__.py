@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 from optland.log.jsonl import JsonlLogger, read_jsonl
 from optland.log.logger import Logger, LoggerGroup, NullLogger
-from optland.log.vocabulary import GROUPS, estimate_row
+from optland.log.meanings import GROUPS
+from optland.log.targets import as_logger, into
+from optland.log.vocabulary import estimate_row
 from optland.log.wandb_logger import WandbLogger
 
 if TYPE_CHECKING:
@@ -20,7 +22,9 @@ __all__ = [
     "LoggerGroup",
     "NullLogger",
     "WandbLogger",
+    "as_logger",
     "estimate_row",
+    "into",
     "read_jsonl",
 ]
 

@@ -21,7 +21,6 @@ reached the disk by then stays readable and can be sent later with ``wandb sync`
 from __future__ import annotations
 
 import atexit
-import math
 import os
 import shlex
 import sys
@@ -33,6 +32,7 @@ from typing import Any, Literal
 
 from optland.config import redact, redact_item, redact_text
 from optland.log.child import Child
+from optland.log.decisions import EVENT_COLUMNS, EVENTS, event_alert, event_row, loss_alert
 from optland.log.logger import change_in_words
 from optland.log.vocabulary import STEP, Scalar
 from optland.log.wandb_environment import check_environment, labels, setting, without_empty
@@ -43,11 +43,8 @@ __all__ = ["WandbLogger"]
 Mode = Literal["offline", "online", "disabled"]
 
 _PROCESS = "optland.log.wandb_run"
-_EVENTS = "ctl/events"
-_EVENT_COLUMNS = [STEP, "policy", "actuator", "old", "new", "reason", "taken", "signals"]
 _SUMMARY_EVENTS = 100  # a wandb value should stay below a megabyte
 _ERROR = "summary/error"
-_LOSS = "train/loss"
 _STARTING = 3.5  # seconds from the first row that wandb has to start, before its time to finish runs
 _ENDING = 1.0  # seconds for the process to end once it has said that it is through
 _KINDS = {kind.__name__: kind for kind in (OSError, PermissionError, TimeoutError, ConnectionError)}
@@ -134,18 +131,18 @@ class WandbLogger:
         """Write the scalars of one step; the first loss that is not finite also raises an alert."""
         self._note_step(row)
         self._send("log", {STEP: self._step, **redact(row)})
-        loss = row.get(_LOSS)
-        if isinstance(loss, float) and not math.isfinite(loss) and not self._lost:
+        alert = loss_alert(row, self._step)
+        if alert is not None and not self._lost:
             self._lost = True
-            self._alert(f"the loss is {loss} at step {self._step}", f"{_LOSS} is not finite", "ERROR")
+            self._alert(*alert)
 
     def event(self, event: Mapping[str, object]) -> None:
         """Keep a decision for the table ``ctl/events``; a rewind also raises an alert."""
         self._note_step(event)
-        self._events.append([_cell(column, event.get(column)) for column in _EVENT_COLUMNS])
-        if event.get("actuator") == "rewind":
-            title = f"{event.get('policy')}: {event.get('actuator')} at step {self._step}"
-            self._alert(title, str(event.get("reason")), "WARN")
+        self._events.append(event_row(event))
+        alert = event_alert(event, self._step)
+        if alert is not None:
+            self._alert(*alert)
 
     def image(self, name: str, path: Path) -> None:
         """Upload an image.
@@ -172,9 +169,9 @@ class WandbLogger:
         if self._mode == "disabled":
             return
         if self._events:
-            self.table(_EVENTS, _EVENT_COLUMNS, self._events)
+            self.table(EVENTS, EVENT_COLUMNS, self._events)
         texts = [_sentence(event) for event in self._events[-_SUMMARY_EVENTS:]]
-        values = {**summary, **({f"{_EVENTS}_text": "\n".join(texts)} if texts else {})}
+        values = {**summary, **({f"{EVENTS}_text": "\n".join(texts)} if texts else {})}
         if _ERROR in summary:
             self._alert("run failed", str(summary[_ERROR]), "ERROR")
         self._send("finish", redact(values), exit_code)
@@ -314,11 +311,6 @@ def _with_program(environment: Mapping[str, str]) -> dict[str, str]:
     spec, file = getattr(main, "__spec__", None), getattr(main, "__file__", None)
     program = file if spec is None else f"-m {spec.name}"
     return {**({} if program is None else {"WANDB_PROGRAM": str(program)}), **without_empty(environment)}
-
-
-def _cell(column: str, value: object) -> object:
-    """One type per column, as wandb's tables want: the step a number, ``taken`` a boolean, all else text."""
-    return value if column in (STEP, "taken") else redact_text(str(value))
 
 
 def _sentence(event: Sequence[Any]) -> str:

@@ -36,7 +36,8 @@ from typing import Any
 
 from optland.log.child import Post
 from optland.log.greeting import silence
-from optland.log.vocabulary import GROUPS, STEP
+from optland.log.meanings import GROUPS
+from optland.log.vocabulary import STEP, without_chart
 
 __all__ = ["ELSEWHERE", "Run", "main", "new_id"]
 
@@ -112,8 +113,10 @@ class Run:
             # On a full disk wandb's own log would print a traceback for every line of it.
             setattr(handler, "handleError", lambda record: None)  # noqa: B010
         run.define_metric(STEP)
-        for pattern in ["samples", "epoch", *(f"{group}/*" for group in GROUPS)]:
+        for pattern in ["epoch", *(f"{group}/*" for group in GROUPS)]:
             run.define_metric(pattern, step_metric=STEP)
+        for name in ["samples", *without_chart()]:
+            run.define_metric(name, step_metric=STEP, hidden=True)
         self._report("begun", None if run.disabled else str(run.settings.sync_dir), self._run_id)
 
     def log(self, row: Mapping[str, Any]) -> None:

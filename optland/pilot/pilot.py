@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from optland.log import Logger
+from optland.log import as_logger
 from optland.objective import LossFn
 from optland.optim.two_pass import TwoPass
 from optland.optim.uncompiled import uncompiled
@@ -75,7 +75,7 @@ class Pilot:
         total_steps: Updates of the whole run, epochs x len(loader); :meth:`batches` finds it by itself.
         total_samples: In its place the samples of the whole run, where a policy turns the batch size.
         open_ended: The length is unknown; ``auto_lr`` holds its height until :meth:`decay`. Worse without an end.
-        log: A :class:`optland.log.Logger`; None logs nothing.
+        log: ``wandb.run``, all that :func:`optland.log.into` takes, or an :class:`optland.log.Logger`; None: nothing.
         log_every: Updates between two logged rows; rows with a probe or a decision are always logged.
         seed: Seed of the probes' own randomness.
         probes: Further probes, of a class of your own.
@@ -106,7 +106,7 @@ class Pilot:
         total_steps: int | None = None,
         total_samples: int | None = None,
         open_ended: bool = False,
-        log: Logger | None = None,
+        log: Any = None,
         log_every: int = 10,
         seed: int = 0,
         probes: Sequence[Probe] = (),
@@ -119,6 +119,7 @@ class Pilot:
             raise ValueError(f"mode {mode!r} is not known; choose from {MODES}")
         optimizers = [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer)
         chosen = by_name(policies)
+        logger = None if log is None else as_logger(log)
         self.mode: Mode = mode
         self._acts = mode == "control"
         self.progress = Progress(total_steps, total_samples, open_ended=open_ended)
@@ -146,7 +147,7 @@ class Pilot:
             seed=seed,
         )
         self.trouble = Trouble(self.host, paces=self.controls.paces)
-        self.record = Record(log if self.host.ranks.leads else None, log_every)
+        self.record = Record(logger if self.host.ranks.leads else None, log_every)
         self.seed = seed
         self._seconds_before = 0.0
         self._started = self._ended = time.perf_counter()
@@ -246,7 +247,7 @@ class Pilot:
         self.progress.decay(self.host.step, num_steps)
 
     def close(self) -> None:
-        """Take the pilot off the optimizer and give its memory back; the optimizer goes on as without it."""
+        """Take the pilot off the optimizer, give its memory back, and write what the log still holds."""
         if self._hooks is not None and self._hooks.close():
             self.progress.end(self.host.step)
         for optimizer in self.host.inner:
@@ -254,6 +255,7 @@ class Pilot:
         self.host.before.release()
         self.steering.coherence.release()
         self._recent.clear()
+        self.record.close()
 
     def __enter__(self) -> Pilot:
         return self

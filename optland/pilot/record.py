@@ -9,6 +9,7 @@ from collections.abc import Iterable
 
 from optland.failpoints import reach
 from optland.log import Logger, NullLogger
+from optland.log.guest import Guest
 from optland.pilot.decision import Decision
 from optland.pilot.notices import say_off
 from optland.pilot.signal import Signal
@@ -80,6 +81,11 @@ class Record:
         except Exception as error:
             self.log = NullLogger()
             say_off("the log", step, f"{type(error).__name__}: {error}")
+
+    def close(self) -> None:
+        """Write what a logger in somebody else's run still holds; other loggers are finished by whoever made them."""
+        if isinstance(self.log, Guest):
+            self.log.close()
 
     def last(self) -> str:
         """The last decision in words."""

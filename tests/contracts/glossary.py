@@ -301,7 +301,10 @@ GLOSSARY: dict[str, str] = {
     "ours": "Values of the method, one per seed.",
     "theirs": "Values of what it is compared with, one per seed.",
     # Logs, pictures and pages
-    "log": "Logger, or its settings.",
+    "log": "Logger, what a logger is made for, or its settings.",
+    "prefix": "What is put before every key.",
+    "commit": "Whether a row is sent as one of its own, in wandb's word.",
+    "alerts": "Whether wandb notifies people.",
     "loggers": "Several loggers.",
     "row": "Measurements of one step, by key.",
     "rows": "Rows of a log or a table.",

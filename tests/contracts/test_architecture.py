@@ -43,7 +43,7 @@ LEVELS = {
 }
 
 ONLY_IN = {
-    "wandb": ("optland/log/wandb_run.py",),
+    "wandb": ("optland/log/wandb_run.py", "optland/log/guest_wandb.py"),
     "torchvision": ("optland/train/data/", "optland/train/models/"),
     "sklearn": ("optland/train/data/", "optland/train/models/"),
     "matplotlib": ("optland/plots/", "optland/report/"),
