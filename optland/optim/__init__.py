@@ -24,6 +24,7 @@ from optland.optim.sam import ASAM, SAM, USAM
 from optland.optim.smoothed import FSAM, VaSSO
 from optland.optim.sparse import SparseSAM
 from optland.optim.telemetry import Telemetry
+from optland.optim.telemetry_log import TelemetryLog, log_telemetry
 from optland.optim.two_pass import TwoPass
 from optland.optim.wsam import PGN, WSAM
 
@@ -56,8 +57,10 @@ __all__ = [
     "StepState",
     "Tail",
     "Telemetry",
+    "TelemetryLog",
     "TwoPass",
     "VaSSO",
     "available",
     "create",
+    "log_telemetry",
 ]
