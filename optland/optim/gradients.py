@@ -110,7 +110,8 @@ def call_alone(closure: Closure, params: list[Tensor]) -> Any:
                 "gradients existed before step(closure) and the closure did not zero them, so the second pass "
                 "would not see the same loss as the first. Either zero the gradients first thing in the "
                 "closure, or, when accumulating micro-batches, use the phase form: backward over all "
-                "micro-batches, perturb(), backward over all of them again, step()."
+                "micro-batches, perturb(), backward over all of them again, step(). In Lightning, add "
+                "optland.integrations.lightning.SAMModule to the bases of the module."
             )
     except BaseException:
         for p, g in contributions:

@@ -8,6 +8,8 @@ from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
 from optland import vectors
+from optland.optim import misuse
+from optland.optim.delegate import Closure
 from optland.optim.gradients import is_shared, is_spent, require_dense
 
 __all__ = ["BackwardWatch", "GradientSum"]
@@ -80,6 +82,25 @@ class BackwardWatch:
             self._handle.remove()
             self._handle = None
         return seen
+
+    def during(self, closure: Closure, params: list[Tensor]) -> Any:
+        """Call a closure that has nothing to do any more, as the gradient is in hand.
+
+        Returns:
+            What it returned.
+
+        Raises:
+            RuntimeError: It has zeroed the gradient, or run a backward pass.
+        """
+        self.start(next(p for p in params if p.grad is not None))
+        try:
+            loss = closure()
+        finally:
+            stopped = self._handle is None  # by zero_grad()
+            disturbed = self.stop() or stopped
+        if disturbed:
+            raise RuntimeError(misuse.lost_in_hand())
+        return loss
 
     def __getstate__(self) -> dict[str, Any]:
         return {"_handle": None, "_seen": False}

@@ -24,6 +24,7 @@ from optland.optim.notices import Notices
 __all__ = [
     "USAGES",
     "in_flight",
+    "lost_in_hand",
     "needs_loss",
     "note_no_gradient",
     "plain_step",
@@ -37,7 +38,8 @@ __all__ = [
 USAGES = (
     "Use optimizer.step(closure), where the closure zeroes the gradients, runs forward and backward and "
     "returns the loss; or backward, optimizer.perturb(), backward again, optimizer.step(); or, with a "
-    "GradScaler, backward, perturb(), backward, restore(), scaler.step(optimizer)."
+    "GradScaler, backward, perturb(), backward, restore(), scaler.step(optimizer). In Lightning, add "
+    "optland.integrations.lightning.SAMModule to the bases of the module."
 )
 
 TRAINERS = (
@@ -145,6 +147,14 @@ def unwanted_pass(action: str) -> str:
     return (
         f"{action}: perturb() returned False, as the gate leaves out the second pass of this step, and a "
         "backward pass after it has added to the gradient. Write: if optimizer.perturb(): loss.backward()"
+    )
+
+
+def lost_in_hand() -> str:
+    """Words on a closure that has touched the gradient of a step in phase form."""
+    return (
+        "step(closure) after restore(), or after a perturb() that returned False: all passes of this step are made, and "
+        "the closure has zeroed the gradient or run another backward pass. Call step() without a closure"
     )
 
 

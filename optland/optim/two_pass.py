@@ -254,17 +254,17 @@ class TwoPass(Delegating):
 
         Args:
             closure: Zeroes the gradients, runs forward and backward, returns the loss; called as often as the
-                method needs. None completes a step in phase form or of micro-batches, restoring the weights
-                first where that was not done.
+                method needs; after :meth:`restore` once, for trainers that always hand one over, and it leaves the
+                gradient alone. None completes a step in phase form or of micro-batches, restoring weights first.
 
         Returns:
-            What the closure returned at the unperturbed weights; None in phase form.
+            What the closure returned at the unperturbed weights; None without one.
 
         Raises:
             RuntimeError: Used in a way that would train with the plain gradient, a scaled one or an
                 accumulated one.
         """
-        if closure is None:
+        if closure is None or self._flight.phase is Phase.READY:
             self._prepare_phase_step()
         else:
             self._refuse_in_flight("step(closure)")
@@ -279,8 +279,9 @@ class TwoPass(Delegating):
     step.hooked = True  # type: ignore[attr-defined]
 
     def _advance(self, closure: Closure | None) -> Any:
-        if closure is not None:
+        if closure is not None and self._flight.phase is not Phase.READY:
             return self._closure_step(closure)
+        loss = None if closure is None else self._watch.during(closure, self._params)
         if self._in_hand:
             self._update()
             spend(self._params)
@@ -288,7 +289,7 @@ class TwoPass(Delegating):
             self._forget_step()
             self.base.step()  # all gradients are zero: a checkpointer materialises the state
             self._memory.materialise(self._params)
-        return None
+        return loss
 
     def _closure_step(self, closure: Closure) -> Any:
         self._forget_step()

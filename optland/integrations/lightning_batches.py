@@ -1,0 +1,199 @@
+"""Run a training step of Lightning again: what it was given, in silence, at other weights.
+
+The loop of Lightning runs each micro-batch once. Pass two of an update, and the pilot's probes, run it again, and
+nothing that counts or logs may see that.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+from optland.context import RandomSnapshot, preserve_buffers, preserve_rng
+from optland.optim import MSAM
+from optland.optim.two_pass import TwoPass
+
+try:
+    from lightning.pytorch import Callback
+    from torchmetrics import Metric, MetricCollection
+except ImportError as error:
+    raise ImportError(
+        f"optland.integrations.lightning needs Lightning ({error}): pip install 'optland[lightning]'"
+    ) from error
+
+__all__ = ["MicroBatches", "arguments", "loss_of", "unseen"]
+
+
+def loss_of(output: Any) -> Any:
+    """The loss of what a training step returned: itself, or what stands under ``loss``; None for a skipped one."""
+    return output.get("loss") if isinstance(output, Mapping) else output
+
+
+def arguments(module: Any, batch: Any, batch_idx: int) -> tuple[Any, ...]:
+    """What Lightning gives to ``training_step``: the batch, and its number where it is asked for."""
+    found = inspect.signature(module.training_step).parameters.values()
+    return (batch, batch_idx) if len(found) > 1 or any(p.kind is p.VAR_POSITIONAL for p in found) else (batch,)
+
+
+@contextmanager
+def unseen(module: Any, clones: dict[int, Any]) -> Iterator[None]:
+    """Run training steps that are part of no log and no metric.
+
+    Args:
+        module: A LightningModule.
+        clones: Stand-ins for its metrics, by the identity of those; kept from one call to the next, since copying a
+            metric copies all that it holds.
+    """
+    own: dict[str, Any] = {}
+    for name, part in module.named_modules(remove_duplicate=False):
+        inside = any(name.startswith(f"{outer}.") for outer in own)
+        if isinstance(part, Metric | MetricCollection) and not inside:
+            own[name] = part
+    for name, part in own.items():
+        if id(part) not in clones:
+            clones[id(part)] = part.clone()
+        clones[id(part)].reset()
+        module.set_submodule(name, clones[id(part)])
+    before = {name: value for name, value in vars(module).items() if name == "log"}
+    vars(module)["log"] = lambda *args, **kwargs: None
+    try:
+        yield
+    finally:
+        del vars(module)["log"]
+        vars(module).update(before)
+        for name, part in own.items():
+            module.set_submodule(name, part)
+
+
+class MicroBatches(Callback):  # type: ignore[misc,unused-ignore]  # Any, where Lightning is not installed
+    """Keeps the micro-batches of an update with the random state before each, and makes all passes over them.
+
+    MSAM goes to w + eps before its only pass. It does so for each micro-batch, and the eps of all is the same; between
+    them the weights are at w, for validation and checkpoints.
+    """
+
+    def __init__(self) -> None:
+        self.kept: list[tuple[tuple[Any, ...], RandomSnapshot]] = []
+        self.clones: dict[int, Any] = {}
+        self._losses = 0  # micro-batches of this update that had one
+
+    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+        """Refuse what cannot be run again."""
+        name = type(pl_module).__name__
+        if not pl_module.automatic_optimization:
+            raise ValueError(
+                f"SAMModule makes the passes of automatic optimization, and {name}.automatic_optimization is False; "
+                "leave the mixin out, and write manual_backward(loss), opt.perturb(), manual_backward(loss), "
+                "opt.restore(), opt.step()"
+            )
+        if "dataloader_iter" in inspect.signature(pl_module.training_step).parameters:
+            raise ValueError(
+                f"{name}.training_step(dataloader_iter) takes its batches itself, and SAMModule has to run them "
+                "twice; use training_step(batch, batch_idx)"
+            )
+        if trainer.strategy.handles_gradient_accumulation:
+            raise ValueError(
+                f"{type(trainer.strategy).__name__} accumulates and steps by itself, and leaves no room for a second "
+                "pass; use strategy='ddp', or ModelParallelStrategy for FSDP2"
+            )
+        with unseen(pl_module, self.clones):
+            pass  # metrics are copied now, before they hold anything
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        """A micro-batch begins, and with the first one an update."""
+        optimizer = trainer.optimizers[0]
+        if not isinstance(optimizer, TwoPass):
+            return
+        if batch_idx % trainer.accumulate_grad_batches == 0:
+            self.kept, self._losses = [], 0
+            _begin_anew(optimizer)
+        self.kept.append((arguments(pl_module, batch, batch_idx), RandomSnapshot()))
+        if isinstance(optimizer, MSAM):
+            optimizer.perturb(loss_scale=_scale(trainer), share=1 / trainer.accumulate_grad_batches)
+
+    def on_train_batch_end(
+        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """A micro-batch of MSAM that was not the last is over."""
+        self._over(trainer.optimizers[0], loss_of(outputs))
+
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        """An epoch that was ended by a hook before its batch was run."""
+        _come_home(trainer.optimizers[0])
+
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        """Whatever is saved now is w."""
+        _come_home(*trainer.optimizers)
+
+    def all_passes(self, trainer: Any, module: Any, closure: Any) -> Any:
+        """Finish pass one and make the others.
+
+        Args:
+            closure: Pass one of the last micro-batch.
+
+        Returns:
+            What it returned; ``.grad`` is what the base receives.
+        """
+        optimizer, loss = trainer.optimizers[0], closure()
+        self._over(optimizer, loss)
+        if not self._losses:  # every training step of this update was skipped
+            return loss
+        if not isinstance(optimizer, MSAM) and optimizer.perturb(loss_scale=_scale(trainer)):
+            self._again(trainer, module)
+            if optimizer.method.two_sided:
+                optimizer.perturb()
+                self._again(trainer, module)
+        optimizer.restore()
+        return loss
+
+    def _over(self, optimizer: Any, loss: Any) -> None:
+        """Pass one of a micro-batch is over."""
+        if loss is not None:
+            self._losses += 1
+            if isinstance(optimizer, MSAM) and optimizer.is_perturbed:
+                optimizer.accumulate()
+        _come_home(optimizer)
+
+    def _again(self, trainer: Any, module: Any) -> None:
+        """Forward and backward over all of them, synchronised at the last one as in pass one."""
+        strategy, optimizer = trainer.strategy, trainer.optimizers[0]
+        apart = getattr(strategy, "block_backward_sync", nullcontext)
+        try:
+            module.in_second_pass = True
+            with preserve_rng(), preserve_buffers(module), unseen(module, self.clones):
+                for number, (given, random) in enumerate(self.kept, 1):
+                    random.restore()
+                    with nullcontext() if number == len(self.kept) else apart():
+                        loss = loss_of(strategy.training_step(*given))
+                        if loss is not None:
+                            strategy.backward(loss / trainer.accumulate_grad_batches, optimizer)
+        except BaseException:
+            _come_home(optimizer)
+            raise
+        finally:
+            module.in_second_pass = False
+
+
+def _scale(trainer: Any) -> Any:
+    """What a GradScaler multiplies losses by."""
+    scaler = getattr(trainer.precision_plugin, "scaler", None)
+    return None if scaler is None else scaler.get_scale()
+
+
+def _come_home(*optimizers: Any) -> None:
+    """Back to w, whatever was begun."""
+    for optimizer in optimizers:
+        if isinstance(optimizer, TwoPass) and optimizer.is_perturbed:
+            optimizer.zero_grad()
+            optimizer.restore()
+
+
+def _begin_anew(optimizer: TwoPass) -> None:
+    """Drop what a step that a GradScaler has left out began; Lightning zeroes gradients later, after its hooks."""
+    params = [p for group in optimizer.param_groups for p in group["params"]]
+    kept = [p.grad for p in params]
+    optimizer.zero_grad()
+    for p, gradient in zip(params, kept, strict=True):
+        p.grad = gradient
