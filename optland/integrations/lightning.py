@@ -18,22 +18,22 @@ counts both passes of a batch and clips in each, and accumulation and ``16-mixed
 
 **Cost.** As in a plain loop; an update keeps its micro-batches until it is made.
 
-**Caveats.** ``on_before_backward`` and ``on_after_backward`` belong to a backward pass, of which there are two. What goes
-to a logger by other ways than ``self.log`` has to ask ``self.in_second_pass``. MSAM, whose only pass is at w + eps, logs
-the loss there. Random numbers that a module draws in its own ``on_train_batch_start`` are taken for the batch's.
+**Caveats.** ``on_before_backward`` and ``on_after_backward`` belong to a backward pass, of which there are two. What
+goes to a logger otherwise than by ``self.log`` has to ask ``self.in_second_pass``. MSAM, whose only pass is at w + eps,
+logs the loss there. Random numbers that the module draws in its ``on_train_batch_start`` count as the batch's.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Sequence, Sized
 from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from optland.integrations.lightning_batches import MicroBatches, arguments, loss_of, unseen
-from optland.log import Logger, NullLogger
+from optland.log import Logger, LoggerGroup
 from optland.objective import LossFn
 from optland.optim.two_pass import TwoPass
 from optland.pilot import Pilot, Policy
@@ -143,10 +143,11 @@ class _Several(list[Any]):
     """Micro-batches that would be taken for one batch."""
 
 
-class _Loggers(NullLogger):
-    """Rows for the loggers of a trainer, under ``optland/`` and on its own axis; decisions stay in ``pilot.decisions``."""
+class _Loggers(LoggerGroup):
+    """Rows for the loggers of a trainer, under ``optland/`` and on its own axis; decisions stay in the pilot."""
 
     def __init__(self, trainer: Any) -> None:
+        super().__init__([])
         self.trainer = trainer
 
     def log(self, row: Any) -> None:
@@ -192,7 +193,8 @@ class PilotCallback(Callback):  # type: ignore[misc,unused-ignore]  # Any, where
         self.pilot: Pilot | None = None
         self._options = {"policies": policies, "log": log, **options}
         self._loss_fn = loss_fn
-        self._state: dict[str, Any] | None = None
+        self._loaded: dict[str, Any] | None = None
+        self._ended: dict[str, Any] | None = None
         self._clones: dict[int, Any] = {}
         self._batches: list[Any] = []
         self._losses: list[Tensor | None] = []
@@ -206,14 +208,15 @@ class PilotCallback(Callback):  # type: ignore[misc,unused-ignore]  # Any, where
         length = trainer.estimated_stepping_batches
         if 0 < length < float("inf") and not options.keys() & {"total_steps", "total_samples", "open_ended"}:
             options["total_steps"] = length
-        loader = getattr(trainer.train_dataloader, "dataset", None)
-        if hasattr(loader, "__len__"):
-            options.setdefault("dataset_size", len(loader))
+        dataset = getattr(trainer.train_dataloader, "dataset", None)
+        if isinstance(dataset, Sized):
+            options.setdefault("dataset_size", len(dataset))
         loss_fn = self._loss_fn or partial(self._training_loss, trainer)
         pilot = self.pilot = Pilot(list(trainer.optimizers), pl_module, loss_fn, **options)
         self._refuse(pilot)
-        if self._state is not None:
-            pilot.load_state_dict(self._state)
+        if self._loaded is not None:
+            pilot.load_state_dict(self._loaded)
+        self._loaded = self._ended = None
         self._steps = trainer.global_step
 
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
@@ -240,17 +243,24 @@ class PilotCallback(Callback):  # type: ignore[misc,unused-ignore]  # Any, where
         return _Several(self._batches) if isinstance(self._batches[0], Tensor) else list(self._batches)
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Take the pilot off the optimizer."""
-        if self.pilot is not None:
+        """Take the pilot off the optimizer; a checkpoint of the trainer may still be asked for."""
+        if self.pilot is not None and self._ended is None:
+            self._ended = self.state_dict()
             self.pilot.close()
 
     def state_dict(self) -> dict[str, Any]:
-        """The pilot's state, in the trainer's checkpoint."""
-        return {} if self.pilot is None else self.pilot.state_dict()
+        """The pilot's state, in the trainer's checkpoint; none, and a warning, where training broke off in a step."""
+        if self._ended is not None or self.pilot is None:
+            return self._ended or {}
+        try:
+            return self.pilot.state_dict()
+        except RuntimeError as error:
+            warnings.warn(f"the checkpoint has no state of the pilot: {error}", RuntimeWarning, stacklevel=2)
+            return {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep the state of a checkpoint until there are optimizers."""
-        self._state = state_dict or None
+        self._loaded = state_dict or None
 
     def _training_loss(self, trainer: Any, module: nn.Module, batch: Any) -> Tensor:
         with unseen(module, self._clones), trainer.precision_plugin.train_step_context():

@@ -12,6 +12,7 @@ from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from optland.context import RandomSnapshot, preserve_buffers, preserve_rng
+from optland.integrations.replay import back_at_w, finish_passes
 from optland.optim import MSAM
 from optland.optim.two_pass import TwoPass
 
@@ -34,7 +35,9 @@ def loss_of(output: Any) -> Any:
 def arguments(module: Any, batch: Any, batch_idx: int) -> tuple[Any, ...]:
     """What Lightning gives to ``training_step``: the batch, and its number where it is asked for."""
     found = inspect.signature(module.training_step).parameters.values()
-    return (batch, batch_idx) if len(found) > 1 or any(p.kind is p.VAR_POSITIONAL for p in found) else (batch,)
+    return (
+        (batch, batch_idx) if len(found) > 1 or any(p.kind is p.VAR_POSITIONAL for p in found) else (batch,)
+    )
 
 
 @contextmanager
@@ -131,6 +134,8 @@ class MicroBatches(Callback):  # type: ignore[misc,unused-ignore]  # Any, where 
         """Finish pass one and make the others.
 
         Args:
+            trainer: Whose strategy runs them.
+            module: The LightningModule.
             closure: Pass one of the last micro-batch.
 
         Returns:
@@ -140,12 +145,10 @@ class MicroBatches(Callback):  # type: ignore[misc,unused-ignore]  # Any, where 
         self._over(optimizer, loss)
         if not self._losses:  # every training step of this update was skipped
             return loss
-        if not isinstance(optimizer, MSAM) and optimizer.perturb(loss_scale=_scale(trainer)):
-            self._again(trainer, module)
-            if optimizer.method.two_sided:
-                optimizer.perturb()
-                self._again(trainer, module)
-        optimizer.restore()
+        if isinstance(optimizer, MSAM):
+            optimizer.restore()
+        else:
+            finish_passes(optimizer, lambda: self._again(trainer, module), loss_scale=_scale(trainer))
         return loss
 
     def _over(self, optimizer: Any, loss: Any) -> None:
@@ -160,8 +163,8 @@ class MicroBatches(Callback):  # type: ignore[misc,unused-ignore]  # Any, where 
         """Forward and backward over all of them, synchronised at the last one as in pass one."""
         strategy, optimizer = trainer.strategy, trainer.optimizers[0]
         apart = getattr(strategy, "block_backward_sync", nullcontext)
+        module.in_second_pass = True
         try:
-            module.in_second_pass = True
             with preserve_rng(), preserve_buffers(module), unseen(module, self.clones):
                 for number, (given, random) in enumerate(self.kept, 1):
                     random.restore()
@@ -169,9 +172,6 @@ class MicroBatches(Callback):  # type: ignore[misc,unused-ignore]  # Any, where 
                         loss = loss_of(strategy.training_step(*given))
                         if loss is not None:
                             strategy.backward(loss / trainer.accumulate_grad_batches, optimizer)
-        except BaseException:
-            _come_home(optimizer)
-            raise
         finally:
             module.in_second_pass = False
 
@@ -185,9 +185,9 @@ def _scale(trainer: Any) -> Any:
 def _come_home(*optimizers: Any) -> None:
     """Back to w, whatever was begun."""
     for optimizer in optimizers:
-        if isinstance(optimizer, TwoPass) and optimizer.is_perturbed:
-            optimizer.zero_grad()
-            optimizer.restore()
+        if isinstance(optimizer, TwoPass):
+            with back_at_w(optimizer):
+                pass
 
 
 def _begin_anew(optimizer: TwoPass) -> None:

@@ -153,8 +153,8 @@ def unwanted_pass(action: str) -> str:
 def lost_in_hand() -> str:
     """Words on a closure that has touched the gradient of a step in phase form."""
     return (
-        "step(closure) after restore(), or after a perturb() that returned False: all passes of this step are made, and "
-        "the closure has zeroed the gradient or run another backward pass. Call step() without a closure"
+        "step(closure) after restore(), or after a perturb() that returned False: all passes of this step are made, "
+        "and the closure has zeroed the gradient or run another backward pass. Call step() without a closure"
     )
 
 

@@ -51,6 +51,8 @@ ONLY_IN = {
     "transformers": ("optland/integrations/transformers.py",),
     "accelerate": ("optland/integrations/accelerate.py",),
     "timm": ("optland/integrations/timm.py",),
+    "lightning": ("optland/integrations/lightning.py", "optland/integrations/lightning_batches.py"),
+    "torchmetrics": ("optland/integrations/lightning_batches.py",),
 }
 
 PURE = (

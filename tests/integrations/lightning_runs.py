@@ -120,7 +120,9 @@ def plain(
         scale = None if scaler is None else scaler.get_scale()
         for number in made.passes(loss_scale=scale):
             for batch in micro:
-                with torch.autocast("cpu", dtype or torch.bfloat16, enabled=dtype is not None, cache_enabled=False):
+                with torch.autocast(
+                    "cpu", dtype or torch.bfloat16, enabled=dtype is not None, cache_enabled=False
+                ):
                     loss = loss_of(model, batch)
                 if number == 0:
                     losses.append(loss.item())
