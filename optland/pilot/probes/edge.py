@@ -60,7 +60,7 @@ class EdgeProbe(Probe):
         usable = found.status in ("resolved", "unbounded") and t > 0
         # One that found no descent was far beyond the edge: the next begins below its smallest trial.
         self.start = min(max(t, 0.25), 64.0) if t > 0 else 1.0
-        return [*_along(t if usable else math.nan, found.step.error, rate, found.status, host.step),
+        return [*_along(t if usable else math.nan, found.step.error, rate, found.status.value, host.step),
                 Signal("edge/resolved", float(found.status == "resolved"), host.step),
                 Signal("edge/not_descent", float(found.status == "not_descent"), host.step)]  # fmt: skip
 
