@@ -7,6 +7,9 @@ BIN := $(VENV)/bin
 # Nets this small run fastest on one thread, and two runs side by side use two cores.
 export OMP_NUM_THREADS ?= 1
 
+# One more than there are cores: some tests wait, for another process or for a limit of time.
+WORKERS ?= $(shell $(PYTHON) -c 'import os; print(1 + (os.cpu_count() or 1))')
+
 .PHONY: demo test test-all hosts bench lint tier coverage size clean
 
 demo: $(VENV)/demo.stamp
@@ -17,10 +20,10 @@ test: $(VENV)/test.stamp
 	$(MAKE) --no-print-directory -j2 lint tier
 
 tier: $(VENV)/test.stamp
-	$(BIN)/pytest -q -n auto --dist worksteal
+	$(BIN)/pytest -q -n $(WORKERS) --dist worksteal
 
 test-all: lint
-	$(BIN)/pytest -q -n auto --dist worksteal -m "slow or not slow"
+	$(BIN)/pytest -q -n $(WORKERS) --dist worksteal -m "slow or not slow"
 
 lint: $(VENV)/test.stamp
 	$(BIN)/ruff check optland recipes tests benchmarks
@@ -33,7 +36,7 @@ hosts: $(VENV)/hosts/stamp
 
 # The table of the lines that no test of the default tier runs; what runs in a process of its own is counted too.
 coverage: $(VENV)/test.stamp
-	$(BIN)/pytest -q -n auto --dist worksteal --cov --cov-report=term-missing:skip-covered
+	$(BIN)/pytest -q -n $(WORKERS) --dist worksteal --cov --cov-report=term-missing:skip-covered
 
 size: $(VENV)/demo.stamp
 	$(BIN)/python tests/contracts/size.py

@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 import torch
+import wandb
 from log.guests import history, metrics, records, trained
 
-import wandb
 from optland.log import Logger, into
 
 STEPS = 20

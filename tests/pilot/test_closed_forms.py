@@ -57,6 +57,7 @@ from optland.curvature import (
     stability_ratio,
     trace,
 )
+from optland.log import NullLogger
 from optland.objective import Objective
 from optland.optim import SAM
 from optland.pilot import Pilot, Plateau, SafeLR
@@ -66,7 +67,7 @@ from optland.problems import linear_regression
 from optland.statistics import mean_interval
 
 
-class Rows:
+class Rows(NullLogger):
     """A logger that keeps the rows."""
 
     def __init__(self) -> None:
@@ -74,8 +75,6 @@ class Rows:
 
     def log(self, row: Any) -> None:
         self.rows.append(dict(row))
-
-    def event(self, event: Any) -> None: ...
 
 
 LAM = np.geomspace(0.1, 10.0, 20)
