@@ -32,6 +32,8 @@ def plain_step(network, optimizer, clip=None):
     optimizer.zero_grad()
 
 
+@pytest.mark.cell("plain loop", "fp16 scaler")
+@pytest.mark.cell("plain loop", "clip")
 @pytest.mark.parametrize(("gate", "clip"), [(None, None), (Every(2), 0.1)])
 @pytest.mark.parametrize("name", ALL)
 def test_scaled_run_equals_the_unscaled_one(make_network, name, clip, gate):

@@ -115,6 +115,7 @@ def test_tensor_learning_rates(name, make_network):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-11)
 
 
+@pytest.mark.cell("plain loop", "bf16")
 @pytest.mark.parametrize("name", ALL)
 def test_weights_in_bfloat16(name, make_network):
     def network():
@@ -149,6 +150,7 @@ def test_weights_in_bfloat16(name, make_network):
     )
 
 
+@pytest.mark.cell("plain loop", "bf16")
 @pytest.mark.parametrize("name", ALL)
 def test_autocast_to_bfloat16_in_the_forward(name, make_network):
     one, two, full = (make_network(dtype=torch.float32) for _ in range(3))

@@ -44,6 +44,7 @@ def through_a_file(**saved):
     return torch.load(file, weights_only=True)
 
 
+@pytest.mark.cell("plain loop", "resume")
 @EVERY
 @pytest.mark.parametrize(
     ("base", "form", "gate"),

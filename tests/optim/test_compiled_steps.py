@@ -87,6 +87,8 @@ ROWS = [
 ]
 
 
+@pytest.mark.cell("torch.compile", "SAM closure")
+@pytest.mark.cell("torch.compile", "SAM phase")
 @pytest.mark.parametrize(("name", "function"), ROWS)
 def test_every_method(name, function, make_network):
     assert_as_without(function, make_network, lambda network: make(name, network))

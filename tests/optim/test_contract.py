@@ -46,6 +46,8 @@ def test_the_number_of_passes_is_that_of_the_paper(name, make_network):
     assert optimizer.last_evaluations == passes_of(name)
 
 
+@pytest.mark.cell("plain loop", "SAM closure")
+@pytest.mark.cell("plain loop", "SAM phase")
 @EVERY
 @pytest.mark.parametrize(
     ("base", "layers"),  # a plain network over AdamW and other bases is in test_bases
@@ -132,6 +134,7 @@ SCHEDULERS = {
 }
 
 
+@pytest.mark.cell("plain loop", "scheduler")
 @EVERY
 @pytest.mark.parametrize(
     ("scheduler_name", "form"),
@@ -340,6 +343,7 @@ def test_a_parameter_that_only_the_last_pass_uses_is_updated_and_not_perturbed(n
     assert b.item() != 2.0
 
 
+@pytest.mark.cell("plain loop", "accumulation")
 @EVERY
 def test_gradient_accumulation_in_phase_form_is_the_full_batch_step(name, make_network):
     whole, pieces = make_network(), make_network()

@@ -44,6 +44,7 @@ LOOKING = [
 ]
 
 
+@pytest.mark.cell("plain loop", "pilot monitor")
 @pytest.mark.parametrize(
     ("mode", "policy", "optimizer", "form"),
     [*LOOKING, *slow(*(cell for cell in looking_cells() if cell not in LOOKING))],
@@ -111,6 +112,7 @@ def test_shadow_decides_first_what_control_does_first(policy: str) -> None:
     assert policy in ("auto_lr", "noise_batch") or first("control") != "nothing"
 
 
+@pytest.mark.cell("plain loop", "pilot control")
 @pytest.mark.parametrize(
     "policy",
     ["auto_lr", "safe_lr", *slow(*(p for p in [*POLICIES, *OWN] if p not in ("auto_lr", "safe_lr")))],
