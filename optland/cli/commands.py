@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 from optland import __version__
 from optland.cli.copying import copy_recipe
 from optland.cli.execution import execute
+from optland.cli.explain import EXPLAIN_EXAMPLES, explain
 from optland.cli.grid import Grid, run_grid
 from optland.cli.needs import check_needs
 from optland.cli.probe_options import EXAMPLES as _PROBE_EXAMPLES
@@ -47,6 +48,7 @@ _EXAMPLES = f"""examples:
   optland run my_experiment digits
   optland probe runs/landscape_train/digits
   optland report runs/landscape_train/digits
+  optland explain edge/ratio
 
 Recipes of your own: a script, by its path; by its name in ./recipes or here; by the folder that it is alone in; or set
 {ROOT_VARIABLE} to a folder that holds recipes/ and configs/.
@@ -80,7 +82,7 @@ _CP_EXAMPLES = """examples:
   optland cp landscape_train digits my_experiment/mine.py
 """
 
-_COMMANDS = ["ls", "run", "validate", "cp", "probe", "report"]
+_COMMANDS = ["ls", "run", "validate", "cp", "probe", "report", "explain"]
 _OPTIONS = ["--resume", "--validate", "--dry-run", "--grid", "--seeds", "--help"]
 
 
@@ -120,6 +122,9 @@ def _main(argv: Sequence[str] | None) -> int:
         elif arguments.command == "cp":
             _no_more(extra, "optland cp RECIPE [CONFIG] DEST")
             copy_recipe(find_recipe(arguments.recipe), arguments.config, arguments.destination)
+        elif arguments.command == "explain":
+            _no_more(extra, "optland explain KEY", ["--help"])
+            explain(arguments.key)
         elif arguments.command == "probe":
             _no_more(extra, "optland probe RUN [--options]", [*OPTIONS, "--help"])
             from optland.cli.probe import probe  # PyTorch, which the other commands do not need
@@ -206,6 +211,10 @@ def _parser() -> argparse.ArgumentParser:
         commands, "report", "the landscape around checkpoints as one HTML page", _REPORT_EXAMPLES
     )
     add_report_arguments(report)
+    meaning = _command(
+        commands, "explain", "say what a logged key means, and what to do about it", EXPLAIN_EXAMPLES
+    )
+    meaning.add_argument("key", metavar="KEY", nargs="?", help="such as edge/ratio; all of them by default")
     for command in (run, validate):
         command.add_argument("recipe", metavar="RECIPE", help="a name from `optland ls`, or a script")
         _add_config(command)
@@ -289,7 +298,9 @@ def _unknown_option(option: str, options: Sequence[str] = _OPTIONS) -> str:
 def _answered(code: int, output: Outcome, arguments: Sequence[str]) -> int:
     """The exit code, when standard output has gone away: a run has its files, a command that prints has nothing."""
     sys.stdout.flush()
-    prints = arguments[:1] in (["ls"], ["validate"]) or {"--dry-run", "--validate"} & set(arguments)
+    prints = arguments[:1] in (["ls"], ["validate"], ["explain"]) or {"--dry-run", "--validate"} & set(
+        arguments
+    )
     if output.failure is not None:
         complain(f"optland: not all of the output could be written ({output.failure})")
     if code != DONE or not prints:

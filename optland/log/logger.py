@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+from optland.log.guest import Guest
 from optland.log.vocabulary import Scalar
 
 
@@ -125,6 +126,10 @@ class LoggerGroup:
     def finish(self, summary: Mapping[str, object], exit_code: int = 0) -> None:
         """Close every member."""
         self._each(lambda _, member: member.finish(summary, exit_code))
+
+    def close(self) -> None:
+        """Have those members that are guests of somebody's run write what they still hold; nothing is finished."""
+        self._each(lambda _, member: member.close() if isinstance(member, Guest) else None)
 
     def state_dict(self) -> dict[str, Any]:
         """The states of the members that work, by class name."""

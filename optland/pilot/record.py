@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Iterable
 
 from optland.failpoints import reach
-from optland.log import Logger, NullLogger
+from optland.log import Logger, LoggerGroup, NullLogger
 from optland.log.guest import Guest
 from optland.pilot.decision import Decision
 from optland.pilot.notices import say_off
@@ -84,7 +84,7 @@ class Record:
 
     def close(self) -> None:
         """Write what a logger in somebody else's run still holds; other loggers are finished by whoever made them."""
-        if isinstance(self.log, Guest):
+        if isinstance(self.log, (Guest, LoggerGroup)):
             self.log.close()
 
     def last(self) -> str:

@@ -17,7 +17,7 @@ import torch
 import wandb
 from log.guests import history, metrics, records, trained
 
-from optland.log import Logger, into
+from optland.log import JsonlLogger, Logger, LoggerGroup, into
 
 STEPS = 20
 
@@ -121,6 +121,13 @@ def test_who_logs_nothing_has_every_row(tmp_path: Path, run: Any) -> None:
     trained(STEPS, log=run)
     run.finish()
     assert ours(history(tmp_path)) == list(range(1, STEPS + 1))
+
+
+def test_so_has_one_among_several_loggers(tmp_path: Path, run: Any) -> None:
+    record = JsonlLogger(tmp_path / "log.jsonl")
+    trained(STEPS, log=LoggerGroup([record, into(run)]))
+    run.finish()
+    assert ours(history(tmp_path)) == [row["step"] for row in record.read("row")] == list(range(1, STEPS + 1))
 
 
 def test_so_has_a_script_that_closes_nothing(tmp_path: Path) -> None:
@@ -252,10 +259,15 @@ def test_rows_that_a_finished_run_did_not_take_are_named(run: Any) -> None:
     assert len(caught) == 1
 
 
-def test_a_service_that_hangs_costs_one_warning_and_little_time(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("how", "why"), [("STOP", "has not answered for 5 s"), ("KILL", "takes no more rows")]
+)
+def test_a_service_that_hangs_or_dies_costs_one_warning_and_little_time(
+    tmp_path: Path, how: str, why: str
+) -> None:
     """The service is stopped for real; the user's own end of the run would wait for it, so the process just leaves."""
     script = f"""
-        import os, pathlib, signal, time, warnings
+        import os, pathlib, signal, sys, time, warnings
         import wandb
         from log.guests import trained
 
@@ -267,13 +279,15 @@ def test_a_service_that_hangs_costs_one_warning_and_little_time(tmp_path: Path) 
             for child in (task / "children").read_text().split()
             if "wandb-core" in pathlib.Path(f"/proc/{{child}}/comm").read_text()
         ]
-        stop = lambda n, _: os.kill(core, signal.SIGSTOP) if n == 3 else None
+        stop = lambda n, _: os.kill(core, signal.SIG{how}) if n == 3 else None
         began = time.monotonic()
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             trained(20, log=run, after=stop)
         print(len(caught), *(w.message for w in caught), time.monotonic() - began, sep="|")
-        os.kill(core, signal.SIGKILL)
+        sys.stdout.flush()
+        if {how!r} == "STOP":
+            os.kill(core, signal.SIGKILL)
         os._exit(0)
     """
     alone = {name: value for name, value in os.environ.items() if name != "WANDB_SERVICE"}
@@ -287,7 +301,7 @@ def test_a_service_that_hangs_costs_one_warning_and_little_time(tmp_path: Path) 
     ).stdout
     count, message, seconds = said.strip().splitlines()[-1].split("|")
     assert count == "1"
-    assert "has not answered for 5 s" in message
+    assert why in message
     assert float(seconds) < 10
 
 

@@ -38,6 +38,8 @@ ASKED_FOR = {
 }  # fmt: skip
 EVALUATED = {"val/loss", "val/acc", "test/loss", "test/acc"}
 AXES = {"step", "samples", "epoch", "kind"}
+INDIRECT = {"curv/<end>_converged", "ctl/events_text"}
+"""Keys that are put together from others."""
 
 
 def check_named(keys: Iterable[str]) -> None:
@@ -49,6 +51,21 @@ def test_every_key_is_in_a_group_and_the_groups_keep_their_order() -> None:
     groups = [key.name.partition("/")[0] for key in VOCABULARY]
     assert set(groups) == set(GROUPS)
     assert len({key.name for key in VOCABULARY}) == len(VOCABULARY)
+
+
+def test_every_key_is_written_somewhere() -> None:
+    """What no line of the package or of a recipe writes has no place in the vocabulary."""
+    root = Path(__file__).resolve().parents[2]
+    files = [file for folder in ("optland", "recipes") for file in (root / folder).rglob("*.py")]
+    text = "\n".join(file.read_text() for file in files if file.name != "meanings.py")
+    by_split = {
+        f"{split}/{name}" for split in ("val", "test") for name in ("loss", "acc", "bpc", "perplexity")
+    }
+    for key in VOCABULARY:
+        written = key.name.partition("<")[0]
+        assert key.name in by_split or f'"{written}' in text or key.name in INDIRECT, key.name
+    for key in INDIRECT:
+        assert key_of(key) is not None
 
 
 def test_few_keys_have_a_chart() -> None:
