@@ -22,7 +22,7 @@ def records(folder: Path | str) -> list[dict[str, Any]]:
     """Everything in the only run below a folder, in order."""
     (run,) = {file.parent for file in Path(folder).rglob("*.wandb")}
     command = [*LEET, "inspect", "--json", str(run)]
-    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    said = subprocess.run(command, cwd=run, capture_output=True, text=True, check=True).stdout
     return [json.loads(line) for line in said.splitlines()]
 
 

@@ -64,8 +64,8 @@ def test_every_key_is_written_somewhere() -> None:
     for key in VOCABULARY:
         written = key.name.partition("<")[0]
         assert key.name in by_split or f'"{written}' in text or key.name in INDIRECT, key.name
-    for key in INDIRECT:
-        assert key_of(key) is not None
+    for name in INDIRECT:
+        assert key_of(name) is not None
 
 
 def test_few_keys_have_a_chart() -> None:
