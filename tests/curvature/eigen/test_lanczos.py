@@ -15,7 +15,7 @@ from scipy.sparse.linalg import LinearOperator, eigsh
 from torch import Tensor, nn
 
 from optland import vectors
-from optland.curvature import CurvatureOperator, Spectrum, hessian, lanczos
+from optland.curvature import CurvatureOperator, FunctionOperator, Spectrum, hessian, lanczos
 from optland.objective import Objective
 from optland.problems import function_objective, linear_regression, quadratic, two_factor, with_spectrum
 
@@ -164,6 +164,16 @@ def test_network_agrees_with_dense_and_scipy(
     np.testing.assert_allclose([v.value for v in found.values[3:]], exact[:3][::-1], rtol=1e-6, atol=1e-9)
     assert found.num_top == 3
     assert [v.value for v in found.values] == sorted((v.value for v in found.values), reverse=True)
+
+
+@pytest.mark.parametrize(("k", "expected"), [(1, [3, -2]), (2, [3, 1, -2]), (3, [3, 1, -2]), (9, [3, 1, -2])])
+def test_an_eigenvalue_is_told_once_where_both_ends_want_it(k: int, expected: list[float]) -> None:
+    A = torch.diag(torch.tensor([3.0, 1.0, -2.0], dtype=torch.float64))
+    H = FunctionOperator(lambda v: [A @ v[0]], [torch.zeros(3, dtype=torch.float64)])
+    found = lanczos(H, k=k)
+    assert [v.value for v in found.values] == pytest.approx(expected)
+    assert len(found.vectors) == len(found.values)
+    assert found.bottom.value == pytest.approx(-2)
 
 
 def test_path_graph_laplacian() -> None:
