@@ -83,7 +83,8 @@ class SAMModule:
 
     def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Any) -> None:
         """Zero the gradients; Lightning does so after the forward pass, which stays part of its update."""
-        super().optimizer_zero_grad(epoch, batch_idx, getattr(optimizer, "base", optimizer))  # type: ignore[misc]
+        of = optimizer.base if isinstance(optimizer, TwoPass) else optimizer
+        super().optimizer_zero_grad(epoch, batch_idx, of)  # type: ignore[misc]
 
     def optimizer_step(
         self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Callable[[], Any] | None = None
@@ -174,7 +175,8 @@ class PilotCallback(Callback):  # type: ignore[misc,unused-ignore]  # Any, where
         pilot: The pilot, once training has begun.
 
     Raises:
-        TypeError: A policy in control turns the batch size, which belongs to the trainer's loader.
+        TypeError: A policy in control turns the batch size, which belongs to the trainer's loader; or manual
+            optimization without ``loss_fn``.
 
     Example:
         >>> callback = PilotCallback(policies=["auto_lr"], mode="shadow")
@@ -198,10 +200,16 @@ class PilotCallback(Callback):  # type: ignore[misc,unused-ignore]  # Any, where
         self._clones: dict[int, Any] = {}
         self._batches: list[Any] = []
         self._losses: list[Tensor | None] = []
+        self._loss: Any = None
         self._steps = 0
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Make the pilot, or the one that a checkpoint holds."""
+        if self._loss_fn is None and not pl_module.automatic_optimization:
+            raise TypeError(
+                "training_step of manual optimization steps, so that probes cannot run it; give "
+                "PilotCallback(loss_fn=...), called with the module and a batch, and return the loss from training_step"
+            )
         options = {"host": partial(LightningHost, trainer), **self._options}
         if options["log"] is None and trainer.loggers:
             options["log"] = _Loggers(trainer)
@@ -214,8 +222,8 @@ class PilotCallback(Callback):  # type: ignore[misc,unused-ignore]  # Any, where
         loss_fn = self._loss_fn or partial(self._training_loss, trainer)
         pilot = self.pilot = Pilot(list(trainer.optimizers), pl_module, loss_fn, **options)
         self._refuse(pilot)
-        if self._loaded is not None:
-            pilot.load_state_dict(self._loaded)
+        if (state := self._loaded or (self._ended if trainer.global_step else None)) is not None:
+            pilot.load_state_dict(state)  # of a checkpoint, or of an earlier fit() that is gone on with
         self._loaded = self._ended = None
         self._steps = trainer.global_step
 
@@ -232,12 +240,17 @@ class PilotCallback(Callback):  # type: ignore[misc,unused-ignore]  # Any, where
         if trainer.global_step == self._steps:
             return
         self._steps = trainer.global_step
-        losses = [x for x in self._losses if x is not None]
+        if losses := [x for x in self._losses if x is not None]:
+            accumulated = trainer.accumulate_grad_batches if pl_module.automatic_optimization else 1
+            self._loss = sum(losses) * accumulated / len(losses)
+        elif self._loss is None:
+            raise ValueError(
+                f"{type(pl_module).__name__}.training_step has returned no loss for the first update; return it"
+            )
         batches = self._batches[0] if len(self._batches) == 1 else self._several()
         self._batches, self._losses = [], []
-        accumulated = trainer.accumulate_grad_batches if pl_module.automatic_optimization else 1
         assert self.pilot is not None
-        self.pilot.after_step(batches, sum(losses) * accumulated / len(losses))
+        self.pilot.after_step(batches, self._loss)
 
     def _several(self) -> list[Any]:
         return _Several(self._batches) if isinstance(self._batches[0], Tensor) else list(self._batches)

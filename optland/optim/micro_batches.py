@@ -92,7 +92,9 @@ class BackwardWatch:
         Raises:
             RuntimeError: It has zeroed the gradient, or run a backward pass.
         """
-        self.start(next(p for p in params if p.grad is not None))
+        if (first := next((p for p in params if p.grad is not None), None)) is None:
+            return closure()
+        self.start(first)
         try:
             loss = closure()
         finally:

@@ -144,6 +144,50 @@ def test_a_policy_that_turns_the_batch_is_refused_at_the_start() -> None:
     assert module.calls > 0
 
 
+class ByHand(Bare):
+    """Manual optimization; returns its loss."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        opt: Any = self.optimizers()
+
+        def closure() -> Any:
+            opt.zero_grad()
+            loss = loss_of(self, batch)
+            self.manual_backward(loss)
+            return loss
+
+        return opt.step(closure)
+
+
+@pytest.mark.cell("Lightning manual", "pilot control")
+def test_manual_optimization_needs_a_loss_for_the_probes() -> None:
+    with pytest.raises(TypeError, match=r"PilotCallback\(loss_fn=\.\.\.\)"):
+        trainer(callbacks=[PilotCallback()]).fit(ByHand(), loader())
+    callback = PilotCallback(loss_fn=loss_of, budget=BUDGET)
+    module, other = ByHand(), net()
+    trainer(STEPS, callbacks=[callback]).fit(module, loader())
+    pilot = plain("sam", other, accumulation=1, log=None, policies=["auto_lr"], budget=BUDGET)
+    assert callback.pilot is not None
+    assert list(callback.pilot.decisions) == list(pilot.decisions)
+    assert apart(module.net, other) < 1e-10
+
+
+def test_a_second_fit_goes_on_with_the_pilot() -> None:
+    callback = PilotCallback(policies=["auto_lr"], budget=BUDGET, total_steps=20)
+    module = Net()
+    made = trainer(-1, max_epochs=1, callbacks=[callback])
+    with pytest.warns(RuntimeWarning, match="ended after 50%"):
+        made.fit(module, loader(10))
+    made.fit_loop.max_epochs = 2
+    made.fit(module, loader(10))
+    assert callback.pilot is not None
+    assert callback.pilot.step == 20
+
+
 @pytest.mark.cell("Lightning", "resume")
 @pytest.mark.parametrize("accumulation", [1, 3])
 def test_a_piloted_run_resumes_bit_for_bit(accumulation: int, tmp_path: Path) -> None:
