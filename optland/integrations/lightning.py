@@ -33,7 +33,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from optland.integrations.lightning_batches import MicroBatches, arguments, loss_of, unseen
-from optland.log import Logger, LoggerGroup
+from optland.log import LoggerGroup, into
+from optland.log.guest import Guest
 from optland.objective import LossFn
 from optland.optim.two_pass import TwoPass
 from optland.pilot import Pilot, Policy
@@ -144,20 +145,6 @@ class _Several(list[Any]):
     """Micro-batches that would be taken for one batch."""
 
 
-class _Loggers(LoggerGroup):
-    """Rows for the loggers of a trainer, under ``optland/`` and on its own axis; decisions stay in the pilot."""
-
-    def __init__(self, trainer: Any) -> None:
-        super().__init__([])
-        self.trainer = trainer
-
-    def log(self, row: Any) -> None:
-        """The numbers of a row; the update that they belong to is the last one of the trainer."""
-        numbers = {f"optland/{key}": value for key, value in row.items() if isinstance(value, int | float)}
-        for logger in self.trainer.loggers:
-            logger.log_metrics(numbers, step=self.trainer.global_step - 1)
-
-
 class PilotCallback(Callback):  # type: ignore[misc,unused-ignore]  # Any, where Lightning is not installed
     """A :class:`~optland.pilot.pilot.Pilot` for a run of Lightning.
 
@@ -168,7 +155,7 @@ class PilotCallback(Callback):  # type: ignore[misc,unused-ignore]  # Any, where
     Args:
         policies: As for the pilot.
         loss_fn: ``loss_fn(module, batch)``; None for ``training_step``.
-        log: None for the trainer's loggers.
+        log: As for the pilot; None for the trainer's loggers (:func:`optland.log.into`).
         **options: Further options of the pilot, such as ``mode``, ``budget``, ``total_steps``.
 
     Attributes:
@@ -189,7 +176,7 @@ class PilotCallback(Callback):  # type: ignore[misc,unused-ignore]  # Any, where
         policies: Sequence[str | Policy] = ("auto_lr",),
         *,
         loss_fn: LossFn | None = None,
-        log: Logger | None = None,
+        log: Any = None,
         **options: Any,
     ) -> None:
         self.pilot: Pilot | None = None
@@ -200,6 +187,7 @@ class PilotCallback(Callback):  # type: ignore[misc,unused-ignore]  # Any, where
         self._clones: dict[int, Any] = {}
         self._batches: list[Any] = []
         self._losses: list[Tensor | None] = []
+        self._guests: list[Guest] = []
         self._loss: Any = None
         self._steps = 0
 
@@ -211,8 +199,9 @@ class PilotCallback(Callback):  # type: ignore[misc,unused-ignore]  # Any, where
                 "PilotCallback(loss_fn=...), called with the module and a batch, and return the loss from training_step"
             )
         options = {"host": partial(LightningHost, trainer), **self._options}
-        if options["log"] is None and trainer.loggers:
-            options["log"] = _Loggers(trainer)
+        if options["log"] is None and trainer.is_global_zero:
+            self._guests = [into(logger) for logger in trainer.loggers]
+            options["log"] = LoggerGroup(self._guests) if self._guests else None
         length = trainer.estimated_stepping_batches
         if 0 < length < float("inf") and not options.keys() & {"total_steps", "total_samples", "open_ended"}:
             options["total_steps"] = length
@@ -260,6 +249,8 @@ class PilotCallback(Callback):  # type: ignore[misc,unused-ignore]  # Any, where
         if self.pilot is not None and self._ended is None:
             self._ended = self.state_dict()
             self.pilot.close()
+            for guest in self._guests:
+                guest.close()
 
     def state_dict(self) -> dict[str, Any]:
         """The pilot's state, in the trainer's checkpoint; none, and a warning, where training broke off in a step."""

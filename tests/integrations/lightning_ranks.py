@@ -8,9 +8,8 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.distributed as dist
-from integrations.lightning_runs import BATCH, Net, apart, dataset, loss_of, net, optimizer, plain, trainer
+from integrations.lightning_runs import BATCH, Net, apart, dataset, net, plain, trainer
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch.distributed.fsdp import fully_shard
 from torch.nn.utils import clip_grad_norm_

@@ -28,6 +28,16 @@ def test_replicas_equal_one_process_with_all_samples(tmp_path: Path) -> None:
     run_two(SCRIPT, "ddp+resume+pilot", tmp_path)
 
 
+@pytest.mark.distributed
+@pytest.mark.slow
+@pytest.mark.cell("FSDP2", "SAM phase")
+@pytest.mark.cell("FSDP2", "accumulation")
+@pytest.mark.cell("FSDP2", "clip")
+@pytest.mark.skipif(not SHARDS, reason="FSDP2 needs torch 2.7 on the processor")
+def test_shards_equal_one_process_with_all_samples(tmp_path: Path) -> None:
+    run_two(SCRIPT, "fsdp", tmp_path)
+
+
 @pytest.mark.cell("Lightning", "SAM phase")
 @pytest.mark.cell("Lightning", "pilot control")
 def test_the_example_learns_digits(tmp_path: Path) -> None:
