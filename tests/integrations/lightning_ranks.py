@@ -18,7 +18,7 @@ from two_processes import assert_close, assert_replicas_identical
 
 from optland.integrations.lightning import PilotCallback
 
-RANK = int(os.environ["RANK"])
+RANK = int(os.environ.get("RANK", 0))
 TABLE = [("sam", 1), ("sam", 4), ("asam", 4), ("msam", 4), ("looksam", 4)]
 
 
