@@ -19,8 +19,9 @@ counts both passes of a batch and clips in each, and accumulation and ``16-mixed
 **Cost.** As in a plain loop; an update keeps its micro-batches until it is made.
 
 **Caveats.** ``on_before_backward`` and ``on_after_backward`` belong to a backward pass, of which there are two. What
-goes to a logger otherwise than by ``self.log`` has to ask ``self.in_second_pass``. MSAM, whose only pass is at w + eps,
-logs the loss there. Random numbers that the module draws in its ``on_train_batch_start`` count as the batch's.
+goes to a logger otherwise than by ``self.log`` has to ask ``self.in_second_pass``. MSAM, whose only pass is at w +
+eps, logs the loss there, and under accumulation the gradient norm of its telemetry is the last micro-batch's. Random
+numbers that the module draws in its ``on_train_batch_start`` count as the batch's.
 """
 
 from __future__ import annotations
