@@ -31,8 +31,10 @@ lint: $(VENV)/test.stamp
 	$(BIN)/mypy
 
 # The trainers that people use, in an environment of its own that sees what the project's own has.
+# HOSTS= runs the default tier of these tests alone.
+HOSTS ?= -m "slow or not slow"
 hosts: $(VENV)/hosts/stamp
-	$(VENV)/hosts/bin/python -m pytest -q tests/integrations -m "slow or not slow"
+	$(VENV)/hosts/bin/python -m pytest -q -n $(WORKERS) tests/integrations $(HOSTS)
 
 # The table of the lines that no test of the default tier runs; what runs in a process of its own is counted too.
 coverage: $(VENV)/test.stamp
