@@ -26,8 +26,8 @@ test-all: lint
 	$(BIN)/pytest -q -n $(WORKERS) --dist worksteal -m "slow or not slow"
 
 lint: $(VENV)/test.stamp
-	$(BIN)/ruff check optland recipes tests benchmarks
-	$(BIN)/ruff format --check optland recipes tests benchmarks
+	$(BIN)/ruff check optland recipes tests benchmarks docs
+	$(BIN)/ruff format --check optland recipes tests benchmarks docs/examples
 	$(BIN)/mypy
 
 # The trainers that people use, in an environment of its own that sees what the project's own has.

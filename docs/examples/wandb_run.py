@@ -1,7 +1,8 @@
 """optland in your own wandb run: a plain loop on scikit-learn's digits, under SAM, with a pilot that sets the rate.
 
-Your rows stay as they are; optland's are beside them under `optland/`, with the axis `optland/step`. Offline here; leave
-`mode="offline"` out where you are logged in. To look at it: wandb leet. To read a number: optland explain edge/ratio.
+Your rows stay as they are; optland's are beside them under `optland/`, with the axis `optland/step`. Offline here:
+leave out `mode="offline"` where you are logged in. To look at it: wandb leet.
+To read a number: optland explain edge/ratio.
 """
 
 import os
