@@ -18,7 +18,7 @@ from optland.optim.gsam import GSAM
 from optland.optim.looksam import LookSAM
 from optland.optim.metrics import FisherSAM, PreconditionedSAM
 from optland.optim.momentum_sam import MSAM
-from optland.optim.registry import available, create
+from optland.optim.registry import available, create, wrap
 from optland.optim.rise_budget import LESAM
 from optland.optim.sam import ASAM, SAM, USAM
 from optland.optim.smoothed import FSAM, VaSSO
@@ -63,4 +63,5 @@ __all__ = [
     "available",
     "create",
     "log_telemetry",
+    "wrap",
 ]

@@ -25,7 +25,7 @@ from optland.optim.saddle.krylov_solver import KrylovSolver
 from optland.optim.saddle.wrapper import SaddleWrapper
 from optland.optim.two_pass import EngineOptions, TwoPass
 
-__all__ = ["available", "create", "options_of"]
+__all__ = ["available", "create", "options_of", "wrap"]
 
 BASES: dict[str, type[Optimizer]] = {
     "adam": torch.optim.Adam,
@@ -111,6 +111,29 @@ def create(name: str, params: Iterable[Any], base: str | None = None, **options:
     build: Callable[..., Optimizer] = method
     taken = {key_of(key) if key in shared else key: key for key in _options(method)}
     return build(inner, **{taken[key]: value for key, value in options.items() if key in taken})
+
+
+def wrap(name: str, base: Optimizer, **options: Any) -> TwoPass:
+    """Put a two-pass method around an optimizer instance, by name.
+
+    Args:
+        name: A method, such as ``"sam"``; see :data:`CARDS`.
+        base: The optimizer that makes the update.
+        **options: Those of the method.
+
+    Raises:
+        ValueError: A name or an option is not known; the message says what is, and what was probably meant.
+
+    Example:
+        >>> w = torch.nn.Parameter(torch.ones(2))
+        >>> wrap("asam", torch.optim.RAdam([w]), rho=0.2).param_groups[0]["sam_rho"]
+        0.2
+    """
+    _check("two-pass method", name, sorted(METHODS))
+    for key in options:
+        _check(f"option of {name!r}", key, sorted(_of_method(name)))
+    build: Callable[..., TwoPass] = METHODS[name]
+    return build(base, **options)
 
 
 def options_of(name: str, base: str = "sgd") -> list[str]:
