@@ -9,7 +9,7 @@ from torch import Tensor
 
 from optland.optim import TwoPass
 
-__all__ = ["back_at_w", "finish_passes"]
+__all__ = ["back_at_w", "begin_passes", "called_off", "finish_passes"]
 
 
 @contextmanager
@@ -23,8 +23,37 @@ def back_at_w(optimizer: TwoPass) -> Iterator[None]:
             optimizer.restore()
 
 
+@contextmanager
+def called_off(optimizer: TwoPass) -> Iterator[None]:
+    """Run a part of a pass, after which the step goes on; where it fails, the step is called off."""
+    try:
+        yield
+    except BaseException:
+        with back_at_w(optimizer):
+            raise
+
+
+def begin_passes(optimizer: TwoPass, *, loss_scale: float | Tensor | None = None) -> Iterator[int]:
+    """Begin a step before its first pass, to which some methods (MSAM) move the weights already.
+
+    Args:
+        optimizer: The one that will step.
+        loss_scale: As for :meth:`~optland.optim.TwoPass.perturb`.
+
+    Returns:
+        The passes after the first, for :func:`finish_passes`.
+    """
+    passes = optimizer.passes(loss_scale=loss_scale)
+    next(passes)
+    return passes
+
+
 def finish_passes(
-    optimizer: TwoPass, again: Callable[[], object], *, loss_scale: float | Tensor | None = None
+    optimizer: TwoPass,
+    again: Callable[[], object],
+    *,
+    loss_scale: float | Tensor | None = None,
+    passes: Iterator[int] | None = None,
 ) -> None:
     """Make all passes of a step but the first, whose gradients are in ``.grad``; then they are what the base receives.
 
@@ -32,6 +61,7 @@ def finish_passes(
         optimizer: The one that will step.
         again: Forward and backward over all micro-batches of the step.
         loss_scale: As for :meth:`~optland.optim.TwoPass.perturb`.
+        passes: Those that :func:`begin_passes` has begun; None begins here.
 
     Example:
         >>> import torch
@@ -45,9 +75,8 @@ def finish_passes(
         >>> [round(x, 2) for x in w.grad.tolist()]  # w + 0.5 w / |w|, and the weights are at w
         [3.3, 4.4]
     """
-    passes = optimizer.passes(loss_scale=loss_scale)
-    next(passes)
+    left = begin_passes(optimizer, loss_scale=loss_scale) if passes is None else passes
     with back_at_w(optimizer):
-        for _ in passes:
+        for _ in left:
             again()
         optimizer.restore()
