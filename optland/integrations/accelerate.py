@@ -56,7 +56,7 @@ def passes(accelerator: Any, optimizer: Optimizer) -> Iterator[int]:
     Raises:
         TypeError: ``accelerator`` is none.
         RuntimeError: Called within ``accelerator.accumulate(model)``, for a micro-batch that is not the last of its
-            update; or the backward pass belongs to an engine (DeepSpeed, Megatron) that steps by itself.
+            update; or parameters are kept by an engine (DeepSpeed, Megatron, FSDP1).
     """
     _require_accelerator(accelerator)
     if not accelerator.sync_gradients:
@@ -144,7 +144,7 @@ def _require_accelerator(accelerator: Any) -> None:
             "micro_batches(loader, accelerator, model)"
         )
     engine = accelerator.distributed_type.name
-    if engine in _ENGINES:
+    if engine in _ENGINES or (engine == "FSDP" and not accelerator.is_fsdp2):
         raise RuntimeError(
-            f"{engine} steps within its own engine, where no second pass can be made; use DDP or FSDP2"
+            f"under {engine} the parameters of an optimizer are not those that the passes go through; use DDP or FSDP2"
         )

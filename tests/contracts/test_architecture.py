@@ -48,7 +48,7 @@ ONLY_IN = {
     "sklearn": ("optland/train/data/", "optland/train/models/"),
     "matplotlib": ("optland/plots/", "optland/report/"),
     "plotly": ("optland/plots/", "optland/report/"),
-    "transformers": ("optland/integrations/transformers.py",),
+    "transformers": ("optland/integrations/transformers",),
     "accelerate": ("optland/integrations/accelerate.py",),
     "timm": ("optland/integrations/timm.py",),
     "lightning": ("optland/integrations/lightning.py", "optland/integrations/lightning_batches.py"),
