@@ -10,7 +10,7 @@ export OMP_NUM_THREADS ?= 1
 # One more than there are cores: some tests wait, for another process or for a limit of time.
 WORKERS ?= $(shell $(PYTHON) -c 'import os; print(1 + (os.cpu_count() or 1))')
 
-.PHONY: demo test test-all hosts bench lint tier coverage size clean
+.PHONY: demo test test-all hosts docs bench lint tier coverage size clean
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/python benchmarks/demo.py
@@ -35,6 +35,10 @@ lint: $(VENV)/test.stamp
 HOSTS ?= -m "slow or not slow"
 hosts: $(VENV)/hosts/stamp
 	$(VENV)/hosts/bin/python -m pytest -q -n $(WORKERS) tests/integrations $(HOSTS)
+
+# The site of docs/, into site/, in an environment of its own that sees what the project's own has.
+docs: $(VENV)/docs/stamp
+	$(VENV)/docs/bin/python -m mkdocs build --strict --quiet
 
 # The table of the lines that no test of the default tier runs; what runs in a process of its own is counted too.
 coverage: $(VENV)/test.stamp
@@ -75,12 +79,12 @@ $(VENV)/test.stamp $(VENV)/bench.stamp: $(VENV)/%.stamp: $(VENV)/demo.stamp
 	$(BIN)/pip install --quiet --disable-pip-version-check -r $(VENV)/$*.txt
 	touch $@
 
-$(VENV)/hosts/stamp: $(VENV)/test.stamp
-	$(BIN)/python -m venv $(VENV)/hosts
-	$(BIN)/python -c 'import site; print(f"import site; site.addsitedir({site.getsitepackages()[0]!r})")' > $$($(VENV)/hosts/bin/python -c 'import site; print(site.getsitepackages()[0])')/project.pth
-	$(BIN)/python -c 'import tomllib; print("\n".join(tomllib.load(open("pyproject.toml", "rb"))["dependency-groups"]["hosts"]))' > $(VENV)/hosts.txt
-	$(VENV)/hosts/bin/pip install --quiet --disable-pip-version-check -r $(VENV)/hosts.txt
+$(VENV)/hosts/stamp $(VENV)/docs/stamp: $(VENV)/%/stamp: $(VENV)/test.stamp
+	$(BIN)/python -m venv $(VENV)/$*
+	$(BIN)/python -c 'import site; print(f"import site; site.addsitedir({site.getsitepackages()[0]!r})")' > $$($(VENV)/$*/bin/python -c 'import site; print(site.getsitepackages()[0])')/project.pth
+	$(BIN)/python -c 'import tomllib; print("\n".join(tomllib.load(open("pyproject.toml", "rb"))["dependency-groups"]["$*"]))' > $(VENV)/$*.txt
+	$(VENV)/$*/bin/pip install --quiet --disable-pip-version-check -r $(VENV)/$*.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache .coverage .coverage.* htmlcov
+	rm -rf $(VENV) runs site .pytest_cache .mypy_cache .ruff_cache .coverage .coverage.* htmlcov

@@ -1,4 +1,4 @@
-"""Write the measured tables of README.md from the files in benchmarks/results.
+"""Write the measured tables of README.md and of docs from the files in benchmarks/results.
 
 python benchmarks/readme.py          # rewrite the tables in place
 python benchmarks/readme.py --check  # exit with 1 when a table is not that of its result file
@@ -22,13 +22,23 @@ from readme_control import (
     plateau_table,
     spikes_table,
 )
+from readme_costs import (
+    curvature_nets_table,
+    loop_table,
+    pilot_cost_table,
+    suggest_table,
+    torch_contract_table,
+)
+from readme_provenance import RECORD, brought_up_to_date, provenance_table, recorded
+from readme_summary import summary_table
 
 from optland.conformance.finding import KINDS
 from optland.optim import CARDS
 from optland.pilot import POLICIES
 
 ROOT = Path(__file__).resolve().parent.parent
-README = ROOT / "README.md"
+PAGES_OF_RESULTS = {"control": "learning_rate"}
+"""Where tables of result files stand, by the first word of their names; else with the other policies."""
 
 
 def demo_table(result: dict[str, Any]) -> str:
@@ -121,15 +131,7 @@ def sam_quality_table(result: dict[str, Any]) -> str:
     seeds, tasks = result["seeds"], result["table"]
     lines = [*_quality(result, "best", "best epoch by clean validation"), ""]
     lines += [*_quality(result, "last", "last epoch"), ""]
-    titles = {task: content["title"] for task, content in tasks.items()}
-    for which, label in (("best", "At the best epoch"), ("last", "At the last epoch")):
-        bars = result["bars"][which]
-        gains = ", ".join(titles[task] for task in bars["SAM gains"]) or "no task"
-        not_there = ", ".join(titles[task] for task in bars["SAM does not help"]) or "none"
-        bar = next(key for key in bars if key.startswith("at most"))
-        keeps = ", ".join(bars[bar]) or "none"
-        cheap = f" Of the cheap ones ({bar}): {keeps}." if bars["SAM gains"] else ""
-        lines.append(f"{label} SAM gains on {gains}; not on: {not_there}.{cheap}")
+    lines += [_certain(result["bars"][which], tasks, which) for which in ("best", "last")]
     lines.append(
         f"First row: accuracy of the base, SGD with its learning rate tuned; below: what is added to it, in points, "
         f"paired over {len(seeds['report'])} fresh seeds with its 95 % interval. All settings were chosen by clean "
@@ -137,6 +139,17 @@ def sam_quality_table(result: dict[str, Any]) -> str:
         f"torch {result['machine']['torch']}."
     )
     return "\n".join(lines)
+
+
+def _certain(bars: dict[str, Any], tasks: dict[str, Any], which: str) -> str:
+    """Where SAM's gain over the base is certain, in a sentence."""
+    gains = [tasks[task]["title"] for task in bars["SAM gains"]]
+    if not gains:
+        return f"At the {which} epoch the gain of SAM over the base is certain on none of the {len(tasks)} tasks."
+    bar = next(key for key in bars if key.startswith("at most"))
+    cheap = ", ".join(bars[bar]) or "none"
+    where = "; ".join(gains)
+    return f"At the {which} epoch the gain of SAM over the base is certain on: {where}. Cheap ones ({bar}): {cheap}."
 
 
 def _quality(result: dict[str, Any], which: str, label: str) -> list[str]:
@@ -261,7 +274,11 @@ def policies_table() -> str:
     for name, policy in POLICIES.items():
         card = policy.card
         measured = (
-            ", ".join(f"[{file}](benchmarks/results/{file}.json)" for file in card.measured) or "for display"
+            ", ".join(
+                f"[{file}](../results/{PAGES_OF_RESULTS.get(file.split('_')[0], 'other_policies')}.md)"
+                for file in card.measured
+            )
+            or "for display"
         )
         cells = [card.does, card.reads, card.turns, card.cost, card.when, measured, card.reference]
         lines.append(f"| `{name}` | " + " | ".join(cells) + " |")
@@ -403,9 +420,13 @@ TABLES = {
     "control_development": control_table,
     "control_report": control_report_table,
     "cuda_cost": cuda_cost_table,
+    "curvature_nets": curvature_nets_table,
     "control_edge": control_edge_table,
     "control_new": control_new_table,
+    "loop": loop_table,
+    "pilot_cost": pilot_cost_table,
     "spikes": spikes_table,
+    "suggest": suggest_table,
     "plateau": plateau_table,
     "connectivity": connectivity_table,
     "demo": demo_table,
@@ -413,23 +434,40 @@ TABLES = {
     "conformance": conformance_table,
     "sam_cost": sam_cost_table,
     "sam_quality": sam_quality_table,
+    "torch_contract": torch_contract_table,
 }
 
 
-def filled(text: str) -> str:
-    """The README with every marked table made anew."""
-    tables = {"methods": methods_table(), "policies": policies_table(), "probes": probes_table()}
-    for name, make in TABLES.items():
-        path = ROOT / "benchmarks" / "results" / f"{name}.json"
-        if path.exists() or f"<!-- begin {name} -->" in text:  # else not measured, and not spoken of
-            tables[name] = make(json.loads(path.read_text()))
-    for name, table in tables.items():
+def tables() -> dict[str, str]:
+    """Every table by its name."""
+    found = {"methods": methods_table(), "policies": policies_table(), "probes": probes_table()}
+    found |= {"summary": summary_table(), "provenance": provenance_table()}
+    results = ROOT / "benchmarks" / "results"
+    return found | {
+        name: make(json.loads((results / f"{name}.json").read_text())) for name, make in TABLES.items()
+    }
+
+
+def pages() -> dict[Path, str]:
+    """The README and the pages of docs, with their text."""
+    return {path: path.read_text() for path in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]}
+
+
+def filled(texts: dict[Path, str]) -> dict[Path, str]:
+    """The pages with every marked table made anew; each stands on one of them."""
+    new = dict(texts)
+    for name, table in tables().items():
         pattern = rf"(<!-- begin {name} -->\n).*?(<!-- end {name} -->)"
         held = f"{table}\n".replace("\\", r"\\")  # a backslash in it is no reference
-        text, count = re.subn(pattern, rf"\g<1>{held}\g<2>", text, flags=re.S)
-        if count != 1:
-            raise SystemExit(f"README.md must hold the markers of the table '{name}' once, found {count}")
-    return text
+        found = 0
+        for path, text in new.items():
+            new[path], count = re.subn(pattern, rf"\g<1>{held}\g<2>", text, flags=re.S)
+            found += count
+        if found != 1:
+            raise SystemExit(
+                f"one page of README.md and docs must hold the table '{name}' once, found {found}"
+            )
+    return new
 
 
 def main() -> int:
@@ -438,11 +476,17 @@ def main() -> int:
     )
     parser.add_argument("--check", action="store_true")
     arguments = parser.parse_args()
-    text = README.read_text()
-    new = filled(text)
+    record = json.dumps(brought_up_to_date(), indent=1) + "\n"
+    if arguments.check and record != RECORD.read_text():
+        return 1
+    RECORD.write_text(record)
+    texts = pages()
+    new = filled(texts)
     if arguments.check:
-        return int(new != text)
-    README.write_text(new)
+        return int(new != texts)
+    for path, text in new.items():
+        if text != texts[path]:
+            path.write_text(text)
     return 0
 
 

@@ -1,4 +1,4 @@
-"""Every function that measures has a row in the README's table of probes, and every row a function."""
+"""Every function that measures has a row in the docs' table of probes, and every row a function."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from pathlib import Path
 import optland.curvature
 import optland.landscape
 
-README = (Path(__file__).resolve().parents[2] / "README.md").read_text(encoding="utf-8")
-TABLE = re.search(r"<!-- begin probes -->\n(.*?)<!-- end probes -->", README, flags=re.S)
+PAGE = (Path(__file__).resolve().parents[2] / "docs/reference/probes.md").read_text(encoding="utf-8")
+TABLE = re.search(r"<!-- begin probes -->\n(.*?)<!-- end probes -->", PAGE, flags=re.S)
 ROWS = set(re.findall(r"^\| `(\w+)` \|", TABLE[1], flags=re.M)) if TABLE else set()
 MAKERS = {
     "checkpoint_plane", "cosine", "difference", "eigenvector_direction", "filter_normalised", "gradient_direction",

@@ -1,0 +1,116 @@
+"""Tables of the loop's and the pilot's cost, the suggested rate, and contracts, from the files in benchmarks/results."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections import Counter, defaultdict
+from typing import Any
+
+__all__ = [
+    "curvature_nets_table",
+    "loop_table",
+    "pilot_cost_table",
+    "suggest_table",
+    "torch_contract_table",
+]
+
+
+def loop_table(result: dict[str, Any]) -> str:
+    """Throughput of the recipe over the bare loop, checkpoints and the growth of memory."""
+    lines = [
+        "| net | bare step, ms | recipe's throughput over the bare loop's | one save, ms | saves' share of time |",
+        "|---|---:|---:|---:|---:|",
+    ]
+    for net, row in result["throughput"].items():
+        cells = [f"{row['bare_ms_a_step']:.1f}", f"{row['ratio']:.2f}", f"{1e3 * row['save_seconds']:.0f}"]
+        lines.append(f"| {net} | " + " | ".join([*cells, f"{row['checkpoint_share']:.2%}"]) + " |")
+    memory = result["memory"]
+    grown = f"{memory['slope_mib_a_minute']:+.3f} ± {memory['slope_error']:.3f} MiB per minute"
+    lines += [
+        "",
+        f"Memory of a run with the pilot in control: {grown} over {memory['minutes']:.0f} minutes. "
+        f"Measured with torch {result['machine']['torch']} on {result['machine']['cpus']} CPU cores.",
+    ]
+    return "\n".join(lines)
+
+
+def pilot_cost_table(result: dict[str, Any]) -> str:
+    """Wall time that the pilot adds to a step."""
+    lines = ["| net, base | policy | bare step, ms | added | aim |", "|---|---|---:|---:|---:|"]
+    for row in result["auto_lr"]:
+        added = f"{row['added_ms']:+.2f} ms ({row['added_share']:+.1%})"
+        lines.append(
+            f"| {row['net']}, {row['base']} | `auto_lr` | {row['bare_ms']:.1f} | {added} | {row['bound']} |"
+        )
+    for row in result["probes"]:
+        part = f"all monitors, {row['part']} of {row['total']:,} steps"
+        lines.append(
+            f"| {row['net']}, {row['base']} | {part} | {row['bare_ms']:.1f} | {row['added_share']:+.1%} | {row['bound']} |"
+        )
+    machine = result["machine"]
+    lines += [
+        "",
+        f"Medians of interleaved turns, one thread, {machine['beside']}. Measured with torch {machine['torch']}.",
+    ]
+    return "\n".join(lines)
+
+
+def suggest_table(result: dict[str, Any]) -> str:
+    """How far the suggested rate is from the best of nine."""
+    lines = [
+        "| task, optimizer | best of nine rates | suggested, median | factor apart | says that it converged |",
+        "|---|---:|---:|---:|---|",
+    ]
+    for row in result["rows"]:
+        middle = statistics.median(s["value"] for s in row["suggested"])
+        cells = [
+            f"{row['searched']:g}",
+            f"{middle:.2g}",
+            f"{row['factor_apart']:.1f}",
+            "yes" if row["converged"] else "no",
+        ]
+        lines.append(f"| {row['task']}, {row['optimizer']} | " + " | ".join(cells) + " |")
+    apart = [row["factor_apart"] for row in result["rows"]]
+    within = sum(value <= 4.0 for value in apart if math.isfinite(value))
+    lines += [
+        "",
+        f"Within a factor of 4 in {within} of {len(apart)} cells; median factor {statistics.median(apart):.1f}. "
+        f"Measured with torch {result['machine']['torch']}.",
+    ]
+    return "\n".join(lines)
+
+
+def torch_contract_table(result: dict[str, Any]) -> str:
+    """PyTorch's own contract of an optimizer over every base."""
+    sums: dict[str, Counter[str]] = defaultdict(Counter)
+    for base in result["bases"].values():
+        for method, counts in base["methods"].items():
+            sums[method].update(counts)
+    lines = ["| wrapper | passed | refused in words | failed |", "|---|---:|---:|---:|"]
+    for method, counts in sums.items():
+        cells = [f"{counts[kind]:,}" for kind in ("passed", "refused", "failed")]
+        lines.append(f"| `{method}` | " + " | ".join(cells) + " |")
+    lines += [
+        "",
+        f"{len(result['checks'])} checks on every input of PyTorch's own tests, over the {len(result['bases'])} "
+        f"optimizers of `torch.optim` {result['torch']}.",
+    ]
+    return "\n".join(lines)
+
+
+def curvature_nets_table(result: dict[str, Any]) -> str:
+    """Right, refused or wrong, by quantity, over all kinds of nets."""
+    counts: dict[str, Counter[str]] = defaultdict(Counter)
+    for row in result["rows"]:
+        counts[row["quantity"]][row["verdict"]] += 1
+    kinds = list(result["counts"])
+    lines = ["| quantity | " + " | ".join(kinds) + " |", "|---|" + "---:|" * len(kinds)]
+    for quantity, found in counts.items():
+        lines.append(f"| {quantity} | " + " | ".join(str(found[kind]) for kind in kinds) + " |")
+    lines += [
+        "",
+        f"{result['nets']} kinds of nets and set-ups against float64 oracles; right: within the stated error. "
+        f"Measured with torch {result['torch']}.",
+    ]
+    return "\n".join(lines)
