@@ -103,7 +103,7 @@ def escape() -> None:
 
         def closure(optimizer: Any = optimizer, objective: Objective = objective) -> Tensor:
             optimizer.zero_grad()
-            loss = objective.loss_fn(objective.model, objective.batches[0])
+            loss: Tensor = objective.loss_fn(objective.model, next(iter(objective.batches)))
             loss.backward()
             return loss
 
@@ -184,7 +184,8 @@ def edge() -> None:
 
 
 def _squares(model: nn.Module, batch: Batch) -> Tensor:
-    return (model(batch[0]) - F.one_hot(batch[1], 10)).square().sum(1).mean() / 2
+    squares: Tensor = (model(batch[0]) - F.one_hot(batch[1], 10)).square().sum(1).mean() / 2
+    return squares
 
 
 def noise() -> None:

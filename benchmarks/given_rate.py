@@ -2,9 +2,9 @@
 
     python benchmarks/given_rate.py  # benchmarks/results/control_report_runs.jsonl -> docs/pictures/given_rate.png
 
-Every run is one that ``benchmarks/control.py`` made. Without ``auto_lr``: a warm-up and a cosine from the rate given. With
-it the rate given is not used: the line is the mean of five seeds, the band their range, and the squares are the runs that
-were given 1e-5 and 1e3.
+Every run is one that ``benchmarks/control.py`` made. Without ``auto_lr``: a warm-up and a cosine from the rate given.
+With it the rate given is not used: the line is the mean of five seeds, the band their range, and the squares are the
+runs that were given 1e-5 and 1e3.
 """
 
 from __future__ import annotations

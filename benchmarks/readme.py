@@ -29,7 +29,7 @@ from readme_costs import (
     suggest_table,
     torch_contract_table,
 )
-from readme_provenance import RECORD, brought_up_to_date, provenance_table, recorded
+from readme_provenance import RECORD, brought_up_to_date, provenance_table, recorded  # noqa: F401 - the last is for the test
 from readme_summary import summary_table
 
 from optland.conformance.finding import KINDS
@@ -273,16 +273,15 @@ def policies_table() -> str:
     ]
     for name, policy in POLICIES.items():
         card = policy.card
-        measured = (
-            ", ".join(
-                f"[{file}](../results/{PAGES_OF_RESULTS.get(file.split('_')[0], 'other_policies')}.md)"
-                for file in card.measured
-            )
-            or "for display"
-        )
+        measured = ", ".join(map(_link, card.measured)) or "for display"
         cells = [card.does, card.reads, card.turns, card.cost, card.when, measured, card.reference]
         lines.append(f"| `{name}` | " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def _link(file: str) -> str:
+    page = PAGES_OF_RESULTS.get(file.split("_")[0], "other_policies")
+    return f"[{file}](../results/{page}.md)"
 
 
 PROBES = (

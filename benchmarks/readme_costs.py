@@ -1,4 +1,4 @@
-"""Tables of the loop's and the pilot's cost, the suggested rate, and contracts, from the files in benchmarks/results."""
+"""Tables of the loop's and the pilot's cost, the suggested rate and contracts, from benchmarks/results."""
 
 from __future__ import annotations
 
@@ -45,9 +45,8 @@ def pilot_cost_table(result: dict[str, Any]) -> str:
         )
     for row in result["probes"]:
         part = f"all monitors, {row['part']} of {row['total']:,} steps"
-        lines.append(
-            f"| {row['net']}, {row['base']} | {part} | {row['bare_ms']:.1f} | {row['added_share']:+.1%} | {row['bound']} |"
-        )
+        cells = [f"{row['bare_ms']:.1f}", f"{row['added_share']:+.1%}", row["bound"]]
+        lines.append(f"| {row['net']}, {row['base']} | {part} | " + " | ".join(cells) + " |")
     machine = result["machine"]
     lines += [
         "",

@@ -103,8 +103,5 @@ def _saddles(saddle: dict[str, Any]) -> str:
     }
     left = {name: sum(cell["escaped"] for cell in cells) / len(cells) for name, cells in rows.items()}
     said = ", ".join(f"{name} {share:.0%}" for name, share in left.items() if name != "NegativeCurvature")
-    return _row(
-        "Who leaves a saddle?",
-        f"`NegativeCurvature` {left['NegativeCurvature']:.0%} of runs; {said}",
-        "saddles",
-    )
+    ours = f"`NegativeCurvature` {left['NegativeCurvature']:.0%} of runs"
+    return _row("Who leaves a saddle?", f"{ours}; {said}", "saddles")

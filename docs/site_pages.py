@@ -12,18 +12,9 @@ from mkdocs.structure.files import File, Files
 ROOT = Path(__file__).resolve().parent.parent
 FOUNDATIONS = ("archive", "batches", "config", "context", "estimate", "vectors")
 ALONE = (
-    "objective",
-    "curvature",
-    "landscape",
-    "optim",
-    "pilot",
-    "conformance",
-    "train",
-    "log",
-    "plots",
-    "report",
+    "objective", "curvature", "landscape", "optim", "pilot", "conformance", "train", "log", "plots", "report",
     "problems",
-)
+)  # fmt: skip
 TOP = re.compile(r"^__all__ = \[\n(.*?)^\]", flags=re.S | re.M)
 
 
@@ -49,6 +40,7 @@ def home(parts: list[str]) -> tuple[str, str]:
 
 
 def is_module(parts: list[str]) -> bool:
+    """Whether a dotted path is a package or a file."""
     path = ROOT.joinpath(*parts)
     return (path / "__init__.py").exists() or path.with_suffix(".py").exists()
 
@@ -76,7 +68,7 @@ def api_pages() -> dict[str, str]:
         packages = sorted(
             p for p in names if p == package or (p.startswith(f"{package}.") and p != "optland.optim.saddle")
         )
-        pages[name] = page(package, packages or [package], names)
+        pages[name] = page(package, packages, names)
     pages["saddle"] = page("optland.optim.saddle", ["optland.optim.saddle"], names)
     pages["integrations"] = page(
         "optland.integrations", sorted(p for p in names if p.startswith("optland.integrations")), names

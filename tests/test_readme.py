@@ -1,4 +1,4 @@
-"""The README stays true and short: its code runs, its figures are measured. What holds for all pages is in test_docs."""
+"""The README stays true and short: its code runs, its figures are measured. All pages are in test_docs."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Method cards: for each method its cost, when to use it, its radius and its source.
 
-The table of methods in the README is made from these cards, and a test holds every declared cost to what is counted.
+The table of methods in the docs is made from these cards, and a test holds every declared cost to what is counted.
 """
 
 from __future__ import annotations

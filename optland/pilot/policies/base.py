@@ -31,7 +31,7 @@ __all__ = ["Policy", "PolicyCard"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PolicyCard:
-    """The card of a policy: its row in the README's table.
+    """The card of a policy: its row in the docs' table.
 
     Attributes:
         does: What it does, in a sentence.

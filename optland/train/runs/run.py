@@ -26,9 +26,9 @@ from optland.files import write_whole
 from optland.log import ConsoleLogger, JsonlLogger, Logger, LoggerGroup, WandbLogger
 from optland.log.unwritten import Unwritten
 from optland.log.wandb_environment import check_environment
-from optland.train.runs.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from optland.train.loops.ema import Ema
 from optland.train.loops.evaluate import Records
+from optland.train.runs.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from optland.train.runs.interrupt import RESUMABLE
 from optland.train.runs.lock import lock_folder, release
 from optland.train.runs.resume import Resumption, named_on_the_command_line
@@ -203,7 +203,7 @@ class RunFolder:
         self, model: nn.Module, average: Ema | None, history: Records, inputs: Mapping[str, str],
         make: Callable[..., nn.Module], *arguments: Any,
     ) -> Weights:  # fmt: skip
-        """Give the weights of this run away: see :class:`optland.train.runs.weights.Weights`, which has these arguments."""
+        """Give the weights of this run away; the arguments are those of :class:`optland.train.runs.weights.Weights`."""
         self.weights = Weights(self.path, self.unwritten, model, average, history, inputs, make, *arguments)
         return self.weights
 
