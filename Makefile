@@ -38,7 +38,7 @@ hosts: $(VENV)/hosts/stamp
 
 # The site of docs/, into site/, in an environment of its own that sees what the project's own has.
 docs: $(VENV)/docs/stamp
-	$(VENV)/docs/bin/python -m mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(VENV)/docs/bin/python -m mkdocs build --strict --quiet
 
 # The table of the lines that no test of the default tier runs; what runs in a process of its own is counted too.
 coverage: $(VENV)/test.stamp
