@@ -10,7 +10,10 @@ from typing import Any
 from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).resolve().parent.parent
-FOUNDATIONS = ("archive", "batches", "config", "context", "estimate", "vectors")
+FOUNDATIONS = (
+    "estimate", "vectors", "batches", "archive", "context", "config", "cli", "derivatives", "statistics", "words",
+    "files", "failpoints",
+)  # fmt: skip
 ALONE = (
     "objective", "curvature", "landscape", "optim", "pilot", "conformance", "train", "log", "plots", "report",
     "problems",
@@ -75,6 +78,9 @@ def api_pages() -> dict[str, str]:
     )
     pages["foundations"] = page("Foundations", [f"optland.{name}" for name in FOUNDATIONS], names)
     pages["optland"] = top_page(names)
+    left = [p for p in names if p != "optland" and not any(f"::: {p}\n" in text for text in pages.values())]
+    if left:
+        raise ValueError(f"no page of the API has {left}; add them to docs/site_pages.py")
     return pages
 
 
