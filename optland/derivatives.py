@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from optland.context import Notes, has_hooks
+from optland.context import Notes, has_hooks, reshard
 from optland.vectors import Vector, dense
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "gradient",
     "graph_of",
     "require_grad",
+    "sharded_gradient",
     "with_weights",
 ]
 
@@ -271,6 +272,25 @@ def _by_backward(subject: Subject, loss: Tensor) -> list[Tensor]:
         torch.stack(pieces).sum(0) if pieces else torch.zeros_like(p)
         for pieces, p in zip(found, subject.params, strict=True)
     ]
+
+
+def sharded_gradient(subject: Subject, loss: Tensor) -> list[Tensor]:
+    """The gradient of FSDP2's own backward pass: the mean of what each process has; ``.grad`` is not touched.
+
+    Raises:
+        RuntimeError: The backward pass left the gradients unreduced.
+    """
+    reshard(subject.model)
+    every = [*subject.model.parameters()]
+    with _set_aside([*every, *subject.params]):
+        loss.backward()
+        reshard(subject.model)
+        if all(p.grad is None for p in every):
+            raise RuntimeError(
+                "no gradient reached the sharded parameters; call set_requires_gradient_sync(True) on the model before "
+                "a probe"
+            )
+        return [torch.zeros_like(p) if p.grad is None else p.grad for p in subject.params]
 
 
 def _own(subject: Subject) -> list[Tensor]:

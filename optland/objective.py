@@ -4,6 +4,11 @@ r"""A loss as a function of the weights: model, loss, data and mode, evaluated a
 
 Batches are weighted by their counts, never averaged as equals: a ragged last batch or a token-level loss
 would otherwise give every probe a wrong value.
+
+**Several processes.** What is passed as the model says whose data the loss is over. A ``DistributedDataParallel``
+wrapper, or a module sharded by FSDP2: the data of all its processes together, each with batches of its own; sums and
+counts are added up, so that every process gets the number that one process with all batches would get. Every process
+then makes every call. The module inside the wrapper (``model.module``): this process's own data, and no communication.
 """
 
 from __future__ import annotations
@@ -16,12 +21,14 @@ from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from optland import vectors
 from optland.batches import Cast, num_samples
-from optland.context import Notes, notes_of, preserve_rng, probe_context
-from optland.derivatives import Leaves, gradient, with_weights
+from optland.context import Notes, notes_of, preserve_rng, probe_context, reshard
+from optland.derivatives import Leaves, gradient, sharded_gradient, with_weights
 from optland.estimate import Provenance
+from optland.ranks import Ranks, ranks_of
 from optland.vectors import Vector
 
 __all__ = ["FORWARD_GE", "NO_COUNT", "LossFn", "Objective"]
@@ -60,7 +67,9 @@ class Objective:
     ``.grad`` and precision settings are put back after every evaluation.
 
     Args:
-        model: Any module, not compiled (pass the original one: compiled modules refuse double backward).
+        model: Any module, not compiled (pass the original one: compiled modules refuse double backward). One wrapped by
+            ``DistributedDataParallel``, or sharded by FSDP2, stands for the data of all its processes; under FSDP2
+            each of them needs the same number of batches.
         loss_fn: ``loss_fn(model, batch)``, returning a mean loss or ``(sum, count)``.
         batches: A list of batches of any type, or any iterable that can be iterated again and again in the
             same order (a loader without shuffling).
@@ -75,11 +84,14 @@ class Objective:
         names: Names of the trainable parameters.
         params: The parameters themselves, in the same order.
         sources: The user's own parameters that ``params`` stand for: other tensors only after :meth:`cast`.
+        ranks: The processes whose data it is the loss of; None for this one's alone.
+        own_batches: This process's own batches.
 
     Raises:
         TypeError: ``batches`` is a single tensor or tuple instead of a collection of batches, or an iterator
             that can be read only once, or its batches cannot be counted; or a parameter is complex.
-        ValueError: Unknown mode, no batches, or no parameter that requires a gradient.
+        ValueError: Unknown mode, no batches, no parameter that requires a gradient, a wrapper of several processes
+            somewhere inside the model, or processes of a sharded model with different numbers of batches.
 
     Example:
         >>> net = nn.Linear(1, 1, bias=False)
@@ -110,9 +122,9 @@ class Objective:
             )
         if mode not in ("eval", "train"):
             raise ValueError(f"mode {mode!r} is not known; use 'eval' or 'train'")
-        self.model = getattr(model, "_orig_mod", model)  # torch.compile keeps the original module here
+        self.model, self.ranks = _alone(model)
         self.loss_fn = loss_fn
-        self.batches = batches
+        self.own_batches = batches
         self.mode = mode
         self.data = data
         self.seed = seed
@@ -123,9 +135,7 @@ class Objective:
         self.params: list[Tensor] = [p for _, p in named]
         self.sources = self.params
         _refuse_complex(self.names, self.params)
-        self.num_samples = self._count() if num_samples is None else num_samples
-        if self.num_samples == 0:
-            raise ValueError("batches holds no samples; pass at least one batch")
+        self.num_samples = self._count(num_samples)
         self._meter = _Meter()
         self._place = _Place()
 
@@ -136,6 +146,25 @@ class Objective:
         Looked up and not kept: in a copy of the objective and its model they would be those of the old model.
         """
         return notes_of(self.model)
+
+    @property
+    def batches(self) -> Iterable[Any]:
+        """All batches of the loss.
+
+        Raises:
+            ValueError: Other processes hold a part of them.
+        """
+        if self.ranks is not None:
+            raise ValueError(
+                f"this measurement goes through the batches one by one, and those of {self.ranks.size} processes are "
+                "not here; measure this process's own data: Objective(model.module, ...) inside "
+                "DistributedDataParallel, or an unsharded copy of the model"
+            )
+        return self.own_batches
+
+    @batches.setter
+    def batches(self, batches: Iterable[Any]) -> None:
+        self.own_batches = batches
 
     @property
     def cost_ge(self) -> float:
@@ -181,11 +210,18 @@ class Objective:
 
         Args:
             batch: The batch.
-            num_samples: Its number of samples.
+            num_samples: Its number of samples; of several processes each gives its own.
             mode: Another mode than this objective's.
         """
         view = copy.copy(self)
-        view.batches, view.num_samples, view.mode = [batch], num_samples, mode or self.mode
+        view.own_batches, view.mode = [batch], mode or self.mode
+        view._own_samples, view.num_samples = num_samples, view._over_ranks(num_samples)
+        return view
+
+    def alone(self) -> Objective:
+        """The loss on this process's own batches: a view, whose cost is added to the same meter."""
+        view = copy.copy(self)
+        view.ranks, view.num_samples = None, self._own_samples
         return view
 
     def double(self) -> Objective:
@@ -223,9 +259,9 @@ class Objective:
         named = dict(model.named_parameters())
         other = copy.copy(self)
         other.model, other.params = model, [named[name] for name in self.names]
-        other.batches = Cast(self.batches, dtype)
-        if isinstance(self.batches, Sequence):
-            other.batches = list(other.batches)
+        other.own_batches = Cast(self.own_batches, dtype)
+        if isinstance(self.own_batches, Sequence):
+            other.own_batches = list(other.own_batches)
         other._place = _Place()
         return other
 
@@ -237,10 +273,66 @@ class Objective:
         for mine, theirs in [*pairs, *buffers]:
             mine.copy_(theirs)
 
-    def _count(self) -> int:
-        # A DataLoader draws from the global generator when its iteration starts.
-        with preserve_rng(self.seed):
-            return sum(num_samples(batch) for batch in self.batches)
+    def _count(self, told: int | None) -> int:
+        """Samples of all processes, as told or counted."""
+        counted: list[int] = []
+
+        def count() -> tuple[list[Tensor], list[float]]:
+            # A DataLoader draws from the global generator when its iteration starts.
+            with preserve_rng(self.seed):
+                sizes = [num_samples(batch) for batch in self.own_batches] if told is None else [told]
+            counted.extend(sizes)
+            if not sum(sizes):
+                raise ValueError("batches holds no samples; pass at least one batch")
+            return [], [sum(sizes)]
+
+        _, (samples,) = self._joined(count)
+        self._own_samples = round(samples) if self.ranks is None else sum(counted)
+        if self.ranks is not None and self.ranks.sharded:
+            self._require_equal_numbers(self.ranks)
+        return round(samples)
+
+    def _require_equal_numbers(self, ranks: Ranks) -> None:
+        numbers = ranks.gathered(sum(1 for _ in self.own_batches))
+        if len(set(numbers)) > 1:
+            raise ValueError(
+                f"the processes of this sharded model have {numbers} batches; all evaluate it together, so give each "
+                "the same number"
+            )
+
+    def _over_ranks(self, value: float) -> int:
+        return round(self._joined(lambda: ([], [value]))[1][0])
+
+    def _joined(
+        self, work: Callable[[], tuple[list[Tensor], list[float]]]
+    ) -> tuple[list[Tensor], list[float]]:
+        """What ``work`` gives, summed over the processes where there are several."""
+        return work() if self.ranks is None else self.ranks.sums(work, self.params)
+
+    def summed(self, work: Callable[[], tuple[list[Tensor], float]]) -> tuple[list[Tensor], float]:
+        """A sum over all batches and their count, from the function that works it out for this process's own.
+
+        Args:
+            work: Goes through :attr:`own_batches`; a failure in it is one on all processes.
+
+        Raises:
+            ValueError: The count of all batches is 0.
+            RuntimeError: ``work`` failed, on whichever of several processes; or the model is sharded.
+        """
+        if self.ranks is not None and self.ranks.sharded:
+            raise RuntimeError(
+                "the model is sharded, and sharded parameters have no double backward and no forward-mode derivatives; "
+                "use method='finite_difference'"
+            )
+
+        def counted() -> tuple[list[Tensor], list[float]]:
+            tensors, count = work()
+            return tensors, [count]
+
+        tensors, (total,) = self._joined(counted)
+        if not total > 0:
+            raise ValueError(NO_COUNT)
+        return tensors, total
 
     def context(self, standing: dict[int, Tensor] | None = None) -> Any:
         """Guard under which the loss is evaluated; see :func:`optland.context.probe_context`.
@@ -304,12 +396,12 @@ class Objective:
     def losses(self) -> Iterator[tuple[Tensor, float]]:
         """:meth:`loss` of each batch in turn."""
         seen = 0.0
-        for batch in self.batches:
+        for batch in self.own_batches:
             total, count = self.loss(batch)
             seen += count
             if count > 0 or total.requires_grad or not torch.is_grad_enabled():
                 yield total, count  # a batch whose terms are all masked may have a constant for its loss
-        if not seen > 0:
+        if self.ranks is None and not seen > 0:
             raise ValueError(NO_COUNT)
 
     @contextmanager
@@ -339,11 +431,18 @@ class Objective:
 
     def value(self, point: Vector | None = None) -> float:
         """L at ``point`` (default: current weights), summed in float64. Cost: a third of a GE per sample."""
-        total, count = 0.0, 0.0
-        with self.at(point), self.context(), torch.no_grad():
-            for loss, n in self.losses():
-                total += float(loss)
-                count += n
+
+        def added() -> tuple[list[Tensor], list[float]]:
+            total, count = 0.0, 0.0
+            with self.at(point), self.context(), torch.no_grad():
+                for loss, n in self.losses():
+                    total += float(loss)
+                    count += n
+            return [], [total, count]
+
+        _, (total, count) = self._joined(added)
+        if not count > 0:
+            raise ValueError(NO_COUNT)
         self.cost_ge += FORWARD_GE * self.num_samples
         return total / count
 
@@ -353,14 +452,20 @@ class Objective:
 
     def value_and_gradient(self, point: Vector | None = None) -> tuple[float, list[Tensor]]:
         """L and its gradient from one pass; parameters the loss does not use get a zero gradient."""
-        total, count = 0.0, 0.0
-        total_gradient = vectors.accumulator(self.params)
-        with self.at(point), self.context(), torch.enable_grad():
-            for batch in self.batches:
-                loss, n, pieces = self.batch_gradient(batch)
-                vectors.axpy_(1.0, pieces, total_gradient)
-                total += float(loss)
-                count += n
+
+        def added() -> tuple[list[Tensor], list[float]]:
+            total, count = 0.0, 0.0
+            gradients = vectors.accumulator(self.params)
+            with self.at(point), self.context(), torch.enable_grad():
+                for batch in self.own_batches:
+                    loss, n, pieces = self.batch_gradient(batch)
+                    vectors.axpy_(1.0, pieces, gradients)
+                    total += float(loss)
+                    count += n
+            return gradients, [total, count]
+
+        together = self.ranks is not None and self.ranks.sharded  # then each batch is that of all
+        total_gradient, (total, count) = added() if together else self._joined(added)
         if not count > 0:
             raise ValueError(NO_COUNT)
         self.cost_ge += self.num_samples
@@ -368,17 +473,30 @@ class Objective:
         return total / count, [g.to(p.dtype) for g, p in zip(mean, self.params, strict=True)]
 
     def batch_gradient(self, batch: Any) -> tuple[Tensor, float, list[Tensor]]:
-        """Loss sum without a graph, count, and gradient of the sum; inside :meth:`context`, with gradients on."""
+        """Loss sum without a graph, count, and gradient of the sum; inside :meth:`context`, with gradients on.
+
+        Of a sharded model they are those of the batches of all processes together, else those of this one.
+        """
         loss, count = self.loss(batch)
+        if self.ranks is not None and self.ranks.sharded:
+            return self._shared_gradient(loss, count, self.ranks)
         if not loss.requires_grad:  # all terms masked
             return loss, count, [torch.zeros_like(p) for p in self.params]
         return loss.detach(), count, gradient(self, loss, lambda: self.loss(batch)[0])
+
+    def _shared_gradient(
+        self, loss: Tensor, count: float, ranks: Ranks
+    ) -> tuple[Tensor, float, list[Tensor]]:
+        mean = sharded_gradient(self, loss)  # the backward pass itself averages over the processes
+        total, counted = ranks.total([loss, count], loss.device)
+        return loss.new_tensor(total), counted, vectors.scaled(float(ranks.size), mean)
 
     def provenance(self, method: str, seed: int | None = None) -> Provenance:
         """The provenance of a number measured on this objective by ``method``."""
         if self.notes.backward:
             method = f"{method}, gradients by backward()"
-        return Provenance(method, self.num_samples, self.data, self.mode, seed, self.dtype)
+        data = self.data if self.ranks is None else f"{self.data} of {self.ranks.size} processes"
+        return Provenance(method, self.num_samples, data, self.mode, seed, self.dtype)
 
     @property
     def dtype(self) -> str:
@@ -390,6 +508,22 @@ class Objective:
             f"Objective({type(self.model).__name__}, {self.num_samples} samples of {self.data}, "
             f"mode={self.mode!r}, d={vectors.numel(self.params)})"
         )
+
+
+def _alone(model: Any) -> tuple[Any, Ranks | None]:
+    """The module without a wrapper whose forward waits for other processes, and those processes."""
+    ranks, wrapped = ranks_of(model), None
+    while wrapped is not model:
+        wrapped = model
+        model = getattr(model, "_orig_mod", model)  # torch.compile keeps the original module here
+        model = model.module if isinstance(model, DistributedDataParallel) else model
+    if ranks is not None and any(m is ranks.replicas for m in model.modules()):
+        raise ValueError(
+            f"the model holds a DistributedDataParallel somewhere inside {type(model).__name__}; pass that wrapper "
+            "itself for the data of all processes, or its module for this one's"
+        )
+    reshard(model)
+    return model, ranks
 
 
 def _refuse_complex(names: Sequence[str], params: Sequence[Tensor]) -> None:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,7 @@ __all__ = [
     "accumulator",
     "add",
     "axpy_",
+    "beside",
     "clone",
     "combine",
     "copy_",
@@ -330,8 +331,8 @@ def direction_length(x: Vector, name: str) -> float:
 
 
 def flatten(x: Vector) -> Tensor:
-    """One flat tensor (d,) in the accumulation type, on the device of the first entry."""
-    return torch.cat([_wide(t.detach()).reshape(-1).to(x[0].device) for t in x])
+    """One flat tensor (d,) in the accumulation type, on the device of the first entry; shards are put together."""
+    return torch.cat([_wide(_whole(t.detach())).reshape(-1).to(x[0].device) for t in x])
 
 
 def unflatten(flat: Tensor, like: Vector) -> list[Tensor]:
@@ -342,10 +343,24 @@ def unflatten(flat: Tensor, like: Vector) -> list[Tensor]:
         [[[0.0, 1.0]], 2.0]
     """
     pieces = torch.split(flat, [t.numel() for t in like])
-    return [
-        piece.reshape(t.shape).to(device=t.device, dtype=t.dtype, copy=True)
-        for piece, t in zip(pieces, like, strict=True)
-    ]
+    return [beside(piece.reshape(t.shape), t, copy=True) for piece, t in zip(pieces, like, strict=True)]
+
+
+def beside(whole: Tensor, like: Tensor, *, copy: bool = False) -> Tensor:
+    """A tensor with the type and device of another one of its shape, and sharded as that one is.
+
+    Args:
+        whole: With all coordinates, the same on every process.
+        like: The other one.
+        copy: In memory of its own, also where nothing has to be changed.
+    """
+    if hasattr(like, "full_tensor"):
+        from torch.distributed.tensor import distribute_tensor  # takes a while to load, and few need it
+
+        sharded: Any = like
+        local = whole.to(device=sharded.to_local().device, dtype=like.dtype)
+        return distribute_tensor(local, sharded.device_mesh, sharded.placements, src_data_rank=None).clone()
+    return whole.to(device=like.device, dtype=like.dtype, copy=copy)
 
 
 def random_unit(like: Vector, seed: int) -> list[Tensor]:
@@ -357,4 +372,4 @@ def random_unit(like: Vector, seed: int) -> list[Tensor]:
     generator = torch.Generator().manual_seed(seed)
     draws = [torch.randn(t.shape, generator=generator, dtype=torch.float64) for t in like]
     length = float(norm(draws))
-    return [(d / length).to(device=t.device, dtype=t.dtype) for d, t in zip(draws, like, strict=True)]
+    return [beside(d / length, t) for d, t in zip(draws, like, strict=True)]

@@ -17,6 +17,7 @@ from optland.context.modules import (
     every_module,
     preserve_buffers,
     preserve_modes,
+    reshard,
     set_modes,
 )
 from optland.context.notes import Notes, Verdict, notes_of
@@ -39,6 +40,7 @@ __all__ = [
     "preserve_modes",
     "preserve_rng",
     "probe_context",
+    "reshard",
     "rng_state",
     "set_modes",
 ]
@@ -63,6 +65,11 @@ def probe_context(
         stack.enter_context(preserve_modes(model))
         stack.enter_context(preserve_buffers(model))
         stack.enter_context(exact_precision())
-        stack.enter_context(preserve_parameters(model, every_module(model), mode, standing))
+        if reshard(
+            model
+        ):  # which weights stand in a module is FSDP2's to say; shards are read anew at the end
+            stack.callback(reshard, model)
+        else:
+            stack.enter_context(preserve_parameters(model, every_module(model), mode, standing))
         set_modes(model, training=mode == "train")
         yield

@@ -7,8 +7,11 @@ from contextlib import contextmanager
 
 import torch
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 
-__all__ = ["BATCH_NORMS", "BufferSnapshot", "every_module", "preserve_buffers", "preserve_modes", "set_modes"]
+__all__ = [
+    "BATCH_NORMS", "BufferSnapshot", "every_module", "preserve_buffers", "preserve_modes", "reshard", "set_modes",
+]  # fmt: skip
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 """Layers that normalise by the batch's statistics and keep running ones."""
@@ -23,6 +26,18 @@ def every_module(model: nn.Module) -> list[nn.Module]:
                 seen.add(id(child))
                 every.append(child)
     return every
+
+
+def reshard(model: nn.Module) -> bool:
+    """Free the whole weights that a forward pass of FSDP2 left behind, so that the shards are read by the next one.
+
+    Returns:
+        Whether there was anything that is sharded.
+    """
+    sharded = [module for module in every_module(model) if isinstance(module, FSDPModule)]
+    for module in sharded:
+        module.reshard()
+    return bool(sharded)
 
 
 def set_modes(model: nn.Module, *, training: bool) -> None:

@@ -53,6 +53,10 @@ def try_loss_fn(host: Host, budget: Budget, given: float, seed: int) -> None:
             "that form, and after_step takes (batch, loss) in that order"
         ) from error
     budget.spend("loss_fn", objective.cost_ge)
+    if objective.ranks is not None:  # the loss that was found is that of all ranks
+        samples = host.count(host.batch)
+        total, count = objective.ranks.total([given * samples, samples], host.device)
+        given = total / count
     if not (math.isfinite(given) and math.isfinite(found)):
         return
     apart = abs(given - found)

@@ -174,6 +174,11 @@ class Host:
         return int(own) if own else self._nominal or 1
 
     @property
+    def probed_batch_size(self) -> int:
+        """Samples that a probe of the batch looks at: those of all ranks where they evaluate together."""
+        return self.batch_size if self.ranks.evaluate_together else self.own_batch_size
+
+    @property
     def batch_size(self) -> int:
         """Samples of an update on all ranks; the last one of an epoch may be smaller."""
         return self.own_batch_size * self.ranks.size

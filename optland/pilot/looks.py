@@ -57,12 +57,10 @@ class Looks:
         weights = {p.name: p.weight for p in self.probes}
         budget.use(weights | ({CurvatureProbe.name: CurvatureProbe.weight} if escapes else {}))
         self.ranks = host.ranks
-        if self.ranks.evaluate_together and self.probes:
+        if self.ranks.synced_norms and self.probes:
             names = ", ".join(p.name for p in self.probes)
             say_off(
-                f"probes ({names})",
-                0,
-                "all ranks evaluate a sharded model, or SyncBatchNorm, together",
+                f"probes ({names})", 0, "SyncBatchNorm waits for all ranks, and probes run on one of them"
             )
             self.probes = []
         self.due: list[Probe] = []
@@ -87,7 +85,7 @@ class Looks:
     @property
     def along_update(self) -> bool:
         """Whether a probe that looks along the update is due here."""
-        return self.ranks.leads and any(p.along_update for p in self.due)
+        return self.ranks.measures and any(p.along_update for p in self.due)
 
     def run(self) -> list[Signal]:
         """Run the probes that are due, and return what they measured."""
@@ -97,7 +95,7 @@ class Looks:
         found: list[Signal] = []
         for probe in [p for p in self.due if p in self.probes]:
             signals, spent, failed = self.ranks.from_first(
-                self._measured(probe) if self.ranks.leads else None
+                self._measured(probe) if self.ranks.measures else None
             )
             if failed:
                 self._off(probe, failed)
@@ -121,6 +119,8 @@ class Looks:
         host = self.host
         try:
             ragged = probe.whole_batches and host.is_ragged(host.count(host.batch))
+            if self.ranks.evaluate_together:
+                ragged = self.ranks.any(ragged, host.device)
             if ragged or (probe.along_update and not host.before):
                 return None, 0.0, ""
             return probe.measure(host), probe.spent, ""

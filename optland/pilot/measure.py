@@ -153,7 +153,7 @@ class WeightsBefore:
             mine = {id(p) for p in params}
             self._blocks = [b for b in self._blocks if not mine & {id(p) for p in b[0]}] + [(params, copies)]
         if params:
-            torch._foreach_copy_(copies, params)
+            vectors.copy_(copies, params)
         self.params, self.copies = self.params + params, self.copies + copies
 
     def __bool__(self) -> bool:
@@ -251,7 +251,7 @@ class Coherence:
 
     def _keep(self, now: list[Tensor], gradients: list[Tensor]) -> None:
         if len(now) == len(self._params) and all(map(operator.is_, now, self._params)):
-            torch._foreach_copy_(self._kept, gradients)
+            vectors.copy_(self._kept, gradients)
         else:
             self._params, self._kept = now, [g.detach().clone() for g in gradients]
 

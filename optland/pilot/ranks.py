@@ -2,9 +2,9 @@
 
 Once per update, where the gradient is there, the scalars of all ranks meet in one all-reduce: the loss as a sum and a
 count, whether a gradient is not finite anywhere (a NaN may live in one shard), and everything else as rank 0 has it.
-Which probes are due is among that; rank 0 alone runs them, on its batch, and tells the others what came of it.
-Snapshots are those of each rank, or of its shards. A fingerprint of the decisions goes along, and ranks that differ are
-an error.
+Which probes are due is among that; rank 0 alone runs them, on its batch, and tells the others what came of it. A model
+that is sharded is evaluated by all ranks together, on the batches of all. Snapshots are those of each rank, or of its
+shards. A fingerprint of the decisions goes along, and ranks that differ are an error.
 """
 
 from __future__ import annotations
@@ -22,11 +22,13 @@ class Ranks:
     """The processes of a run.
 
     Args:
-        model: What they train; sharded models and synchronised BatchNorm evaluate together or not at all.
+        model: What they train.
 
     Attributes:
         size: How many they are.
         rank: Which of them this is.
+        evaluate_together: Whether a forward pass of one waits for the others, so that all of them run every probe.
+        synced_norms: Whether layers share statistics in train mode; then nobody probes.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -34,8 +36,9 @@ class Ranks:
         several = distributed.is_available() and distributed.is_initialized()
         self.size = distributed.get_world_size() if several else 1
         self.rank = distributed.get_rank() if several else 0
-        together = (FSDPModule, nn.SyncBatchNorm)
-        self.evaluate_together = self.several and any(isinstance(m, together) for m in model.modules())
+        kinds = [type(m) for m in model.modules()] if self.several else []
+        self.evaluate_together = any(issubclass(kind, FSDPModule) for kind in kinds)
+        self.synced_norms = any(issubclass(kind, nn.SyncBatchNorm) for kind in kinds)
 
     @property
     def several(self) -> bool:
@@ -44,8 +47,13 @@ class Ranks:
 
     @property
     def leads(self) -> bool:
-        """Whether this one measures and logs."""
+        """Whether this one logs, and what it measures counts."""
         return self.rank == 0
+
+    @property
+    def measures(self) -> bool:
+        """Whether this one runs the probes."""
+        return self.leads or self.evaluate_together
 
     def agree(self, numbers: Tensor, sums: Tensor) -> tuple[Tensor, Tensor]:
         """The numbers as rank 0 has them, and the sums over all; one transfer between the processes.

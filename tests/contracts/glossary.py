@@ -104,6 +104,7 @@ GLOSSARY: dict[str, str] = {
     "provenance": "Where a number comes from: method, data, mode, seed.",
     "note": "What a reader of the result has to know.",
     "notes": "Sentences for the reader.",
+    "work": "Function that each of several processes calls on its own data.",
     "evaluate": "Function that is called while other weights stand in the model.",
     "standing": "Tensors that stand in for parameters, by identity.",
     "apply": "Function applied to every tensor.",

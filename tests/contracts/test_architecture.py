@@ -27,6 +27,7 @@ LEVELS = {
     "failpoints": 0,
     "objective": 1,
     "pilot": 4,
+    "ranks": 0,
     "statistics": 0,
     "log": 1,
     "curvature": 2,

@@ -18,6 +18,7 @@ ELSEWHERE = (
     "optland.failpoints",
     "optland.files",
     "optland.optim",
+    "optland.ranks",
     "optland.statistics",
     "optland.vectors",
 )

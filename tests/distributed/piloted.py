@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from two_processes import assert_close, assert_replicas_identical, mine, problem
+from two_processes import SHARDS, assert_close, assert_replicas_identical, mine, problem, sharded, whole
 
 from optland.optim import SAM
 from optland.pilot import Pilot
@@ -105,4 +105,41 @@ def piloted_damage(folder: Path) -> None:
     torch.load(held, weights_only=True)
 
 
-CHECKS = {f.__name__: f for f in (piloted, piloted_more, piloted_damage)}
+def piloted_sharded(folder: Path) -> None:
+    """FSDP2: where one process is; all ranks decide alike; monitor mode changes no bit; a NaN in one shard's batch."""
+    if not SHARDS:
+        return
+    for sam in (False, True):
+        weights = {}
+        for mode in ("off", "monitor", "shadow", "control"):
+            _, x, y = problem()
+            batch = x[mine()], y[mine()]
+            model = sharded(problem()[0])
+            options = {"policies": WATCHING, "budget": 0.5, "mode": mode}
+            with warnings.catch_warnings():
+                warnings.simplefilter("error")
+                pilot = train(model, model, batch, sam=sam, **options)
+            told: list[Any] = [None] * dist.get_world_size()
+            dist.all_gather_object(told, (pilot.budget.state_dict(), [repr(d) for d in pilot.decisions]))
+            assert told[0] == told[1], f"{mode}: {told[0]}\n{told[1]}"
+            assert (pilot.budget.probe_ge > 0) == (mode != "off"), mode
+            weights[mode] = [whole(p) for p in model.parameters()]
+        for mode in ("monitor", "shadow"):
+            assert all(torch.equal(p, q) for p, q in zip(weights[mode], weights["off"], strict=True)), mode
+        model, (alone, x, y) = sharded(problem()[0]), problem()
+        options = {"policies": AUTO, "budget": 0.0}
+        train(model, model, (x[mine()], y[mine()]), sam=sam, **options)
+        train(alone, alone, (x, y), sam=sam, **options)
+        assert_close(model, alone, f"sam {sam}", tolerance=1e-7)
+    model, (_, x, y) = sharded(problem()[0]), problem()
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        pilot = train(
+            model, model, (x[mine()], y[mine()]), sam=False, damage=DAMAGED, policies=AUTO, budget=0.0
+        )
+    assert (pilot.step, pilot.lost) == (STEPS - 1, 1)
+    assert sum("not finite" in str(w.message) for w in said) == 1
+    assert all(bool(whole(p).isfinite().all()) for p in model.parameters())
+
+
+CHECKS = {f.__name__: f for f in (piloted, piloted_more, piloted_damage, piloted_sharded)}

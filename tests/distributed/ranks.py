@@ -245,9 +245,9 @@ def fork(rank: int, names: str, folder: Path) -> None:
 
 def main(names: str, folder: Path, **group: Any) -> None:
     """All checks named, in one group; without options it is that of a launcher."""
-    from distributed import no_sync, piloted
+    from distributed import looking, no_sync, piloted
 
-    known = CHECKS | no_sync.CHECKS | piloted.CHECKS
+    known = CHECKS | no_sync.CHECKS | piloted.CHECKS | looking.CHECKS
     torch.set_num_threads(1)
     faulthandler.dump_traceback_later(200, exit=False)  # before the test's own limit: says where a rank waits
     dist.init_process_group("gloo", **group)

@@ -13,7 +13,7 @@ pytestmark = pytest.mark.distributed
 
 
 def test_two_processes(tmp_path: Path) -> None:
-    names = "ddp_synced+micro_batches+no_sync+piloted+piloted_damage"  # one start for all
+    names = "ddp_synced+micro_batches+no_sync+piloted+piloted_damage+looking_refused"  # one start for all
     forks = [start(ranks.fork, rank, names, tmp_path) for rank in range(2)]
     codes = [exit_code(fork) for fork in forks]
     said = "\n".join((tmp_path / f"said by {rank}").read_text() for rank in range(2))
@@ -22,7 +22,17 @@ def test_two_processes(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "check", ["ddp_synced_more", "ddp_per_rank", "fsdp", "resume", "no_sync_more", "piloted_more"]
+    "check",
+    [
+        "ddp_synced_more",
+        "ddp_per_rank",
+        "fsdp",
+        "resume",
+        "no_sync_more",
+        "piloted_more",
+        "piloted_sharded",
+        "looking",
+    ],
 )
 def test_two_processes_of_a_launcher(tmp_path: Path, check: str) -> None:
     """Started as a user starts them."""

@@ -1,4 +1,4 @@
-"""Which probes run at all: none where ranks can evaluate only together, and that is said."""
+"""Which probes run at all: none where a forward pass on one rank would wait for the others, and that is said."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_synchronised_statistics_on_several_ranks_turn_probes_off(
     if (norm, size) != (nn.SyncBatchNorm, 2):
         assert [probe.name for probe in looks(model, "edge/eta_c").probes] == ["edge"]
         return
-    with pytest.warns(RuntimeWarning, match=r"probes \(edge\) .*\(all ranks evaluate a sharded model"):
+    with pytest.warns(RuntimeWarning, match=r"probes \(edge\) .*\(SyncBatchNorm waits for all ranks"):
         assert looks(model, "edge/eta_c").probes == []
     with warnings.catch_warnings(action="error"):  # nobody asked for one
         assert looks(model, "train/loss").probes == []

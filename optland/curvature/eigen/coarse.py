@@ -88,6 +88,8 @@ def _mixture(space: Krylov, k: int) -> list[Tensor]:
 
 
 def _thinned(objective: Objective) -> Objective | None:
+    if objective.ranks is not None:
+        return None
     batches = objective.batches
     if not isinstance(batches, Sequence) or objective.num_samples < LEAST_STRIDE * PART_SAMPLES:
         return None

@@ -169,7 +169,4 @@ class Krylov:
     def _pieces(self, flat: Tensor) -> list[Tensor]:
         """A row in the shapes of the parameters; views where type and device agree: a product only reads them."""
         parts = flat.split_with_sizes(self.sizes)
-        return [
-            part.view(t.shape).to(device=t.device, dtype=t.dtype)
-            for part, t in zip(parts, self.like, strict=True)
-        ]
+        return [vectors.beside(part.view(t.shape), t) for part, t in zip(parts, self.like, strict=True)]

@@ -226,9 +226,13 @@ def part_gradients(
     To be run inside the objective's context, where the random state goes on from part to part: parts with the same
     dropout masks would not be independent.
     """
-    for batch in objective.batches:
+    for batch in objective.own_batches:
         for part, size in cut(objective, batch, parts):
             _, count, total = objective.batch_gradient(part)
+            if (
+                objective.ranks is not None
+            ):  # a sharded model, whose parts are those of all processes together
+                size = round(objective.ranks.total([size], total[0].device)[0])
             pieces = [g / count for g in total]
             if scale is not None:
                 pieces = [g * s for g, s in zip(pieces, scale, strict=True)]
@@ -241,14 +245,35 @@ def _parts(objective: Objective, parts: int, scale: Vector | None) -> tuple[Tens
     products: list[Tensor] = []
     counts: list[float] = []
     samples = 0
-    with objective.context(), torch.enable_grad():
-        for pieces, count, size in part_gradients(objective, parts, scale):
-            gradients.append(vectors.flatten(pieces))
-            products.append(torch.stack([gradients[-1] @ g for g in gradients]))  # row of the lower triangle
-            counts.append(count)
-            samples += size
+    for gradient, (count, size) in flat_gradients(objective, parts, scale):
+        gradients.append(gradient)
+        products.append(torch.stack([gradient @ g for g in gradients]))  # row of the lower triangle
+        counts.append(count)
+        samples += size
     lower = nn.utils.rnn.pad_sequence(products, batch_first=True).to("cpu", torch.float64)
     return lower + lower.tril(-1).T, counts, samples
+
+
+def flat_gradients(
+    objective: Objective, parts: int, scale: Vector | None
+) -> Iterator[tuple[Tensor, tuple[float, int]]]:
+    """Flat gradient, count and samples of every part; of those of all processes, where each has its own batches."""
+
+    def own(part: Objective) -> Iterator[tuple[Tensor, tuple[float, int]]]:
+        with part.context(), torch.enable_grad():
+            for pieces, count, size in part_gradients(part, parts, scale):
+                yield vectors.flatten(pieces), (count, size)
+
+    ranks = objective.ranks
+    if ranks is None or ranks.sharded:
+        yield from own(objective)
+        return
+
+    def rows() -> tuple[Tensor, list[tuple[float, int]]]:
+        gradients, counts = zip(*own(objective.alone()), strict=True)
+        return torch.stack(gradients), list(counts)
+
+    yield from zip(*ranks.rows(rows, objective.params), strict=True)
 
 
 def _estimators(gram: Tensor, n: Tensor) -> tuple[float, float]:

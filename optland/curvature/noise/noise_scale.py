@@ -44,7 +44,7 @@ from torch import Tensor
 from optland import vectors
 from optland.archive import Archived
 from optland.curvature.cost import costs
-from optland.curvature.noise.gradient_noise import SIGNIFICANCE, part_gradients, scales
+from optland.curvature.noise.gradient_noise import SIGNIFICANCE, flat_gradients, scales
 from optland.curvature.operators.batchwise import each_part, jackknife, refuse_batch_statistics
 from optland.curvature.operators.hessian import Method, declared_product_cost, hessian
 from optland.estimate import Estimate, Provenance
@@ -111,7 +111,8 @@ class NoiseScale(Archived):
 def _cost(objective: Objective, *, num_parts: int = 8, method: Method = "auto") -> float:
     """The most that :func:`noise_scale` can cost: a product per pair of parts of all batches."""
     one_batch = method if method != "auto" else "kept_graph"
-    pieces = num_parts * sum(1 for _ in objective.batches)
+    pieces = num_parts * sum(1 for _ in objective.own_batches)
+    pieces *= 1 if objective.ranks is None or objective.ranks.sharded else objective.ranks.size
     products = max(declared_product_cost(objective, pieces, method=m) for m in (method, one_batch))
     return products + objective.num_samples
 
@@ -167,23 +168,35 @@ def _gradients(objective: Objective, parts: int, scale: Vector | None) -> tuple[
     """Gradient of every part (times P^-1/2), and its size in samples (in shares of the tokens, for a token loss)."""
     if parts < 1:
         raise ValueError(f"num_parts={parts} must be at least 1")
-    with objective.context(), torch.enable_grad():
-        gradients, counts, sizes = zip(*part_gradients(objective, parts, scale), strict=True)
+    flat, told = zip(*flat_gradients(objective, parts, scale), strict=True)
+    counts, sizes = zip(*told, strict=True)
     objective.cost_ge += sum(sizes)
-    return list(gradients), torch.tensor(counts, dtype=torch.float64) * sum(sizes) / sum(counts)
+    n = torch.tensor(counts, dtype=torch.float64) * sum(sizes) / sum(counts)
+    return [vectors.unflatten(g, objective.params) for g in flat], n
 
 
 def _products(
     objective: Objective, parts: int, gradients: Sequence[Vector], scale: Vector | None, method: Method
 ) -> Tensor:
     """g_i' H_l g_j, (l, i, j)."""
-    rows = []
     scaled = [g if scale is None else [t * s for t, s in zip(g, scale, strict=True)] for g in gradients]
-    for piece in each_part(objective, parts):
-        with hessian(piece, method=method) as H:
-            images = [H.matvec(u) for u in scaled]
-        rows.append(torch.stack([torch.stack([vectors.dot(u, Hu) for Hu in images]) for u in scaled]))
-    return torch.stack(rows).double().cpu()
+
+    def rows(of: Objective) -> Tensor:
+        found = []
+        for piece in each_part(of, parts):
+            with hessian(piece, method=method) as H:
+                images = [H.matvec(u) for u in scaled]
+            found.append(torch.stack([torch.stack([vectors.dot(u, Hu) for Hu in images]) for u in scaled]))
+        return torch.stack(found)
+
+    ranks = objective.ranks
+    if ranks is None or ranks.sharded:
+        return rows(objective).double().cpu()
+    before = objective.cost_ge
+    products, _ = ranks.rows(lambda: (rows(objective.alone()), []), objective.params)
+    (spent,) = ranks.total([objective.cost_ge - before], products.device)
+    objective.cost_ge = before + spent
+    return products.double().cpu()
 
 
 def _terms(gram: Tensor, products: Tensor, n: Tensor) -> Tensor:

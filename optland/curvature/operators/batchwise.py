@@ -6,7 +6,7 @@ The pieces are views: they share the model, loss, mode and seed of the whole, an
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -28,7 +28,7 @@ def each_batch(objective: Objective) -> Iterator[Objective]:
         >>> [(piece.num_samples, piece.value()) for piece in each_batch(L)], L.cost_ge
         ([(2, 1.0), (1, 1.0)], 1.0)
     """
-    for batch in objective.batches:
+    for batch in _shared(objective):
         yield objective.on(batch, _size(objective, batch))
 
 
@@ -40,7 +40,7 @@ def each_part(objective: Objective, parts: int) -> Iterator[Objective]:
     """
     if parts < 1:
         raise ValueError(f"parts={parts} must be at least 1")
-    for batch in objective.batches:
+    for batch in _shared(objective):
         for part, size in cut(objective, batch, parts):
             yield objective.on(part, size)
 
@@ -49,7 +49,21 @@ def cut(objective: Objective, batch: Any, parts: int) -> list[tuple[Any, int]]:
     """Contiguous parts of a batch with their samples; one part is the batch itself, of whatever type it is."""
     if parts == 1:
         return [(batch, _size(objective, batch))]
-    return [(part, num_samples(part)) for part in split(batch, min(parts, num_samples(batch)))]
+    pieces = [(part, num_samples(part)) for part in split(batch, min(parts, num_samples(batch)))]
+    if objective.ranks is not None and objective.ranks.sharded:
+        numbers = objective.ranks.gathered(len(pieces))
+        if len(set(numbers)) > 1:
+            raise ValueError(
+                f"the processes of this sharded model cut a batch into {numbers} parts, and all evaluate each part "
+                f"together; give every process at least {parts} samples a batch, or fewer parts"
+            )
+    return pieces
+
+
+def _shared(objective: Objective) -> Iterable[Any]:
+    """The batches; of a sharded model this process's own, as each of them is evaluated with those of the others."""
+    together = objective.ranks is not None and objective.ranks.sharded
+    return objective.own_batches if together else objective.batches
 
 
 def _size(objective: Objective, batch: Any) -> int:
@@ -57,7 +71,7 @@ def _size(objective: Objective, batch: Any) -> int:
     try:
         return num_samples(batch)
     except TypeError:
-        return max(1, round(objective.num_samples / sum(1 for _ in objective.batches)))
+        return max(1, round(objective.alone().num_samples / sum(1 for _ in objective.own_batches)))
 
 
 def mean_and_error(values: Sequence[float], weights: Sequence[float] | None = None) -> tuple[float, float]:

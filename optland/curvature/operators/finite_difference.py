@@ -164,6 +164,8 @@ class FiniteDifference(Product):
         with self._at.context(), torch.enable_grad():
             loss, _ = next(self._at.losses())
             found = kinks(loss)
+        if self._at.ranks is not None:  # all of them take the same steps
+            found = self._at.ranks.union(found)
         if found:
             self.note = (
                 f"the gradient jumps ({', '.join(sorted(found))}), steps are short and errors large; "

@@ -261,6 +261,7 @@ class CurvatureOperator(SymmetricOperator):
         self._product = self._made(self.objective)
         product = self._product(v)
         if self._product.derived:
+            self._require_same_graphs(self._product)
             self._require_trust(self._product)
         self._say(self._product.note)
         if self.objective.rewritten:
@@ -285,11 +286,18 @@ class CurvatureOperator(SymmetricOperator):
         if words:
             self.reason = f"{self.reason}; {words}"
 
+    def _require_same_graphs(self, product: Product) -> None:
+        """What is compared depends on the graphs; several processes have to decide alike."""
+        if self.objective.ranks is not None:
+            product.graphs = self.objective.ranks.union(product.graphs)
+
     def _require_trust(self, product: Product) -> None:
         """Compare, where this kind of graph has no verdict yet, and act on it."""
         L = self.objective
         kind = kind_of(L, self.family.kind, product.derived)
         found = L.notes.verdict(kind, L.names, product.graphs)
+        if L.ranks is not None and L.ranks.any(found is None, L.params[0].device):
+            found = None  # one that knows more, from data of its own, compares once more with the others
         if found is None:
             compared = self._compared(product)
             if compared is None:
@@ -329,6 +337,7 @@ class CurvatureOperator(SymmetricOperator):
         compared = compare(product, ways)
         ge = product_ge + family.difference_ge + compared.cost_ge
         self.cost_ge += ge * product.objective.num_samples
+        self._require_same_graphs(product)
         return compared.verdict, product.graphs
 
 
@@ -376,7 +385,7 @@ class InFloat32(Product):
 
 def _choose(objective: Objective) -> tuple[Method, str]:
     """The method for this objective and the reason, from what is known before any pass."""
-    batches, size = objective.batches, objective.num_samples * vectors.numel(objective.params)
+    batches, size = objective.own_batches, objective.num_samples * vectors.numel(objective.params)
     if any(hasattr(p, "full_tensor") for p in objective.params):
         return "finite_difference", "sharded parameters have no double backward"
     if not isinstance(batches, Sequence):

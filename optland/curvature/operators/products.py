@@ -30,7 +30,7 @@ from torch.autograd import forward_ad
 from optland import vectors
 from optland.context import exact_arithmetic
 from optland.derivatives import Leaves, custom_functions, derivative, graph_of, require_grad
-from optland.objective import NO_COUNT, Objective
+from optland.objective import Objective
 from optland.vectors import Vector
 
 __all__ = [
@@ -102,16 +102,22 @@ class KeptGraph(Product):
     def __init__(self, objective: Objective) -> None:
         super().__init__(objective)
         self._weights = self._fingerprint()
+        self._light = False
+        _, total = objective.summed(self._build)
+        self._share = 1.0 if objective.ranks is None else 1.0 / total  # of a product of this process's sum
+
+    def _build(self) -> tuple[list[Tensor], float]:
+        objective = self.objective
         with objective.context(), torch.enable_grad():
             self._standing = objective.notes.standing
-            mean = self._mean()
-            self._look(mean)
-            require_grad(objective, mean, self._mean)
+            loss, count = self._loss()
+            self._look(loss)
+            require_grad(objective, loss, lambda: self._loss()[0])
             self._leaves = objective.leaves()
-            self._gradient = self._leaves.derivative(mean, create_graph=True)
-        self._custom = bool(custom_functions(graph_of(mean)))
-        self._poison = _poison(mean)
-        self._light = False
+            self._gradient = self._leaves.derivative(loss, create_graph=True)
+        self._custom = bool(custom_functions(graph_of(loss)))
+        self._poison = _poison(loss)
+        return [], count
 
     def __call__(self, v: Vector) -> list[Tensor]:
         """H v at the weights the graph was built at.
@@ -124,6 +130,12 @@ class KeptGraph(Product):
                 "the weights have changed since this operator kept its graph; make a new one, or use "
                 "method='double_backward', which reads the weights at every product"
             )
+        if self.objective.ranks is None:
+            return self._product(v)
+        product, _ = self.objective.summed(lambda: (self._product(v), 1.0))
+        return vectors.scaled(self._share, product)
+
+    def _product(self, v: Vector) -> list[Tensor]:
         if self._light:
             with exact_arithmetic():
                 return self._second_backward(v)
@@ -133,10 +145,11 @@ class KeptGraph(Product):
         self._light = not (self._custom or forwards)
         return product
 
-    def _mean(self) -> Tensor:
+    def _loss(self) -> tuple[Tensor, float]:
+        """The mean over all batches, or the sum over those of this process, and the count."""
         losses, counts = zip(*self.objective.losses(), strict=True)
-        mean: Tensor = torch.stack(losses).sum() / sum(counts)
-        return mean
+        total: Tensor = torch.stack(losses).sum()
+        return total / sum(counts) if self.objective.ranks is None else total, sum(counts)
 
     def _second_backward(self, v: Vector) -> list[Tensor]:
         product = _backward_again(self._gradient, self._leaves, v, keep=True)
@@ -154,9 +167,14 @@ class DoubleBackward(Product):
 
     def __call__(self, v: Vector) -> list[Tensor]:
         """H v at the present weights."""
-        params, total, product = self.objective.params, 0.0, vectors.accumulator(self.objective.params)
+        product, total = self.objective.summed(lambda: self._sum(v))
+        self._seen = True
+        return _cast(vectors.scaled(1.0 / total, product), self.objective.params)
+
+    def _sum(self, v: Vector) -> tuple[list[Tensor], float]:
+        total, product = 0.0, vectors.accumulator(self.objective.params)
         with self.objective.context(), torch.enable_grad():
-            for batch in self.objective.batches:
+            for batch in self.objective.own_batches:
                 loss, count = self.objective.loss(batch)
                 total += count
                 if not loss.requires_grad:
@@ -166,9 +184,7 @@ class DoubleBackward(Product):
                 leaves = self.objective.leaves()
                 piece = _backward_again(leaves.derivative(loss, create_graph=True), leaves, v, keep=False)
                 vectors.axpy_(1.0, poisoned(piece, loss.detach()), product)
-        self._seen = True
-        _require_count(total)
-        return _cast(vectors.scaled(1.0 / total, product), params)
+        return product, total
 
 
 class ForwardOverReverse(Product):
@@ -182,9 +198,14 @@ class ForwardOverReverse(Product):
         Raises:
             RuntimeError: An operation of the model has no forward-mode derivative.
         """
+        product, total = self.objective.summed(lambda: self._sum(v))
+        self._seen = True
+        return _cast(vectors.scaled(1.0 / total, product), self.objective.params)
+
+    def _sum(self, v: Vector) -> tuple[list[Tensor], float]:
         L, total, product = self.objective, 0.0, vectors.accumulator(self.objective.params)
         with L.context(), torch.enable_grad(), dual_weights(L.params, v) as duals:
-            for batch in L.batches:
+            for batch in L.own_batches:
                 loss, count = L.replacing(duals, lambda b=batch: L.loss(b))  # type: ignore[misc]
                 total += count
                 if not loss.requires_grad:
@@ -192,9 +213,7 @@ class ForwardOverReverse(Product):
                 self._look(loss)
                 piece = [tangent(g) for g in derivative(loss, duals)]
                 vectors.axpy_(1.0, poisoned(piece, primal(loss).detach()), product)
-        self._seen = True
-        _require_count(total)
-        return _cast(vectors.scaled(1.0 / total, product), L.params)
+        return product, total
 
 
 @contextmanager
@@ -290,11 +309,6 @@ def refuse_writes(objective: Objective) -> None:
             "displaced weights are between other points than meant; products here need double backward, or this "
             "parameter frozen"
         )
-
-
-def _require_count(total: float) -> None:
-    if not total > 0:
-        raise ValueError(NO_COUNT)
 
 
 def _cast(x: Vector, like: Vector) -> list[Tensor]:

@@ -112,15 +112,16 @@ def kind_of(objective: Objective, matrix: str, derived: str) -> str:
 
 def a_part(objective: Objective) -> Objective | None:
     """The first samples of the first batch, which has the same kind of graph; None where batches cannot be cut."""
-    if not isinstance(objective.batches, Sequence):
+    batches = objective.own_batches
+    if not isinstance(batches, Sequence):
         return None
     try:
-        size = min(PART, num_samples(objective.batches[0]))
+        size = min(PART, num_samples(batches[0]))
     except TypeError:
         return None
     if size >= objective.num_samples:
         return None
-    return objective.on(take(objective.batches[0], size), size)
+    return objective.on(take(batches[0], size), size)
 
 
 def compare(product: Product, ways: Ways) -> Comparison:

@@ -58,13 +58,17 @@ class Parts:
 
     Args:
         H: The matrix of all data; what products with parts cost is added to it.
-        pieces: The parts as objectives.
-        weights: Of each part in the mean.
+        pieces: The parts as objectives; where several processes hold the data, those of this one.
+        weights: Of each part in the mean, of those of all processes.
+        first: Place of the first piece among the weights.
     """
 
-    def __init__(self, H: SymmetricOperator, pieces: Sequence[Objective], weights: Sequence[float]) -> None:
+    def __init__(
+        self, H: SymmetricOperator, pieces: Sequence[Objective], weights: Sequence[float], first: int = 0
+    ) -> None:
         self.H, self.weights = H, list(weights)
         self._pieces = list(pieces)
+        self._first = first
         self._kept: dict[int, SymmetricOperator] = {}
 
     def __len__(self) -> int:
@@ -73,12 +77,28 @@ class Parts:
     def together(self, w: Tensor) -> Tensor:
         """A w by parts, (d,)."""
         self.H.num_matvecs += 1
-        return torch.stack([self._product(b, w) for b in range(len(self))]).sum(0)
+        return self._rows([w] * len(self)).sum(0)
 
     def apart(self, W: Tensor) -> Tensor:
         """The rows omega_b A_b w_b, (B, d), for the rows w_b of ``W``."""
         self.H.num_matvecs += 1
-        return torch.stack([self._product(b, w) for b, w in enumerate(W)])
+        return self._rows(W)
+
+    def _rows(self, vectors_of: Sequence[Tensor] | Tensor) -> Tensor:
+        ranks = None if self.H.objective is None else self.H.objective.ranks
+        mine = range(len(self._pieces))
+        if ranks is None:
+            return torch.stack([self._product(b, vectors_of[b]) for b in mine])
+        assert self.H.objective is not None
+        spent, before = self.H.cost_ge, self.H.objective.cost_ge
+
+        def own() -> tuple[Tensor, list[float]]:
+            rows = torch.stack([self._product(b, vectors_of[self._first + b]) for b in mine])
+            return rows, [self.H.cost_ge - spent]
+
+        rows, costs = ranks.rows(own, self.H.like)
+        self.H.cost_ge, self.H.objective.cost_ge = spent + sum(costs), before + sum(costs)
+        return rows
 
     def close(self) -> None:
         """Free the graphs of the parts."""
@@ -89,7 +109,9 @@ class Parts:
         operator = self._kept[b] if b in self._kept else self.H.on(self._pieces[b])
         assert operator is not None  # parts_of has asked
         spent = operator.cost_ge
-        product = self.weights[b] * vectors.flatten(operator.matvec(vectors.unflatten(w, self.H.like)))
+        product = self.weights[self._first + b] * vectors.flatten(
+            operator.matvec(vectors.unflatten(w, self.H.like))
+        )
         self.H.cost_ge += operator.cost_ge - spent
         if self.H.method == "kept_graph":
             self._kept[b] = operator
@@ -111,6 +133,8 @@ def parts_of(H: SymmetricOperator, largest: int = PARTS) -> Parts | None:
     most = min(largest, NUMBERS // (2 * d))
     if objective.mode != "eval" or H.method == "finite_difference" or H.product_error > 0 or most < 2:
         return None
+    if objective.ranks is not None:
+        return _of_all_processes(H, objective, most)
     pieces = _cut(objective, most)
     if len(pieces) < 2 or H.on(pieces[0]) is None:
         return None
@@ -121,6 +145,27 @@ def parts_of(H: SymmetricOperator, largest: int = PARTS) -> Parts | None:
     if len(counted) < 2:
         return None
     return Parts(H, [piece for piece, _ in counted], [n / sum(counts) for _, n in counted])
+
+
+def _of_all_processes(H: SymmetricOperator, objective: Objective, most: int) -> Parts | None:
+    """The parts that one process with the batches of all, one process after the other, would make."""
+    ranks, alone = objective.ranks, objective.alone()
+    assert ranks is not None
+    known = isinstance(alone.own_batches, Sequence)
+    numbers = ranks.gathered(len(list(alone.own_batches)) if known else 0)
+    if not all(numbers) or sum(numbers) > most // 2:
+        return None
+    pieces = _cut(alone, most // sum(numbers) * len(list(alone.own_batches)))
+    every = ranks.gathered([] if not pieces or H.on(pieces[0]) is None else _counts(pieces))
+    if not all(every):
+        return None
+    H.cost_ge += FORWARD_GE * objective.num_samples
+    objective.cost_ge += FORWARD_GE * objective.num_samples
+    rank = torch.distributed.get_rank(ranks.groups[0])
+    counted = [piece for piece, n in zip(pieces, every[rank], strict=True) if n > 0]
+    weights = [n for counts in every for n in counts if n > 0]
+    first = sum(n > 0 for counts in every[:rank] for n in counts)
+    return Parts(H, counted, [n / sum(weights) for n in weights], first) if len(weights) > 1 else None
 
 
 def _cut(objective: Objective, most: int) -> list[Objective]:

@@ -40,7 +40,7 @@ class EdgeProbe(Probe):
 
     def cost(self, host: Host) -> float:
         """Five forward passes of the batch."""
-        return FORWARD_GE * FORWARDS * host.own_batch_size
+        return FORWARD_GE * FORWARDS * host.probed_batch_size
 
     def measure(self, host: Host) -> list[Signal]:
         """The critical multiple of the step just made."""

@@ -66,7 +66,7 @@ class NoiseProbe(_NoiseScale):
 
     def cost(self, host: Host) -> float:
         """One gradient of the batch."""
-        return float(host.own_batch_size)
+        return float(host.probed_batch_size)
 
     def measure(self, host: Host) -> list[Signal]:
         """Noise and signal at the present weights; their ratio is one of averages."""

@@ -34,7 +34,7 @@ from torch.optim import Optimizer
 from optland.batches import join, num_samples, split
 from optland.context import probe_context
 from optland.objective import LossFn
-from optland.train.loops.ranks import Ranks, ranks_of
+from optland.ranks import Ranks, ranks_of
 
 __all__ = ["MicroBatches"]
 
@@ -95,6 +95,8 @@ class MicroBatches:
             ValueError: Every count was 0.
         """
         ranks = ranks_of(model)
+        if ranks is not None and not ranks.synced:
+            ranks = None
         pieces = split(batch, parts) if parts > 1 and not self.one_piece else [batch]
         known = self.one_piece or math.isinf(self._due)
         checked = look and not known and (len(pieces) > 1 or (cuts and ranks is not None))
