@@ -512,7 +512,8 @@ class Objective:
 
 def _alone(model: Any) -> tuple[Any, Ranks | None]:
     """The module without a wrapper whose forward waits for other processes, and those processes."""
-    ranks, wrapped = ranks_of(model), None
+    ranks = ranks_of(model)
+    wrapped: Any = None
     while wrapped is not model:
         wrapped = model
         model = getattr(model, "_orig_mod", model)  # torch.compile keeps the original module here

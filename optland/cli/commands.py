@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import shlex
 import sys
@@ -176,6 +177,7 @@ def _run_script(file: str, argv: Sequence[str] | None) -> int:
         if arguments.validate:
             say(f"ok\n{to_yaml(config, recipe=recipe.name, secrets=False)}".rstrip("\n"))
             return DONE
+        _require_one_process()
         check_needs(script)
         if argv is None:  # wandb records the command line of the process
             sys.argv[1:] = [redact_item(item) for item in sys.argv[1:]]
@@ -189,6 +191,17 @@ def _run_script(file: str, argv: Sequence[str] | None) -> int:
     except KeyboardInterrupt:
         complain(f"\nInterrupted. To go on from the last checkpoint:\n  {shlex.join(command)}")
         return INTERRUPTED
+
+
+def _require_one_process() -> None:
+    """Several processes of a launcher would each make the same run, in a folder of its own."""
+    size = os.environ.get("WORLD_SIZE", "1")
+    if size.isdigit() and int(size) > 1:
+        raise UserError(
+            f"a recipe trains in one process, and WORLD_SIZE={size} says that a launcher started {size}: each would "
+            "make the same run again; start it without torchrun, or copy its loop (optland cp) and put "
+            "DistributedDataParallel around the model there"
+        )
 
 
 def _parser() -> argparse.ArgumentParser:
