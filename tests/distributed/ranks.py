@@ -132,6 +132,22 @@ def fsdp(folder: Path) -> None:
                 assert abs(a - b) < 1e-9 * max(1.0, abs(b)), f"{what}: {key} {a} {b}"
 
 
+def long_runs(folder: Path) -> None:
+    """50 steps: DDP is the large batch in one process, and FSDP2 is DDP."""
+    for name in ("sam", "asam", "msam", "gsam", "looksam"):
+        expected, x, y = problem()
+        by_closures(expected, wrap(name, expected), x, y, 50)
+        net = problem()[0]
+        model = DistributedDataParallel(net)
+        by_closures(model, wrap(name, model), x[mine()], y[mine()], 50)
+        assert_close(net, expected, f"{name} over 50 steps")
+        assert_replicas_identical(net, name)
+        if SHARDS:
+            shards = sharded(problem()[0])
+            by_closures(shards, wrap(name, shards), x[mine()], y[mine()], 50)
+            assert_close(shards, net, f"{name} sharded over 50 steps", tolerance=1e-6)
+
+
 def resume(folder: Path) -> None:
     """Saved and loaded through ``torch.distributed.checkpoint``, before the first step and after some."""
     for kind, name in (
@@ -232,7 +248,9 @@ def micro_batches(folder: Path) -> None:
                 assert no_mean == (loss_fn is mean and bool(cut)), f"{what}: {[str(w.message) for w in told]}"
 
 
-CHECKS = {f.__name__: f for f in (ddp_synced, ddp_synced_more, ddp_per_rank, fsdp, resume, micro_batches)}
+CHECKS = {
+    f.__name__: f for f in (ddp_synced, ddp_synced_more, ddp_per_rank, fsdp, long_runs, resume, micro_batches)
+}
 
 
 def fork(rank: int, names: str, folder: Path) -> None:
