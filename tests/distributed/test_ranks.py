@@ -27,6 +27,7 @@ def test_two_processes(tmp_path: Path) -> None:
         "ddp_synced_more",
         "ddp_per_rank",
         "fsdp",
+        "long_runs",
         "resume",
         "no_sync_more",
         "piloted_more",
