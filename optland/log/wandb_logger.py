@@ -11,19 +11,21 @@ before training. The exception is ``WANDB_SERVICE``: a run has a service process
 its own, because one that another process started may be gone, or go while the run needs it. Mode ``online``
 without a login, or with a server that does not answer, becomes ``offline`` with a warning.
 
-Nothing here holds up training. wandb runs in a process of its own (:mod:`optland.log.wandb_run`), which is
-fed over a pipe: a row costs the training process some 50 microseconds, and neither starting, connecting nor
-a server that hangs cost it anything. The end of the run waits a few seconds and no more; then the process is
-ended, and wandb's service with it. When the training process dies, the run is closed as failed. What had
-reached the disk by then stays readable and can be sent later with ``wandb sync``.
+Nothing here holds up training. wandb runs in this process, in a thread (:mod:`optland.log.wandb_run`) that
+is fed by a queue: the first row imports wandb and starts the thread, every other costs the caller some 30
+microseconds, and neither starting, connecting, a server that hangs nor a service that does costs it
+anything. The end of the run waits a few seconds and no more; then the thread is left behind, and wandb's
+service ended. A run that ends without ``finish``, by an exception or Ctrl-C, is closed as failed before the
+interpreter goes. When the process is killed, wandb's service writes down what had reached it. What is on
+the disk stays readable and can be sent later with ``wandb sync``.
 """
 
 from __future__ import annotations
 
-import atexit
 import os
 import shlex
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Mapping, Sequence
@@ -31,23 +33,21 @@ from pathlib import Path
 from typing import Any, Literal
 
 from optland.config import redact, redact_item, redact_text
-from optland.log.child import Child
 from optland.log.decisions import EVENT_COLUMNS, EVENTS, event_alert, event_row, loss_alert
 from optland.log.logger import change_in_words
 from optland.log.vocabulary import STEP, Scalar
-from optland.log.wandb_environment import check_environment, labels, setting, without_empty
-from optland.log.wandb_run import ELSEWHERE, new_id
+from optland.log.wandb_environment import check_environment, labels, setting
+from optland.log.wandb_run import ELSEWHERE, Run, new_id, prepare
+from optland.log.worker import Worker
 
 __all__ = ["WandbLogger"]
 
 Mode = Literal["offline", "online", "disabled"]
 
-_PROCESS = "optland.log.wandb_run"
 _SUMMARY_EVENTS = 100  # a wandb value should stay below a megabyte
 _ERROR = "summary/error"
-_STARTING = 3.5  # seconds from the first row that wandb has to start, before its time to finish runs
-_ENDING = 1.0  # seconds for the process to end once it has said that it is through
-_KINDS = {kind.__name__: kind for kind in (OSError, PermissionError, TimeoutError, ConnectionError)}
+_STARTING = 2.5  # seconds from the first row that wandb has to start, before its time to finish runs
+_LOOK = 0.25  # seconds until it is seen that the main thread has ended
 
 
 class WandbLogger:
@@ -102,21 +102,17 @@ class WandbLogger:
         self._timeout = timeout
         self._events: list[list[Any]] = []
         self._step = 0
-        self._child: Child | None = None
+        self._run: Run | None = None
+        self._worker: Worker | None = None
         self._owner = os.getpid()
-        self._started = False
-        self._ready_at = 0.0  # when wandb's local part was up, or should have been
-        self._finished = False
-        self._failure: Exception | None = None
-        self._run_dir: Path | None = None
-        self._notices: list[str] = []
+        self._started = 0.0  # when
+        self._closed = threading.Event()
         self._lost = False  # the loss was not finite
 
     @property
     def run_dir(self) -> Path | None:
         """The run's own folder; None before it has begun and in mode ``disabled``."""
-        self._hear()
-        return self._run_dir
+        return None if self._run is None else self._run.folder
 
     def view_command(self) -> str | None:
         """The shell command that shows the run in the terminal; None where there is nothing to show."""
@@ -177,16 +173,15 @@ class WandbLogger:
         self._send("finish", redact(values), exit_code)
         try:
             self._await_end()
-        except TimeoutError as error:
-            self._notices.clear()  # one warning is enough
-            raise TimeoutError(f"{error}; {self._rest()}") from error
         finally:
             self._close()
 
     def state_dict(self) -> dict[str, Any]:
         """The run's id and the decisions so far."""
-        self._hear()  # a server that did not answer has cost the run its first id
-        return {"run_id": self._run_id, "events": [list(event) for event in self._events]}
+        return {
+            "run_id": self._run.run_id if self._run else self._run_id,
+            "events": [list(event) for event in self._events],
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on with the same run id."""
@@ -195,10 +190,10 @@ class WandbLogger:
         self._run_id = state["run_id"]
         self._events = [list(event) for event in state["events"]]
 
-    # ------------------------------------------------------------------ the process
+    # ------------------------------------------------------------------ the thread
 
     def _send(self, *order: object) -> None:
-        """Give an order; the first one starts the process.
+        """Give an order; the first one starts the thread.
 
         Raises:
             Exception: Whatever an earlier order met with, once.
@@ -208,95 +203,79 @@ class WandbLogger:
         if os.getpid() != self._owner:
             raise RuntimeError(f"the wandb run belongs to process {self._owner}: log in that process alone")
         try:
-            child = self._child or self._start()
-            self._hear()
+            worker = self._worker or self._start()
             self._tell()
-            if self._failure is not None:
-                raise self._failure
-            child.send(*order)
+            _raise(worker.failure)
+            worker.send(*order)
         except Exception:
             self._close()
             raise
 
-    def _start(self) -> Child:
+    def _start(self) -> Worker:
         if self._started:
             raise RuntimeError("the wandb run is over; make a new WandbLogger")
-        self._started = True
+        self._started = time.monotonic()
         self._directory.mkdir(parents=True, exist_ok=True)
         if not os.access(self._directory, os.W_OK):
             # wandb would quietly write to the system's temporary folder.
             raise PermissionError(f"{self._directory} cannot be written to. {ELSEWHERE}")
-        child = self._child = Child(_PROCESS, _with_program(os.environ))
-        self._ready_at = time.monotonic() + _STARTING
-        atexit.register(self._abandon)
+        prepare()
+        self._started = time.monotonic()
+        self._run = Run(self._run_id)
+        worker = self._worker = Worker(self._run, last="finish")
+        threading.Thread(target=self._at_the_end, name="optland-end").start()
         argv = [redact_item(item) for item in sys.argv]
-        child.send("start", self._mode, self._run_id, os.path.abspath(self._directory), argv, self._options)
-        return child
-
-    def _hear(self) -> None:
-        """Take in what the process has reported."""
-        child = self._child
-        if child is None or os.getpid() != self._owner:
-            return
-        gone = child.gone  # before the reports, of which the last may come with its end
-        for kind, *words in child.reports():
-            if kind == "ready":
-                self._ready_at = min(self._ready_at, time.monotonic())
-            elif kind == "begun":
-                folder, self._run_id = words
-                self._run_dir = None if folder is None else Path(folder)
-            elif kind == "notice":
-                self._notices.append(redact_text(words[0]))
-            elif kind == "finished":
-                self._finished = True
-            elif self._failure is None:
-                self._failure = _KINDS.get(words[0], RuntimeError)(redact_text(words[1]))
-        if gone and not self._finished and self._failure is None:
-            self._failure = ConnectionError(child.obituary())
+        worker.send("start", self._mode, os.path.abspath(self._directory), argv, self._options)
+        return worker
 
     def _await_end(self) -> None:
-        """Wait until the process says that the run is finished."""
-        assert self._child is not None
-        began = time.monotonic()
-        while True:
-            self._hear()
-            if self._failure is not None:
-                raise self._failure
-            if self._finished:
-                return
-            left = max(began, self._ready_at) + self._timeout - time.monotonic()
-            if left <= 0:
-                raise TimeoutError(f"it did not answer for {self._timeout:g} s")
-            self._child.wait(min(left, 0.2))
+        """Wait until the run is finished.
+
+        Raises:
+            TimeoutError: It did not answer in time.
+        """
+        assert self._run is not None
+        assert self._worker is not None
+        self._run.ready.wait(max(0.0, self._started + _STARTING - time.monotonic()))
+        if not self._worker.ended(self._timeout):
+            self._run.notices.clear()  # one warning is enough
+            raise TimeoutError(f"it did not answer for {self._timeout:g} s; {self._rest()}")
+        _raise(self._worker.failure)
 
     def _close(self) -> None:
         """Leave nothing behind that could hold up the end of the process."""
-        atexit.unregister(self._abandon)
-        child, self._child = self._child, None
-        if child is not None:
-            # One that has said its last word ends by itself; one that hangs has had its time.
-            child.end(_ENDING if self._finished or self._failure is not None else 0.1)
+        if not self._closed.is_set():
+            self._closed.set()
+            self._worker = None
+            if self._run is not None:
+                self._run.close()
         self._tell()
 
-    def _abandon(self) -> None:
-        """The process ends without `finish`, by a crash or Ctrl-C: that is when the decisions matter most."""
-        if os.getpid() != self._owner:
-            return
+    def _at_the_end(self) -> None:
+        """The process ends without `finish`, by a crash or Ctrl-C: that is when the decisions matter most.
+
+        A thread that the interpreter waits for, because its hooks at exit come too late: wandb's own is among them,
+        and no thread can be started any more.
+        """
+        main = threading.main_thread()
+        while main.is_alive():
+            if self._closed.wait(_LOOK):
+                return
         try:
             self.finish({}, exit_code=1)
         except Exception as error:  # nobody is left to handle it: the interpreter is ending
             warnings.warn(f"wandb: {error}", RuntimeWarning, stacklevel=1)
 
     def _tell(self) -> None:
-        """Give the warnings of the process to the caller."""
-        while self._notices:
-            warnings.warn(self._notices.pop(0), RuntimeWarning, stacklevel=5)
+        """Give the warnings of the run to the caller."""
+        while self._run is not None and self._run.notices:
+            warnings.warn(redact_text(self._run.notices.popleft()), RuntimeWarning, stacklevel=5)
 
     def _rest(self) -> str:
         """The fate of the rows that were not sent, in words."""
-        if self._run_dir is None:
+        if self.run_dir is None:
             return "nothing of the run has reached wandb"
-        return f"what it had written down can be sent with: wandb sync {shlex.quote(str(self._run_dir))}"
+        return f"what it had written down can be sent with: wandb sync {shlex.quote(str(self.run_dir))}"
 
     def _alert(self, title: str, text: str, level: str) -> None:
         self._send("alert", redact_text(title), redact_text(text), level)
@@ -305,12 +284,13 @@ class WandbLogger:
         self._step = int(row.get(STEP, self._step))
 
 
-def _with_program(environment: Mapping[str, str]) -> dict[str, str]:
-    """The environment, with the script of this process where wandb looks for it."""
-    main = sys.modules.get("__main__")
-    spec, file = getattr(main, "__spec__", None), getattr(main, "__file__", None)
-    program = file if spec is None else f"-m {spec.name}"
-    return {**({} if program is None else {"WANDB_PROGRAM": str(program)}), **without_empty(environment)}
+def _raise(failure: BaseException | None) -> None:
+    """Raise what the thread has met with, without secrets, and as an error that stops no process."""
+    if failure is None:
+        return
+    if isinstance(failure, OSError) and type(failure).__module__ == "builtins":
+        raise type(failure)(redact_text(str(failure)))
+    raise RuntimeError(redact_text(repr(failure)))
 
 
 def _sentence(event: Sequence[Any]) -> str:

@@ -1,13 +1,12 @@
-"""One wandb run, in a process of its own: the only place that imports wandb.
+"""One wandb run, in a thread of this process: with the guest's module, the only place that imports wandb.
 
-wandb works in Python, some milliseconds for every row, and holds the interpreter meanwhile. Here it holds one that has
-nothing else to do. :class:`optland.log.WandbLogger` starts this module with :mod:`optland.log.child`, gives it the
-orders below in the form ``[name, argument, ...]``, and hears what became of them.
+:class:`optland.log.WandbLogger` gives the orders below to a :class:`optland.log.worker.Worker`, in whose thread the
+run lives: most of wandb's calls wait for its service process, and a service that hangs would hold up whoever asks.
 
 =========  ============================================  ==============================================================
 order      arguments                                     meaning
 =========  ============================================  ==============================================================
-start      see :meth:`Run.start`                         import wandb, start its service, connect
+start      see :meth:`Run.start`                         start wandb's service, connect
 log        row                                           one history row
 image      step, name, path                              an image file as a history row
 table      step, name, columns, rows                     a table as a history row
@@ -15,9 +14,15 @@ alert      title, text, level                            a notice to the user
 finish     summary, exit code                            write the summary and close; the last order
 =========  ============================================  ==============================================================
 
-Reports: ``ready`` (the local part is up), ``begun`` with the run's folder and id, ``notice`` with a text for the user,
-``failed`` with the name and the text of an error, ``finished``. Without ``finish``, because the process that gives the
-orders is gone, the run is closed as failed.
+What each fault does to wandb 0.31 itself, and what meets it here:
+
+- *No server, or one that hangs*: :func:`wandb.init` waits for ``init_timeout``; the server is asked for a word before.
+- *A service that dies*: every call raises at once.
+- *A service that hangs*: ``log`` goes on until a socket is full, then blocks; ``finish`` and ``teardown`` block without
+  limit, ``finish_timeout`` or not. The thread is left behind. wandb's hook at the interpreter's exit would wait
+  without limit too: :func:`wandb.teardown` in one more thread takes the hook away before it blocks. On Linux the
+  service is then killed, by its number in the system's list of this process's children.
+- *A full disk, a read-only folder*: wandb says nothing; the file and its disk are looked at when the run is finished.
 """
 
 from __future__ import annotations
@@ -25,90 +30,97 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import subprocess
+import signal
 import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from optland.log.child import Post
 from optland.log.greeting import silence
 from optland.log.meanings import GROUPS
 from optland.log.vocabulary import STEP, without_chart
+from optland.log.wandb_environment import without_empty
 
-__all__ = ["ELSEWHERE", "Run", "main", "new_id"]
+__all__ = ["ELSEWHERE", "Run", "new_id", "prepare"]
 
 ELSEWHERE = "Set WANDB_DIR to a folder with room"
 """What to do about a disk that does not take a run."""
 
 _ONLINE_TIMEOUT = 6.0  # seconds for wandb.init, unless WANDB_INIT_TIMEOUT says otherwise
 _FLUSH_TIMEOUT = 1.0  # the service writes the last block a moment after the run is finished
-_TEARDOWN_TIMEOUT = 1.0
+_FAREWELL = 1.0  # seconds for the service of a finished run to end
+_NO_FAREWELL = 0.1  # for one that has had its time
+_KILLED = 1.0  # seconds for wandb to see that its service is gone
 _ROOM = 16 * 1024  # bytes; a disk with less has hardly taken the last rows
 
 _DEFAULTS = {
     "WANDB_ERROR_REPORTING": "false",  # goes to the server even offline, and holds up the exit when that hangs
     "WANDB__SERVICE_WAIT": "8",  # seconds for the service to start; wandb's own 30 would be lost for training
-    "WANDB__TRANSACTION_LOG_FLUSH_INTERVAL": "1",  # seconds of rows that die with the service; wandb's own: 15
+    "WANDB__TRANSACTION_LOG_FLUSH_INTERVAL": "0.1",  # seconds of rows that die with the process; wandb's own: 15
 }
 """What is set for wandb where the user has not set it."""
 
 
-def main() -> None:
-    """Obey until the run is finished or nobody is left to give orders; never returns to the interpreter."""
-    post = Post(end_service)
-    run = Run(post.report, parent=post.parent)
-    try:
-        for name, *arguments in post.orders():
-            getattr(run, name)(*arguments)
-            if name == "finish":
-                break
-        else:
-            run.finish({}, 1)
-    except (Exception, SystemExit) as error:  # whatever it was, the parent decides what it means
-        post.report("failed", type(error).__name__, f"{error}" if isinstance(error, OSError) else repr(error))
-    end_service(patience=_TEARDOWN_TIMEOUT)
-    os._exit(0)  # wandb's own hooks would wait without limit for a service that hangs
+_open: set[Run] = set()  # runs of this process that are not closed yet; they share one service
+
+
+def prepare() -> None:
+    """Import wandb, in the thread that calls: a process forked in the middle of an import could not import either."""
+    for variable in os.environ.keys() - without_empty(os.environ).keys():
+        del os.environ[variable]  # wandb refuses some that are empty
+    for variable, value in _DEFAULTS.items():
+        os.environ.setdefault(variable, value)
+    import wandb  # noqa: F401
 
 
 class Run:
     """The wandb run that the orders act on; see the module's table.
 
     Args:
-        report: Takes the words of a report.
-        parent: Number of the process whose use of memory and processor wandb is to show.
+        run_id: Id of the run.
+
+    Attributes:
+        ready: Set once wandb's service is up: what is left to wait for is the server.
+        folder: The run's own; None before it has begun and in mode ``disabled``.
+        run_id: Id of the run, which a server that does not answer may cost its first one.
+        notices: Texts for the user.
+        finished: Whether all of it is on the disk.
     """
 
-    def __init__(self, report: Callable[..., object], *, parent: int) -> None:
-        self._report = report
-        self._parent = parent
+    def __init__(self, run_id: str) -> None:
+        self.ready = threading.Event()
+        self.folder: Path | None = None
+        self.run_id = run_id
+        self.notices: deque[str] = deque()
+        self.finished = False
+        self._closed = False
         self._run: Any = None
         self._mode: Any = None
         self._options: dict[str, Any] = {}
-        self._run_id = ""
+        self._services: set[int] = set()
         self._written = 0  # bytes of the keys logged: the least that wandb's file must have
 
-    def start(
-        self, mode: str, run_id: str, directory: str, argv: Sequence[str], options: Mapping[str, Any]
-    ) -> None:
+    def start(self, mode: str, directory: str, argv: Sequence[str], options: Mapping[str, Any]) -> None:
         """Start the local part, then connect.
 
         Args:
             mode: wandb's mode.
-            run_id: Id of the run.
             directory: Folder under which wandb makes its own.
             argv: The command line to record.
             options: Everything else for ``wandb.init``.
         """
-        self._mode, self._run_id = mode, run_id
-        self._options = {"dir": directory, **options}
-        sys.argv[:] = argv
+        _open.add(self)
+        self._mode, self._options = mode, {"dir": directory, **options}
+        before = _service_processes()
         _start_service()
-        self._report("ready")
-        run = self._run = self._connected()
+        self._services = _service_processes() - before
+        self.ready.set()
+        with _command_line(argv):
+            run = self._run = self._connected()
         for handler in logging.getLogger("wandb").handlers:
             # On a full disk wandb's own log would print a traceback for every line of it.
             setattr(handler, "handleError", lambda record: None)  # noqa: B010
@@ -117,7 +129,7 @@ class Run:
             run.define_metric(pattern, step_metric=STEP)
         for name in ["samples", *without_chart()]:
             run.define_metric(name, step_metric=STEP, hidden=True)
-        self._report("begun", None if run.disabled else str(run.settings.sync_dir), self._run_id)
+        self.folder = None if run.disabled else Path(run.settings.sync_dir)
 
     def log(self, row: Mapping[str, Any]) -> None:
         """Write one row."""
@@ -146,13 +158,31 @@ class Run:
         Raises:
             OSError: wandb's file is shorter than what was logged, or its disk is full.
         """
-        if self._run is None:  # not one order came
-            return
         self._run.summary.update(dict(summary))
         self._run.finish(exit_code=exit_code)
         if not self._run.disabled:
             self._check_file()
-        self._report("finished")
+        self.finished = True
+
+    def close(self) -> None:
+        """End the service, if it is this run's alone; one that hangs is not waited for."""
+        self._closed = True
+        _open.discard(self)
+        if not self._services or not self._alone():
+            return
+        farewell = threading.Thread(target=_teardown, name="optland-farewell", daemon=True)
+        farewell.start()
+        farewell.join(_FAREWELL if self.finished else _NO_FAREWELL)
+        for service in self._services & _service_processes():
+            os.kill(service, signal.SIGKILL)
+        farewell.join(_KILLED)
+
+    def _alone(self) -> bool:
+        """Whether no other run of this process, ours or the user's, is at the service."""
+        import wandb
+
+        latest = getattr(wandb.setup(), "most_recent_active_run", None) if self.ready.is_set() else None
+        return not _open and wandb.run is None and (latest is None or latest is self._run)
 
     def _connected(self) -> Any:
         import wandb
@@ -167,27 +197,24 @@ class Run:
             if self._mode != "online":
                 raise
             self._go_offline(f"the server did not answer ({str(error).partition(chr(10))[0]})")
-            self._run_id = new_id()  # the service holds on to the first one
+            self.run_id = new_id()  # the service holds on to the first one
             return self._init()
 
     def _go_offline(self, reason: str) -> None:
-        self._report("notice", f"wandb: {reason}; the run is written offline")
+        self.notices.append(f"wandb: {reason}; the run is written offline")
         self._mode = "offline"
 
     def _init(self) -> Any:
         import wandb
 
-        settings: dict[str, Any] = {
-            "console": "off",
-            "silent": True,
-            "quiet": True,
-            "x_stats_pid": self._parent,
-        }
+        if self._closed:
+            raise TimeoutError("it took too long to start")  # nobody waits for this run any more
+        settings: dict[str, Any] = {"console": "off", "silent": True, "quiet": True}
         if "WANDB_INIT_TIMEOUT" not in os.environ:
             settings["init_timeout"] = _ONLINE_TIMEOUT
         return wandb.init(
             mode=self._mode,
-            id=self._run_id,
+            id=self.run_id,
             resume="allow",
             reinit="create_new",
             settings=wandb.Settings(**settings),
@@ -218,32 +245,45 @@ def new_id() -> str:
 
 
 def _start_service() -> None:
-    """Import wandb and start its service process: all local work."""
-    for variable, value in _DEFAULTS.items():
-        os.environ.setdefault(variable, value)
-    os.environ.pop("WANDB_SERVICE", None)
+    """Start wandb's service process, unless this process has one."""
     import wandb
 
+    # That of another process may be gone, or go while the run needs it.
+    foreign = os.environ.pop("WANDB_SERVICE", None)
     # Unless it is silent, wandb asks the server for the user's name to greet with, and waits for the answer.
     wandb.setup(wandb.Settings(silent=True))
+    if foreign is not None:
+        os.environ.setdefault("WANDB_SERVICE", foreign)
 
 
-def end_service(patience: float = 0.0) -> None:
-    """End wandb's service process; it has ``patience`` seconds to write down what it holds."""
-    wandb = sys.modules.get("wandb")
-    if wandb is None:
+def _service_processes() -> set[int]:
+    """Numbers of the services that this process has started; empty where the system does not list them."""
+    found = set()
+    for children in Path("/proc/self/task").glob("*/children"):
+        with contextlib.suppress(OSError):  # a thread or a process that has just ended
+            for number in children.read_text().split():
+                if Path(f"/proc/{number}/comm").read_text() == "wandb-core\n":
+                    found.add(int(number))
+    return found
+
+
+@contextlib.contextmanager
+def _command_line(argv: Sequence[str]) -> Iterator[None]:
+    """Have wandb read this command line, of which it has no setting; as a rule it is the process's own."""
+    before = sys.argv
+    if before == argv:
+        yield
         return
-    # wandb has no public way to end a service that does not answer; without these attributes nothing is ended.
-    singleton = getattr(getattr(wandb.sdk, "wandb_setup", None), "_singleton", None)
-    process = getattr(getattr(getattr(singleton, "_connection", None), "_proc", None), "_process", None)
-    farewell = threading.Thread(target=_teardown, args=(wandb,), daemon=True)
-    farewell.start()
-    farewell.join(patience)
-    if isinstance(process, subprocess.Popen):
-        process.kill()
+    sys.argv = list(argv)
+    try:
+        yield
+    finally:
+        sys.argv = before
 
 
-def _teardown(wandb: Any) -> None:
+def _teardown() -> None:
+    import wandb
+
     # Where the service is gone, wandb says so by whatever exception comes first: that is no news here.
     with contextlib.suppress(Exception, SystemExit):
         wandb.teardown()

@@ -40,8 +40,6 @@ ALLOWED = {
     "_post_accumulate_grad_hooks": "whether a hook waits for a tensor's gradient",
     "_forward_pre_hooks": "which modules compute a weight before their forward, as the older norms do",
     "_orig_mod": "the module inside a compiled one; its name is part of every compiled state dict",
-    # wandb: a service that does not answer can be ended in no public way
-    **dict.fromkeys(["_singleton", "_connection", "_proc", "_process"], "the process of wandb's service"),
 }
 
 IN_ONE_FILE = {"ctypes": "optland/context/numpy_state.py"}

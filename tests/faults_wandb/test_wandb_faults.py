@@ -142,11 +142,6 @@ def service_of(pid: int) -> int:
     raise AssertionError("wandb has started no service")
 
 
-def host_of(pid: int) -> int:
-    """The process of a run that has wandb in it, once its service is up."""
-    return int(Path(f"/proc/{service_of(pid)}/stat").read_text().rpartition(")")[2].split()[1])
-
-
 def wait_for_the_file(folder: Path) -> None:
     """Until wandb has begun to write."""
     deadline = time.monotonic() + 30
@@ -203,49 +198,22 @@ def test_a_service_that_stops_answering(tmp_path: Path) -> None:
     assert ended(stopped[0]), "the stopped service was left behind"
 
 
-def test_a_killed_host(tmp_path: Path) -> None:
-    """The process that wandb runs in is killed; the service sees that and ends too."""
-    found: list[int] = []
-
-    def kill(pid: int) -> None:
-        found.append(service_of(pid))
-        os.kill(host_of(pid), signal.SIGKILL)
-
-    warned_once(small(tmp_path, rows=QUICK, midway=kill), "WandbLogger failed", "exit code -9")
-    wait_for_the_end(found[0], 10)
-
-
-@pytest.mark.slow
-def test_a_host_that_stops_answering(tmp_path: Path) -> None:
-    found: list[int] = []
-
-    def stop(pid: int) -> None:
-        wait_for_the_file(tmp_path / "run")
-        found.extend((host_of(pid), service_of(pid)))
-        os.kill(found[0], signal.SIGSTOP)
-
-    outcome = small(tmp_path, midway=stop)
-    warned_once(outcome, "did not answer for 5 s")
-    assert ended(found[0])
-    wait_for_the_end(found[1], 10)
-
-
 def test_a_killed_run_leaves_nothing_behind_and_can_be_read(tmp_path: Path) -> None:
-    """The run itself is killed, with no chance to say anything: what it has sent is closed as failed."""
+    """The run itself is killed, with no chance to say anything: wandb's service writes down what it has, and ends."""
     folder = tmp_path / "run"
     env = environment(tmp_path)
     with subprocess.Popen([*SMALL, str(folder), "offline", "3000"], env=env, text=True) as process:
         wait_for_rows(folder / "log.jsonl", 10, process)
-        left = [host_of(process.pid), service_of(process.pid)]
-        wait_for_rows(folder / "log.jsonl", 100, process)
+        service = service_of(process.pid)
+        wait_for_the_file(folder)
+        begun = len(read_jsonl(folder / "log.jsonl", kind="row"))
+        wait_for_rows(folder / "log.jsonl", begun + 100, process)
         process.kill()
     rows = [row["step"] for row in read_jsonl(folder / "log.jsonl", kind="row")]
-    for pid in left:
-        wait_for_the_end(pid, 10)
+    wait_for_the_end(service, 10)
     (run,) = {file.parent for file in folder.glob("wandb/*run-*/*.wandb")}
     shown = json.loads(inspect(run, "--summary"))
-    assert (shown["state"], shown["exit_code"]) == ("failed", 1)
-    assert rows[-1] - 1 <= shown["summary"]["step"] <= rows[-1]
+    assert rows[-1] - 0.3 / PACE <= shown["summary"]["step"] <= rows[-1]
 
 
 @contextlib.contextmanager
