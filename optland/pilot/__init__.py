@@ -4,7 +4,7 @@
 budget know no torch.
 """
 
-from optland.pilot.advice import advise
+from optland.pilot.advice import Advice, advise
 from optland.pilot.decision import TURNED, Decision, Proposal
 from optland.pilot.history import History
 from optland.pilot.host import Host
@@ -25,6 +25,7 @@ from optland.pilot.suggest import suggest_lr
 __all__ = [
     "POLICIES",
     "TURNED",
+    "Advice",
     "AutoLR",
     "Decision",
     "EdgeMonitor",

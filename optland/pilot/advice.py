@@ -1,19 +1,61 @@
-"""Advice on the settings of a finished run, in words."""
+"""What to say of a finished run: one verdict, the facts beside it, and at most one action that can be typed.
+
+Signals of one run often ask for things that exclude each other: a far edge for a longer step, a stability ratio for a
+shorter one. So they are taken in order of what they cost the run, and the first that asks for a change is the only one
+that does. A run that learnt, held and ended at its best asks for nothing, whatever a single signal says.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
 
-__all__ = ["advise"]
+__all__ = ["Advice", "advise"]
 
 Row = Mapping[str, float]
+Events = Sequence[Mapping[str, object]]
+
+FELL = 3.0
+"""Points of validation accuracy below its peak from which on a run has lost what it had."""
+
+WASTED = 0.2
+"""Share of the probes above the critical rate from which on a rate that was given is too high."""
 
 
-def advise(
-    rows: Sequence[Row], decisions: Sequence[Mapping[str, object]], budget: float, used: float | None = None
-) -> str:
-    """A paragraph of advice from a run's logged rows and decisions.
+@dataclass(frozen=True, slots=True)
+class Advice:
+    """What a finished run says.
+
+    Attributes:
+        verdict: One sentence or two: how it ended, and what decided that.
+        action: What to add to the command, such as ``optimizer.rho=0.05``; empty where nothing asks for a change.
+        facts: Sentences that ask for nothing: cost, what the policies did, what did not converge.
+
+    Example:
+        >>> print(Advice("It ended below its best.", "patience=5", "Probes cost 4.9 % of training."))
+        It ended below its best. Probes cost 4.9 % of training. Next: the same with patience=5
+    """
+
+    verdict: str
+    action: str = ""
+    facts: str = ""
+
+    def __str__(self) -> str:
+        parts = [self.verdict, self.facts, f"Next: the same with {self.action}" if self.action else ""]
+        return " ".join(part for part in parts if part)
+
+
+class _Finding(NamedTuple):
+    """A sentence, and the change that it asks for."""
+
+    words: str
+    action: str = ""
+
+
+def advise(rows: Sequence[Row], decisions: Events, budget: float, used: float | None = None) -> Advice:
+    """The verdict on a run, and at most one action, from its logged rows and decisions.
 
     Args:
         rows: Logged rows in order, keys of the metric vocabulary.
@@ -22,22 +64,18 @@ def advise(
         used: What the probes cost in the end; None takes the last logged value.
 
     Example:
-        >>> advise([{"step": 1, "edge/ratio": 1.4}, {"step": 2, "edge/ratio": 1.2}], [], 0.05)[:57]
-        'The learning rate was above the critical one in 100 % of '
+        >>> rows = [{"step": k, "val/acc": acc} for k, acc in enumerate([80.0, 95.0, 88.0])]
+        >>> found = advise(rows, [], budget=0.05)
+        >>> found.verdict
+        'Validation accuracy peaked at 95.0 % in epoch 2 and ended at 88.0 %: the last epochs fitted what does not generalise.'
+        >>> found.action
+        'patience=1'
     """
-    dead = _about_progress(rows)
-    if dead:
-        return " ".join([*dead, *_about_probes(rows, budget, used)])
-    sentences = [
-        *_about_edge(rows),
-        *_about_rewinds(rows, decisions),
-        *_about_steps(rows, decisions),
-        *_about_batch(rows, decisions),
-        *_about_sam(rows),
-        *_about_fit(rows),
-        *_about_probes(rows, budget, used),
-    ]
-    return " ".join(sentences) if sentences else "Nothing stood out: no signal asks for another setting."
+    facts = " ".join([*_what_was_done(rows, decisions), *_about_probes(rows, budget, used)])
+    for judge in _IN_ORDER:
+        if finding := judge(rows, decisions):
+            return Advice(finding.words, finding.action, facts)
+    return Advice(_how_it_ended(rows), "", facts)
 
 
 def _values(rows: Sequence[Row], key: str) -> list[float]:
@@ -52,75 +90,142 @@ def _median(values: Sequence[float]) -> float:
     return ordered[middle] if len(ordered) % 2 else 0.5 * (ordered[middle - 1] + ordered[middle])
 
 
-def _about_progress(rows: Sequence[Row]) -> list[str]:
-    """A run whose loss ends where it began has one finding; the other signals then describe a dead net."""
+def _sets_the_rate(rows: Sequence[Row]) -> bool:
+    """Whether ``auto_lr`` was at work, so that there is no rate to choose."""
+    return bool(_values(rows, "ctl/pace"))
+
+
+def _lower_rate(rows: Sequence[Row], factor: float) -> str:
+    """The action that shortens steps: the pace of ``auto_lr``, else the rate that was given."""
+    paces = _values(rows, "ctl/pace")
+    if paces:
+        return f"pilot.tau={paces[-1] * factor:.2g}"
+    rates = _values(rows, "lr/applied")
+    return f"optimizer.lr={max(rates) * factor:.2g}" if rates and max(rates) > 0 else ""
+
+
+# What asks for a change, the most costly first ---------------------------------------------------------------
+
+
+def _nothing_learnt(rows: Sequence[Row], decisions: Events) -> _Finding | None:
+    """A run whose loss ends where it began; the other signals then describe a dead net."""
     losses = _values(rows, "train/loss")
     if len(losses) < 10 or _median(losses[-5:]) < 0.95 * losses[0]:
-        return []
-    remedy = "lower rho" if _values(rows, "sam/rho") else "lower the learning rate, or let auto_lr set it"
-    end = f"The loss ended at {_median(losses[-5:]):.3g}, where it began ({losses[0]:.3g})"
-    return [f"{end}: nothing was learnt. First {remedy}."]
+        return None
+    radius = _values(rows, "sam/rho")
+    action = f"optimizer.rho={radius[-1] / 4:.2g}" if radius else _lower_rate(rows, 0.25)
+    return _Finding(
+        f"Nothing was learnt: the loss ended at {_median(losses[-5:]):.3g}, where it began ({losses[0]:.3g}).",
+        action,
+    )
 
 
-def _about_edge(rows: Sequence[Row]) -> list[str]:
-    ratios = _values(rows, "edge/ratio")
-    if not ratios:
-        return []
-    median, above = _median(ratios), sum(r > 1 for r in ratios) / len(ratios)
-    if above > 0.2:
-        return [
-            f"The learning rate was above the critical one in {above:.0%} of {len(ratios)} probes "
-            f"(median edge ratio {median:.2f}): lower its peak, or let auto_lr set it.".replace("%", " %")
-        ]
-    if median < 0.1:
-        return [
-            f"The median edge ratio was {median:.2g}: the edge was far away. A pace (tau) or peak learning rate "
-            "twice as high may train faster; raise it step by step, since noise can ask for less than the edge allows."
-        ]
-    return [f"The median edge ratio was {median:.2f}, in the healthy range (0.1 to 0.7)."]
+def _not_finite(rows: Sequence[Row], decisions: Events) -> _Finding | None:
+    lost = int(max(_values(rows, "ctl/lost"), default=0.0))
+    taken = sum(bool(d["taken"]) and d["actuator"] in ("skip", "rewind") for d in decisions)
+    if lost <= taken:
+        return None
+    return _Finding(
+        f"{_updates(lost - taken)} cancelled for a gradient that was not finite: look for damaged samples, or for "
+        "numbers that overflow (a few are usual under a GradScaler)."
+    )
 
 
-def _about_rewinds(rows: Sequence[Row], decisions: Sequence[Mapping[str, object]]) -> list[str]:
+def _rewound(rows: Sequence[Row], decisions: Events) -> _Finding | None:
     """How often the run went back, and the pace or share of the rate that held in the end."""
-    rewinds = [d for d in decisions if d["actuator"] == "rewind"]
+    rewinds = [d for d in decisions if d["actuator"] == "rewind" and d["taken"]]
     if not rewinds:
-        return []
+        return None
     times = "once" if len(rewinds) == 1 else f"{len(rewinds)} times"
-    if not rewinds[0]["taken"]:
-        return [f"The run would have been rewound {times}."]
-    paces, factor = _values(rows, "ctl/pace"), _number(rewinds[-1]["new"])
-    if paces:
-        remedy = f"start with a pace (tau) of {paces[-1]:.2g}"
-    elif factor < 1:
-        remedy = f"start with {factor:.3g} of the learning rate"
-    else:
-        remedy = "lower the learning rate"
-    return [f"The run was rewound {times}; {remedy}."]
+    factor = _number(rewinds[-1]["new"])
+    action = _lower_rate(rows, 1.0 if _sets_the_rate(rows) else factor if factor < 1 else 0.5)
+    return _Finding(f"The run was rewound {times}: its steps were too long at first.", action)
 
 
-def _about_steps(rows: Sequence[Row], decisions: Sequence[Mapping[str, object]]) -> list[str]:
-    """Updates that were cancelled, and the lowest factor on the rate."""
+def _fell(rows: Sequence[Row], decisions: Events) -> _Finding | None:
+    """Validation that ended well below its best: more training of this kind loses what there was."""
+    accuracy, bits = _values(rows, "val/acc"), _values(rows, "val/bpc")
+    lost = "the last epochs fitted what does not generalise."
+    if len(accuracy) >= 3 and max(accuracy) - accuracy[-1] > FELL:
+        best = accuracy.index(max(accuracy))
+        return _Finding(
+            f"Validation accuracy peaked at {max(accuracy):.1f} % in epoch {best + 1} and ended at "
+            f"{accuracy[-1]:.1f} %: {lost}",
+            f"patience={min(5, len(accuracy) - 1 - best)}",
+        )
+    if len(bits) >= 3 and bits[-1] > 1.03 * min(bits):
+        best = bits.index(min(bits))
+        return _Finding(
+            f"Validation was best at {min(bits):.2f} bits in epoch {best + 1} and ended at {bits[-1]:.2f}: {lost}",
+            f"patience={min(5, len(bits) - 1 - best)}",
+        )
+    return None
+
+
+def _above_the_edge(rows: Sequence[Row], decisions: Events) -> _Finding | None:
+    """Only of a rate that was given: ``auto_lr`` is at or above the edge in places and ends no worse for it."""
+    ratios = _values(rows, "edge/ratio")
+    if not ratios or _sets_the_rate(rows):
+        return None
+    above, median = sum(r > 1 for r in ratios) / len(ratios), _median(ratios)
+    if above <= WASTED:
+        return None
+    return _Finding(
+        f"The learning rate was above the critical one in {100 * above:.0f} % of {len(ratios)} probes (median edge "
+        f"ratio {median:.2f}).",
+        _lower_rate(rows, min(0.5, 0.5 / median)),
+    )
+
+
+_IN_ORDER: tuple[Callable[[Sequence[Row], Events], _Finding | None], ...] = (
+    _nothing_learnt,
+    _not_finite,
+    _rewound,
+    _fell,
+    _above_the_edge,
+)
+
+
+def _how_it_ended(rows: Sequence[Row]) -> str:
+    """The verdict where nothing asks for a change."""
+    accuracy, bits = _values(rows, "val/acc"), _values(rows, "val/bpc")
+    if accuracy:
+        near = "its best" if accuracy[-1] == max(accuracy) else f"close to its best, {max(accuracy):.1f} %"
+        return f"Nothing asks for a change: validation accuracy ended at {accuracy[-1]:.1f} %, {near}."
+    if bits:
+        near = "its best" if bits[-1] == min(bits) else f"close to its best, {min(bits):.2f}"
+        return f"Nothing asks for a change: validation ended at {bits[-1]:.2f} bits, {near}."
+    losses = _values(rows, "train/loss")
+    if losses:
+        return f"Nothing asks for a change: the loss went from {losses[0]:.3g} to {losses[-1]:.3g}."
+    return "Nothing asks for a change."
+
+
+# What was done, and what it cost -----------------------------------------------------------------------------
+
+
+def _what_was_done(rows: Sequence[Row], decisions: Events) -> list[str]:
+    """Updates that were left out, the deepest cut of the rate, and how far the batch grew."""
     sentences = []
+    imagined = [d for d in decisions if d["actuator"] == "rewind" and not d["taken"]]
+    if imagined:
+        times = "once" if len(imagined) == 1 else f"{len(imagined)} times"
+        sentences.append(f"The run would have been rewound {times}.")
     skips = [d for d in decisions if d["actuator"] == "skip"]
     if skips:
         done = bool(skips[0]["taken"])
         verb = ("was" if len(skips) == 1 else "were") if done else "would have been"
         sentences.append(
-            f"{_updates(len(skips))} {verb} left out as spikes, the first at step {skips[0].get('step', 0)}: look at "
-            "those batches."
-        )
-    lost = int(max(_values(rows, "ctl/lost"), default=0.0))
-    taken = sum(bool(d["taken"]) and d["actuator"] in ("skip", "rewind") for d in decisions)
-    if lost > taken:
-        sentences.append(
-            f"{_updates(lost - taken)} cancelled for a gradient that was not finite: look for damaged samples, or "
-            "for numbers that overflow (a few are usual under a GradScaler)."
+            f"{_updates(len(skips))} {verb} left out as spikes, the first at step {skips[0].get('step', 0)}."
         )
     cuts = [d for d in decisions if d["actuator"] == "lr_factor" and _number(d["new"]) < 1]
     if cuts:
         what = "was cut" if any(d["taken"] for d in cuts) else "would have been cut"
         deepest = min(_number(d["new"]) for d in cuts)
         sentences.append(f"The learning rate {what} to {deepest:.3g} of the schedule.")
+    grown = [d for d in decisions if d["actuator"] == "batch_size" and d["taken"]]
+    if grown:
+        sentences.append(f"The batch grew to {float(str(grown[-1]['new'])):.0f} with the noise scale.")
     return sentences
 
 
@@ -131,56 +236,6 @@ def _updates(count: int) -> str:
 def _number(value: object) -> float:
     """The number in a decision; infinite for a cap that has ended."""
     return math.inf if value is None else float(str(value))
-
-
-def _about_batch(rows: Sequence[Row], decisions: Sequence[Mapping[str, object]]) -> list[str]:
-    scales, batches = _values(rows, "noise/b_simple"), _values(rows, "noise/b_current")
-    if not scales or not batches:
-        return []
-    scale, batch = scales[-1], batches[-1]
-    grown = [d for d in decisions if d["actuator"] == "batch_size" and d["taken"]]
-    sentences = []
-    if grown:
-        sentences.append(f"The batch grew to {float(str(grown[-1]['new'])):.0f} as the noise scale rose.")
-    if scale > 4 * batch:
-        sentences.append(
-            f"The noise scale ended at {scale:.0f} with batches of {batch:.0f}: steps are noise-limited, "
-            "a larger batch or a longer decay would pay."
-        )
-    elif scale < batch / 4:
-        sentences.append(
-            f"The noise scale ended at {scale:.0f}, far below the batch of {batch:.0f}: use a smaller one."
-        )
-    return sentences
-
-
-def _about_sam(rows: Sequence[Row]) -> list[str]:
-    stability = _values(rows, "sam/stability")
-    if not stability:
-        return []
-    above = sum(s > 2 for s in stability) / len(stability)
-    if above > 0.1:
-        return [
-            f"SAM's stability ratio was above 2 in {100 * above:.0f} % of the logged steps: lower rho or the rate."
-        ]
-    return []
-
-
-def _about_fit(rows: Sequence[Row]) -> list[str]:
-    accuracy, bits = _values(rows, "val/acc"), _values(rows, "val/bpc")
-    remedy = "stop early, or use SAM with a larger rho."
-    if len(accuracy) >= 3 and max(accuracy) - accuracy[-1] > 3:
-        best = max(accuracy)
-        where = accuracy.index(best) + 1
-        return [
-            f"Validation accuracy peaked at {best:.1f} in epoch {where} and ended at {accuracy[-1]:.1f}: {remedy}"
-        ]
-    if len(bits) >= 3 and bits[-1] > 1.03 * min(bits):
-        where = bits.index(min(bits)) + 1
-        return [
-            f"Validation was best at {min(bits):.2f} bits in epoch {where} and ended at {bits[-1]:.2f}: {remedy}"
-        ]
-    return []
 
 
 def _about_probes(rows: Sequence[Row], budget: float, used: float | None) -> list[str]:

@@ -76,7 +76,7 @@ def test_a_run_leaves_everything_it_promises(whole: tuple[Path, str]) -> None:
     } <= keys
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["budget/probe_frac"] <= 0.5
-    assert len(summary["summary/advice"]) > 20
+    assert len(summary["summary/verdict"]) > 20
     assert "wandb leet" in printed
     assert "\x1b[" not in printed, "no escape codes when the output is not a terminal"
     assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")

@@ -316,7 +316,7 @@ def summarise_text(
     rows: Sequence[Mapping[str, Any]],
     events: Sequence[Mapping[str, Any]],
 ) -> dict[str, Any]:
-    """The closing table: bits per character and perplexity, cost, decisions, advice in words.
+    """The closing table: bits per character and perplexity, cost, decisions, verdict, and at most one action.
 
     Args:
         pilot: The run's pilot.

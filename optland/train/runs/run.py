@@ -91,7 +91,8 @@ class RunFolder:
         self.summary: dict[str, Any] | None = None
         """What :meth:`finish` was given; None before."""
         self.wandb = None
-        self._console = ConsoleLogger(length, every=5 * log.every) if log.console else None
+        epochs = getattr(config, "epochs", None)
+        self._console = ConsoleLogger(length, epochs=epochs, every=5 * log.every) if log.console else None
         loggers: list[Logger] = [self.jsonl]
         if log.wandb != "disabled" and not self.finished:
             self.wandb = WandbLogger(

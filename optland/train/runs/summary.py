@@ -14,7 +14,7 @@ __all__ = ["summarise", "what_it_took"]
 def summarise(
     pilot: Pilot, history: History, rows: Sequence[Mapping[str, Any]], events: Sequence[Mapping[str, Any]]
 ) -> dict[str, Any]:
-    """Last and best accuracy, cost in gradient evaluations, probe share, decisions, and advice in words.
+    """Last and best accuracy, cost in gradient evaluations, probe share, decisions, verdict, and at most one action.
 
     Args:
         pilot: The run's pilot.
@@ -37,13 +37,14 @@ def summarise(
 def what_it_took(
     pilot: Pilot, rows: Sequence[Mapping[str, Any]], events: Sequence[Mapping[str, Any]]
 ) -> dict[str, Any]:
-    """The part of a closing table that every kind of run has: steps, cost, decisions, advice.
+    """The part of a closing table that every kind of run has: steps, cost, decisions, verdict, and at most one action.
 
     Args:
         pilot: The run's pilot.
         rows: Its logged rows.
         events: Its logged decisions.
     """
+    found = advise(rows, events, pilot.budget.fraction, pilot.budget.used)
     return {
         "train/steps": pilot.step,
         "train/seconds": pilot.seconds,
@@ -53,5 +54,6 @@ def what_it_took(
         "ctl/decisions": len(events),
         "ctl/rewinds": sum(event["actuator"] == "rewind" and bool(event["taken"]) for event in events),
         **({"ctl/lost": pilot.lost} if pilot.lost else {}),
-        "summary/advice": advise(rows, events, pilot.budget.fraction, pilot.budget.used),
+        "summary/verdict": f"{found.verdict} {found.facts}".strip(),
+        **({"summary/advice": found.action} if found.action else {}),
     }
