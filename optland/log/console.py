@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import atexit
 import math
+import textwrap
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -28,7 +30,9 @@ from optland.log.vocabulary import BINDING, STEP, Scalar
 
 _SHARPNESS = "curv/lambda_max"
 _EVALUATION = ("val/", "test/acc", "test/loss")
-_ADVICE = "summary/advice"
+_VERDICT, _ADVICE = "summary/verdict", "summary/advice"
+_WIDTH = 120
+"""Of a plain line: what a terminal beside an editor shows, and a log viewer does not wrap."""
 
 
 class _Console(Console):
@@ -45,6 +49,7 @@ class ConsoleLogger:
 
     Args:
         total_samples: Samples that the run will train on in all, for the progress bar and the time left.
+        epochs: Passes over the data in them; None where the run does not count in epochs.
         every: Steps between two plain lines; evaluations and decisions are always shown.
         file: Where to write; standard output by default. Whether it is a terminal decides the form.
         console: A rich console to use in place of ``file``.
@@ -54,6 +59,7 @@ class ConsoleLogger:
         self,
         total_samples: int,
         *,
+        epochs: int | None = None,
         every: int = 50,
         file: IO[str] | None = None,
         console: Console | None = None,
@@ -62,6 +68,8 @@ class ConsoleLogger:
             raise ValueError(f"every must be at least 1 step, got {every}")
         self._console = console or _Console(file=file, markup=False, emoji=False)
         self._every = every
+        self._total, self._epochs = total_samples, epochs
+        self._began: tuple[float, float] | None = None  # the clock and the samples at the first row, also of a resumed run
         self._latest: dict[str, Scalar] = {}
         self._taken_at: dict[str, int] = {}
         self._next_line = 0
@@ -84,6 +92,7 @@ class ConsoleLogger:
         self._taken_at.update(dict.fromkeys(row, step))
         if "samples" in row:
             self._progress.update(self._task, completed=float(row["samples"]))
+            self._began = self._began or (time.monotonic(), float(row["samples"]))
         if self._console.is_terminal:
             self._start()
         elif step >= self._next_line or any(key.startswith(_EVALUATION) for key in row):
@@ -94,7 +103,7 @@ class ConsoleLogger:
         """Show a decision with its reason."""
         self._decision = describe_event(event)
         if self._live is None:
-            self._print(self._decision)
+            self._print("\n".join(textwrap.wrap(self._decision, _WIDTH, subsequent_indent="    ")))
 
     def image(self, name: str, path: Path) -> None:
         """Say where an image is."""
@@ -110,18 +119,20 @@ class ConsoleLogger:
         self._console.print(table)
 
     def finish(self, summary: Mapping[str, object], exit_code: int = 0) -> None:
-        """Close the live display and print the summary, with the advice as a paragraph."""
+        """Close the live display and print the summary, with the verdict as a paragraph and what to try on a line."""
         self._stop()
         ending = "stopped" if "summary/stopped" in summary else "failed"
         title = "Summary" if exit_code == 0 else f"Summary ({ending}, exit code {exit_code})"
         table = Table("quantity", "value", title=title)
         for key, value in summary.items():
-            if key != _ADVICE:
+            if key not in (_VERDICT, _ADVICE):
                 table.add_row(self._text(key), self._text(_number(value)))
         if table.row_count:
             self._console.print(table)
-        if advice := str(summary.get(_ADVICE, "")):
-            self._console.print(Padding(self._text(advice), (1, 2)))
+        words = [str(summary.get(_VERDICT, ""))]
+        words += [f"Next: the same command with {summary[_ADVICE]}"] if summary.get(_ADVICE) else []
+        if any(words):
+            self._console.print(Padding(self._text("\n".join(filter(None, words))), (1, 2)))
 
     def state_dict(self) -> dict[str, Any]:
         """An empty state: what was shown is gone."""
@@ -150,9 +161,34 @@ class ConsoleLogger:
         return Group(self._progress, table, self._text(self._decision))
 
     def _line(self) -> str:
-        samples = f"  samples {int(self._latest['samples']):>8}" if "samples" in self._latest else ""
-        values = "  ".join(f"{label} {value:<10}" for label, value in self._values().items())
-        return f"step {int(self._latest[STEP]):>6}{samples}  {values}".rstrip()
+        """Where the run is, then its values, as many as fit."""
+        line = self._where()
+        for label, value in self._values().items():
+            part = f"  {label} {value:<{_ROOM.get(label, 6)}}"
+            if len(line) + len(part.rstrip()) <= _WIDTH:
+                line += part
+        return line.rstrip()
+
+    def _where(self) -> str:
+        """Epoch, step, share of the run and time left, as far as they are known."""
+        step = f"step {int(self._latest[STEP]):>6}"
+        if "samples" not in self._latest:
+            return step
+        done = min(float(self._latest["samples"]) / max(self._total, 1), 1.0)
+        left = f"{self._left(done):>5} left"
+        if not self._epochs:
+            return f"{step} {math.floor(100 * done):>4} % {left}"
+        # Half a sample of grace: the last batch of an epoch belongs to it, however the division rounds.
+        now = math.ceil(done * self._epochs - 0.5 * self._epochs / max(self._total, 1))
+        return f"epoch {max(now, 1):>{len(str(self._epochs))}}/{self._epochs} {step} {left}"
+
+    def _left(self, done: float) -> str:
+        """Time to go at the speed since the first row of this process."""
+        if self._began is None or float(self._latest["samples"]) <= self._began[1]:
+            return "?"
+        clock, first = self._began
+        seconds = (time.monotonic() - clock) / (float(self._latest["samples"]) - first)
+        return _duration(seconds * self._total * (1.0 - done))
 
     def _values(self) -> dict[str, str]:
         """The values known so far, by label, in a fixed order."""
@@ -162,8 +198,8 @@ class ConsoleLogger:
             "loss": None if loss is None else _number(loss),
             "val acc": self._get("val/acc"),
             "lr": self._learning_rate(latest),
-            "batch": self._get("noise/b_current"),
             "sharpness": self._sharpness(latest),
+            "batch": self._get("noise/b_current"),
             "noise scale": self._get("noise/b_simple"),
             "probes": self._budget(latest),
         }
@@ -211,6 +247,22 @@ class ConsoleLogger:
             if _ascii(encoding)
             else text
         )
+
+
+_ROOM = {"lr": 16, "val acc": 5, "batch": 4}
+"""Columns that a value takes, so that lines stand under each other."""
+
+
+def _duration(seconds: float) -> str:
+    """Minutes and seconds, with hours where there are any.
+
+    Example:
+        >>> _duration(75.0), _duration(3675.0)
+        ('1:15', '1:01:15')
+    """
+    minutes, rest = divmod(round(max(seconds, 0.0)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 def describe_event(event: Mapping[str, object]) -> str:

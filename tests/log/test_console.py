@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import re
 import sys
 from pathlib import Path
 
@@ -40,6 +41,7 @@ EVENT = {
 EVERYTHING = [
     "0.5123", "0.9", "0.1 (edge)", "64", "7.25 ± 0.02, 0 steps old", "120", "3.1 % of 5 % allowed",
 ]  # fmt: skip
+"""What a live block has room for."""
 
 
 def plain(**options: int) -> tuple[ConsoleLogger, io.StringIO]:
@@ -52,14 +54,48 @@ def terminal() -> tuple[ConsoleLogger, io.StringIO]:
     return ConsoleLogger(1000, console=Console(file=file, force_terminal=True, width=100)), file
 
 
-def test_a_plain_line_says_everything_without_escape_codes() -> None:
-    log, file = plain()
+def test_a_plain_line_says_where_the_run_is_and_what_fits_into_120_characters() -> None:
+    log, file = plain(epochs=25)
     log.log(ROW)
     (line,) = file.getvalue().splitlines()
-    assert line.startswith("step     10  samples      640  loss 0.5123")
-    for part in EVERYTHING:
-        assert part in line
+    assert line.startswith("epoch 16/25 step     10     ? left  loss 0.5123  val acc 0.9    lr 0.1 (edge)")
+    assert line.endswith("sharpness 7.25 ± 0.02, 0 steps old")
+    assert len(line) <= 120
     assert "\x1b" not in line
+
+
+@pytest.mark.parametrize("epochs", [None, 1, 7, 25, 1000])
+def test_a_line_names_the_epoch_that_the_batch_belongs_to(epochs: int | None) -> None:
+    """Seven samples an epoch: the last batch of each ends on its border, where a division rounds either way."""
+    file = io.StringIO()
+    log = ConsoleLogger(7 * (epochs or 1), epochs=epochs, every=1, file=file)
+    for step in range(1, 7 * (epochs or 1) + 1):
+        log.log({"step": step, "samples": step, "train/loss": 1.0})
+    shown = [re.match(r"epoch +(\d+)/(\d+) ", line) for line in file.getvalue().splitlines()]
+    if epochs is None:
+        assert shown == [None] * 7
+        assert "14 %" in file.getvalue().splitlines()[0]
+    else:
+        assert [int(m[1]) for m in shown] == [1 + i // 7 for i in range(7 * epochs)]
+        assert {int(m[2]) for m in shown} == {epochs}
+
+
+def test_the_time_left_follows_the_speed_since_this_process_began(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A resumed run begins at 500 of 1000 samples; 100 more take 10 s, so that 400 are left for 40 s."""
+    log, file = plain(every=1)
+    for clock, samples in ((100.0, 500), (110.0, 600), (150.0, 1000)):
+        monkeypatch.setattr("optland.log.console.time.monotonic", lambda clock=clock: clock)
+        log.log({"step": samples, "samples": samples, "train/loss": 1.0})
+    assert [line.split(" left")[0].split()[-1] for line in file.getvalue().splitlines()] == ["?", "0:40", "0:00"]
+
+
+def test_no_line_is_longer_than_120_characters() -> None:
+    log, file = plain(epochs=100_000, every=1)
+    values = {key: value * 1.2345e-7 if isinstance(value, float) else value for key, value in ROW.items()}
+    log.log({**values, "step": 123456, "samples": 10, "lr/binding": 3, "curv/lambda_max_converged": False})
+    log.event(EVENT | {"reason": "the noise scale was above the batch by more than its error " * 5})
+    assert max(len(line) for line in file.getvalue().splitlines()) <= 120
+    assert len(file.getvalue().splitlines()) > 3
 
 
 def test_plain_lines_come_every_so_many_steps_and_at_evaluations() -> None:
@@ -81,7 +117,8 @@ def test_plain_lines_are_aligned() -> None:
 
 def test_the_age_of_the_sharpness_grows_and_a_failed_one_is_marked() -> None:
     log, file = plain(every=1)
-    log.log({**ROW, "curv/lambda_max_converged": False})
+    probed = {key: value for key, value in ROW.items() if key.startswith(("step", "curv/"))}
+    log.log({**probed, "curv/lambda_max_converged": False})
     log.log({"step": 17, "train/loss": 0.5})
     first, second = file.getvalue().splitlines()
     assert "7.25 ± 0.02 NOT CONVERGED, 0 steps old" in first
@@ -142,16 +179,18 @@ def test_the_live_block_leaves_standard_output_as_it_was() -> None:
     assert sys.stdout is before
 
 
-def test_the_summary_is_a_table_with_the_advice_below() -> None:
+def test_the_summary_is_a_table_with_the_verdict_and_one_action_below() -> None:
     log, file = plain()
-    advice = "Raise the batch size. " * 12
-    log.finish({"summary/robust_ok": True, "val/acc": 0.987654, "summary/advice": advice}, exit_code=3)
+    verdict = "Raised by the batch size. " * 12
+    summary = {"summary/robust_ok": True, "val/acc": 0.987654, "summary/verdict": verdict}
+    log.finish(summary | {"summary/advice": "patience=5"}, exit_code=3)
     shown = file.getvalue()
     assert "failed, exit code 3" in shown
     assert "0.9877" in shown
     assert "robust_ok" in shown
     assert max(len(line) for line in shown.splitlines()) <= 80
-    assert " ".join(shown.split("Raise", 1)[1].split()) == " ".join(advice.split("Raise", 1)[1].split())
+    words = f"{verdict}\nNext: the same command with patience=5"
+    assert " ".join(shown.split("Raised", 1)[1].split()) == " ".join(words.split("Raised", 1)[1].split())
     assert "\x1b" not in shown
 
 
