@@ -287,7 +287,6 @@ GLOSSARY: dict[str, str] = {
     "average": "Running average of the weights.",
     "closure": "Function that evaluates the loss and its gradient.",
     "asked": "What the user asks for.",
-    "sets_the_rate": "Whether a policy sets the learning rate.",
     "accept": "Function that raises where a checkpoint does not fit.",
     "state": "What state_dict returned.",
     "unwritten": "What collects files that a full disk refused.",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import random
 import signal
@@ -80,6 +81,28 @@ def test_a_run_leaves_everything_it_promises(whole: tuple[Path, str]) -> None:
     assert "wandb leet" in printed
     assert "\x1b[" not in printed, "no escape codes when the output is not a terminal"
     assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_under_auto_lr_a_schedule_gives_the_shape_and_no_rate_can_be_asked_for(tmp_path: Path) -> None:
+    """At the first update all runs are at one point, so their rates stand to each other as their schedules do."""
+    first = {}
+    for name in ("constant", "one_cycle"):
+        done = optland(
+            "run", "landscape_train", "smoke", f"out={name}", f"schedule={name}", "epochs=1", "log.every=1",
+            "log.wandb=disabled", "pilot.policies=[auto_lr]", cwd=tmp_path,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        (row,) = (r for r in read_jsonl(tmp_path / name / "log.jsonl", kind="row") if r["step"] == 1)
+        first[name] = row["lr/applied"]
+    middle = 0.5 * 64 / 1200  # of the first of the batches, as a share of the run
+    constant = middle / 0.05
+    one_cycle = 1 / 25 + (1 - 1 / 25) * 0.5 * (1 - math.cos(math.pi * middle / 0.3))
+    assert first["one_cycle"] / first["constant"] == pytest.approx(one_cycle / constant, rel=1e-5)
+    for item in (["optimizer.lr=0.5"], ["--grid", "optimizer.lr=0.1,0.5"]):
+        done = optland("run", "landscape_train", "smoke", "out=rate", *item, cwd=tmp_path)
+        assert done.returncode == 2
+        assert "auto_lr finds the learning rate" in done.stderr
+        assert not list(tmp_path.glob("rate*"))
 
 
 def test_the_three_lines_that_a_run_prints_load_its_best_weights_anywhere(

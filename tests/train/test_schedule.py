@@ -155,9 +155,6 @@ def test_names_are_checked_and_none_is_no_scheduler() -> None:
     assert set(get_args(ScheduleName)) == {"none", *SHAPES}
     with pytest.raises(ValueError, match=r"^schedule: 'cosin' is not known.*Did you mean 'cosine'\?"):
         check_schedule("cosin")
-    with pytest.raises(ValueError, match=r"^schedule: auto_lr brings its own; use none instead of wsd"):
-        check_schedule("wsd", sets_the_rate=True)
-    check_schedule("none", sets_the_rate=True)
     for warmup in (1.0, -0.1, math.nan):
         with pytest.raises(ValueError, match=r"^warmup: "):
             schedule_by_name("cosine", optimizer(), loader, warmup=warmup)

@@ -26,12 +26,20 @@ from optland.train.runs.settings import RunConfig
         ({"checkpoint_seconds": 0.0}, "^checkpoint_seconds: 0.0 s must be above 0, for example 60"),
         ({"threads": 5000}, "^threads: 5000 are too many; use at most 1024"),
         ({"out": " "}, "^out: ' ' names no folder"),
-        ({"schedule": "cosine"}, "^schedule: auto_lr brings its own; use none instead of cosine"),
     ],
 )
 def test_impossible_values_are_refused(values: dict[str, Any], says: str) -> None:
     with pytest.raises(ValueError, match=says):
         RunConfig(**values)
+
+
+def test_a_rate_that_is_asked_for_where_auto_lr_finds_it_is_refused() -> None:
+    found = RunConfig()
+    with pytest.raises(ValueError, match=r"^optimizer.lr=0.1: auto_lr finds the learning rate.*pilot.tau"):
+        found.check_asked(["epochs", "optimizer.lr"])
+    found.check_asked(["epochs", "schedule"])
+    for pilot in (PilotConfig(mode="off"), PilotConfig(mode="shadow"), PilotConfig(policies=["noise_batch"])):
+        RunConfig(pilot=pilot).check_asked(["optimizer.lr"])
 
 
 @pytest.mark.parametrize("name", available())

@@ -23,7 +23,8 @@ leaves a step whole is (passes / 5)^(1/3) times as large, and h stays below 1.6,
 the base's and falls with the gradient norm.
 
 Cost: no gradient evaluation and no probe; one copy of the weights and one of the gradients on the device, a few norms
-per update. When to use: the length of the run is known (an epoch count or a scheduler). When not: optimizers whose move
+per update. What is given: a learning rate counts for the ratios between parameter groups alone, and a schedule for its
+shape, in a loop of one's own as in a recipe. When to use: the length of the run is known (an epoch count or a scheduler). When not: optimizers whose move
 is not linear in the learning rate (closures that search, schedule-free averages).
 
 Defaults: tau = 0.05 at 1000 steps, fixed on small image models; ``AutoLR(tau=0.05)`` is the plain rule, whose pace

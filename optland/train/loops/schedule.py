@@ -6,7 +6,7 @@ from 0 and has its peak, the optimizer's own learning rate, at 1.
 =============  ====================================================  ============================================
 name           after the warm-up                                     as in
 =============  ====================================================  ============================================
-none           no scheduler at all                                   a fixed rate, or ``auto_lr``
+none           no scheduler at all                                   a fixed rate, or the shape of ``auto_lr``
 constant       1                                                     ``ConstantLR(factor=1)``
 linear         straight to 0                                         ``LinearLR``
 cosine         half a cosine to 0                                    ``CosineAnnealingLR``
@@ -17,7 +17,8 @@ one_cycle      1/25 up to 1 and down to 1/250000 on cosines          ``OneCycleL
 wsd            1, then straight to 0 over the last 20 %              Hu et al. 2024, arXiv:2404.06395
 =============  ====================================================  ============================================
 
-Cost: none. When: a learning rate is given, or ``safe_lr`` caps one; ``auto_lr`` brings its own shape.
+Cost: none. When: a learning rate is given, or ``safe_lr`` caps one. ``auto_lr`` finds the height itself and takes the
+shape of the schedule, as it does in a loop of one's own; with ``none`` it brings a shape, which is what was measured.
 Default: a warm-up of 5 % of the run (30 % for ``one_cycle``, whose rise is half of its idea).
 """
 
@@ -141,21 +142,18 @@ def cosine_shape(progress: float, warmup: float = WARMUP) -> float:
     return shape("cosine", progress, warmup)
 
 
-def check_schedule(name: str, *, sets_the_rate: bool = False) -> None:
+def check_schedule(name: str) -> None:
     """Check a config's ``schedule`` field.
 
     Args:
         name: What the config says.
-        sets_the_rate: Whether ``auto_lr`` brings its own schedule, so that none may be asked for.
 
     Raises:
-        ValueError: The name is not known, or a second schedule is one too many.
+        ValueError: The name is not known.
     """
     if name != "none" and name not in SHAPES:
         known = ["none", *SHAPES]
         raise ValueError(f"schedule: {name!r} is not known; choose from {known}.{did_you_mean(name, known)}")
-    if name != "none" and sets_the_rate:
-        raise ValueError(f"schedule: auto_lr brings its own; use none instead of {name}")
 
 
 def schedule_by_name(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
@@ -43,7 +44,8 @@ class OptimizerConfig:
         name: A name of ``optland.optim.available()``: ``sam``, ``asam``, or a base alone such as ``sgd``; ``none``
             is the base alone too.
         base: The base that a SAM-type optimizer wraps; ignored for a base alone.
-        lr: Learning rate; under ``auto_lr`` only the ratios between parameter groups count.
+        lr: Learning rate. ``auto_lr`` finds it: then only the ratios between parameter groups count, and one that is
+            asked for on the command line is refused.
         momentum: For bases that have one (``sgd``, ``rmsprop``).
         weight_decay: L2 or decoupled decay, as the base defines it.
         rho: Radius of the perturbation of SAM-type optimizers; null takes the method's own default (0.05 for SAM, 0.5
@@ -194,7 +196,7 @@ class PilotConfig:
 
     @property
     def sets_the_rate(self) -> bool:
-        """Whether a policy brings the whole schedule, height and shape."""
+        """Whether a policy finds the height of the learning rate, whatever height is given."""
         return self.mode == "control" and "auto_lr" in self.policies
 
     def build_policies(self) -> list[Policy]:
@@ -267,7 +269,8 @@ class RunConfig:
         seed: Seed of the initial weights and of the order of the data.
         epochs: Passes over the training data.
         batch_size: Samples per batch at the start; ``noise_batch`` may grow it.
-        schedule: A name of :mod:`optland.train.loops.schedule`; ``none`` under ``auto_lr``, which brings its own shape.
+        schedule: A name of :mod:`optland.train.loops.schedule`; ``auto_lr`` takes its shape and finds
+            its height; with ``none`` it brings a shape of its own.
         device: ``cpu``, ``cuda`` or ``auto`` (cuda where there is one).
         threads: CPU threads; one is fastest for small nets.
         checkpoint_every: Steps between two checkpoints, beside those by time; null takes one by time alone.
@@ -314,7 +317,23 @@ class RunConfig:
         if not self.out.strip():
             raise ValueError(f"out: {self.out!r} names no folder; use for example runs/mine")
         choose_device(self.device)
-        check_schedule(self.schedule, sets_the_rate=self.pilot.sets_the_rate)
+        check_schedule(self.schedule)
+
+    def check_asked(self, keys: Iterable[str]) -> None:
+        """Refuse a key that was asked for by hand, also as the axis of a grid, and that would change nothing.
+
+        Args:
+            keys: Of the ``key=value`` items of a command line.
+
+        Raises:
+            ValueError: The learning rate under ``auto_lr``, which finds it.
+        """
+        if "optimizer.lr" in keys and self.pilot.sets_the_rate:
+            raise ValueError(
+                f"optimizer.lr={self.optimizer.lr:g}: auto_lr finds the learning rate, so that another one would change "
+                "nothing; leave it out, turn pilot.tau for longer or shorter steps, or use the rate as it is with "
+                "'pilot.policies=[noise_batch]'"
+            )
 
 
 @dataclass(frozen=True)
