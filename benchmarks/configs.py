@@ -67,7 +67,11 @@ def main() -> int:
         runs = {str(seed): measure(config, seed) for seed in range(num_seeds)}
         table[config] = {"figure": KEYS[config.split("/")[0]], **summarise(runs)}
         print(f"{config:<32} {table[config]['low']:.4g} to {table[config]['high']:.4g}", flush=True)
-        found["machine"] = {"python": platform.python_version(), "torch": torch.__version__, "cpus": os.cpu_count()}
+        found["machine"] = {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "cpus": os.cpu_count(),
+        }
         RESULT.write_text(json.dumps(found, indent=1) + "\n")
     return 0
 

@@ -28,7 +28,7 @@ PLAIN = {"sgd": (SGD, {}), "momentum": (SGD, {"momentum": 0.9}), "adam": (Adam, 
 WRAPPERS = ("noisy_gradient", "perturbed_gradient", "negative_curvature")  # around SGD
 SOLVERS = ("saddle_free_newton", "cubic_newton", "trust_region_newton")
 OPTIMIZERS = (*PLAIN, *WRAPPERS, *SOLVERS)
-COLUMNS = ["optimizer", "loss", "escapes", "curv/lambda_min", "verdict"]
+COLUMNS = ["optimizer", "loss", "moves", "escaped at", "looks", "verdict"]
 
 
 @dataclass(frozen=True)
@@ -62,10 +62,8 @@ class Config:
     log: LogConfig = field(default_factory=LogConfig)
 
     def __post_init__(self) -> None:
-        for name, known in (
-            (self.problem, [*SURFACES, "autoencoder"]),
-            *((o, OPTIMIZERS) for o in self.optimizers),
-        ):
+        asked = [(self.problem, [*SURFACES, "autoencoder"]), *((o, OPTIMIZERS) for o in self.optimizers)]
+        for name, known in asked:
             if name not in known:
                 raise ValueError(
                     f"{name!r} is not known; choose from {list(known)}.{did_you_mean(name, known)}"
@@ -109,9 +107,19 @@ def descend(name: str, config: Config) -> tuple[Descent, Any]:
         optimizer.step(closure)
         ge, losses = [*ge, float(calls * objective.num_samples)], [*losses, objective.value()]
         places.append(params[0].detach().flatten()[:2].tolist())
-        if any(e.kind in ("escape", "kick") for e in getattr(optimizer, "events", [])[seen:]):
+        if any(e.taken for e in getattr(optimizer, "events", [])[seen:]):
             escapes.append((ge[-1], losses[-1]))
     return Descent(ge, losses, [(p[0], p[1]) for p in places], escapes), optimizer
+
+
+def tell(run: RunFolder, name: str, loss: float, optimizer: Any) -> list[Any]:
+    """Log every move with its reason (a look that moves nothing is only counted), and return the row of the table."""
+    events, verdict = getattr(optimizer, "events", []), getattr(optimizer, "verdict", "says nothing")
+    moves = [e for e in events if e.kind != "probe"]
+    for event in moves:
+        run.log.event(event.to_log(name))
+    left_at = next((e.curvature for e in moves if e.kind == "escape"), None)
+    return [name, loss, sum(e.taken for e in moves), left_at, len(events) - len(moves), verdict]
 
 
 def main(config: Config, *, resume: bool = False) -> int:
@@ -124,19 +132,17 @@ def main(config: Config, *, resume: bool = False) -> int:
         return 0
     with run:
         found, rows = {}, []
-        for step, name in enumerate(config.optimizers, start=1):
+        for number, name in enumerate(config.optimizers, start=1):
+            print(f"{number} of {count}: {name}")
             found[name], optimizer = descend(name, config)
-            events, verdict = getattr(optimizer, "events", []), getattr(optimizer, "verdict", "says nothing")
-            lowest = min((e.curvature for e in events if e.curvature == e.curvature), default=None)
-            rows.append([name, found[name].loss[-1], len(found[name].escapes), lowest, verdict])
-            run.log.log({"step": step, "train/loss": found[name].loss[-1]})
-            for event in events:
-                run.log.event({"step": step, "policy": name, "actuator": event.kind, "old": event.loss,
-                               "new": event.loss_after, "reason": event.reason, "taken": event.kind != "probe",
-                               "signals": {"curv/lambda_min": event.curvature}})  # fmt: skip
-            print(f"{name:<20} loss {rows[-1][1]:10.4g}, {rows[-1][2]} escapes, {verdict}")
-        run.log.table("landscape/escapes_table", COLUMNS, rows)
-        run.finish({f"train/loss_{row[0]}": row[1] for row in rows})
+            rows.append(tell(run, name, found[name].loss[-1], optimizer))
+        run.log.table(
+            "landscape/escapes_table", COLUMNS, [["" if x is None else x for x in row] for row in rows]
+        )
+        left = sum(descent.fell for descent in found.values())
+        run.finish(
+            {"landscape/left": left, "summary/verdict": f"{left} of {count} ended below where they began."}
+        )
         with run.attempt("escapes.json") as file:
             write_whole(file, json.dumps([dict(zip(COLUMNS, r, strict=True)) for r in rows], indent=1) + "\n")
         with run.attempt("escapes.png") as picture:

@@ -69,7 +69,9 @@ class ConsoleLogger:
         self._console = console or _Console(file=file, markup=False, emoji=False)
         self._every = every
         self._total, self._epochs = total_samples, epochs
-        self._began: tuple[float, float] | None = None  # the clock and the samples at the first row, also of a resumed run
+        self._began: tuple[float, float] | None = (
+            None  # the clock and the samples at the first row, also of a resumed run
+        )
         self._latest: dict[str, Scalar] = {}
         self._taken_at: dict[str, int] = {}
         self._next_line = 0

@@ -3,10 +3,11 @@
 The one place, with the report, that imports matplotlib, and only inside functions.
 """
 
+from optland.plots.curvature import plot_portrait
 from optland.plots.escapes import Descent, plot_escapes
 from optland.plots.gallery import plot_gallery
 from optland.plots.landscape import plot
-from optland.plots.runs import plot_comparison, plot_portrait, plot_run
+from optland.plots.runs import plot_comparison, plot_run
 
 __all__ = [
     "Descent",

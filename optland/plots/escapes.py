@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from optland.plots.figure import figure, save
 from optland.problems import Surface
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 __all__ = ["Descent", "plot_escapes"]
 
@@ -32,16 +35,24 @@ class Descent:
     places: Sequence[tuple[float, float]] = ()
     escapes: Sequence[tuple[float, float]] = ()
 
+    @property
+    def fell(self) -> bool:
+        """Whether it ended below the loss of its start, by more than rounding."""
+        return self.loss[-1] < self.loss[0] - 1e-6 * (1 + abs(self.loss[0]))
+
 
 def plot_escapes(
-    descents: Mapping[str, Descent], path: str | Path, *, surface: Surface | None = None
-) -> None:
+    descents: Mapping[str, Descent], path: str | Path | None = None, *, surface: Surface | None = None
+) -> Figure:
     """Draw the loss against gradient evaluations, and the ways over the surface where it has two variables.
 
     Args:
         descents: By the optimizer's name.
-        path: Where to write the PNG.
+        path: Where to write the picture as well; None writes nothing.
         surface: What they went over; None draws the loss alone.
+
+    Returns:
+        The figure.
 
     Raises:
         ValueError: There is nothing to draw.
@@ -54,7 +65,7 @@ def plot_escapes(
     if surface is not None:
         _map(panels[0], surface, descents)
     _losses(panels[-1], descents)
-    save(page, path)
+    return save(page, path)
 
 
 def _style(number: int) -> dict[str, Any]:

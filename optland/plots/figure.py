@@ -1,20 +1,29 @@
-"""The empty figure and the palette of every picture of the package."""
+"""The empty figure, the palette, and the way out of every picture of the package.
+
+A picture is a plain matplotlib ``Figure``: returned, so that it can be changed and saved again, and written where a
+path is given. It belongs to no window and to no ``pyplot``; a notebook shows it where it is the last line of a cell.
+"""
 
 from __future__ import annotations
 
+import functools
 import io
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from optland.config import UserError
 from optland.files import write_whole
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 __all__ = ["COLOURS", "figure", "save"]
 
+_DPI = 110
 COLOURS = {"blue": "#2b6cb0", "red": "#c53030", "green": "#2f855a", "grey": "#718096", "orange": "#c05621"}
 
 
-def figure(width: float, height: float) -> Any:
+def figure(width: float, height: float) -> Figure:
     """An empty figure through the object interface: no display, no change to the user's own pyplot.
 
     Raises:
@@ -22,22 +31,44 @@ def figure(width: float, height: float) -> Any:
     """
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
     except ImportError as error:
         raise UserError("the figure needs matplotlib; run: pip install 'optland[recipes]'") from error
-    made = Figure(figsize=(width, height), layout="constrained")
+    made: Figure = _shown_in_notebooks()(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(made)
     return made
 
 
-def save(page: Any, path: str | Path) -> None:
-    """Write a figure whole or not at all; its kind is the file's ending, PNG without an ending.
+@functools.cache
+def _shown_in_notebooks() -> Any:
+    """The class of our figures: matplotlib's, which a notebook shows without ``pyplot`` and its state."""
+    from matplotlib.figure import Figure
+
+    class Picture(Figure):  # type: ignore[misc]  # of a package without types
+        """A figure that a notebook shows."""
+
+        def _repr_png_(self) -> bytes:
+            picture = io.BytesIO()
+            self.savefig(picture, format="png", dpi=_DPI)
+            return picture.getvalue()
+
+    return Picture
+
+
+def save(page: Figure, path: str | Path | None) -> Figure:
+    """Write a figure whole or not at all, and give it back; its kind is the file's ending, PNG without an ending.
+
+    Args:
+        page: The figure.
+        path: Where to; None writes nothing.
 
     Raises:
         OSError: It could not be written; nothing is left behind.
     """
+    if path is None:
+        return page
     path = Path(path)
     kind = path.suffix.removeprefix(".") or "png"
     picture = io.BytesIO()
-    page.savefig(picture, format=kind, dpi=110)
+    page.savefig(picture, format=kind, dpi=_DPI)
     write_whole(path if path.suffix else path.with_name(f"{path.name}.png"), picture.getbuffer())
+    return page

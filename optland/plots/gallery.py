@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from optland.config import did_you_mean
 from optland.plots.figure import COLOURS, figure, save
 from optland.problems import SURFACES, Surface
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 __all__ = ["FOUR", "plot_gallery"]
 
@@ -22,13 +25,18 @@ _MARKS = {
 }
 
 
-def plot_gallery(path: str | Path, names: Sequence[str] = FOUR, *, num_points: int = 81) -> None:
+def plot_gallery(
+    path: str | Path | None = None, names: Sequence[str] = FOUR, *, num_points: int = 81
+) -> Figure:
     """Draw surfaces of :data:`optland.problems.SURFACES`, two in a row.
 
     Args:
-        path: Where to write the PNG.
+        path: Where to write the picture as well; None writes nothing.
         names: Which; the four classic ones by default, ``tuple(SURFACES)`` for all.
         num_points: Of a side of each grid.
+
+    Returns:
+        The figure.
 
     Raises:
         ValueError: A name that is not known, or none.
@@ -49,7 +57,7 @@ def plot_gallery(path: str | Path, names: Sequence[str] = FOUR, *, num_points: i
     kinds = dict.fromkeys(p.kind for name in names for p in SURFACES[name].points)
     handles = [_mark(kind) for kind in kinds]
     page.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False)
-    save(page, path)
+    return save(page, path)
 
 
 def _draw(axis: Any, surface: Surface, points: int) -> None:

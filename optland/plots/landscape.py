@@ -1,13 +1,12 @@
-"""Pictures of results about the landscape: ``plot(result, path)`` draws each by its type."""
+"""Pictures of slices, paths, rays, sharpness and minima, each registered with ``plot`` by its type."""
 
 from __future__ import annotations
 
-import functools
 import itertools
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -20,36 +19,24 @@ from optland.landscape import (
     Sharpness,
     Slice,
 )
+from optland.landscape.minima import Minimum
+from optland.landscape.trajectory import TrajectoryPlane
 from optland.plots.figure import COLOURS, figure, save
+from optland.plots.result import plot
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 __all__ = ["plot"]
 
 
-@functools.singledispatch
-def plot(result: Any, path: str | Path, *, title: str = "") -> None:
-    """Draw a result: a slice, a path, a connection, rays, a dimension, minima side by side, or sharpness values.
-
-    Args:
-        result: What a function of :mod:`optland.landscape` returned.
-        path: Where to write the PNG.
-        title: Over the picture.
-
-    Raises:
-        TypeError: Nothing is known about drawing this type.
-        UserError: matplotlib is not installed.
-    """
-    raise TypeError(
-        f"there is no picture of a {type(result).__name__}; known are slices, paths, connections, rays, dimensions, "
-        "comparisons of minima and lists of sharpness values"
-    )
+@plot.register(Slice)
+def _(result: Slice, path: str | Path | None = None, *, title: str = "") -> Figure:
+    draw = _line if len(result.coordinates) == 1 else _plane
+    return draw(result, path, title)
 
 
-@plot.register
-def _(result: Slice, path: str | Path, *, title: str = "") -> None:
-    _line(result, path, title) if len(result.coordinates) == 1 else _plane(result, path, title)
-
-
-def _line(found: Slice, path: str | Path, title: str) -> None:
+def _line(found: Slice, path: str | Path | None, title: str) -> Figure:
     page = figure(7.5, 4.2)
     axis = page.subplots()
     x = found.weight_units[0].tolist()
@@ -62,10 +49,10 @@ def _line(found: Slice, path: str | Path, title: str) -> None:
     axis.grid(alpha=0.25)
     if len(found.surfaces) > 1:
         axis.legend(frameon=False)
-    save(page, path)
+    return save(page, path)
 
 
-def _plane(found: Slice, path: str | Path, title: str) -> None:
+def _plane(found: Slice, path: str | Path | None, title: str) -> Figure:
     """The surface in three dimensions, and as a map with the centre and the markers."""
     page = figure(12, 5)
     rows, columns = found.weight_units
@@ -99,7 +86,7 @@ def _plane(found: Slice, path: str | Path, title: str) -> None:
         axis.set_xlabel(f"{found.directions[0].kind}, |w|", fontsize=8)
         axis.set_ylabel(f"{found.directions[1].kind}, |w|", fontsize=8)
     page.suptitle(title or _stamp(found), fontsize=10)
-    save(page, path)
+    return save(page, path)
 
 
 def _levels(values: torch.Tensor) -> tuple[list[float], Any]:
@@ -123,17 +110,17 @@ def _stamp(found: Slice) -> str:
     return "; ".join(words)
 
 
-@plot.register
-def _(result: PathLoss, path: str | Path, *, title: str = "") -> None:
+@plot.register(PathLoss)
+def _(result: PathLoss, path: str | Path | None = None, *, title: str = "") -> Figure:
     page = figure(7.5, 4.2)
     axis = page.subplots()
     _path(axis, result, "blue")
     _finish(axis, title or str(result))
-    save(page, path)
+    return save(page, path)
 
 
-@plot.register
-def _(result: Connection, path: str | Path, *, title: str = "") -> None:
+@plot.register(Connection)
+def _(result: Connection, path: str | Path | None = None, *, title: str = "") -> Figure:
     page = figure(7.5, 4.2)
     axis = page.subplots()
     _path(axis, result.linear, "red")
@@ -141,7 +128,7 @@ def _(result: Connection, path: str | Path, *, title: str = "") -> None:
         _path(axis, result.curve, "blue")
     word = "connected" if result.connected else "not connected"
     _finish(axis, title or f"{word} at {result.linear.threshold:g} times the larger end")
-    save(page, path)
+    return save(page, path)
 
 
 def _path(axis: Any, found: PathLoss, colour: str) -> None:
@@ -159,8 +146,8 @@ def _finish(axis: Any, title: str) -> None:
     axis.legend(frameon=False)
 
 
-@plot.register
-def _(result: Rays, path: str | Path, *, title: str = "") -> None:
+@plot.register(Rays)
+def _(result: Rays, path: str | Path | None = None, *, title: str = "") -> Figure:
     page = figure(5.5, 5)
     axis = page.subplots()
     exact = [ray[2] for ray in result.per_ray]
@@ -177,11 +164,11 @@ def _(result: Rays, path: str | Path, *, title: str = "") -> None:
     )
     axis.grid(alpha=0.25)
     axis.legend(frameon=False)
-    save(page, path)
+    return save(page, path)
 
 
-@plot.register
-def _(result: EffectiveDimension, path: str | Path, *, title: str = "") -> None:
+@plot.register(EffectiveDimension)
+def _(result: EffectiveDimension, path: str | Path | None = None, *, title: str = "") -> Figure:
     page = figure(6.5, 4.2)
     axis = page.subplots()
     share = (result.values.cumsum(0) / result.values.sum()).tolist()
@@ -192,12 +179,12 @@ def _(result: EffectiveDimension, path: str | Path, *, title: str = "") -> None:
     axis.set_ylabel("share of the squared length")
     axis.set_title(title or str(result), fontsize=10)
     axis.grid(alpha=0.25)
-    save(page, path)
+    return save(page, path)
 
 
 @plot.register(list)
 @plot.register(tuple)
-def _(result: Sequence[Sharpness], path: str | Path, *, title: str = "") -> None:
+def _(result: Sequence[Sharpness], path: str | Path | None = None, *, title: str = "") -> Figure:
     strange = [type(r).__name__ for r in result if not isinstance(r, Sharpness)]
     if strange or not result:
         raise TypeError(f"a list to draw holds sharpness values; this one holds {strange[:1] or 'nothing'}")
@@ -211,13 +198,38 @@ def _(result: Sequence[Sharpness], path: str | Path, *, title: str = "") -> None
     axis.set_yticks(places, [r.name for r in result], fontsize=8)
     axis.invert_yaxis()
     axis.set_xlabel("rise of the loss")
-    axis.set_title(title, fontsize=10)
+    axis.set_title(title or "rise of the loss around the weights, bar: its error", fontsize=10)
     axis.grid(alpha=0.25, axis="x")
-    save(page, path)
+    return save(page, path)
 
 
-@plot.register
-def _(result: MinimaComparison, path: str | Path, *, title: str = "") -> None:
+@plot.register(Sharpness)
+def _(result: Sharpness, path: str | Path | None = None, *, title: str = "") -> Figure:
+    return plot([result], path, title=title)
+
+
+@plot.register(Minimum)
+def _(result: Minimum, path: str | Path | None = None, *, title: str = "") -> Figure:
+    return plot(MinimaComparison((result,)), path, title=title)
+
+
+@plot.register(TrajectoryPlane)
+def _(result: TrajectoryPlane, path: str | Path | None = None, *, title: str = "") -> Figure:
+    page = figure(6.0, 5.0)
+    axis = page.subplots()
+    x, y = zip(*result.coordinates, strict=True)
+    axis.plot(x, y, ".-", color=COLOURS["blue"])
+    axis.plot([x[-1]], [y[-1]], "o", color=COLOURS["red"], markersize=7, label="the last checkpoint")
+    for name, axis_share in zip(("x", "y"), result.explained, strict=True):
+        getattr(axis, f"set_{name}label")(f"principal component, {axis_share:.0%} of the variance")
+    axis.set_title(title or f"path of {len(x)} checkpoints", fontsize=10)
+    axis.grid(alpha=0.25)
+    axis.legend(frameon=False, fontsize=9)
+    return save(page, path)
+
+
+@plot.register(MinimaComparison)
+def _(result: MinimaComparison, path: str | Path | None = None, *, title: str = "") -> Figure:
     """Every rise of the loss, a bar for each minimum; eigenvalue and trace have another unit and a panel each."""
     measures = list(result.minima[0].rises())
     count = len(result.minima)
@@ -240,8 +252,8 @@ def _(result: MinimaComparison, path: str | Path, *, title: str = "") -> None:
         below.set_xscale("log")
     if count > 1:
         below.legend(frameon=False, fontsize=8)
-    page.suptitle(title, fontsize=10)
-    save(page, path)
+    page.suptitle(title or f"how flat: {', '.join(m.name for m in result.minima)}", fontsize=10)
+    return save(page, path)
 
 
 def _bars(axis: Any, result: MinimaComparison, measures: Sequence[str]) -> None:

@@ -86,7 +86,11 @@ def test_the_time_left_follows_the_speed_since_this_process_began(monkeypatch: p
     for clock, samples in ((100.0, 500), (110.0, 600), (150.0, 1000)):
         monkeypatch.setattr("optland.log.console.time.monotonic", lambda clock=clock: clock)
         log.log({"step": samples, "samples": samples, "train/loss": 1.0})
-    assert [line.split(" left")[0].split()[-1] for line in file.getvalue().splitlines()] == ["?", "0:40", "0:00"]
+    assert [line.split(" left")[0].split()[-1] for line in file.getvalue().splitlines()] == [
+        "?",
+        "0:40",
+        "0:00",
+    ]
 
 
 def test_no_line_is_longer_than_120_characters() -> None:

@@ -12,36 +12,44 @@ from optland.log import read_jsonl
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     folder = tmp_path_factory.mktemp("whole")
     done = optland("run", "escape_saddle", "smoke", "out=run", "log.wandb=disabled", cwd=folder)
     assert done.returncode == 0, done.stderr
-    return folder / "run"
+    return folder / "run", done.stdout
 
 
-def test_from_the_exact_saddle_gradients_stay_and_curvature_leaves_to_the_minimum(whole: Path) -> None:
-    table = {row["optimizer"]: row for row in json.loads((whole / "escapes.json").read_text())}
+def test_from_the_exact_saddle_gradients_stay_and_curvature_leaves_to_the_minimum(
+    whole: tuple[Path, str],
+) -> None:
+    table = {row["optimizer"]: row for row in json.loads((whole[0] / "escapes.json").read_text())}
     for name in ("sgd", "momentum", "adam"):
         assert table[name]["loss"] == 0.0  # the gradient is exactly zero there
         assert table[name]["verdict"] == "says nothing"
     for name in ("negative_curvature", "saddle_free_newton", "cubic_newton", "trust_region_newton"):
         assert table[name]["loss"] == pytest.approx(-0.25, abs=1e-6)
-        assert table[name]["curv/lambda_min"] == pytest.approx(-1.0, rel=0.01)
+        assert table[name]["escaped at"] == pytest.approx(-1.0, rel=0.01)
         assert table[name]["verdict"] == "minimum up to tau"
-        assert table[name]["escapes"] == 1
+        assert table[name]["moves"] == 1
     for name in ("perturbed_gradient", "noisy_gradient"):  # they know no curvature, and claim nothing
         assert table[name]["loss"] < 0.0
         assert table[name]["verdict"] == "unknown"
 
 
-def test_every_escape_is_an_event_with_its_reason(whole: Path) -> None:
-    events = read_jsonl(whole / "log.jsonl", kind="event")
-    moves = [e for e in events if e["policy"] == "negative_curvature" and e["taken"]]
-    assert len(moves) == 1
-    assert moves[0]["actuator"] == "escape"
+def test_every_move_is_an_event_with_its_reason_and_looks_are_only_counted(whole: tuple[Path, str]) -> None:
+    folder, printed = whole
+    events = read_jsonl(folder / "log.jsonl", kind="event")
+    moves = [e for e in events if e["policy"] == "negative_curvature"]
+    assert [e["actuator"] for e in moves] == ["escape"]
+    assert moves[0]["taken"]
     assert moves[0]["new"] < moves[0]["old"]
     assert moves[0]["reason"]
-    assert (whole / "escapes.png").stat().st_size > 5000
+    table = {row["optimizer"]: row for row in json.loads((folder / "escapes.json").read_text())}
+    assert table["trust_region_newton"]["looks"] > 3
+    assert "probe" not in printed
+    assert len(printed.splitlines()) < 60
+    assert "6 of 9 ended below where they began." in printed
+    assert (folder / "escapes.png").stat().st_size > 5000
 
 
 @pytest.mark.slow

@@ -226,7 +226,6 @@ BAD = [
     (["data.label_noise=1.5"], "from 0 to 1"),
     (["optimizer.rho=-1"], "0 or more"),
     (["pilot.budget=nan"], "budget"),
-    (["schedule=cosine"], "none"),
     (["batch_size"], "="),
 ]
 

@@ -44,6 +44,18 @@ class Event:
     reason: str
     tau: float = math.nan
 
+    @property
+    def taken(self) -> bool:
+        """Whether it moved the weights: an escape or a kick, neither a look nor a move that was rejected."""
+        return self.kind in ("escape", "kick")
+
+    def to_log(self, name: str) -> dict[str, Any]:
+        """As a decision of a logger, by the optimizer of that name."""
+        return {
+            "step": self.step, "policy": name, "actuator": self.kind, "old": self.loss, "new": self.loss_after,
+            "reason": self.reason, "taken": self.taken, "signals": {"curv/lambda_min": self.curvature},
+        }  # fmt: skip
+
     def to_dict(self) -> dict[str, Any]:
         """For a log."""
         return {**asdict(self), "verdict": self.verdict.value}

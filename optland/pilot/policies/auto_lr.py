@@ -24,8 +24,9 @@ the base's and falls with the gradient norm.
 
 Cost: no gradient evaluation and no probe; one copy of the weights and one of the gradients on the device, a few norms
 per update. What is given: a learning rate counts for the ratios between parameter groups alone, and a schedule for its
-shape, in a loop of one's own as in a recipe. When to use: the length of the run is known (an epoch count or a scheduler). When not: optimizers whose move
-is not linear in the learning rate (closures that search, schedule-free averages).
+shape, in a loop of one's own as in a recipe. When to use: the length of the run is known (an epoch count or a
+scheduler). When not: optimizers whose move is not linear in the learning rate (closures that search, schedule-free
+averages).
 
 Defaults: tau = 0.05 at 1000 steps, fixed on small image models; ``AutoLR(tau=0.05)`` is the plain rule, whose pace
 follows nothing. The critical step does not cap the rate unless ``ceiling`` says so, since runs with and without that
