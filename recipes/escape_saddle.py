@@ -1,6 +1,6 @@
 """Compare how optimizers leave a saddle, or the plateau of a deep autoencoder, their cost and their verdicts.
 
-All start at the same point and have the same gradient evaluations; looks at the curvature count.
+All start at the same point; looks at the curvature count as gradient evaluations.
 
     optland run escape_saddle configs/escape_saddle/saddle.yaml
 """
@@ -63,11 +63,9 @@ class Config:
 
     def __post_init__(self) -> None:
         asked = [(self.problem, [*SURFACES, "autoencoder"]), *((o, OPTIMIZERS) for o in self.optimizers)]
-        for name, known in asked:
-            if name not in known:
-                raise ValueError(
-                    f"{name!r} is not known; choose from {list(known)}.{did_you_mean(name, known)}"
-                )
+        for one, known in asked:
+            if one not in known:
+                raise ValueError(f"{one!r} is not known; choose from {[*known]}.{did_you_mean(one, known)}")
         if min(self.calls, self.samples, len(self.optimizers)) < 1 or not min(self.lrs) > 0:
             raise ValueError(f"calls: {self.calls}, samples: {self.samples} and the number of optimizers must be at "
                              f"least 1, lrs: {self.lrs} above 0")  # fmt: skip
@@ -77,8 +75,7 @@ def problem(config: Config) -> Objective:
     """The loss at its start, anew for each optimizer."""
     if config.problem in SURFACES:
         return SURFACES[config.problem].objective(*config.start)
-    images = load_data(config.data).train_x[: config.samples]
-    return deep_autoencoder(images, config.widths, seed=config.seed)
+    return deep_autoencoder(load_data(config.data).train_x[: config.samples], config.widths, seed=config.seed)
 
 
 def descend(name: str, config: Config) -> tuple[Descent, Any]:
@@ -113,7 +110,7 @@ def descend(name: str, config: Config) -> tuple[Descent, Any]:
 
 
 def tell(run: RunFolder, name: str, loss: float, optimizer: Any) -> list[Any]:
-    """Log every move with its reason (a look that moves nothing is only counted), and return the row of the table."""
+    """Log every move with its reason, count the looks that moved nothing, and give the row of the table."""
     events, verdict = getattr(optimizer, "events", []), getattr(optimizer, "verdict", "says nothing")
     moves = [e for e in events if e.kind != "probe"]
     for event in moves:
@@ -136,13 +133,10 @@ def main(config: Config, *, resume: bool = False) -> int:
             print(f"{number} of {count}: {name}")
             found[name], optimizer = descend(name, config)
             rows.append(tell(run, name, found[name].loss[-1], optimizer))
-        run.log.table(
-            "landscape/escapes_table", COLUMNS, [["" if x is None else x for x in row] for row in rows]
-        )
+        run.log.table("landscape/escapes_table", COLUMNS, [["" if x is None else x for x in r] for r in rows])
         left = sum(descent.fell for descent in found.values())
-        run.finish(
-            {"landscape/left": left, "summary/verdict": f"{left} of {count} ended below where they began."}
-        )
+        words = f"{left} of {count} ended below where they began."
+        run.finish({"landscape/left": left, "summary/verdict": words})
         with run.attempt("escapes.json") as file:
             write_whole(file, json.dumps([dict(zip(COLUMNS, r, strict=True)) for r in rows], indent=1) + "\n")
         with run.attempt("escapes.png") as picture:

@@ -51,7 +51,8 @@ def plot_portrait(
         UserError: matplotlib is not installed.
     """
     page = figure(12, 9.5)
-    above, below = page.subfigures(2, 1)  # apart, so that long names of layers leave the upper row its width
+    halves: Any = page.subfigures(2, 1)
+    above, below = halves  # apart, so that long names of layers leave the upper row its width
     upper = [["density", "density", "values"]] if portrait.density is not None else [["values"]]
     axes = above.subplot_mosaic(upper)
     axes |= below.subplot_mosaic([["layers", "text"]], width_ratios=[1.6, 1])

@@ -43,7 +43,7 @@ def _shown_in_notebooks() -> Any:
     """The class of our figures: matplotlib's, which a notebook shows without ``pyplot`` and its state."""
     from matplotlib.figure import Figure
 
-    class Picture(Figure):  # type: ignore[misc]  # of a package without types
+    class Picture(Figure):
         """A figure that a notebook shows."""
 
         def _repr_png_(self) -> bytes:

@@ -149,7 +149,7 @@ SURFACES: dict[str, Surface] = {
         (_point(1, 1, "minimum", 501 - 250_601**0.5, 501 + 250_601**0.5),),
     ),
     "stable ridge": Surface(
-        "double well with a saddle between", _stable_ridge, (-1.6, 1.6),
+        "double well", _stable_ridge, (-1.6, 1.6),
         (
             _point(0, 0, "strict saddle", -1, 1),
             _point(0, 1, "minimum", 1, 2),

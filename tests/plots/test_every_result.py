@@ -63,7 +63,7 @@ def test_each_is_drawn_returned_written_and_shown(results: dict[str, Any], tmp_p
     from matplotlib.image import imread
 
     for name, result in results.items():
-        page = plot(result, tmp_path / "picture.png", title="a title" if name == "density" else "")
+        page: Any = plot(result, tmp_path / "picture.png", title="a title" if name == "density" else "")
         assert isinstance(page, Figure), name
         written = imread(tmp_path / "picture.png")
         assert min(written.shape[:2]) > 100, name

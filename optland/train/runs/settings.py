@@ -319,16 +319,16 @@ class RunConfig:
         choose_device(self.device)
         check_schedule(self.schedule)
 
-    def check_asked(self, keys: Iterable[str]) -> None:
+    def check_asked(self, names: Iterable[str]) -> None:
         """Refuse a key that was asked for by hand, also as the axis of a grid, and that would change nothing.
 
         Args:
-            keys: Of the ``key=value`` items of a command line.
+            names: Keys of the ``key=value`` items of a command line.
 
         Raises:
             ValueError: The learning rate under ``auto_lr``, which finds it.
         """
-        if "optimizer.lr" in keys and self.pilot.sets_the_rate:
+        if "optimizer.lr" in names and self.pilot.sets_the_rate:
             raise ValueError(
                 f"optimizer.lr={self.optimizer.lr:g}: auto_lr finds the learning rate, so that another one would change "
                 "nothing; leave it out, turn pilot.tau for longer or shorter steps, or use the rate as it is with "
