@@ -64,7 +64,7 @@ def test_each_is_drawn_returned_written_and_shown(results: dict[str, Any], tmp_p
 
     for name, result in results.items():
         page: Any = plot(result, tmp_path / "picture.png", title="a title" if name == "density" else "")
-        assert isinstance(page, Figure), name
+        assert Figure in type(page).__mro__, name
         written = imread(tmp_path / "picture.png")
         assert min(written.shape[:2]) > 100, name
         assert float(written[..., :3].std()) > 0.02, name
