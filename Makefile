@@ -50,7 +50,6 @@ size: $(VENV)/demo.stamp
 bench: $(VENV)/bench.stamp
 	$(BIN)/python benchmarks/demo.py --seeds 1 2 3 4 5 --result benchmarks/results/demo.json
 	$(BIN)/python benchmarks/configs.py
-	$(BIN)/python benchmarks/configs.py
 	$(BIN)/python benchmarks/loop.py
 	$(BIN)/python benchmarks/curvature.py
 	$(BIN)/python benchmarks/curvature_nets.py

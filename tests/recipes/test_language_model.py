@@ -158,7 +158,6 @@ def test_sam_on_adamw_and_fp16_run_through(tmp_path: Path) -> None:
 BAD = [
     (["epochs=0"], "at least 1"),
     (["schedule=cosin", "pilot.mode=off"], "cosine"),
-    (["schedule=wsd"], "none"),
     (["data.context=0"], "at least 1"),
     (["data.tokens=words"], "characters"),
     (["data.paths=[nowhere.txt]"], "no file at nowhere.txt"),
