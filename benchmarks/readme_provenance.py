@@ -18,6 +18,7 @@ RECORD = RESULTS / "provenance.json"
 COMMANDS = {
     "batch": "batch.py",
     "conformance": "conformance.py",
+    "configs": "configs.py",
     "connectivity": "connectivity.py",
     "control_development": "control.py --group development",
     "control_edge": "control.py --group edge --parts main",
