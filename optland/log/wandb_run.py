@@ -101,6 +101,7 @@ class Run:
         self._run: Any = None
         self._mode: Any = None
         self._options: dict[str, Any] = {}
+        self._owns_service = False
         self._services: set[int] = set()
         self._written = 0  # bytes of the keys logged: the least that wandb's file must have
 
@@ -116,7 +117,7 @@ class Run:
         _open.add(self)
         self._mode, self._options = mode, {"dir": directory, **options}
         before = _service_processes()
-        _start_service()
+        self._owns_service = _start_service()
         self._services = _service_processes() - before
         self.ready.set()
         with _command_line(argv):
@@ -168,7 +169,7 @@ class Run:
         """End the service, if it is this run's alone; one that hangs is not waited for."""
         self._closed = True
         _open.discard(self)
-        if not self._services or not self._alone():
+        if not self._owns_service or not self._alone():
             return
         farewell = threading.Thread(target=_teardown, name="optland-farewell", daemon=True)
         farewell.start()
@@ -244,16 +245,18 @@ def new_id() -> str:
     return uuid.uuid4().hex[:8]
 
 
-def _start_service() -> None:
-    """Start wandb's service process, unless this process has one."""
+def _start_service() -> bool:
+    """Start wandb's service process, unless this process has one; returns whether it was started."""
     import wandb
 
     # That of another process may be gone, or go while the run needs it.
     foreign = os.environ.pop("WANDB_SERVICE", None)
     # Unless it is silent, wandb asks the server for the user's name to greet with, and waits for the answer.
     wandb.setup(wandb.Settings(silent=True))
+    started = "WANDB_SERVICE" in os.environ  # where wandb notes the one that it starts
     if foreign is not None:
         os.environ.setdefault("WANDB_SERVICE", foreign)
+    return started
 
 
 def _service_processes() -> set[int]:

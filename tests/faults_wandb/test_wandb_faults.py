@@ -198,6 +198,33 @@ def test_a_service_that_stops_answering(tmp_path: Path) -> None:
     assert ended(stopped[0]), "the stopped service was left behind"
 
 
+UNLISTED = """
+import sys, time
+from optland.log import LoggerGroup, WandbLogger, wandb_run
+
+wandb_run._service_processes = set  # as where a system does not list processes
+log = LoggerGroup([WandbLogger(sys.argv[1], timeout=1.0)])
+for step in range(400):
+    log.log({"step": step})
+    time.sleep(0.02)
+log.finish({})
+"""
+
+
+@pytest.mark.slow
+def test_a_service_that_stops_answering_and_cannot_be_found_does_not_hold_up_the_exit(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", UNLISTED, str(tmp_path)]
+    quiet = subprocess.DEVNULL  # the service that is left behind holds on to what it has inherited
+    with subprocess.Popen(command, env=environment(tmp_path), stdout=quiet, stderr=quiet) as process:
+        wait_for_the_file(tmp_path)
+        service = service_of(process.pid)
+        os.kill(service, signal.SIGSTOP)
+        try:
+            assert process.wait(400 * PACE + MOST_SECONDS_LOST) == 0
+        finally:
+            os.kill(service, signal.SIGKILL)
+
+
 def test_a_killed_run_leaves_nothing_behind_and_can_be_read(tmp_path: Path) -> None:
     """The run itself is killed, with no chance to say anything: wandb's service writes down what it has, and ends."""
     folder = tmp_path / "run"
