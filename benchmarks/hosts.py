@@ -2,6 +2,7 @@
 
     make hosts                                       # makes the environment that has the trainers
     .venv/hosts/bin/python benchmarks/hosts.py       # about ten minutes on two cores; writes results and the page
+    .venv/hosts/bin/python benchmarks/hosts.py --host Lightning
     python benchmarks/hosts.py --page                # writes the page from the results alone
 
 A test carries ``@pytest.mark.cell(host, feature)``, with ``"refused"`` as a third word where it shows that something is
@@ -46,7 +47,8 @@ class Recorder:
         found: Host, feature and kind ("works" or "refused"), with the outcomes of its tests.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, host: str | None = None) -> None:
+        self.host = host
         self.found: dict[tuple[str, str, str], list[tuple[str, str]]] = defaultdict(list)
 
     @pytest.hookimpl(wrapper=True)
@@ -60,7 +62,11 @@ class Recorder:
 
     def pytest_collection_modifyitems(self, config: pytest.Config, items: list[pytest.Item]) -> None:
         """Tests without a cell are left out."""
-        kept = [item for item in items if next(item.iter_markers("cell"), None) is not None]
+        kept = [
+            item
+            for item in items
+            if any(self.host in (None, cell.args[0]) for cell in item.iter_markers("cell"))
+        ]
         config.hook.pytest_deselected(items=[item for item in items if item not in set(kept)])
         items[:] = kept
 
@@ -114,9 +120,9 @@ def page(result: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def measured() -> dict[str, Any]:
-    """Run the tests of all cells."""
-    recorder = Recorder()
+def measured(host: str | None = None) -> dict[str, Any]:
+    """Run the tests of all cells, or of those of one host."""
+    recorder = Recorder(host)
     pytest.main(
         [str(ROOT / "tests"), "-q", "-p", "no:cacheprovider", "-m", "cell", "--rootdir", str(ROOT)],
         plugins=[recorder],
@@ -135,8 +141,14 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--page", action="store_true", help="write the page from the results alone")
-    if not parser.parse_args().page:
-        RESULT.write_text(json.dumps(measured(), indent=1) + "\n")
+    parser.add_argument("--host", choices=HOSTS, help="measure one host again and keep the others")
+    options = parser.parse_args()
+    if not options.page:
+        found = measured(options.host)
+        if options.host is not None:
+            host = {options.host: found["cells"][options.host]}
+            found["cells"] = json.loads(RESULT.read_text())["cells"] | host
+        RESULT.write_text(json.dumps(found, indent=1) + "\n")
     result = json.loads(RESULT.read_text())
     PAGE.write_text(page(result))
     failed = [name for row in result["cells"].values() for cell in row.values() for name in cell["failed"]]

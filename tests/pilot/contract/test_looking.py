@@ -58,7 +58,9 @@ def test_a_run_that_is_looked_at_is_the_run_without(
     assert run.pilot is not None
     assert not any(d.taken for d in run.pilot.decisions)
     if mode != "off":
-        seen = {"edge", "noise", "curvature"} if optimizer == "sam" else {"edge", "noise"}
+        # The noise in the curvature's metric is so dear that nothing is left for another probe in so short a run.
+        rich = optimizer == "sam" and policy != "noise_batch, curvature"
+        seen = {"edge", "noise", "curvature"} if rich else {"edge", "noise"}
         assert seen <= set(run.pilot.looks.last)
 
 
