@@ -42,7 +42,7 @@ class Spectrum(Archived):
     """Extreme eigenvalues and eigenvectors of a curvature operator.
 
     Attributes:
-        values: The k largest and then the k smallest eigenvalues (those that were asked for), descending; each once.
+        values: The k largest and then the k smallest eigenvalues (those that were asked for), descending.
         top: The largest eigenvalue, asked for or not.
         bottom: The smallest eigenvalue, asked for or not.
         vectors: One unit eigenvector, a list of tensors in the parameters' shapes, for each of ``values``.
