@@ -305,10 +305,9 @@ def _spectrum(run: _Run, num_matvecs: int, cost: float, seed: int) -> Spectrum:
         theta, residual = float(ritz.theta[i]), float(ritz.residual[i])
         return Estimate(theta, residual, "residual", bool(met[i]), cost, provenance, note)
 
-    upper = run.upper(ritz)
-    lower = [
-        i for i in run.lower(ritz) if i not in upper
-    ]  # where there are fewer than 2 k, none is told twice
+    upper, lower = run.upper(ritz), run.lower(ritz)
+    if space.size == H.dim:  # all eigenvalues are here; where they are fewer than 2 k, none is told twice
+        lower = [i for i in lower if i not in upper]
     return Spectrum(
         values=tuple(estimate(i) for i in upper + lower),
         top=estimate(-1),

@@ -81,14 +81,12 @@ def test_ragged_batches_are_weighted_by_their_counts() -> None:
 # --- breakdown and degenerate matrices -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("k", "count"), [(1, 1), (3, 6)]
-)  # the first product ends the search, and is at both ends
-def test_zero_matrix_gives_zeros(k: int, count: int) -> None:
+@pytest.mark.parametrize("k", [1, 3])
+def test_zero_matrix_gives_zeros(k: int) -> None:
     found = spectrum_of([0.0] * 8, k=k)
-    assert [value.value for value in found.values] == [0.0] * count
+    assert [value.value for value in found.values] == [0.0] * (2 * k)
     assert found.converged
-    assert found.residuals == (0.0,) * count
+    assert found.residuals == (0.0,) * (2 * k)
     assert (found.negative_curvature, found.tau) == ("none below -tau", 0.0)
     assert all(torch.isfinite(t).all() for vector in found.vectors for t in vector)
 
