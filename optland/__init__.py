@@ -39,7 +39,7 @@ __all__ = [
     "trace",
 ]
 
-__version__ = "0.0.1"
+__version__ = "0.1.0rc1"
 
 _HOMES = {
     "ASAM": "optland.optim",
