@@ -11,6 +11,8 @@ from typing import Any
 
 import yaml
 
+from optland import __version__
+
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
@@ -63,7 +65,4 @@ def test_ci_calls_targets_of_make() -> None:
 def test_the_citation_is_of_this_version() -> None:
     cited = read("CITATION.cff")
     assert {"cff-version", "message", "title", "authors"} <= cited.keys()
-    assert (cited["version"], cited["license"]) == (
-        PROJECT["project"]["version"],
-        PROJECT["project"]["license"],
-    )
+    assert (cited["version"], cited["license"]) == (__version__, PROJECT["project"]["license"])
