@@ -15,6 +15,7 @@ EXAMPLE = Path(__file__).resolve().parents[2] / "docs" / "examples" / "wandb_run
 
 @pytest.mark.cell("plain loop", "own wandb run")
 @pytest.mark.cell("plain loop", "pilot control")
+@pytest.mark.slow
 def test_the_example_keeps_both(tmp_path: Path) -> None:
     env = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
     subprocess.run([sys.executable, str(EXAMPLE)], check=True, cwd=tmp_path, env=env, capture_output=True)

@@ -16,6 +16,7 @@ import pytest
 import torch
 import wandb
 from log.guests import history, metrics, records, trained
+from tiers import slow
 
 from optland.log import JsonlLogger, Logger, LoggerGroup, into
 
@@ -260,7 +261,7 @@ def test_rows_that_a_finished_run_did_not_take_are_named(run: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("how", "why"), [("STOP", "has not answered for 5 s"), ("KILL", "takes no more rows")]
+    ("how", "why"), [*slow(("STOP", "has not answered for 5 s")), ("KILL", "takes no more rows")]
 )
 def test_a_service_that_hangs_or_dies_costs_one_warning_and_little_time(
     tmp_path: Path, how: str, why: str
