@@ -545,6 +545,7 @@ OPTIONS = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:gradients come to the step clipped")
 @pytest.mark.parametrize(
     ("option", "make_optimizer"),
     [
@@ -587,7 +588,7 @@ def test_watching_changes_no_bit_under_any_option(option: str) -> None:
         assert_same_bits(off.ema.model, watched.ema.model)
 
 
-@pytest.mark.filterwarnings("ignore:the gradient of update")
+@pytest.mark.filterwarnings("ignore:the gradient of update", "ignore:gradients come to the step clipped")
 @pytest.mark.parametrize(
     ("option", "make_optimizer"),
     [("mixed", sam), *slow(("all", sam), ("all", adamw), ("bf16", adamw), ("bf16", sam))],

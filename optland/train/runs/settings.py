@@ -330,7 +330,7 @@ class RunConfig:
         """
         if "optimizer.lr" in names and self.pilot.sets_the_rate:
             raise ValueError(
-                f"optimizer.lr={self.optimizer.lr:g}: auto_lr finds the learning rate, so another one would change "
+                f"optimizer.lr={self.optimizer.lr}: auto_lr finds the learning rate, so another one would change "
                 "nothing; leave it out, turn pilot.tau for longer or shorter steps, or use the rate as it is with "
                 "'pilot.policies=[noise_batch]'"
             )
