@@ -126,7 +126,8 @@ def test_rows_go_into_the_users_wandb_run(tmp_path: Path, monkeypatch: pytest.Mo
     wandb = pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_DIR", str(tmp_path))
-    run = wandb.init(project="mine", dir=str(tmp_path))
+    # wandb reads its variables once per process, so the mode is said here too.
+    run = wandb.init(project="mine", dir=str(tmp_path), mode="offline")
     try:
         trainer = hf.trainer(
             tmp_path, hf.Net(), rho=0.1, report_to="wandb", logging_steps=4,
