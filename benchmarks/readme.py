@@ -301,6 +301,8 @@ PROBES = (
     ("sam_sharpness", "rise after SAM's step", "G + F", "2", "over batches of m"),
     ("worst_sharpness", "largest rise in a ball", "40 G", "5", "a lower bound"),
     ("compare_minima", "all of these at several minima", "about 300 G each", "products", "as its parts"),
+    ("damage", "rise of the loss when weights are rounded, pruned, shaken or moved", "2 G + 31 H", "3",
+     "residual or standard error; verdict"),
     ("linear_path", "barrier on the line between two minima", "33 F", "2", "exact at its points"),
     ("connect", "a trained curve of low loss between them", "300 steps + 94 F", "6", "an upper bound"),
     ("align", "units of one net renumbered to match another's", "F", "2", "linear assignment"),

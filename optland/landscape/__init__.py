@@ -5,8 +5,11 @@ Every result is a frozen dataclass with its objective, directions, seeds and cos
 """
 
 from optland.landscape.alignment import align
+from optland.landscape.bits import bits_by_layer, sensitivities
 from optland.landscape.correlation import RankCorrelation, rank_correlations
 from optland.landscape.curves import Connection, connect
+from optland.landscape.damage import Damage, DamageOrder, damage
+from optland.landscape.damages import damaged, pruned, rounded, shaken
 from optland.landscape.dimension import EffectiveDimension, GradientSketch, effective_dimension, overlap
 from optland.landscape.directions import (
     Direction,
@@ -36,6 +39,8 @@ from optland.landscape.trajectory import TrajectoryPlane, trajectory_plane
 __all__ = [
     "Connection",
     "CurveConfig",
+    "Damage",
+    "DamageOrder",
     "Direction",
     "EffectiveDimension",
     "GradientSketch",
@@ -49,10 +54,13 @@ __all__ = [
     "TrajectoryPlane",
     "align",
     "average_sharpness",
+    "bits_by_layer",
     "checkpoint_plane",
     "compare_minima",
     "connect",
     "cosine",
+    "damage",
+    "damaged",
     "difference",
     "effective_dimension",
     "eigenvector_direction",
@@ -64,13 +72,17 @@ __all__ = [
     "linear_path",
     "overlap",
     "plane",
+    "pruned",
     "random_direction",
     "random_sharpness",
     "rank_correlations",
     "rays",
     "recalibrated",
+    "rounded",
     "ruggedness",
     "sam_sharpness",
+    "sensitivities",
+    "shaken",
     "trajectory_plane",
     "update_direction",
     "worst_sharpness",

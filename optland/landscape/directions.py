@@ -22,11 +22,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from optland import vectors
 from optland.archive import Archived
 from optland.curvature.eigen.spectrum import Spectrum
+from optland.landscape.filters import filter_axes
 from optland.landscape.paths import weights_of
 from optland.objective import Objective
 from optland.vectors import Vector
@@ -47,12 +48,6 @@ __all__ = [
 Normalisation = Literal["filter", "layer", "unit", "none"]
 Distribution = Literal["gaussian", "sphere", "rademacher"]
 
-_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-_NORMS = (
-    nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm,
-    nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d,
-)  # fmt: skip
-
 
 @dataclass(frozen=True, slots=True)
 class Direction(Archived):
@@ -66,7 +61,7 @@ class Direction(Archived):
         weight_norm: ||w|| at the point it was made for, the natural unit of a distance in weight space.
 
     Example:
-        >>> net = nn.Linear(3, 2)
+        >>> net = torch.nn.Linear(3, 2)
         >>> L = Objective(net, lambda m, x: m(x).square().mean(), [torch.ones(4, 3)])
         >>> d = random_direction(L, normalise="filter", seed=1)
         >>> d.kind, bool(torch.allclose(d.tensors[0].norm(dim=1), net.weight.norm(dim=1)))
@@ -162,7 +157,7 @@ def normalised(objective: Objective, d: Vector, normalise: Normalisation) -> tup
 
 def filter_normalised(objective: Objective, direction: Vector) -> list[Tensor]:
     """Every filter of ``direction`` with the norm of its weights; zero for gains, biases and filters of zero."""
-    axes = filter_axes(objective)
+    axes = filter_axes(objective.model, objective.params)
     return [
         _matched(t, p.detach(), axis) for t, p, axis in zip(direction, objective.params, axes, strict=True)
     ]
@@ -170,26 +165,11 @@ def filter_normalised(objective: Objective, direction: Vector) -> list[Tensor]:
 
 def layer_normalised(objective: Objective, direction: Vector) -> list[Tensor]:
     """Every tensor of ``direction`` with the norm of its weights; gains and biases do not move."""
-    axes = filter_axes(objective)
+    axes = filter_axes(objective.model, objective.params)
     return [
         torch.zeros_like(t) if axis is None else _scaled_to(t, p.detach().norm(), t.norm())
         for t, p, axis in zip(direction, objective.params, axes, strict=True)
     ]
-
-
-def filter_axes(objective: Objective) -> list[int | None]:
-    """By parameter: the dimension that numbers its filters; None for what does not move."""
-    owner: dict[int, nn.Module] = {}
-    for module in objective.model.modules():
-        for p in module.parameters(recurse=False):
-            owner.setdefault(id(p), module)
-    return [_axis(p, owner.get(id(p))) for p in objective.params]
-
-
-def _axis(p: Tensor, owner: nn.Module | None) -> int | None:
-    if p.ndim < 2 or isinstance(owner, _NORMS):
-        return None
-    return 1 if isinstance(owner, _TRANSPOSED) else 0
 
 
 def _matched(d: Tensor, w: Tensor, axis: int | None) -> Tensor:

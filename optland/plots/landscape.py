@@ -12,6 +12,7 @@ import torch
 
 from optland.landscape import (
     Connection,
+    Damage,
     EffectiveDimension,
     MinimaComparison,
     PathLoss,
@@ -211,6 +212,30 @@ def _(result: Sharpness, path: str | Path | None = None, *, title: str = "") -> 
 @plot.register(Minimum)
 def _(result: Minimum, path: str | Path | None = None, *, title: str = "") -> Figure:
     return plot(MinimaComparison((result,)), path, title=title)
+
+
+@plot.register(Damage)
+def _(result: Damage, path: str | Path | None = None, *, title: str = "") -> Figure:
+    """The rise measured and predicted, and under it each layer's part of the trace form; hollow: not converged."""
+    rises = {
+        "measured": result.measured, "second order": result.predicted, "from traces": result.trace_form,
+        **{f"  {name}": part for name, part in result.per_layer.items()},
+    }  # fmt: skip
+    page = figure(8.5, 1.4 + 0.32 * len(rises))
+    axis = page.subplots()
+    for row, (name, e) in enumerate(rises.items()):
+        colour = COLOURS["grey" if name.startswith(" ") else "red" if name == "measured" else "blue"]
+        error = e.error if math.isfinite(e.error) else 0.0
+        if math.isfinite(e.value):
+            axis.errorbar([e.value], [row], xerr=[error], fmt="o", color=colour,
+                          markerfacecolor=colour if e.converged else "none")  # fmt: skip
+    axis.set_yticks(range(len(rises)), list(rises), fontsize=8)
+    axis.set_ylim(len(rises) - 0.5, -0.5)
+    axis.axvline(0.0, color=COLOURS["grey"], linewidth=0.8)
+    axis.set_xlabel(f"rise of the loss of {result.loss:.4g}")
+    axis.set_title(title or f"{result.verdict}: measured against predicted, bar: its error", fontsize=10)
+    axis.grid(alpha=0.25, axis="x")
+    return save(page, path)
 
 
 @plot.register(TrajectoryPlane)

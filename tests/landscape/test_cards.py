@@ -13,9 +13,10 @@ PAGE = (Path(__file__).resolve().parents[2] / "docs/reference/probes.md").read_t
 TABLE = re.search(r"<!-- begin probes -->\n(.*?)<!-- end probes -->", PAGE, flags=re.S)
 ROWS = set(re.findall(r"^\| `(\w+)` \|", TABLE[1], flags=re.M)) if TABLE else set()
 MAKERS = {
-    "checkpoint_plane", "cosine", "difference", "eigenvector_direction", "filter_normalised", "gradient_direction",
-    "layer_normalised", "overlap", "random_direction", "random_sharpness", "rank_correlations",
-    "recalibrated", "ruggedness", "update_direction",
+    "bits_by_layer", "checkpoint_plane", "cosine", "damaged", "difference", "eigenvector_direction",
+    "filter_normalised", "gradient_direction", "layer_normalised", "overlap", "pruned", "random_direction",
+    "random_sharpness", "rank_correlations", "recalibrated", "rounded", "ruggedness", "sensitivities", "shaken",
+    "update_direction",
 }  # fmt: skip
 
 

@@ -54,6 +54,7 @@ def results(objective: Objective) -> dict[str, Any]:
         "an estimate": Estimate(2.0, math.nan, "none", False, 3.0, Provenance("power")),
         "sharpness": landscape.sam_sharpness(objective, 0.1, m=6),
         "line": landscape.line(objective, landscape.random_direction(objective, seed=1), num_points=5),
+        "damage": landscape.damage(objective, landscape.rounded(objective.model, 3)),
         "minima": landscape.compare_minima({"one": objective}),
     }
 
@@ -97,6 +98,12 @@ def test_what_is_drawn_is_what_was_measured(results: dict[str, Any]) -> None:
     (axis,) = plot(step).axes
     drawn = {(float(x), float(y)) for x, y in zip(*axis.get_lines()[0].get_data(), strict=True)}
     assert drawn == set(step.losses)
+    found = results["damage"]
+    (axis,) = plot(found).axes
+    shown = [float(line.get_xdata()[0]) for line in axis.get_lines() if line.get_marker() == "o"]
+    assert shown == [
+        e.value for e in (found.measured, found.predicted, found.trace_form, *found.per_layer.values())
+    ]
     (axis,) = plot(results["curve"]).axes
     assert np.array_equal(axis.get_lines()[0].get_ydata(), results["curve"].value)
 
