@@ -11,8 +11,8 @@ from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).resolve().parent.parent
 FOUNDATIONS = (
-    "estimate", "vectors", "batches", "archive", "context", "config", "cli", "derivatives", "statistics", "words",
-    "files", "failpoints", "ranks",
+    "estimate", "vectors", "batches", "archive", "context", "config", "cli", "derivatives", "losses", "statistics",
+    "words", "files", "failpoints", "ranks",
 )  # fmt: skip
 ALONE = (
     "objective", "curvature", "landscape", "optim", "pilot", "conformance", "train", "log", "plots", "report",

@@ -1,7 +1,7 @@
 """Count, cut, join and move the samples of a batch of any type.
 
-A batch may be a tensor, a tuple, a mapping (also Hugging Face's ``BatchEncoding``) or a dataclass, nested in
-any way.
+A batch may be a tensor, a ``PackedSequence``, a tuple, a mapping (also Hugging Face's ``BatchEncoding``) or a
+dataclass, nested in any way. Of any other type :class:`BatchKind` takes functions that count and cut.
 """
 
 from __future__ import annotations
@@ -13,8 +13,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import (
+    PackedSequence,
+    pack_padded_sequence,
+    pack_sequence,
+    pad_packed_sequence,
+    unpack_sequence,
+)
 
 __all__ = [
+    "BatchKind",
     "Cast",
     "join",
     "map_tensors",
@@ -35,20 +43,35 @@ def _children(batch: Any) -> Iterator[Any]:
         yield from batch
 
 
-def _tensors(batch: Any) -> Iterator[Tensor]:
-    if isinstance(batch, Tensor):
+Leaf = Tensor | PackedSequence
+
+
+def _leaves(batch: Any) -> Iterator[Leaf]:
+    if isinstance(batch, Tensor | PackedSequence):
         yield batch
         return
     for child in _children(batch):
-        yield from _tensors(child)
+        yield from _leaves(child)
+
+
+def _length(leaf: Leaf) -> int | None:
+    """Entries along the leading dimension, sequences where they are packed; None for a single number."""
+    if isinstance(leaf, PackedSequence):
+        return int(leaf.batch_sizes[0])
+    return leaf.shape[0] if leaf.ndim > 0 else None
+
+
+def holds_packed(batch: Any) -> bool:
+    """Whether packed sequences are among what the batch holds."""
+    return any(isinstance(leaf, PackedSequence) for leaf in _leaves(batch))
 
 
 def num_samples(batch: Any) -> int:
-    """Number of samples: the leading dimension of the first tensor in the batch.
+    """Number of samples: the leading dimension of the first tensor in the batch, or its packed sequences.
 
     Raises:
-        TypeError: The batch holds no tensor with a leading dimension. Let ``loss_fn`` return ``(sum, count)``
-            and give the objective its ``num_samples`` then.
+        TypeError: The batch holds no tensor with a leading dimension. Give ``num_samples=`` then, a function of
+            the batch.
 
     Example:
         >>> num_samples({"x": torch.zeros(8, 3), "y": torch.zeros(8)})
@@ -56,32 +79,46 @@ def num_samples(batch: Any) -> int:
     """
     if type(batch) is tuple and batch and isinstance(batch[0], Tensor) and batch[0].ndim > 0:
         return batch[0].shape[0]  # the most usual batch, counted in every update
-    for tensor in _tensors(batch):
-        if tensor.ndim > 0:
-            return tensor.shape[0]
+    for leaf in _leaves(batch):
+        if (length := _length(leaf)) is not None:
+            return length
     raise TypeError(
         f"cannot count the samples of a batch of type {type(batch).__name__}: it holds no tensor with a "
-        "leading dimension. Let loss_fn return (sum of losses, count), and give the Objective num_samples=..."
+        "leading dimension. Give num_samples=, a function of the batch"
     )
 
 
 def map_tensors(batch: Any, apply: Callable[[Tensor], Tensor]) -> Any:
     """The batch with ``apply`` done to every tensor, its structure and types kept."""
-    if isinstance(batch, Tensor):
+
+    def of_leaf(leaf: Leaf) -> Leaf:
+        if isinstance(leaf, Tensor):
+            return apply(leaf)
+        order = [None if t is None else apply(t) for t in (leaf.sorted_indices, leaf.unsorted_indices)]
+        return PackedSequence(apply(leaf.data), leaf.batch_sizes, *order)  # whose sizes stay on the CPU
+
+    return _map_leaves(batch, of_leaf)
+
+
+def _map_leaves(batch: Any, apply: Callable[[Leaf], Any], other: Callable[[Any], Any] = lambda x: x) -> Any:
+    """The batch with ``apply`` done to every tensor and packed sequence, and ``other`` to what is no structure."""
+
+    def mapped(item: Any) -> Any:
+        return _map_leaves(item, apply, other)
+
+    if isinstance(batch, Tensor | PackedSequence):
         return apply(batch)
     if isinstance(batch, Mapping):
-        items = {key: map_tensors(value, apply) for key, value in batch.items()}
         make: Any = type(batch)  # BatchEncoding and its like are made from a dictionary
-        return make(items)
+        return make({key: mapped(value) for key, value in batch.items()})
     if dataclasses.is_dataclass(batch) and not isinstance(batch, type):
-        return dataclasses.replace(
-            batch, **{f.name: map_tensors(getattr(batch, f.name), apply) for f in dataclasses.fields(batch)}
-        )
+        fields = {f.name: mapped(getattr(batch, f.name)) for f in dataclasses.fields(batch)}
+        return dataclasses.replace(batch, **fields)
     if isinstance(batch, tuple) and hasattr(batch, "_fields"):  # a named tuple takes its fields one by one
-        return type(batch)(*(map_tensors(item, apply) for item in batch))
+        return type(batch)(*(mapped(item) for item in batch))
     if isinstance(batch, list | tuple):
-        return type(batch)(map_tensors(item, apply) for item in batch)
-    return batch
+        return type(batch)(mapped(item) for item in batch)
+    return other(batch)
 
 
 def split(batch: Any, num_parts: int) -> list[Any]:
@@ -102,7 +139,7 @@ def split(batch: Any, num_parts: int) -> list[Any]:
         raise ValueError(f"cannot cut a batch of {count} samples into {num_parts} parts; use 1 to {count}")
     edges = [-(-count * i // num_parts) for i in range(num_parts + 1)]
 
-    return [_slice(batch, count, a, b) for a, b in pairwise(edges)]
+    return [_rows(batch, count, slice(a, b)) for a, b in pairwise(edges)]
 
 
 def join(batches: Sequence[Any]) -> Any:
@@ -123,8 +160,10 @@ def join(batches: Sequence[Any]) -> Any:
 
 def _join(items: list[Any], counts: list[int]) -> Any:
     first = items[0]
+    if isinstance(first, PackedSequence):
+        return pack_sequence([x for item in items for x in unpack_sequence(item)], enforce_sorted=False)
     if isinstance(first, Tensor):
-        whole = any(t.ndim == 0 or t.shape[0] != count for t, count in zip(items, counts, strict=True))
+        whole = any(_length(t) != count for t, count in zip(items, counts, strict=True))
         return first if whole else _concatenate(items)
     if isinstance(first, Mapping):
         make: Any = type(first)
@@ -136,7 +175,7 @@ def _join(items: list[Any], counts: list[int]) -> Any:
         )
     if not isinstance(first, list | tuple):
         return first
-    if next(_tensors(first), None) is None:  # names, say, one per sample
+    if next(_leaves(first), None) is None:  # names, say, one per sample
         each = all(len(item) == count for item, count in zip(items, counts, strict=True))
         return type(first)(entry for item in items for entry in item) if each else first
     parts = [_join(list(place), counts) for place in zip(*items, strict=True)]
@@ -154,7 +193,7 @@ def _concatenate(tensors: list[Tensor]) -> Tensor:
 
 def take(batch: Any, num_taken: int) -> Any:
     """The first ``num_taken`` samples of a batch (all of them when it holds fewer), copied out of it."""
-    return map_tensors(_slice(batch, num_samples(batch), 0, num_taken), torch.clone)
+    return map_tensors(_rows(batch, num_samples(batch), slice(num_taken)), torch.clone)
 
 
 def thin(batch: Any, every: int) -> Any:
@@ -164,17 +203,107 @@ def thin(batch: Any, every: int) -> Any:
         >>> thin(torch.arange(5), 2).tolist()
         [0, 2, 4]
     """
-    count = num_samples(batch)
-    return map_tensors(batch, lambda t: t[::every] if t.ndim > 0 and t.shape[0] == count else t)
+    return _rows(batch, num_samples(batch), slice(None, None, every))
 
 
-def _slice(batch: Any, count: int, start: int, stop: int) -> Any:
-    return map_tensors(batch, lambda t: t[start:stop] if t.ndim > 0 and t.shape[0] == count else t)
+def _rows(batch: Any, count: int, which: slice) -> Any:
+    """Some of the ``count`` samples; whatever has another number of entries goes whole."""
+
+    def of_leaf(leaf: Leaf) -> Leaf:
+        if _length(leaf) != count:
+            return leaf
+        if isinstance(leaf, Tensor):
+            return leaf[which]
+        padded, lengths = pad_packed_sequence(leaf, batch_first=True)
+        return pack_padded_sequence(padded[which], lengths[which], batch_first=True, enforce_sorted=False)
+
+    return _map_leaves(batch, of_leaf)
+
+
+class BatchKind:
+    """How batches of one kind are counted and cut: by their leading dimension, or by functions of the user's.
+
+    Args:
+        num_samples: ``num_samples(batch)`` for batches that are not counted by their first tensor.
+        split: ``split(batch, parts)`` for batches that are not cut along their first dimension; a list of batches.
+
+    Attributes:
+        by_rows: Whether samples are the entries along the leading dimension.
+
+    Example:
+        >>> packed = torch.arange(6)[None]  # two sequences of three tokens in one row
+        >>> kind = BatchKind(lambda batch: batch.shape[1] // 3, lambda batch, parts: list(batch.tensor_split(parts, 1)))
+        >>> kind.count(packed), [part.tolist() for part in kind.cut(packed, 2)]
+        (2, [[[0, 1, 2]], [[3, 4, 5]]])
+    """
+
+    def __init__(
+        self,
+        num_samples: Callable[[Any], int] | None = None,
+        split: Callable[[Any, int], Sequence[Any]] | None = None,
+    ) -> None:
+        for name, given in (("num_samples", num_samples), ("split", split)):
+            if given is not None and not callable(given):
+                raise TypeError(
+                    f"{name}={given!r} is no function; give one of the batch, such as "
+                    + ("num_samples=len" if name == "num_samples" else "split=lambda batch, parts: [...]")
+                )
+        self._num_samples, self._split = num_samples, split
+        self.by_rows = num_samples is None and split is None
+
+    def count(self, batch: Any) -> int:
+        """Samples of a batch."""
+        return num_samples(batch) if self._num_samples is None else int(self._num_samples(batch))
+
+    def cut(self, batch: Any, num_parts: int) -> list[Any]:
+        """A batch in ``num_parts`` pieces, or as many as ``split`` makes of it.
+
+        Raises:
+            TypeError: Batches are counted by a function, and nothing says how they are cut.
+            ValueError: Fewer samples than parts, or a ``split`` that loses some.
+        """
+        if self._split is not None:
+            parts = list(self._split(batch, num_parts))
+            found, whole = sum(self.count(part) for part in parts), self.count(batch)
+            if found != whole:
+                raise ValueError(
+                    f"split(batch, {num_parts}) has made {len(parts)} parts with {found} samples in all of a batch of "
+                    f"{whole}; every sample belongs in one part, and num_samples counts parts as it counts batches"
+                )
+            return parts
+        self._require_rows(batch)
+        return split(batch, num_parts)
+
+    def first(self, batch: Any, num_taken: int) -> Any:
+        """About the first ``num_taken`` samples; of a type with a ``split`` of its own the first part of that size."""
+        if self._split is not None:
+            return self.cut(batch, max(self.count(batch) // num_taken, 1))[0]
+        if num_taken >= self.count(batch):
+            return map_tensors(batch, torch.clone)
+        self._require_rows(batch)
+        return take(batch, num_taken)
+
+    def _require_rows(self, batch: Any) -> None:
+        """A count of the user's that differs from the leading dimension says that rows are no samples."""
+        if self._num_samples is None:
+            return
+        rows = next((n for leaf in _leaves(batch) if (n := _length(leaf)) is not None), None)
+        if rows != self.count(batch):
+            raise TypeError(
+                f"a batch of type {type(batch).__name__} with {self.count(batch)} samples cannot be cut along the "
+                f"leading dimension of its tensors ({rows}); give split=, a function of the batch and a number of parts"
+            )
 
 
 def to_device(batch: Any, device: torch.device | str) -> Any:
-    """The batch with every tensor on ``device``."""
-    return map_tensors(batch, lambda t: t.to(device, non_blocking=True))
+    """The batch with every tensor on ``device``, and every other object that has a ``to`` of its own."""
+
+    def moved(item: Any) -> Any:
+        return item.to(device) if callable(getattr(item, "to", None)) else item
+
+    return _map_leaves(
+        map_tensors(batch, lambda t: t.to(device, non_blocking=True)), lambda leaf: leaf, moved
+    )
 
 
 def to_dtype(batch: Any, dtype: torch.dtype) -> Any:

@@ -24,17 +24,21 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from optland import vectors
-from optland.batches import Cast, num_samples
+from optland.batches import BatchKind, Cast
 from optland.context import Notes, notes_of, preserve_rng, probe_context, reshard
 from optland.derivatives import Leaves, gradient, sharded_gradient, with_weights
 from optland.estimate import Provenance
+from optland.losses import mean_or_pair
 from optland.ranks import Ranks, ranks_of
 from optland.vectors import Vector
 
 __all__ = ["FORWARD_GE", "NO_COUNT", "LossFn", "Objective"]
 
 LossFn = Callable[[nn.Module, Any], Any]
-"""``loss_fn(model, batch)`` returns the mean loss of the batch, or the pair (sum of losses, count)."""
+"""``loss_fn(model, batch)`` returns the mean loss of the batch, or the pair (sum of losses, count).
+
+Of what holds more, such as the ``ModelOutput`` of transformers, its ``loss`` is the mean.
+"""
 
 FORWARD_GE = 1.0 / 3.0
 """Cost of one forward pass of one sample in gradient evaluations; the backward pass costs twice a forward."""
@@ -77,8 +81,10 @@ class Objective:
             (the function that the step saw; its buffers are restored and its dropout masks replayed).
         data: Name of the data, kept in the provenance of every estimate.
         seed: Seed of the randomness inside the loss (dropout in train mode), the same at every evaluation.
-        num_samples: Number of samples in ``batches``, the unit of cost. Counted by default; needed for batch
-            types that cannot be counted, whose ``loss_fn`` then has to return ``(sum, count)``.
+        num_samples: For batches that are not counted by the leading dimension of their first tensor:
+            ``num_samples(batch)``; or the number of samples in all of them, whose ``loss_fn`` then has to return
+            ``(sum, count)``. Samples are the unit of cost, and the weight of a mean loss.
+        split: ``split(batch, parts)`` for batches that are not cut along their first dimension; a list of batches.
 
     Attributes:
         names: Names of the trainable parameters.
@@ -86,6 +92,7 @@ class Objective:
         sources: The user's own parameters that ``params`` stand for: other tensors only after :meth:`cast`.
         ranks: The processes whose data it is the loss of; None for this one's alone.
         own_batches: This process's own batches.
+        kind: How they are counted and cut.
 
     Raises:
         TypeError: ``batches`` is a single tensor or tuple instead of a collection of batches, or an iterator
@@ -110,7 +117,8 @@ class Objective:
         mode: Literal["eval", "train"] = "eval",
         data: str = "probe set",
         seed: int = 0,
-        num_samples: int | None = None,
+        num_samples: int | Callable[[Any], int] | None = None,
+        split: Callable[[Any, int], Sequence[Any]] | None = None,
     ) -> None:
         if isinstance(batches, Tensor | tuple | str):
             raise TypeError(
@@ -135,7 +143,9 @@ class Objective:
         self.params: list[Tensor] = [p for _, p in named]
         self.sources = self.params
         _refuse_complex(self.names, self.params)
-        self.num_samples = self._count(num_samples)
+        by_batch = num_samples if callable(num_samples) else None
+        self.kind = BatchKind(by_batch, split)
+        self.num_samples = self._count(None if callable(num_samples) else num_samples)
         self._meter = _Meter()
         self._place = _Place()
 
@@ -280,7 +290,7 @@ class Objective:
         def count() -> tuple[list[Tensor], list[float]]:
             # A DataLoader draws from the global generator when its iteration starts.
             with preserve_rng(self.seed):
-                sizes = [num_samples(batch) for batch in self.own_batches] if told is None else [told]
+                sizes = [self.kind.count(batch) for batch in self.own_batches] if told is None else [told]
             counted.extend(sizes)
             if not sum(sizes):
                 raise ValueError("batches holds no samples; pass at least one batch")
@@ -370,12 +380,12 @@ class Objective:
             batch: The batch.
             loss_fn: Stands in for the objective's own.
         """
-        loss = (loss_fn or self.loss_fn)(self.model, batch)
-        if isinstance(loss, Sequence):
-            total, count = loss[0], float(loss[1])
-        else:
-            count = float(num_samples(batch))
+        loss = mean_or_pair((loss_fn or self.loss_fn)(self.model, batch))
+        if isinstance(loss, Tensor):
+            count = float(self.kind.count(batch))
             total = loss * count
+        else:
+            total, count = loss[0], float(loss[1])
         if total.ndim != 0:
             raise ValueError(
                 f"loss_fn returned a tensor of shape {tuple(total.shape)}; return the mean loss (a scalar) "

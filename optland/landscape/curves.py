@@ -32,7 +32,6 @@ from torch import Tensor, nn
 
 from optland import vectors
 from optland.archive import Archived
-from optland.batches import num_samples
 from optland.landscape.paths import THRESHOLD, Checkpoint, PathLoss, along, linear_path, weights_of
 from optland.objective import Objective
 from optland.vectors import Vector
@@ -217,7 +216,7 @@ class _Trainer:
 
     def _on(self, batch: Any) -> Objective:
         """The training loss on one batch, its cost booked to the objective that is reported."""
-        return self.objective.on(batch, num_samples(batch), mode="train")
+        return self.objective.on(batch, self.objective.kind.count(batch), mode="train")
 
     def _uniform(self) -> float:
         return float(torch.rand((), generator=self.generator, dtype=torch.float64))

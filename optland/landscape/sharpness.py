@@ -35,7 +35,6 @@ from torch import Tensor
 
 from optland import vectors
 from optland.archive import Archived
-from optland.batches import num_samples, split, take
 from optland.estimate import Estimate
 from optland.objective import Objective
 from optland.vectors import Vector
@@ -298,16 +297,15 @@ def _check(radius: float, metric: str) -> None:
 
 
 def _parts(objective: Objective, m: int) -> Iterator[Objective]:
-    """The data cut into batches of m samples; a remainder smaller than m is left out."""
+    """The data cut into batches of m samples; a remainder smaller than m is left out where rows are samples."""
+    kind = objective.kind
     for batch in objective.batches:
-        whole = num_samples(batch) // m
+        whole = kind.count(batch) // m
         if whole == 0:
             continue
-        kept = (
-            split(batch, whole) if num_samples(batch) == whole * m else split(take(batch, whole * m), whole)
-        )
-        for piece in kept:
-            yield objective.on(piece, m)
+        even = not kind.by_rows or kind.count(batch) == whole * m
+        for piece in kind.cut(batch if even else kind.first(batch, whole * m), whole):
+            yield objective.on(piece, kind.count(piece))
 
 
 def _over_batches(

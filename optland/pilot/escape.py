@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from optland.objective import Objective
 from optland.optim.saddle.leave import declared_cost, leave_saddle
 from optland.pilot.budget import Budget
 from optland.pilot.controls import Outcome
@@ -29,9 +28,8 @@ def escape(host: Host, earlier: Sequence[Any], budget: Budget, seed: int) -> Out
     if not earlier:
         return False, "no earlier batch can certify it yet", {}
     pieces = [piece for batch in earlier for piece in host.pieces(batch)]
-    count = sum(host.count(batch) for batch in earlier)
     seen = host.objective(host.batch, seed=seed)
-    other = Objective(host.model, host.loss_fn, pieces, seed=seed, num_samples=count)
+    other = host.over(pieces, seed=seed)
     declared = declared_cost(seen, other, max_matvecs=PRODUCTS)
     if not budget.affords("curvature", declared):
         left = budget.allowance("curvature") - budget.spent.get("curvature", 0.0)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Adam, AdamW, NAdam, Optimizer, RAdam
 
-from optland import batches
+from optland.batches import BatchKind
 from optland.objective import LossFn, Objective
 from optland.optim.keys import key
 from optland.optim.saddle.krylov_solver import KrylovSolver
@@ -62,6 +62,7 @@ class Host:
     Attributes:
         factor: The factor on the learning rate; this is its only owner.
         before: The weights before the present update, where they were copied.
+        kind: How batches are counted and cut.
         batch: The batch of the present update: a list of micro-batches where there are several.
         applied: Learning rate of the last update, once it is known on the host.
         step: Updates made.
@@ -86,7 +87,8 @@ class Host:
         self._places = {id(o): i for i, o in enumerate(self.inner)}
         self.model = unwrapped(model)
         self.ranks = Ranks(self.model)
-        self.loss_fn = loss_fn if num_samples is None else _counted(loss_fn, num_samples)
+        self.loss_fn = loss_fn
+        self.kind = BatchKind(num_samples, split)
         self.factor = 1.0
         self.before = WeightsBefore()
         self.batch: Any = None
@@ -96,7 +98,7 @@ class Host:
         self.stopped = False
         self._nominal: int | None = None
         self._dataset_size = dataset_size
-        self._num_samples, self._split = num_samples or batches.num_samples, split
+        self._own_kind: dict[str, Any] = {"num_samples": num_samples, "split": split}
         self._largest = 0  # samples of the largest batch so far
         self._evaluations = [0.0, 0.0]  # gradient evaluations per sample, summed over updates; updates
         self._held: dict[int, list[float | Tensor]] = {}
@@ -209,33 +211,34 @@ class Host:
 
     def count(self, batch: Any) -> int:
         """Samples of a batch, or of all micro-batches of an update."""
-        return sum(self._num_samples(piece) for piece in self.pieces(batch))
+        return sum(self.kind.count(piece) for piece in self.pieces(batch))
 
     def objective(self, batch: Any, *, mode: Literal["train", "eval"] = "eval", data: str = "step batch",
                   seed: int) -> Objective:  # fmt: skip
         """The loss on a batch, or on all micro-batches of an update, at the present weights."""
-        count = self.count(batch)
+        return self.over(self.pieces(batch), mode=mode, data=data, seed=seed)
+
+    def over(self, batches: Sequence[Any], *, mode: Literal["train", "eval"] = "eval", data: str = "step batch",
+             seed: int) -> Objective:  # fmt: skip
+        """The loss on batches or parts of them, weighted by their counts."""
         return Objective(
-            self.model, self.loss_fn, self.pieces(batch), mode=mode, data=data, seed=seed, num_samples=count
+            self.model, self.loss_fn, list(batches), mode=mode, data=data, seed=seed, **self._own_kind
         )
 
     def parts(self, batch: Any, num_parts: int) -> list[Any]:
         """A batch cut into about ``num_parts`` pieces, at least two where that can be."""
         pieces = self.pieces(batch)
         each = -(-num_parts // len(pieces))
-        cut = self._split or batches.split
+        cut = self.kind.cut
         return [
             x
             for piece in pieces
-            for x in (cut(piece, min(each, self._num_samples(piece))) if each > 1 else [piece])
+            for x in (cut(piece, min(each, self.kind.count(piece))) if each > 1 else [piece])
         ]
 
     def some(self, batch: Any, num_samples: int) -> Any:
         """The first samples of a batch."""
-        piece = self.pieces(batch)[0]
-        if self._split is None:
-            return batches.take(piece, num_samples)
-        return self._split(piece, max(self._num_samples(piece) // num_samples, 1))[0]
+        return self.kind.first(self.pieces(batch)[0], num_samples)
 
     def pieces(self, batch: Any) -> list[Any]:
         """The micro-batches of an update: a list of batches, each of which is no tensor, is taken for several."""
@@ -444,19 +447,6 @@ def _write_lr(group: dict[str, Any], lr: float | Tensor) -> None:
         group["lr"].fill_(lr)
     else:
         group["lr"] = lr
-
-
-def _counted(loss_fn: LossFn, num_samples: Callable[[Any], int]) -> LossFn:
-    """The loss as a sum and a count, for batches of a type that nobody else can count."""
-
-    def summed(model: nn.Module, batch: Any) -> Any:
-        loss = loss_fn(model, batch)
-        if isinstance(loss, Sequence):
-            return loss
-        count = num_samples(batch)
-        return loss * count, count
-
-    return summed
 
 
 def _below_saddle_wrappers(optimizer: Optimizer) -> Optimizer:

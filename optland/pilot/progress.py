@@ -19,6 +19,14 @@ FEWEST = 4
 """Updates below which a stated number of samples cannot be a run's: it is a number of steps, most likely."""
 
 
+def _length(loader: Any) -> int | None:
+    """Batches of an epoch; None where nobody knows, as with a loader over a stream, whose ``len`` raises."""
+    try:
+        return len(loader)
+    except TypeError:
+        return None
+
+
 class Progress:
     """The length of a run and the part of it that is done.
 
@@ -84,8 +92,8 @@ class Progress:
             )
         steps = getattr(loader, "total_steps", None)
         samples = getattr(loader, "total_samples", None)
-        if steps is None and hasattr(loader, "__len__"):
-            steps = (epochs or 1) * len(loader)
+        if steps is None and (length := _length(loader)) is not None:
+            steps = (epochs or 1) * length
         if by_samples and self.total_steps is not None:
             raise ValueError(
                 f"total_steps={self.total_steps} cannot be kept while a policy turns the batch size; "

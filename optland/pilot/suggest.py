@@ -23,7 +23,7 @@ import itertools
 import math
 import statistics
 import warnings
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing, contextmanager
 from typing import Any
 
@@ -32,6 +32,7 @@ from torch.optim import Optimizer
 
 from optland.context import preserve_rng
 from optland.estimate import Estimate, Provenance
+from optland.losses import mean_of
 from optland.objective import LossFn
 from optland.pilot.decision import Proposal
 from optland.pilot.history import Reader
@@ -76,6 +77,7 @@ def suggest_lr(
     optimizer: Optimizer,
     *,
     num_steps: int = 48,
+    num_samples: Callable[[Any], int] | None = None,
     seed: int = 0,
 ) -> Estimate:
     """Suggest a peak learning rate for this optimizer on this model and data.
@@ -86,6 +88,7 @@ def suggest_lr(
         loader: Training batches; ``num_steps`` of them are used, again from the start where there are fewer.
         optimizer: The optimizer that will train the model; groups keep the ratios of their rates.
         num_steps: Updates of the ramp; 48.
+        num_samples: As for :class:`~optland.pilot.pilot.Pilot`, which counts batches of your own type.
         seed: Of the probes' own randomness.
 
     Returns:
@@ -110,7 +113,7 @@ def suggest_lr(
         raise ValueError(f"num_steps {num_steps} are too few for a ramp; use 12 or more, for example 48")
     ramp = _Ramp(num_steps)
     with _everything_back(model, loss_fn, optimizer), preserve_rng(seed):
-        cost, reached = _climb(model, loss_fn, loader, optimizer, ramp, seed)
+        cost, reached = _climb(model, loss_fn, loader, optimizer, ramp, seed, num_samples)
     source = Provenance(
         "critical step along a ramp of real updates", data="training batches", mode="train", seed=seed
     )
@@ -129,20 +132,26 @@ def suggest_lr(
 
 
 def _climb(
-    model: nn.Module, loss_fn: LossFn, loader: Iterable[Any], optimizer: Optimizer, ramp: _Ramp, seed: int
+    model: nn.Module,
+    loss_fn: LossFn,
+    loader: Iterable[Any],
+    optimizer: Optimizer,
+    ramp: _Ramp,
+    seed: int,
+    num_samples: Callable[[Any], int] | None,
 ) -> tuple[float, float]:
     """Make the updates of the ramp; returns their cost with that of the probes, and the rate at its end."""
     with closing(_endless(loader)) as batches, warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # a ramp that meets no end is told by the result
         with Pilot(
-            optimizer, model, loss_fn, policies=[ramp], total_steps=ramp.steps, budget=1.0, seed=seed
-        ) as pilot:
+            optimizer, model, loss_fn, policies=[ramp], total_steps=ramp.steps, budget=1.0, seed=seed,
+            num_samples=num_samples,
+        ) as pilot:  # fmt: skip
             for batch in itertools.islice(batches, ramp.steps):
 
                 def closure(batch: Any = batch) -> Any:
                     optimizer.zero_grad()
-                    loss = loss_fn(model, batch)
-                    loss = loss[0] / loss[1] if isinstance(loss, tuple) else loss
+                    loss = mean_of(loss_fn(model, batch))
                     loss.backward()
                     return loss
 

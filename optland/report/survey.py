@@ -19,7 +19,6 @@ import torch
 
 from optland import vectors
 from optland.archive import Archived
-from optland.batches import num_samples, split
 from optland.curvature.cost import costs
 from optland.curvature.points.portrait import Portrait, portrait
 from optland.landscape import (
@@ -221,9 +220,9 @@ def _eigen_plane(
 
 def _dimension(objective: Objective, settings: SurveySettings) -> EffectiveDimension:
     """Of the gradients of so many pieces of the data's batches."""
-    pieces = []
+    pieces, kind = [], objective.kind
     per_batch = max(1, math.ceil(settings.num_gradients / max(1, len(list(objective.batches)))))
     for batch in objective.batches:
-        pieces += split(batch, min(per_batch, num_samples(batch)))
+        pieces += kind.cut(batch, min(per_batch, kind.count(batch)))
     chosen = pieces[: settings.num_gradients]
-    return effective_dimension([objective.on(piece, num_samples(piece)).gradient() for piece in chosen])
+    return effective_dimension([objective.on(piece, kind.count(piece)).gradient() for piece in chosen])

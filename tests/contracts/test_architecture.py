@@ -30,6 +30,7 @@ LEVELS = {
     "ranks": 0,
     "statistics": 0,
     "log": 1,
+    "losses": 0,
     "curvature": 2,
     "problems": 2,
     "optim": 3,

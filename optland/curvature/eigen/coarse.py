@@ -27,7 +27,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from optland import vectors
-from optland.batches import num_samples, thin
+from optland.batches import thin
 from optland.curvature.eigen.krylov import Krylov
 from optland.curvature.operators.linear_operator import SymmetricOperator
 from optland.objective import Objective
@@ -91,10 +91,11 @@ def _thinned(objective: Objective) -> Objective | None:
     if objective.ranks is not None:
         return None
     batches = objective.batches
-    if not isinstance(batches, Sequence) or objective.num_samples < LEAST_STRIDE * PART_SAMPLES:
+    few = objective.num_samples < LEAST_STRIDE * PART_SAMPLES
+    if few or not isinstance(batches, Sequence) or not objective.kind.by_rows:
         return None
     try:
-        counts = [num_samples(batch) for batch in batches]
+        counts = [objective.kind.count(batch) for batch in batches]
     except TypeError:  # batches that cannot be counted cannot be cut either
         return None
     if sum(counts) != objective.num_samples:

@@ -33,11 +33,12 @@ from torch import Tensor, nn
 
 from optland import vectors
 from optland.archive import Archived
-from optland.batches import map_tensors, num_samples, split
+from optland.batches import holds_packed, map_tensors, num_samples, split
 from optland.curvature.cost import costs
 from optland.curvature.noise.gradient_noise import GradientNoise, from_terms, scales
 from optland.curvature.operators.batchwise import jackknife, refuse_batch_statistics
 from optland.estimate import Provenance
+from optland.losses import mean_or_pair
 from optland.objective import Objective
 from optland.vectors import Vector
 
@@ -206,8 +207,8 @@ class _Loss(nn.Module):
 
     def forward(self, batch: Any) -> tuple[Tensor, Tensor]:
         """Sum and count of a batch of one sample."""
-        loss = self.loss_fn(self.model, batch)
-        total, count = loss if isinstance(loss, tuple | list) else (loss, 1.0)
+        loss = mean_or_pair(self.loss_fn(self.model, batch))
+        total, count = (loss, 1.0) if isinstance(loss, Tensor) else loss
         return total, torch.as_tensor(count, device=total.device)
 
 
@@ -222,7 +223,7 @@ def _mapped(objective: Objective, mean: Vector, scale: Vector | None, chunk: int
     size = chunk or max(1, min(CHUNK, CHUNK_NUMBERS // d))
 
     for batch in objective.batches:
-        by_sample = _by_sample(batch)
+        by_sample = _by_sample(objective, batch)
         for part in split(batch, math.ceil(num_samples(batch) / size)):
             leaves = [t for t, own in zip(_tensors(part), by_sample, strict=True) if own]
             gradient = torch.func.grad(_of_one_sample(loss, part, by_sample), has_aux=True)
@@ -254,11 +255,16 @@ def _tensors(batch: Any) -> list[Tensor]:
     return found
 
 
-def _by_sample(batch: Any) -> list[bool]:
+def _by_sample(objective: Objective, batch: Any) -> list[bool]:
     """Which tensors hold an entry for each sample.
 
     A cut of the batch can no longer tell: a table of class weights may be as long as the cut.
+
+    Raises:
+        TypeError: Samples are no entries of tensors.
     """
+    if not objective.kind.by_rows or holds_packed(batch):
+        raise TypeError("samples of these batches are no rows of tensors")
     count = num_samples(batch)
     return [t.ndim > 0 and t.shape[0] == count for t in _tensors(batch)]
 
@@ -280,7 +286,7 @@ def _reduced(gradients: list[Tensor], counts: Tensor, mean: Vector, scale: Vecto
 def _looped(objective: Objective, mean: Vector, scale: Vector | None) -> Iterator[Chunk]:
     """The same, with one backward pass per sample."""
     for batch in objective.batches:
-        for sample in split(batch, num_samples(batch)):
+        for sample in objective.kind.cut(batch, objective.kind.count(batch)):
             with torch.enable_grad():
                 loss, count, pieces = objective.batch_gradient(sample)
             stacked = [g.unsqueeze(0) for g in pieces]

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from optland.batches import num_samples, split
 from optland.context import BATCH_NORMS
 from optland.objective import Objective
 
@@ -49,7 +48,8 @@ def cut(objective: Objective, batch: Any, parts: int) -> list[tuple[Any, int]]:
     """Contiguous parts of a batch with their samples; one part is the batch itself, of whatever type it is."""
     if parts == 1:
         return [(batch, _size(objective, batch))]
-    pieces = [(part, num_samples(part)) for part in split(batch, min(parts, num_samples(batch)))]
+    kind = objective.kind
+    pieces = [(part, kind.count(part)) for part in kind.cut(batch, min(parts, kind.count(batch)))]
     if objective.ranks is not None and objective.ranks.sharded:
         numbers = objective.ranks.gathered(len(pieces))
         if len(set(numbers)) > 1:
@@ -69,7 +69,7 @@ def _shared(objective: Objective) -> Iterable[Any]:
 def _size(objective: Objective, batch: Any) -> int:
     """Samples in a batch; an equal share of the total where batches of this type cannot be counted."""
     try:
-        return num_samples(batch)
+        return objective.kind.count(batch)
     except TypeError:
         return max(1, round(objective.alone().num_samples / sum(1 for _ in objective.own_batches)))
 

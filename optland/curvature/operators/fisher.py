@@ -36,7 +36,6 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from optland.batches import num_samples
 from optland.context import BATCH_NORMS
 from optland.curvature.operators.ggn import loss_hessian
 from optland.curvature.operators.hessian import CurvatureOperator, Method
@@ -251,7 +250,7 @@ class _Draws:
 
 
 def _actual_scores(number: int, piece: Piece) -> Callable[[list[Tensor]], list[Tensor]]:
-    n, scores = num_samples(piece.batch), [s.detach() for s in piece.gradient()]
+    n, scores = piece.kind.count(piece.batch), [s.detach() for s in piece.gradient()]
     wrong = [tuple(s.shape) for s in scores if s.ndim == 0 or s.shape[0] != n]
     if wrong:
         raise ValueError(

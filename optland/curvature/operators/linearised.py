@@ -178,7 +178,14 @@ class _ForwardMode(_Linearised):
                 piece = L.replacing(duals, lambda b=batch: self._evaluate(b))  # type: ignore[misc]
                 self._look(*piece.outputs, piece.loss)
                 Jv = [tangent(z) for z in piece.outputs]
-                bare = Piece(batch, [primal(z) for z in piece.outputs], piece.leaves, piece.loss, piece.count)
+                bare = Piece(
+                    batch,
+                    [primal(z) for z in piece.outputs],
+                    piece.leaves,
+                    piece.loss,
+                    piece.count,
+                    kind=piece.kind,
+                )
                 u = self.middle(i, bare)(Jv)
                 parts.append((transposed(bare, Leaves(duals, {}), u, keep=False), piece.count))
         self._seen = True

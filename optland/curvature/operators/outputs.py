@@ -12,13 +12,13 @@ itself. ``split=(outputs, loss)`` says it explicitly.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from optland.batches import map_tensors
+from optland.batches import BatchKind, map_tensors
 from optland.curvature.operators.products import primal
 from optland.derivatives import derivative
 from optland.objective import Objective
@@ -45,6 +45,7 @@ class Piece:
         shifted: Derivative of the loss sum by the outputs, at outputs moved by some vector; where the loss's second
             derivatives can be taken from differences of it.
         reach: Factor on the step of those differences.
+        kind: How samples of the batch are counted.
     """
 
     batch: Any
@@ -54,6 +55,7 @@ class Piece:
     count: float
     shifted: Callable[[list[Tensor]], list[Tensor]] | None = None
     reach: float = 1.0
+    kind: BatchKind = field(default_factory=BatchKind)
 
     def gradient(self, *, create_graph: bool = False) -> list[Tensor]:
         """Derivative of the loss sum by the outputs."""
@@ -79,7 +81,7 @@ def evaluate(objective: Objective, split: Split | None, batch: Any) -> Piece:
     if not total.requires_grad:  # all terms masked: a constant, whose derivatives are zero
         total = total + 0.0 * torch.stack([leaf.sum() for leaf in capture.leaves]).sum()
     _refuse_other_paths(objective, total)
-    piece = Piece(batch, capture.outputs, capture.leaves, total, count)
+    piece = Piece(batch, capture.outputs, capture.leaves, total, count, kind=objective.kind)
     used = [leaf for leaf, g in zip(capture.leaves, _used(piece), strict=True) if g is not None]
     if any(leaf.ndim == 0 for leaf in used):
         raise ValueError(f"the model returns the loss itself, so there are no outputs to linearise; {REMEDY}")

@@ -30,7 +30,6 @@ import torch
 from torch import Tensor
 
 from optland import vectors
-from optland.batches import num_samples, take
 from optland.context import Verdict
 from optland.curvature.operators.products import Product
 from optland.objective import FORWARD_GE, Objective
@@ -116,12 +115,12 @@ def a_part(objective: Objective) -> Objective | None:
     if not isinstance(batches, Sequence):
         return None
     try:
-        size = min(PART, num_samples(batches[0]))
+        if min(PART, objective.kind.count(batches[0])) >= objective.num_samples:
+            return None
+        part = objective.kind.first(batches[0], PART)
     except TypeError:
         return None
-    if size >= objective.num_samples:
-        return None
-    return objective.on(take(batches[0], size), size)
+    return objective.on(part, objective.kind.count(part))
 
 
 def compare(product: Product, ways: Ways) -> Comparison:

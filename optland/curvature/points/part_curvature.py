@@ -15,7 +15,6 @@ import math
 import numpy as np
 
 from optland import vectors
-from optland.batches import num_samples, split
 from optland.curvature.operators.hessian import Method, hessian
 from optland.objective import Objective
 from optland.vectors import Vector
@@ -47,11 +46,9 @@ def curvature_error(L: Objective, u: Vector, *, method: Method = "auto") -> floa
     """
     curvatures: list[float] = []
     for batch in L.batches:
-        for part in split(batch, min(DATA_PARTS, num_samples(batch))):
-            piece = Objective(L.model, L.loss_fn, [part], mode=L.mode, data=L.data, seed=L.seed)
-            with hessian(piece, method=method) as H:
+        for part in L.kind.cut(batch, min(DATA_PARTS, L.kind.count(batch))):
+            with hessian(L.on(part, L.kind.count(part)), method=method) as H:
                 curvatures.append(float(vectors.dot(u, H.matvec(u))))
-            L.cost_ge += piece.cost_ge
     if len(curvatures) < 2:
         return math.inf
     return QUANTILE * float(np.std(curvatures, ddof=1)) / math.sqrt(len(curvatures))

@@ -32,7 +32,6 @@ import torch
 from torch import Tensor
 
 from optland import vectors
-from optland.batches import num_samples
 from optland.curvature.operators.batchwise import each_part
 from optland.curvature.operators.linear_operator import SymmetricOperator
 from optland.objective import FORWARD_GE, Objective
@@ -174,7 +173,7 @@ def _cut(objective: Objective, most: int) -> list[Objective]:
     if not isinstance(batches, Sequence):
         return []
     try:
-        sizes = [num_samples(batch) for batch in batches]
+        sizes = [objective.kind.count(batch) for batch in batches]
     except TypeError:
         return []
     if sum(sizes) != objective.num_samples:

@@ -70,10 +70,7 @@ class CurvatureProbe(Probe):
         if self._names not in ([], list(present)):
             self.tracker = self._tracker()
         self._names = list(present)
-        self._objective = Objective(
-            host.model, host.loss_fn, [self.batch], data="probe set", seed=self.seed,
-            num_samples=host.count(self.batch),
-        )  # fmt: skip
+        self._objective = host.over([self.batch], data="probe set", seed=self.seed)
         return self._objective
 
     def cost(self, host: Host) -> float:

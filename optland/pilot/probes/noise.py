@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from typing import Any
 
 from optland.curvature import gradient_noise
@@ -18,6 +19,11 @@ __all__ = ["CurvatureNoiseProbe", "NoiseProbe"]
 
 PARTS = 4
 
+_ONE_SAMPLE = (
+    "the {} probe compares parts of a batch, and a batch of one sample has none: it measures nothing. Where one row "
+    "holds several sequences, give the Pilot num_samples= and split=, functions that count and cut them"
+)
+
 
 class _NoiseScale(Probe):
     """Base class of both noise probes: the batch in parts, and a ratio of averages."""
@@ -27,17 +33,18 @@ class _NoiseScale(Probe):
     def __init__(self, seed: int = 0) -> None:
         self.seed = seed
         self.scale = RatioEMA(0.8)
+        self._said = False
 
     def _parted(self, host: Host) -> Objective | None:
-        """The loss on the parts; None where the batch cannot be parted."""
+        """The loss on the parts; None, and one warning, where the batch is a single sample."""
         parts = host.parts(host.batch, PARTS)
         if len(parts) < 2:
+            if not self._said:
+                warnings.warn(_ONE_SAMPLE.format(self.name), RuntimeWarning, stacklevel=4)
+            self._said = True
             return None
         # In train mode BatchNorm would see other statistics in a part than in the whole batch.
-        return Objective(
-            host.model, host.loss_fn, parts, data="step batch", seed=self.seed + host.step,
-            num_samples=host.count(host.batch),
-        )  # fmt: skip
+        return host.over(parts, seed=self.seed + host.step)
 
     def _ratio(self, name: str, step: int) -> Signal:
         value = self.scale.value

@@ -33,6 +33,7 @@ from torch.optim import Optimizer
 
 from optland.batches import join, num_samples, split
 from optland.context import probe_context
+from optland.losses import mean_of, mean_or_pair
 from optland.objective import LossFn
 from optland.ranks import Ranks, ranks_of
 
@@ -218,7 +219,8 @@ class _Terms:
     def add(self, loss: Any) -> Tensor:
         """Its share, to be differentiated, from either form of a loss function's result."""
         k = len(self._shares)
-        if isinstance(loss, Sequence):
+        loss = mean_or_pair(loss)
+        if not isinstance(loss, Tensor):
             self.counted = True
             count = loss[1].detach() if isinstance(loss[1], Tensor) else loss[1]
             share = self._of_sum(loss[0], float(count), k)
@@ -310,12 +312,12 @@ def _difference(loss_fn: LossFn, model: nn.Module, pieces: Sequence[Any]) -> str
     types = [p.dtype for p in model.parameters() if p.is_floating_point()]
     tolerance = max((_TOLERANCE.get(dtype, _COARSE) for dtype in types), default=_TOLERANCE[torch.float32])
     sizes = [num_samples(piece) for piece in pieces]
-    losses = [loss_fn(model, pieces[0])]
-    if isinstance(losses[0], Sequence):
+    first = mean_or_pair(loss_fn(model, pieces[0]))
+    if not isinstance(first, Tensor):
         return None
-    losses += [loss_fn(model, piece) for piece in pieces[1:]]
+    losses = [first, *(mean_of(loss_fn(model, piece)) for piece in pieces[1:])]
     pairs = [join(pair) for pair in pairwise(pieces)]
-    together = [loss_fn(model, pair) for pair in [*pairs, pairs[0]]]
+    together = [mean_of(loss_fn(model, pair)) for pair in [*pairs, pairs[0]]]
     *found, again = torch.stack(together).tolist()
     alone = torch.stack(losses).tolist()
     if abs(again - found[0]) > tolerance * abs(again):
