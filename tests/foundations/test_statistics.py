@@ -9,7 +9,7 @@ from statistics import NormalDist
 import pytest
 from scipy import stats
 
-from optland.statistics import mean_interval, slope_t, step_noise, student_quantile, trend_z
+from optland.statistics import holm, mean_interval, slope_t, step_noise, student_quantile, trend_z
 
 
 @pytest.mark.parametrize("p", [0.01, 0.2, 0.75, 0.975, 0.9995])
@@ -66,3 +66,28 @@ def test_trend_z_judges_against_the_recent_median() -> None:
     """A series that has fallen from 100 to 60: the median of its last 16 values is 60.75 for a fall of 0.1."""
     falling = [100.0 - 0.1 * k for k in range(400)]
     assert trend_z(62.85, falling, least=0.5) == pytest.approx((62.85 - 60.85) / 0.5, rel=1e-9)
+
+
+def rejected(p_values: list[float], level: float) -> set[int]:
+    """Holm's procedure as it is told: the smallest first, at level / (those that are left), until one does not pass."""
+    found: set[int] = set()
+    left = list(range(len(p_values)))
+    while left:
+        least = min(left, key=lambda i: p_values[i])
+        if p_values[least] > level / len(left):
+            break
+        found.add(least)
+        left.remove(least)
+    return found
+
+
+def test_adjusted_p_values_reject_what_the_procedure_of_holm_does() -> None:
+    draw = random.Random(0)
+    for count in (1, 2, 4, 9):
+        p_values = [draw.random() ** 3 for _ in range(count)]
+        p_values[-1] = p_values[0]  # ties
+        adjusted = holm(p_values)
+        for level in (0.001, 0.01, 0.05, 0.2, 0.5, 0.9):
+            assert {i for i, p in enumerate(adjusted) if p <= level} == rejected(p_values, level)
+    with pytest.raises(ValueError, match="must lie between 0 and 1"):
+        holm([0.1, float("nan")])

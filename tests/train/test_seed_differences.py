@@ -20,17 +20,20 @@ def test_the_interval_is_that_of_a_paired_t_test(count: int, confidence: float) 
     reference = stats.ttest_rel(ours, theirs).confidence_interval(confidence)
     assert (gain.low, gain.high) == pytest.approx((reference.low, reference.high), rel=1e-9)
     assert gain.count == count
+    assert gain.p_value == pytest.approx(stats.ttest_rel(ours, theirs).pvalue, rel=1e-9)
 
 
 def test_what_both_share_leaves_the_interval_alone() -> None:
     gain = paired_gain([90.5, 50.5, 70.5], [90.0, 50.0, 70.0])
     assert gain.mean == pytest.approx(0.5)
     assert gain.error == pytest.approx(0.0)
+    assert (gain.p_value, paired_gain([1.0, 2.0], [1.0, 2.0]).p_value) == (0.0, 1.0)
 
 
 def test_one_seed_has_no_interval_and_says_so() -> None:
     gain = paired_gain([98.0], [97.0])
     assert math.isnan(gain.error)
+    assert math.isnan(gain.p_value)
     assert str(gain) == "+1.00 (one seed: no interval)"
 
 

@@ -43,6 +43,18 @@ class Gain:
     confidence: float = 0.95
 
     @property
+    def p_value(self) -> float:
+        """Of the two-sided paired t-test against no difference; NaN for a single seed."""
+        from scipy.special import stdtr
+
+        if math.isnan(self.error):
+            return math.nan
+        if self.error == 0.0:
+            return 0.0 if self.mean else 1.0
+        t = self.mean / self.error * student_quantile(0.5 + self.confidence / 2, self.count - 1)
+        return 2.0 * float(stdtr(self.count - 1, -abs(t)))
+
+    @property
     def low(self) -> float:
         """Lower end of the interval."""
         return self.mean - self.error
