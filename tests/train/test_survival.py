@@ -14,6 +14,7 @@ from pages import ROOT
 from torch import nn
 from torch.nn import functional as F
 
+from optland.optim import SAM
 from optland.train import DataConfig, ModelConfig, OptimizerConfig, seed_everything
 from optland.train.experiments.bank_run import BankRun, Splits, load_splits
 from optland.train.experiments.bank_training import train_run
@@ -293,3 +294,53 @@ def test_every_row_spends_the_budget_of_its_net(bench: Any) -> None:
         assert len({run.key for run in made}) == 5
         for run in made:
             assert run.cost * run.samples == pytest.approx(net.run.budget, rel=1e-3)
+
+
+# SAM with wrong labels ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("m", [1, 4, 8])
+def test_the_gradient_of_m_sharpness_is_that_of_the_librarys_micro_batches(bench: Any, m: int) -> None:
+    noise = bench("sam_noise")
+    seed_everything(0)
+    model = load_splits(RUN).build(RUN)
+    x, y = (t[:8] for t in load_splits(RUN).train)
+    found = noise.sam_gradient(model, (x, y), m, 0.2)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    optimizer = SAM(torch.optim.SGD(model.parameters(), lr=1.0), rho=0.2)
+    for xs, ys in zip(x.split(m), y.split(m), strict=True):
+
+        def closure(xs: torch.Tensor = xs, ys: torch.Tensor = ys) -> torch.Tensor:
+            optimizer.zero_grad()
+            loss = F.cross_entropy(model(xs), ys) * len(ys) / 8
+            loss.backward()
+            return loss
+
+        optimizer.accumulate(closure, share=m / 8)
+    optimizer.step()
+    for name, p in model.named_parameters():
+        torch.testing.assert_close(before[name] - p.detach(), found[name], atol=1e-6, rtol=1e-4)
+    with pytest.raises(ValueError, match="m 3 does not go into a batch of 8"):
+        noise.sam_gradient(model, (x, y), 3, 0.2)
+
+
+def test_forty_per_cent_of_the_labels_are_wrong_and_the_test_is_clean(bench: Any) -> None:
+    noise = bench("sam_noise")
+    data, other = noise.load("digits", 3), noise.load("digits", 4)
+    wrong = float((data.train[1] != data.right).double().mean())
+    assert wrong == pytest.approx(0.4, abs=0.03)
+    clean = noise.load_data(DataConfig("digits"))
+    assert float((data.val[1] != clean.val_y).double().mean()) == pytest.approx(0.4, abs=0.1)
+    assert torch.equal(data.test[1], clean.test_y)
+    assert not torch.equal(data.train[1], other.train[1])
+
+
+@pytest.mark.slow
+def test_a_run_with_wrong_labels_repeats_itself(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    noise = bench("sam_noise")
+    job = noise.Job("digits", "sam, whole batch", 0.05, 0.1, seed=10, epochs=2)
+    found = noise.run(job)
+    assert found["ge"] == 2 * 2 * 1200
+    assert {k: v for k, v in found.items() if k != "seconds"} == {
+        k: v for k, v in noise.run(job).items() if k != "seconds"
+    }
