@@ -90,15 +90,15 @@ def _cell(net: dict[str, Any], row: str, values: dict[str, Any], name: str) -> s
 
 
 def _settings(net: dict[str, Any]) -> list[str]:
-    heads = (
+    heads = [
         "rate",
         "strength",
         "gradient evaluations",
         "weight norm",
         "rate of the last step",
         "training loss",
-    )
-    heads += ("second task reached", "dead")
+    ]
+    heads += ["second task reached", "dead"]
     lines = ["| row | " + " | ".join(heads) + " |", "|---|" + "---:|" * len(heads)]
     for row, values in net["rows"].items():
         chosen = net["chosen"][row]

@@ -131,9 +131,8 @@ def test_every_damage_is_measured_once_and_leaves_the_net_alone(measures: Any) -
 
 def test_what_is_left_is_taken_where_the_new_loss_is_the_target(measures: Any) -> None:
     """One weight w; the losses of both tasks are known functions of it, and each look is one step."""
-    splits = Splits(
-        (torch.zeros(8, 1), torch.zeros(8).long()), *[(torch.ones(4, 1), torch.zeros(4).long())] * 2, 2
-    )
+    held = torch.ones(4, 1), torch.zeros(4).long()
+    splits = Splits((torch.zeros(8, 1), torch.zeros(8).long()), held, held, num_outputs=2)
     new = replace(
         splits, train=(torch.ones(8, 1), torch.ones(8).long()), val=(torch.ones(4, 1), torch.ones(4).long())
     )
