@@ -28,6 +28,9 @@ from optland.cli.recipes import (
     local_recipes,
     roots,
 )
+from optland.cli.release_options import EXAMPLES as _RELEASE_EXAMPLES
+from optland.cli.release_options import OPTIONS as _RELEASE_OPTIONS
+from optland.cli.release_options import add_release_arguments
 from optland.cli.report_options import EXAMPLES as _REPORT_EXAMPLES
 from optland.cli.report_options import OPTIONS as _REPORT_OPTIONS
 from optland.cli.report_options import add_report_arguments
@@ -49,6 +52,7 @@ _EXAMPLES = f"""examples:
   optland run my_experiment digits
   optland probe runs/landscape_train/digits
   optland report runs/landscape_train/digits
+  optland release runs/landscape_train/digits --for int4
   optland explain edge/ratio
 
 Recipes of your own: a script, by its path; by its name in ./recipes or here; by the folder that it is alone in; or set
@@ -83,7 +87,7 @@ _CP_EXAMPLES = """examples:
   optland cp landscape_train digits my_experiment/mine.py
 """
 
-_COMMANDS = ["ls", "run", "validate", "cp", "probe", "report", "explain"]
+_COMMANDS = ["ls", "run", "validate", "cp", "probe", "report", "release", "explain"]
 _OPTIONS = ["--resume", "--validate", "--dry-run", "--grid", "--seeds", "--help"]
 
 
@@ -131,6 +135,11 @@ def _main(argv: Sequence[str] | None) -> int:
             from optland.cli.probe import probe  # PyTorch, which the other commands do not need
 
             return probe(arguments)
+        elif arguments.command == "release":
+            _no_more(extra, "optland release RUN --for DAMAGE [--options]", [*_RELEASE_OPTIONS, "--help"])
+            from optland.cli.release import release
+
+            return release(arguments)
         elif arguments.command == "report":
             _no_more(extra, "optland report RUN... [--options]", [*_REPORT_OPTIONS, "--help"])
             from optland.cli.report import report
@@ -224,6 +233,13 @@ def _parser() -> argparse.ArgumentParser:
         commands, "report", "the landscape around checkpoints as one HTML page", _REPORT_EXAMPLES
     )
     add_report_arguments(report)
+    released = _command(
+        commands,
+        "release",
+        "what a trained run bears when it is rounded, pruned or shaken",
+        _RELEASE_EXAMPLES,
+    )
+    add_release_arguments(released)
     meaning = _command(
         commands, "explain", "say what a logged key means, and what to do about it", EXPLAIN_EXAMPLES
     )

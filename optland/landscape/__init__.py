@@ -9,6 +9,7 @@ from optland.landscape.bits import bits_by_layer, sensitivities
 from optland.landscape.correlation import RankCorrelation, rank_correlations
 from optland.landscape.curves import Connection, connect
 from optland.landscape.damage import Damage, DamageOrder, damage
+from optland.landscape.damage_spec import DamageSpec
 from optland.landscape.damages import damaged, pruned, rounded, shaken
 from optland.landscape.dimension import EffectiveDimension, GradientSketch, effective_dimension, overlap
 from optland.landscape.directions import (
@@ -41,6 +42,7 @@ __all__ = [
     "CurveConfig",
     "Damage",
     "DamageOrder",
+    "DamageSpec",
     "Direction",
     "EffectiveDimension",
     "GradientSketch",
