@@ -27,6 +27,7 @@ __all__ = [
     "join",
     "map_tensors",
     "num_samples",
+    "portion",
     "split",
     "take",
     "thin",
@@ -206,14 +207,33 @@ def thin(batch: Any, every: int) -> Any:
     return _rows(batch, num_samples(batch), slice(None, None, every))
 
 
-def _rows(batch: Any, count: int, which: slice) -> Any:
+def portion(batch: Any, share: float) -> Any:
+    """A share of the samples of a batch, evenly spaced, at least one; all of them at 1.
+
+    Raises:
+        ValueError: The share is not within (0, 1].
+
+    Example:
+        >>> portion((torch.arange(8), "name"), 0.25)
+        (tensor([0, 4]), 'name')
+    """
+    if not 0.0 < share <= 1.0:
+        raise ValueError(f"share={share} is not a share of the batch; use 0.25, or 1 for all of it")
+    if share == 1.0:
+        return batch
+    count = num_samples(batch)
+    taken = max(round(share * count), 1)
+    return _rows(batch, count, torch.arange(taken) * count // taken)
+
+
+def _rows(batch: Any, count: int, which: slice | Tensor) -> Any:
     """Some of the ``count`` samples; whatever has another number of entries goes whole."""
 
     def of_leaf(leaf: Leaf) -> Leaf:
         if _length(leaf) != count:
             return leaf
         if isinstance(leaf, Tensor):
-            return leaf[which]
+            return leaf[which]  # an index on the CPU serves every device
         padded, lengths = pad_packed_sequence(leaf, batch_first=True)
         return pack_padded_sequence(padded[which], lengths[which], batch_first=True, enforce_sorted=False)
 

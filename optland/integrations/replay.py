@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from torch import Tensor
 
 from optland.optim import TwoPass
+from optland.optim.ascent_share import refuse_part
 
 __all__ = ["back_at_w", "begin_passes", "called_off", "finish_passes"]
 
@@ -42,7 +43,11 @@ def begin_passes(optimizer: TwoPass, *, loss_scale: float | Tensor | None = None
 
     Returns:
         The passes after the first, for :func:`finish_passes`.
+
+    Raises:
+        ValueError: It wants its first pass over a part of the batch.
     """
+    refuse_part(optimizer, "the trainer")
     passes = optimizer.passes(loss_scale=loss_scale)
     next(passes)
     return passes

@@ -114,7 +114,7 @@ class Flight:
         self.guard, self.replicas = PassGuard(model, self.notices), Replicas()
         self.phase = Phase.IDLE
         self.ascent: Ascent | None = None
-        self.evaluations = 0
+        self.evaluations: float = 0
         self.measuring = self.apart = False
         self.g_norm = torch.zeros(())
         self._norms: list[Tensor] = []  # of all gradients of this step, for the finite check
@@ -231,7 +231,8 @@ class Flight:
             raise
         self.to(Phase.PERTURBED)
         self.ascent.gradients = own(self.params, g)
-        self.telemetry.note(g_norm=self.g_norm)
+        if self.method.ascent_share == 1:
+            self.telemetry.note(g_norm=self.g_norm)
         if self.ascent.length is not None:
             self.telemetry.note(eps_norm=self.ascent.length)
         reach("optim.between_passes")
@@ -357,14 +358,17 @@ class Flight:
         return not (self.method.overrides("combine") or self.method.two_sided)
 
     def _measure(self, at: Gradients, eps: dict[Tensor, Tensor]) -> None:
-        """Curvature along eps and the angle of the gradients, of the perturbed parameters and of all."""
+        """Curvature along eps and the angle of the gradients, of the perturbed parameters and of all.
+
+        Neither is known where both gradients are of other samples.
+        """
         moved = [i for i, p in enumerate(at.params) if p in eps]
-        change = vectors.subtract([at.h[i] for i in moved], [at.g[i] for i in moved])
         realised = [eps[at.params[i]] for i in moved]
+        if self.method.ascent_share == 1:
+            change = vectors.subtract([at.h[i] for i in moved], [at.g[i] for i in moved])
+            self.telemetry.note(g_dot_h=vectors.dot(at.g, at.h), eps_change=vectors.dot(realised, change))
         self.telemetry.note(
             h_norm=vectors.norm(at.h) if at.opposite else self._norms[-1],
-            g_dot_h=vectors.dot(at.g, at.h),
-            eps_change=vectors.dot(realised, change),
             eps_norm_realised=vectors.norm(realised),
             loss_scale=self.units.factor,
         )

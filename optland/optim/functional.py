@@ -26,6 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from optland.optim.ascent_share import refuse_part
 from optland.optim.two_pass import TwoPass
 
 __all__ = ["FunctionalLoss"]
@@ -40,6 +41,7 @@ class FunctionalLoss:
 
     Raises:
         TypeError: ``optimizer`` makes no second pass.
+        ValueError: Its first pass is over a part of the batch.
 
     Example:
         >>> from optland.optim import SAM
@@ -61,6 +63,7 @@ class FunctionalLoss:
                 f"FunctionalLoss works with the two passes of SAM and was given a {type(optimizer).__name__}; "
                 "wrap it: SAM(optimizer)"
             )
+        refuse_part(optimizer, "functional SAM, which compares outputs of the same samples,")
         if optimizer.evaluations < 2:
             raise TypeError(
                 f"{type(optimizer).__name__} has no pass at w that the slope could come from; use SAM or another "
@@ -89,7 +92,7 @@ class FunctionalLoss:
         return self.loss_fn(outputs, targets)
 
     def _with_old_slope(self, outputs: Tensor, targets: Any) -> Tensor:
-        passes = self.optimizer.evaluations - 1  # at w + eps, and at w - eps where a method goes there
+        passes = round(self.optimizer.evaluations) - 1  # at w + eps, and at w - eps where a method goes there
         left = self._used < passes * len(self._slopes)
         slope = self._slopes[self._used % len(self._slopes)] if left else None
         if slope is None or slope.shape != outputs.shape:

@@ -121,6 +121,9 @@ class Method:
     true_units: bool = False
     """Whether the length of g decides the perturbation, so that a loss scale has to be taken out of it."""
 
+    ascent_share: float = 1.0
+    """The share of the batch that pass one is over, where that is no more than the way to w + eps."""
+
     p: float = 2.0
     """The ball is that of the p-norm."""
 
@@ -143,9 +146,9 @@ class Method:
         return self.true_units
 
     @property
-    def evaluations(self) -> int:
+    def evaluations(self) -> float:
         """Gradient evaluations per sample that a full step costs."""
-        return 3 if self.two_sided else 2
+        return 3 if self.two_sided else 1 + self.ascent_share
 
     def overrides(self, *choices: str) -> bool:
         """Whether one of these choices is another than the default."""

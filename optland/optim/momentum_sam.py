@@ -57,7 +57,7 @@ class _Momentum(Method):
         return self.sign
 
     @property
-    def evaluations(self) -> int:
+    def evaluations(self) -> float:
         """Gradient evaluations per sample of a step: one."""
         return 1
 

@@ -9,6 +9,12 @@ r"""Sharpness-aware minimization: descend with the gradient of the worst point n
 
 **Cost.** 2 gradient evaluations per sample and step; two transient copies of the weights; no state.
 
+**A part of the batch.** With ``ascent_share`` pass one, which only finds the way to w + eps, is over that share of the
+batch: a quarter makes a step cost 1.25. The closure takes the share, ``def closure(share=1.0)``, and is called with it;
+in phase form :attr:`SAM.pass_share` says it. What SAM measures by comparing both passes (curvature, angle, loss gap) is
+then left out, as they are of other samples, and ``step`` returns the loss of the part. A smaller part is m-sharpness of
+fewer samples with a noisier eps.
+
 **When.** Training from scratch on small or noisily labelled data, fine-tuning, large batches: wherever the
 training set can be fitted exactly and the gap to validation is the problem. Not when one pass over the data
 is all there is: spend the second gradient on more data then.
@@ -26,7 +32,10 @@ References: Foret, Kleiner, Mobahi & Neyshabur, "Sharpness-Aware Minimization fo
 Generalization", 2021, arXiv:2010.01412. Kwon, Kim, Park & Choi, "ASAM: Adaptive Sharpness-Aware Minimization
 for Scale-Invariant Learning of Deep Neural Networks", 2021, arXiv:2102.11600. Andriushchenko & Flammarion,
 "Towards Understanding Sharpness-Aware Minimization", 2022, arXiv:2206.06232 (unnormalised). Liu, Mai, Chen,
-Hsieh & You, "Towards Efficient and Scalable Sharpness-Aware Minimization", 2022, arXiv:2203.02714 (by layer).
+Hsieh & You, "Towards Efficient and Scalable Sharpness-Aware Minimization", 2022, arXiv:2203.02714 (by layer). Brock,
+De, Smith & Simonyan, "High-Performance Large-Scale Image Recognition Without Normalization", 2021, arXiv:2102.06171,
+and Bahri, Mobahi & Tay, "Sharpness-Aware Minimization Improves Language Model Generalization", 2021, arXiv:2110.08529 (the
+ascent on a part of the batch; a quarter).
 """
 
 from __future__ import annotations
@@ -37,6 +46,7 @@ from typing import Any, Unpack
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from optland.optim.ascent_share import check_share, require_share
 from optland.optim.delegate import Closure
 from optland.optim.gates import Gate
 from optland.optim.keys import key, setting
@@ -53,10 +63,10 @@ __all__ = ["ASAM", "SAM", "USAM"]
 class _MaybeAdaptive(Method):
     """SAM, and T = |w| in groups with ``adaptive=True``, of every parameter and without a floor."""
 
-    def __init__(self, p: float, scope: Scope, **hyperparameters: float) -> None:
+    def __init__(self, p: float, scope: Scope, ascent_share: float = 1.0, **hyperparameters: float) -> None:
         check_ball(p, scope)
         super().__init__(**hyperparameters)
-        self.p, self.scope = p, scope
+        self.p, self.scope, self.ascent_share = p, scope, ascent_share
 
     def metric(self, p: Tensor, g: Tensor, group: dict[str, Any]) -> Tensor | None:
         """T = |w| where the group is adaptive."""
@@ -85,11 +95,14 @@ class SAM(TwoPass):
         gate: Which steps take the second pass (:mod:`optland.optim.gates`).
         only: Which parameters are perturbed (:mod:`optland.optim.selection`).
         telemetry_every: Steps from one measurement of curvature and angle to the next; 0 for none.
+        ascent_share: Share of the batch that pass one is over; 0.25 is usual where 1, the default, costs too much.
         **base_options: Class form only: options of the base optimizer.
 
     Raises:
         TypeError: ``base`` is not an optimizer instance, or arguments of the two forms were mixed.
-        ValueError: ``rho`` is negative or not finite, ``p`` is not above 1, or a name is not known.
+        ValueError: ``rho`` is negative or not finite, ``p`` is not above 1, or a name is not known; or ``ascent_share``
+            is not within (0, 1], or below 1 with a gate, in the class form, or around a base that reads the loss: all
+            of these would take the gradient of a part of the batch for that of the whole.
 
     Example:
         >>> import torch
@@ -121,14 +134,16 @@ class SAM(TwoPass):
         gate: Gate | str | None = None,
         only: Selection = "all",
         telemetry_every: int = 10,
+        ascent_share: float = 1.0,
         **base_options: Any,
     ) -> None:
         name = type(self).__name__
         base, base_class = original_names(name, base, base_class, base_options)
         inner = make_base(name, base, base_class, adaptive, base_options)
+        check_share(ascent_share, name, gate=gate, of_class=base_class is not None, base=inner)
         super().__init__(
             inner,
-            _MaybeAdaptive(p, scope, rho=rho, adaptive=adaptive),
+            _MaybeAdaptive(p, scope, ascent_share, rho=rho, adaptive=adaptive),
             model=model,
             check_finite=check_finite,
             gate=gate,
@@ -136,6 +151,12 @@ class SAM(TwoPass):
             telemetry_every=telemetry_every,
         )
         self._legacy = base_class is not None
+
+    @property
+    def pass_share(self) -> float:
+        """The share of the batch that the present pass is over: ``ascent_share`` in pass one, else 1."""
+        ascends = self._memory.has_radius and not (self.is_perturbed or self._in_hand)
+        return self.method.ascent_share if ascends else 1.0
 
     @property
     def base_optimizer(self) -> Optimizer:
@@ -163,6 +184,12 @@ class SAM(TwoPass):
         if "state" in state_dict:
             state_dict = {**state_dict, "state": without_copies(state_dict["state"])}
         super().load_state_dict(state_dict)
+
+    def _passes(self, closure: Closure, share: float = 1.0) -> Any:
+        if self.method.ascent_share == 1:
+            return super()._passes(closure, share)
+        of_share: Callable[[float], Any] = require_share(closure, type(self).__name__)
+        return super()._passes(lambda: of_share(self.pass_share), share)
 
     def _closure_step(self, closure: Closure) -> Any:
         if not self._legacy:

@@ -177,12 +177,12 @@ class TwoPass(Delegating):
         return self._flight.telemetry
 
     @property
-    def evaluations(self) -> int:
+    def evaluations(self) -> float:
         """Gradient evaluations per sample that a full step costs."""
         return self.method.evaluations
 
     @property
-    def last_evaluations(self) -> int:
+    def last_evaluations(self) -> float:
         """Gradient evaluations per sample that the last step took."""
         return self._flight.evaluations
 
@@ -313,7 +313,7 @@ class TwoPass(Delegating):
             flight.begin(share=share)
             if self._memory.has_radius and self._due() and any(p.grad is not None for p in self._params):
                 loss_up = self._call_perturbed(closure)
-                if loss is not None and loss_up is not None:
+                if loss is not None and loss_up is not None and self.method.ascent_share == 1:
                     self.telemetry.note(loss=loss, loss_up=loss_up, share=flight.units.share)
             else:
                 flight.single_pass()

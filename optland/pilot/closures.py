@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -28,6 +29,7 @@ def with_each_call(args: tuple[Any, ...], kwargs: dict[str, Any], *, first: Call
         return None
     called = False
 
+    @functools.wraps(closure)  # with its signature, which says whether it takes the share of a pass
     def evaluated(*given: Any) -> Any:
         nonlocal called
         loss = closure(*given)

@@ -16,12 +16,14 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from optland.curvature.points.verdict import PointKind
+from optland.optim.ascent_share import refuse_part
 from optland.optim.delegate import Closure, Delegating
 from optland.optim.gradients import is_spent, present, require_dense, spend
 from optland.optim.saddle.evaluations import loss_value
 from optland.optim.saddle.saved import ENTRY, decoded, encoded, makes_room
 from optland.optim.saddle.trigger import Trigger
 from optland.optim.saddle.verdict import Event
+from optland.optim.two_pass import TwoPass
 from optland.optim.uncompiled import uncompiled
 
 __all__ = ["SaddleWrapper"]
@@ -43,6 +45,8 @@ class SaddleWrapper(Delegating):
         self, base: Optimizer, *, model: nn.Module | None, trigger: Trigger | None, seed: int
     ) -> None:
         super().__init__(base, {})
+        if isinstance(base, TwoPass):
+            refuse_part(base, f"{type(self).__name__}, which looks for saddles in the loss of all of it,")
         self.model = model
         self.trigger = trigger or Trigger()
         self.generator = torch.Generator().manual_seed(seed)

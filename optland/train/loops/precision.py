@@ -59,6 +59,7 @@ from torch.optim import Optimizer
 from optland.batches import num_samples
 from optland.config import UserError
 from optland.objective import LossFn
+from optland.optim.ascent_share import refuse_part
 from optland.optim.delegate import Delegating
 from optland.optim.two_pass import TwoPass
 from optland.train.loops.ema import Ema
@@ -174,6 +175,7 @@ class Precision:
 
     Raises:
         TypeError: fp16 with a wrapper that evaluates closures by itself.
+        ValueError: fp16 with an optimizer that wants a pass over a part of the batch.
     """
 
     def __init__(
@@ -194,6 +196,8 @@ class Precision:
                 f"{type(optimizer).__name__} evaluates its closure by itself, which cannot be loss-scaled; "
                 "use precision bf16 or fp32"
             )
+        if self.scaler.is_enabled() and self._two_pass:
+            refuse_part(optimizer, "the scaled step of fp16")
         self._micro = MicroBatches(optimizer, self.scaler, self.autocast)
 
     def autocast(self) -> AbstractContextManager[Any]:
