@@ -34,8 +34,8 @@ for Scale-Invariant Learning of Deep Neural Networks", 2021, arXiv:2102.11600. A
 "Towards Understanding Sharpness-Aware Minimization", 2022, arXiv:2206.06232 (unnormalised). Liu, Mai, Chen,
 Hsieh & You, "Towards Efficient and Scalable Sharpness-Aware Minimization", 2022, arXiv:2203.02714 (by layer). Brock,
 De, Smith & Simonyan, "High-Performance Large-Scale Image Recognition Without Normalization", 2021, arXiv:2102.06171,
-and Bahri, Mobahi & Tay, "Sharpness-Aware Minimization Improves Language Model Generalization", 2021, arXiv:2110.08529 (the
-ascent on a part of the batch; a quarter).
+and Bahri, Mobahi & Tay, "Sharpness-Aware Minimization Improves Language Model Generalization", 2021, arXiv:2110.08529
+(the ascent on a part of the batch; a quarter).
 """
 
 from __future__ import annotations
