@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import importlib
+import json
 import math
+import time
 from dataclasses import replace
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -18,6 +21,7 @@ from optland.optim import SAM
 from optland.train import DataConfig, ModelConfig, OptimizerConfig, seed_everything
 from optland.train.experiments.bank_run import BankRun, Splits, load_splits
 from optland.train.experiments.bank_training import train_run
+from optland.train.experiments.kept import Kept
 
 RUN = BankRun(
     400, batch_size=16, data=DataConfig("teacher", num_samples=100), net=ModelConfig("cnn", width=4)
@@ -343,3 +347,82 @@ def test_a_run_with_wrong_labels_repeats_itself(bench: Any, monkeypatch: pytest.
     assert {k: v for k, v in found.items() if k != "seconds"} == {
         k: v for k, v in noise.run(job).items() if k != "seconds"
     }
+
+
+# The whole of it ------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_a_small_net_goes_all_the_way_to_the_table_and_on_where_it_was(
+    bench: Any, measures: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    survival, nets, pages = bench("survival"), bench("survival_nets"), bench("readme_survival")
+    run = replace(RUN, budget=160, optimizer=OptimizerConfig("sgd"))
+    second = measures.SecondTask(nets.turned(run), nets.sgd(0.05), target=2.2, batch_size=16, max_steps=20)
+    monkeypatch.setattr(survival, "NETS", {"small": nets.Net("small", run, (0.05, 0.1), second)})
+    monkeypatch.setattr(survival, "REPORT_SEEDS", (10, 11, 12))
+    monkeypatch.setattr(survival, "RHOS", (0.05, 0.1))
+    runs, result = tmp_path / "runs.jsonl", tmp_path / "survival.json"
+
+    told: list[str] = []
+
+    def say(line: str) -> None:
+        """Breaks the work off after every seventh run."""
+        told.append(line)
+        if len(told) % 7 == 0:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(survival, "say", say)
+    endless, whole, parts = survival.Clock(math.inf), False, []
+    while not whole:
+        try:
+            whole = survival.make(["small"], runs, endless)
+        except KeyboardInterrupt:
+            assert len(told) < 100
+            parts.append(survival.summarise("small", runs))
+            whole = parts[-1] is not None  # where it was broken off after the last run
+    assert parts[0] is None, "a table is of a net that is whole"
+    lines = runs.read_text().splitlines()
+    assert len(lines) == len({json.loads(line)["key"] for line in lines}), "no run is made twice"
+    survival.write(runs, result)
+    found = json.loads(result.read_text())
+    net = found["nets"]["small"]
+    assert list(net["rows"]) == ["base", "average", "high rate", "sam", "sam, tail", "random", "weight noise"]
+    assert net["chosen"]["random"]["strength"] == net["chosen"]["sam"]["strength"]
+    for row in net["rows"].values():
+        assert row["ge"]["mean"] == pytest.approx(160, abs=32)
+    text = pages.survival_table(found)
+    assert "Complete nets: 1 of 1 (small)." in text
+    of_base = next(line for line in text.splitlines() if line.startswith("| base |")).split("|")
+    assert float(of_base[2]) == pytest.approx(net["rows"]["base"]["clean/acc"]["mean"], abs=0.05)
+
+
+@pytest.mark.slow
+def test_the_table_of_wrong_labels_goes_on_where_it_was(
+    bench: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    noise, pages = bench("sam_noise"), bench("readme_survival")
+    for name, value in {"EPOCHS": 1, "REPORT_SEEDS": (10, 11), "LRS": (0.05,), "RHOS": (0.1,)}.items():
+        monkeypatch.setattr(noise, name, value)
+    small = replace(noise.TASKS["digits"], methods=(noise.LONGER, "sam, m = 8"), choice_seeds=(0,))
+    monkeypatch.setattr(noise, "TASKS", {"digits": small})
+    monkeypatch.setattr(
+        noise, "run", lambda job, run=noise.run: run(replace(job, epochs=1)) | {"key": job.key}
+    )
+    kept = Kept(tmp_path / "runs.jsonl")
+    with pytest.raises(noise.OutOfTime):
+        noise.table(noise.Runs(kept, time.monotonic() - 1), "digits")
+    found = noise.table(noise.Runs(kept, math.inf), "digits")
+    assert found == noise.table(noise.Runs(Kept(tmp_path / "runs.jsonl"), 0.0), "digits"), "all of it is kept"
+    assert list(found["rows"]) == ["sgd", "sgd, 120 epochs", "sam, m = 8"]
+    machine = {"torch": "2"}
+    text = pages.sam_noise_table(
+        {
+            "tasks": {"digits": found},
+            "missing": [],
+            "seeds": [10, 11],
+            "published": "nothing",
+            "machine": machine,
+        }
+    )
+    assert f"| {found['rows']['sam, m = 8']['last']:.1f} |" in text

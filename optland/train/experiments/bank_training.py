@@ -73,8 +73,7 @@ def train_run(
         at_start: Called with the fresh net.
 
     Raises:
-        ValueError: ``run.method`` is not in ``methods``, or a step cost other than ``run.cost`` by more than 5 %: the
-            run would have had another length than its budget.
+        ValueError: ``run.method`` is not in ``methods``, or the run missed its budget by more than 5 % and a step.
     """
     make = _maker(run, methods or {})
     seed_everything(run.seed)
@@ -102,7 +101,10 @@ def train_run(
             break
         if scheduler is not None:
             scheduler.step()
-    if not dead and not 0.95 < ge / (run.cost * loader.samples_served) < 1.05:
+    declared = run.cost * loader.samples_served
+    if not dead and abs(ge - declared) > max(
+        0.05 * declared, 2 * run.batch_size
+    ):  # a gate acts on whole steps
         raise ValueError(
             f"passes: {run.describe()} was to cost {run.cost:g} gradient evaluations per sample and step and took "
             f"{ge / loader.samples_served:.3g}; give passes as it is, so that its budget is kept"
