@@ -31,6 +31,7 @@ from readme_costs import (
 )
 from readme_provenance import RECORD, brought_up_to_date, provenance_table, recorded  # noqa: F401 - the last is for the test
 from readme_summary import summary_table
+from readme_survival import sam_noise_table, survival_table
 
 from optland.conformance.finding import KINDS
 from optland.optim import CARDS
@@ -434,7 +435,9 @@ TABLES = {
     "curvature": curvature_table,
     "conformance": conformance_table,
     "sam_cost": sam_cost_table,
+    "sam_noise": sam_noise_table,
     "sam_quality": sam_quality_table,
+    "survival": survival_table,
     "torch_contract": torch_contract_table,
 }
 

@@ -34,10 +34,12 @@ COMMANDS = {
     "plateau": "plateau.py",
     "saddle": "saddle.py",
     "sam_cost": "sam_cost.py",
+    "sam_noise": "sam_noise.py",
     "sam_quality": "sam_quality.py --workers 1",
     "slices": "slices.py",
     "spikes": "spikes.py",
     "suggest": "suggest.py",
+    "survival": "survival.py",
     "torch_contract": "torch_contract.py",
 }
 """The program of a result file with its arguments, after ``python benchmarks/``."""

@@ -127,6 +127,8 @@ def _gain(gain: dict[str, Any], above: bool = False) -> str:
 def sam_noise_table(result: dict[str, Any]) -> str:
     """Accuracy with wrong labels, at the last epoch and where noisy validation stops."""
     missing = f" Not measured yet: {', '.join(result['missing'])}." if result["missing"] else ""
+    if not result["tasks"]:
+        return f"No data set is complete yet.{missing}"
     heads = ["rate", "rho", "epochs", "last epoch, %", "over sgd", "stopped, %", "over sgd", "at epoch"]
     heads += ["wrong and right labels learnt, %", "gradient evaluations"]
     lines = ["| data | row | " + " | ".join(heads) + " |", "|---|---|" + "---:|" * len(heads)]
