@@ -12,7 +12,7 @@ from mkdocs.structure.files import File, Files
 ROOT = Path(__file__).resolve().parent.parent
 FOUNDATIONS = (
     "estimate", "vectors", "batches", "archive", "context", "config", "cli", "derivatives", "losses", "statistics",
-    "words", "files", "failpoints", "ranks",
+    "words", "files", "failpoints", "processes", "ranks",
 )  # fmt: skip
 ALONE = (
     "objective", "curvature", "landscape", "optim", "pilot", "conformance", "train", "log", "plots", "report",

@@ -28,6 +28,7 @@ __all__ = [
     "map_tensors",
     "num_samples",
     "portion",
+    "rows",
     "split",
     "take",
     "thin",
@@ -195,6 +196,16 @@ def _concatenate(tensors: list[Tensor]) -> Tensor:
 def take(batch: Any, num_taken: int) -> Any:
     """The first ``num_taken`` samples of a batch (all of them when it holds fewer), copied out of it."""
     return map_tensors(_rows(batch, num_samples(batch), slice(num_taken)), torch.clone)
+
+
+def rows(batch: Any, start: int, stop: int) -> Any:
+    """The samples of a batch from ``start`` up to ``stop``, not copied.
+
+    Example:
+        >>> rows(torch.arange(5), 1, 3).tolist()
+        [1, 2]
+    """
+    return _rows(batch, num_samples(batch), slice(start, stop))
 
 
 def thin(batch: Any, every: int) -> Any:

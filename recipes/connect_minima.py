@@ -87,20 +87,20 @@ def trained(config: Config, data: ImageData, seed: int, run: RunFolder) -> nn.Mo
     loader = BatchLoader(
         images, config.batch_size, epochs=config.epochs, seed=config.seed if shared else seed
     )
-    optimizer: Any = config.optimizer.build(model, loader.total_steps)
+    net = config.precision.prepare(model)
+    optimizer: Any = config.optimizer.build(net, loader.total_steps)
+    precision = config.precision.build(optimizer, data.train_x.device)
     pilot = Pilot(
-        optimizer, model, loss_fn, policies=config.pilot.build_policies(), mode=config.pilot.mode,
+        optimizer, net, loss_fn, policies=config.pilot.build_policies(), mode=config.pilot.mode,
         budget=config.pilot.budget, seed=start,
     )  # fmt: skip
     for batch in pilot.batches(loader):
 
         def closure(batch: tuple[Tensor, Tensor] = batch) -> Tensor:
             optimizer.zero_grad()
-            loss = loss_fn(model, batch)
-            loss.backward()
-            return loss
+            return precision.backward(loss_fn, net, batch, loader.weight)
 
-        pilot.after_step(batch, optimizer.step(closure))
+        pilot.after_step(batch, precision.step(closure))
         if loader.epoch == shared:
             loader.seed = seed  # from here on the batches differ
     model.zero_grad(set_to_none=True)
@@ -118,6 +118,7 @@ def main(config: Config, *, resume: bool = False) -> int:
         return 0
     with run:
         first, second = (trained(config, data, seed, run) for seed in (config.seed, config.other_seed))
+        run.go_on_alone()
         images, size = data.normalise(data.train_x), config.batch_size
         batches = [
             (images[i : i + size], data.train_y[i : i + size]) for i in range(0, min(len(images), 2000), size)

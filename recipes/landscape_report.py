@@ -90,9 +90,11 @@ def trained(
         return model, done[name]["path"]
     images = [data.normalise(data.train_x), data.train_y]
     loader = BatchLoader(images, config.batch_size, epochs=config.epochs, seed=seed)
-    optimizer: Any = config.optimizer.build(model, loader.total_steps)
+    net = config.precision.prepare(model)
+    optimizer: Any = config.optimizer.build(net, loader.total_steps)
+    precision = config.precision.build(optimizer, data.train_x.device)
     pilot = Pilot(
-        optimizer, model, loss_fn, policies=config.pilot.build_policies(), mode=config.pilot.mode,
+        optimizer, net, loss_fn, policies=config.pilot.build_policies(), mode=config.pilot.mode,
         budget=config.pilot.budget, seed=seed,
     )  # fmt: skip
     every, path = max(1, loader.total_steps // max(1, config.snapshots)), {}
@@ -102,11 +104,9 @@ def trained(
 
         def closure(batch: tuple[Tensor, Tensor] = batch) -> Tensor:
             optimizer.zero_grad()
-            loss = loss_fn(model, batch)
-            loss.backward()
-            return loss
+            return precision.backward(loss_fn, net, batch, loader.weight)
 
-        pilot.after_step(batch, optimizer.step(closure))
+        pilot.after_step(batch, precision.step(closure))
     path["end"] = [p.detach().clone() for p in model.parameters()]
     run.save(done | {name: {"model": model.state_dict(), "path": path}})
     return model, path
@@ -126,6 +126,7 @@ def main(config: Config, *, resume: bool = False) -> int:
         return 0
     with run:
         nets = {name: trained(config, data, *one, name, run) for name, one in plan.items()}
+        run.go_on_alone()
         look = {"num_samples": config.samples, "seed": config.seed, "batch_size": config.batch_size}
         losses, tests = ({n: probe_objective(net, loss_fn, data, split_name=split, **look)
                           for n, (net, _) in nets.items()} for split in ("train", "test"))  # fmt: skip

@@ -85,7 +85,7 @@ def main(config: Config, *, resume: bool = False) -> int:
         print(f"the run in {run.path} is finished; start a new one without --resume")
         return 0
     pilot = Pilot(
-        optimizer, model, loss_fn, policies=config.pilot.build_policies(), mode=config.pilot.mode,
+        optimizer, net, loss_fn, policies=config.pilot.build_policies(), mode=config.pilot.mode,
         budget=config.pilot.budget, log=run.log, log_every=config.log.every, seed=config.seed,
     )  # fmt: skip
     history = TextHistory()
@@ -104,7 +104,7 @@ def main(config: Config, *, resume: bool = False) -> int:
 
             def closure(batch: tuple[Tensor, Tensor] = batch) -> Tensor:
                 optimizer.zero_grad()
-                return precision.backward(loss_fn, net, batch)
+                return precision.backward(loss_fn, net, batch, loader.weight)
 
             loss = precision.step(closure)
             if scheduler is not None:

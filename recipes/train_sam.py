@@ -90,7 +90,7 @@ def train(config: Config, run: RunFolder, stop: GracefulStop, *, resume: bool) -
     ema = config.precision.build_ema(model)
     scheduler = schedule_by_name(config.schedule, optimizer, loader)
     pilot = Pilot(
-        optimizer, model, loss_fn, policies=[], mode=config.pilot.mode, budget=config.pilot.budget,
+        optimizer, net, loss_fn, policies=[], mode=config.pilot.mode, budget=config.pilot.budget,
         log=run.log, log_every=config.log.every, seed=config.seed,
     )  # fmt: skip
     history = History()
@@ -106,7 +106,7 @@ def train(config: Config, run: RunFolder, stop: GracefulStop, *, resume: bool) -
 
         def closure(batch: tuple[Tensor, Tensor] = batch) -> Tensor:
             optimizer.zero_grad()
-            return precision.backward(loss_fn, net, batch)
+            return precision.backward(loss_fn, net, batch, loader.weight)
 
         loss = precision.step(closure)
         if scheduler is not None:

@@ -16,6 +16,7 @@ from optland.cli.copying import copy_recipe
 from optland.cli.execution import execute
 from optland.cli.explain import EXPLAIN_EXAMPLES, explain
 from optland.cli.grid import Grid, run_grid
+from optland.cli.launched import has_joined, is_launched, leave, speaks, started
 from optland.cli.needs import check_needs
 from optland.cli.probe_options import EXAMPLES as _PROBE_EXAMPLES
 from optland.cli.probe_options import OPTIONS, add_probe_arguments
@@ -164,8 +165,15 @@ def run_script(file: str, argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code.
     """
-    with steady() as output:
-        return _answered(_run_script(file, argv), output, [*(sys.argv[1:] if argv is None else argv)])
+    try:
+        with steady() as output:
+            code = _answered(_run_script(file, argv), output, [*(sys.argv[1:] if argv is None else argv)])
+    except SystemExit as end:
+        if isinstance(end.code, int):
+            leave(end.code)
+        raise
+    leave(code)
+    return code
 
 
 def _run_script(file: str, argv: Sequence[str] | None) -> int:
@@ -186,31 +194,21 @@ def _run_script(file: str, argv: Sequence[str] | None) -> int:
         if arguments.validate:
             say(f"ok\n{to_yaml(config, recipe=recipe.name, secrets=False)}".rstrip("\n"))
             return DONE
-        _require_one_process()
-        check_needs(script)
+        if speaks():
+            check_needs(script)
         if argv is None:  # wandb records the command line of the process
             sys.argv[1:] = [redact_item(item) for item in sys.argv[1:]]
-        return int(script.main(config, resume=arguments.resume))
+        return started(script.main, config, resume=arguments.resume)
     except UserError as error:
         return _refuse(error)
     except SystemExit as end:
-        if end.code == STOPPED:
+        if end.code == STOPPED and speaks():
             complain(f"To go on:\n  {shlex.join(command)}")
         raise
     except KeyboardInterrupt:
-        complain(f"\nInterrupted. To go on from the last checkpoint:\n  {shlex.join(command)}")
+        if speaks():
+            complain(f"\nInterrupted. To go on from the last checkpoint:\n  {shlex.join(command)}")
         return INTERRUPTED
-
-
-def _require_one_process() -> None:
-    """Several processes of a launcher would each make the same run, in a folder of its own."""
-    size = os.environ.get("WORLD_SIZE", "1")
-    if size.isdigit() and int(size) > 1:
-        raise UserError(
-            f"a recipe trains in one process, and WORLD_SIZE={size} says that a launcher started {size}: each would "
-            "make the same run again; start it without torchrun, or copy its loop (optland cp) and put "
-            "DistributedDataParallel around the model there"
-        )
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -276,6 +274,11 @@ def _run(arguments: argparse.Namespace, overrides: list[str]) -> int:
     if arguments.command == "validate":
         return execute(recipe, [arguments.config, *overrides, "--validate"])
     if arguments.grid or arguments.seeds is not None:
+        if is_launched():
+            raise UserError(
+                "a grid is started without torchrun: its members are programs of their own, one after another; leave "
+                "--grid and --seeds out to share one run among the processes"
+            )
         grid = Grid.parse(recipe, arguments.config, overrides, arguments.grid, arguments.seeds)
         return run_grid(grid, dry_run=arguments.dry_run)
     flags = ["--validate"] * arguments.dry_run + ["--resume"] * arguments.resume
@@ -338,5 +341,8 @@ def _answered(code: int, output: Outcome, arguments: Sequence[str]) -> int:
 
 
 def _refuse(error: UserError) -> int:
-    complain(f"optland: {error}")
+    if speaks():
+        complain(f"optland: {error}")
+    elif has_joined():  # it may be this one's alone
+        complain(f"optland, process {os.environ.get('RANK')}: {error}")
     return REFUSED

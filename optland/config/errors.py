@@ -13,6 +13,8 @@ class UserError(Exception):
     there. Any other exception is taken for a defect and keeps its traceback.
     """
 
+    exit_code = 2
+
 
 class ConfigError(UserError, ValueError):
     """A configuration that cannot be used, said in one message with its fix."""

@@ -5,6 +5,7 @@ budget know no torch.
 """
 
 from optland.pilot.advice import Advice, advise
+from optland.pilot.by_rank import ByRank
 from optland.pilot.decision import TURNED, Decision, Proposal
 from optland.pilot.history import History
 from optland.pilot.host import Host
@@ -27,6 +28,7 @@ __all__ = [
     "TURNED",
     "Advice",
     "AutoLR",
+    "ByRank",
     "Decision",
     "EdgeMonitor",
     "History",

@@ -42,7 +42,7 @@ def try_loss_fn(host: Host, budget: Budget, given: float, seed: int) -> None:
         ValueError: The two are apart by more than a factor of 1.5.
     """
     try:
-        objective = host.objective(host.batch, mode="train", seed=seed)
+        objective = host.objective(host.batch, mode="train", seed=seed, joint=True)
         moved = host.update()
         with torch.no_grad():
             found = objective.value(None if moved is None else moved[0])

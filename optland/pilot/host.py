@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Adam, AdamW, NAdam, Optimizer, RAdam
 
-from optland.batches import BatchKind
+from optland import processes
+from optland.batches import BatchKind, join, take, to_device
 from optland.objective import LossFn, Objective
 from optland.optim.keys import key
 from optland.optim.saddle.krylov_solver import KrylovSolver
@@ -86,7 +87,7 @@ class Host:
         """What the pilot's hooks are on: an escape of a wrapper around it is no step, and is not rescaled."""
         self._places = {id(o): i for i, o in enumerate(self.inner)}
         self.model = unwrapped(model)
-        self.ranks = Ranks(self.model)
+        self.ranks = Ranks(self.model, model)
         self.loss_fn = loss_fn
         self.kind = BatchKind(num_samples, split)
         self.factor = 1.0
@@ -173,17 +174,24 @@ class Host:
     def own_batch_size(self) -> int:
         """Samples of an update on this rank: the loader's, or those of the first batch."""
         own = getattr(self.loader, "batch_size", None)
-        return int(own) if own else self._nominal or 1
+        shared_by = self.ranks.size if self._deals else 1
+        return -(-int(own) // shared_by) if own else self._nominal or 1
 
     @property
     def probed_batch_size(self) -> int:
-        """Samples that a probe of the batch looks at: those of all ranks where they evaluate together."""
-        return self.batch_size if self.ranks.evaluate_together else self.own_batch_size
+        """Samples that a probe of the batch looks at: those of all ranks where they measure it together."""
+        together = self.ranks.evaluate_together or self.ranks.replicas is not None
+        return self.batch_size if together else self.own_batch_size
 
     @property
     def batch_size(self) -> int:
         """Samples of an update on all ranks; the last one of an epoch may be smaller."""
-        return self.own_batch_size * self.ranks.size
+        return int(self.loader.batch_size) if self._deals else self.own_batch_size * self.ranks.size
+
+    @property
+    def _deals(self) -> bool:
+        """Whether the loader's batches are those of all ranks, of which each gets its part."""
+        return processes.size() > 1 and hasattr(self.loader, "served")
 
     @property
     def knows_batch_size(self) -> bool:
@@ -213,20 +221,41 @@ class Host:
         """Samples of a batch, or of all micro-batches of an update."""
         return sum(self.kind.count(piece) for piece in self.pieces(batch))
 
+    def counts(self, batch: Any) -> tuple[int, int]:
+        """Samples of the batch of an update that count, of this rank and of all."""
+        if self._deals and self.loader.served:
+            return self.loader.own, self.loader.served
+        own = self.count(batch)
+        return own, own * self.ranks.size
+
     def objective(self, batch: Any, *, mode: Literal["train", "eval"] = "eval", data: str = "step batch",
-                  seed: int) -> Objective:  # fmt: skip
-        """The loss on a batch, or on all micro-batches of an update, at the present weights."""
-        return self.over(self.pieces(batch), mode=mode, data=data, seed=seed)
+                  seed: int, joint: bool = False) -> Objective:  # fmt: skip
+        """The loss on a batch, or on all micro-batches of an update, at the present weights; see :meth:`over`."""
+        return self.over(self.pieces(batch), mode=mode, data=data, seed=seed, joint=joint)
 
     def over(self, batches: Sequence[Any], *, mode: Literal["train", "eval"] = "eval", data: str = "step batch",
-             seed: int) -> Objective:  # fmt: skip
-        """The loss on batches or parts of them, weighted by their counts."""
+             seed: int, joint: bool = False) -> Objective:  # fmt: skip
+        """The loss on batches or parts of them, weighted by their counts.
+
+        Args:
+            batches: The batches.
+            mode: Of the model.
+            data: What they are, in words.
+            seed: Of dropout masks.
+            joint: Together with the batches of all ranks, where each has a replica; then all of them have to measure.
+        """
+        model = self.ranks.replicas if joint and self.ranks.replicas is not None else self.model
         return Objective(
-            self.model, self.loss_fn, list(batches), mode=mode, data=data, seed=seed, **self._own_kind
+            model, self.loss_fn, list(batches), mode=mode, data=data, seed=seed, **self._own_kind
         )
 
     def parts(self, batch: Any, num_parts: int) -> list[Any]:
-        """A batch cut into about ``num_parts`` pieces, at least two where that can be."""
+        """A batch cut into about ``num_parts`` pieces, at least two where that can be.
+
+        Where each of several ranks has a batch of its own they are cut into so many together, and each at least once.
+        """
+        if self.ranks.replicas is not None:
+            num_parts = max(num_parts // self.ranks.size, 1)
         pieces = self.pieces(batch)
         each = -(-num_parts // len(pieces))
         cut = self.kind.cut
@@ -237,8 +266,20 @@ class Host:
         ]
 
     def some(self, batch: Any, num_samples: int) -> Any:
-        """The first samples of a batch."""
-        return self.kind.first(self.pieces(batch)[0], num_samples)
+        """The first samples of a batch; of that of all ranks, where each has a part of it, on every one of them."""
+        piece = self.pieces(batch)[0]
+        if self.kind.by_rows and self.ranks.replicas is not None:
+            return self._some_of_all(piece, num_samples)
+        return self.kind.first(piece, num_samples)
+
+    def _some_of_all(self, piece: Any, num_samples: int) -> Any:
+        """No more is sent than is wanted of each rank."""
+        here = self.counts(piece)[0] if self._deals else self.kind.count(piece)
+        before = sum(self.ranks.gathered(here)[: self.ranks.rank])
+        wanted = min(here, max(num_samples - before, 0))
+        mine = to_device(take(piece, wanted), "cpu") if wanted else None
+        held = [part for part in self.ranks.gathered(mine) if part is not None]
+        return to_device(join(held) if len(held) > 1 else held[0], self.device)
 
     def pieces(self, batch: Any) -> list[Any]:
         """The micro-batches of an update: a list of batches, each of which is no tensor, is taken for several."""
@@ -351,7 +392,8 @@ class Host:
         if name == "lr_factor":
             self.factor = new
         elif name == "batch_size":
-            self.loader.set_batch_size(max(int(new) // self.ranks.size, 1))
+            shared_by = 1 if self._deals else self.ranks.size
+            self.loader.set_batch_size(max(int(new) // shared_by, 1))
             self._largest = 0
         elif name == "clip":
             self._clip = new if new > 0 else None

@@ -85,7 +85,7 @@ class Looks:
     @property
     def along_update(self) -> bool:
         """Whether a probe that looks along the update is due here."""
-        return self.ranks.measures and any(p.along_update for p in self.due)
+        return any(p.along_update and self.ranks.measures(joint=p.joint) for p in self.due)
 
     def run(self) -> list[Signal]:
         """Run the probes that are due, and return what they measured."""
@@ -95,7 +95,7 @@ class Looks:
         found: list[Signal] = []
         for probe in [p for p in self.due if p in self.probes]:
             signals, spent, failed = self.ranks.from_first(
-                self._measured(probe) if self.ranks.measures else None
+                self._measured(probe) if self.ranks.measures(joint=probe.joint) else None
             )
             if failed:
                 self._off(probe, failed)
@@ -119,7 +119,7 @@ class Looks:
         host = self.host
         try:
             ragged = probe.whole_batches and host.is_ragged(host.count(host.batch))
-            if self.ranks.evaluate_together:
+            if self.ranks.evaluate_together or (probe.joint and self.ranks.replicas is not None):
                 ragged = self.ranks.any(ragged, host.device)
             if ragged or (probe.along_update and not host.before):
                 return None, 0.0, ""

@@ -147,7 +147,7 @@ class Pilot:
             seed=seed,
         )
         self.trouble = Trouble(self.host, paces=self.controls.paces)
-        self.record = Record(logger if self.host.ranks.leads else None, log_every)
+        self.record = Record(logger, log_every, writes=self.host.ranks.leads)
         self.seed = seed
         self._seconds_before = 0.0
         self._started = self._ended = time.perf_counter()
@@ -209,7 +209,7 @@ class Pilot:
             ValueError: The loss is not that of ``loss_fn`` on this batch.
         """
         loss, host = scalar(loss), self.host
-        samples = host.count(batch)
+        samples, of_all = host.counts(batch)
         host.batch = batch
         host.saw(samples)
         made = self._finished == "update" or self.mode == "off"
@@ -219,10 +219,10 @@ class Pilot:
         evaluations = host.last_evaluations()
         host.note_evaluations(evaluations)
         self.scalars.samples = samples
-        self.budget.train(samples * host.ranks.size * evaluations)
+        self.budget.train(of_all * evaluations)
         self.budget.whole = self.progress.in_samples(host.batch_size) * host.expected_evaluations
         if made:
-            self._count(batch, samples * host.ranks.size, loss)
+            self._count(batch, of_all, loss)
         self._write(loss)
         if self.steering.needs_weights_before() or any(p.along_update for p in self.looks.probes):
             host.before.forget()
@@ -365,7 +365,7 @@ class Pilot:
             held = [p for o in of for p in self.host.parameters_of(o) if p.grad is not None]
             with torch.no_grad():
                 gradients = norms([p.grad for p in held if p.grad is not None])
-                found, told = self.scalars.fetch(gradients, [*self._chosen, self.record.fingerprint])
+                found, told = self.scalars.fetch(gradients, [*self._chosen, *self.record.signs])
             if first:
                 self._deliver(told)
             self._judge(optimizer, held, found, first=first)
@@ -378,8 +378,8 @@ class Pilot:
     def _deliver(self, told: list[float]) -> None:
         """Signals go out; what rank 0 has chosen is taken over, and what it has decided is what was decided here."""
         step = self.host.step
-        self.looks.told(told[:-1])
-        if told[-1] != self.record.fingerprint:
+        self.looks.told(told[:-2])
+        if not self.record.told(*told[-2:]):
             raise RuntimeError(
                 f"the ranks have decided differently up to update {step}: rank {self.host.ranks.rank} is apart from "
                 "rank 0; give every rank the same policies, budget, lengths and seed"
@@ -543,7 +543,7 @@ class Pilot:
         """Write decisions and, where there is something new or it is time, a row."""
         row = None
         if self.record.is_due(self.host.step):
-            row = row_of(self, float(loss))
+            row = row_of(self, self.scalars.of_all(loss))
         self.record.write(self.host.step, row)
 
     # ------------------------------------------------------------------ resume

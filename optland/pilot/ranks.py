@@ -2,9 +2,11 @@
 
 Once per update, where the gradient is there, the scalars of all ranks meet in one all-reduce: the loss as a sum and a
 count, whether a gradient is not finite anywhere (a NaN may live in one shard), and everything else as rank 0 has it.
-Which probes are due is among that; rank 0 alone runs them, on its batch, and tells the others what came of it. A model
-that is sharded is evaluated by all ranks together, on the batches of all. Snapshots are those of each rank, or of its
-shards. A fingerprint of the decisions goes along, and ranks that differ are an error.
+Which probes are due is among that. A probe of the batch is measured by all ranks together, each with its replica on its
+own batch, where the pilot is given DDP's wrapper: the numbers of one process with the whole batch, in the time of one
+rank's part. Any other probe runs on rank 0 alone, which tells the others what came of it. A model that is sharded is
+evaluated by all ranks together, whatever the probe. Snapshots are those of each rank, or of its shards. A fingerprint
+of the decisions goes along, and ranks that differ are an error.
 """
 
 from __future__ import annotations
@@ -15,6 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
+from optland.ranks import ranks_of
+
 __all__ = ["Ranks"]
 
 
@@ -23,15 +27,17 @@ class Ranks:
 
     Args:
         model: What they train.
+        wrapped: The same with what is around it; None for nothing.
 
     Attributes:
         size: How many they are.
         rank: Which of them this is.
+        replicas: DDP's wrapper of the model, through which they can measure together; None where none is known.
         evaluate_together: Whether a forward pass of one waits for the others, so that all of them run every probe.
         synced_norms: Whether layers share statistics in train mode; then nobody probes.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, wrapped: nn.Module | None = None) -> None:
         distributed = torch.distributed
         several = distributed.is_available() and distributed.is_initialized()
         self.size = distributed.get_world_size() if several else 1
@@ -39,6 +45,9 @@ class Ranks:
         kinds = [type(m) for m in model.modules()] if self.several else []
         self.evaluate_together = any(issubclass(kind, FSDPModule) for kind in kinds)
         self.synced_norms = any(issubclass(kind, nn.SyncBatchNorm) for kind in kinds)
+        found = ranks_of(wrapped or model) if self.several else None
+        whole = found is not None and found.size == self.size
+        self.replicas = found.replicas if found is not None and whole else None
 
     @property
     def several(self) -> bool:
@@ -50,10 +59,13 @@ class Ranks:
         """Whether this one logs, and what it measures counts."""
         return self.rank == 0
 
-    @property
-    def measures(self) -> bool:
-        """Whether this one runs the probes."""
-        return self.leads or self.evaluate_together
+    def measures(self, *, joint: bool) -> bool:
+        """Whether this one takes part in a probe.
+
+        Args:
+            joint: Whether replicas can measure it together.
+        """
+        return self.leads or self.evaluate_together or (joint and self.replicas is not None)
 
     def agree(self, numbers: Tensor, sums: Tensor) -> tuple[Tensor, Tensor]:
         """The numbers as rank 0 has them, and the sums over all; one transfer between the processes.
@@ -76,6 +88,14 @@ class Ranks:
         flag = torch.tensor(float(here), device=device)
         torch.distributed.all_reduce(flag)
         return bool(flag > 0)
+
+    def gathered(self, value: Any) -> list[Any]:
+        """The values of all ranks, in their order."""
+        if not self.several:
+            return [value]
+        held: list[Any] = [None] * self.size
+        torch.distributed.all_gather_object(held, value)
+        return held
 
     def from_first(self, what: Any) -> Any:
         """The value of rank 0, on every rank."""

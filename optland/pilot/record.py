@@ -26,11 +26,16 @@ class Record:
     Args:
         log: The logger; None writes nothing.
         every: Updates between two rows; one with a probe or a decision is always written.
+        writes: Whether this process is the one of several that does. All of them make the rows: what a row says of the
+            batch is said of that of all.
     """
 
-    def __init__(self, log: Logger | None, every: int) -> None:
-        self.log: Logger = log if log is not None else NullLogger()
-        self.every = every
+    def __init__(self, log: Logger | None, every: int, *, writes: bool = True) -> None:
+        self.log: Logger = log if log is not None and writes else NullLogger()
+        self._every = (
+            0 if log is None or type(log) is NullLogger else every
+        )  # a subclass may well write something
+        self._gone = False  # whether the log has failed
         self.decisions: deque[Decision] = deque(maxlen=KEPT)
         self.fingerprint = 0.0
         """Of all decisions so far; equal on ranks that have decided the same."""
@@ -60,11 +65,24 @@ class Record:
         for signal in signals:
             self._fresh |= dict(signal.row())
 
+    @property
+    def signs(self) -> list[float]:
+        """What rank 0 tells the others: how often it writes a row, and the fingerprint."""
+        return [0.0 if self._gone else float(self._every), self.fingerprint]
+
+    def told(self, every: float, fingerprint: float) -> bool:
+        """Take over how often rank 0 writes a row; returns whether it has decided as this one has.
+
+        Args:
+            every: Its updates between two rows; 0 for none at all.
+            fingerprint: That of its decisions.
+        """
+        self._every = int(every)
+        return fingerprint == self.fingerprint
+
     def is_due(self, step: int) -> bool:
-        """Whether a row is to be written; making one waits for the device."""
-        if type(self.log) is NullLogger:  # a subclass may well write something
-            return False
-        return bool(self._fresh or self._unsaid or step % self.every == 0)
+        """Whether a row is to be made; that waits for the device, and for the other ranks."""
+        return bool(self._every and (self._fresh or self._unsaid or step % self._every == 0))
 
     def write(self, step: int, row: dict[str, float] | None) -> None:
         """Write what was decided, and the row."""
@@ -80,6 +98,7 @@ class Record:
                 self.log.log({key: value for key, value in row.items() if not _is_nan(value)})
         except Exception as error:
             self.log = NullLogger()
+            self._gone = True
             say_off("the log", step, f"{type(error).__name__}: {error}")
 
     def close(self) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from optland import processes
 from optland.pilot.ranks import Ranks
 
 __all__ = ["Scalars"]
@@ -35,6 +36,7 @@ class Scalars:
     def __init__(self, ranks: Ranks, device: torch.device) -> None:
         self.ranks, self.ranks_device = ranks, device
         self.samples = 0
+        self._met = processes.size() > 1  # whether the ranks are known to make the same calls
         self._waiting: dict[str, Tensor | float] = {}
         self.delivered: dict[str, float] = {}
 
@@ -75,6 +77,7 @@ class Scalars:
         return values[:split], list(extra)
 
     def _agreed(self, gradients: Tensor | None, extra: Sequence[float]) -> tuple[list[float], list[float]]:
+        self._met = True
         device = self.ranks_device if gradients is None else gradients.device
         norms = torch.zeros(0, device=device) if gradients is None else gradients
         # A place for each, NaN where rank 0 has none: the weights before an update are copied where they are looked at.
@@ -99,6 +102,16 @@ class Scalars:
         self._deliver()
         return [math.nan] * n if flag > 0 else values[:n], values[n + w :]
 
+    def of_all(self, loss: float | Tensor) -> float:
+        """The loss of the present update, of the samples of all ranks, for the log; waits for them."""
+        here = float(loss)
+        if not (self.ranks.several and self._met):
+            return here
+        device = self.ranks_device
+        weighed = torch.tensor([here * self.samples, self.samples], device=device, dtype=torch.float64)
+        total, count = self.ranks.agree(weighed[:0], weighed)[1].tolist()
+        return total / count if count > 0 else here
+
     def _deliver(self) -> None:
         self.delivered = {name: float(value) for name, value in self._waiting.items()}
         self._waiting = {}
@@ -109,13 +122,28 @@ class Scalars:
         return self.delivered | {name: float(value) for name, value in self._waiting.items()}
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain numbers for the checkpoint."""
+        """Plain numbers for the checkpoint.
+
+        The loss that waits is that of this rank. Where a launcher's processes save together, those of all are held.
+        """
         self.flush()
-        return {"waiting": {k: float(v) for k, v in self._waiting.items()}, "delivered": dict(self.delivered)}
+        waiting = {k: float(v) for k, v in self._waiting.items()}
+        state = {"waiting": waiting, "delivered": dict(self.delivered), "samples": self.samples}
+        if processes.size() > 1:
+            state["ranks"] = processes.gathered([waiting.get("train/loss", math.nan), self.samples])
+        return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue where :meth:`state_dict` was taken."""
         self._waiting, self.delivered = dict(state["waiting"]), dict(state["delivered"])
+        self.samples = state.get("samples", 0)
+        held = state.get("ranks", [])
+        if "train/loss" not in self._waiting or not held:
+            return
+        if len(held) == processes.size():
+            self._waiting["train/loss"], self.samples = held[processes.rank()]
+        else:  # other processes go on: with the loss that they would have been told
+            self._waiting["train/loss"] = sum(loss * n for loss, n in held) / sum(n for _, n in held)
 
 
 def _together(parts: list[Tensor]) -> Tensor:

@@ -27,6 +27,7 @@ LEVELS = {
     "failpoints": 0,
     "objective": 1,
     "pilot": 4,
+    "processes": 0,
     "ranks": 0,
     "statistics": 0,
     "log": 1,

@@ -304,4 +304,64 @@ def no_sync_more(folder: Path) -> None:
     kept_back()
 
 
-CHECKS = {f.__name__: f for f in (no_sync, no_sync_more)}
+LONG = 200
+EACH = 2
+"""Samples of a micro-batch in a long run."""
+
+
+def long_step(way: str, model: nn.Module, optimizer: Any, pieces: list[tuple[Tensor, Tensor]]) -> None:
+    """One update: in one piece or in four, without synchronisation wherever that is possible, or nowhere."""
+    apart, last = way.endswith("no_sync"), len(pieces) - 1
+    if way.startswith("own eps"):
+        for k, (x, y) in enumerate(pieces):
+            with model.no_sync() if apart and k < last else contextlib.nullcontext():
+                accumulate("phases", model, optimizer, x, y, 1 / len(pieces))
+        optimizer.step()
+        return
+    whole = apart and len(pieces) == 1  # then nothing is left to synchronise: the engine does it
+    optimizer.zero_grad()
+    for _ in optimizer.passes():
+        for k, (x, y) in enumerate(pieces):
+            with model.no_sync() if whole or (apart and k < last) else contextlib.nullcontext():
+                (nn.functional.cross_entropy(model(x), y) / len(pieces)).backward()
+    optimizer.step()
+
+
+WAYS = {"1": 1, "1 no_sync": 1, "4": 4, "4 no_sync": 4, "own eps 4": 4, "own eps 4 no_sync": 4}
+"""Accumulation of each way."""
+
+
+def replicas(folder: Path) -> None:
+    """200 steps of every method in every way, in float32: equal bit for bit at the end, or refused on both ranks."""
+    refused: dict[tuple[str, str], str] = {}
+    for name in METHODS:
+        for way, parts in WAYS.items():
+            torch.manual_seed(1)
+            net = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3))
+            model = DistributedDataParallel(net)
+            optimizer = wrap(name, model)
+            before = [p.detach().clone() for p in net.parameters()]
+            draw = torch.Generator().manual_seed(7 + dist.get_rank())
+            try:
+                for _ in range(LONG):
+                    x = torch.randn(parts, EACH, 4, generator=draw)
+                    y = torch.randint(3, (parts, EACH), generator=draw)
+                    long_step(way, model, optimizer, list(zip(x, y, strict=True)))
+            except RuntimeError as error:
+                refused[name, way] = str(error)
+            moved = [not torch.equal(p, q) for p, q in zip(net.parameters(), before, strict=True)]
+            if (name, way) in refused:
+                assert not any(moved), (name, way)
+                continue
+            assert all(bool(p.isfinite().all()) for p in net.parameters()), (name, way)
+            assert all(moved), (name, way)
+            assert_replicas_identical(net, f"{name} {way}")
+    told: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(told, set(refused))
+    assert told[0] == told[1] == REFUSED, (told, refused)
+    assert all("no_sync" in words or "remembers" in words for words in refused.values()), refused
+
+
+REFUSED: set[tuple[str, str]] = set()
+
+CHECKS = {f.__name__: f for f in (no_sync, no_sync_more, replicas)}

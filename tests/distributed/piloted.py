@@ -7,12 +7,16 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from faults.runs import assert_equal
 from torch import Tensor, nn
+from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
+from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.nn.parallel import DistributedDataParallel
 from two_processes import SHARDS, assert_close, assert_replicas_identical, mine, problem, sharded, whole
 
+from optland.log import into
 from optland.optim import SAM
-from optland.pilot import Pilot
+from optland.pilot import ByRank, Pilot
 
 STEPS = 40
 DAMAGED = 17
@@ -142,4 +146,111 @@ def piloted_sharded(folder: Path) -> None:
     assert all(bool(whole(p).isfinite().all()) for p in model.parameters())
 
 
-CHECKS = {f.__name__: f for f in (piloted, piloted_more, piloted_damage, piloted_sharded)}
+def reductions(folder: Path) -> None:
+    """One all-reduce per update, and one more where a row is logged; nothing else without probes."""
+    calls: list[int] = []
+    reduce = dist.all_reduce
+
+    def counted(values: Tensor, *rest: Any, **options: Any) -> Any:
+        calls.append(values.numel() * values.element_size())
+        return reduce(values, *rest, **options)
+
+    net, x, y = problem()
+    vars(dist)["all_reduce"] = counted
+    try:
+        model = DistributedDataParallel(net)
+        train(net, model, (x[mine()], y[mine()]), sam=False, policies=AUTO, budget=0.0)
+        unlogged = len(calls)
+        assert max(calls) < 256, calls
+        log = into(lambda row, step: None) if dist.get_rank() == 0 else None  # as users have it
+        train(net, model, (x[mine()], y[mine()]), sam=False, policies=AUTO, budget=0.0, log=log, log_every=10)
+    finally:
+        vars(dist)["all_reduce"] = reduce
+    first_look = 5  # at loss_fn, of the batches of both
+    assert unlogged == STEPS + first_look, (unlogged, calls)
+    assert len(calls) - unlogged <= STEPS + first_look + STEPS // 10 + 5, (len(calls), unlogged)
+
+
+def rows_are_of_all(folder: Path) -> None:
+    """The loss of a row is that of the batches of both ranks, whichever of them logs."""
+    rows: list[dict[str, Any]] = []
+    net, x, y = problem()
+    model = DistributedDataParallel(net)
+    log = into(lambda row, step: rows.append(dict(row))) if dist.get_rank() == 0 else None
+    batch = x[mine()], y[mine()]
+    train(net, model, batch, sam=False, policies=[], budget=0.0, log=log, log_every=1).close()
+    alone, x, y = problem()
+    expected = []
+    optimizer = torch.optim.SGD(alone.parameters(), lr=0.1, momentum=0.9)
+    for _ in range(STEPS):
+        optimizer.zero_grad()
+        loss = loss_fn(alone, (x, y))
+        loss.backward()
+        optimizer.step()
+        expected.append(float(loss.detach()))
+    found = [row["optland/train/loss"] for row in rows if "optland/train/loss" in row]
+    if dist.get_rank() == 0:
+        assert len(found) == STEPS, rows[:2]
+        assert max(abs(a - b) for a, b in zip(found, expected, strict=True)) < 1e-9, (found, expected)
+    assert len(rows) == (len(found) if dist.get_rank() == 0 else 0)
+
+
+SAVED = 23
+
+
+def saved(folder: Path) -> None:
+    """Through ``torch.distributed.checkpoint``: the pilot, weights and optimizer go on bit for bit, shards too."""
+    for kind in ("ddp", *(["fsdp"] if SHARDS else [])):
+        _, x, y = problem()
+        batch = x[mine()], y[mine()]
+
+        def begun(kind: str = kind) -> tuple[nn.Module, Any, Pilot]:
+            net = problem()[0]
+            model = DistributedDataParallel(net) if kind == "ddp" else sharded(net)
+            optimizer = SAM(torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9), rho=0.1, model=model)
+            pilot = Pilot(optimizer, model, loss_fn, policies=WATCHING, budget=0.5, total_steps=STEPS)
+            return model, optimizer, pilot
+
+        def steps(model: nn.Module, optimizer: Any, pilot: Pilot, num: int) -> None:
+            for _ in range(num):
+
+                def closure() -> Tensor:
+                    optimizer.zero_grad()
+                    loss = loss_fn(model, batch)  # noqa: B023 - called within the iteration
+                    loss.backward()
+                    return loss
+
+                pilot.after_step(batch, optimizer.step(closure))  # noqa: B023
+
+        straight = begun()
+        steps(*straight, SAVED)
+        straight[1].zero_grad()
+        weights, state = get_state_dict(straight[0], straight[1])
+        place = folder / f"piloted_{kind}"
+        held = {"model": weights, "optimizer": state, "pilot": ByRank(straight[2])}
+        state_dict_saver.save(held, checkpoint_id=place)
+        steps(*straight, STEPS - SAVED)
+
+        fresh = begun()
+        with torch.no_grad():
+            for p in fresh[0].parameters():
+                p.zero_()
+        weights, state = get_state_dict(fresh[0], fresh[1])
+        held = {"model": weights, "optimizer": state, "pilot": ByRank(fresh[2])}
+        state_dict_loader.load(held, checkpoint_id=place)
+        set_state_dict(fresh[0], fresh[1], model_state_dict=weights, optim_state_dict=state)
+        assert fresh[2].step == SAVED
+        steps(*fresh, STEPS - SAVED)
+        for p, q in zip(fresh[0].parameters(), straight[0].parameters(), strict=True):
+            assert torch.equal(whole(p), whole(q)), kind
+        a, b = (pilot.state_dict() for _, _, pilot in (straight, fresh))
+        for found in (a, b):
+            del found["seconds"], found["looks"]["seconds"]
+        assert_equal(a, b, kind)
+        assert straight[2].decisions, "there is to be something to decide"
+
+
+CHECKS = {
+    f.__name__: f
+    for f in (piloted, piloted_more, piloted_damage, piloted_sharded, reductions, rows_are_of_all, saved)
+}

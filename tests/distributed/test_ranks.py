@@ -13,7 +13,10 @@ pytestmark = pytest.mark.distributed
 
 
 def test_two_processes(tmp_path: Path) -> None:
-    names = "ddp_synced+micro_batches+no_sync+piloted+piloted_damage+looking_refused"  # one start for all
+    # One start for all.
+    names = (
+        "ddp_synced+micro_batches+no_sync+piloted+piloted_damage+reductions+rows_are_of_all+looking_refused"
+    )
     forks = [start(ranks.fork, rank, names, tmp_path) for rank in range(2)]
     codes = [exit_code(fork) for fork in forks]
     said = "\n".join((tmp_path / f"said by {rank}").read_text() for rank in range(2))
@@ -32,6 +35,8 @@ def test_two_processes(tmp_path: Path) -> None:
         "no_sync_more",
         "piloted_more",
         "piloted_sharded",
+        "saved",
+        "replicas",
         "looking",
     ],
 )

@@ -12,6 +12,7 @@ pytest.importorskip("transformers")
 
 from integrations import hf
 from integrations.plain import assert_weights, weights
+from integrations.processes import run_two
 from torch import nn
 from transformers import Trainer, TrainerCallback
 
@@ -184,3 +185,10 @@ def test_a_policy_may_end_the_run(tmp_path: Path) -> None:
         warnings.simplefilter("ignore", RuntimeWarning)  # it ends before its length
         trainer = run(tmp_path, hf.Net(), PilotCallback(policies=[Enough()]))
     assert trainer.state.global_step == 5
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+@pytest.mark.cell("HF Trainer", "2 processes")
+def test_two_processes_have_one_pilot(tmp_path: Path) -> None:
+    run_two(Path(__file__).with_name("transformers_pilot_ranks.py"), tmp_path)

@@ -21,6 +21,8 @@ class Probe(ABC):
         weight: Its part of the budget, relative to that of the other probes in use.
         ahead: Runs that may come before its part of the budget has grown to them.
         along_update: Whether it needs the weights before the update.
+        joint: Whether it looks at the step's batch alone, by ``host.objective(..., joint=True)``, so that several ranks
+            can measure it together, each on its own.
         whole_batches: Whether it stays off the smaller batch at the end of an epoch, which is not comparable.
         spent: Cost of the last run, in gradient evaluations.
     """
@@ -31,6 +33,7 @@ class Probe(ABC):
     weight: float = 1.0
     ahead: ClassVar[int] = 1
     along_update: ClassVar[bool] = False
+    joint: ClassVar[bool] = False
     whole_batches: ClassVar[bool] = True
     spent: float = 0.0
 

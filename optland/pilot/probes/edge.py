@@ -30,6 +30,7 @@ class EdgeProbe(Probe):
     name = "edge"
     yields = frozenset({"edge/eta_c", "edge/ratio", "edge/lambda_c"})
     along_update = True
+    joint = True
     every = BURN_EVERY
     ahead = 4  # enough for a cap to find its edge within a warm-up
 
@@ -50,7 +51,7 @@ class EdgeProbe(Probe):
         if moved is None or not rate > 0:
             return []
         origin, update = moved
-        objective = host.objective(host.batch, mode="train", seed=self.seed + host.step)
+        objective = host.objective(host.batch, mode="train", seed=self.seed + host.step, joint=True)
         found = critical_step(
             objective, update, origin=origin, initial_step=self.start, max_forwards=FORWARDS
         )

@@ -29,22 +29,28 @@ class _NoiseScale(Probe):
     """Base class of both noise probes: the batch in parts, and a ratio of averages."""
 
     every = 10
+    joint = True
 
     def __init__(self, seed: int = 0) -> None:
         self.seed = seed
         self.scale = RatioEMA(0.8)
         self._said = False
 
-    def _parted(self, host: Host) -> Objective | None:
-        """The loss on the parts; None, and one warning, where the batch is a single sample."""
+    def _parted(self, host: Host, *, joint: bool = True) -> Objective | None:
+        """The loss on the parts; None, and one warning, where the batch is a single sample.
+
+        Args:
+            host: The run.
+            joint: Of the batches of all ranks, where they can measure together.
+        """
         parts = host.parts(host.batch, PARTS)
-        if len(parts) < 2:
+        if len(parts) < 2 and host.ranks.replicas is None:
             if not self._said:
                 warnings.warn(_ONE_SAMPLE.format(self.name), RuntimeWarning, stacklevel=4)
             self._said = True
             return None
         # In train mode BatchNorm would see other statistics in a part than in the whole batch.
-        return host.over(parts, seed=self.seed + host.step)
+        return host.over(parts, seed=self.seed + host.step, joint=joint)
 
     def _ratio(self, name: str, step: int) -> Signal:
         value = self.scale.value
@@ -119,9 +125,10 @@ class CurvatureNoiseProbe(_NoiseScale):
 
     def see(self, host: Host) -> None:
         """Note the cost of a probe of a batch like this one; less once its second derivatives have been compared."""
-        objective = self._parted(host)
+        objective = self._parted(host, joint=False)
+        shared_by = 1 if host.ranks.replicas is None else host.ranks.size  # each rank has parts of its own
         if objective is not None:
-            self.each = noise_scale.cost(objective, num_parts=1) / objective.num_samples
+            self.each = noise_scale.cost(objective, num_parts=shared_by) / objective.num_samples
 
     def cost(self, host: Host) -> float:
         """Four products with the Hessian of the batch, and its gradient."""

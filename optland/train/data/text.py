@@ -28,6 +28,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from optland import processes
 from optland.config import UserError
 from optland.context import preserve_modes, set_modes
 from optland.pilot import Pilot
@@ -295,11 +296,13 @@ class TextHistory(Records):
     """Evaluations of a language model; the best is the one of lowest validation loss."""
 
     def measure(self, model: nn.Module, data: TextData, epoch: int) -> dict[str, float]:
-        """Evaluate on the validation and test text; returns a row of the metric vocabulary."""
-        row = {"epoch": float(epoch)}
-        for split in ("val", "test"):
-            values = evaluate_text(model, data.windows(split))
-            row |= {f"{split}/{name}": value for name, value in values.items()}
+        """Evaluate on the validation and test text, in the first process of a run; returns a row of the vocabulary."""
+
+        def measured() -> dict[str, float]:
+            values = {split: evaluate_text(model, data.windows(split)) for split in ("val", "test")}
+            return {f"{split}/{name}": v for split, found in values.items() for name, v in found.items()}
+
+        row = {"epoch": float(epoch), **processes.from_first(measured)}
         self.add(row)
         return row
 

@@ -18,10 +18,12 @@ import math
 import statistics
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Generic, Literal, TypeVar
 
+from optland import processes
 from optland.config import UserError
 from optland.files import write_whole
 from optland.train.experiments.comparison_table import BEST, LAST, SCORE, ComparisonTable, Side, summary_of
@@ -140,6 +142,10 @@ class Arm:
         return f"{o.name}{over}, lr {o.lr:g}{rho}"
 
 
+def _exist(files: Sequence[Path]) -> list[bool]:
+    return [file.exists() for file in files]
+
+
 class Comparison(Generic[Config]):
     """The runs of a comparison, one after another, and their result.
 
@@ -207,14 +213,17 @@ class Comparison(Generic[Config]):
             return
         for arm, seed in self._plan():
             out = self._out(arm, seed)
-            if (out / "summary.json").exists():
+            there = [out / "summary.json", out / "config.yaml"]
+            finished, resumed = processes.from_first(partial(_exist, there))
+            if finished:
                 continue
-            resumed = (out / "config.yaml").exists()
             member = replace(
                 self.config, seed=seed, epochs=arm.epochs, optimizer=arm.optimizer, compare=None, out=str(out)
             )
             log = replace(self._log, console=False)
-            with RunFolder(out, member, log, recipe=self.recipe, length=1, resume=resumed) as run:
+            with RunFolder(
+                out, member, log, recipe=self.recipe, length=1, resume=resumed, member=True
+            ) as run:
                 yield member, run, resumed
             if not run.finished:  # what comes next is chosen by it
                 raise UserError(f"the comparison cannot go on without the result of a run\n{run.where()}")
@@ -284,16 +293,17 @@ class Comparison(Generic[Config]):
         return self.folder.path / "runs" / f"{arm.name}-seed{seed}"
 
     def _found(self, arm: Arm, seed: int) -> dict[str, Any]:
-        return summary_of(self._out(arm, seed))
+        return processes.from_first(lambda: summary_of(self._out(arm, seed)))
 
     # What comes out ---------------------------------------------------------------------------------
 
     def report(self) -> dict[str, list[list[tuple[float, float]]]]:
-        """Write the table and ``comparison.json``; call it after the last run.
+        """Write the table and ``comparison.json``; call it after the last run, which is the end of other processes.
 
         Returns:
             By method, for every seed: pairs (gradient evaluations, test accuracy in percent).
         """
+        processes.dismiss()
         sides = [
             Side(arm.label, equal, arm.epochs, [self._out(arm, seed) for seed in self._seeds])
             for equal, arm in self._shown

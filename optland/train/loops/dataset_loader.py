@@ -5,7 +5,8 @@ are PyTorch's ``DataLoader``.
 
 **Randomness.** Before a sample is read, the generators of PyTorch, NumPy and Python are seeded by (seed, epoch, index):
 a dataset that augments while it reads gives the same sample whatever the number of workers, the batch size or the
-point of a resume. Without workers, the run's own generators are put back after each batch.
+point of a resume. Without workers, the run's own generators are put back after each batch. Of several processes of a
+run each reads its own part of a batch, and what ``transform`` draws is seeded by where that part begins.
 
 **Batch size.** Workers are always some batches ahead (two each). Those batches keep the size they were asked for with,
 so a new size is seen ``2 * workers`` batches later, at once without workers. The sizes on their way are part of the
@@ -22,7 +23,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from optland.context import preserve_rng
-from optland.train.loops.loader import ResumableLoader, Transform, seed_of
+from optland.train.loops.loader import ResumableLoader, Transform, part_of, seed_of
 from optland.train.loops.seeding import seed_host
 from optland.train.runs.interrupt import leave_signals_to_main
 
@@ -96,8 +97,10 @@ class DatasetLoader(ResumableLoader):
         for batch in batches:
             epoch, position = self.epoch, self.position
             size = self._on_their_way.popleft()
-            self._advance(min(size, self.num_samples - position))
-            yield self._transformed(tuple(batch) if type(batch) is list else batch, epoch, position)
+            count = min(size, self.num_samples - position)
+            self._advance(count)
+            start, _ = self._part(count)
+            yield self._transformed(tuple(batch) if type(batch) is list else batch, epoch, position + start)
 
     def _requests(self, again: list[int]) -> Iterator[list[tuple[int, int]]]:
         """What to read for each batch: pairs (epoch, index). Runs ahead of what is served."""
@@ -108,7 +111,9 @@ class DatasetLoader(ResumableLoader):
             while position < self.num_samples:
                 size = sizes.popleft() if sizes else self.batch_size
                 self._on_their_way.append(size)
-                yield [(epoch, index) for index in order[position : position + size].tolist()]
+                asked = order[position : position + size].tolist()
+                start, stop = part_of(len(asked))
+                yield [(epoch, index) for index in asked[start:stop]]
                 position += size
             epoch, position = epoch + 1, 0
 

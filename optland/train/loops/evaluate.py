@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from optland import processes
 from optland.context import preserve_modes, set_modes
 from optland.train.data import ImageData
 
@@ -109,11 +110,17 @@ class History(Records):
     """Evaluations of a classifier; the best has the highest validation accuracy, ties going to the lower loss."""
 
     def measure(self, model: nn.Module, data: ImageData, epoch: int) -> dict[str, float]:
-        """Evaluate on the validation and test splits; returns a row of the metric vocabulary."""
-        val = evaluate(model, data.val_x, data.val_y, normalise=data.normalise)
-        test = evaluate(model, data.test_x, data.test_y, normalise=data.normalise)
-        row = {"epoch": float(epoch)}
-        row |= {f"val/{k}": v for k, v in val.items()} | {f"test/{k}": v for k, v in test.items()}
+        """Evaluate on the validation and test splits; returns a row of the metric vocabulary.
+
+        Of several processes of a run the first does, with the statistics that its normalisation layers have.
+        """
+
+        def measured() -> dict[str, float]:
+            val = evaluate(model, data.val_x, data.val_y, normalise=data.normalise)
+            test = evaluate(model, data.test_x, data.test_y, normalise=data.normalise)
+            return {f"val/{k}": v for k, v in val.items()} | {f"test/{k}": v for k, v in test.items()}
+
+        row = {"epoch": float(epoch), **processes.from_first(measured)}
         self.add(row)
         return row
 

@@ -18,7 +18,8 @@ from typing import Any
 
 import torch
 
-from optland.batches import join, num_samples
+from optland import processes
+from optland.batches import join, num_samples, rows
 from optland.context import preserve_rng
 from optland.train.loops.loader import ResumableLoader, Transform, seed_of
 from optland.train.loops.seeding import seed_host
@@ -115,7 +116,9 @@ class GroupedLoader(ResumableLoader):
             self._advance(served)
             if self.epoch != epoch:
                 self._read = 0
-            yield self._transformed(join(group) if len(group) > 1 else group[0], epoch, position)
+            whole = self._transformed(join(group) if len(group) > 1 else group[0], epoch, position)
+            start, stop = self._part(served)
+            yield whole if processes.size() == 1 else rows(whole, start, stop)
 
     def _batches(self) -> Iterator[Any]:
         """The loader's batches of this epoch, each read under its own seed; the run's generators stay as they are."""

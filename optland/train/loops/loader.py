@@ -4,6 +4,9 @@ The order of epoch e is a function of the seed and e alone, so a position (epoch
 kept: no sample is lost or repeated when the batch size changes or a run resumes. Augmentation draws from generators
 seeded by that position, so it resumes exactly too.
 
+Where a launcher has started several processes for one run (:mod:`optland.processes`), each is served its part of every
+batch, in order: sizes and positions are those of all, so that the run is the same with any number of processes.
+
 =============  =======================================================================================================
 loader         for
 =============  =======================================================================================================
@@ -21,6 +24,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from optland import batches, processes
 
 __all__ = ["BatchLoader", "ResumableLoader", "Transform", "seed_of"]
 
@@ -68,17 +73,25 @@ class ResumableLoader:
         """Epochs that have been served whole."""
         self.position = 0
         """Samples served of the present epoch."""
+        self.served = self.own = 0
+        """Samples of the last batch: of all processes together, and of this one."""
         self.set_batch_size(batch_size)
 
     def set_batch_size(self, batch_size: int) -> None:
         """Change the size of the batches from the next one on.
 
         Args:
-            batch_size: Samples per update, however many micro-batches it is taken in.
+            batch_size: Samples per update, however many micro-batches it is taken in and processes share it.
         """
-        if batch_size < 1:
-            raise ValueError(f"batch size {batch_size} must be at least 1")
+        if batch_size < processes.size():
+            over = f": one for each of {processes.size()} processes" if processes.size() > 1 else ""
+            raise ValueError(f"batch size {batch_size} must be at least {processes.size()}{over}")
         self.batch_size = int(batch_size)
+
+    @property
+    def weight(self) -> float:
+        """What the mean loss of the last batch counts in the mean over processes: 1 where they have as many samples."""
+        return self.own * processes.size() / self.served if self.served else 1.0
 
     @property
     def total_samples(self) -> int:
@@ -114,6 +127,12 @@ class ResumableLoader:
         if self.position >= self.num_samples:
             self.epoch, self.position = self.epoch + 1, 0
 
+    def _part(self, count: int) -> tuple[int, int]:
+        """Note how many samples a batch has, and say where this process's part of it begins and ends."""
+        start, stop = part_of(count)
+        self.served, self.own = count, stop - start if count > processes.rank() else 0
+        return start, stop
+
     def _transformed(self, batch: Any, epoch: int, position: int, device: torch.device | str = "cpu") -> Any:
         """The batch that starts at ``position`` of ``epoch``, augmented where a transform is given."""
         if self.transform is None:
@@ -144,6 +163,16 @@ class ResumableLoader:
             )
         self.epoch, self.position, self.seed = state["epoch"], state["position"], state["seed"]
         self.set_batch_size(state["batch_size"])
+
+
+def part_of(count: int) -> tuple[int, int]:
+    """This process's part of so many samples, cut as :func:`optland.batches.split` cuts a batch.
+
+    At the end of an epoch there may be none left for it: it gets the first sample, which then weighs nothing.
+    """
+    here, of = processes.rank(), processes.size()
+    start, stop = -(-count * here // of), -(-count * (here + 1) // of)
+    return (start, stop) if stop > start else (0, 1)
 
 
 class BatchLoader(ResumableLoader):
@@ -196,4 +225,10 @@ class BatchLoader(ResumableLoader):
             epoch, position = self.epoch, self.position
             index = order[position : position + self.batch_size]
             self._advance(len(index))
-            yield self._transformed(tuple(t[index] for t in self.tensors), epoch, position, device)
+            start, stop = self._part(len(index))
+            if self.transform is None:
+                yield tuple(t[index[start:stop]] for t in self.tensors)
+                continue
+            # What it draws belongs to the whole batch, whoever has which part of it.
+            whole = self._transformed(tuple(t[index] for t in self.tensors), epoch, position, device)
+            yield whole if processes.size() == 1 else batches.rows(whole, start, stop)

@@ -80,8 +80,9 @@ class MicroBatches:
         self._due = 1.0
 
     def backward(
-        self, loss_fn: LossFn, model: nn.Module, batch: Any, parts: int, *, cuts: bool, look: bool
-    ) -> Tensor:
+        self, loss_fn: LossFn, model: nn.Module, batch: Any, parts: int, *, cuts: bool, look: bool,
+        weight: float = 1.0,
+    ) -> Tensor:  # fmt: skip
         """Forward and backward of the batch in ``parts`` micro-batches; returns its mean loss, unscaled and detached.
 
         Args:
@@ -91,6 +92,7 @@ class MicroBatches:
             parts: Micro-batches; at most as many as samples.
             cuts: Whether any rank may cut its batch, which decides about what they have to agree on.
             look: Whether the model may be evaluated now; not in the second pass of a step in phases.
+            weight: Factor on the gradient of a mean loss, for a rank with more or fewer samples than others.
 
         Raises:
             ValueError: Every count was 0.
@@ -104,13 +106,13 @@ class MicroBatches:
         if checked and self._is_due() and self._refutes(loss_fn, model, pieces, ranks):
             pieces, checked = [batch], False
         if len(pieces) == 1 and not checked:
-            return self._add(loss_fn, model, pieces, ranks)
+            return self._add(loss_fn, model, pieces, ranks, weight=weight)
         apart = _Apart(self._parameters(model), shared=ranks is not None)
         try:
-            return self._add(loss_fn, model, pieces, ranks, apart, checked=checked)
+            return self._add(loss_fn, model, pieces, ranks, apart, checked=checked, weight=weight)
         except _NoMean:
             apart.discard()
-            return self._add(loss_fn, model, [batch], ranks)
+            return self._add(loss_fn, model, [batch], ranks, weight=weight)
         finally:
             apart.put_back()
 
@@ -123,8 +125,9 @@ class MicroBatches:
         apart: _Apart | None = None,
         *,
         checked: bool = False,
+        weight: float = 1.0,
     ) -> Tensor:
-        terms = _Terms([num_samples(piece) for piece in pieces] if len(pieces) > 1 else [1], ranks)
+        terms = _Terms([num_samples(piece) for piece in pieces] if len(pieces) > 1 else [1], ranks, weight)
         for k, piece in enumerate(pieces):
             last = k == len(pieces) - 1
             with nullcontext() if last or ranks is None else ranks.unsynced():
@@ -202,10 +205,11 @@ class _Terms:
     Args:
         sizes: Samples of each.
         ranks: Those whose gradients the backward pass averages.
+        weight: Factor on the gradient of a mean loss; 0 for samples that do not count at all.
     """
 
-    def __init__(self, sizes: Sequence[int], ranks: Ranks | None) -> None:
-        self.sizes, self.ranks = sizes, ranks
+    def __init__(self, sizes: Sequence[int], ranks: Ranks | None, weight: float) -> None:
+        self.sizes, self.ranks, self.weight = sizes, ranks, weight
         self.counted = False
         """Whether the loss function returns ``(sum, count)``."""
         self.rescale = 1.0
@@ -223,12 +227,15 @@ class _Terms:
         if not isinstance(loss, Tensor):
             self.counted = True
             count = loss[1].detach() if isinstance(loss[1], Tensor) else loss[1]
-            share = self._of_sum(loss[0], float(count), k)
-        else:
-            samples = sum(self.sizes)
-            share = loss if self.sizes[k] == samples else loss * (self.sizes[k] / samples)
+            if self.weight == 0:
+                loss, count = (loss[0] * 0.0, count), 0.0
+            of_sum = self._of_sum(loss[0], float(count), k)
+            self._shares.append(of_sum.detach())
+            return of_sum
+        samples = sum(self.sizes)
+        share: Tensor = loss if self.sizes[k] == samples else loss * (self.sizes[k] / samples)
         self._shares.append(share.detach())
-        return share
+        return share if self.weight == 1.0 else share * self.weight
 
     def mean(self) -> Tensor:
         """The mean loss of the batch, of all ranks where it is counted."""

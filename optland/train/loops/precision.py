@@ -53,9 +53,11 @@ import torch
 from torch import Tensor, nn
 from torch.amp.autocast_mode import autocast
 from torch.amp.grad_scaler import GradScaler
+from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer
 
+from optland import processes
 from optland.batches import num_samples
 from optland.config import UserError
 from optland.objective import LossFn
@@ -63,7 +65,9 @@ from optland.optim.ascent_share import refuse_part
 from optland.optim.delegate import Delegating
 from optland.optim.two_pass import TwoPass
 from optland.train.loops.ema import Ema
+from optland.train.loops.loader import seed_of
 from optland.train.loops.micro_batches import MicroBatches
+from optland.train.loops.seeding import seed_everything
 
 __all__ = ["Precision", "PrecisionConfig"]
 
@@ -108,6 +112,9 @@ class PrecisionConfig:
     def prepare(self, model: nn.Module) -> nn.Module:
         """Lay the model's weights out in place, and return the module that the loop is to call.
 
+        Of several processes that a launcher has started for a run it averages the gradients; random numbers, those of
+        dropout for one, are others in each of them.
+
         Raises:
             UserError: ``compile`` on a CPU without a C++ compiler, or ``channels_last`` on the CPU with a layer that
                 PyTorch's kernels cannot do.
@@ -115,10 +122,16 @@ class PrecisionConfig:
         if self.channels_last:
             _require_safe_layout(model)
             model.to(memory_format=torch.channels_last)
+        if self.compile:
+            _require_compiler(model)
+        net: nn.Module = model
+        if processes.size() > 1:
+            net = DistributedDataParallel(model)
+            if not processes.leads():
+                seed_everything(seed_of("rank", torch.initial_seed(), processes.rank()))
         if not self.compile:
-            return model
-        _require_compiler(model)
-        compiled: Any = torch.compile(model)
+            return net
+        compiled: Any = torch.compile(net)
         assert isinstance(compiled, nn.Module)
         return compiled
 
@@ -213,7 +226,7 @@ class Precision:
         _check_accumulation(accumulation)
         self.accumulation = int(accumulation)
 
-    def backward(self, loss_fn: LossFn, model: nn.Module, batch: Any) -> Tensor:
+    def backward(self, loss_fn: LossFn, model: nn.Module, batch: Any, weight: float = 1.0) -> Tensor:
         """Forward and backward of a batch in micro-batches, added to ``.grad``: one call in a closure.
 
         A batch of fewer samples than micro-batches is cut into single samples; one of more than ``micro_batch`` times
@@ -226,9 +239,11 @@ class Precision:
             loss_fn: Returns the mean loss of a batch, or ``(sum, count)``.
             model: What the loop calls; see :meth:`PrecisionConfig.prepare`.
             batch: Any batch type.
+            weight: What its mean loss counts in the mean over the processes of a run: the loader's ``weight``, which is
+                1 but where they have different numbers of samples. A loss that is ``(sum, count)`` has its own.
 
         Returns:
-            The mean loss of the batch (of all ranks, where it is counted under DDP), unscaled and detached.
+            The mean loss of the batch (of all ranks, where it is counted under DDP), unscaled, unweighted and detached.
 
         Raises:
             ValueError: Every count was 0.
@@ -236,7 +251,7 @@ class Precision:
         parts = self._parts(num_samples(batch))
         cuts = self.accumulation > 1 or self.micro_batch is not None
         return self._micro.backward(
-            loss_fn, model, batch, parts, cuts=cuts, look=not _is_perturbed(self.optimizer)
+            loss_fn, model, batch, parts, cuts=cuts, look=not _is_perturbed(self.optimizer), weight=weight
         )
 
     def _parts(self, samples: int) -> int:

@@ -23,11 +23,13 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
+from optland import processes
 from optland.config import UserError
 from optland.context import load_rng_state, rng_state
 from optland.failpoints import reach
 from optland.files import ASIDE
 from optland.log.unwritten import Unwritten
+from optland.train.runs.interrupt import agree_to_stop, stop_asked
 
 __all__ = ["Checkpoint", "CheckpointError", "Stateful", "load_checkpoint", "save_checkpoint"]
 
@@ -193,7 +195,20 @@ def load_checkpoint(
     Raises:
         CheckpointError: None can be used; the message says why for each.
     """
-    return _newest_usable(Path(path), accept)[1]
+    return _for_all(Path(path), accept)[1]
+
+
+def _for_all(path: Path, accept: Callable[[dict[str, Any]], None] | None) -> tuple[Path, dict[str, Any]]:
+    """The newest usable checkpoint; of several processes of a run the first reads it, from its own disk."""
+    if processes.size() == 1:
+        return _newest_usable(path, accept)
+
+    def read() -> tuple[str, bytes]:
+        used, _ = _newest_usable(path, accept)
+        return str(used), used.read_bytes()
+
+    used, content = processes.from_first(read)
+    return Path(used), _decoded(content)
 
 
 def _newest_usable(
@@ -218,12 +233,17 @@ def _read(path: Path) -> dict[str, Any]:
     """One checkpoint file, its sum verified before anything of it is decoded."""
     if not path.exists():
         raise CheckpointError("there is no such file")
-    content = path.read_bytes()
+    return _decoded(path.read_bytes())
+
+
+def _decoded(content: bytes) -> dict[str, Any]:
     archive, summed, found = _taken_apart(content)
     if hashlib.sha256(summed).hexdigest().encode() != found:
         raise CheckpointError("its checksum does not match: the file is damaged or cut short")
-    # A checkpoint from a machine with CUDA can be read on one without.
-    where = None if torch.cuda.is_available() else "cpu"
+    # A checkpoint from a machine with CUDA can be read on one without; of several processes each has its own device.
+    where: Any = None if torch.cuda.is_available() else "cpu"
+    if where is None and processes.size() > 1:
+        where = {"cuda:0": f"cuda:{torch.cuda.current_device()}"}
     try:
         return dict(torch.load(io.BytesIO(archive), map_location=where, weights_only=True))
     except pickle.UnpicklingError as error:
@@ -254,6 +274,8 @@ def _taken_apart(content: bytes) -> tuple[memoryview, memoryview, bytes]:
 
 class Checkpoint:
     """The state of a run's parts, all random generators included, in one file.
+
+    The processes of a run save together, in the same step: the first writes its state, and all random generators.
 
     Args:
         path: The checkpoint file.
@@ -298,11 +320,14 @@ class Checkpoint:
         self._saved_at = time.monotonic()
 
     def after_step(self, step: int) -> None:
-        """Save when an interval has passed."""
+        """Save when an interval has passed; and let all processes of a run know that one of them is to stop."""
         waited = time.monotonic() - self._saved_at
-        by_step = self.every is not None and step % self.every == 0
-        if by_step or (self.every_seconds is not None and waited >= self.every_seconds):
+        due = self.every_seconds is not None and waited >= self.every_seconds and processes.leads()
+        by_time, asked = processes.maximum([float(due), float(stop_asked())])
+        if (self.every is not None and step % self.every == 0) or by_time:
             self.save(step)
+        if asked:
+            agree_to_stop()
 
     def save(self, step: int) -> int | None:
         """Save now; a disk that does not take it costs a warning, and the checkpoint before it stays.
@@ -311,11 +336,18 @@ class Checkpoint:
             The step that a resume would go on from: this one, or that of the last save that succeeded, if any.
         """
         state: dict[str, Any] = {name: part.state_dict() for name, part in self.parts.items()}
+        generators = processes.gathered(rng_state())
+        self.kept = processes.from_first(lambda: self._written(step, state, generators))
+        self._saved_at = time.monotonic()
+        return self.kept
+
+    def _written(self, step: int, state: Mapping[str, Any], generators: list[dict[str, Any]]) -> int | None:
+        others = {"rng_of_others": generators[1:]} if len(generators) > 1 else {}
+        whole = {"step": step, "rng": generators[0], "parts": state, **others}
         left = "there is none yet" if self.kept is None else f"the one of step {self.kept} stays"
         with self.unwritten.attempt(self.path.name, left=left):
-            save_checkpoint(self.path, {"step": step, "rng": rng_state(), "parts": state}, num_kept=self.keep)
-            self.kept = step
-        self._saved_at = time.monotonic()
+            save_checkpoint(self.path, whole, num_kept=self.keep)
+            return step
         return self.kept
 
     def begin(self, *, resume: bool) -> int:
@@ -326,7 +358,8 @@ class Checkpoint:
         Raises:
             CheckpointError: There are checkpoints, and none can be used.
         """
-        if resume and any(file.exists() for file in _candidates(self.path)):
+        there = processes.from_first(lambda: any(file.exists() for file in _candidates(self.path)))
+        if resume and there:
             return self.load()
         self.save(0)
         return 0
@@ -340,12 +373,14 @@ class Checkpoint:
         Raises:
             CheckpointError: No readable checkpoint, or one of another model or another set of parts.
         """
-        used, saved = _newest_usable(self.path, self._accept)
-        if used != self.path and self.path.exists():
+        used, saved = _for_all(self.path, self._accept)
+        if processes.leads() and used != self.path and self.path.exists():
             os.replace(self.path, _beside(self.path, ".unusable"))
         for name, part in self.parts.items():
             part.load_state_dict(saved["parts"][name])
-        load_rng_state(saved["rng"])
+        generators = [saved["rng"], *saved.get("rng_of_others", [])]
+        if processes.rank() < len(generators):  # else it was saved by fewer, and this one keeps those it has
+            load_rng_state(generators[processes.rank()])
         self._saved_at = time.monotonic()
         self.kept = int(saved["step"])
         return self.kept

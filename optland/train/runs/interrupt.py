@@ -8,6 +8,10 @@ failure, try again), which no other ending of a run uses, so that a script can g
 
 A second signal acts at once, as if this were not here: SIGTERM ends the process, SIGINT raises ``KeyboardInterrupt``.
 The checkpoint of the last save is then what a resume starts from.
+
+Of several processes of a run each may get the signal, or one of them, and none at the same step as another. So a
+signal is a wish there, which :meth:`optland.train.Checkpoint.after_step` tells to all: they leave after the same step.
+A launcher hands a signal on to processes that have got it themselves; what comes shortly after the first is no second.
 """
 
 from __future__ import annotations
@@ -16,16 +20,24 @@ import contextlib
 import signal
 import sys
 import threading
+import time
 import warnings
 from types import FrameType, TracebackType
 from typing import Any, NoReturn, Protocol
 
-__all__ = ["RESUMABLE", "GracefulStop", "leave_signals_to_main"]
+from optland import processes
+
+__all__ = ["RESUMABLE", "GracefulStop", "agree_to_stop", "leave_signals_to_main", "stop_asked"]
 
 RESUMABLE = 75
 """Exit code of a run that was stopped with a checkpoint of its last step: run it again with ``--resume``."""
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+HANDED_ON = 10.0
+"""Seconds in which a signal to one of several processes is taken for the first one, handed on by their launcher."""
+
+_heeding: list[GracefulStop] = []
 
 
 class Keeps(Protocol):
@@ -62,6 +74,7 @@ class GracefulStop:
         """Whether the run should save and leave after this step."""
         self.by = ""
         """Name of the signal that asked; empty as long as none has."""
+        self.asked_at: float | None = None
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> GracefulStop:
@@ -76,6 +89,7 @@ class GracefulStop:
         for number in _SIGNALS:
             # A handler that was not set from Python reads as None and cannot be put back: the default is nearest.
             self._before[number] = signal.signal(number, self._on_signal) or signal.SIG_DFL
+        _heeding.append(self)
         return self
 
     def __exit__(
@@ -89,7 +103,8 @@ class GracefulStop:
         Args:
             by: What the closing message names as the reason.
         """
-        self.requested, self.by = True, by
+        self.by, self.asked_at = by, time.monotonic()
+        self.requested = processes.size() == 1  # of several, once they all know
 
     def leave(self, checkpoint: Keeps | None = None, step: int = 0) -> NoReturn:
         """Save, say what there is to go on from, and leave.
@@ -109,12 +124,15 @@ class GracefulStop:
             code = RESUMABLE
         else:
             how, code = f"after step {step}; no checkpoint could be written, so there is nothing to resume", 1
-        with contextlib.suppress(OSError):  # nobody reads it
-            sys.stderr.write(f"stopped by {self.by} {how}\n")
+        if processes.leads():
+            with contextlib.suppress(OSError):  # nobody reads it
+                sys.stderr.write(f"stopped by {self.by} {how}\n")
         raise SystemExit(code)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if self.requested:
+        if self.asked_at is not None:
+            if processes.size() > 1 and time.monotonic() < self.asked_at + HANDED_ON:
+                return
             self._release()
             signal.raise_signal(number)
             return
@@ -125,6 +143,20 @@ class GracefulStop:
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before.clear()
+        if self in _heeding:
+            _heeding.remove(self)
+
+
+def stop_asked() -> bool:
+    """Whether a signal to this process, or its own code, has asked for the end of the run."""
+    return any(stop.asked_at is not None for stop in _heeding)
+
+
+def agree_to_stop() -> None:
+    """Let this process leave with the others after the present step: one of them was asked to."""
+    for stop in _heeding:
+        stop.by = stop.by or "a signal to another process of the run"
+        stop.requested = True
 
 
 def leave_signals_to_main(worker: int = 0) -> None:

@@ -5,6 +5,9 @@ the newest one. One process at a time writes to a folder. Secrets are hidden in 
 
 The result comes first: :meth:`RunFolder.finish` writes and shows it, and whatever comes after it (weights, pictures,
 wandb) can fail without costing it. What could not be written is said when it happens and once more at the end.
+
+Of the processes that a launcher has started for a run the first has the folder, and the log. The others know its path,
+and leave with the result: what comes after it is the work of one.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ from typing import Any
 
 from torch import nn
 
+from optland import processes
 from optland.config import ScriptRecord, UserError, recipe_name, redact_item, redact_text, to_yaml
 from optland.files import write_whole
 from optland.log import ConsoleLogger, JsonlLogger, Logger, LoggerGroup, WandbLogger
@@ -30,6 +34,7 @@ from optland.train.loops.ema import Ema
 from optland.train.loops.evaluate import Records
 from optland.train.runs.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from optland.train.runs.interrupt import RESUMABLE
+from optland.train.runs.launch import candidates, mark
 from optland.train.runs.lock import lock_folder, release
 from optland.train.runs.resume import Resumption, named_on_the_command_line
 from optland.train.runs.settings import LogConfig, RunConfig
@@ -51,6 +56,7 @@ class RunFolder:
             ``optland probe`` and ``report`` find it again; or a name, for the saved configuration and wandb's grouping.
         length: Samples the whole run will see, for the progress display.
         resume: Go on in the newest folder of this name.
+        member: Whether it is one of several runs of a program, whose processes go on together after it.
 
     Raises:
         UserError: An environment variable of wandb's that cannot be used, nothing to resume, a resume with another
@@ -66,22 +72,18 @@ class RunFolder:
         recipe: str,
         length: int,
         resume: bool,
+        member: bool = False,
     ) -> None:
-        if log.wandb != "disabled":
-            check_environment()
+        self._lock: int | None = None
+        self._writes, self._member = processes.leads(), member
         script = Path(recipe) if recipe.endswith(".py") else None
         recipe = recipe if script is None else recipe_name(script)
         text = to_yaml(config, recipe=recipe, secrets=False)
-        self.path, self._lock = _newest(Path(out)) if resume else _free(Path(out))
+        self.path = Path()  # until the first process has found it
+        self.path = processes.from_first(
+            lambda: self._opened(Path(out), config, log, text, recipe, script, resume)
+        )
         self.jsonl = JsonlLogger(self.path / "log.jsonl")
-        try:
-            if resume:
-                self._take_up(config, text, recipe, script)
-            else:
-                _write_config(self.path, text, script)
-        except BaseException:
-            self._release()
-            raise
         self._go_on = _resume_command(recipe, self.path)
         self.unwritten = Unwritten()
         """What the disk did not take."""
@@ -90,11 +92,14 @@ class RunFolder:
         self._left_out: list[str] = []
         self.summary: dict[str, Any] | None = None
         """What :meth:`finish` was given; None before."""
-        self.wandb = None
+        self.wandb = self._console = None
+        if not processes.leads():
+            self.log = LoggerGroup([])
+            return
         epochs = getattr(config, "epochs", None)
         self._console = ConsoleLogger(length, epochs=epochs, every=5 * log.every) if log.console else None
         loggers: list[Logger] = [self.jsonl]
-        if log.wandb != "disabled" and not self.finished:
+        if log.wandb != "disabled" and not self._summary.exists():
             self.wandb = WandbLogger(
                 self.path, project=log.project, mode=log.wandb, config=_plain(text), group=log.group or recipe,
                 job_type="train", tags=log.tags, name=self.path.name,
@@ -109,6 +114,8 @@ class RunFolder:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         """Close the run: with its result, as stopped with the command that goes on with it, or as failed."""
+        if not self._writes:
+            return
         if self.summary is not None:
             self.log.only(self.wandb).finish(self.summary)
         elif isinstance(error, KeyboardInterrupt):
@@ -124,6 +131,31 @@ class RunFolder:
             self.log.finish({"summary/error": reason}, exit_code=1)
         self._release()
 
+    def _opened(
+        self,
+        out: Path,
+        config: object,
+        log: LogConfig,
+        text: str,
+        recipe: str,
+        script: Path | None,
+        resume: bool,
+    ) -> Path:
+        """The folder, locked, with the configuration in it."""
+        if log.wandb != "disabled":
+            check_environment()
+        self.path, self._lock = _newest(out) if resume else _free(out)
+        self.jsonl = JsonlLogger(self.path / "log.jsonl")
+        try:
+            if resume:
+                self._take_up(config, text, recipe, script)
+            else:
+                _write_config(self.path, text, script)
+        except BaseException:
+            self._release()
+            raise
+        return self.path
+
     def _stopped(self, how: str, exit_code: int) -> None:
         summary = {"summary/stopped": f"{how}; go on with: {self._go_on}"}
         self.log.finish(summary, exit_code=exit_code)
@@ -135,7 +167,7 @@ class RunFolder:
     def _take_up(self, config: object, text: str, recipe: str, script: Path | None) -> None:
         """Go on with the run as it is configured now, where that is the same training; say what is other."""
         resumption = Resumption(
-            self.path, text, config, finished=self.finished, named=named_on_the_command_line(recipe)
+            self.path, text, config, finished=self._summary.exists(), named=named_on_the_command_line(recipe)
         )
         self._require_checkpoint()
         if resumption.ended:
@@ -146,7 +178,7 @@ class RunFolder:
             lines.append(f"resuming with {script}, which has been edited since the run was started")
         for line in lines:
             sys.stderr.write(f"{line}\n")
-        if resumption.longer is not None and self.finished:
+        if resumption.longer is not None and self._summary.exists():
             # Before the new configuration: a run that is killed in between is one that has yet to end.
             self._summary.rename(self.path / f"summary-{resumption.longer.before}-epochs.json")
         _write_config(self.path, text)
@@ -154,7 +186,7 @@ class RunFolder:
     def _require_checkpoint(self) -> None:
         """A log with rows and no checkpoint is a run whose state was lost, not one that has yet to begin."""
         kept = [self.checkpoint, *self.path.glob(f"{self.checkpoint.name}.previous*")]
-        if self.finished or any(file.exists() for file in kept) or not self.rows():
+        if self._summary.exists() or any(file.exists() for file in kept) or not self.jsonl.read("row"):
             return
         raise UserError(
             f"cannot resume {self.path}: its log has rows, but {self.checkpoint.name} is not there; put it back, or "
@@ -169,7 +201,7 @@ class RunFolder:
     @property
     def finished(self) -> bool:
         """Whether the run has come to its end."""
-        return self._summary.exists()
+        return processes.from_first(self._summary.exists)
 
     @property
     def _summary(self) -> Path:
@@ -177,19 +209,22 @@ class RunFolder:
 
     def rows(self) -> list[dict[str, Any]]:
         """The rows logged so far."""
-        return self.jsonl.read("row")
+        return processes.from_first(lambda: self.jsonl.read("row"))
 
     def events(self) -> list[dict[str, Any]]:
         """The decisions logged so far."""
-        return self.jsonl.read("event")
+        return processes.from_first(lambda: self.jsonl.read("event"))
 
     def saved(self) -> dict[str, Any]:
         """The state that :meth:`save` kept; empty before the first."""
-        there = self.checkpoint.exists() or any(self.path.glob(f"{self.checkpoint.name}.previous*"))
+        before = f"{self.checkpoint.name}.previous*"
+        there = processes.from_first(lambda: self.checkpoint.exists() or any(self.path.glob(before)))
         return load_checkpoint(self.checkpoint) if there else {}
 
     def save(self, state: Mapping[str, Any]) -> None:
         """Keep what a recipe without a :class:`Checkpoint` has so far; a full disk does not end it."""
+        if not processes.leads():
+            return
         with self.unwritten.attempt(self.checkpoint.name):
             save_checkpoint(self.checkpoint, state)
 
@@ -208,12 +243,20 @@ class RunFolder:
         self.weights = Weights(self.path, self.unwritten, model, average, history, inputs, make, *arguments)
         return self.weights
 
+    def go_on_alone(self) -> None:
+        """Let the other processes of the run leave here: what comes now is the work of one."""
+        processes.dismiss()
+
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Keep the result and show it; ``summary.json`` marks the run as done.
 
         Pictures and reports come after it, each in an :meth:`attempt`; the log is closed with the run.
         """
+        if not self._member:
+            processes.dismiss()
         self.summary = dict(summary)
+        if not processes.leads():
+            return
         content = {key: None if _is_nonfinite(value) else value for key, value in summary.items()}
         text = json.dumps(content, indent=2, allow_nan=False, default=str)
         with self.unwritten.attempt(self._summary.name, left="the result is below"):
@@ -267,21 +310,16 @@ def _write_config(folder: Path, config: str, script: Path | None = None) -> None
         if script is not None:
             write_whole(folder / ScriptRecord.FILE, ScriptRecord.of(script, folder).text())
         write_whole(folder / "config.yaml", config)
+        mark(folder)
     except OSError as error:
         raise _unusable(folder, error) from error
-
-
-def _candidates(out: Path) -> Iterator[Path]:
-    """The folders ``out``, ``out-2``, ``out-3`` ..."""
-    yield out
-    yield from (out.with_name(f"{out.name}-{number}") for number in itertools.count(2))
 
 
 def _free(out: Path) -> tuple[Path, int | None]:
     """The first folder that holds no run, locked for this process."""
     if not out.name:
         raise UserError(f"out: '{out}' names no folder of its own; use for example runs/mine")
-    for folder in _candidates(out):
+    for folder in candidates(out):
         try:
             if (folder / "config.yaml").exists():
                 continue
@@ -298,7 +336,7 @@ def _free(out: Path) -> tuple[Path, int | None]:
 def _newest(out: Path) -> tuple[Path, int | None]:
     """The last folder that holds a run, locked for this process."""
     try:
-        held = list(itertools.takewhile(lambda folder: (folder / "config.yaml").exists(), _candidates(out)))
+        held = list(itertools.takewhile(lambda folder: (folder / "config.yaml").exists(), candidates(out)))
         handle = lock_folder(held[-1]) if held else None
     except (OSError, ValueError) as error:
         raise _unusable(out, error) from error

@@ -10,7 +10,8 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from optland.config import RUN_FOLDER, did_you_mean
+from optland import processes
+from optland.config import RUN_FOLDER, UserError, did_you_mean
 from optland.log.wandb_environment import LONGEST_NAME, LONGEST_TAG, NOT_IN_A_PROJECT
 from optland.optim import available, create
 from optland.optim.gates import as_gate
@@ -18,6 +19,7 @@ from optland.optim.keys import setting
 from optland.optim.registry import BASES, METHODS, SOLVERS, options_of
 from optland.pilot import POLICIES, AutoLR, HostFacts, NoiseBatch, Policy
 from optland.pilot.controls import check_setters
+from optland.ranks import ranks_of
 from optland.train.loops.precision import PrecisionConfig
 from optland.train.loops.schedule import ScheduleName, check_schedule
 
@@ -105,6 +107,11 @@ class OptimizerConfig:
             model: What is trained.
             total_steps: Updates in the run, for a gate such as ``tail(share=0.25)`` that counts from its end.
         """
+        if processes.size() > 1 and ranks_of(model) is None:
+            raise UserError(
+                f"{processes.size()} processes share this run, and the model would be another one in each: let the "
+                "loop call, and the optimizer be built for, what config.precision.prepare(model) returns"
+            )
         return self._create(list(model.parameters()), total_steps, model=model)
 
     def alone(self) -> OptimizerConfig:
@@ -288,6 +295,9 @@ class RunConfig:
 
     can_grow: ClassVar[bool] = True
     """Whether ``--resume`` may give a run more epochs; False where it is not one training from one checkpoint."""
+
+    can_share: ClassVar[bool] = True
+    """Whether the processes of a launcher share the batches of a run; False runs it in the first of them alone."""
 
     seed: int = 0
     epochs: int = 1

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from optland import __version__
+from optland import __version__, processes
 from optland.files import write_whole
 from optland.log.unwritten import Unwritten
 from optland.train.loops.ema import Ema
@@ -142,7 +142,7 @@ class Weights:
     def finish(self) -> None:
         """Write ``model.safetensors``, and make sure that ``best.safetensors`` is of the best epoch."""
         self._write(LAST)
-        if BEST in self._unwritten.missing:
+        if not processes.leads() or BEST in self._unwritten.missing:
             return
         with self._unwritten.attempt(BEST, ValueError):
             epoch, best = about_weights(self._folder / BEST).get("epoch"), _text(self._history.best["epoch"])
@@ -179,6 +179,8 @@ class Weights:
         return [f"import {', '.join(sorted(code.modules | {_LOADER}))}", f"model = {made}.eval()", load]
 
     def _write(self, name: str) -> None:
+        if not processes.leads():
+            return
         about = self._about | {key: _text(value) for key, value in self._history.last.items()}
         with self._unwritten.attempt(name, Exception):
             save_weights(self._folder / name, self.model, about)
