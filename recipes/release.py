@@ -79,7 +79,7 @@ def train(
     """Steps of the nth course, of ``total``, up to this one: a warm-up, the peak, in the decay straight to ``end``."""
     seed_everything(config.seed)
     model, data = build(config, choose_device(config.device))
-    base = config.optimizer.build(model)
+    base = config.optimizer.build(net := config.precision.prepare(model))
     epochs = math.ceil(total / math.ceil(len(data.train_y) / config.batch_size))
     loader = BatchLoader([data.train_x, data.train_y], config.batch_size, epochs=epochs, seed=config.seed,
                          transform=data.transform)  # fmt: skip
@@ -87,7 +87,7 @@ def train(
     for name, part in parts.items() if start else ():
         part.load_state_dict(start[name])
     step = start.get("step", 0)
-    optimizer: Any = SAM(base, rho=rho, model=model) if rho else base
+    optimizer: Any = SAM(base, rho=rho, model=net) if rho else base
     for batch in loader:
         late = max(0.0, step / total - 1 + config.decay) / config.decay
         lr = config.optimizer.lr * min(1.0, (step + 1) / (0.05 * total)) * (1 - (1 - end) * late)
@@ -96,8 +96,8 @@ def train(
 
         def closure(batch: Any = batch) -> Tensor:
             optimizer.zero_grad()
-            loss = loss_fn(model, batch)
-            loss.backward()
+            loss = loss_fn(net, batch)
+            (loss * loader.weight).backward()
             return loss
 
         loss, step = optimizer.step(closure), step + 1

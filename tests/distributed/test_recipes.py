@@ -30,14 +30,7 @@ from optland.train import load_checkpoint
 
 pytestmark = pytest.mark.distributed
 
-RECIPES = (
-    "train_sam",
-    "landscape_train",
-    "language_model",
-    "connect_minima",
-    "landscape_report",
-    "escape_saddle",
-)
+RECIPES = sorted(path.stem for path in (Path(__file__).resolve().parents[2] / "recipes").glob("*.py"))
 ALONE = {"sam/loss_gap", "sam/loss_gap at the end"}
 """SAM's own losses are those of the first process's samples."""
 CLOCKS = {"train/seconds", "budget/probe_ms"}
