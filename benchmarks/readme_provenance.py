@@ -16,6 +16,7 @@ RESULTS = Path(__file__).resolve().parent / "results"
 RECORD = RESULTS / "provenance.json"
 
 COMMANDS = {
+    "adam_edge": "adam_edge.py",
     "batch": "batch.py",
     "conformance": "conformance.py",
     "configs": "configs.py",

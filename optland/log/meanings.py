@@ -100,6 +100,10 @@ VOCABULARY = (
         "above lr/applied", "below lr/applied: as edge/ratio above 1", False, True),
     Key("edge/lambda_c", "sharpness along the update, 2 / eta_c", "rises early in training, then stays",
         "rises without end: the minimum gets sharper; use SAM, a larger rate or a smaller batch", False, True),
+    Key("edge/ratio_precond", "largest eigenvalue of the Hessian in Adam's metric over the largest that is stable",
+        "below 1, where full-batch Adam settles", "above 1 for long: as edge/ratio; rising before a spike: lower the rate, "
+        "or warm it up for longer", False, True),
+    Key("edge/ratio_precond_ema", "edge/ratio_precond averaged over about ten probes", "below 1", "as edge/ratio_precond"),
     Key("edge/resolved", "1 where the probe found eta_c between two trials, 0 where it ran out of forward passes",
         "1", "0 for long: the loss hardly depends on the step; edge/ratio is then only a bound"),
     Key("edge/not_descent", "1 where the update did not lead downhill on its own batch", "0",
@@ -108,6 +112,8 @@ VOCABULARY = (
     Key("curv/lambda_max", "largest eigenvalue of the Hessian: the sharpness", "rises, then stays near 2 / rate",
         "rises without end, or test accuracy falls with it: use SAM with a larger rho. Where _converged is 0 it is a "
         "lower bound", True, True),
+    Key("curv/lambda_max_precond", "largest eigenvalue of the Hessian in Adam's metric, P^-1/2 H P^-1/2",
+        "near 38 / rate or below it, with beta1 0.9", "as edge/ratio_precond", False, True),
     Key("curv/lambda_min", "most negative eigenvalue of the Hessian", "small beside lambda_max",
         "as curv/ncr", False, True),
     Key("curv/ncr", "negative-curvature ratio, -lambda_min / lambda_max", "below 0.1 late in training",

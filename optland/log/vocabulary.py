@@ -62,7 +62,7 @@ def without_chart() -> list[str]:
     """Names and patterns (``probe/age_*``) of all that has no chart of its own."""
     errors = [f"{key.name}_error" for key in VOCABULARY if key.estimated]
     plain = [key.name for key in VOCABULARY if not key.chart and not key.name.startswith("curv/<")]
-    ends = [f"curv/lambda_{end}_converged" for end in ("max", "min")]
+    ends = [f"curv/lambda_{end}_converged" for end in ("max", "min", "max_precond")]
     return [*(re.sub(r"<\w+>$", "*", name) for name in plain), *errors, *ends]
 
 

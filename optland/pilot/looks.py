@@ -52,7 +52,9 @@ class Looks:
     ) -> None:
         self.host, self.history, self.budget = host, history, budget
         show = SHOWN | {p.name for p in own} if shown else frozenset()
-        known = [*standard_probes(seed), *own] if budget.fraction > 0 else []
+        given = {p.name for p in own}  # one of ours that is given is used as it is given
+        ours = [p for p in standard_probes(seed) if p.name not in given]
+        known = [*ours, *own] if budget.fraction > 0 else []
         self.probes = [p for p in known if p.yields & reads or p.name in show]
         weights = {p.name: p.weight for p in self.probes}
         budget.use(weights | ({CurvatureProbe.name: CurvatureProbe.weight} if escapes else {}))
@@ -86,6 +88,12 @@ class Looks:
     def along_update(self) -> bool:
         """Whether a probe that looks along the update is due here."""
         return any(p.along_update and self.ranks.measures(joint=p.joint) for p in self.due)
+
+    @property
+    def needs_rate(self) -> bool:
+        """Whether a probe that is due here needs the rate of the update just made."""
+        reading = (p for p in self.due if p.reads_rate or p.along_update)
+        return any(self.ranks.measures(joint=p.joint) for p in reading)
 
     def run(self) -> list[Signal]:
         """Run the probes that are due, and return what they measured."""

@@ -523,7 +523,7 @@ class Pilot:
         if self._escape_asked is not None:
             (policy, proposal), self._escape_asked = self._escape_asked, None
             self.record.decided(self.controls.settle(policy, proposal, host.step))
-        if self.looks.along_update:
+        if self.looks.needs_rate:
             self.steering.applied()
         self.record.measured(self.looks.run())
         if self._acts:

@@ -163,6 +163,12 @@ def stability_ratio(
     return StabilityRatio(ratio, _verdict(ratio), sharpness, thresholds, spectrum)
 
 
+def thresholds_of(objective: Objective, optimizer: Optimizer) -> tuple[list[Tensor], list[Threshold]]:
+    """D^-1/2, the metric in which the largest eigenvalue of H is the ratio, and the threshold of every parameter."""
+    own = _of_parameters(objective, optimizer, stability_threshold(optimizer))
+    return _scale(objective, optimizer, own), own
+
+
 def _grad_norm(objective: Objective, optimizer: Optimizer) -> float | None:
     """Norm of the gradient where SAM's threshold needs it."""
     if type(optimizer).__name__ != "SAM" or optimizer is innermost(optimizer):

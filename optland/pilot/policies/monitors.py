@@ -13,7 +13,8 @@ probe up to eight Hessian products of 32 samples. None of them acts. When: one w
 monitor and shadow mode all probes run without them. When not: every gradient counts.
 
 Defaults: r is averaged over about ten probes (logarithms, beta 0.9), since one probe is uncertain by a factor of 1.5;
-an alarm when the average crosses 1 upwards, taken back below 0.8. The batch is called too small or too large beyond a
+an alarm when the average crosses 1 upwards, taken back below 0.8. With ``metric="adam"`` r is the largest eigenvalue of
+the preconditioned Hessian over Adam's threshold (:mod:`optland.pilot.probes.adam_edge`), up to eight products per look. The batch is called too small or too large beyond a
 factor of 4 in three successive probes, since B_simple is a proxy that is right within such a factor.
 
 Reference: critical learning rate of Kalra et al. 2026, arXiv:2601.16979; noise scale of McCandlish et al. 2018,
@@ -22,12 +23,23 @@ arXiv:1812.06162; spectra through training: Ghorbani et al. 2019, arXiv:1901.101
 
 from __future__ import annotations
 
+from typing import Literal
+
 from optland.pilot.decision import Proposal
 from optland.pilot.filters import LogEMA
 from optland.pilot.history import Reader
 from optland.pilot.policies.base import Policy, PolicyCard
+from optland.pilot.policies.facts import HostFacts
 
 __all__ = ["CurvatureMonitor", "EdgeMonitor", "NoiseMonitor"]
+
+
+_RATIOS = {"update": "edge/ratio", "adam": "edge/ratio_precond"}
+_AVERAGES = {"edge/ratio": "edge/ratio_ema", "edge/ratio_precond": "edge/ratio_precond_ema"}
+_BEYOND = {
+    "edge/ratio": "steps of this size raise the loss of their own batch",
+    "edge/ratio_precond": "the sharpest direction is beyond what this rate of Adam is stable at",
+}
 
 
 class EdgeMonitor(Policy):
@@ -36,6 +48,11 @@ class EdgeMonitor(Policy):
     Args:
         high: Ratio above which an alarm is raised; 1.0, where a step raises its own batch's loss.
         calm: Ratio below which the next alarm is possible again; 0.8.
+        metric: ``update`` (the default: along the realised update, for any optimizer) or ``adam``: the sharpest direction
+            in Adam's metric, over the threshold of Adam or AdamW.
+
+    Raises:
+        ValueError: ``calm`` is not below ``high``, the metric is another word, or Adam's without Adam.
     """
 
     name = "edge_monitor"
@@ -49,18 +66,33 @@ class EdgeMonitor(Policy):
     reads = frozenset({"edge/ratio"})
     kept = ("alarmed", "ratio")
 
-    def __init__(self, *, high: float = 1.0, calm: float = 0.8) -> None:
+    def __init__(
+        self, *, high: float = 1.0, calm: float = 0.8, metric: Literal["update", "adam"] = "update"
+    ) -> None:
         if not 0 < calm <= high:
             raise ValueError(
                 f"calm {calm} must be above 0 and at most high {high}; use for example 0.8 and 1.0"
             )
+        if metric not in _RATIOS:
+            raise ValueError(f"metric {metric!r} is not known; use {' or '.join(map(repr, _RATIOS))}")
         self.high, self.calm = high, calm
+        self.signal = _RATIOS[metric]
+        self.reads = frozenset({self.signal})
         self.ratio = LogEMA(0.9)
         self.alarmed = False
 
+    def begin(self, host: HostFacts) -> list[Proposal]:
+        """Refuse Adam's metric where there is no Adam."""
+        if self.signal == _RATIOS["adam"] and not host.adam:
+            raise ValueError(
+                "EdgeMonitor(metric='adam') reads the preconditioner of Adam or AdamW, and the optimizer is neither; "
+                "use metric='update'"
+            )
+        return []
+
     def decide(self, history: Reader) -> list[Proposal]:
         """An alarm where the averaged ratio crosses ``high`` upwards."""
-        found = history.new("edge/ratio")
+        found = history.new(self.signal)
         if found is None or not found.valid:
             return []
         self.ratio.update(found.value)
@@ -73,15 +105,13 @@ class EdgeMonitor(Policy):
         if average <= self.high:
             return []
         self.alarmed = True
-        reason = (
-            f"the edge ratio averages {average:.2f}: steps of this size raise the loss of their own batch"
-        )
-        return [Proposal("alarm", average, reason, {"edge/ratio": found.value})]
+        reason = f"the edge ratio averages {average:.2f}: {_BEYOND[self.signal]}"
+        return [Proposal("alarm", average, reason, {self.signal: found.value})]
 
     def metrics(self) -> dict[str, float]:
-        """``edge/ratio_ema``: the one number to read."""
+        """``edge/ratio_ema``: the one number to read; in Adam's metric ``edge/ratio_precond_ema``."""
         average = self.ratio.value
-        return {} if average is None else {"edge/ratio_ema": average}
+        return {} if average is None else {_AVERAGES[self.signal]: average}
 
 
 class NoiseMonitor(Policy):

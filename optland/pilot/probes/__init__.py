@@ -2,14 +2,17 @@
 
 from collections.abc import Callable, Sequence
 
+from optland.pilot.probes.adam_edge import AdamEdgeProbe
 from optland.pilot.probes.base import Probe
 from optland.pilot.probes.curvature import CurvatureProbe
 from optland.pilot.probes.edge import EdgeProbe
 from optland.pilot.probes.noise import CurvatureNoiseProbe, NoiseProbe
 
-__all__ = ["PROBES", "EdgeProbe"]
+__all__ = ["PROBES", "AdamEdgeProbe", "EdgeProbe"]
 
-PROBES: tuple[Callable[[int], Probe], ...] = (EdgeProbe, NoiseProbe, CurvatureProbe, CurvatureNoiseProbe)
+PROBES: tuple[Callable[[int], Probe], ...] = (
+    EdgeProbe, NoiseProbe, CurvatureProbe, CurvatureNoiseProbe, AdamEdgeProbe,
+)  # fmt: skip
 """Probe classes, made with the seed of their randomness."""
 
 SHOWN = frozenset({"edge", "noise", "curvature"})

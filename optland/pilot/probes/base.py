@@ -23,6 +23,7 @@ class Probe(ABC):
         along_update: Whether it needs the weights before the update.
         joint: Whether it looks at the step's batch alone, by ``host.objective(..., joint=True)``, so that several ranks
             can measure it together, each on its own.
+        reads_rate: Whether it needs the rate of the update just made, which the host then waits for.
         whole_batches: Whether it stays off the smaller batch at the end of an epoch, which is not comparable.
         spent: Cost of the last run, in gradient evaluations.
     """
@@ -34,6 +35,7 @@ class Probe(ABC):
     ahead: ClassVar[int] = 1
     along_update: ClassVar[bool] = False
     joint: ClassVar[bool] = False
+    reads_rate: ClassVar[bool] = False
     whole_batches: ClassVar[bool] = True
     spent: float = 0.0
 
