@@ -101,9 +101,10 @@ VOCABULARY = (
     Key("edge/lambda_c", "sharpness along the update, 2 / eta_c", "rises early in training, then stays",
         "rises without end: the minimum gets sharper; use SAM, a larger rate or a smaller batch", False, True),
     Key("edge/ratio_precond", "largest eigenvalue of the Hessian in Adam's metric over the largest that is stable",
-        "below 1, where full-batch Adam settles", "above 1 for long: as edge/ratio; rising before a spike: lower the rate, "
-        "or warm it up for longer", False, True),
-    Key("edge/ratio_precond_ema", "edge/ratio_precond averaged over about ten probes", "below 1", "as edge/ratio_precond"),
+        "below 1, where full-batch Adam settles", "above 1 for long: as edge/ratio; rising before a spike: lower the "
+        "rate, or warm it up for longer", False, True),
+    Key("edge/ratio_precond_ema", "edge/ratio_precond averaged over about ten probes", "below 1",
+        "as edge/ratio_precond"),
     Key("edge/resolved", "1 where the probe found eta_c between two trials, 0 where it ran out of forward passes",
         "1", "0 for long: the loss hardly depends on the step; edge/ratio is then only a bound"),
     Key("edge/not_descent", "1 where the update did not lead downhill on its own batch", "0",

@@ -55,7 +55,7 @@ def literal(model: nn.Module, optimizer: torch.optim.Optimizer, factor: float, b
 
 
 def by_group(model: nn.Module) -> torch.optim.Optimizer:
-    first, last = list(model[0].parameters()), list(model[2].parameters())  # type: ignore[index]
+    first, last = list(model[0].parameters()), list(model[2].parameters())
     groups = [{"params": last, "lr": 0.004}, {"params": first, "betas": (0.8, 0.99)}]
     return torch.optim.AdamW(groups, lr=0.01, weight_decay=0.3)
 
@@ -192,7 +192,7 @@ def test_frozen_layers_are_another_spectrum_and_no_failure() -> None:
     run = Run(MAKE["adamw"], policies=[EdgeMonitor(metric="adam")])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        run.model[0].requires_grad_(False)  # type: ignore[index,operator]
+        run.model[0].requires_grad_(False)
         for _ in range(90):
             run.base.zero_grad()
             loss = loss_fn(run.model, (X, Y))
@@ -200,7 +200,7 @@ def test_frozen_layers_are_another_spectrum_and_no_failure() -> None:
             run.base.step()
             run.pilot.after_step((X, Y), loss)
             if run.pilot.step == 40:
-                run.model[0].requires_grad_(True)  # type: ignore[index,operator]
+                run.model[0].requires_grad_(True)
     looks = [row["edge/ratio_precond"] for row in run.log.rows if "edge/ratio_precond" in row]
     assert len(looks) >= 2
     assert [p.name for p in run.pilot.looks.probes] == ["adam_edge"]
@@ -221,4 +221,4 @@ def test_without_adam_there_is_nothing_to_read() -> None:
     ):
         Run(sgd, policies=[EdgeMonitor(metric="adam")]).to(1)
     with pytest.raises(ValueError, match="metric 'sgd' is not known; use 'update' or 'adam'"):
-        EdgeMonitor(metric="sgd")  # type: ignore[arg-type]
+        EdgeMonitor(metric="sgd")

@@ -14,8 +14,9 @@ monitor and shadow mode all probes run without them. When not: every gradient co
 
 Defaults: r is averaged over about ten probes (logarithms, beta 0.9), since one probe is uncertain by a factor of 1.5;
 an alarm when the average crosses 1 upwards, taken back below 0.8. With ``metric="adam"`` r is the largest eigenvalue of
-the preconditioned Hessian over Adam's threshold (:mod:`optland.pilot.probes.adam_edge`), up to eight products per look. The batch is called too small or too large beyond a
-factor of 4 in three successive probes, since B_simple is a proxy that is right within such a factor.
+the preconditioned Hessian over Adam's threshold (:mod:`optland.pilot.probes.adam_edge`), up to eight products per look.
+The batch is called too small or too large beyond a factor of 4 in three successive probes, since B_simple is a proxy
+that is right within such a factor.
 
 Reference: critical learning rate of Kalra et al. 2026, arXiv:2601.16979; noise scale of McCandlish et al. 2018,
 arXiv:1812.06162; spectra through training: Ghorbani et al. 2019, arXiv:1901.10159.
@@ -48,8 +49,8 @@ class EdgeMonitor(Policy):
     Args:
         high: Ratio above which an alarm is raised; 1.0, where a step raises its own batch's loss.
         calm: Ratio below which the next alarm is possible again; 0.8.
-        metric: ``update`` (the default: along the realised update, for any optimizer) or ``adam``: the sharpest direction
-            in Adam's metric, over the threshold of Adam or AdamW.
+        metric: ``update`` (the default: along the realised update, for any optimizer) or ``adam``: the sharpest
+            direction in Adam's metric, over the threshold of Adam or AdamW.
 
     Raises:
         ValueError: ``calm`` is not below ``high``, the metric is another word, or Adam's without Adam.

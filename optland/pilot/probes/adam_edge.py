@@ -19,8 +19,8 @@ rate, updates between two looks   carried  in weights  cold
 5e-3, 10                          4.8      4.8         7.7
 ================================  =======  ==========  ====
 
-*In weights*: carried as a direction of weight space, which is left out. One value in 720 was 9 % below a cold run's, all
-others within 1 %: another pair had overtaken, which the next audit sees.
+*In weights*: carried as a direction of weight space, which is left out. One value in 720 was 9 % below a cold run's,
+all others within 1 %: another pair had overtaken, which the next audit sees.
 
 **When.** Under Adam and AdamW, beside or in place of the edge along the update, which is one number of a noisy
 direction. Not for other optimizers.
