@@ -9,6 +9,7 @@ import pydoc_data.topics
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from doctor_faults import CELLS, Spec
@@ -20,7 +21,7 @@ from optland.train import DataConfig, load_data
 
 __all__ = ["Task", "build", "changed", "task_of"]
 
-CONTEXT, ALPHABET = 32, 64
+CONTEXT, ALPHABET = 16, 48
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,11 @@ class Task:
 def task_of(name: str) -> Task:
     """The data of a task, normalised."""
     if name in ("code", "topics"):
-        return _text(Path((argparse if name == "code" else pydoc_data.topics).__file__).read_text(encoding="utf-8"))
+        return _text(
+            Path(str((argparse if name == "code" else pydoc_data.topics).__file__)).read_text(
+                encoding="utf-8"
+            )
+        )
     if name == "digits":
         images, labels = load_digits(return_X_y=True)
         x = torch.tensor(images, dtype=torch.float32).reshape(-1, 1, 8, 8)
@@ -54,7 +59,9 @@ def task_of(name: str) -> Task:
         hidden = torch.tanh(x @ torch.randn(20, 32, generator=made) / 3)
         return _split(x, (hidden @ torch.randn(32, 5, generator=made)).argmax(1), 5, 800)
     if name == "tabular":
-        score = torch.stack([x[:, 0] * x[:, 1] + x[:, 2], x[:, 3].abs() - x[:, 4], torch.sin(2 * x[:, 5]) + 0.5], 1)
+        score = torch.stack(
+            [x[:, 0] * x[:, 1] + x[:, 2], x[:, 3].abs() - x[:, 4], torch.sin(2 * x[:, 5]) + 0.5], 1
+        )
         return _split(x, (score + 0.2 * torch.randn(4800, 3, generator=made)).argmax(1), 3, 800)
     y = torch.sin(2 * x[:, 0]) + x[:, 1] * x[:, 2] + 0.5 * x[:, 3] + 0.1 * torch.randn(4800, generator=made)
     return _split(x, ((y - y.mean()) / y.std())[:, None], 0, 800)
@@ -68,7 +75,7 @@ def _split(x: Tensor, y: Tensor, classes: int, held_out: int) -> Task:
 
 def _text(text: str) -> Task:
     common = {c: i + 1 for i, (c, _) in enumerate(Counter(text).most_common(ALPHABET - 1))}
-    tokens = torch.tensor([common.get(c, 0) for c in text[:80_000]])
+    tokens = torch.tensor([common.get(c, 0) for c in text[:40_000]])
     windows = tokens[: len(tokens) // (CONTEXT + 1) * (CONTEXT + 1)].reshape(-1, CONTEXT + 1)
     x, y, cut = windows[:, :-1], windows[:, 1:], len(windows) * 9 // 10
     return Task(x[:cut], y[:cut], x[cut:], y[cut:], ALPHABET, text=True)
@@ -88,8 +95,8 @@ def changed(task: Task, spec: Spec) -> Task:
         scale = spec.strength ** (torch.rand(x.shape[1:], generator=made) * 2 - 1)
         x, val_x = x * scale, val_x * scale
     elif spec.inputs:
-        scale = spec.strength if spec.inputs == "large" else 1 / spec.strength
-        x, val_x = x * scale, val_x * scale
+        factor = spec.strength if spec.inputs == "large" else 1 / spec.strength
+        x, val_x = x * factor, val_x * factor
     return Task(x, y, val_x, task.val_y, task.classes, task.text)
 
 
@@ -105,7 +112,7 @@ class _Block(nn.Module):
         self.activation, self.dropout = _ACTIVATIONS[spec.activation](), nn.Dropout(spec.dropout)
         self.skip = spec.skips
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         y = self.dropout(self.activation(self.norm(self.layer(x))))
         return x + y if self.skip else y
 
@@ -116,13 +123,16 @@ class _Stack(nn.Module):
     def __init__(self, inputs: int, outputs: int, spec: Spec, conv: int) -> None:
         super().__init__()
         w, self.conv = spec.width, conv
-        make = (nn.Linear, nn.Conv1d, nn.Conv2d)[conv]
-        options = {"kernel_size": 3, "padding": 1} if conv else {}
-        self.stem = _Block(make(inputs, w, **options), w, _without_skips(spec), conv=conv)
-        self.blocks = nn.Sequential(*(_Block(make(w, w, **options), w, spec, conv=conv) for _ in range(spec.depth - 1)))
+        make: Any = (nn.Linear, nn.Conv1d, nn.Conv2d)[conv]
+        options: dict[str, Any] = {"kernel_size": 3, "padding": 1} if conv else {}
+        halved = {"stride": 2} if conv == 1 else {}
+        self.stem = _Block(make(inputs, w, **options, **halved), w, _without_skips(spec), conv=conv)
+        self.blocks = nn.Sequential(
+            *(_Block(make(w, w, **options), w, spec, conv=conv) for _ in range(spec.depth - 1))
+        )
         self.head = nn.Linear(4 * w if conv else w, outputs)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         if not self.conv:
             return self.head(self.blocks(self.stem(x.flatten(1))))
         pool = F.adaptive_avg_pool1d if self.conv == 1 else F.adaptive_avg_pool2d
@@ -141,7 +151,7 @@ class _Recurrent(nn.Module):
         self.gru = nn.GRU(spec.width, spec.width, batch_first=True)
         self.head = nn.Linear(spec.width, ALPHABET)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         return self.head(self.dropout(self.gru(self.dropout(self.embedding(x)))[0]))
 
 
@@ -150,7 +160,7 @@ class _Attention(nn.Module):
         super().__init__()
         self.heads, self.qkv, self.out = heads, nn.Linear(width, 3 * width), nn.Linear(width, width)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         b, t, w = x.shape
         q, k, v = (m.reshape(b, t, self.heads, -1).transpose(1, 2) for m in self.qkv(x).chunk(3, -1))
         scores = q @ k.transpose(-1, -2) / math.sqrt(w / self.heads)
@@ -162,7 +172,10 @@ class _Transformer(nn.Module):
     def __init__(self, spec: Spec) -> None:
         super().__init__()
         w = spec.width
-        self.embedding, self.position = nn.Embedding(ALPHABET, w), nn.Parameter(0.02 * torch.randn(CONTEXT, w))
+        self.embedding, self.position = (
+            nn.Embedding(ALPHABET, w),
+            nn.Parameter(0.02 * torch.randn(CONTEXT, w)),
+        )
         self.dropout = nn.Dropout(spec.dropout)
         self.attention = nn.ModuleList(_Attention(w, 2) for _ in range(spec.depth))
         self.feed = nn.ModuleList(
@@ -171,7 +184,7 @@ class _Transformer(nn.Module):
         self.norms = nn.ModuleList(nn.LayerNorm(w) for _ in range(2 * spec.depth + 1))
         self.head = nn.Linear(w, ALPHABET)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         h = self.dropout(self.embedding(x) + self.position)
         for i, (attention, feed) in enumerate(zip(self.attention, self.feed, strict=True)):
             h = h + self.dropout(attention(self.norms[2 * i](h)))
@@ -198,7 +211,7 @@ def build(spec: Spec, task: Task) -> nn.Module:
 
 
 def _initialise(model: nn.Module, spec: Spec) -> None:
-    layers = [m for m in model.modules() if isinstance(m, (nn.Linear, nn.Conv1d, nn.Conv2d))]
+    layers: list[Any] = [m for m in model.modules() if isinstance(m, (nn.Linear, nn.Conv1d, nn.Conv2d))]
     with torch.no_grad():
         for layer in layers:
             if spec.init == "kaiming":

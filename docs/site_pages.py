@@ -16,7 +16,7 @@ FOUNDATIONS = (
 )  # fmt: skip
 ALONE = (
     "objective", "curvature", "landscape", "optim", "pilot", "conformance", "train", "log", "plots", "report",
-    "problems",
+    "problems", "doctor",
 )  # fmt: skip
 TOP = re.compile(r"^__all__ = \[\n(.*?)^\]", flags=re.S | re.M)
 

@@ -13,6 +13,9 @@ from typing import Any, NoReturn
 
 from optland import __version__
 from optland.cli.copying import copy_recipe
+from optland.cli.diagnose_options import EXAMPLES as _DIAGNOSE_EXAMPLES
+from optland.cli.diagnose_options import OPTIONS as _DIAGNOSE_OPTIONS
+from optland.cli.diagnose_options import add_diagnose_arguments
 from optland.cli.execution import execute
 from optland.cli.explain import EXPLAIN_EXAMPLES, explain
 from optland.cli.grid import Grid, run_grid
@@ -54,6 +57,7 @@ _EXAMPLES = f"""examples:
   optland probe runs/landscape_train/digits
   optland report runs/landscape_train/digits
   optland release runs/landscape_train/digits --for int4
+  optland diagnose runs/landscape_train/digits
   optland explain edge/ratio
 
 Recipes of your own: a script, by its path; by its name in ./recipes or here; by the folder that it is alone in; or set
@@ -88,7 +92,7 @@ _CP_EXAMPLES = """examples:
   optland cp landscape_train digits my_experiment/mine.py
 """
 
-_COMMANDS = ["ls", "run", "validate", "cp", "probe", "report", "release", "explain"]
+_COMMANDS = ["ls", "run", "validate", "cp", "probe", "report", "release", "diagnose", "explain"]
 _OPTIONS = ["--resume", "--validate", "--dry-run", "--grid", "--seeds", "--help"]
 
 
@@ -146,6 +150,11 @@ def _main(argv: Sequence[str] | None) -> int:
             from optland.cli.report import report
 
             return report(arguments)
+        elif arguments.command == "diagnose":
+            _no_more(extra, "optland diagnose RUN... [--options]", [*_DIAGNOSE_OPTIONS, "--help"])
+            from optland.cli.diagnose import diagnose_runs
+
+            return diagnose_runs(arguments)
         else:
             return _run(arguments, _overrides(arguments, extra))
     except UserError as error:
@@ -238,6 +247,8 @@ def _parser() -> argparse.ArgumentParser:
         _RELEASE_EXAMPLES,
     )
     add_release_arguments(released)
+    doctor = _command(commands, "diagnose", "say what is wrong with a run, from its log", _DIAGNOSE_EXAMPLES)
+    add_diagnose_arguments(doctor)
     meaning = _command(
         commands, "explain", "say what a logged key means, and what to do about it", EXPLAIN_EXAMPLES
     )

@@ -26,7 +26,10 @@ def event_row(event: Mapping[str, object]) -> list[object]:
 
 
 def event_alert(event: Mapping[str, object], step: int) -> Alert | None:
-    """The alert of a decision: a rewind has one."""
+    """The alert of a decision: a rewind has one, and a finding of the doctor's."""
+    if event.get("policy") == "doctor":
+        symptom, _, text = str(event.get("reason")).partition(": ")
+        return f"doctor: {symptom} at step {step}", text, "WARN"
     if event.get("actuator") != "rewind":
         return None
     return f"{event.get('policy')}: rewind at step {step}", str(event.get("reason")), "WARN"

@@ -18,6 +18,7 @@ GROUPS = {
     "edge": "how far the learning rate is from the one that raises the loss of its own batch",
     "curv": "the ends of the Hessian's spectrum on a fixed set of samples",
     "noise": "gradient noise, and the batch size that it asks for",
+    "layer": "gradients of the layers against each other, for the doctor",
     "sam": "the two passes of a SAM step",
     "update": "the size of updates",
     "ctl": "what the pilot did",
@@ -142,6 +143,13 @@ VOCABULARY = (
         "below 0: it is lost in the noise, and b_simple is only a lower bound", False, True),
     Key("noise/resolved", "1 where signal and noise could be told apart", "1",
         "0: the batch cannot be parted, or it is too noisy; read nothing from b_simple"),
+    # ------------------------------------------------------------------ layers
+    Key("layer/first_over_last", "root-mean-square gradient of the first weight matrix over that of the last",
+        "0.05 to 20", "far below: gradients vanish; add skips or normalisation, take ReLU for sigmoid. Far above: they "
+        "explode; initialise with gain 1, clip"),
+    Key("layer/depth", "number of weight matrices that have a gradient"),
+    Key("layer/dead_max", "largest share of dead units in a layer: units whose weights had no gradient for 256 samples",
+        "below 0.3", "above 0.5: lower the rate, start biases at 0, take GELU for ReLU"),
     # ------------------------------------------------------------------ SAM
     Key("sam/loss_gap", "L(w + eps) - L(w): the rise of the loss along the perturbation",
         "above 0, well below the loss",

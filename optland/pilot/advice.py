@@ -12,6 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from optland.doctor import Histories, diagnose
+
 __all__ = ["Advice", "advise"]
 
 Row = Mapping[str, float]
@@ -19,6 +21,9 @@ Events = Sequence[Mapping[str, object]]
 
 FELL = 3.0
 """Points of validation accuracy below its peak from which on a run has lost what it had."""
+
+SURE = 0.8
+"""Weight of the evidence from which on a finding of the doctor's is the verdict."""
 
 WASTED = 0.2
 """Share of the probes above the critical rate from which on a rate that was given is too high."""
@@ -177,12 +182,24 @@ def _above_the_edge(rows: Sequence[Row], decisions: Events) -> _Finding | None:
     )
 
 
+def _what_the_doctor_finds(rows: Sequence[Row], decisions: Events) -> _Finding | None:
+    """The first finding of the doctor's rules, where its evidence is strong."""
+    paced = _sets_the_rate(rows)
+    found = diagnose(Histories.from_rows(rows, {"paced": paced})).findings
+    if not found or found[0].confidence < SURE:
+        return None
+    first = found[0]
+    typed = first.action if "=" in first.action and first.action.startswith("optimizer.") else ""
+    return _Finding(f"{first.title.capitalize()}: {first.evidence} {first.reading}", typed)
+
+
 _IN_ORDER: tuple[Callable[[Sequence[Row], Events], _Finding | None], ...] = (
     _nothing_learnt,
     _not_finite,
     _rewound,
     _fell,
     _above_the_edge,
+    _what_the_doctor_finds,
 )
 
 

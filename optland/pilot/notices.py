@@ -4,7 +4,35 @@ from __future__ import annotations
 
 import warnings
 
-__all__ = ["say_clipped", "say_not_finite", "say_off"]
+__all__ = ["apart", "no_after_step", "no_update", "say_clipped", "say_not_finite", "say_off"]
+
+
+def apart(step: int, rank: int) -> str:
+    """Ranks that have decided differently."""
+    return (
+        f"the ranks have decided differently up to update {step}: rank {rank} is apart from rank 0; give every rank "
+        "the same policies, budget, lengths and seed"
+    )
+
+
+def no_after_step(optimizer: str) -> str:
+    """The mistake of a step without ``after_step`` since the one before."""
+    return (
+        "after_step(batch, loss) was not called since the last update; call it once after every "
+        f"{optimizer}.step()"
+    )
+
+
+def no_update(made: int, count: int) -> str:
+    """The mistake of an ``after_step`` without an update, when ``made`` of ``count`` optimizers have stepped."""
+    if made:
+        return f"after_step() after {made} of {count} optimizers; all of them have to step"
+    return (
+        "after_step() was called and no optimizer of this pilot has stepped since the last call. With accumulation "
+        "call it once per update, with the list of micro-batches; with a GradScaler, which leaves steps out, before "
+        "zero_grad(). If a step was made, its hooks did not run: the pilot cannot see it in a compiled step, a CUDA "
+        "graph or DeepSpeed; step outside of it, or use mode='off'"
+    )
 
 
 def say_off(what: str, step: int, why: str) -> None:

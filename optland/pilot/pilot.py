@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from optland.doctor.watching import Watch
 from optland.log import as_logger
 from optland.objective import LossFn
 from optland.optim.two_pass import TwoPass
@@ -37,8 +38,10 @@ from optland.pilot.first_look import scalar, try_loss_fn
 from optland.pilot.history import History
 from optland.pilot.hooks import Hooks
 from optland.pilot.host import Host
+from optland.pilot.live import Live
 from optland.pilot.looks import Looks
 from optland.pilot.measure import Layout, norms
+from optland.pilot.notices import apart, no_after_step, no_update
 from optland.pilot.policies.base import Policy
 from optland.pilot.policies.facts import HostFacts
 from optland.pilot.probes.base import Probe
@@ -82,6 +85,7 @@ class Pilot:
         num_samples: ``num_samples(batch)`` for batches of a type that cannot be counted by their first tensor.
         split: ``split(batch, parts)`` for batches of a type that cannot be cut along their first dimension.
         dataset_size: Samples of the training set, where no loader says it.
+        watch: An :func:`optland.doctor.watch` of the same loop; it is told of every update, its findings are logged.
         host: Makes the host, called as :class:`~optland.pilot.host.Host` is: a subclass for another kind of loop.
 
     Raises:
@@ -92,6 +96,7 @@ class Pilot:
     Attributes:
         host, progress, budget, history: What is turned; how far the run is; what probes cost; the signals.
         controls, looks, trouble: The policies; the probes; guards, snapshots, and updates that were cancelled.
+        live: The doctor; ``live.diagnosis()`` is what it finds in the run so far.
     """
 
     def __init__(
@@ -113,6 +118,7 @@ class Pilot:
         num_samples: Callable[[Any], int] | None = None,
         split: Callable[[Any, int], list[Any]] | None = None,
         dataset_size: int | None = None,
+        watch: Watch | None = None,
         host: Callable[..., Host] = Host,
     ) -> None:
         if mode not in MODES:
@@ -148,6 +154,7 @@ class Pilot:
         )
         self.trouble = Trouble(self.host, paces=self.controls.paces)
         self.record = Record(logger, log_every, writes=self.host.ranks.leads)
+        self.live = Live(self.host, watch, paced=self.steering.sets_lengths)
         self.seed = seed
         self._seconds_before = 0.0
         self._started = self._ended = time.perf_counter()
@@ -208,7 +215,11 @@ class Pilot:
             TypeError: The arguments are swapped, or ``loss_fn`` cannot be used.
             ValueError: The loss is not that of ``loss_fn`` on this batch.
         """
-        loss, host = scalar(loss), self.host
+        with self.live.told(batch, loss):
+            self._after_step(batch, scalar(loss))
+
+    def _after_step(self, batch: Any, loss: float | Tensor) -> None:
+        host = self.host
         samples, of_all = host.counts(batch)
         host.batch = batch
         host.saw(samples)
@@ -325,6 +336,7 @@ class Pilot:
             open_ended=progress.open_ended,
             lengths_set=self.steering.sets_lengths,
         )
+        self.live.begin([g for o in host.optimizers for g in o.param_groups], self._facts.steps)
         for decision in self.controls.begin(self._facts, host.step):
             self.record.decided(decision)
 
@@ -337,10 +349,7 @@ class Pilot:
     def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
         host = self.host
         if self._finished or host.index(optimizer) in self._stepped:
-            raise RuntimeError(
-                "after_step(batch, loss) was not called since the last update; call it once after every "
-                f"{type(optimizer).__name__}.step()"
-            )
+            raise RuntimeError(no_after_step(type(optimizer).__name__))
         host.release_rate(optimizer)  # a closure that raised has left the rates of its step in place
         if self._facts is None:
             self._begin()
@@ -380,12 +389,10 @@ class Pilot:
         step = self.host.step
         self.looks.told(told[:-2])
         if not self.record.told(*told[-2:]):
-            raise RuntimeError(
-                f"the ranks have decided differently up to update {step}: rank {self.host.ranks.rank} is apart from "
-                "rank 0; give every rank the same policies, budget, lengths and seed"
-            )
+            raise RuntimeError(apart(step, self.host.ranks.rank))
         self.steering.delivered()
         self.history.put(Signal(n, v, step) for n, v in self.scalars.delivered.items() if n != "lr/applied")
+        self.live.measured(step, self.scalars.delivered.get("train/loss"), ())
 
     def _judge(self, optimizer: Optimizer, held: list[Tensor], found: list[float], *, first: bool) -> None:
         """Look at the gradient and, once per update, at the last loss; ask the policies that may skip the update."""
@@ -407,6 +414,7 @@ class Pilot:
         self.history.put([Signal("update/grad_norm", norm, self.host.step + 1, valid=not clipped, why=why)])
         if not self._gradients.fits(held):
             self._gradients = Layout(held, [self._name(p) for p in held])
+        self.live.gradients(self.host.step + 1, sizes, held, self._gradients.matrices)
         names = self._gradients.names
         if self._guarded({names[i]: sizes[i] for i in self._gradients.matrices}):
             return
@@ -495,17 +503,7 @@ class Pilot:
         """``after_step`` without an update: one that a GradScaler left out, or a mistake."""
         waiting = [o for i, o in enumerate(self.host.inner) if i not in self._stepped]
         if all_finite(p.grad for o in waiting for p in self.host.parameters_of(o)):
-            if self._stepped:
-                made = len(self._stepped)
-                raise RuntimeError(
-                    f"after_step() after {made} of {len(self.host.inner)} optimizers; all of them have to step"
-                )
-            raise RuntimeError(
-                "after_step() was called and no optimizer of this pilot has stepped since the last call. With "
-                "accumulation call it once per update, with the list of micro-batches; with a GradScaler, which leaves "
-                "steps out, before zero_grad(). If a step was made, its hooks did not run: the pilot cannot see it in "
-                "a compiled step, a CUDA graph or DeepSpeed; step outside of it, or use mode='off'"
-            )
+            raise RuntimeError(no_update(len(self._stepped), len(self.host.inner)))
         self.trouble.left_out(act=self._acts, first=self._facts is None)
         self.trouble.over(made=False)
 
@@ -525,7 +523,9 @@ class Pilot:
             self.record.decided(self.controls.settle(policy, proposal, host.step))
         if self.looks.needs_rate:
             self.steering.applied()
-        self.record.measured(self.looks.run())
+        found = self.looks.run()
+        self.record.measured(found)
+        self.record.found(host.step, self.live.news(host.step, found))
         if self._acts:
             self.trouble.store_if_due(self.progress.steps(host.batch_size))
         if self._acts and "escape" in self.controls.turns:
@@ -596,5 +596,5 @@ class Pilot:
         return {
             "host": self.host, "progress": self.progress, "history": self.history, "controls": self.controls,
             "budget": self.budget, "scalars": self.scalars, "steering": self.steering, "looks": self.looks,
-            "trouble": self.trouble,
+            "trouble": self.trouble, "live": self.live,
         }  # fmt: skip

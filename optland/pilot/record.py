@@ -7,6 +7,7 @@ import zlib
 from collections import deque
 from collections.abc import Iterable
 
+from optland.doctor import Finding
 from optland.failpoints import reach
 from optland.log import Logger, LoggerGroup, NullLogger
 from optland.log.guest import Guest
@@ -40,6 +41,7 @@ class Record:
         self.fingerprint = 0.0
         """Of all decisions so far; equal on ranks that have decided the same."""
         self._unsaid: list[Decision] = []
+        self._found: list[dict[str, object]] = []
         self._fresh: dict[str, float] = {}
 
     def decided(self, decision: Decision | None) -> None:
@@ -59,6 +61,12 @@ class Record:
         )
         self.fingerprint = float(zlib.crc32(repr(what).encode()))
         self._unsaid.append(decision)
+
+    def found(self, step: int, findings: Iterable[Finding]) -> None:
+        """Take in what the doctor finds; it decides nothing, and ranks need not find the same."""
+        for finding in findings:
+            alarm = Decision(step, "doctor", "alarm", math.nan, math.nan, str(finding), False, {})
+            self._found.append(alarm.to_dict())
 
     def measured(self, signals: Iterable[Signal]) -> None:
         """Take in what probes measured, for the row of this update."""
@@ -87,8 +95,11 @@ class Record:
     def write(self, step: int, row: dict[str, float] | None) -> None:
         """Write what was decided, and the row."""
         said, self._unsaid = self._unsaid, []
+        found, self._found = self._found, []
         fresh, self._fresh = self._fresh, {}
         try:
+            for event in found:
+                self.log.event(event)
             for decision in said:
                 self.log.event(decision.to_dict())
             if row is not None:

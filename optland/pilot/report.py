@@ -59,6 +59,7 @@ def row_of(pilot: Any, loss: float) -> dict[str, float]:
         "budget/allowed": budget.allowed,
         "budget/probe_ms": 1e3 * pilot.probe_seconds,
         **pilot.looks.ages(),
+        **pilot.live.row(),
     }
     for optimizer in host.inner:
         if isinstance(optimizer, TwoPass):

@@ -34,6 +34,7 @@ LEVELS = {
     "losses": 0,
     "curvature": 2,
     "problems": 2,
+    "doctor": 3,
     "optim": 3,
     "conformance": 4,
     "landscape": 3,
@@ -60,6 +61,8 @@ ONLY_IN = {
 
 PURE = (
     "optland/pilot/policies/",
+    "optland/doctor/rules/",
+    *(f"optland/doctor/{name}.py" for name in ("finding", "histories", "diagnose", "calibration")),
     *(
         f"optland/pilot/{name}.py"
         for name in ("guards", "budget", "history", "filters", "decision", "signal", "scaling", "progress")

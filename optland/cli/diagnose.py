@@ -1,0 +1,123 @@
+"""``optland diagnose``: what is wrong with a run, from its log, and the one thing to do about it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import shlex
+import textwrap
+from pathlib import Path
+
+from optland.cli.diagnose_options import check_diagnose
+from optland.cli.terminal import DONE, FAILED, say
+from optland.config import UserError
+from optland.doctor import Diagnosis, Finding, Symptom, diagnose
+from optland.doctor.readers import Log, read_log
+from optland.doctor.several import between
+
+__all__ = ["diagnose_runs"]
+
+SHOWN, WIDTH = 3, 110
+
+_FLAGS = {
+    "transformers": {
+        "optimizer.lr": "--learning_rate", "optimizer.weight_decay": "--weight_decay", "clip": "--max_grad_norm",
+        "batch_size": "--per_device_train_batch_size", "optimizer.momentum": "--adam_beta1",
+    },
+}  # fmt: skip
+"""Flags of the tools that have a command line, for our keys."""
+
+_EXPLAINED = {
+    Symptom.VANISHING_GRADIENTS: "layer/first_over_last", Symptom.EXPLODING_GRADIENTS: "layer/first_over_last",
+    Symptom.DEAD_UNITS: "layer/dead_max", Symptom.SADDLE_PLATEAU: "curv/ncr", Symptom.PLATEAU: "curv/ncr",
+    Symptom.BATCH_BELOW_NOISE: "noise/b_simple", Symptom.BATCH_ABOVE_NOISE: "noise/b_simple",
+    Symptom.SAM_TOO_MUCH: "sam/loss_gap", Symptom.SAM_TOO_LITTLE: "sam/cos", Symptom.STALE_MOMENTUM: "edge/not_descent",
+    Symptom.CORRUPT_BATCHES: "update/grad_norm",
+}  # fmt: skip
+
+
+def diagnose_runs(arguments: argparse.Namespace) -> int:
+    """Run ``optland diagnose``.
+
+    Args:
+        arguments: Those of :func:`optland.cli.diagnose_options.add_diagnose_arguments`.
+
+    Returns:
+        The exit code: 1 where a symptom of ``--fail-on`` was found.
+
+    Raises:
+        UserError: A log cannot be read, or a symptom is not known.
+    """
+    failing = check_diagnose(arguments, [symptom.value for symptom in Symptom])
+    logs = [_read(run) for run in arguments.runs]
+    found = {log.path: diagnose(log.histories) for log in logs}
+    together = between({str(log.path.parent): log.histories for log in logs}) if len(logs) > 1 else []
+    if arguments.json:
+        for log in logs:
+            say(json.dumps({"run": str(log.path), "kind": log.kind, **found[log.path].to_dict()}))
+        if together:
+            say(
+                json.dumps(
+                    {"runs": [str(log.path) for log in logs], "findings": [f.to_dict() for f in together]}
+                )
+            )
+    else:
+        for log in logs:
+            say(in_words(log, found[log.path]))
+        for finding in together:
+            say(_paragraph(f"\nOver {len(logs)} runs: {finding}"))
+    seen = {f.symptom.value for one in found.values() for f in one.findings} | {
+        f.symptom.value for f in together
+    }
+    return FAILED if seen & set(failing) else DONE
+
+
+def _read(run: str) -> Log:
+    try:
+        return read_log(run)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
+def in_words(log: Log, found: Diagnosis) -> str:
+    """The verdict, and at most three findings with one command each."""
+    lines = [f"{log.path} ({log.kind}, {found.step} updates)", _paragraph(f"Verdict: {found.verdict}")]
+    for number, finding in enumerate(found.findings[:SHOWN], start=1):
+        sure = f", right in {100 * finding.right:.0f} % of such findings" if finding.alarm else ""
+        lines += ["", f"{number}. {finding.title}{sure}"]
+        for head, text in (
+            ("seen: ", finding.evidence),
+            ("means: ", finding.reading),
+            ("fix: ", finding.fix),
+        ):
+            lines.append(_paragraph(f"{head}{text}", "   "))
+        lines.append(f"   type: {command_for(log, finding)}")
+    return "\n".join(lines)
+
+
+def command_for(log: Log, finding: Finding) -> str:
+    """One command: the run again with the change, or the page that explains the number."""
+    key, _, value = finding.action.partition("=")
+    if log.kind == "optland" and value:
+        config = log.path.parent / "config.yaml"
+        recipe = _recipe_of(config)
+        if recipe is not None:
+            return shlex.join(["optland", "run", recipe, str(config), finding.action])
+    flag = _FLAGS.get(log.kind, {}).get(key)
+    if flag is not None and value:
+        return f"the same command with {flag} {value}"
+    if value:
+        return f"the same run with {finding.action}"
+    return f"optland explain {_EXPLAINED.get(finding.symptom, 'train/loss')}"
+
+
+def _recipe_of(config: Path) -> str | None:
+    if not config.is_file():
+        return None
+    line = re.search(r"^recipe: *(\S.*?)\s*$", config.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    return None if line is None else line.group(1).strip("'\"")
+
+
+def _paragraph(text: str, indent: str = "") -> str:
+    return textwrap.fill(text, WIDTH, initial_indent=indent, subsequent_indent=f"{indent}   ")

@@ -1,0 +1,11 @@
+"""The doctor: what is wrong with a training, how the landscape explains it, and what to do."""
+
+from __future__ import annotations
+
+from optland.doctor.diagnose import Diagnosis, diagnose
+from optland.doctor.finding import Finding, Symptom
+from optland.doctor.histories import Histories
+from optland.doctor.readers import read_log
+from optland.doctor.watching import watch
+
+__all__ = ["Diagnosis", "Finding", "Histories", "Symptom", "diagnose", "read_log", "watch"]

@@ -1,0 +1,68 @@
+"""All rules on one run: the verdict on top, and what was found, the most telling first."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from optland.doctor.calibration import share_right
+from optland.doctor.finding import Finding
+from optland.doctor.histories import Histories
+from optland.doctor.rules import silent, steps, training
+from optland.doctor.rules.shape import shape_of
+
+__all__ = ["Diagnosis", "diagnose"]
+
+SHOWN = 3
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """What was found in a run.
+
+    Attributes:
+        findings: Alarms, the most telling first.
+        notes: Findings that ask for nothing.
+        step: Updates that were looked at.
+    """
+
+    findings: tuple[Finding, ...] = ()
+    notes: tuple[Finding, ...] = ()
+    step: int = 0
+
+    @property
+    def verdict(self) -> str:
+        """One sentence: what is wrong, or that nothing was found."""
+        if not self.findings:
+            return f"Nothing is wrong that {self.step} updates would show."
+        first = self.findings[0]
+        return f"{first.title.capitalize() if first.title[:3] != 'SAM' else first.title}: {first.evidence}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return {
+            "verdict": self.verdict, "step": self.step,
+            "findings": [f.to_dict() for f in self.findings], "notes": [f.to_dict() for f in self.notes],
+        }  # fmt: skip
+
+    def __str__(self) -> str:
+        return "\n".join([self.verdict, *(f"{i}. {f}" for i, f in enumerate(self.findings[:SHOWN], start=1))])
+
+
+def diagnose(run: Histories) -> Diagnosis:
+    """Hold a run against all rules.
+
+    Args:
+        run: What is known of it; rules whose signals are missing say nothing.
+
+    Example:
+        >>> run = Histories({"not_held": ["head.weight"], "not_held_share": 0.2})
+        >>> diagnose(run).verdict
+        'Weights not held: 1 tensors (20 % of the trained weights) are in no optimizer: head.weight.'
+    """
+    shape = shape_of(run)
+    found = [f for rule in silent.RULES if (f := rule(run)) is not None]
+    found += [f for rule in (*training.RULES, *steps.RULES) if (f := rule(run, shape)) is not None]
+    told = (replace(f, step=run.step, right=share_right(f.symptom.value)) for f in found)
+    ordered = sorted(told, key=lambda f: -f.confidence)
+    return Diagnosis(tuple(f for f in ordered if f.alarm), tuple(f for f in ordered if not f.alarm), run.step)

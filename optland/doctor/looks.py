@@ -1,0 +1,173 @@
+"""Looks at model, gradients, batch and loader: each a few tensor operations, none a pass through the model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+__all__ = [
+    "Dead", "Labels", "facts_of_inputs", "facts_of_weights", "gradient_matrices", "is_sequential", "norms_of",
+    "symmetric",
+]  # fmt: skip
+
+_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+DEAD_SAMPLES = 256
+"""Samples over which a unit had no gradient before it counts as dead."""
+
+
+def facts_of_weights(model: nn.Module, held: Sequence[Tensor]) -> dict[str, Any]:
+    """Which weights train, and which an optimizer holds."""
+    named = dict(model.named_parameters())
+    mine, theirs = {id(p) for p in named.values()}, {id(p) for p in held}
+    trained = {name: p for name, p in named.items() if p.requires_grad}
+    loose = [name for name, p in trained.items() if id(p) not in theirs]
+    count = sum(p.numel() for p in trained.values())
+    return {
+        "weights": count,
+        "not_held": loose,
+        "not_held_share": sum(trained[n].numel() for n in loose) / max(1, count),
+        "stale": sum(id(p) not in mine for p in held),
+        "held": len(held),
+        "frozen": [name for name, p in named.items() if not p.requires_grad],
+    }
+
+
+def gradient_matrices(model: nn.Module) -> list[tuple[str, Tensor]]:
+    """Weights of linear and convolutional layers that have a gradient, in the model's order."""
+    found = [(f"{name}.weight", m.weight) for name, m in model.named_modules() if isinstance(m, _LAYERS)]
+    return [(name, w) for name, w in found if isinstance(w.grad, Tensor) and w.grad.layout is torch.strided]
+
+
+def norms_of(matrices: Sequence[tuple[str, Tensor]]) -> dict[str, float]:
+    """Root-mean-square gradient of the first layer over that of the last, and the least over the largest.
+
+    A gradient that shrinks by the same factor in every layer on its way back makes the first one small; one that
+    explodes makes it large.
+    """
+    gradients = [w.grad for _, w in matrices if w.grad is not None]
+    if len(gradients) < 2:
+        return {}
+    sizes = torch.stack(torch._foreach_norm(gradients)).double()
+    rms = (sizes / torch.tensor([math.sqrt(g.numel()) for g in gradients], device=sizes.device)).tolist()
+    weights = torch.stack(torch._foreach_norm([w.detach() for _, w in matrices])).double().tolist()
+    relative = [s / w for s, w in zip(sizes.tolist(), weights, strict=True) if w > 0]
+    found = {"layer/depth": float(len(rms))}
+    if rms[-1] > 0:
+        found["layer/first_over_last"] = rms[0] / rms[-1]
+    if relative:
+        found["layer/rel_grad"] = max(relative)
+    return found
+
+
+class Dead:
+    """Units whose weights had no gradient at all for a number of samples: they never fire.
+
+    The rows of a layer's weight are its units. The last layer has no activation, and is left out.
+    """
+
+    def __init__(self) -> None:
+        self._seen: dict[int, Tensor] = {}
+
+    def look(self, matrices: Sequence[tuple[str, Tensor]], samples: int) -> dict[str, float]:
+        """The largest and the total share of dead units over the layers."""
+        shares, units, dead = [], 0, 0
+        for _, w in matrices[:-1]:
+            if w.grad is None:
+                continue
+            silent = w.grad.flatten(1).abs().amax(1) == 0
+            before = self._seen.get(id(w))
+            count = torch.zeros(len(silent), device=w.device) if before is None else before
+            count = torch.where(silent, count + samples, torch.zeros_like(count))
+            self._seen[id(w)] = count
+            gone = int((count >= DEAD_SAMPLES).sum())
+            shares.append(gone / len(silent))
+            units, dead = units + len(silent), dead + gone
+        if not shares:
+            return {}
+        return {"layer/dead_max": max(shares), "layer/dead": dead / max(1, units)}
+
+
+def symmetric(matrices: Sequence[tuple[str, Tensor]]) -> list[str]:
+    """Hidden layers whose units are all equal in weights and in gradient, so that they will stay equal."""
+    return [
+        name for name, w in matrices[:-1] if len(w) > 1 and _equal_rows(w.detach()) and _equal_rows(w.grad)
+    ]
+
+
+def _equal_rows(x: Tensor | None) -> bool:
+    if x is None:
+        return False
+    rows = x.flatten(1)
+    return float((rows - rows[:1]).abs().max()) <= 1e-6 * float(rows.abs().max())
+
+
+def facts_of_inputs(x: Any) -> dict[str, float]:
+    """Size of the inputs, and how far their features are apart; nothing where they are no numbers."""
+    if not isinstance(x, Tensor) or not x.is_floating_point() or x.ndim < 2 or len(x) < 2:
+        return {}
+    rows = x.detach().flatten(1)[:, :4096].double()
+    if not bool(torch.isfinite(rows).all()):
+        return {}
+    spread = rows.std(0)
+    spread = spread[spread > 1e-6 * spread.max()]
+    found = {"input_rms": float(rows.square().mean().sqrt()), "input_mean": float(rows.mean())}
+    if len(spread) > 1:
+        # Of images the borders are nearly constant, so the quantiles say more than the ends.
+        ends = torch.quantile(spread, torch.tensor([0.1, 0.9], dtype=spread.dtype, device=spread.device))
+        found["input_spread"] = float(ends[1] / ends[0])
+    return found
+
+
+class Labels:
+    """Whether the batches mix the labels as a shuffled loader would."""
+
+    def __init__(self) -> None:
+        self._counts: dict[int, int] = {}
+        self._distinct: list[tuple[int, int]] = []
+
+    def look(self, batch: Any) -> None:
+        """Count the labels of a batch: its last one-dimensional integer tensor."""
+        y = _labels_of(batch)
+        if y is None or len(y) < 8 or len(y) > 100_000:
+            return
+        values, counts = torch.unique(y, return_counts=True)
+        if len(values) > max(64, len(y) // 2):
+            return
+        for value, count in zip(values.tolist(), counts.tolist(), strict=True):
+            self._counts[value] = self._counts.get(value, 0) + count
+        self._distinct.append((len(y), len(values)))
+
+    def facts(self) -> dict[str, float]:
+        """Labels in a batch on average, and how many a random batch of that size would have."""
+        total = sum(self._counts.values())
+        if len(self._distinct) < 5 or len(self._counts) < 2:
+            return {}
+        shares = [count / total for count in self._counts.values()]
+        expected = [sum(1 - (1 - share) ** size for share in shares) for size, _ in self._distinct]
+        return {
+            "labels_in_batch": sum(n for _, n in self._distinct) / len(self._distinct),
+            "labels_expected": sum(expected) / len(expected),
+            "batches_seen": float(len(self._distinct)),
+        }
+
+
+def _labels_of(batch: Any) -> Tensor | None:
+    if isinstance(batch, dict):
+        batch = list(batch.values())
+    if not isinstance(batch, (list, tuple)):
+        return None
+    if batch and isinstance(batch[0], (list, tuple, dict)):  # micro-batches
+        parts = [y for y in (_labels_of(part) for part in batch) if y is not None]
+        return torch.cat(parts) if parts else None
+    whole = [t for t in batch if isinstance(t, Tensor) and t.ndim == 1 and not t.is_floating_point()]
+    return whole[-1] if whole else None
+
+
+def is_sequential(loader: Any) -> bool:
+    """Whether a PyTorch loader reads a data set of several batches in its own order."""
+    sampler = getattr(loader, "sampler", None)
+    return isinstance(sampler, torch.utils.data.SequentialSampler)

@@ -1,0 +1,218 @@
+"""Faults of the step: its length against the edge, its batch against the noise, its momentum, its second pass."""
+
+from __future__ import annotations
+
+import math
+
+from optland.doctor.finding import Finding, Symptom
+from optland.doctor.histories import Histories
+from optland.doctor.rules.shape import Shape
+from optland.doctor.rules.training import Rule, rate_action, stuck
+
+__all__ = ["RULES"]
+
+HIGH_BETA = 0.98
+"""Momentum from here on remembers gradients of 50 updates and more."""
+
+ADAM_RATE, SGD_RATE = 0.04, 1.5
+"""Rates that no healthy run with Adam or with plain SGD has needed."""
+
+
+def above_edge(run: Histories, shape: Shape) -> Finding | None:
+    """A learning rate above the edge: the loss rises, jumps or dies after a start that was in order."""
+    if run.fact("paced", False):
+        return None
+    ratio, rises = run.median("edge/ratio"), _share(run.values("edge/not_descent"))
+    rate = max(run.values("lr/user"), default=float(run.fact("lr")))
+    adam = "Adam" in str(run.fact("optimizer", ""))
+    huge = rate > (ADAM_RATE if adam else SGD_RATE)
+    worse = shape.gained < 0.5 and (shape.highest > 1.3 or bool(shape.broken))
+    killed = stuck(shape) and max(run.values("layer/dead_max"), default=0.0) > 0.5 and _moved_at_first(run)
+    if worse and (shape.highest > 3 or shape.broken):
+        sure = 0.85
+    elif worse or killed:
+        sure = 0.75
+    elif ratio > 1 or (shape.gained < 0.8 and (ratio > 0.55 or rises >= 0.4)):
+        sure = 0.62
+    elif huge:
+        sure = 0.6
+    else:
+        return None
+    if huge:
+        sure = max(sure, 0.78 if sure > 0.6 else 0.6)
+    edge = f" The edge ratio is {ratio:.2g}." if ratio > 0 else ""
+    what = (
+        f"The loss is not finite from update {shape.broken} on." if shape.broken else
+        f"The loss rose to {shape.highest * shape.chance:.3g}, from {shape.first:.3g}." if worse else
+        f"Units died while the loss stayed at {shape.end:.3g}." if killed else
+        f"Rate {rate:.3g}, and {100 * rises:.0f} % of the probes found no descent." if rises >= 0.4 else
+        f"The rate is {rate:.3g}."
+    )  # fmt: skip
+    factor = min(0.1, 0.3 / ratio) if ratio > 0.55 else 0.03 if huge else 0.1
+    return Finding(
+        Symptom.RATE_ABOVE_EDGE,
+        what + edge,
+        "Steps are longer than the valley is wide, eta lambda > 2: each one lands higher on the opposite wall.",
+        "Lower the learning rate, or let auto_lr set it.",
+        rate_action(run, factor),
+        confidence=sure,
+    )
+
+
+def _share(flags: list[float]) -> float:
+    return sum(flags) / len(flags) if len(flags) >= 3 else 0.0
+
+
+def _moved_at_first(run: Histories) -> bool:
+    moved = run.values("layer/rel_grad", 0.0, 0.1)
+    return bool(moved) and moved[0] > 1e-4
+
+
+def below_edge(run: Histories, shape: Shape) -> Finding | None:
+    """A learning rate so far below the edge that the run does not move."""
+    if run.fact("paced", False):
+        return None
+    ratio, moved = run.median("edge/ratio"), run.median("update/rel", 0.1)
+    slow = shape.gained < 0.25 and shape.highest < 1.3 and shape.count >= 30
+    alive = not max(run.values("layer/dead_max"), default=0.0) > 0.5
+    far = ratio < 2.5e-3 or (math.isnan(ratio) and moved < 3e-4)
+    if not (slow and alive and far) or run.median("layer/first_over_last", 0.0, 0.5) < 1e-3:
+        return None
+    edge = f"the edge ratio is {ratio:.2g}" if ratio > 0 else f"an update is {moved:.2g} of the weights"
+    factor = min(1e4, 0.1 / max(ratio, 1e-6)) if ratio > 0 else 30.0
+    return Finding(
+        Symptom.RATE_BELOW_EDGE,
+        f"The loss went from {shape.begin:.3g} to {shape.end:.3g} in {run.step} updates, and {edge}.",
+        "Steps are tiny beside the width of the valley: the run stands still on a slope.",
+        "Raise the learning rate, or let auto_lr set it.",
+        rate_action(run, factor),
+        confidence=0.85 if moved < 5e-4 or ratio < 1e-3 else 0.65,
+    )
+
+
+def momentum(run: Histories, shape: Shape) -> Finding | None:
+    """A momentum that remembers gradients of places long left."""
+    beta, rises = run.fact("momentum", 0.0), _share(run.values("edge/not_descent"))
+    if not beta >= HIGH_BETA:
+        return None
+    seen = f"; {100 * rises:.0f} % of the probes found that the step leads uphill" if rises > 0.2 else ""
+    return Finding(
+        Symptom.STALE_MOMENTUM,
+        f"Momentum {beta:g} averages over {1 / (1 - beta):.0f} updates{seen}.",
+        "The step follows slopes of places that were left long ago, and swings from wall to wall of the valley.",
+        "Use momentum 0.9.",
+        "optimizer.momentum=0.9",
+        confidence=0.88 if rises > 0.2 or shape.gained < 0.9 else 0.79,
+    )
+
+
+def small_batch(run: Histories, shape: Shape) -> Finding | None:
+    """A batch so far below the noise scale that the gradient is noise."""
+    rows, scale = run.fact("rows"), run.median("noise/b_simple", 0.3)
+    batch = rows if rows > 0 else run.median("noise/b_current")
+    per_nat = shape.noise / max(0.05, -math.log(max(1e-6, 1 - shape.gained)))
+    if not batch <= 8:
+        return None
+    noisy = per_nat > 0.3
+    known = f", and the noise scale is {scale:.3g}" if scale > 0 else ""
+    return Finding(
+        Symptom.BATCH_BELOW_NOISE,
+        f"An update has {batch:.0f} samples{known}; the loss changes by {100 * shape.noise:.0f} % per update.",
+        "Noise outweighs the gradient: the run ends in a ball around the minimum that grows with rate over batch.",
+        "Use a larger batch, or accumulate; else a lower rate at the end.",
+        "batch_size=64",
+        confidence=0.84 if noisy else 0.7,
+    )
+
+
+def noise_floor(run: Histories, shape: Shape) -> Finding | None:
+    """A loss that has stopped falling and jitters."""
+    if shape.count < 60 or abs(shape.drift) > 0.1 or not shape.gained > 0.2 or not shape.noise > 0.4:
+        return None
+    return Finding(
+        Symptom.NOISE_FLOOR,
+        f"Over the last half the loss fell by {100 * shape.drift:.0f} % and changes by {100 * shape.noise:.0f} % per "
+        "update.",
+        "The noise floor: steps as long as these cannot come closer to the minimum.",
+        "Let the rate decay to zero, or raise the batch.",
+        "schedule=cosine",
+        confidence=0.35,
+    )
+
+
+def large_batch(run: Histories, shape: Shape) -> Finding | None:
+    """A batch far above the noise scale, which leaves few updates."""
+    batch, scale = run.fact("rows"), run.median("noise/b_simple")
+    total, epoch = run.fact("total_steps", run.step), run.fact("batches_per_epoch")
+    if not batch >= 256 or run.fact("calls", 1) > 1:
+        return None
+    samples = run.fact("batch", batch)
+    over = samples > 4 * scale
+    few = total <= 80 and epoch <= 12 and samples >= 256
+    if not ((over and total <= 400) or few) or shape.gained > 0.97:
+        return None
+    known = f" (noise scale {scale:.3g})" if scale > 0 else ""
+    return Finding(
+        Symptom.BATCH_ABOVE_NOISE,
+        f"An update has {samples:.0f} samples{known}, and the run has {total:.0f} updates.",
+        "Beyond the noise scale more samples per update buy no better direction: the run is short of steps.",
+        "Use a smaller batch, and with it more updates.",
+        "batch_size=64",
+        confidence=0.8,
+    )
+
+
+def sam(run: Histories, shape: Shape) -> Finding | None:
+    """A perturbation of SAM that leaves the neighbourhood, or none to speak of."""
+    gaps, losses = run.values("sam/loss_gap", 0.2), run.values("train/loss", 0.2)
+    if not gaps or not losses:
+        return None
+    gap = run.median("sam/loss_gap", 0.2) / max(1e-12, run.median("train/loss", 0.2))
+    cosine, rho = run.median("sam/cos", 0.2), run.median("sam/rho")
+    early = run.median("sam/loss_gap", 0.0, 0.3) / shape.chance
+    if gap > 0.5 or cosine < 0.7 or early > 1 or (stuck(shape) and rho > 0.5):
+        return Finding(
+            Symptom.SAM_TOO_MUCH,
+            f"At the perturbed weights the loss is higher by {100 * gap:.0f} %, and the gradients of both passes have "
+            f"cosine {cosine:.2f}.",
+            "The perturbation leaves the valley: the second gradient is that of another place.",
+            "Lower rho.",
+            f"optimizer.rho={_usual(rho)}",
+            confidence=0.9,
+        )
+    if gap < 1e-3 and cosine > 0.9999:
+        return Finding(
+            Symptom.SAM_TOO_LITTLE,
+            f"At the perturbed weights the loss is higher by {100 * gap:.1g} %, and the gradients of both passes are "
+            f"equal (cosine {cosine:.5f}).",
+            "The perturbation is far smaller than the valley is wide: plain descent at the price of two passes.",
+            "Raise rho, or save the second pass.",
+            f"optimizer.rho={_usual(rho)}",
+            confidence=0.9,
+        )
+    return None
+
+
+def _usual(rho: float) -> str:
+    return "0.05" if math.isnan(rho) or not 0.03 < rho < 0.1 else f"{rho / 4:.2g}"
+
+
+def conditioning(run: Histories, shape: Shape) -> Finding | None:
+    """Steps near the edge that nevertheless make slow progress."""
+    ratio, top = run.median("edge/ratio", 0.2), run.median("curv/lambda_max", 0.2)
+    if not (0.3 < ratio < 1.0 and 0.05 < shape.gained < 0.6 and shape.count >= 60):
+        return None
+    known = f" (largest eigenvalue {top:.3g})" if top > 0 else ""
+    return Finding(
+        Symptom.ILL_CONDITIONED,
+        f"The edge ratio is {ratio:.2g}{known}, and still only {100 * shape.gained:.0f} % of the loss is gone.",
+        "A narrow valley: the steep direction limits the rate, and the flat ones hardly move.",
+        "Use Adam or more momentum, normalise inputs and layers.",
+        "optimizer.base=adamw",
+        confidence=0.4,
+    )
+
+
+RULES: tuple[Rule, ...] = (
+    above_edge, below_edge, momentum, small_batch, noise_floor, large_batch, sam, conditioning,
+)  # fmt: skip

@@ -1,0 +1,118 @@
+"""The doctor in the loop: what the pilot knows anyway, held against the rules as the run goes on.
+
+Cost: no pass and no wait. Signals are those of the pilot; the rules run at updates 10, 25, 50, 100 and then at every
+half as much again, so that their time is nothing beside that of the run.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor
+
+from optland.doctor import Diagnosis, Finding, Histories, diagnose
+from optland.doctor.looks import facts_of_weights
+from optland.doctor.watching import Watch
+from optland.pilot.host import Host
+from optland.pilot.signal import Signal
+
+__all__ = ["Live"]
+
+FIRST, GROWTH = (10, 25, 50, 100), 1.5
+SURE = 0.6
+"""Weight of the evidence from which on a finding is said while the run goes on."""
+
+
+class Live:
+    """Findings as they appear, once each until they change.
+
+    Args:
+        host: The run.
+        watch: A watch on the same loop, which sees more; without it the doctor has the pilot's signals.
+        paced: Whether a policy sets the length of the steps, so that there is no rate to find fault with.
+    """
+
+    def __init__(self, host: Host, watch: Watch | None = None, *, paced: bool = False) -> None:
+        self.host, self.watch = host, watch
+        self.histories = Histories() if watch is None else watch.histories
+        self.histories.facts["paced"] = paced
+        self._said: set[str] = set()
+        self._next = FIRST[0]
+
+    def begin(self, groups: Sequence[Mapping[str, Any]], total_steps: int | None) -> None:
+        """Facts of the run, before its first update."""
+        held = [p for group in groups for p in group["params"]]
+        facts = self.histories.facts
+        facts |= facts_of_weights(self.host.model, held)
+        betas = [group.get("betas", (group.get("momentum", 0.0),))[0] or 0.0 for group in groups]
+        facts["momentum"] = float(max(betas, default=0.0))
+        facts["weight_decay"] = float(max((group.get("weight_decay", 0.0) for group in groups), default=0.0))
+        facts["lr"] = float(max((group["lr"] for group in groups if "lr" in group), default=math.nan))
+        facts["optimizer"] = type(self.host.inner[0]).__name__
+        if total_steps is not None:
+            facts["total_steps"] = total_steps
+
+    def gradients(
+        self, step: int, sizes: Sequence[float], params: Sequence[Tensor], matrices: Sequence[int]
+    ) -> None:
+        """The norms of an update's gradients, which are on the host anyway."""
+        norm = math.hypot(*sizes) if sizes else math.nan
+        row = {"update/grad_norm": norm}
+        rms = [sizes[i] / math.sqrt(params[i].numel()) for i in matrices]
+        if self.watch is None and len(rms) > 1:
+            row["layer/depth"] = float(len(rms))
+            if rms[-1] > 0:
+                row["layer/first_over_last"] = rms[0] / rms[-1]
+        self.histories.put(step, row)
+
+    def measured(self, step: int, loss: float | None, signals: Iterable[Signal]) -> None:
+        """What an update brought: its loss, once it is on the host, and what probes measured."""
+        row = {s.name: s.value for s in signals if s.valid}
+        if loss is not None and self.watch is None:
+            row["train/loss"] = loss
+        self.histories.put(step, row)
+
+    def row(self) -> dict[str, float]:
+        """The last values of what is measured layer by layer, for the log."""
+        kept = {
+            name: self.histories.raw(name)
+            for name in ("layer/first_over_last", "layer/depth", "layer/dead_max")
+        }
+        return {name: values[-1] for name, values in kept.items() if values}
+
+    @contextmanager
+    def told(self, batch: Any, loss: Any) -> Iterator[None]:
+        """Tell the watch of an update; what happens inside are the pilot's own passes, at which it does not look."""
+        if self.watch is None:
+            yield
+            return
+        self.watch.after_step(batch, loss)
+        with self.watch.paused():
+            yield
+
+    def diagnosis(self) -> Diagnosis:
+        """All findings so far."""
+        return diagnose(self.histories)
+
+    def news(self, step: int, signals: Iterable[Signal]) -> list[Finding]:
+        """Take in what probes measured; findings that were not said yet, where it is time to look."""
+        self.measured(step, None, signals)
+        if step < self._next:
+            return []
+        self._next = next((s for s in FIRST if s > step), math.ceil(GROWTH * step))
+        found = [f for f in self.diagnosis().findings if f.confidence >= SURE]
+        fresh = [f for f in found if f.symptom.value not in self._said]
+        self._said = {f.symptom.value for f in found}
+        return fresh
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain values, for the checkpoint."""
+        return {"said": sorted(self._said), "next": self._next, "histories": self.histories.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where :meth:`state_dict` was taken."""
+        self._said, self._next = set(state["said"]), state["next"]
+        self.histories.load_state_dict(state["histories"])
