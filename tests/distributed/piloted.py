@@ -204,12 +204,13 @@ def saved(folder: Path) -> None:
         _, x, y = problem()
         batch = x[mine()], y[mine()]
 
-        def begun(kind: str = kind) -> tuple[nn.Module, Any, Pilot]:
+        def begun(kind: str = kind) -> tuple[nn.Module, Any]:
             net = problem()[0]
             model = DistributedDataParallel(net) if kind == "ddp" else sharded(net)
-            optimizer = SAM(torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9), rho=0.1, model=model)
-            pilot = Pilot(optimizer, model, loss_fn, policies=WATCHING, budget=0.5, total_steps=STEPS)
-            return model, optimizer, pilot
+            return model, SAM(torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9), rho=0.1, model=model)
+
+        def piloted_by(model: nn.Module, optimizer: Any) -> Pilot:
+            return Pilot(optimizer, model, loss_fn, policies=WATCHING, budget=0.5, total_steps=STEPS)
 
         def steps(model: nn.Module, optimizer: Any, pilot: Pilot, num: int) -> None:
             for _ in range(num):
@@ -223,31 +224,34 @@ def saved(folder: Path) -> None:
                 pilot.after_step(batch, optimizer.step(closure))  # noqa: B023
 
         straight = begun()
-        steps(*straight, SAVED)
+        first = piloted_by(*straight)
+        steps(*straight, first, SAVED)
         straight[1].zero_grad()
-        weights, state = get_state_dict(straight[0], straight[1])
+        weights, state = get_state_dict(*straight)
         place = folder / f"piloted_{kind}"
-        held = {"model": weights, "optimizer": state, "pilot": ByRank(straight[2])}
+        held = {"model": weights, "optimizer": state, "pilot": ByRank(first)}
         state_dict_saver.save(held, checkpoint_id=place)
-        steps(*straight, STEPS - SAVED)
+        steps(*straight, first, STEPS - SAVED)
 
         fresh = begun()
         with torch.no_grad():
             for p in fresh[0].parameters():
                 p.zero_()
-        weights, state = get_state_dict(fresh[0], fresh[1])
-        held = {"model": weights, "optimizer": state, "pilot": ByRank(fresh[2])}
+        weights, state = get_state_dict(*fresh)  # makes a step of a new optimizer, which is none of the pilot's
+        second = piloted_by(*fresh)
+        held = {"model": weights, "optimizer": state, "pilot": ByRank(second)}
         state_dict_loader.load(held, checkpoint_id=place)
-        set_state_dict(fresh[0], fresh[1], model_state_dict=weights, optim_state_dict=state)
-        assert fresh[2].step == SAVED
-        steps(*fresh, STEPS - SAVED)
+        set_state_dict(*fresh, model_state_dict=weights, optim_state_dict=state)
+        assert second.step == SAVED
+        steps(*fresh, second, STEPS - SAVED)
         for p, q in zip(fresh[0].parameters(), straight[0].parameters(), strict=True):
             assert torch.equal(whole(p), whole(q)), kind
-        a, b = (pilot.state_dict() for _, _, pilot in (straight, fresh))
+        a, b = first.state_dict(), second.state_dict()
         for found in (a, b):
             del found["seconds"], found["looks"]["seconds"]
         assert_equal(a, b, kind)
-        assert straight[2].decisions, "there is to be something to decide"
+        assert first.budget.probe_ge > 0
+        assert a["trouble"]["snapshots"]["recent"] is not None, "there are to be shards in it"
 
 
 CHECKS = {
