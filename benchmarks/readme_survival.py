@@ -113,10 +113,15 @@ def _settings(net: dict[str, Any]) -> list[str]:
     lines += [
         "",
         f"Strength: SAM's radius, the size of the noise, the decay of the average (whose norm is that of the base's "
-        f"weights). The second task ends at a validation loss of {net['target']:g}. A run and its measures took "
+        f"weights). {_same_as_base(net)}The second task ends at a validation loss of {net['target']:g}. A run and its measures took "
         f"{net['seconds per run']:.0f} s of one core.",
     ]
     return lines
+
+
+def _same_as_base(net: dict[str, Any]) -> str:
+    same = net["chosen"]["high rate"]["lr"] == net["chosen"]["base"]["lr"]
+    return "No rate above the best is within half a point of it, so `high rate` is the base. " if same else ""
 
 
 def _gain(gain: dict[str, Any], above: bool = False) -> str:
