@@ -5,16 +5,17 @@ average of them (a momentum encoder, a codebook) there. A probe must leave every
 frozen, in its bits and in its version counter, on which a graph that the caller keeps depends. So copies stand in the
 model for the parameters that are written. Every graph has copies of its own, which stay as the forward left them.
 
-**Which.** The first block of a model in a mode puts copies of all parameters in place and compares them afterwards
-with the originals: writes to ``.data`` advance no version counter, so this once only the bits tell. From then on those
-parameters alone are copied, and the others are watched by their version counters; one written for the first time later
-is an error, not a silent change.
+**Which.** The first block of a model in a mode puts copies of all trainable parameters in place and compares them
+afterwards with the originals: writes to ``.data`` advance no version counter, so this once only the bits tell. Frozen
+ones, which may be a thousand times as many, are copied where a layer says that it writes them (``max_norm``) or is
+about to (:mod:`optland.context.writes`). From then on those parameters alone are copied, and the others are watched by
+their version counters; one written for the first time later is an error, not a silent change.
 
 **Hooks.** A gradient that a probe takes must reach no hook on a parameter, and no ``.grad``. Leaves of the probe's own,
 on the same memory, stand for parameters with hooks, and for all of them where a graph runs backward passes of its own.
 
-**Cost.** One copy of all weights at the first evaluation in a mode, then some tenths of a microsecond per parameter.
-(With copies at every evaluation, a forward of a wide layer on 32 samples takes twice as long.)
+**Cost.** One copy of the trainable weights at the first evaluation in a mode, then some tenths of a microsecond per
+parameter. (With copies at every evaluation, a forward of a wide layer on 32 samples takes twice as long.)
 
 **Caveats.** Parameters of subclasses (sharded, quantised) own more than their numbers and stay in place. A write to
 ``.data`` that a forward makes only now and then, not at the first time, goes unseen.
@@ -23,12 +24,13 @@ on the same memory, stand for parameters with hooks, and for all of them where a
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
 
 from optland.context.notes import Notes, notes_of
+from optland.context.writes import WriteWatch
 
 __all__ = ["has_hooks", "preserve_parameters"]
 
@@ -71,6 +73,7 @@ def preserve_parameters(
         standing = _stand_ins(notes, mode, places, looked, written)
     copied = [p for p in places if id(p) in standing and standing[id(p)].data_ptr() != p.data_ptr()]
     before = [standing[id(p)]._version for p in copied]
+    frozen = _left_in_place(places, standing, looked)
     watched = [p for p in places if id(p) in looked and id(p) not in written]
     versions = [p._version for p in watched]
     computed = _computed(modules)
@@ -78,11 +81,16 @@ def preserve_parameters(
         if id(p) in standing:
             _place(standing[id(p)], places[p])
     notes.standing, notes.replaced, notes.active = standing, False, {}
+    watch = WriteWatch(frozen)
     try:
-        yield
+        with watch if frozen else nullcontext():
+            yield
         _compare(notes, mode, places, copied, before)
+        looked.update(map(id, frozen))
     finally:
         notes.standing = None
+        watch.put_back()
+        written.update(map(id, watch.kept))
         for p, where in places.items():
             _place(p, where)
         for module, kept in computed:
@@ -95,6 +103,20 @@ def preserve_parameters(
         )
 
 
+def _left_in_place(places: Places, standing: dict[int, Tensor], looked: set[int]) -> list[Tensor]:
+    """Frozen parameters whose first block this is, and that no copy stands for."""
+    return [p for p in places if id(p) not in standing and id(p) not in looked and _is_frozen(p)]
+
+
+def _is_frozen(p: Tensor) -> bool:
+    return type(p) in _PLAIN and not p.requires_grad
+
+
+def _says_that_it_writes(where: Sequence[tuple[nn.Module, str]]) -> bool:
+    """As embeddings with a largest norm do, in a kernel that nobody sees."""
+    return any(getattr(module, "max_norm", None) is not None for module, _ in where)
+
+
 def _stand_ins(
     notes: Notes, mode: str, places: Places, looked: set[int], written: set[int]
 ) -> dict[int, Tensor]:
@@ -104,7 +126,8 @@ def _stand_ins(
     for p in places:
         if type(p) not in _PLAIN:
             continue
-        if id(p) not in looked or id(p) in written:
+        first = id(p) not in looked and not (_is_frozen(p) and not _says_that_it_writes(places[p]))
+        if first or id(p) in written:
             found[id(p)] = p.detach().clone().requires_grad_(p.requires_grad)
         elif p.requires_grad and (hidden or has_hooks(p)):
             found[id(p)] = p.detach().requires_grad_()

@@ -61,6 +61,9 @@ float64: an autocast inside the model leaves two or three digits."""
 SAME_LOSS = 1e-2
 """Relative distance of the loss in float64 up to which it is the same function; other dropout masks make another."""
 
+LARGEST_COPY = 4.0
+"""Frozen parameters relative to trainable ones, up to which a model is copied in float64."""
+
 SHORTER = 4.0
 """Factor from one step of the second look to the next, to tell their error."""
 
@@ -248,6 +251,11 @@ def _wide(L: Objective) -> Objective | None:
     """The same function in float64; None where that is not available."""
     if L.params[0].dtype == torch.float64:
         return L
+    of = {
+        frozen: [p for p in L.model.parameters() if p.requires_grad is not frozen] for frozen in (True, False)
+    }
+    if vectors.numel(of[True]) > LARGEST_COPY * vectors.numel(of[False]):
+        return None  # a frozen base, of which a copy would cost more than all the rest
     try:
         wide = L.double()
         own, copied = L.value(), wide.value()
