@@ -5,7 +5,7 @@ compare afterwards, would be what a probe costs most. Here each in-place functio
 frozen parameter that it would write is copied then, and put back at the end.
 
 **Caveats.** What is put back has its bits again, and not its version counter. Writes by code that no Python function
-stands for (scripted and compiled modules, kernels of one's own) are not seen before they happen.
+stands for (compiled modules, kernels of one's own) are not seen before they happen.
 """
 
 from __future__ import annotations
