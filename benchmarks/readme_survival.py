@@ -113,8 +113,8 @@ def _settings(net: dict[str, Any]) -> list[str]:
     lines += [
         "",
         f"Strength: SAM's radius, the size of the noise, the decay of the average (whose norm is that of the base's "
-        f"weights). {_same_as_base(net)}The second task ends at a validation loss of {net['target']:g}. A run and its measures took "
-        f"{net['seconds per run']:.0f} s of one core.",
+        f"weights). {_same_as_base(net)}The second task ends at a validation loss of {net['target']:g}. A run and its "
+        f"measures took {net['seconds per run']:.0f} s of one core.",
     ]
     return lines
 

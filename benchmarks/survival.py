@@ -304,7 +304,8 @@ def write(path: Path, result: Path) -> None:
     nets = {name: found for name in NETS if (found := summarise(name, path)) is not None}
     machine = {"python": platform.python_version(), "torch": torch.__version__, "cpus": os.cpu_count()}
     content = {
-        "benchmark": "survival", "machine": machine, "nets": nets, "missing": [net.title for n, net in NETS.items() if n not in nets],
+        "benchmark": "survival", "machine": machine, "nets": nets,
+        "missing": [net.title for name, net in NETS.items() if name not in nets],
         "primary": PRIMARY, "seeds": {"choice": CHOICE_SEEDS, "report": REPORT_SEEDS},
     }  # fmt: skip
     result.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
