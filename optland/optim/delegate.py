@@ -134,7 +134,8 @@ class Delegating(Optimizer):
     @property
     def _params(self) -> list[Tensor]:
         """All parameters, group after group."""
-        return [p for group in self.param_groups for p in group["params"]]
+        groups = self.base.param_groups
+        return list(groups[0]["params"]) if len(groups) == 1 else [p for g in groups for p in g["params"]]
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group to the base optimizer; hyper-parameters it does not name take their defaults."""

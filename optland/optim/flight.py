@@ -22,7 +22,7 @@ import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from enum import Enum
+from enum import StrEnum
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +30,7 @@ from torch.optim import Optimizer
 
 from optland import vectors
 from optland.failpoints import reach
+from optland.flat import FlatCopies
 from optland.optim.gradients import is_spent, own, present, require_dense
 from optland.optim.guards import PassGuard
 from optland.optim.memory import Memory
@@ -43,7 +44,7 @@ from optland.optim.units import Units
 __all__ = ["MOVES", "Ascent", "Flight", "Phase"]
 
 
-class Phase(Enum):
+class Phase(StrEnum):
     """Where a step is; see the module docstring."""
 
     IDLE = "idle"
@@ -112,6 +113,7 @@ class Flight:
         self.only, self.check_finite, self.telemetry_every = only, check_finite, telemetry_every
         self.telemetry, self.notices, self.units = Telemetry(), Notices(), Units()
         self.guard, self.replicas = PassGuard(model, self.notices), Replicas()
+        self._copies = FlatCopies()
         self.phase = Phase.IDLE
         self.ascent: Ascent | None = None
         self.evaluations: float = 0
@@ -139,7 +141,8 @@ class Flight:
     @property
     def params(self) -> list[Tensor]:
         """All parameters, group after group."""
-        return [p for group in self.base.param_groups for p in group["params"]]
+        groups = self.base.param_groups
+        return list(groups[0]["params"]) if len(groups) == 1 else [p for g in groups for p in g["params"]]
 
     @property
     def is_away(self) -> bool:
@@ -168,7 +171,7 @@ class Flight:
         self.to(Phase.IDLE)
         g = present(self.params)
         require_dense(g)
-        self.g_norm = vectors.norm([x for x in g if x is not None])
+        self.g_norm = self.length_of(g)
         self._passes_apart = [self.replicas.apart]
         if not self._passes_apart[0]:  # else it is no matter of all ranks whether it is finite
             self._norms.append(self.g_norm)
@@ -183,10 +186,17 @@ class Flight:
         """Whether the gradient of some pass of this step is this rank's own."""
         return any(self._passes_apart)
 
+    @vectors.no_graph
+    def length_of(self, x: list[Tensor | None]) -> Tensor:
+        """The length of the tensors that are there, in memory that is there for the weights a moment later."""
+        found = [t for t in x if t is not None]
+        together = self._copies.norm(found)
+        return vectors.norm(found) if together is None else together
+
     def at(self, g: list[Tensor | None], *, perturbed_only: bool = False) -> Gradients:
         """The parameters that have a gradient in this step, in the order of the groups."""
-        params = self.params
-        groups = [group for group in self.base.param_groups for _ in group["params"]]
+        params, groups = self.params, self.base.param_groups
+        groups = groups * len(params) if len(groups) == 1 else [g for g in groups for _ in g["params"]]
         gradients = [x for x in g if x is not None]
         only = self._selected if perturbed_only else None
         if only is not None or len(gradients) < len(params):
@@ -237,6 +247,7 @@ class Flight:
             self.telemetry.note(eps_norm=self.ascent.length)
         reach("optim.between_passes")
 
+    @vectors.no_graph
     def climb(self, g: list[Tensor | None], g_norm: Tensor | None = None) -> Ascent:
         """Move the weights to w + eps; ``g_norm`` is the length of all of g, where it is known."""
         at = self.at(g, perturbed_only=True)
@@ -248,11 +259,13 @@ class Flight:
         factor = self.method.factor(at)
         step, eps = (1.0, self.method.perturbation(at)) if factor is None else (factor, at.g)
         length = abs(step) * vectors.norm(eps) if self.measuring else None
-        ascent = Ascent(at.params, vectors.clone(at.params), length, g)
+        weights = self._copies.take(at.params)
+        ascent = Ascent(at.params, vectors.clone(at.params) if weights is None else weights, length, g)
         try:
             vectors.axpy_(step, eps, ascent.moved)
         except BaseException:  # an interrupt half way through must not leave some tensors perturbed
             vectors.copy_(ascent.moved, ascent.weights)
+            self._copies.release()
             raise
         return ascent
 
@@ -305,7 +318,7 @@ class Flight:
 
     def seen(self) -> bool:
         """Whether a backward pass has been made since the weights were moved."""
-        return any(g is not None and not is_spent(g) for g in present(self.params))
+        return any(not is_spent(g) for p in self.params if (g := p.grad) is not None)
 
     def come_back(self) -> None:
         """Return to w with the combined gradient, or cancel the step where a pass is missing."""
@@ -336,7 +349,7 @@ class Flight:
         self.guard.end_second()
         if self._hands_over_h and not self.measuring:
             if self.check_finite:
-                self._norms.append(vectors.norm([x for x in h if x is not None]))
+                self._norms.append(self.length_of(h))
             return  # .grad holds h already
         seen = [g for g in (ascent.gradients, h, opposite) if g is not None]
         at = self.at(_filled(params, ascent.gradients, seen))
@@ -344,7 +357,7 @@ class Flight:
         at.h = [x for x in _filled(params, h, seen) if x is not None]
         at.opposite = [x for x in _filled(params, opposite, seen) if x is not None] if opposite else []
         if self.check_finite or self.measuring:
-            self._norms += [vectors.norm(x) for x in (at.h, at.opposite) if x]
+            self._norms += [self.length_of([*x]) for x in (at.h, at.opposite) if x]
         if self.measuring:
             self._measure(at, dict(zip(ascent.moved, eps, strict=True)))
             eps = []  # frees them before the gradients are combined
@@ -418,6 +431,7 @@ class Flight:
         ascent, self.ascent = self._away(), None
         vectors.copy_(ascent.moved, ascent.weights)
         ascent.weights = []  # what comes now needs the room, and callers still hold the ascent
+        self._copies.release()
         self.to(Phase.IDLE)
         return ascent
 

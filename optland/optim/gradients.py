@@ -17,7 +17,7 @@ from torch import Tensor
 from optland import vectors
 from optland.optim.delegate import Closure
 
-__all__ = ["call_alone", "is_shared", "is_spent", "own", "present", "require_dense", "spend"]
+__all__ = ["call_alone", "is_shared", "is_spent", "own", "present", "recorded", "require_dense", "spend"]
 
 _MARK = "_optland_spent"
 
@@ -56,7 +56,7 @@ def own(params: list[Tensor], gradients: list[Tensor | None]) -> list[Tensor | N
     """
     kept: list[Tensor | None] = []
     for p, g in zip(params, gradients, strict=True):
-        if g is None or not is_shared(g):
+        if g is None or (type(g) is Tensor and not g._is_view()) or not is_shared(g):
             kept.append(g)
             p.grad = None
             continue
@@ -82,13 +82,24 @@ def spend(params: Iterable[Tensor]) -> None:
     """
     for p in params:
         if (g := p.grad) is not None:
-            setattr(g, _MARK, _version(g))
+            setattr(g, _MARK, g._version if type(g) is Tensor else _version(g))
 
 
 def is_spent(gradient: Tensor) -> bool:
     """Whether nobody wrote to this gradient since it was marked."""
     mark = getattr(gradient, _MARK, None)
     return mark is not None and mark == _version(gradient)
+
+
+def recorded(closure: Closure) -> Any:
+    """Call a closure with its graph recorded, as ``torch.enable_grad`` does; what it returned."""
+    if torch.is_grad_enabled():
+        return closure()
+    torch.set_grad_enabled(True)
+    try:
+        return closure()
+    finally:
+        torch.set_grad_enabled(False)
 
 
 def call_alone(closure: Closure, params: list[Tensor]) -> Any:
@@ -103,8 +114,7 @@ def call_alone(closure: Closure, params: list[Tensor]) -> Any:
     """
     contributions = _drop_leftovers(params)
     try:
-        with torch.enable_grad():
-            loss = closure()
+        loss = recorded(closure)
         if contributions and not _zeroed(contributions, loss):
             raise RuntimeError(
                 "gradients existed before step(closure) and the closure did not zero them, so the second pass "
@@ -132,12 +142,16 @@ def _drop_leftovers(params: list[Tensor]) -> list[tuple[Tensor, Tensor]]:
     for p in params:
         if (g := p.grad) is None:
             continue
-        if not is_spent(g):
+        if type(g) is Tensor and not g._is_view() and getattr(g, _MARK, None) == g._version:
+            p.grad = None  # what the two questions below come to for nearly every gradient
+        elif not is_spent(g):
             foreign.append((p, g))
         elif is_shared(g):
             g.zero_()
         else:
             p.grad = None
+    if not foreign:
+        return []
     require_dense(g for _, g in foreign)
     if not any(bool(g.count_nonzero()) for _, g in foreign):
         return []

@@ -96,6 +96,7 @@ class PassGuard:
         self._recorder = ForwardRecorder()
         self._in_second = False
         self._buffers: BufferSnapshot | None = None
+        self._last: BufferSnapshot | None = None  # of the step before, whose tensors the next one takes over
         self._end: RandomSnapshot | None = None  # of pass one
         self._start: RandomSnapshot | None = None
         if model is not None:
@@ -126,11 +127,15 @@ class PassGuard:
         finally:
             self._recorder.mode = mode
 
-    def begin_closure(self) -> None:
-        """Pass one is a closure: its random state is known from the start, so no hook is needed."""
+    def begin_closure(self, *, repeated: bool = True) -> None:
+        """Pass one is a closure: its random state is known from the start, so no hook is needed.
+
+        Args:
+            repeated: Whether it may be followed by a second pass; else nobody needs the state.
+        """
         self.beginnings += 1
         self._recorder.start("off")
-        self._start = RandomSnapshot()
+        self._start = RandomSnapshot() if repeated else None
 
     def begin_second(self, params: Sequence[Tensor] = ()) -> None:
         """Pass two begins; calling it twice is the same as once.
@@ -144,7 +149,7 @@ class PassGuard:
         if self._statistics is not None:
             self._statistics.begin(params)
         if self.model is not None:
-            self._buffers = BufferSnapshot(self.model)
+            self._buffers, self._last = BufferSnapshot(self.model, self._last), None
         if self._start is not None or self.model is not None:
             self._end = RandomSnapshot()
         self.repeat_second()
@@ -163,6 +168,8 @@ class PassGuard:
             self._buffers.restore()
         if self._end is not None:
             self._end.restore()
+        if self._buffers is not None and self._buffers.is_small:
+            self._last = self._buffers
         self._in_second, self._buffers, self._end = False, None, None
         self.forget()
         for about, words in unguarded.items():

@@ -10,6 +10,7 @@ Other packages use the short name, so a group may be *given* with it, ``{"params
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Iterable
 from typing import Any
@@ -21,6 +22,7 @@ __all__ = ["PREFIX", "GroupKeys", "key", "setting"]
 PREFIX = "sam_"
 
 
+@functools.cache
 def key(name: str) -> str:
     """The key of one of this package's names in groups and state; a key is returned as it is.
 

@@ -44,6 +44,7 @@ __all__ = ["LookSAM"]
 
 _DIRECTION = "look_direction"
 _SEEN = "look_seen"
+_LENGTH = "look_length"
 
 
 class _Look(Method):
@@ -51,7 +52,7 @@ class _Look(Method):
     counts = True
 
     def __init__(self, k: int, bounded: bool, **hyperparameters: float) -> None:
-        super().__init__(**hyperparameters, **({_SEEN: 0.0} if bounded else {}))
+        super().__init__(**hyperparameters, **{_LENGTH: 0.0}, **({_SEEN: 0.0} if bounded else {}))
         self.k, self.bounded = k, bounded
 
     def due(self, step: int) -> bool:
@@ -65,13 +66,18 @@ class _Look(Method):
         return at.h
 
     def settle(self, memory: Memory) -> None:
-        """How far the look has turned the gradient, all micro-batches together."""
+        """|g_v|, and how far the look has turned the gradient, all micro-batches together."""
         looked, lengths = memory.proposed(_DIRECTION), memory.scratch.get("lengths")
-        if self.bounded and looked and lengths:
-            g_norm = float(torch.stack(lengths).sum())
-            seen = float(vectors.norm(list(looked.values()))) / g_norm if g_norm > 0 else 0.0
-            for group in memory.groups:
-                group[key(_SEEN)] = seen
+        if not looked:
+            return
+        found = vectors.norm(list(looked.values()))
+        if not (self.bounded or found.is_cpu):
+            return  # nobody waits for the device
+        length, g_norm = float(found), float(torch.stack(lengths).sum()) if lengths else 0.0
+        for group in memory.groups:
+            group[key(_LENGTH)] = length
+            if self.bounded and lengths:
+                group[key(_SEEN)] = length / g_norm if g_norm > 0 else 0.0
 
     def _reused_length(self, group: dict[str, Any]) -> float:
         """Length of the reused part, relative to the gradient."""
@@ -80,21 +86,37 @@ class _Look(Method):
 
     def reuse(self, at: Gradients) -> list[Tensor]:
         """The gradient g + alpha |g| / |g_v| g_v, alpha at most what was seen."""
-        if not any(
-            setting(group, "rho") != 0 for group in at.memory.groups
-        ):  # rho has gone to 0, where h = g and nothing lies across
+        if not at.memory.has_radius:
+            # rho has gone to 0, where h = g and nothing lies across
             at.memory.add(_DIRECTION, at.params, [torch.zeros_like(g) for g in at.g])
             return at.g
         g_v = at.memory.recall(_DIRECTION, at.params)
-        length, g_norm = vectors.norm(g_v), vectors.norm(at.g) if at.g_norm is None else at.g_norm
-        if length.is_cpu:
-            share = float(g_norm) / float(length) if length > 0 else 0.0
-            return vectors.add(at.g, [share * self._reused_length(group) for group in at.groups], g_v)
+        g_norm = vectors.norm(at.g) if at.g_norm is None else at.g_norm
+        length = self._length(at, g_v)
+        if isinstance(length, float):
+            share = float(g_norm) / length if length > 0 else 0.0
+            parts = {id(group): share * self._reused_length(group) for group in at.memory.groups}
+            one = next(iter(parts.values())) if len(parts) == 1 else [parts[id(group)] for group in at.groups]
+            return vectors.add(at.g, one, g_v)
         scale = torch.where(length > 0, g_norm / length, torch.zeros_like(length))
         return [
             g + (scale * self._reused_length(group)).to(device=g.device, dtype=g.dtype) * v
             for g, v, group in zip(at.g, g_v, at.groups, strict=True)
         ]
+
+    def _length(self, at: Gradients, g_v: list[Tensor]) -> float | Tensor:
+        """|g_v|, on the host where it is: as it was in the last look, where all of that is reused now."""
+        groups = at.memory.groups
+        kept = float(setting(groups[0], _LENGTH))
+        if (
+            kept > 0
+            and at.g
+            and at.g[0].is_cpu
+            and len(at.params) == sum([len(group["params"]) for group in groups])
+        ):
+            return kept
+        found = vectors.norm(g_v)
+        return float(found) if found.is_cpu else found
 
 
 class LookSAM(TwoPass):

@@ -80,8 +80,11 @@ class Memory:
 
     def recall(self, name: str, params: Sequence[Tensor]) -> list[Tensor]:
         """The remembered value of each parameter, zeros where nothing was; never write into it."""
-        proposed = self._proposed.get(name, {})
-        found = [proposed[p] if p in proposed else self.state_of(p).get(key(name)) for p in params]
+        proposed, its = self._proposed.get(name, {}), key(name)
+        if proposed:
+            found = [proposed[p] if p in proposed else self.state_of(p).get(its) for p in params]
+        else:
+            found = [self.state_of(p).get(its) for p in params]
         return [torch.zeros_like(p) if x is None else x for x, p in zip(found, params, strict=True)]
 
     def is_new(self, name: str, group: dict[str, Any]) -> bool:

@@ -183,7 +183,7 @@ class Method:
         return at.g
 
     def due(self, step: int) -> bool:
-        """Whether the step after so many updates may take its second pass; asked once per step, after pass one."""
+        """Whether the step after so many updates may take its second pass; the gate is asked where it may."""
         return True
 
     def settle(self, memory: Memory) -> None:
@@ -198,8 +198,11 @@ class Method:
         Then eps need not be made, which saves a copy of the weights and an operation on every tensor.
         """
         length = at.g_norm
-        radii = {(self.uphill(group), setting(group, "rho")) for group in at.groups}
-        if length is None or not length.is_cpu or len(radii) != 1 or not self._is_straight(at.groups):
+        if length is None or not length.is_cpu:
+            return None
+        groups = list({id(group): group for group in at.groups}.values())
+        radii = {(self.uphill(group), setting(group, "rho")) for group in groups}
+        if len(radii) != 1 or not self._is_straight(groups):
             return None
         if not {g.dtype for g in at.g} <= {torch.float32, torch.float64}:  # where c may underflow
             return None

@@ -97,16 +97,17 @@ class _OnePass(Flight):
 
     def note_norm(self) -> None:
         """The length of the gradient in ``.grad``."""
-        self.g_norm = vectors.norm([p.grad for p in self.params if p.grad is not None])
+        self.g_norm = self.length_of(present(self.params))
         self._norms.append(self.g_norm)
 
     def _climb_velocities(self) -> Ascent:
         v = self._velocities()
-        return self.climb(v, vectors.norm([x for x in v if x is not None]))
+        return self.climb(v, self.length_of(v))
 
     def _velocities(self) -> list[Tensor | None]:
-        found = [_velocity(self.memory.state_of(p)) for p in self.params]
-        if all(v is None for v in found) and any(self.memory.state_of(p) for p in self.params):
+        states = [self.memory.state_of(p) for p in self.params]
+        found = [_velocity(state) if state else None for state in states]
+        if any(states) and all(v is None for v in found):
             raise ValueError(
                 f"{self.memory.base} keeps no momentum under {' or '.join(_VELOCITIES)}, so MSAM cannot "
                 "perturb along it; use SGD with momentum, AdamW, or a relative of theirs"
@@ -115,7 +116,10 @@ class _OnePass(Flight):
 
 
 def _velocity(state: dict[str, Any]) -> Tensor | None:
-    return next((state[name] for name in _VELOCITIES if state.get(name) is not None), None)
+    for name in _VELOCITIES:
+        if (velocity := state.get(name)) is not None:
+            return velocity  # type: ignore[no-any-return]
+    return None
 
 
 class MSAM(TwoPass):

@@ -64,7 +64,7 @@ from optland.optim.delegate import Closure, Delegating
 from optland.optim.flight import Flight, Phase
 from optland.optim.gates import Gate
 from optland.optim.gating import Gating
-from optland.optim.gradients import call_alone, present, require_dense, spend
+from optland.optim.gradients import call_alone, present, recorded, require_dense, spend
 from optland.optim.memory import STEPS, Memory
 from optland.optim.method import Method
 from optland.optim.micro_batches import BackwardWatch, GradientSum
@@ -306,12 +306,13 @@ class TwoPass(Delegating):
     def _passes(self, closure: Closure, share: float = 1.0) -> Any:
         """Evaluate the closure as often as the method wants; ``.grad`` is then what the base receives."""
         flight = self._flight
-        flight.guard.begin_closure()
+        twice = self._memory.has_radius and self.method.due(self.steps)
+        flight.guard.begin_closure(repeated=twice)
         try:
             loss = call_alone(closure, self._params)
             misuse.note_no_gradient(self, self._params, self._flight.notices, meant=self._withdrawn)
             flight.begin(share=share)
-            if self._memory.has_radius and self._due() and any(p.grad is not None for p in self._params):
+            if twice and self._is_open() and self._has_gradients:
                 loss_up = self._call_perturbed(closure)
                 if loss is not None and loss_up is not None and self.method.ascent_share == 1:
                     self.telemetry.note(loss=loss, loss_up=loss_up, share=flight.units.share)
@@ -323,19 +324,20 @@ class TwoPass(Delegating):
 
     def _due(self) -> bool:
         """Whether this step takes its second pass: what the method and the gate say."""
-        return self.method.due(self.steps) and self._gating.is_open(self, apart=self._flight.begun_apart)
+        return self.method.due(self.steps) and self._is_open()
+
+    def _is_open(self) -> bool:
+        return self._gating.is_open(self, apart=self._flight.begun_apart)
 
     def _call_perturbed(self, closure: Closure) -> Any:
         """Call the closure at w + eps (and at w - eps), and be back at w whatever happens in it."""
         flight = self._flight
         flight.rise()
         try:
-            with torch.enable_grad():
-                loss = closure()
+            loss = recorded(closure)
             if flight.may_cross:
                 flight.cross()
-                with torch.enable_grad():
-                    closure()
+                recorded(closure)
         except BaseException:
             if flight.is_away:
                 flight.abandon()

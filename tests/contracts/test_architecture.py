@@ -17,6 +17,7 @@ ROOT = Path(__file__).resolve().parents[2]
 LEVELS = {
     "vectors": -1,
     "files": -2,
+    "flat": -2,
     "words": -2,
     "archive": -1,
     "derivatives": 0,
