@@ -2,6 +2,7 @@
 
     python benchmarks/pilot_cost.py               # about 25 minutes on one core
     python benchmarks/pilot_cost.py --quick       # a look, two minutes; writes nothing
+    python benchmarks/pilot_cost.py --alone --nets mlp gpt --rounds 40      # some of the rows, the others stay
 
 The bare loop and the piloted one train the same net on the same batches in one process, in turns of a few steps, so
 that both meet the same machine; a figure is the median over turns. Probes: the first 500 and the last 500 steps of runs
@@ -143,30 +144,61 @@ def probed(net: str, base: str, total: int, last: bool, turn: int) -> dict[str, 
     }
 
 
+CELLS = (
+    ("mlp", "sgd", 120, 50), ("mlp", "adamw", 120, 50), ("gpt", "adamw", 80, 5), ("gpt", "sgd", 80, 5),
+    ("resnet8", "sgd", 48, 5), ("resnet8", "adamw", 48, 5),
+)  # fmt: skip
+"""Net, base, turns and steps of a turn, of ``auto_lr`` alone."""
+
+PROBED_CELLS = tuple(
+    (net, base, total, last)
+    for net, base in (("gpt", "adamw"), ("resnet8", "sgd"))
+    for total, last in ((500, False), (1500, True), (1_000_000, False))
+)
+"""Net, base, length of the run and whether its last steps are measured."""
+
+
+def known() -> dict[str, Any]:
+    """The rows that were measured before, by what they are of."""
+    found: dict[str, Any] = json.loads(RESULT.read_text()) if RESULT.exists() else {}
+    return {_key(row): row for row in found.get("auto_lr", []) + found.get("probes", [])}
+
+
+def _key(row: dict[str, Any]) -> Any:
+    return tuple(row.get(name) for name in ("net", "base", "total", "part"))
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true")
-    quick = parser.parse_args().quick
+    parser.add_argument("--nets", nargs="+", choices=list(NETS), default=list(NETS))
+    parser.add_argument("--rounds", type=int, help="turns of each row of auto_lr alone; their own by default")
+    parser.add_argument(
+        "--alone", action="store_true", help="auto_lr alone; the rows with probes stay as they are"
+    )
+    given = parser.parse_args()
     torch.set_num_threads(1)
-    without = []
-    for net, base, steps, turn in (
-        ("mlp", "sgd", 6000, 50), ("mlp", "adamw", 6000, 50), ("gpt", "adamw", 400, 5), ("gpt", "sgd", 400, 5),
-        ("resnet8", "sgd", 240, 5), ("resnet8", "adamw", 240, 5),
-    ):  # fmt: skip
-        without.append(alone(net, base, steps // (10 if quick else 1), turn))
-        row = without[-1]
+    rows = known()
+    for net, base, rounds, turn in CELLS:
+        if net not in given.nets:
+            continue
+        rounds = given.rounds or (rounds // 10 if given.quick else rounds)
+        row = alone(net, base, rounds * turn, turn)
+        rows[_key(row)] = row
         print(f"{net} {base}: {row['bare_ms']:.2f} ms, + {row['added_ms']:.3f} ms ({row['added_share']:.1%})")
-    looking = []
-    for net, base in (("gpt", "adamw"), ("resnet8", "sgd")):
-        for total, last in ((500, False), (1500, True), (1_000_000, False)):
-            if quick and total != 500:
-                continue
-            looking.append(probed(net, base, total, last, 10))
-            row = looking[-1]
-            print(f"{net} {base}, {row['part']} of {total}: + {row['added_share']:.1%}")
-    if not quick:
+    for net, base, total, last in PROBED_CELLS:
+        if given.alone or net not in given.nets or (given.quick and total != 500):
+            continue
+        row = probed(net, base, total, last, 10)
+        rows[_key(row)] = row
+        print(f"{net} {base}, {row['part']} of {total}: + {row['added_share']:.1%}")
+    if not given.quick:
         machine = {"python": platform.python_version(), "torch": torch.__version__, "threads": 1}
-        result = {"benchmark": "pilot_cost", "machine": machine, "auto_lr": without, "probes": looking}
+        result = {
+            "benchmark": "pilot_cost", "machine": machine,
+            "auto_lr": [row for row in rows.values() if "added_ms" in row],
+            "probes": [row for row in rows.values() if "added_ms" not in row],
+        }  # fmt: skip
         RESULT.write_text(json.dumps(result, indent=1) + "\n")
     return 0
 

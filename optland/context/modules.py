@@ -74,9 +74,12 @@ class BufferSnapshot:
         last: An earlier one of the same model, which is of no use any more: where the buffers are still the same
             tensors in the same memory, this one takes over its tensors, since to make new ones takes ten times as
             long as the copy.
+
+    Attributes:
+        is_small: Whether it may be kept for the next one: plain tensors, and less than a megabyte of them.
     """
 
-    __slots__ = ("_bits", "_buffers", "_data", "_owners")
+    __slots__ = ("_bits", "_buffers", "_data", "_owners", "_places", "is_small")
 
     def __init__(self, model: nn.Module, last: BufferSnapshot | None = None) -> None:
         self._data: list[Tensor]
@@ -84,25 +87,24 @@ class BufferSnapshot:
         self._owners = [(m, name, b) for m in every_module(model) for name, b in m._buffers.items()]
         self._buffers = [b for _, _, b in self._owners if b is not None]
         if last is not None and last._serves(self._buffers):
-            self._data, self._bits = last._data, last._bits
+            self._data, self._bits, self._places = last._data, last._bits, last._places
+            self.is_small = last.is_small
             if self._data:
                 torch._foreach_copy_(self._bits, self._data)
         else:
             self._data = [b.data for b in self._buffers]
             self._bits = [data.clone() for data in self._data]
+            plain = {type(b) for b in self._buffers} <= {Tensor}
+            size = sum(bits.numel() * bits.element_size() for bits in self._bits)
+            self._places = [data.data_ptr() for data in self._data] if plain else []
+            self.is_small = plain and size < SMALL
 
     def _serves(self, buffers: list[Tensor]) -> bool:
         return (
             len(buffers) == len(self._buffers)
             and all(map(operator.is_, buffers, self._buffers))
-            and {type(b) for b in buffers} <= {Tensor}
-            and [b.data_ptr() for b in buffers] == [data.data_ptr() for data in self._data]
+            and [b.data_ptr() for b in buffers] == self._places
         )
-
-    @property
-    def is_small(self) -> bool:
-        """Whether it may be kept for the next one."""
-        return sum(bits.numel() * bits.element_size() for bits in self._bits) < SMALL
 
     def restore(self) -> None:
         """Put all buffers back."""

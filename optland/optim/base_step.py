@@ -30,11 +30,11 @@ two steps of schedule-free optimizers both of their points are still the same.""
 
 def total(losses: list[Any]) -> Any:
     """The loss of an update, given those of its micro-batches, each with its share in it; UNTOLD where one is."""
+    if len(losses) == 1:
+        return losses[0]
     if not losses or any(loss is UNTOLD for loss in losses):
         return UNTOLD
-    if len(losses) == 1 or any(loss is None for loss in losses):
-        return losses[0] if len(losses) == 1 else None
-    return sum(losses)
+    return None if any(loss is None for loss in losses) else sum(losses)
 
 
 class BaseStep:

@@ -448,8 +448,9 @@ class Flight:
 
     def is_finite(self) -> bool:
         """The one place in a step where the host waits for the device; on the CPU it has not to wait."""
-        if all(n.is_cpu for n in self._norms):
-            return all(math.isfinite(n.item()) for n in self._norms)
+        norms = self._norms
+        if {n.is_cpu for n in norms} <= {True}:
+            return all(map(math.isfinite, [n.item() for n in norms]))
         return bool(self.finite())
 
 

@@ -20,9 +20,11 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from optland import vectors
-from optland.optim.keys import key, setting
+from optland.optim.keys import key
 
 __all__ = ["STEPS", "Memory", "dated"]
+
+_RHO = key("rho")
 
 STEPS = "sam_step"
 """Key in the parameter groups of the number of updates made; only where a method or its gate counts."""
@@ -65,12 +67,12 @@ class Memory:
     @property
     def has_radius(self) -> bool:
         """Whether some rho is not 0; with none a second pass would only find h = g."""
-        return any(setting(group, "rho") != 0 for group in self.groups)
+        return bool([group for group in self._base.param_groups if group[_RHO] != 0])
 
     @property
     def steps(self) -> int:
         """Updates made so far, of the first group; 0 where nothing counts them."""
-        return int(self.groups[0].get(STEPS, 0))
+        return int(self._base.param_groups[0].get(STEPS, 0))
 
     def state_of(self, p: Tensor) -> dict[str, Any]:
         """The state of a parameter, the base's own included; empty where nothing is kept yet."""

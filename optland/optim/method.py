@@ -152,7 +152,8 @@ class Method:
 
     def overrides(self, *choices: str) -> bool:
         """Whether one of these choices is another than the default."""
-        return any(getattr(type(self), name) is not getattr(Method, name) for name in choices)
+        own, plain = type(self), Method
+        return [getattr(own, name) for name in choices] != [getattr(plain, name) for name in choices]
 
     def uphill(self, group: dict[str, Any]) -> float:
         """Sign of the perturbation in a group: where the base maximizes, the worst point nearby lies below."""

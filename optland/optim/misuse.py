@@ -118,7 +118,7 @@ def note_no_gradient(optimizer: Optimizer, params: list[Tensor], notices: Notice
     Raises:
         RuntimeError: The parameters are sharded, and FSDP2 has kept the gradient back.
     """
-    if meant or any(p.grad is not None for p in params):
+    if meant or (params and params[0].grad is not None) or any(p.grad is not None for p in params):
         return
     if any(hasattr(p, "to_local") for p in params):
         raise RuntimeError(

@@ -175,6 +175,7 @@ class MSAM(TwoPass):
             if key(_NORM) in group:
                 group[key(_NORM)] = super().gradient_norm()
 
+    @vectors.no_graph
     def _passes(self, closure: Closure, share: float = 1.0) -> Any:
         flight = self._flight
         flight.guard.forget()

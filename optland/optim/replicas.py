@@ -80,7 +80,7 @@ class Replicas:
     @property
     def apart(self) -> bool:
         """Whether the last forward pass leads to gradients of this rank alone."""
-        return any(not note.synced for _, note in self._nets)
+        return bool(self._nets) and any(not note.synced for _, note in self._nets)
 
     @torch.no_grad()
     def mean(self, params: Sequence[Tensor], values: Sequence[Tensor | None]) -> list[Tensor | None]:

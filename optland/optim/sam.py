@@ -74,7 +74,7 @@ class _MaybeAdaptive(Method):
 
     def has_metric(self, groups: list[dict[str, Any]]) -> bool:
         """In some group."""
-        return any(group.get(key("adaptive")) for group in groups)
+        return bool([group for group in groups if group.get(key("adaptive"))])
 
 
 class SAM(TwoPass):

@@ -109,6 +109,8 @@ def _derived(scalars: dict[str, Scalar], keys: Iterable[str]) -> dict[str, float
 
 def largest(values: list[Scalar]) -> Scalar:
     """The largest value, without waiting for the device when there are tensors among them."""
+    if len(values) == 1 and not isinstance(values[0], Tensor):
+        return values[0]
     if any(isinstance(value, Tensor) for value in values):
         return torch.stack([torch.as_tensor(value).detach() for value in values]).max()
     return max(values)

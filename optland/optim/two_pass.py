@@ -303,16 +303,17 @@ class TwoPass(Delegating):
         spend(self._params)
         return loss
 
+    @vectors.no_graph
     def _passes(self, closure: Closure, share: float = 1.0) -> Any:
         """Evaluate the closure as often as the method wants; ``.grad`` is then what the base receives."""
         flight = self._flight
         twice = self._memory.has_radius and self.method.due(self.steps)
         flight.guard.begin_closure(repeated=twice)
         try:
-            loss = call_alone(closure, self._params)
-            misuse.note_no_gradient(self, self._params, self._flight.notices, meant=self._withdrawn)
+            loss = call_alone(closure, params := self._params)
+            misuse.note_no_gradient(self, params, flight.notices, meant=self._withdrawn)
             flight.begin(share=share)
-            if twice and self._is_open() and self._has_gradients:
+            if twice and self._gating.is_open(self, apart=flight.begun_apart) and self._has_gradients:
                 loss_up = self._call_perturbed(closure)
                 if loss is not None and loss_up is not None and self.method.ascent_share == 1:
                     self.telemetry.note(loss=loss, loss_up=loss_up, share=flight.units.share)
@@ -324,10 +325,7 @@ class TwoPass(Delegating):
 
     def _due(self) -> bool:
         """Whether this step takes its second pass: what the method and the gate say."""
-        return self.method.due(self.steps) and self._is_open()
-
-    def _is_open(self) -> bool:
-        return self._gating.is_open(self, apart=self._flight.begun_apart)
+        return self.method.due(self.steps) and self._gating.is_open(self, apart=self._flight.begun_apart)
 
     def _call_perturbed(self, closure: Closure) -> Any:
         """Call the closure at w + eps (and at w - eps), and be back at w whatever happens in it."""
@@ -380,7 +378,7 @@ class TwoPass(Delegating):
             self._drop()
             return
         of_sgd = isinstance(self.base, torch.optim.SGD)
-        rate = {"lr": largest([group["lr"] for group in self.param_groups])} if of_sgd else {}
+        rate = {"lr": largest([group["lr"] for group in self.base.param_groups])} if of_sgd else {}
         self.telemetry.note(skipped=0.0, **rate)
         if flight.measuring and self.telemetry.has_measurement:
             self.telemetry.keep(flight.period)
@@ -564,7 +562,8 @@ class TwoPass(Delegating):
 
     @property
     def _has_gradients(self) -> bool:
-        return any(p.grad is not None for p in self._params)
+        params = self._params
+        return (bool(params) and params[0].grad is not None) or any(p.grad is not None for p in params)
 
     def _require_unwatched(self, action: str) -> None:
         if self._watch.stop():

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from optland.vectors import no_graph
+
 __all__ = ["BuffersBefore"]
 
 LARGE = 65_536
@@ -32,7 +34,7 @@ class BuffersBefore:
         large = [b for b in buffers.values() if b.numel() >= LARGE]
         self._large = [(b, b._version, b.detach().clone()) for b in large]
 
-    @torch.no_grad()
+    @no_graph
     def refresh(self) -> None:
         """Bring the copies up to date."""
         buffers, copies = self._small

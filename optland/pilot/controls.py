@@ -247,7 +247,10 @@ class Controls:
 
 def _check_declared(policy: Policy, proposal: Proposal) -> None:
     """Refuse what was not declared: it would escape the rule of one setter per setting."""
-    name, declared = proposal.actuator, policy.caps if proposal.cap else policy.turns | {"alarm"}
+    name = proposal.actuator
+    if name in (policy.caps if proposal.cap else policy.turns):
+        return
+    declared = policy.caps if proposal.cap else policy.turns | {"alarm"}
     if name not in declared:
         what, where = ("a cap on ", "caps") if proposal.cap else ("", "turns")
         raise ValueError(

@@ -163,8 +163,10 @@ class CollapseGuard:
         if math.isnan(self.first):
             self.first = loss
         self.largest = max(self.largest, norm)
-        silent = [name for name, size in norms.items() if size == 0.0 and name in self.alive]
-        self.alive.update(name for name, size in norms.items() if size > 0.0)
+        silent: list[str] = []
+        if len(self.alive) < len(norms) or 0.0 in norms.values():
+            silent = [name for name, size in norms.items() if size == 0.0 and name in self.alive]
+            self.alive.update([name for name, size in norms.items() if size > 0.0])
         self.silent = self.silent + 1 if silent and loss > self.learnt * abs(self.first) else 0
         dead = norm < self.vanished * self.largest and loss > self.trivial * self.first
         self.votes = self.votes + 1 if dead else 0
@@ -244,7 +246,9 @@ class ClipWatch:
         """Take in a norm; returns what the gradients are clipped to, None where they are not."""
         if not math.isfinite(norm):
             return None
-        self.norms = [*self.norms, norm][-self.window :]
-        most = max(self.norms)
-        equal = sum(x >= (1.0 - self.rtol) * most for x in self.norms)
+        norms = self.norms = [*self.norms, norm][-self.window :]
+        if len(norms) < self.many:
+            return None
+        most = max(norms)
+        equal = sum(map(((1.0 - self.rtol) * most).__le__, norms))
         return most if most > 0 and equal >= self.many else None

@@ -158,7 +158,7 @@ class Host:
 
     def last_evaluations(self) -> float:
         """Gradient evaluations per sample that the last update took."""
-        return max(float(o.last_evaluations) if isinstance(o, _OURS) else 1.0 for o in self.optimizers)
+        return max([float(o.last_evaluations) if isinstance(o, _OURS) else 1.0 for o in self.optimizers])
 
     def note_evaluations(self, evaluations: float) -> None:
         """Take in what an update took."""
@@ -298,13 +298,13 @@ class Host:
         rates: list[float] = []
         for i, optimizer in enumerate(self.inner):
             held = self._held.get(i) or [group.get("lr", math.nan) for group in optimizer.param_groups]
-            rates.extend(float(lr) for lr in held)
+            rates += map(float, held)
         return max(rates, default=math.nan)
 
     def shape(self) -> float | None:
         """Scheduled over peak learning rate where a scheduler is attached; None without one."""
         groups = [g for o in self.inner for g in o.param_groups]
-        if not any("initial_lr" in g for g in groups):
+        if not [g for g in groups if "initial_lr" in g]:
             return None
         peak = max(float(g.get("max_lr", g.get("initial_lr", g["lr"]))) for g in groups)
         return self.rate / peak if peak > 0 else 0.0

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from optland import vectors
-from optland.pilot.measure import Layout, WeightsBefore, norms, relative_speed
+from optland.pilot.measure import Layout, WeightsBefore, norms, relative_speed, relative_speed_here
+from optland.pilot.rows import Moves
 
 __all__ = ["Lengths"]
 
@@ -32,8 +33,27 @@ class Lengths:
     @vectors.no_graph
     def measure(self, before: WeightsBefore) -> tuple[Number, Number]:
         """Relative speed R and |d| / |w| of the update, with the weights left alone."""
+        if (here := self._here(before.moves)) is not None:
+            for moves in before.moves:
+                moves.forget()
+            return here
         moved = torch._foreach_sub(before.params, before.copies)
         return self._relative(before, list(moved))
+
+    def _here(self, moves: list[Moves]) -> tuple[float, float] | None:
+        """The same as numbers, where the weights lie so that no tensor need be made for them; else None."""
+        if not moves:
+            return None
+        order = moves[0].order if len(moves) == 1 else [p for block in moves for p in block.order]
+        if not self._layout.fits(order):
+            self._layout = Layout(order)
+        if not self._layout.on_host:
+            return None
+        update, weights = moves[0].measure()
+        for block in moves[1:]:
+            more, heavier = block.measure()
+            update, weights = update + more, weights + heavier
+        return relative_speed_here(update, weights, self._layout)
 
     @vectors.no_graph
     def rescale(
@@ -53,6 +73,8 @@ class Lengths:
         Returns:
             R per unit of learning rate, |d| / |w| and the learning rate that the update now has.
         """
+        if (here := self._here(before.moves)) is not None:
+            return self._rescale_here(before.moves, here, target, trial, most)
         params, copies = before.params, before.copies
         torch._foreach_sub_(params, copies)  # in place: no memory for the move beside the copy
         speed, relative = self._relative(before, params)
@@ -61,9 +83,19 @@ class Lengths:
                 max=most / trial
             )
         else:
-            factor = min(target / speed, most / trial) if 0 < speed < math.inf else 0.0
+            factor = _factor(speed, target, trial, most)
         self._scale(params, factor)
         torch._foreach_add_(params, copies)
+        return speed / trial, relative * factor, factor * trial
+
+    def _rescale_here(
+        self, moves: list[Moves], here: tuple[float, float], target: float, trial: float, most: float
+    ) -> tuple[Number, Number, Number]:
+        speed, relative = here
+        factor = _factor(speed, target, trial, most)
+        for block in moves:
+            block.rescale(factor)
+            block.forget()
         return speed / trial, relative * factor, factor * trial
 
     def _scale(self, moves: list[Tensor], factor: Number) -> None:
@@ -81,3 +113,8 @@ class Lengths:
         if self._factor.dtype != kind:
             self._factor = torch.zeros((), dtype=kind)
         return self._factor.fill_(factor)
+
+
+def _factor(speed: float, target: float, trial: float, most: float) -> float:
+    """The factor c of :meth:`Lengths.rescale`; 0 where the update has no length."""
+    return min(target / speed, most / trial) if 0 < speed < math.inf else 0.0

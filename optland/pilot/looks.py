@@ -77,12 +77,16 @@ class Looks:
 
     def plan(self, step: int) -> list[float]:
         """Choose the probes that run at ``step``; 1 for each that does, 0 for each that does not."""
+        if not self.probes:
+            self.due = []
+            return []
         self.due = [p for p in self.probes if self.is_due(p, step)]
         return [float(p in self.due) for p in self.probes]
 
     def told(self, chosen: Sequence[float]) -> None:
         """Take over what rank 0 has chosen."""
-        self.due = [p for p, due in zip(self.probes, chosen, strict=True) if due]
+        if chosen or self.probes:
+            self.due = [p for p, due in zip(self.probes, chosen, strict=True) if due]
 
     @property
     def along_update(self) -> bool:
@@ -97,6 +101,9 @@ class Looks:
 
     def run(self) -> list[Signal]:
         """Run the probes that are due, and return what they measured."""
+        if not self.probes:
+            self.due = []
+            return []
         started = time.perf_counter()
         for probe in list(self.probes):
             self._see(probe)

@@ -15,8 +15,10 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from optland import vectors
+from optland.flat import lie_together
+from optland.pilot.rows import Moves, Norms
 
-__all__ = ["Coherence", "Layout", "WeightsBefore", "norms", "relative_speed"]
+__all__ = ["Coherence", "Layout", "Sizes", "WeightsBefore", "norms", "relative_speed", "relative_speed_here"]
 
 _LOW = (torch.float16, torch.bfloat16)
 _PLAIN = (Tensor, torch.nn.Parameter)
@@ -35,6 +37,7 @@ class Layout:
     Attributes:
         matrices: Indices of those with two or more dimensions; of all where there are none.
         roots: Square root of the number of elements of each.
+        root: Square root of the number of elements of all matrices.
         on_host: Whether all of them live on the CPU.
         simple: Whether they share type, device and layout, so that one call serves them all.
     """
@@ -44,6 +47,7 @@ class Layout:
         self.names = list(names)
         self.matrices = [i for i, p in enumerate(params) if p.ndim >= 2] or list(range(len(params)))
         self.roots = [math.sqrt(p.numel()) for p in params]
+        self.root = math.hypot(*(self.roots[i] for i in self.matrices))
         self.on_host = all(p.device.type == "cpu" for p in params)
         self.simple = _alike(params)
         self._on_device: tuple[Tensor, Tensor] | None = None
@@ -91,6 +95,22 @@ def norms(tensors: Sequence[Tensor], *, simple: bool = False) -> Tensor:
     return torch.stack(found)
 
 
+class Sizes:
+    """The norm of each gradient of an update: numbers where they are on the CPU, else tensors that wait there."""
+
+    def __init__(self) -> None:
+        self._norms = Norms([])
+
+    @vectors.no_graph
+    def __call__(self, gradients: list[Tensor]) -> Tensor | list[float]:
+        """The norms, in the order of the gradients."""
+        if not lie_together(gradients):
+            return norms(gradients)
+        if not self._norms.fits(gradients):
+            self._norms = Norms(gradients)
+        return self._norms(gradients)
+
+
 @vectors.no_graph
 def relative_speed(found: Tensor, layout: Layout) -> tuple[Tensor | float, Tensor | float]:
     r"""Root-sum-square over tensors of |d_l| / max(|w_l|, phi_l), and |d| / |w| over all tensors.
@@ -109,7 +129,8 @@ def relative_speed(found: Tensor, layout: Layout) -> tuple[Tensor | float, Tenso
         else tensors beside them, and nothing waits.
     """
     if layout.on_host:
-        return _relative_speed_here(found.tolist(), layout)
+        listed = found.tolist()
+        return relative_speed_here(listed[: len(layout.roots)], listed[len(layout.roots) :], layout)
     update, weights = found[: len(layout.roots)], found[len(layout.roots) :]
     matrices, roots = layout.on(weights)
     d, w, root = update[matrices], weights[matrices], roots[matrices]
@@ -119,13 +140,17 @@ def relative_speed(found: Tensor, layout: Layout) -> tuple[Tensor | float, Tenso
     return speed, torch.linalg.vector_norm(update) / torch.linalg.vector_norm(weights).clamp_min(1e-30)
 
 
-def _relative_speed_here(found: list[float], layout: Layout) -> tuple[float, float]:
-    update, weights = found[: len(layout.roots)], found[len(layout.roots) :]
+def relative_speed_here(update: list[float], weights: list[float], layout: Layout) -> tuple[float, float]:
+    """The same of numbers: |d_l| of each tensor, and |w_l| of each."""
     chosen, roots = layout.matrices, layout.roots
-    rms = math.hypot(*(weights[i] for i in chosen)) / math.hypot(*(roots[i] for i in chosen))
+    sizes = [weights[i] for i in chosen]
+    rms = math.hypot(*sizes) / layout.root
     floor = FLOOR * (rms if rms > 0 else 1.0)
-    speed = math.hypot(*(update[i] / max(weights[i], floor * roots[i]) for i in chosen))
-    return speed, math.hypot(*update) / max(math.hypot(*weights), 1e-30)
+    shares = [
+        update[i] / (size if size > floor * roots[i] else floor * roots[i])
+        for i, size in zip(chosen, sizes, strict=True)
+    ]
+    return math.hypot(*shares), math.hypot(*update) / max(math.hypot(*weights), 1e-30)
 
 
 class WeightsBefore:
@@ -134,27 +159,49 @@ class WeightsBefore:
     Attributes:
         params: The parameters that were copied for the present update; empty where none were.
         copies: Their copies, in the same order.
+        moves: Copies and moves together, where all parameters are plain ones on the CPU; else empty.
     """
 
     def __init__(self) -> None:
         self.params: list[Tensor] = []
         self.copies: list[Tensor] = []
-        self._blocks: list[tuple[list[Tensor], list[Tensor]]] = []
+        self.moves: list[Moves] = []
+        self._blocks: list[tuple[list[Tensor], list[Tensor], Moves | None]] = []
+        self._taken: list[list[Tensor]] = []  # the copies of each block, in the present update
 
     @vectors.no_graph
     def take(self, params: list[Tensor]) -> None:
-        """Copy these weights; may be called for one optimizer after another."""
-        copies = next(
-            (c for p, c in self._blocks if len(p) == len(params) and all(map(operator.is_, p, params))), None
-        )
-        if copies is None:
-            known = {id(p): c for block in self._blocks for p, c in zip(*block, strict=True)}
-            copies = [known[id(p)] if id(p) in known else torch.empty_like(p) for p in params]
-            mine = {id(p) for p in params}
-            self._blocks = [b for b in self._blocks if not mine & {id(p) for p in b[0]}] + [(params, copies)]
-        if params:
+        """Copy these weights; may be called for one optimizer after another, and again after a closure that raised."""
+        if not params:
+            return
+        for block in self._blocks:
+            if len(block[0]) == len(params) and all(map(operator.is_, block[0], params)):
+                break
+        else:
+            block = self._block(params)
+        _, copies, moves = block
+        if moves is not None:
+            moves.take()
+        else:
             vectors.copy_(copies, params)
+        if any(copies is there for there in self._taken):
+            return
+        self.moves = [] if moves is None or len(self.moves) < len(self._taken) else [*self.moves, moves]
+        self._taken.append(copies)
         self.params, self.copies = self.params + params, self.copies + copies
+
+    def _block(self, params: list[Tensor]) -> tuple[list[Tensor], list[Tensor], Moves | None]:
+        """Make room for these, in the place of every block that has some of them."""
+        known = {id(p): c for block in self._blocks for p, c in zip(block[0], block[1], strict=True)}
+        mine = {id(p) for p in params}
+        self._blocks = [b for b in self._blocks if not mine & {id(p) for p in b[0]}]
+        if lie_together(params):
+            moves = Moves(params)
+            made: tuple[list[Tensor], list[Tensor], Moves | None] = params, moves.copies, moves
+        else:
+            made = params, [known[id(p)] if id(p) in known else torch.empty_like(p) for p in params], None
+        self._blocks.append(made)
+        return made
 
     def __bool__(self) -> bool:
         return bool(self.params)
@@ -166,7 +213,7 @@ class WeightsBefore:
 
     def forget(self) -> None:
         """The update is over."""
-        self.params, self.copies = [], []
+        self.params, self.copies, self.moves, self._taken = [], [], [], []
 
     def release(self) -> None:
         """Give all memory back."""

@@ -20,7 +20,6 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal
 
-import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -40,7 +39,7 @@ from optland.pilot.hooks import Hooks
 from optland.pilot.host import Host
 from optland.pilot.live import Live
 from optland.pilot.looks import Looks
-from optland.pilot.measure import Layout, norms
+from optland.pilot.measure import Layout, Sizes
 from optland.pilot.notices import apart, no_after_step, no_update
 from optland.pilot.policies.base import Policy
 from optland.pilot.policies.facts import HostFacts
@@ -52,6 +51,7 @@ from optland.pilot.scalars import Scalars
 from optland.pilot.signal import Signal
 from optland.pilot.steering import Steering
 from optland.pilot.trouble import Trouble, all_finite, was_left_out
+from optland.vectors import no_graph
 
 __all__ = ["Mode", "Pilot"]
 
@@ -167,6 +167,7 @@ class Pilot:
         self._escape_asked: tuple[Policy, Proposal] | None = None
         self._names: dict[Tensor, str] = {}
         self._gradients = Layout([])
+        self._sizes = Sizes()
         self._hooks = None if mode == "off" else Hooks(self.host.inner, self._before_step, self._after_base)
         if self._acts:
             self.trouble.buffers.take(self.host.buffers())
@@ -346,6 +347,7 @@ class Pilot:
         return self.progress.known and (self._facts is None or self._facts.steps is None)
 
     @uncompiled
+    @no_graph
     def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
         host = self.host
         if self._finished or host.index(optimizer) in self._stepped:
@@ -372,9 +374,8 @@ class Pilot:
         if first or new:
             of = self.host.inner if first else [optimizer]
             held = [p for o in of for p in self.host.parameters_of(o) if p.grad is not None]
-            with torch.no_grad():
-                gradients = norms([p.grad for p in held if p.grad is not None])
-                found, told = self.scalars.fetch(gradients, [*self._chosen, *self.record.signs])
+            sizes = self._sizes([p.grad for p in held if p.grad is not None])
+            found, told = self.scalars.fetch(sizes, [*self._chosen, *self.record.signs])
             if first:
                 self._deliver(told)
             self._judge(optimizer, held, found, first=first)
@@ -480,9 +481,9 @@ class Pilot:
         if made:
             host.step += 1
             if not self._waits_for_a_batch:
-                with torch.no_grad():
-                    self._decide()
+                self._decide()
 
+    @no_graph
     def _decide(self) -> None:
         """Policies look at what is known, and the update is given its length."""
         history, host, length = self.history, self.host, None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -42,7 +43,8 @@ class Scalars:
 
     def put(self, **scalars: Tensor | float) -> None:
         """Let these wait, under names with ``__`` for the slash."""
-        self._waiting |= {name.replace("__", "/"): value for name, value in scalars.items()}
+        for name, value in scalars.items():
+            self._waiting[_keyed(name)] = value
 
     def flush(self) -> None:
         """Turn what waits into numbers, where it goes on waiting, in one transfer."""
@@ -52,7 +54,7 @@ class Scalars:
             self._waiting |= dict(zip(tensors, values, strict=True))
 
     def fetch(
-        self, gradients: Tensor | None = None, extra: Sequence[float] = ()
+        self, gradients: Tensor | list[float] | None = None, extra: Sequence[float] = ()
     ) -> tuple[list[float], list[float]]:
         """Deliver what waits, with the norms of the gradients, in one transfer.
 
@@ -60,14 +62,19 @@ class Scalars:
         not finite where they are not on any of them, everything else as rank 0 has it.
 
         Args:
-            gradients: Norms of the gradients.
+            gradients: Norms of the gradients, as numbers where the host knows them.
             extra: Numbers of rank 0 to give to all ranks.
 
         Returns:
             The norms of the gradients, and ``extra``.
         """
         if self.ranks.several:
+            if isinstance(gradients, list):
+                gradients = torch.tensor(gradients, dtype=torch.float64, device="cpu")
             return self._agreed(gradients, extra)
+        if isinstance(gradients, list):  # on the CPU nothing has to wait for anything
+            self._deliver()
+            return gradients, list(extra)
         waiting = {name: v for name, v in self._waiting.items() if isinstance(v, Tensor)}
         parts = ([] if gradients is None else [gradients]) + [v.reshape(1) for v in waiting.values()]
         values = _together(parts).tolist() if parts else []
@@ -144,6 +151,11 @@ class Scalars:
             self._waiting["train/loss"], self.samples = held[processes.rank()]
         else:  # other processes go on: with the loss that they would have been told
             self._waiting["train/loss"] = sum(loss * n for loss, n in held) / sum(n for _, n in held)
+
+
+@functools.cache
+def _keyed(name: str) -> str:
+    return name.replace("__", "/")
 
 
 def _together(parts: list[Tensor]) -> Tensor:

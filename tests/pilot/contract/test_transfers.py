@@ -81,6 +81,7 @@ def _as_on_another_device(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         Layout, "on_host", property(lambda self: False, lambda self, there: None), raising=False
     )
+    monkeypatch.setattr("optland.pilot.measure.lie_together", lambda tensors: False)
 
 
 def cells() -> list[tuple[str, str, str]]:

@@ -1,0 +1,183 @@
+r"""Lengths of many tensors on the CPU, one by one, and of the moves that an update has made of them.
+
+.. math:: \|x_l\| = \sqrt{\sum_{r \in l} \|x_r\|^2}
+
+with x_r the rows of 128 numbers that tensor l takes up; its last row ends with zeros. To make a tensor takes longer
+than to read one of a thousand numbers, so the small ones lie together in one piece of memory and four operations serve
+them all. Large ones are handled one after the other, each while the processor's cache still holds it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from optland.flat import LARGE
+
+__all__ = ["Moves", "Norms"]
+
+_ROW = 128
+
+
+class _Small:
+    """Small tensors in one piece of memory, each in rows of its own.
+
+    Args:
+        like: Tensors of their shapes.
+        beside: Memory for tensors of the same shapes.
+    """
+
+    @torch.inference_mode(mode=False)  # what is made in it can be written to nowhere else
+    def __init__(self, like: Sequence[Tensor], beside: _Small | None = None) -> None:
+        rows = [-(-t.numel() // _ROW) for t in like]
+        kind = like[0].dtype if like else torch.float32
+        self.flat = torch.zeros(sum(rows) * _ROW, dtype=kind, device="cpu")
+        self._rows = self.flat.view(-1, _ROW)
+        counts = torch.tensor(rows, dtype=torch.int32, device="cpu")
+        self._owners = torch.repeat_interleave(counts) if beside is None else beside._owners
+        self._bytes = self.flat.numel() * self.flat.element_size()
+        self.views: list[Tensor] = []
+        start = 0
+        for t, n in zip(like, rows, strict=True):
+            self.views.append(self.flat[start : start + t.numel()].view(t.shape))
+            start += n * _ROW
+
+    @property
+    def is_held(self) -> bool:
+        """Whether there is memory behind the views."""
+        return self.flat.untyped_storage().nbytes() == self._bytes
+
+    def fill(self, tensors: list[Tensor]) -> None:
+        """Copy tensors into it, in memory that was given back or not."""
+        if not self.is_held:
+            self.flat.untyped_storage().resize_(self._bytes)
+            self.flat.zero_()
+        if tensors:
+            torch._foreach_copy_(self.views, tensors)
+
+    def release(self) -> None:
+        """Give the memory back until the next time."""
+        self.flat.untyped_storage().resize_(0)
+
+    def norms(self) -> list[float]:
+        """The length of each."""
+        if not self.views:
+            return []
+        return self._lengths(torch.linalg.vector_norm(self._rows, dim=1))
+
+    def norms_beside(self, other: _Small) -> tuple[list[float], list[float]]:
+        """The length of each, and those in memory of the same layout."""
+        if not self.views:
+            return [], []
+        rows = [torch.linalg.vector_norm(x._rows, dim=1) for x in (self, other)]
+        found = self._lengths(torch.stack(rows))
+        return found[0], found[1]  # type: ignore[return-value]
+
+    def _lengths(self, rows: Tensor) -> list[Any]:
+        squares = rows.double().square_()
+        found = squares.new_zeros((*rows.shape[:-1], len(self.views)))
+        return found.index_add_(-1, self._owners, squares).sqrt_().tolist()  # type: ignore[no-any-return]
+
+
+class Norms:
+    """The length of each of some tensors, of which there are new ones of the same shapes in every update.
+
+    Args:
+        like: The first of them.
+
+    Example:
+        >>> x = [torch.tensor([3.0, 4.0]), torch.ones(2, 2)]
+        >>> Norms(x)(x)
+        [5.0, 2.0]
+    """
+
+    def __init__(self, like: Sequence[Tensor]) -> None:
+        self._shapes, self._kind = [t.shape for t in like], like[0].dtype if like else None
+        self._small = [i for i, t in enumerate(like) if t.numel() < LARGE]
+        self._large = [i for i, t in enumerate(like) if t.numel() >= LARGE]
+        self._memory = _Small([like[i] for i in self._small])
+
+    def fits(self, tensors: Sequence[Tensor]) -> bool:
+        """Whether it serves these, which lie together."""
+        return [t.shape for t in tensors] == self._shapes and (not tensors or tensors[0].dtype is self._kind)
+
+    def __call__(self, tensors: Sequence[Tensor]) -> list[float]:
+        """Their lengths, in their order."""
+        self._memory.fill([tensors[i] for i in self._small])
+        found = [0.0] * len(tensors)
+        for i, size in zip(self._small, self._memory.norms(), strict=True):
+            found[i] = size
+        self._memory.release()
+        for i in self._large:
+            found[i] = torch.linalg.vector_norm(tensors[i]).item()
+        return found
+
+
+class Moves:
+    """Copies of parameters, and how far each has moved since.
+
+    Args:
+        params: Plain tensors of one type on the CPU (:func:`optland.flat.lie_together`).
+
+    Attributes:
+        params: The parameters.
+        copies: Their copies.
+        order: The parameters in the order of :meth:`measure`: small ones first.
+    """
+
+    def __init__(self, params: Sequence[Tensor]) -> None:
+        self.params = list(params)
+        small = [p for p in params if p.numel() < LARGE]
+        self._small, self._large = small, [p for p in params if p.numel() >= LARGE]
+        self.order = self._small + self._large
+        self._kept = _Small(small)
+        self._moved = _Small(small, beside=self._kept)
+        self._large_kept = [torch.empty_like(p, requires_grad=False) for p in self._large]
+        views, others = iter(self._kept.views), iter(self._large_kept)
+        self.copies = [next(views) if p.numel() < LARGE else next(others) for p in params]
+        self._moved.release()
+
+    def take(self) -> None:
+        """Copy the parameters."""
+        self._kept.fill(self._small)
+        for p, kept in zip(self._large, self._large_kept, strict=True):
+            kept.copy_(p)
+
+    def measure(self) -> tuple[list[float], list[float]]:
+        """Length of the move and length of the copy of each parameter, in :attr:`order`."""
+        self._moved.fill(self._small)
+        self._moved.flat.sub_(self._kept.flat)
+        moves, weights = self._moved.norms_beside(self._kept)
+        for p, kept in zip(self._large, self._large_kept, strict=True):
+            moves.append(torch.linalg.vector_norm(p - kept).item())
+            weights.append(torch.linalg.vector_norm(kept).item())
+        return moves, weights
+
+    def rescale(self, factor: float) -> None:
+        """Make each copy plus ``factor`` times the move of each parameter, right after :meth:`measure`.
+
+        With 0 all are as they were, bit for bit, also where a move holds NaN.
+        """
+        if factor == 0.0:
+            self.undo()
+            return
+        kept, moved = self._kept.flat, self._moved.flat
+        assert self._moved.is_held, "measure() comes first"
+        torch.add(kept, moved, alpha=factor, out=moved)
+        if self._small:
+            torch._foreach_copy_(self._small, self._moved.views)
+        for p, there in zip(self._large, self._large_kept, strict=True):
+            torch.lerp(there, p, factor, out=p)
+
+    def undo(self) -> None:
+        """Put all parameters back."""
+        for target, source in ((self._small, self._kept.views), (self._large, self._large_kept)):
+            if target:
+                torch._foreach_copy_(target, source)
+
+    def forget(self) -> None:
+        """The moves are of no use any more."""
+        self._moved.release()
