@@ -85,6 +85,7 @@ class FlatCopies:
         self._flat = torch.empty(0, device="cpu")
         self._rows = self._rest = self._flat
         self._views: list[Tensor] = []
+        self._places: list[Tensor] = []  # of the list of copies, filled where these are views
         self.held = False
         """Whether there are copies in it."""
 
@@ -96,8 +97,10 @@ class FlatCopies:
         self.held = True
         if not self._large:
             return self._views
-        views = iter(self._views)
-        return [t.detach().clone() if t.numel() >= LARGE else next(views) for t in tensors]
+        copies = self._places.copy()
+        for i in self._large:
+            copies[i] = tensors[i].detach().clone()
+        return copies
 
     def norm(self, tensors: Sequence[Tensor]) -> Tensor | None:
         """Their Euclidean length together, 0-d in float32 or better; None where they cannot lie together."""
@@ -154,6 +157,9 @@ class FlatCopies:
             self._flat[end - counts[i] : end].view(shapes[i])
             for i, end in zip(self._small, ends, strict=True)
         ]
+        self._places = [self._flat] * len(shapes)
+        for i, view in zip(self._small, self._views, strict=True):
+            self._places[i] = view
         self._shapes = shapes
 
     # A copy of whoever has it makes room of its own.

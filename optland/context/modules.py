@@ -84,6 +84,8 @@ class BufferSnapshot:
     def __init__(self, model: nn.Module, last: BufferSnapshot | None = None) -> None:
         self._data: list[Tensor]
         self._bits: list[Tensor]
+        self._places: list[int]
+        self.is_small: bool
         self._owners = [(m, name, b) for m in every_module(model) for name, b in m._buffers.items()]
         self._buffers = [b for _, _, b in self._owners if b is not None]
         if last is not None and last._serves(self._buffers):

@@ -86,7 +86,8 @@ class Memory:
         if proposed:
             found = [proposed[p] if p in proposed else self.state_of(p).get(its) for p in params]
         else:
-            found = [self.state_of(p).get(its) for p in params]
+            state_of = self._base.state.get
+            found = [(state_of(p) or {}).get(its) for p in params]
         return [torch.zeros_like(p) if x is None else x for x, p in zip(found, params, strict=True)]
 
     def is_new(self, name: str, group: dict[str, Any]) -> bool:

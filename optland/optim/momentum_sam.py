@@ -105,21 +105,17 @@ class _OnePass(Flight):
         return self.climb(v, self.length_of(v))
 
     def _velocities(self) -> list[Tensor | None]:
-        states = [self.memory.state_of(p) for p in self.params]
-        found = [_velocity(state) if state else None for state in states]
+        states = list(map(self.base.state.get, self.params))
+        found: list[Tensor | None] = []
+        for state in states:
+            velocity = None if state is None else state.get(_VELOCITIES[0])
+            found.append(state.get(_VELOCITIES[1]) if state and velocity is None else velocity)
         if any(states) and all(v is None for v in found):
             raise ValueError(
                 f"{self.memory.base} keeps no momentum under {' or '.join(_VELOCITIES)}, so MSAM cannot "
                 "perturb along it; use SGD with momentum, AdamW, or a relative of theirs"
             )
         return found
-
-
-def _velocity(state: dict[str, Any]) -> Tensor | None:
-    for name in _VELOCITIES:
-        if (velocity := state.get(name)) is not None:
-            return velocity  # type: ignore[no-any-return]
-    return None
 
 
 class MSAM(TwoPass):

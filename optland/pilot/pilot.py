@@ -542,9 +542,8 @@ class Pilot:
 
     def _write(self, loss: float | Tensor) -> None:
         """Write decisions and, where there is something new or it is time, a row."""
-        row = None
-        if self.record.is_due(self.host.step):
-            row = row_of(self, self.scalars.of_all(loss))
+        due = self.record.is_due(self.host.step)
+        row = row_of(self, self.scalars.of_all(loss)) if due else None
         self.record.write(self.host.step, row)
 
     # ------------------------------------------------------------------ resume

@@ -37,7 +37,7 @@ class _Small:
         self.flat = torch.zeros(sum(rows) * _ROW, dtype=kind, device="cpu")
         self._rows = self.flat.view(-1, _ROW)
         counts = torch.tensor(rows, dtype=torch.int32, device="cpu")
-        self._owners = torch.repeat_interleave(counts) if beside is None else beside._owners
+        self._owners: Tensor = torch.repeat_interleave(counts) if beside is None else beside._owners
         self._bytes = self.flat.numel() * self.flat.element_size()
         self.views: list[Tensor] = []
         start = 0
@@ -74,12 +74,12 @@ class _Small:
             return [], []
         rows = [torch.linalg.vector_norm(x._rows, dim=1) for x in (self, other)]
         found = self._lengths(torch.stack(rows))
-        return found[0], found[1]  # type: ignore[return-value]
+        return found[0], found[1]
 
     def _lengths(self, rows: Tensor) -> list[Any]:
         squares = rows.double().square_()
         found = squares.new_zeros((*rows.shape[:-1], len(self.views)))
-        return found.index_add_(-1, self._owners, squares).sqrt_().tolist()  # type: ignore[no-any-return]
+        return found.index_add_(-1, self._owners, squares).sqrt_().tolist()
 
 
 class Norms:
