@@ -33,6 +33,7 @@ COMMANDS = {
     "loop": "loop.py --memory 20",
     "pilot_cost": "pilot_cost.py",
     "plateau": "plateau.py",
+    "ranks_cost": "ranks_cost.py",
     "saddle": "saddle.py",
     "sam_cost": "sam_cost.py",
     "sam_noise": "sam_noise.py",

@@ -67,8 +67,12 @@ def joined() -> Iterator[None]:
         on_gpu = torch.cuda.is_available()
         if on_gpu:
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+        # Processes that were started anew meet in the store of those before, and must not find where those were.
+        store, here, of = next(distributed.rendezvous("env://"))
+        anew = distributed.PrefixStore(f"start {os.environ.get(_RESTARTS, '0')}", store)
         # What the processes tell each other stays in the host's memory, whatever the model is on.
-        distributed.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo")
+        backend = "cpu:gloo,cuda:nccl" if on_gpu else "gloo"
+        distributed.init_process_group(backend, store=anew, rank=here, world_size=of)
     _present[:] = [distributed.get_rank(), distributed.get_world_size()]
     try:
         yield

@@ -52,14 +52,14 @@ def started(main: Callable[..., int], config: Any, *, resume: bool) -> int:
     Raises:
         UserError: A batch has fewer samples than there are processes, or they do not find each other.
     """
-    if not is_launched():
-        return int(main(config, resume=resume))
     from optland import processes
     from optland.train.runs.launch import begun
 
     def goes_on() -> bool:
         return resume or (processes.restarted() and begun(config.out))
 
+    if not is_launched():
+        return int(main(config, resume=goes_on()))
     if not getattr(config, "can_share", False):
         if not speaks():
             return DONE

@@ -237,7 +237,9 @@ def saved(folder: Path) -> None:
         with torch.no_grad():
             for p in fresh[0].parameters():
                 p.zero_()
-        weights, state = get_state_dict(*fresh)  # makes a step of a new optimizer, which is none of the pilot's
+        weights, state = get_state_dict(
+            *fresh
+        )  # makes a step of a new optimizer, which is none of the pilot's
         second = piloted_by(*fresh)
         held = {"model": weights, "optimizer": state, "pilot": ByRank(second)}
         state_dict_loader.load(held, checkpoint_id=place)

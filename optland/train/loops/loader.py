@@ -129,9 +129,9 @@ class ResumableLoader:
 
     def _part(self, count: int) -> tuple[int, int]:
         """Note how many samples a batch has, and say where this process's part of it begins and ends."""
-        start, stop = part_of(count)
-        self.served, self.own = count, stop - start if count > processes.rank() else 0
-        return start, stop
+        start, stop = _edges(count)
+        self.served, self.own = count, stop - start
+        return part_of(count)
 
     def _transformed(self, batch: Any, epoch: int, position: int, device: torch.device | str = "cpu") -> Any:
         """The batch that starts at ``position`` of ``epoch``, augmented where a transform is given."""
@@ -170,9 +170,13 @@ def part_of(count: int) -> tuple[int, int]:
 
     At the end of an epoch there may be none left for it: it gets the first sample, which then weighs nothing.
     """
-    here, of = processes.rank(), processes.size()
-    start, stop = -(-count * here // of), -(-count * (here + 1) // of)
+    start, stop = _edges(count)
     return (start, stop) if stop > start else (0, 1)
+
+
+def _edges(count: int) -> tuple[int, int]:
+    here, of = processes.rank(), processes.size()
+    return -(-count * here // of), -(-count * (here + 1) // of)
 
 
 class BatchLoader(ResumableLoader):

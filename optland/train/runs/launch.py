@@ -17,6 +17,7 @@ from optland.files import write_whole
 __all__ = ["begun", "candidates", "mark"]
 
 _FILE = ".launch"
+_RUN = "TORCHELASTIC_RUN_ID"
 
 
 def candidates(out: Path) -> Iterator[Path]:
@@ -27,7 +28,7 @@ def candidates(out: Path) -> Iterator[Path]:
 
 def mark(folder: Path) -> None:
     """Note the launcher in a folder that holds a run now; nothing is written without one."""
-    if processes.asked() > 1:
+    if processes.asked() > 1 or _RUN in os.environ:
         write_whole(folder / _FILE, _launcher())
 
 
@@ -40,4 +41,4 @@ def begun(out: str | Path) -> bool:
 
 def _launcher() -> str:
     """The launch and the launcher's process, which outlives those that it starts."""
-    return f"{os.environ.get('TORCHELASTIC_RUN_ID', '')} {os.getppid()}"
+    return f"{os.environ.get(_RUN, '')} {os.getppid()}"
