@@ -23,6 +23,7 @@ problem                         loss                            closed form
 :func:`tensor_decomposition`    sum of (u_i.e_k)^2(u_j.e_k)^2   0 at the components, d - 1 at the saddle
 :func:`matrix_factorisation`    |UV - M|^2 / 2                  at the origin -s_1(M); no bad minimum
 :func:`linear_network`          |W_k ... W_1 - M|^2 / 2         at the origin index h rank(M); Hessian 0 if k > 2
+:func:`gaussian_landscape`      sqrt(2/M) sum cos(k_m.x + phi) minima 1/2, 1/4, (29-6 sqrt 6)/116 of all in d <= 3
 :func:`linear_regression`       mean of the nk (x'W - y)^2      Hessian 2/(nk) I_k (x) X'X
 :func:`deep_autoencoder`        mean of |f(x) - x|^2 / 2        none: a plateau in front of a real problem
 ==============================  ==============================  ===============================================
@@ -38,6 +39,7 @@ from optland.problems.critical import (
     separable_products,
     two_factor,
 )
+from optland.problems.gaussian import gaussian_hessians, gaussian_landscape, index_shares
 from optland.problems.networks import (
     deep_autoencoder,
     linear_network,
@@ -63,7 +65,10 @@ __all__ = [
     "deep_autoencoder",
     "flat_bowl",
     "function_objective",
+    "gaussian_hessians",
+    "gaussian_landscape",
     "gradient_flat",
+    "index_shares",
     "linear_network",
     "linear_regression",
     "linear_regression_hessian",

@@ -46,7 +46,7 @@ NAMES: dict[str, Values] = {
     "data.root": ([None], ["nowhere"]),
     "data.label_noise": ([0.0, 0.3, 1.0], [*REAL[1], *NOT_A_NUMBER]),
     "model.name": (
-        ["cnn", "mlp", "resnet8", "resnet", "vit"],
+        ["cnn", "mlp", "resnet8", "resnet", "densenet", "vit"],
         ["resnet9", "torchvision:resnet18", "torchvision:vit_b_16", ""],
     ),
     "model.init": (

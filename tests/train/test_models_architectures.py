@@ -63,7 +63,7 @@ def test_the_first_models_keep_their_initial_values(name: str) -> None:
 
 
 @settings(max_examples=25, deadline=None)
-@given(st.sampled_from(["resnet", "mlp"]), st.integers(0, 12), st.sampled_from([2, 5]))
+@given(st.sampled_from(["resnet", "densenet", "mlp"]), st.integers(0, 12), st.sampled_from([2, 5]))
 def test_the_longest_path_has_depth_weight_layers(name: str, more: int, width: int) -> None:
     own = MODELS[name]
     assert own.min_depth is not None
@@ -76,7 +76,7 @@ def test_the_longest_path_has_depth_weight_layers(name: str, more: int, width: i
     assert model(torch.randn(4, 1, 8, 8)).shape == (4, 3)
 
 
-@pytest.mark.parametrize("name", ["resnet8", "resnet"])
+@pytest.mark.parametrize("name", ["resnet8", "resnet", "densenet"])
 @pytest.mark.parametrize(
     ("norm", "kind"), [("batch", nn.BatchNorm2d), ("group", nn.GroupNorm), ("none", None)]
 )

@@ -8,10 +8,12 @@ to the model what it likes: weights, buffers, modes and random state are put bac
 are seeded with the run's seed before it. Measures come in a dict by name; those of ``start`` are taken of the fresh
 net.
 
-**A line** is ``{"key", "run", "dead", "facts", "start", "end", "averages", "seconds"}``: what decided the run, whether
-it died, what it took, and by name of the measure what was found on the fresh net, on the last weights and on each
-average of the weights. Numbers that are not finite are null. A run whose loss is not finite is given up, kept with
-``dead`` true, and not measured. Seconds are those of the processor.
+**A watcher** looks on from inside a run, on the net after each step, and disturbs nothing: see :class:`Watcher`.
+
+**A line** is ``{"key", "run", "dead", "facts", "start", "along", "end", "averages", "seconds"}``: what decided the
+run, whether it died, what it took, and by name of the measure what was found on the fresh net, along the run, on the
+last weights and on each average of the weights. Numbers that are not finite are null. A run whose loss is not finite
+is given up, kept with ``dead`` true, and not measured. Seconds are those of the processor.
 
 ::
 
@@ -35,7 +37,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -46,10 +48,24 @@ from optland.train.experiments.bank_training import MakeOptimizer, train_run
 from optland.train.experiments.kept import Kept, kept_lines
 from optland.train.loops.seeding import seed_everything
 
-__all__ = ["Bank", "Measure", "score"]
+__all__ = ["Bank", "MakeWatcher", "Measure", "Watcher", "score"]
 
 Measure = Callable[[nn.Module, Splits], Mapping[str, Any]]
 """``measure(model, splits)``: numbers by name, or lists of numbers."""
+
+
+class Watcher(Protocol):
+    """What looks on from inside one run. Random state and modes are put back after every look."""
+
+    def after_step(self, model: nn.Module, step: int) -> None:
+        """Look at the net, which still has the gradient of this step; weights and buffers must be left as they are."""
+
+    def found(self) -> Mapping[str, Any]:
+        """What was seen so far: also of a run that died."""
+
+
+MakeWatcher = Callable[[BankRun, Splits], Watcher]
+"""``make(run, splits)``: a fresh watcher for that run."""
 
 
 class Bank:
@@ -59,6 +75,7 @@ class Bank:
         path: The file that new lines are appended to; one process at a time.
         measures: Taken of the trained net, and of its averages, by name.
         start: Taken of the fresh net.
+        along: What looks on from inside the runs, by name.
         methods: Optimizers of the caller's own, by the names that ``BankRun.method`` takes.
         also: Files of other processes, which are read again before every run.
         watch: Told of every run that is kept, in a line of text.
@@ -78,12 +95,13 @@ class Bank:
         measures: Mapping[str, Measure],
         *,
         start: Mapping[str, Measure] | None = None,
+        along: Mapping[str, MakeWatcher] | None = None,
         methods: Mapping[str, MakeOptimizer] | None = None,
         also: Sequence[str | Path] = (),
         watch: Callable[[str], None] | None = None,
     ) -> None:
         self.kept = Kept(Path(path))
-        self.measures, self.start = dict(measures), dict(start or {})
+        self.measures, self.start, self.along = dict(measures), dict(start or {}), dict(along or {})
         self.methods, self.watch = dict(methods or {}), watch
         self.others = [Path(other) for other in also if Path(other).resolve() != self.kept.path.resolve()]
         self._read: dict[Path, tuple[int, dict[str, dict[str, Any]]]] = {}
@@ -143,7 +161,11 @@ class Bank:
         return found[-1] if found else None
 
     def _is_whole(self, found: Mapping[str, Any]) -> bool:
-        return set(self.measures) <= set(found["end"]) and set(self.start) <= set(found["start"])
+        return (
+            set(self.measures) <= set(found["end"])
+            and set(self.start) <= set(found["start"])
+            and set(self.along) <= set(found.get("along", {}))  # lines without watchers had none to tell of
+        )
 
     def _train(self, run: BankRun) -> dict[str, Any]:
         began = time.process_time()
@@ -155,7 +177,14 @@ class Bank:
         def at_start(model: nn.Module) -> None:
             fresh.update(_measured(self.start, model, splits, run.seed))
 
-        trained = train_run(run, splits, self.methods, at_start)
+        watchers = {name: make(run, splits) for name, make in self.along.items()}
+
+        def after_step(model: nn.Module, step: int) -> None:
+            for watcher in watchers.values():
+                with preserve_rng(), preserve_modes(model):
+                    watcher.after_step(model, step)
+
+        trained = train_run(run, splits, self.methods, at_start, after_step if watchers else None)
         trained_for = time.process_time() - began
         if not trained.dead:
             end = _measured(self.measures, trained.model, splits, run.seed)
@@ -165,7 +194,9 @@ class Bank:
             }
         seconds = {"train_seconds": round(trained_for, 3), "seconds": round(time.process_time() - began, 3)}
         line = {"key": run.key, "run": run.given(), "dead": trained.dead, "facts": trained.facts}
-        return dict(_plain({**line, "start": fresh, "end": end, "averages": averages, **seconds}))
+        along = {name: dict(watcher.found()) for name, watcher in watchers.items()}
+        found = {**line, "start": fresh, "along": along, "end": end, "averages": averages, **seconds}
+        return dict(_plain(found))
 
 
 def _measured(measures: Mapping[str, Measure], model: nn.Module, splits: Splits, seed: int) -> dict[str, Any]:

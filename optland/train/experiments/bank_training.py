@@ -63,6 +63,7 @@ def train_run(
     splits: Splits,
     methods: Mapping[str, MakeOptimizer] | None = None,
     at_start: Callable[[nn.Module], None] | None = None,
+    after_step: Callable[[nn.Module, int], None] | None = None,
 ) -> Trained:
     """Train the net of a run from its seed.
 
@@ -71,6 +72,8 @@ def train_run(
         splits: Its data.
         methods: Optimizers by the names that ``run.method`` takes.
         at_start: Called with the fresh net.
+        after_step: Called after each step with the net, which still has the gradient of that step, and the number of
+            steps so far.
 
     Raises:
         ValueError: ``run.method`` is not in ``methods``, or the run missed its budget by more than 5 % and a step.
@@ -97,6 +100,8 @@ def train_run(
             break
         for ema in emas.values():
             ema.update()
+        if after_step is not None:
+            after_step(model, len(losses))
         if loader.samples_served >= run.samples:
             break
         if scheduler is not None:

@@ -24,9 +24,10 @@ class ModelConfig:
         name: A key of :data:`MODELS`, or ``torchvision:NAME`` for one of torchvision's classifiers (random weights).
         width: Hidden units of ``mlp``, channels of the first layer of the convolutional nets, embedding of ``vit``;
             null takes the architecture's own.
-        depth: Hidden layers of ``mlp``, blocks of ``vit``, weight layers of ``resnet``; null takes the architecture's
-            own.
-        norm: ``batch`` (null takes it), ``group`` (8 groups) or ``none``, for ``resnet`` and ``resnet8``.
+        depth: Hidden layers of ``mlp``, blocks of ``vit``, weight layers of ``resnet`` and ``densenet``; null takes
+            the architecture's own.
+        norm: ``batch`` (null takes it), ``group`` (8 groups) or ``none``, for ``resnet``, ``resnet8`` and
+            ``densenet``.
         skips: Whether ``resnet`` and ``resnet8`` have their skip connections; null means yes.
         dropout: Dropout probability before the last layer, in [0, 1).
         init: ``default`` (PyTorch's), ``kaiming_normal``, ``kaiming_uniform``, ``xavier_normal``,

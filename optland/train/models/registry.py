@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from optland.train.models import resnet, vit
+from optland.train.models import densenet, resnet, vit
 from optland.train.models.layers import ImageShape, Norm, Plan
 from optland.train.models.simple import cnn, mlp
 
@@ -45,6 +45,9 @@ MODELS: dict[str, Architecture] = {
     "resnet8": Architecture(resnet.ResNet, depth=8, norm="batch", skips=True),
     "resnet": Architecture(
         resnet.ResNet, depth=20, min_depth=2 * resnet.STAGES + 2, depth_step=2, norm="batch", skips=True
+    ),
+    "densenet": Architecture(
+        densenet.DenseNet, depth=22, min_depth=densenet.BLOCKS + 4, width=8, norm="batch",
     ),
     "vit": Architecture(vit.VisionTransformer, depth=4, min_depth=1, width=4 * vit.HEAD, width_step=vit.HEAD),
 }  # fmt: skip

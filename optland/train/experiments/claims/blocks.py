@@ -1,0 +1,58 @@
+"""The runs of the deep nets: plain, with skips, and dense, at the greatest depth of the dial; plain ones also at 8."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from optland.train.experiments.bank_run import BankRun
+from optland.train.experiments.claims.cells import everywhere, residual
+from optland.train.experiments.claims.claim import Evidence, Found
+from optland.train.experiments.claims.dial import Dial
+from optland.train.experiments.claims.effects import by_data, mean, ratio
+
+__all__ = ["compared", "deep", "deep_everywhere", "shallow_plain"]
+
+READ = ("lambda_max", "adaptive", "relative", "kappa", "norm", "test_acc", "epochs")
+
+
+def deep(dial: Dial, data: str, seed: int) -> dict[str, BankRun]:
+    """The three kinds of net at the greatest depth, with batch normalisation."""
+    return {
+        "plain": residual(dial, data, seed, depth=dial.depth, skips=False),
+        "ResNet": residual(dial, data, seed, depth=dial.depth, skips=True),
+        "DenseNet": residual(dial, data, seed, depth=dial.depth, name="densenet", width=4),
+    }
+
+
+def shallow_plain(dial: Dial, data: str, seed: int) -> BankRun:
+    """The plain net with 8 weight layers."""
+    return residual(dial, data, seed, depth=8, skips=False)
+
+
+deep_everywhere = everywhere(lambda dial, data, seed: list(deep(dial, data, seed).values()), "deep_seeds")
+
+
+def compared(one: str, other: str, name: str) -> Callable[[Evidence, Dial], Found]:
+    """``name`` at equal training loss, of one kind of net over that of another."""
+
+    def effect(evidence: Evidence, dial: Dial) -> Found:
+        found: dict[str, list[dict[str, float]]] = {one: [], other: []}
+
+        def value(data: str, seed: int) -> float:
+            nets = deep(dial, data, seed)
+            for kind, seen in found.items():
+                seen.append({what: evidence.at_level(nets[kind], what) for what in READ})
+                seen[-1]["dim"] = evidence.at_end(nets[kind], "dim")
+                seen[-1][f"{name} at the end"] = evidence.at_end(nets[kind], name)
+            return ratio(found[one][-1][name], found[other][-1][name])
+
+        values = by_data(dial, value, dial.deep_seeds)
+        beside = {
+            f"{kind}: {what}": mean(entry[what] for entry in seen)
+            for kind, seen in found.items()
+            for what in seen[0]
+        }
+        points = [(b[name], a[name]) for a, b in zip(found[one], found[other], strict=True)]
+        return Found(values, beside, {"seeds": points}, (f"{name}, {other}", f"{name}, {one}"))
+
+    return effect

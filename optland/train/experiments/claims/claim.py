@@ -1,0 +1,105 @@
+"""A claim, and what decides it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from optland.train.experiments.bank import Bank
+from optland.train.experiments.bank_run import BankRun
+from optland.train.experiments.claims.dial import Dial
+from optland.train.experiments.claims.measures import LOOKS, Look
+from optland.train.experiments.claims.trials import Trial, Trials
+from optland.train.experiments.claims.verdicts import Band
+
+__all__ = ["Claim", "Evidence", "Found"]
+
+
+@dataclass(frozen=True)
+class Found:
+    """What the experiment of a claim gave.
+
+    Attributes:
+        values: The effect for each seed, by data set; NaN where a seed cannot tell, and ``note`` says why.
+        beside: Means of what the effect has to be read with: its parts, and what else differs between the cells.
+        series: Points for the figure by name, (x, y).
+        axes: Names of x and y.
+        note: One sentence where something needs saying.
+    """
+
+    values: Mapping[str, Sequence[float]]
+    beside: Mapping[str, float] = field(default_factory=dict)
+    series: Mapping[str, Sequence[tuple[float, float]]] = field(default_factory=dict)
+    axes: tuple[str, str] = ("", "")
+    note: str = ""
+
+
+class Evidence:
+    """What has been measured so far: banks of runs, by how closely they were looked at, and the trials beside them."""
+
+    def __init__(self, banks: Mapping[Look, Bank], trials: Trials) -> None:
+        self.banks, self.trials = banks, trials
+
+    def line(self, run: BankRun) -> Mapping[str, Any]:
+        """The line of a run, the one that says most; empty where it is not there yet."""
+        lines = (self.banks[look].find(run) for look in LOOKS[::-1] if look in self.banks)
+        return next((line for line in lines if line is not None), {})
+
+    def number(self, run: BankRun, *path: str) -> float:
+        """A number of a run's line, such as ``"along", "watch", "level", "lambda_max"``; NaN where there is none."""
+        return _number(self.line(run), path)
+
+    def at_level(self, run: BankRun, name: str) -> float:
+        """What was measured when the run's training loss reached the level of the dial."""
+        return self.number(run, "along", "watch", "level", name)
+
+    def at_end(self, run: BankRun, name: str) -> float:
+        """What was measured at the end of training."""
+        return self.number(run, "end", "point", name)
+
+    def trial(self, trial: Trial, name: str) -> float:
+        """A number of a trial; NaN where it is not there yet."""
+        return _number(self.trials.find(trial) or {}, (name,))
+
+    def listed(self, trial: Trial, name: str) -> list[Any]:
+        """A list of a trial; empty where it is not there yet."""
+        return list((self.trials.find(trial) or {}).get(name, []))
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One row of the table.
+
+    Attributes:
+        name: Its short name.
+        text: What is claimed, in one line.
+        source: Where it is claimed.
+        measured: What the effect is, in words.
+        band: What is predicted of it, and what it would be if nothing were true of it.
+        effect: From the evidence to the effect.
+        runs: The runs that it rests on.
+        trials: The experiments that are no runs of the bank.
+        look: How closely its runs have to be looked at.
+        is_reproduction: Whether a published experiment is repeated.
+    """
+
+    name: str
+    text: str
+    source: str
+    measured: str
+    band: Band
+    effect: Callable[[Evidence, Dial], Found]
+    runs: Callable[[Dial], list[BankRun]] = lambda dial: []
+    trials: Callable[[Dial], list[Trial]] = lambda dial: []
+    look: Look = "all"
+    is_reproduction: bool = False
+
+
+def _number(found: Any, path: Sequence[str]) -> float:
+    for name in path:
+        if not isinstance(found, Mapping) or found.get(name) is None:
+            return math.nan
+        found = found[name]
+    return float(found)

@@ -1,0 +1,134 @@
+"""Batch normalisation: the largest rate, the time, and very deep nets."""
+
+from __future__ import annotations
+
+import math
+
+from optland.train.experiments.bank_run import BankRun
+from optland.train.experiments.claims.cells import everywhere, residual
+from optland.train.experiments.claims.claim import Claim, Evidence, Found
+from optland.train.experiments.claims.dial import Dial
+from optland.train.experiments.claims.effects import by_data, mean, ratio
+from optland.train.experiments.claims.verdicts import Band
+
+RATES = (0.03, 0.1, 0.3, 1.0, 3.0)
+DEEP_RATES = (0.01, 0.1)
+HALF = 50.0
+NORMS = ("batch", "none")
+
+
+def shallow(dial: Dial, data: str, seed: int, norm: str) -> list[BankRun]:
+    """Plain nets of 8 layers at every rate."""
+    return [residual(dial, data, seed, depth=8, skips=False, norm=norm, lr=lr) for lr in RATES]
+
+
+def far(dial: Dial, data: str, seed: int, norm: str) -> list[BankRun]:
+    """Plain nets of the greatest depth."""
+    return [residual(dial, data, seed, depth=dial.depth, skips=False, norm=norm, lr=lr) for lr in DEEP_RATES]
+
+
+def accuracy(evidence: Evidence, run: BankRun) -> float:
+    """Training accuracy at the end; 0 of a run that died, NaN of one that is not there."""
+    line = evidence.line(run)
+    if not line:
+        return math.nan
+    return 0.0 if line["dead"] else evidence.at_end(run, "train_acc")
+
+
+def largest(evidence: Evidence, runs: list[BankRun]) -> float:
+    """Largest rate at which half of the training samples are right at the end; NaN where a run is missing."""
+    found = [(run.optimizer.lr, accuracy(evidence, run)) for run in runs]
+    if any(math.isnan(acc) for _, acc in found):
+        return math.nan
+    return max((lr for lr, acc in found if acc >= HALF), default=math.nan)
+
+
+def rate(evidence: Evidence, dial: Dial) -> Found:
+    """Largest rate with normalisation over the largest without."""
+    found: dict[str, list[float]] = {norm: [] for norm in NORMS}
+
+    def one(data: str, seed: int) -> float:
+        for norm in NORMS:
+            found[norm].append(largest(evidence, shallow(dial, data, seed, norm)))
+        return ratio(found["batch"][-1], found["none"][-1])
+
+    values = by_data(dial, one)
+    beside = {f"largest rate, norm {norm}": mean(rates) for norm, rates in found.items()}
+    series = {"seeds": list(zip(found["none"], found["batch"], strict=True))}
+    note = f"Rates of the grid {RATES}: a factor of three apart."
+    return Found(values, beside, series, ("largest rate without", "largest rate with"), note)
+
+
+def time(evidence: Evidence, dial: Dial) -> Found:
+    """Share of the epochs saved, each at its own best rate; one that never arrives counts with the whole run."""
+    found: dict[str, list[float]] = {norm: [] for norm in NORMS}
+
+    def one(data: str, seed: int) -> float:
+        for norm in NORMS:
+            runs = shallow(dial, data, seed, norm)
+            if any(math.isnan(accuracy(evidence, run)) for run in runs):
+                found[norm].append(math.nan)
+                continue
+            epochs = [evidence.at_level(run, "epochs") for run in runs]
+            found[norm].append(min((e for e in epochs if math.isfinite(e)), default=float(dial.deep_epochs)))
+        return 100.0 * (1.0 - found["batch"][-1] / found["none"][-1])
+
+    values = by_data(dial, one)
+    beside = {f"epochs to the loss, norm {norm}": mean(epochs) for norm, epochs in found.items()}
+    series = {"seeds": list(zip(found["none"], found["batch"], strict=True))}
+    return Found(values, beside, series, ("epochs without", "epochs with"))
+
+
+def depth(evidence: Evidence, dial: Dial) -> Found:
+    """Best training accuracy with normalisation less that without, at the greatest depth."""
+    found: dict[str, list[float]] = {norm: [] for norm in NORMS}
+
+    def one(data: str, seed: int) -> float:
+        for norm in NORMS:
+            reached = [accuracy(evidence, run) for run in far(dial, data, seed, norm)]
+            found[norm].append(math.nan if any(map(math.isnan, reached)) else max(reached))
+        return found["batch"][-1] - found["none"][-1]
+
+    values = by_data(dial, one, dial.deep_seeds)
+    beside = {f"training accuracy, norm {norm}": mean(accs) for norm, accs in found.items()}
+    series = {"seeds": list(zip(found["none"], found["batch"], strict=True))}
+    return Found(values, beside, series, ("training accuracy without", "training accuracy with"))
+
+
+GRID = everywhere(lambda dial, data, seed: [run for norm in NORMS for run in shallow(dial, data, seed, norm)])
+
+CLAIMS = (
+    Claim(
+        name="normalisation: rate",
+        text="Normalisation allows 5 to 10 times the learning rate",
+        source="third document, 2.4.2",
+        measured="largest rate that trains a plain net of 8 layers, with batch normalisation over without",
+        band=Band(low=5.0, high=10.0, null=1.0, is_ratio=True, resolution=math.log(3.0)),
+        effect=rate,
+        runs=GRID,
+        look="scores",
+    ),
+    Claim(
+        name="normalisation: time",
+        text="Normalisation reduces the training time by 40 to 60 %",
+        source="third document, 2.4.2",
+        measured="epochs to the level of the training loss saved, each at its best rate, in per cent",
+        band=Band(low=40.0, high=60.0, null=0.0),
+        effect=time,
+        runs=GRID,
+        look="scores",
+    ),
+    Claim(
+        name="normalisation: depth",
+        text="Normalisation enables very deep nets",
+        source="third document, 2.4.2",
+        measured="training accuracy in points at the greatest depth of the dial without skips, with less without",
+        band=Band(low=30.0, high=100.0, null=0.0),
+        effect=depth,
+        runs=everywhere(
+            lambda dial, data, seed: [run for norm in NORMS for run in far(dial, data, seed, norm)],
+            "deep_seeds",
+        ),
+        look="scores",
+    ),
+)
