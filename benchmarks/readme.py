@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from readme_claims import claims_small_table
 from readme_control import (
     batch_table,
     control_edge_table,
@@ -430,6 +431,7 @@ TABLES = {
     "spikes": spikes_table,
     "suggest": suggest_table,
     "plateau": plateau_table,
+    "claims_small": claims_small_table,
     "connectivity": connectivity_table,
     "demo": demo_table,
     "curvature": curvature_table,

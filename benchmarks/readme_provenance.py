@@ -19,6 +19,8 @@ COMMANDS = {
     "adam_edge": "adam_edge.py",
     "batch": "batch.py",
     "conformance": "conformance.py",
+    "claims_check": "claims_check.py --result benchmarks/results/claims_check.json",
+    "claims_small": "claims.py",
     "configs": "configs.py",
     "connectivity": "connectivity.py",
     "control_development": "control.py --group development",

@@ -39,7 +39,7 @@ from optland.problems.critical import (
     separable_products,
     two_factor,
 )
-from optland.problems.gaussian import gaussian_hessians, gaussian_landscape, index_shares
+from optland.problems.gaussian import gaussian_landscape, index_shares
 from optland.problems.networks import (
     deep_autoencoder,
     linear_network,
@@ -65,7 +65,6 @@ __all__ = [
     "deep_autoencoder",
     "flat_bowl",
     "function_objective",
-    "gaussian_hessians",
     "gaussian_landscape",
     "gradient_flat",
     "index_shares",

@@ -16,7 +16,7 @@ It is 1/2, 1/4 and :math:`(29 - 6\sqrt 6)/116` for the minima in one, two and th
 Bardeen et al. 1986). Isotropy alone fixes the covariance of the Hessian up to its scale, so the shares are the same for
 every smooth isotropic Gaussian field. A coin for each eigenvalue would give :math:`2^{-d}`.
 
-References: Kac 1943 and Rice 1944 (the formula); Vogel and Moehring 2007, arXiv:0707.0457 (saddles in three dimensions).
+References: Kac 1943, Rice 1944 (the formula); Vogel and Moehring 2007, arXiv:0707.0457 (saddles in three dimensions).
 """
 
 from __future__ import annotations

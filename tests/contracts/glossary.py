@@ -148,6 +148,7 @@ GLOSSARY: dict[str, str] = {
     "num_taken": "Number of samples that are taken from the front.",
     "num_together": "Number of points in one call of the model.",
     "num_tries": "Number of random attempts, of which the best is kept.",
+    "num_waves": "Number of waves that a random landscape is the sum of.",
     "num_workers": "Number of processes that read data.",
     "batch_size": "Number of samples of a batch.",
     "chunk_size": "Number of samples that are computed at a time.",

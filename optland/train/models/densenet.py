@@ -3,8 +3,9 @@
     x_l = conv(relu(norm([x_0, x_1, ..., x_{l-1}])))
 
 A stem convolution, three blocks of such layers, each adding ``width`` channels, between them a 1 x 1 convolution that
-halves the channels (down to a multiple of the width) and a mean over 2 x 2 pixels, then the mean over the image and a linear layer. depth counts the
-weight layers: 1 stem, the layers of the blocks, 2 transitions, 1 linear layer. It has no bottleneck layers.
+halves the channels (down to a multiple of the width) and a mean over 2 x 2 pixels, then the mean over the image and a
+linear layer. depth counts the weight layers: 1 stem, the layers of the blocks, 2 transitions, 1 linear layer. It has no
+bottleneck layers.
 """
 
 from __future__ import annotations

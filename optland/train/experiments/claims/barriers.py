@@ -1,7 +1,8 @@
 """H3: what the barrier between two trained nets says of them.
 
-The document trains a curve between the two nets and takes the barrier on it. Nearly every pair has a barrier near 0 there,
-so that both kinds would not occur; the rows judge by the barrier on the straight line, and tell that of the curve beside.
+The document trains a curve between the two nets and takes the barrier on it. Nearly every pair has a barrier near 0
+there, so that both kinds would not occur; the rows judge by the barrier on the straight line, and tell that of the
+curve beside.
 """
 
 from __future__ import annotations

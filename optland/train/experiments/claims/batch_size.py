@@ -60,7 +60,7 @@ CLAIMS = (
         name="batch: flatness",
         text="Small batches end in flatter minima, also where flatness cannot be had by rescaling",
         source="first and second document",
-        measured="adaptive sharpness at equal training loss, large batch over 32; no size is claimed, 10 % is the least",
+        measured="adaptive sharpness at equal training loss, large batch over 32; no size claimed, 10 % is the least",
         band=Band(low=1.1, null=1.0, is_ratio=True),
         effect=compared("adaptive", ratio),
         runs=RUNS,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -26,25 +27,28 @@ def each(dial: Dial, seeds: int | None = None) -> Iterator[tuple[str, int]]:
         yield data, seed
 
 
+@functools.cache  # each is tried out when it is made, and a dial asks for thousands
 def sgd(lr: float = RATE, momentum: float = 0.9) -> OptimizerConfig:
     """SGD, with momentum where nothing else is said."""
     return OptimizerConfig("sgd", lr=lr, momentum=momentum)
 
 
+@functools.cache
 def adam(lr: float = 1e-3) -> OptimizerConfig:
     """Adam at its own default rate."""
     return OptimizerConfig("adam", lr=lr)
 
 
+@functools.cache
 def sam(rho: float = 0.1) -> OptimizerConfig:
     """SAM around the SGD of the plain run."""
     return OptimizerConfig("sam", lr=RATE, momentum=0.9, rho=rho)
 
 
 def small_net(dial: Dial) -> ModelConfig:
-    """The net of the claims that name none: two hidden layers of 64, or three convolutions of 8 to 16 channels."""
+    """The net of the claims that name none: two hidden layers, or three convolutions of 8 to 16 channels."""
     return (
-        ModelConfig("mlp", width=64, depth=2, init=INIT)
+        ModelConfig("mlp", width=dial.units, depth=2, init=INIT)
         if dial.net == "mlp"
         else ModelConfig("cnn", width=8, init=INIT)
     )
@@ -75,7 +79,7 @@ def plain(dial: Dial, data: str, seed: int, *, times: float = 1.0, **changes: An
 
 def residual(dial: Dial, data: str, seed: int, *, lr: float = RATE, **net: Any) -> BankRun:
     """A run of a net of blocks: ``skips``, ``norm`` and ``depth`` of :class:`ModelConfig` as given."""
-    chosen = {"name": "resnet", "width": 4, "depth": 8, "init": INIT} | net
+    chosen: dict[str, Any] = {"name": "resnet", "width": 4, "depth": 8, "init": INIT} | net
     times = dial.deep_epochs / dial.epochs
     return plain(dial, data, seed, times=times, net=ModelConfig(**chosen), optimizer=sgd(lr))
 

@@ -64,8 +64,8 @@ class Evidence:
         return _number(self.trials.find(trial) or {}, (name,))
 
     def listed(self, trial: Trial, name: str) -> list[Any]:
-        """A list of a trial; empty where it is not there yet."""
-        return list((self.trials.find(trial) or {}).get(name, []))
+        """A list of a trial, NaN for what was not finite; empty where it is not there yet."""
+        return [math.nan if v is None else v for v in (self.trials.find(trial) or {}).get(name, [])]
 
 
 @dataclass(frozen=True)

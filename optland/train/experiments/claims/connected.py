@@ -6,12 +6,12 @@ from typing import Any
 
 from optland.landscape import connect
 from optland.train.experiments.bank import score
+from optland.train.experiments.bank_run import BankRun
 from optland.train.experiments.claims.cells import each, plain, sgd, stacked
 from optland.train.experiments.claims.dial import Dial
 from optland.train.experiments.claims.measures import objective_of, shift
 from optland.train.experiments.claims.trained_net import trained_net
 from optland.train.experiments.claims.trials import Trial
-from optland.train.experiments.bank_run import BankRun
 
 __all__ = ["WIDTHS", "pair", "pairs"]
 

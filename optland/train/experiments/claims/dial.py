@@ -18,6 +18,7 @@ class Dial:
         seeds: Seeds of every cell, from 0 on.
         deep_seeds: Seeds of the cells of greatest depth.
         net: Net of the claims that name none.
+        units: Units of each of the two hidden layers, where that is ``mlp``.
         epochs: Passes over the data of that net.
         deep_epochs: Passes of the convolutional nets with blocks, which take longer for each.
         depth: Greatest depth, in weight layers.
@@ -38,6 +39,7 @@ class Dial:
     seeds: int = 3
     deep_seeds: int = 3
     net: Literal["mlp", "cnn"] = "mlp"
+    units: int = 64
     epochs: int = 30
     deep_epochs: int = 8
     depth: int = 14

@@ -37,7 +37,7 @@ def at_the_edge(momentum: float) -> Callable[[Evidence, Dial], Found]:
         def one(data: str, seed: int) -> float:
             run = full_batch(dial, data, seed, momentum)
             seen = evidence.line(run).get("along", {}).get("watch", {}).get("sharpness", [])
-            found = [v / threshold for v in seen if v is not None]
+            found = [float(v) / threshold for v in seen if v is not None]
             starts.append(evidence.number(run, "start", "point", "lambda_max") / threshold)
             if len(found) < 3:
                 return math.nan

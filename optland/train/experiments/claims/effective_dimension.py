@@ -29,8 +29,8 @@ def effect(evidence: Evidence, dial: Dial) -> Found:
     values = by_data(dial, one)
     beside = {f"k90 of width {width}": mean(found) for width, found in counted.items()}
     note = (
-        f"k90 of {dial.gradients} gradients cannot exceed {dial.gradients}, so its share of d is mostly 1/d: a net is in "
-        "the low class because it is wide. A net that never reached the loss is left out."
+        f"k90 of {dial.gradients} gradients cannot exceed {dial.gradients}, so its share of d is mostly 1/d: a net is "
+        "in the low class because it is wide. A net that never reached the loss is left out."
     )
     return Found(values, beside, points, ("k90 / d", "epochs to the level of the loss"), note)
 

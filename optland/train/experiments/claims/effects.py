@@ -29,7 +29,7 @@ def mean(values: Iterable[float]) -> float:
 
 
 def ratio(a: float, b: float) -> float:
-    """a / b; NaN where one is not positive."""
+    """The quotient a / b; NaN where one is not positive."""
     return a / b if a > 0 and b > 0 else math.nan
 
 

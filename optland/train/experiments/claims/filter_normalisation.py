@@ -1,4 +1,4 @@
-"""Without filter normalisation, slices of two nets cannot be compared: a rescaling that changes nothing changes them."""
+"""Without filter normalisation, slices of two nets cannot be compared: a rescaling without effect changes them."""
 
 from __future__ import annotations
 
@@ -51,9 +51,9 @@ def sliced(trial: Trial) -> dict[str, Any]:
 def rescale(net: nn.Module) -> None:
     """Positive homogeneity: the function stays as it is."""
     first, second = [m for m in net.modules() if isinstance(m, nn.Linear)][:2]
-    first.weight *= FACTOR
-    first.bias *= FACTOR
-    second.weight /= FACTOR
+    first.weight.mul_(FACTOR)
+    first.bias.mul_(FACTOR)
+    second.weight.div_(FACTOR)
 
 
 def rise(objective: Objective, kind: Normalisation, seed: int) -> float:
@@ -95,7 +95,7 @@ CLAIM = Claim(
     name="filter normalisation",
     text="Filter normalisation is needed to compare slices of nets whose weights differ in size",
     source="first and third document; Li et al. 2018, arXiv:1712.09913",
-    measured="change of a random slice under a rescaling without effect, raw over filter-normalised; twice is the least",
+    measured="change of a random slice under a rescaling without effect, raw over filter-normalised; twice at least",
     band=Band(low=2.0, null=1.0, is_ratio=True),
     effect=effect,
     trials=lambda dial: [slices(dial, data, seed) for data, seed in each(dial)],

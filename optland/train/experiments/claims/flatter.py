@@ -28,10 +28,11 @@ def against_sgd(method: str) -> Callable[[Evidence, Dial], Found]:
         for k, what in enumerate(("SGD", method)):
             for read in ("adaptive", "lambda_max", "relative", "norm", "test_acc", "epochs"):
                 beside[f"{what}: {read}"] = mean(evidence.at_level(pair[k], read) for pair in pairs)
-        points = [tuple(evidence.at_level(run, "adaptive") for run in pair) for pair in pairs]
+        a, b = ([evidence.at_level(pair[k], "adaptive") for pair in pairs] for k in (0, 1))
+        points = list(zip(a, b, strict=True))
         return Found(
             values, beside, {"seeds": points}, ("adaptive sharpness, SGD", f"adaptive sharpness, {method}")
-        )  # type: ignore[dict-item]
+        )
 
     return effect
 

@@ -28,10 +28,9 @@ def shares(trial: Trial) -> dict[str, Any]:
     for d in DIMENSIONS:
         by_index = index_shares(d, trial.dial.draws, seed=trial.seed * 100 + d)
         ratios.append(float(by_index[1:-1].sum() / by_index[0]))
-    logs = [math.log(r) for r in ratios]
-    slope = statistics.linear_regression(
-        DIMENSIONS[1:], logs[1:]
-    ).slope  # from d = 3 on: 2 has one saddle index alone
+    # From d = 3 on, since in 2 there is one index of saddles alone; a dimension without a single minimum tells nothing.
+    logs = [(d, math.log(r)) for d, r in zip(DIMENSIONS[1:], ratios[1:], strict=True) if math.isfinite(r)]
+    slope = statistics.linear_regression(*zip(*logs, strict=True)).slope if len(logs) > 2 else math.nan
     return {"ratios": ratios, "growth": math.exp(slope), "ge": 0.0}
 
 

@@ -24,7 +24,7 @@ KEPT, ROUNDS = 0.2, 3
 
 def ticket(dial: Dial, data: str, seed: int) -> Trial:
     """The trial of one seed."""
-    return Trial("lottery ticket", data, seed, dial, drawn, ("samples", "epochs", "net"))
+    return Trial("lottery ticket", data, seed, dial, drawn, ("samples", "epochs", "net", "units"))
 
 
 def tickets(dial: Dial) -> list[Trial]:
@@ -65,7 +65,7 @@ def trained(run: BankRun, splits: Splits, masks: dict[str, Tensor], start: int) 
         with torch.no_grad():
             for name, p in model.named_parameters():
                 if name in masks:
-                    p *= masks[name]
+                    p.mul_(masks[name])
 
     def begin(model: nn.Module) -> None:
         model.load_state_dict(first)
@@ -118,7 +118,7 @@ CLAIMS = (
         name="ticket: whole",
         text="A sparse part of the net at its start, trained alone, matches the whole net",
         source="first document; Frankle and Carbin 2019, arXiv:1803.03635",
-        measured="test accuracy in points, a fifth of the weights less all; within 1 point is a match, 5 points is none",
+        measured="test accuracy in points, a fifth of the weights less all; 1 point less is a match, 5 are none",
         band=Band(low=-1.0, high=100.0, null=-5.0),
         effect=against("whole"),
         trials=tickets,

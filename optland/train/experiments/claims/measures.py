@@ -77,7 +77,7 @@ def sharpness(model: nn.Module, splits: Splits, num: int) -> dict[str, float]:
 
 
 def conditioning(model: nn.Module, splits: Splits, num: int) -> dict[str, float]:
-    """kappa with its error; NaN where the trace is not positive."""
+    """The conditioning kappa with its error; NaN where the trace is not positive."""
     objective = objective_of(model, splits, num)
     with ggn(objective) as G:
         top = lanczos(G, k=1, ends="top", rtol=0.02, max_matvecs=PRODUCTS).top

@@ -23,7 +23,8 @@ def deviations(values: list[float]) -> list[float]:
 
 def spread(evidence: Evidence, dial: Dial) -> Found:
     """Spread of the training accuracy over seeds, narrow less wide, in points."""
-    values, points = {}, {}
+    values: dict[str, list[float]] = {}
+    points: dict[str, list[tuple[float, float]]] = {}
     for data in dial.data:
         found = {
             width: [
@@ -46,9 +47,9 @@ def spread(evidence: Evidence, dial: Dial) -> Found:
 
 
 def similar(evidence: Evidence, dial: Dial) -> Found:
-    """Distance of a seed's training loss at the end from the median over seeds, in per cent of the loss at the start."""
+    """Distance of a seed's training loss at the end from the median over seeds, in per cent of that at the start."""
     values: dict[str, list[float]] = {}
-    points = {}
+    points: dict[str, list[tuple[float, float]]] = {}
     for data in dial.data:
         runs = [plain(dial, data, seed) for name, seed in each(dial) if name == data]
         ends = [

@@ -109,7 +109,7 @@ CLAIMS = tuple(
         name=f"saddles: {method}",
         text=f"{what} through the flat parts around saddles",
         source="second document",
-        measured=f"steps from a saddle to half the way down, SGD over {method}, each at its best rate; 10 % is the least",
+        measured=f"steps from a saddle to half the way down, SGD over {method}, each at its best rate; 10 % at least",
         band=Band(low=1.1, null=1.0, is_ratio=True),
         effect=against(method),
         trials=races,

@@ -68,7 +68,7 @@ CLAIMS = (
         name="depth: dimension",
         text="Deep plain networks have a higher d_eff",
         source="third document, 2.2.3",
-        measured="k90 of a fixed number of gradients, greatest depth over 8 layers; no size is claimed, 10 % is the least",
+        measured="k90 of a fixed number of gradients, greatest depth over 8 layers; no size claimed, 10 % at least",
         band=Band(low=1.1, null=1.0, is_ratio=True),
         effect=of_depth,
         runs=everywhere(

@@ -68,7 +68,10 @@ class Row:
 
 
 class Work:
-    """The runs and trials of a dial, made one after another: all of a seed before those of the next.
+    """The runs and trials of a dial, made one after another.
+
+    The nets of blocks, which cost most, come last; before and among them all of a seed come before the next, so that
+    work which is stopped has decided as much as it could.
 
     Args:
         dial: Sizes.
@@ -106,7 +109,7 @@ class Work:
                     runs |= {run.key: (look, run) for run in claim.runs(self.dial)}
                     trials |= {trial.key: trial for trial in claim.trials(self.dial)}
         found: list[tuple[Look, BankRun] | Trial] = [*runs.values(), *trials.values()]
-        return sorted(found, key=lambda piece: piece.seed if isinstance(piece, Trial) else piece[1].seed)
+        return sorted(found, key=_turn)
 
     def missing(self) -> list[tuple[Look, BankRun] | Trial]:
         """What is still to be done."""
@@ -128,6 +131,13 @@ class Work:
             return self.evidence.trials.find(piece) is not None
         look, run = piece
         return any(self.evidence.banks[better].find(run) for better in LOOKS[LOOKS.index(look) :])
+
+
+def _turn(piece: tuple[Look, BankRun] | Trial) -> tuple[bool, int]:
+    """By which the work is ordered."""
+    if isinstance(piece, Trial):
+        return False, piece.seed
+    return piece[1].net.name in ("resnet", "densenet"), piece[1].seed
 
 
 def rows(claims: Sequence[Claim], evidence: Evidence, dial: Dial) -> list[Row]:

@@ -12,7 +12,7 @@ from optland.train.experiments.claims.verdicts import Band
 
 def effect(evidence: Evidence, dial: Dial) -> Found:
     """Rank correlation of eta / B with lambda_max over the five settings of a seed."""
-    points = []
+    points: list[tuple[float, float]] = []
     same: list[float] = []
 
     def one(data: str, seed: int) -> float:

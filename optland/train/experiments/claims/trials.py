@@ -77,7 +77,10 @@ class Trials:
 
 def _plain(found: Mapping[str, Any]) -> dict[str, Any]:
     """As JSON has it: no NaN."""
-    return {
-        name: None if isinstance(value, float) and not math.isfinite(value) else value
-        for name, value in found.items()
-    }
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, list):
+            return [plain(inner) for inner in value]
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    return {name: plain(value) for name, value in found.items()}

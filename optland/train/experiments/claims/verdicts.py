@@ -9,14 +9,13 @@ and the 95 % interval is Student's t with the degrees of freedom of Welch and Sa
 logarithms. A claim says that the effect lies in a **band**, and what it would be if nothing were true of it, the
 **null**. p is two-sided, for the effect being the null, and is corrected over all rows after Holm. Then:
 
-=============================  ==========================================================================================
+=============================  ========================================================================================
 supported                      p < 0.05, on the claimed side of the null, and the mean lies in the band
 same direction, other size     p < 0.05, on the claimed side, and the interval leaves the band out
 opposite                       p < 0.05, on the other side of the null
 not supported                  p >= 0.05 and the interval leaves the band out
-undecided at this scale        all else: also where the data sets contradict each other, or a data set has fewer than two
-                               values
-=============================  ==========================================================================================
+undecided at this scale        all else: also where data sets contradict each other, or one has fewer than two values
+=============================  ========================================================================================
 
 References: Welch 1947 (the degrees of freedom); Holm 1979 (the correction).
 """

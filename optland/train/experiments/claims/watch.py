@@ -25,8 +25,9 @@ class Watch:
 
     ``found()["level"]`` is what :func:`~optland.train.experiments.claims.measures.at_level` says of the net at the
     first check with a training loss (on the probed samples, eval mode) of at most ``dial.level``, and the epochs until
-    then; empty where it never came. ``found()["early"]`` is the spectrum of the net after a tenth of the run. A run without noise,
-    whose batch is the whole of the data, is asked for its largest eigenvalue on all of them at every check.
+    then; empty where it never came. ``found()["early"]`` is the spectrum of the net after a tenth of the run. A run
+    without noise, whose batch is the whole of the data, is asked for its largest eigenvalue on all of them at every
+    check.
 
     Args:
         dial: Sizes.

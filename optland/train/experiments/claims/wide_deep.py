@@ -28,7 +28,7 @@ def at_base(dial: Dial, data: str, seed: int, shape: tuple[int, int]) -> BankRun
 
 
 def conditioning(evidence: Evidence, dial: Dial) -> Found:
-    """kappa at equal training loss, deep over wide."""
+    """Conditioning at equal training loss, deep over wide."""
     pairs = []
 
     def one(data: str, seed: int) -> float:
