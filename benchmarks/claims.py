@@ -17,6 +17,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from omegaconf import OmegaConf
@@ -30,9 +31,9 @@ RESULTS = ROOT / "benchmarks" / "results"
 
 def dial_of(name: str) -> Dial:
     """The dial of a configuration of the recipe."""
-    given = OmegaConf.to_container(OmegaConf.load(ROOT / "configs" / "test_claims" / f"{name}.yaml").dial)
-    assert isinstance(given, dict)
-    return Dial(**{str(key): tuple(value) if key == "data" else value for key, value in given.items()})
+    found = OmegaConf.load(ROOT / "configs" / "test_claims" / f"{name}.yaml")
+    given: dict[str, Any] = {str(key): value for key, value in found.dial.items()}
+    return Dial(**{**given, "data": tuple(given["data"])})
 
 
 def make(work: Work, minutes: float) -> bool:

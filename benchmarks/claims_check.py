@@ -52,7 +52,7 @@ def logits_of(model: nn.Module, x: Tensor) -> tuple[Callable[[Tensor], Tensor], 
     def logits(v: Tensor) -> Tensor:
         parts = zip(named.items(), v.split(sizes), strict=True)
         weights = {name: part.reshape(p.shape) for (name, p), part in parts}
-        return functional_call(model, weights, (x.double(),))
+        return torch.as_tensor(functional_call(model, weights, (x.double(),)))
 
     return logits, torch.cat([p.flatten() for p in named.values()])
 
