@@ -7,22 +7,21 @@ whatever ``report_to`` names, one call each, in the update that they are about.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from copy import copy, deepcopy
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from optland.context import preserve_buffers, preserve_rng
 from optland.files import write_whole
+from optland.integrations.trainer_host import TrainerHost
+from optland.integrations.transformers_loss import TrainerLoss
 from optland.log import into
 from optland.pilot import Pilot
 from optland.pilot.controls import by_name
-from optland.pilot.host import Host, unwrapped
 from optland.pilot.policies.base import Policy
 
 try:
@@ -54,17 +53,12 @@ class PilotCallback(TrainerCallback):  # type: ignore[misc]  # transformers is n
         trainer: The ``SAMTrainer``, which puts itself here.
 
     Raises:
-        ValueError: A policy turns the batch size, which a trainer has fixed before its first update; or an option that
-            is the trainer's.
+        ValueError: A policy is not known, or an option is the trainer's.
+        TypeError: When training begins, a policy in control turns the batch size, which a trainer has fixed.
     """
 
     def __init__(self, policies: Sequence[str | Policy] = ("auto_lr",), **options: Any) -> None:
-        turning = [p.name for p in by_name(policies) if "batch_size" in p.turns]
-        if turning and options.get("mode", "control") == "control":
-            raise ValueError(
-                f"{turning[0]} turns the batch size, which the Trainer fixes before its first update; use "
-                "mode='shadow' for its advice in the log, or leave it out"
-            )
+        by_name(policies)  # names are looked up at once
         if taken := sorted(options.keys() & set(OURS)):
             raise ValueError(
                 f"{taken[0]}= comes from the trainer: max_steps, report_to, logging_steps; leave it out"
@@ -73,7 +67,7 @@ class PilotCallback(TrainerCallback):  # type: ignore[misc]  # transformers is n
         self.pilot: Pilot | None = None
         self.trainer: Any = None
         self._rows: list[dict[str, Any]] = []
-        self._counts: bool | None = None
+        self._loss: Any = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Put the pilot on the optimizer, and go on where a checkpoint was taken.
@@ -88,12 +82,12 @@ class PilotCallback(TrainerCallback):  # type: ignore[misc]  # transformers is n
             )
         if self.pilot is not None:
             self.pilot.close()
-        self._counts = None
+        self._loss = TrainerLoss(self.trainer)
         data, saved = self.trainer.train_dataset, self._saved(args)
         self.pilot = Pilot(
             kwargs["optimizer"],
             self.trainer.model,
-            self.loss,
+            self._loss,
             policies=deepcopy(self.policies),
             total_steps=state.max_steps if saved else state.max_steps - state.global_step,
             log=into(lambda row, step: self._rows.append(dict(row))),
@@ -109,7 +103,7 @@ class PilotCallback(TrainerCallback):  # type: ignore[misc]  # transformers is n
         """Tell the pilot of the update, while its gradients are there."""
         assert self.pilot is not None
         parts = [_plain(inputs) for inputs, _, _ in self.trainer.last_update]
-        self.pilot.after_step(parts, self._own_loss(parts))
+        self.pilot.after_step(parts, self._loss.own(parts))
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Log what the pilot has written, now that the trainer has counted the update; stop where it says so."""
@@ -142,42 +136,6 @@ class PilotCallback(TrainerCallback):  # type: ignore[misc]  # transformers is n
             self.trainer.log(row)
         control.should_log = asked  # trainer.log() has taken the trainer's own turn for done
 
-    def loss(self, model: nn.Module, inputs: Any) -> Any:
-        """The training loss of a micro-batch: its mean, or sum and count where the model counts items (tokens)."""
-        with _alone(self.trainer.args):
-            items = self._items(inputs)
-            mean = self.trainer.compute_loss(model, copy(inputs), num_items_in_batch=items)
-        return (mean * items, items) if items is not None and self._counts else mean
-
-    def _items(self, inputs: Any) -> Any:
-        return self.trainer.get_batch_samples(iter([inputs]), 1, self.trainer.args.device)[1]
-
-    def _own_loss(self, parts: list[Any]) -> Tensor:
-        """The mean over this process's part of the update, whatever the trainer divides by."""
-        args, items = self.trainer.args, self.trainer.last_update[0][1]
-        total: Tensor = torch.stack([loss for _, _, loss in self.trainer.last_update]).sum()
-        if items is None:
-            return total
-        with _alone(args):
-            own = [self._items(inputs) for inputs in parts]
-            if self._counts is None:
-                self._counts = self._divides(parts[0], own[0])
-        together = self.trainer.accelerator.num_processes if args.average_tokens_across_devices else 1
-        if not self._counts:  # the trainer adds up means
-            return total / (len(parts) * together)
-        mean: Tensor = total * items / (sum(own) * together)
-        return mean
-
-    def _divides(self, inputs: Any, items: Any) -> bool:
-        """Whether the loss is divided by the number of items: many models take it and make nothing of it."""
-        model = unwrapped(self.trainer.model)
-        with torch.no_grad(), preserve_buffers(model):
-            found = []
-            for count in (items, 2 * items):
-                with preserve_rng():
-                    found.append(self.trainer.compute_loss(model, copy(inputs), num_items_in_batch=count))
-        return not torch.equal(*found)
-
     def _saved(self, args: Any) -> Path | None:
         """The file of a pilot's state in the checkpoint that the trainer goes on from."""
         if self.trainer.resumed_from is None:
@@ -189,24 +147,6 @@ class PilotCallback(TrainerCallback):  # type: ignore[misc]  # transformers is n
             )
             return None
         return file
-
-
-class TrainerHost(Host):
-    """A trainer: the batch size is fixed, and stopping is its own."""
-
-    def can_turn(self, name: str) -> bool:
-        """Whether a trainer lets this be turned."""
-        return name == "stop" or (name != "batch_size" and super().can_turn(name))
-
-
-@contextmanager
-def _alone(args: Any) -> Iterator[None]:
-    """Count the items of this process alone: one process measures, and the others do not wait for it."""
-    together, args.average_tokens_across_devices = args.average_tokens_across_devices, False
-    try:
-        yield
-    finally:
-        args.average_tokens_across_devices = together
 
 
 def _name(args: Any) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 from optland.log.decisions import as_markdown
 from optland.log.guest import Guest, Row, numbers
 
-__all__ = ["FunctionGuest", "LightningGuest", "ObjectGuest", "TensorBoardGuest", "TrackioGuest"]
+__all__ = ["FunctionGuest", "LightningGuest", "TensorBoardGuest", "TrackioGuest"]
 
 
 class TensorBoardGuest(Guest):
@@ -102,29 +102,14 @@ class FunctionGuest(Guest):
     Args:
         write: Called with the row and our step.
         prefix: What is put before every key.
+        whose: What is behind the function, in words; its name by default.
     """
 
-    def __init__(self, write: Callable[[Row, int], object], prefix: str) -> None:
-        super().__init__(f"the function {getattr(write, '__name__', type(write).__name__)}", prefix)
+    def __init__(self, write: Callable[[Row, int], object], prefix: str, whose: str = "") -> None:
+        named = f"the function {getattr(write, '__name__', type(write).__name__)}"
+        super().__init__(whose or named, prefix)
         self._function = write
 
     def write(self, row: Row, step: int) -> None:
         """Hand the row on."""
         self._function(row, step)
-
-
-class ObjectGuest(Guest):
-    """Gives every row to the ``log`` method of any object.
-
-    Args:
-        target: The object.
-        prefix: What is put before every key.
-    """
-
-    def __init__(self, target: Any, prefix: str) -> None:
-        super().__init__(f"the {type(target).__name__}", prefix)
-        self._target = target
-
-    def write(self, row: Row, step: int) -> None:
-        """Hand the row on."""
-        self._target.log(row)

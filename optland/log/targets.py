@@ -21,7 +21,7 @@ from typing import Any
 
 from optland.log.guest import Guest
 from optland.log.guest_wandb import WandbGuest
-from optland.log.guests import FunctionGuest, LightningGuest, ObjectGuest, TensorBoardGuest, TrackioGuest
+from optland.log.guests import FunctionGuest, LightningGuest, TensorBoardGuest, TrackioGuest
 from optland.log.logger import Logger
 
 __all__ = ["as_logger", "into"]
@@ -83,7 +83,7 @@ def into(log: Any, *, prefix: str = "optland/", commit: bool | None = None, aler
     if type(log).__module__.startswith("trackio") or getattr(log, "__name__", "") == "trackio":
         return TrackioGuest(log, prefix)
     if callable(getattr(log, "log", None)):
-        return ObjectGuest(log, prefix)
+        return FunctionGuest(lambda row, step: log.log(row), prefix, whose=f"the {type(log).__name__}")
     if callable(log):
         return FunctionGuest(log, prefix)
     raise TypeError(

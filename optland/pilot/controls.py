@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from optland.config.errors import did_you_mean
@@ -99,6 +99,8 @@ class Controls:
         """What the pilot does for a policy: escapes, and updates left out."""
         check_setters(self.policies)
         self._take_in()
+        if act:
+            self._check_host(host.fixed)
 
     def _take_in(self) -> None:
         """What is asked several times in every update, and changes where policies are told of the run alone."""
@@ -144,15 +146,16 @@ class Controls:
             policy.load_state_dict(state)
         self._take_in()
 
-    def _check_host(self) -> None:
+    def _check_host(self, names: Collection[str] = tuple(TURNED)) -> None:
         for policy in self.policies:
-            for name in sorted(policy.turns | policy.caps):
+            for name in sorted((policy.turns | policy.caps) & set(names)):
                 if self.host.can_turn(name):
                     continue
                 why = self.host.why_not_rescaled() if name == "step_length" else None
+                instead = self.host.lacking(name)
                 raise TypeError(
                     f"{policy.name} turns {name}, which this optimizer or loop does not offer"
-                    f"{f' ({why})' if why else ''}: {TURNED[name].lacking}. Or use mode='shadow' to log its advice only"
+                    f"{f' ({why})' if why else ''}: {instead}. Or use mode='shadow' to log its advice only"
                 )
 
     def ask(self, *, before: bool) -> list[tuple[Policy, Proposal]]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence, Sized
-from typing import Any, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -71,6 +71,9 @@ class Host:
     Raises:
         ValueError: The optimizers hold no parameter of the model.
     """
+
+    fixed: ClassVar[frozenset[str]] = frozenset()
+    """What can never be turned here, whatever comes later: refused when the pilot is made."""
 
     def __init__(
         self,
@@ -347,6 +350,10 @@ class Host:
         if name == "stop":
             return self.loader is not None
         return name in TURNED
+
+    def lacking(self, name: str) -> str:
+        """What to do where something cannot be turned, in words."""
+        return TURNED[name].lacking
 
     def why_not_rescaled(self) -> str | None:
         """Why an update cannot be given another length afterwards; None where it can."""

@@ -56,8 +56,8 @@ ONLY_IN = {
     "transformers": ("optland/integrations/transformers",),
     "accelerate": ("optland/integrations/accelerate.py",),
     "timm": ("optland/integrations/timm.py",),
-    "lightning": ("optland/integrations/lightning.py", "optland/integrations/lightning_batches.py"),
-    "torchmetrics": ("optland/integrations/lightning_batches.py",),
+    "lightning": ("optland/integrations/lightning_pilot.py", "optland/integrations/lightning_batches.py"),
+    "torchmetrics": ("optland/integrations/lightning_unseen.py",),
 }
 
 PURE = (

@@ -138,7 +138,9 @@ class PlainAdam(Bare):
 @pytest.mark.cell("Lightning", "pilot control", "refused")
 def test_a_policy_that_turns_the_batch_is_refused_at_the_start() -> None:
     module = Net()
-    with pytest.raises(TypeError, match="noise_batch turns the batch size, and in Lightning"):
+    with pytest.raises(
+        TypeError, match=r"noise_batch turns batch_size.*: in a trainer it belongs to the loader"
+    ):
         trainer(callbacks=[PilotCallback(policies=["noise_batch"])]).fit(module, loader())
     assert module.calls == 0
     callback = PilotCallback(policies=["noise_batch"], mode="shadow", budget=BUDGET)

@@ -121,9 +121,14 @@ def test_a_checkpoint_without_a_pilot_is_told(tmp_path: Path) -> None:
 
 
 @pytest.mark.cell("HF Trainer", "pilot control", "refused")
-def test_what_a_trainer_has_fixed_is_refused_at_once() -> None:
-    with pytest.raises(ValueError, match="noise_batch turns the batch size"):
-        PilotCallback(policies=["noise_batch"])
+def test_what_a_trainer_has_fixed_is_refused_before_the_first_batch(tmp_path: Path) -> None:
+    model = hf.Net()
+    before = weights(model)
+    with pytest.raises(
+        TypeError, match=r"noise_batch turns batch_size.*: in a trainer it belongs to the loader"
+    ):
+        run(tmp_path, model, PilotCallback(policies=["noise_batch"]))
+    assert_weights(model, before, atol=0)
     PilotCallback(policies=["noise_batch"], mode="shadow")
     with pytest.raises(ValueError, match="total_steps= comes from the trainer"):
         PilotCallback(total_steps=10)

@@ -73,6 +73,8 @@ def _batch(make: MakeHost) -> Iterator[str]:
     run = TinyRun("sgd", host=make, policies=[]).train(1)
     host, size = run.pilot.host, OTHER["batch_size"]
     host.loader = run.loader  # as pilot.batches(loader) does it
+    if "batch_size" in host.fixed:
+        return
     if not host.can_turn("batch_size"):
         yield "it cannot turn the batch size of a loader that can"
     elif not host.turn("batch_size", size) or {host.read("batch_size"), host.batch_size} != {size}:
@@ -103,7 +105,15 @@ class _Turns(Policy):
 def _refuses(make: MakeHost) -> Iterator[str]:
     for kind in KINDS:
         for name, new in OTHER.items():
-            run = TinyRun(kind, host=make, policies=[_Turns(name, new)])
+            fixed = name in TinyRun(kind, host=make, policies=[]).pilot.host.fixed
+            try:
+                run = TinyRun(kind, host=make, policies=[_Turns(name, new)])
+            except TypeError as error:
+                if not fixed or name not in str(error):
+                    yield f"a policy that turns {name} is refused as the pilot is made: {error}"
+                continue
+            if fixed:
+                yield f"{name} is fixed, and a policy that turns it is not refused as the pilot is made"
             before = {n: p.detach().clone() for n, p in run.model.named_parameters()}
             try:
                 run.update()
