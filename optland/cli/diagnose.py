@@ -10,9 +10,10 @@ import textwrap
 from pathlib import Path
 
 from optland.cli.diagnose_options import check_diagnose
+from optland.cli.opened import ConfiguredStart
 from optland.cli.terminal import DONE, FAILED, say
 from optland.config import UserError
-from optland.doctor import Diagnosis, Finding, Symptom, diagnose
+from optland.doctor import Diagnosis, Finding, Symptom, diagnose, preflight
 from optland.doctor.readers import Log, read_log
 from optland.doctor.several import between
 
@@ -50,6 +51,8 @@ def diagnose_runs(arguments: argparse.Namespace) -> int:
         UserError: A log cannot be read, or a symptom is not known.
     """
     failing = check_diagnose(arguments, [symptom.value for symptom in Symptom])
+    if arguments.preflight:
+        return _preflight(arguments, failing)
     logs = [_read(run) for run in arguments.runs]
     found = {log.path: diagnose(log.histories) for log in logs}
     together = between({str(log.path.parent): log.histories for log in logs}) if len(logs) > 1 else []
@@ -71,6 +74,27 @@ def diagnose_runs(arguments: argparse.Namespace) -> int:
         f.symptom.value for f in together
     }
     return FAILED if seen & set(failing) else DONE
+
+
+def _preflight(arguments: argparse.Namespace, failing: list[str]) -> int:
+    """Try the start of a configured run."""
+    if len(arguments.runs) < 2:
+        raise UserError(
+            "--preflight takes a recipe and a config; write: optland diagnose --preflight RECIPE CONFIG"
+        )
+    start = ConfiguredStart(*arguments.runs[:2], arguments.runs[2:])
+    found = preflight(start.model, start.loss_fn, start.batches, start.optimizer)
+    if arguments.json:
+        say(
+            json.dumps({"run": " ".join(arguments.runs), "chance": found.chance, **found.diagnosis.to_dict()})
+        )
+    else:
+        say(_paragraphs(str(found)))
+        evaluations = found.cost_ge / start.batch_size
+        say(
+            f"cost: {found.cost_ge:.0f} gradient evaluations, as much as {evaluations:.0f} updates of one pass"
+        )
+    return FAILED if {f.symptom.value for f in found.diagnosis.findings} & set(failing) else DONE
 
 
 def _read(run: str) -> Log:
@@ -117,6 +141,10 @@ def _recipe_of(config: Path) -> str | None:
         return None
     line = re.search(r"^recipe: *(\S.*?)\s*$", config.read_text(encoding="utf-8"), flags=re.MULTILINE)
     return None if line is None else line.group(1).strip("'\"")
+
+
+def _paragraphs(text: str) -> str:
+    return "\n".join(_paragraph(line) for line in text.splitlines())
 
 
 def _paragraph(text: str, indent: str = "") -> str:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,6 +20,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from optland import batches
 from optland.cli.recipes import Recipe, find_recipe
 from optland.cli.terminal import INTERRUPTED, complain
 from optland.config import ScriptRecord, UserError, load
@@ -27,7 +28,7 @@ from optland.objective import Objective
 from optland.train.runs.settings import choose_device
 from optland.train.runs.trained_run import ProbeData, Split, find_checkpoint, load_run, probe_objective
 
-__all__ = ["OpenedRun", "measuring"]
+__all__ = ["ConfiguredStart", "OpenedRun", "measuring"]
 
 
 def measuring(work: Callable[[], int], interrupted: str) -> int:
@@ -142,6 +143,35 @@ class OpenedRun:
         make: Callable[[nn.Module], Optimizer] | None
         make = getattr(getattr(self.config, "optimizer", None), "build", None)
         return None if make is None else make(model)
+
+
+class ConfiguredStart:
+    """What a configured run would begin with: model, optimizer, loss and batches.
+
+    Args:
+        recipe: By name or script.
+        config: A YAML file, or the bare name of a shipped one.
+        overrides: Changes, ``key=value``.
+
+    Raises:
+        UserError: The recipe lacks what it takes, or the configuration cannot be used.
+    """
+
+    def __init__(self, recipe: str, config: str, overrides: Sequence[str]) -> None:
+        found = find_recipe(recipe)
+        script = _definitions(found)
+        self.config = found.load_config(config, overrides, script.Config)
+        torch.set_num_threads(getattr(self.config, "threads", None) or torch.get_num_threads())
+        self.model, data = _built(script, self.config, _device(getattr(self.config, "device", "auto")), found)
+        make = getattr(getattr(self.config, "optimizer", None), "build", None)
+        if make is None:
+            raise UserError(f"{found.script}: its configuration has no optimizer.build(model); give it one")
+        self.optimizer: Optimizer = make(self.model)
+        self.loss_fn = script.loss_fn
+        self.batch_size: int = getattr(self.config, "batch_size", 64)
+        seed = getattr(self.config, "seed", 0)
+        sample = data.sample("train", 32 * self.batch_size, seed)
+        self.batches = batches.split(sample, max(1, batches.num_samples(sample) // self.batch_size))
 
 
 def _recorded(record: ScriptRecord, folder: Path) -> Recipe:

@@ -147,3 +147,12 @@ def test_several_runs_are_held_against_each_other(tmp_path: Path, capsys: pytest
     folders = [str(run_folder(tmp_path / name, losses)) for name, losses in ends.items()]
     assert main(["diagnose", *folders, "--fail-on", "inconsistent_runs"]) == 1
     assert "Over 2 runs" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_config_is_looked_at_before_it_is_run(capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["diagnose", "--preflight", "landscape_train", "digits", "policies=[]"]
+    assert main([*command, "--fail-on", "any"]) == 0
+    assert capsys.readouterr().out.startswith("It will train")
+    assert main([*command, "optimizer.lr=1e-7", "--fail-on", "rate_below_edge"]) == 1
+    assert main(["diagnose", "--preflight", "landscape_train"]) == 2

@@ -75,11 +75,11 @@ def below_edge(run: Histories, shape: Shape) -> Finding | None:
     ratio, moved = run.median("edge/ratio"), run.median("update/rel", 0.1)
     slow = shape.gained < 0.25 and shape.highest < 1.3 and shape.count >= 30
     alive = not max(run.values("layer/dead_max"), default=0.0) > 0.5
-    far = ratio < 2.5e-3 or (math.isnan(ratio) and moved < 3e-4)
+    far = ratio < 2.5e-3 or moved < 3e-5 or (math.isnan(ratio) and moved < 3e-4)
     if not (slow and alive and far) or run.median("layer/first_over_last", 0.0, 0.5) < 1e-3:
         return None
-    edge = f"the edge ratio is {ratio:.2g}" if ratio > 0 else f"an update is {moved:.2g} of the weights"
-    factor = min(1e4, 0.1 / max(ratio, 1e-6)) if ratio > 0 else 30.0
+    edge = f"the edge ratio is {ratio:.2g}" if ratio < 2.5e-3 else f"an update is {moved:.2g} of the weights"
+    factor = min(1e4, 0.1 / max(ratio, 1e-6)) if ratio < 2.5e-3 else min(1e4, 3e-3 / max(moved, 1e-9))
     return Finding(
         Symptom.RATE_BELOW_EDGE,
         f"The loss went from {shape.begin:.3g} to {shape.end:.3g} in {run.step} updates, and {edge}.",
