@@ -3,6 +3,9 @@
     python benchmarks/doctor.py --part dev              # runs on which rules are tuned; kept in a scratch file
     python benchmarks/doctor.py --part held             # the runs that are reported
     python benchmarks/doctor.py --score dev             # hold the kept runs against the rules as they are
+    python benchmarks/doctor.py --mend 50               # make runs again with the fix of their first finding
+    python benchmarks/doctor.py --preflight 80          # look at configurations before they run
+    python benchmarks/doctor.py --report                # results/doctor.json, with this pass added to the ones before
 
 What a run has shown (losses, norms, probes: its histories) is kept, so rules can be changed without training again.
 Kinds, cells and accepted findings are in ``doctor_faults.py``, which was written before the first rule.
@@ -12,21 +15,29 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import random
+import statistics
 import time
 import warnings
 from collections import Counter, defaultdict
+from pathlib import Path
 from typing import Any
 
 import torch
-from doctor_faults import ACCEPTED, HEALTHY, plan
-from doctor_runs import run
+from doctor_faults import ACCEPTED, HEALTHY, INSTABILITY, SILENT, Spec, plan
+from doctor_mends import NO_FIX, auc, looked_at, mended
+from doctor_runs import BUDGET, run
 from kept import SCRATCH, Kept
 
-from optland.doctor import Histories, diagnose
+from optland.doctor import Finding, Histories, diagnose
 
+RESULT = Path(__file__).resolve().parent / "results" / "doctor.json"
 SIZES = {"dev": (7, 50), "held": (12, 150)}
 """Runs of each kind, and healthy ones."""
+
+LANDSCAPE = ("edge", "curv", "noise")
+"""Groups of signals that the ablation goes without."""
 
 
 def rounded(state: dict[str, Any]) -> dict[str, Any]:
@@ -59,64 +70,225 @@ def histories_of(line: dict[str, Any], without: tuple[str, ...] = ()) -> Histori
     """The histories of a kept run, under the keys that the rules read, and without those of some groups."""
     series = {"val/loss" if n == "val/eval" else n: v for n, v in line["histories"]["series"].items()}
     left = {n: v for n, v in series.items() if n.split("/")[0] not in without}
-    state = {**line["histories"], "series": left}
     found = Histories()
-    found.load_state_dict(state)
+    found.load_state_dict({**line["histories"], "series": left})
     return found
 
 
-def score(part: str, without: tuple[str, ...] = (), verbose: bool = False) -> dict[str, Any]:
-    """First and second findings of every kept run against the accepted ones."""
-    kept, right = Kept(SCRATCH / f"doctor_{part}.jsonl"), defaultdict(list)
-    named: Counter[str] = Counter()
-    first_of: dict[str, Counter[str]] = defaultdict(Counter)
-    for line in kept.done.values():
-        found = diagnose(histories_of(line, without)).findings
-        kind = line["spec"]["kind"]
-        symptoms = [str(f.symptom) for f in found]
-        named.update(set(symptoms[:2]))
-        first_of[kind][symptoms[0] if symptoms else "-"] += 1
-        wanted = ACCEPTED.get(kind, ())
-        right[kind].append(
-            (
-                bool(symptoms[:1] and symptoms[0] in wanted),
-                any(s in wanted for s in symptoms[:2]),
-                not symptoms,
-            )
+def findings_of(line: dict[str, Any], without: tuple[str, ...] = ()) -> tuple[Finding, ...]:
+    return diagnose(histories_of(line, without)).findings
+
+
+def kept_runs(part: str) -> list[dict[str, Any]]:
+    return list(Kept(SCRATCH / f"doctor_{part}.jsonl").done.values())
+
+
+def judged(lines: list[dict[str, Any]], without: tuple[str, ...] = ()) -> list[dict[str, Any]]:
+    """Of each run its kind and its first three findings; one named in over 20 % of all runs counts as none."""
+    rows = []
+    for line in lines:
+        found = findings_of(line, without)
+        rows.append(
+            {
+                "kind": line["spec"]["kind"],
+                "cell": line["spec"]["cell"],
+                "way": line["spec"]["way"],
+                "said": [str(f.symptom) for f in found[:3]],
+                "sure": [f.confidence for f in found[:3]],
+            }
         )
-        if verbose and (kind == HEALTHY) == bool(symptoms):
-            spec = line["spec"]
-            said = found[0].evidence if found else ""
-            print(f"{kind} {spec['cell']} way {spec['way']} {spec['optimizer']}: {symptoms[:3]} {said}")
-    kinds = [k for k in ACCEPTED if k in right]
-    one = {k: sum(r[0] for r in right[k]) / len(right[k]) for k in kinds}
-    two = {k: sum(r[1] for r in right[k]) / len(right[k]) for k in kinds}
-    healthy = right[HEALTHY]
+    named = Counter(s for row in rows for s in set(row["said"][:1]))
+    common = {s for s, count in named.items() if count > 0.2 * len(rows)}
+    return [{**row, "counted": [s for s in row["said"] if s not in common]} for row in rows]
+
+
+def right(row: dict[str, Any], first: int) -> bool:
+    return any(s in ACCEPTED.get(row["kind"], ()) for s in row["counted"][:first])
+
+
+def rate(rows: list[dict[str, Any]], first: int) -> float:
+    """Balanced over kinds: the mean over kinds of the share that is right."""
+    by_kind = defaultdict(list)
+    for row in rows:
+        by_kind[row["kind"]].append(right(row, first))
+    return statistics.fmean(statistics.fmean(found) for found in by_kind.values())
+
+
+def interval(rows: list[dict[str, Any]], first: int, draws: int = 2000) -> list[float]:
+    """95 % of the balanced rate, from draws of runs within their kinds."""
+    chance, by_kind = random.Random(0), defaultdict(list)
+    for row in rows:
+        by_kind[row["kind"]].append(float(right(row, first)))
+    means = sorted(
+        statistics.fmean(statistics.fmean(chance.choices(found, k=len(found))) for found in by_kind.values())
+        for _ in range(draws)
+    )
+    return [means[int(0.025 * draws)], means[int(0.975 * draws)]]
+
+
+def score(part: str) -> dict[str, Any]:
+    """Rates of the rules as they are on the kept runs of a part."""
+    rows = judged(kept_runs(part))
+    faulty, healthy = [r for r in rows if r["kind"] != HEALTHY], [r for r in rows if r["kind"] == HEALTHY]
+    alarms = sum(bool(r["said"]) for r in healthy)
     return {
-        "runs": sum(len(right[k]) for k in kinds), "healthy": len(healthy),
-        "first": sum(one.values()) / max(1, len(one)), "two": sum(two.values()) / max(1, len(two)),
-        "false_alarms": sum(not r[2] for r in healthy) / max(1, len(healthy)),
-        "by_kind": {k: [round(one[k], 2), round(two[k], 2)] for k in kinds},
-        "first_of": {k: dict(c.most_common()) for k, c in first_of.items()},
-        "named": dict(named.most_common()),
+        "faulty": len(faulty), "healthy": len(healthy),
+        "first": rate(faulty, 1), "first_interval": interval(faulty, 1),
+        "first_two": rate(faulty, 2), "first_two_interval": interval(faulty, 2),
+        "false_alarms": alarms, "named_in_healthy": dict(Counter(s for r in healthy for s in r["said"][:1])),
+        "by_kind": {k: table(faulty, k) for k in ACCEPTED if any(r["kind"] == k for r in faulty)},
+        "silent": {k: table(faulty, k)["first"] for k in SILENT if any(r["kind"] == k for r in faulty)},
+        "calibration": calibration(rows), "counted": counted(rows),
     }  # fmt: skip
+
+
+def table(rows: list[dict[str, Any]], kind: str) -> dict[str, Any]:
+    mine = [r for r in rows if r["kind"] == kind]
+    named = Counter(r["said"][0] if r["said"] else "nothing" for r in mine)
+    return {
+        "runs": len(mine), "first": sum(right(r, 1) for r in mine), "first_two": sum(right(r, 2) for r in mine),
+        "named": dict(named.most_common(3)),
+    }  # fmt: skip
+
+
+def calibration(rows: list[dict[str, Any]]) -> list[dict[str, float]]:
+    """Of first findings, by the weight of their evidence: how many, and the share that was right."""
+    found = []
+    for low, high in ((0.0, 0.5), (0.5, 0.75), (0.75, 0.87), (0.87, 0.95), (0.95, 1.01)):
+        mine = [r for r in rows if r["said"] and low <= r["sure"][0] < high]
+        if mine:
+            found.append({"from": low, "to": min(1.0, high), "findings": len(mine),
+                          "right": sum(right(r, 1) for r in mine)})  # fmt: skip
+    return found
+
+
+def counted(rows: list[dict[str, Any]]) -> dict[str, list[int]]:
+    """Of each symptom: how often it was the first finding, and how often that was right."""
+    found: dict[str, list[int]] = {}
+    for row in rows:
+        if row["said"]:
+            pair = found.setdefault(row["said"][0], [0, 0])
+            pair[0] += 1
+            pair[1] += right(row, 1)
+    return dict(sorted(found.items()))
+
+
+def ablation(part: str, draws: int = 2000) -> dict[str, Any]:
+    """First findings on instability faults with and without curvature, noise and edge: paired over the runs."""
+    lines = [line for line in kept_runs(part) if line["spec"]["kind"] in INSTABILITY]
+    with_, without = judged(lines), judged(lines, LANDSCAPE)
+    for row in [*with_, *without]:  # the rule on what is named too often is one for the whole pass
+        row["counted"] = row["said"]
+    pairs = [(float(right(a, 1)), float(right(b, 1))) for a, b in zip(with_, without, strict=True)]
+    chance = random.Random(0)
+    gains = sorted(
+        statistics.fmean(a - b for a, b in chance.choices(pairs, k=len(pairs))) for _ in range(draws)
+    )
+    return {
+        "runs": len(pairs), "with": statistics.fmean(a for a, _ in pairs),
+        "without": statistics.fmean(b for _, b in pairs),
+        "difference": statistics.fmean(a - b for a, b in pairs),
+        "interval": [gains[int(0.025 * draws)], gains[int(0.975 * draws)]],
+    }  # fmt: skip
+
+
+def mend(count: int) -> None:
+    """Runs of which the first finding is right, made again with its fix."""
+    kept = Kept(SCRATCH / "doctor_mends.jsonl")
+    lines = [line for line in kept_runs("held") if line["spec"]["kind"] not in (*NO_FIX, HEALTHY)]
+    rows = dict(zip((line["key"] for line in lines), judged(lines), strict=True))
+    chosen = [line for line in lines if right({**(r := rows[line["key"]]), "counted": r["said"]}, 1)]
+    random.Random(1).shuffle(chosen)
+    for line in chosen[:count]:
+        spec, finding = Spec(**line["spec"]), findings_of(line)[0]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            found = kept.of(spec.key, lambda spec=spec, finding=finding: mended(spec, finding))
+        print(found, flush=True)
+
+
+def before(count: int) -> None:
+    """Preflight on configurations of held-out runs."""
+    kept = Kept(SCRATCH / "doctor_preflight.jsonl")
+    lines = kept_runs("held")
+    random.Random(2).shuffle(lines)
+    for line in lines[:count]:
+        spec = Spec(**line["spec"])
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            found = kept.of(spec.key, lambda spec=spec: looked_at(spec))
+        print(found, flush=True)
+
+
+def failing(part: str) -> dict[str, bool]:
+    """Whether each run did not train: less than half of what the healthy runs of its cell gained, at the median."""
+    lines = kept_runs(part)
+    best: dict[str, list[float]] = defaultdict(list)
+    chance: dict[str, float] = {}
+    for line in lines:
+        known = line["histories"]["facts"].get("chance", math.nan)
+        if line["spec"]["kind"] == HEALTHY:
+            best[line["spec"]["cell"]].append(line["final"])
+            chance[line["spec"]["cell"]] = known
+    found = {}
+    for line in lines:
+        cell = line["spec"]["cell"]
+        end = math.inf if line["final"] is None else line["final"]
+        healthy = statistics.median(best[cell])
+        found[line["key"]] = chance[cell] - end < 0.5 * (chance[cell] - healthy)
+    return found
+
+
+def report() -> None:
+    found: dict[str, Any] = {"torch": torch.__version__, "budget": BUDGET, **score("held")}
+    found["ablation"] = ablation("held")
+    mends = list(Kept(SCRATCH / "doctor_mends.jsonl").done.values())
+    near = [m["mended"] is not None and m["mended"] <= 1.1 * m["twin"] for m in mends]
+    missed = Counter(m["kind"] for m, ok in zip(mends, near, strict=True) if not ok)
+    found["mends"] = {"runs": len(mends), "within_10_percent": sum(near), "missed": dict(missed)}
+    looks = Kept(SCRATCH / "doctor_preflight.jsonl").done
+    failed = failing("held")
+    tried = {key: look for key, look in looks.items() if "chance" in look and key in failed}
+    found["preflight"] = {
+        "runs": len(tried), "failing": sum(failed[k] for k in tried),
+        "auc": auc([look["chance"] for look in tried.values()], [failed[k] for k in tried]),
+        "updates": statistics.median([look["updates"] for look in tried.values()]) if tried else math.nan,
+        "not_tried": sum("failed" in look for look in looks.values()),
+        "taken_back": all(look["taken_back"] for look in tried.values()),
+    }  # fmt: skip
+    development = score("dev")
+    names = ("faulty", "healthy", "first", "first_two", "false_alarms")
+    found["development"] = {name: development[name] for name in names}
+    before_ = json.loads(RESULT.read_text(encoding="utf-8")).get("passes", []) if RESULT.exists() else []
+    mine = {name: found[name] for name in names}
+    found["passes"] = [*before_, mine] if mine not in before_ else before_
+    RESULT.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    print(json.dumps({k: v for k, v in found.items() if k != "by_kind"}, indent=1))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--part", choices=SIZES)
     parser.add_argument("--score", choices=SIZES)
+    parser.add_argument("--mend", type=int, default=0)
+    parser.add_argument("--preflight", type=int, default=0)
+    parser.add_argument("--report", action="store_true")
     parser.add_argument("--kinds", default="")
     parser.add_argument("--minutes", type=float, default=1e9)
     parser.add_argument("--most", type=int, default=10_000)
-    parser.add_argument("--verbose", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(1)
     if options.part:
         kinds = tuple(options.kinds.split(",")) if options.kinds else tuple(ACCEPTED)
         train(options.part, options.minutes, kinds, options.most)
     if options.score:
-        print(json.dumps(score(options.score, verbose=options.verbose), indent=1))
+        print(json.dumps(score(options.score), indent=1))
+    if options.mend:
+        mend(options.mend)
+    if options.preflight:
+        before(options.preflight)
+    if options.report:
+        report()
 
 
 if __name__ == "__main__":

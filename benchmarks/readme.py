@@ -30,6 +30,7 @@ from readme_costs import (
     suggest_table,
     torch_contract_table,
 )
+from readme_doctor import doctor_table
 from readme_provenance import RECORD, brought_up_to_date, provenance_table, recorded  # noqa: F401 - the last is for the test
 from readme_summary import summary_table
 from readme_survival import sam_noise_table, survival_table
@@ -434,6 +435,7 @@ TABLES = {
     "claims_small": claims_small_table,
     "connectivity": connectivity_table,
     "demo": demo_table,
+    "doctor": doctor_table,
     "curvature": curvature_table,
     "conformance": conformance_table,
     "sam_cost": sam_cost_table,

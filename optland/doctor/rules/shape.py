@@ -68,7 +68,7 @@ def shape_of(run: Histories) -> Shape:
         return Shape(first, chance, first, first, first, 0.0, 1.0, (), 1.0, 0.0, 0.0, broken, n)
     begin = statistics.median(losses[: max(3, n // 10)])
     end = statistics.median(losses[-max(3, n // 5) :])
-    chance = known if known > 0 else min(begin, first)
+    chance = known if known > 0 else first if math.isfinite(first) else begin
     windows = [statistics.median(losses[i : i + 5]) for i in range(0, n - 4, 2)]
     part = max(3, n // 20)
     least = min(statistics.median(losses[i : i + part]) for i in range(0, n - part + 1, part))

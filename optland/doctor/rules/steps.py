@@ -79,7 +79,10 @@ def below_edge(run: Histories, shape: Shape) -> Finding | None:
     if not (slow and alive and far) or run.median("layer/first_over_last", 0.0, 0.5) < 1e-3:
         return None
     edge = f"the edge ratio is {ratio:.2g}" if ratio < 2.5e-3 else f"an update is {moved:.2g} of the weights"
-    factor = min(1e4, 0.1 / max(ratio, 1e-6)) if ratio < 2.5e-3 else min(1e4, 3e-3 / max(moved, 1e-9))
+    # The probe of the edge has an end: of a rate far enough below it only the size of the updates says how far.
+    needed = [0.1 / ratio] if ratio > 0 else []
+    needed += [4e-3 / moved] if moved > 0 else []
+    factor = min(3e4, max(needed, default=30.0))
     return Finding(
         Symptom.RATE_BELOW_EDGE,
         f"The loss went from {shape.begin:.3g} to {shape.end:.3g} in {run.step} updates, and {edge}.",

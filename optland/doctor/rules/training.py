@@ -182,9 +182,7 @@ def wrong_labels(run: Histories, shape: Shape) -> Finding | None:
     """Training data that are fitted far worse than clean ones that the net has not seen."""
     train, val = run.median("train/eval", 0.7), run.median("val/loss", 0.7)
     chance = shape.chance
-    if not (val < 0.9 * chance and train > val) or (
-        run.fact("dropout", 0.0) > 0.3 and math.isnan(run.median("train/eval"))
-    ):
+    if not (run.fact("chance") > 0 and val < 0.9 * chance and train > val):
         return None
     share = (chance - train) / (chance - val)
     if not share < 0.68:
