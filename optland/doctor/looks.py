@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 __all__ = [
     "Dead", "Labels", "facts_of_inputs", "facts_of_weights", "gradient_matrices", "is_sequential", "norms_of",
-    "symmetric",
+    "replicas_apart", "symmetric",
 ]  # fmt: skip
 
 _LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -165,6 +166,17 @@ def _labels_of(batch: Any) -> Tensor | None:
         return torch.cat(parts) if parts else None
     whole = [t for t in batch if isinstance(t, Tensor) and t.ndim == 1 and not t.is_floating_point()]
     return whole[-1] if whole else None
+
+
+def replicas_apart(model: nn.Module) -> float:
+    """How far the norms of the weights are apart between processes, relative to them; a collective call of all."""
+    weights = [p.detach() for p in model.parameters() if p.requires_grad and type(p) is nn.Parameter][:32]
+    mine = torch.stack(torch._foreach_norm(weights)).double()
+    everyones = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
+    dist.all_gather(everyones, mine)
+    norms = torch.stack(everyones)
+    spread = norms.amax(0) - norms.amin(0)
+    return float((spread / norms.amax(0).clamp_min(1e-30)).max())
 
 
 def is_sequential(loader: Any) -> bool:

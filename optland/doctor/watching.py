@@ -23,6 +23,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -37,6 +38,7 @@ from optland.doctor.looks import (
     gradient_matrices,
     is_sequential,
     norms_of,
+    replicas_apart,
     symmetric,
 )
 from optland.doctor.outputs import Behind, behind_classes, behind_numbers, scores_of
@@ -59,6 +61,7 @@ def watch(
     *,
     scheduler: Any = None,
     total_steps: int | None = None,
+    replicas: bool = False,
 ) -> Watch:
     """Watch a training loop for faults that no loss curve shows, and for those that one does.
 
@@ -68,6 +71,8 @@ def watch(
         loader: What gives the batches; its sampler and its length are read.
         scheduler: The learning rate's schedule; how often it is stepped is counted.
         total_steps: Updates of the whole run, where known.
+        replicas: Whether several processes hold copies of one model, each with a watch: their weights are then compared
+            at the updates that are looked at, which takes one small exchange that all of them have to make.
 
     Example:
         >>> _ = torch.manual_seed(0)
@@ -83,7 +88,7 @@ def watch(
         >>> doctor.diagnosis.findings[0].title
         'gradients not zeroed'
     """
-    return Watch(model, optimizer, loader, scheduler=scheduler, total_steps=total_steps)
+    return Watch(model, optimizer, loader, scheduler=scheduler, total_steps=total_steps, replicas=replicas)
 
 
 class Watch:
@@ -102,12 +107,14 @@ class Watch:
         *,
         scheduler: Any = None,
         total_steps: int | None = None,
+        replicas: bool = False,
     ) -> None:
         self.model = model
         self.optimizers = [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer)
         self.scheduler, self.loader = scheduler, loader
         self.histories = Histories()
         self.on = True
+        self._replicas = replicas and dist.is_initialized() and dist.get_world_size() > 1
         self._labels, self._dead = Labels(), Dead()
         self._stepped = 0
         self._calls: list[tuple[Tensor, Tensor]] = []  # outputs and their gradients, of the present update
@@ -265,6 +272,9 @@ class Watch:
             self._looked["update/grad_norm"] = float(torch.stack(torch._foreach_norm(dense)).norm())
         if self.step in (FIRST // 2, FIRST, 2 * EVERY):
             self.histories.facts["symmetric"] = symmetric(matrices)
+        if self._replicas:
+            apart = replicas_apart(self.model)
+            self.histories.facts["replicas_apart"] = max(apart, self.histories.fact("replicas_apart", 0.0))
         if self.step % EVERY == 0:  # layers may have been added, replaced or frozen since
             held_now = [p for o in self.optimizers for g in o.param_groups for p in g["params"]]
             self.histories.facts |= facts_of_weights(self.model, held_now)

@@ -26,6 +26,7 @@ GLOSSARY: dict[str, str] = {
     "begin": "Where a part of the run begins, as a share of its updates.",
     "end": "Where a part of the run ends, as a share of its updates.",
     "values": "Measured values by metric key.",
+    "replicas": "Whether several processes hold copies of one model.",
     "scheduler": "PyTorch's schedule of the learning rate.",
     "mode": "How something is evaluated or run: eval or train; what a pilot or a logger may do.",
     "optimizer": "The optimizer that trains, or whose preconditioner and decay are meant.",
