@@ -22,9 +22,10 @@ dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_
 torch.manual_seed(rank if fault == "seeds" else 0)
 model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
 trained = DistributedDataParallel(model) if fault == "none" else model
-optimizer = torch.optim.SGD(model.parameters(), 0.1)
+optimizer = torch.optim.SGD(model.parameters(), 0.5)
 torch.manual_seed(10 + rank)
-x, y = torch.randn(64, 4), torch.randint(3, (64,))
+x = torch.randn(64, 4)
+y = x[:, :3].argmax(1)
 with watch(trained, optimizer, replicas=True) as doctor:
     for _ in range(50):
         optimizer.zero_grad()
