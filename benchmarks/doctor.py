@@ -21,6 +21,7 @@ import statistics
 import time
 import warnings
 from collections import Counter, defaultdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -203,7 +204,7 @@ def mend(count: int) -> None:
         spec, finding = Spec(**line["spec"]), findings_of(line)[0]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            found = kept.of(spec.key, lambda spec=spec, finding=finding: mended(spec, finding))
+            found = kept.of(spec.key, partial(mended, spec, finding))
         print(found, flush=True)
 
 
@@ -216,7 +217,7 @@ def before(count: int) -> None:
         spec = Spec(**line["spec"])
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            found = kept.of(spec.key, lambda spec=spec: looked_at(spec))
+            found = kept.of(spec.key, partial(looked_at, spec))
         print(found, flush=True)
 
 

@@ -82,7 +82,8 @@ def _preflight(arguments: argparse.Namespace, failing: list[str]) -> int:
         raise UserError(
             "--preflight takes a recipe and a config; write: optland diagnose --preflight RECIPE CONFIG"
         )
-    start = ConfiguredStart(*arguments.runs[:2], arguments.runs[2:])
+    recipe, config, *overrides = arguments.runs
+    start = ConfiguredStart(recipe, config, overrides)
     found = preflight(start.model, start.loss_fn, start.batches, start.optimizer)
     if arguments.json:
         say(

@@ -190,7 +190,8 @@ class _Trial:
             count += 1
             return loss
 
-        loss = float(torch.as_tensor(self.optimizer.step(closure)).detach())
+        stepped: Any = self.optimizer.step  # whose annotation wants a closure that returns a float
+        loss = float(torch.as_tensor(stepped(closure)).detach())
         size = _size(batch)
         self.cost_ge += count * size
         if not self.gradients:
@@ -234,9 +235,7 @@ def _spectrum(model: nn.Module, loss_fn: LossFn, batch: Any, seed: int) -> tuple
 
 
 def _mean(loss: Any) -> Tensor:
-    if isinstance(loss, tuple):
-        return loss[0] / loss[1]
-    found: Tensor = loss
+    found: Tensor = loss[0] / loss[1] if isinstance(loss, tuple) else loss
     return found
 
 
@@ -279,5 +278,5 @@ def _taken_back(model: nn.Module, optimizer: Optimizer, loader: Any) -> Iterator
             p.grad = gradient
         for module, training in modes:
             module.training = training
-        if order is not None:
+        if isinstance(generator, torch.Generator) and order is not None:
             generator.set_state(order)
