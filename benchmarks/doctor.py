@@ -1,7 +1,7 @@
 """Measure how often the doctor is right: seeded faults on tasks and architectures that its rules were not made on.
 
     python benchmarks/doctor.py --part dev              # runs on which rules are tuned; kept in a scratch file
-    python benchmarks/doctor.py --part held             # the runs that are reported
+    python benchmarks/doctor.py --part held             # the runs that are reported; --part second: other seeds
     python benchmarks/doctor.py --score dev             # hold the kept runs against the rules as they are
     python benchmarks/doctor.py --mend 50               # make runs again with the fix of their first finding
     python benchmarks/doctor.py --preflight 80          # look at configurations before they run
@@ -34,8 +34,8 @@ from kept import SCRATCH, Kept
 from optland.doctor import Finding, Histories, diagnose
 
 RESULT = Path(__file__).resolve().parent / "results" / "doctor.json"
-SIZES = {"dev": (7, 50), "held": (12, 150)}
-"""Runs of each kind, and healthy ones."""
+SIZES = {"dev": (7, 50), "held": (12, 150), "second": (3, 60)}
+"""Runs of each kind, and healthy ones; the second version of the rules has seeds of its own on the held-out cells."""
 
 LANDSCAPE = ("edge", "curv", "noise")
 """Groups of signals that the ablation goes without."""

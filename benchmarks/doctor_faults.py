@@ -257,15 +257,15 @@ def _silent(kind: str, cell: str, spec: Spec, way: int, chance: random.Random) -
 
 def plan(part: str, per_kind: int, num_healthy: int, kinds: tuple[str, ...] = tuple(ACCEPTED)) -> list[Spec]:
     """The runs of a part: every kind as often, its cells in turn, both ways as often."""
-    cells = [name for name, what in CELLS.items() if what["part"] == part]
-    offset = 0 if part == "dev" else 10_000
+    cells = [name for name, what in CELLS.items() if (what["part"] == "dev") == (part == "dev")]
+    offset = {"dev": 0, "held": 10_000, "second": 20_000}[part]
     specs = []
     for kind in kinds:
         if kind == "replicas":
             continue  # of two processes: benchmarks/doctor_replicas.py
         fitting = [c for c in cells if applies(kind, c)]
         # Facts need no tuning: of silent faults there are fewer among the runs on which rules are tuned.
-        count = per_kind if part == "held" or kind not in SILENT else 2
+        count = per_kind if part != "dev" or kind not in SILENT else 2
         specs += [
             draw(kind, fitting[i % len(fitting)], offset + _seed(kind, i, len(fitting))) for i in range(count)
         ]

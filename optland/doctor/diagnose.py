@@ -15,6 +15,9 @@ __all__ = ["Diagnosis", "diagnose"]
 
 SHOWN = 3
 
+ALARM = 0.5
+"""Weight of the evidence from which on a finding is an alarm; one of less is a note."""
+
 
 @dataclass(frozen=True)
 class Diagnosis:
@@ -65,4 +68,5 @@ def diagnose(run: Histories) -> Diagnosis:
     found += [f for rule in (*training.RULES, *steps.RULES) if (f := rule(run, shape)) is not None]
     told = (replace(f, step=run.step, right=share_right(f.symptom.value)) for f in found)
     ordered = sorted(told, key=lambda f: -f.confidence)
+    ordered = [f if f.confidence >= ALARM else replace(f, alarm=False) for f in ordered]
     return Diagnosis(tuple(f for f in ordered if f.alarm), tuple(f for f in ordered if not f.alarm), run.step)

@@ -66,9 +66,10 @@ def behind_classes(scores: Tensor, gradient: Tensor) -> Behind | None:
     if z is None or g is None:
         return None
     used = g.abs().amax(1) > 0
-    count = int(used.sum())
+    # A row without a gradient is left out of the loss, or fitted so well that its gradient is below rounding.
+    count = int((used | (z.softmax(1).amax(1) > 1 - 1e-6)).sum()) if z.shape[1] > 1 else int(used.sum())
     z, g = z[used][:ROWS], g[used][:ROWS]
-    if count == 0 or not bool(torch.isfinite(g).all()) or not bool(torch.isfinite(z).all()):
+    if len(z) == 0 or not bool(torch.isfinite(g).all()) or not bool(torch.isfinite(z).all()):
         return None
     if z.shape[1] == 1:
         return _behind_binary(z[:, 0], g[:, 0], count)
@@ -103,6 +104,8 @@ def _fit(g: Tensor, form: Tensor) -> float | None:
 
 def _behind_binary(z: Tensor, g: Tensor, count: int) -> Behind | None:
     p = z.sigmoid()
+    if float(p.max() - p.min()) < 1e-3:  # of outputs that are all far out any loss has this form
+        return None
     if (scale := _fit(g, torch.where(g > 0, p, p - 1))) is not None and len(z) > 4:
         return Behind(
             scale * count, count, chance=math.log(2)

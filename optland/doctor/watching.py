@@ -322,10 +322,14 @@ class Watch:
         facts, share = self.histories.facts, sum(b.share for b in known)
         if _is_loss_scale(share, known[0].rows):
             return
-        facts["calls"], facts["loss_share"], facts["rows"] = per_pass, share, sum(b.rows for b in known)
-        facts.setdefault("chance", known[0].chance)
         facts["twice"] = facts.get("twice", 0) + any(b.twice for b in known)
         facts["broadcast"] = facts.get("broadcast", 0) + any(b.broadcast for b in known)
+        if (
+            "loss_share" in facts
+        ):  # how a loss is reduced stays; outputs that run away later say nothing of it
+            return
+        facts["calls"], facts["loss_share"], facts["rows"] = per_pass, share, sum(b.rows for b in known)
+        facts["chance"] = known[0].chance
 
     def _behind(self, index: int, batch: Any) -> Behind | None:
         scores, gradient = self._calls[index]

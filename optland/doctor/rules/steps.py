@@ -32,7 +32,7 @@ def above_edge(run: Histories, shape: Shape) -> Finding | None:
         sure = 0.85
     elif worse or killed:
         sure = 0.75
-    elif ratio > 1 or (shape.gained < 0.8 and (ratio > 0.55 or rises >= 0.4)):
+    elif ratio > 1 or (shape.gained < 0.8 and rises >= 0.4):
         sure = 0.62
     elif huge:
         sure = 0.6
@@ -170,7 +170,8 @@ def sam(run: Histories, shape: Shape) -> Finding | None:
     gaps, losses = run.values("sam/loss_gap", 0.2), run.values("train/loss", 0.2)
     if not gaps or not losses:
         return None
-    gap = run.median("sam/loss_gap", 0.2) / max(1e-12, run.median("train/loss", 0.2))
+    # Near the end of a run that fits its data the loss itself is next to nothing.
+    gap = run.median("sam/loss_gap", 0.2) / max(1e-12, 0.1 * shape.chance, run.median("train/loss", 0.2))
     cosine, rho = run.median("sam/cos", 0.2), run.median("sam/rho")
     early = run.median("sam/loss_gap", 0.0, 0.3) / shape.chance
     if gap > 0.5 or cosine < 0.7 or early > 1 or (stuck(shape) and rho > 0.5):

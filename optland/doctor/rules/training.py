@@ -229,7 +229,7 @@ def plateau(run: Histories, shape: Shape) -> Finding | None:
         "A plateau or a saddle: the gradient has no direction that lasts.",
         "Try a rate ten times higher and lower; or let the policy plateau tell a saddle from a flat region.",
         "policy plateau",
-        confidence=0.3,
+        confidence=0.55,
     )
 
 
