@@ -31,7 +31,7 @@ COMMANDS = {
     "curvature": "curvature.py",
     "curvature_nets": "curvature_nets.py",
     "demo": "demo.py --seeds 1 2 3 4 5 --result benchmarks/results/demo.json",
-    "doctor": "doctor.py --part held --report",
+    "doctor": "doctor.py --report second --version 2",
     "hosts": "hosts.py",
     "loop": "loop.py --memory 20",
     "pilot_cost": "pilot_cost.py",
