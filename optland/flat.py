@@ -115,7 +115,7 @@ class FlatCopies:
         return found.to(self._flat.dtype)
 
     def release(self) -> None:
-        """Give the memory back."""
+        """Give the memory back; the views stay, and there is nothing behind them until the next time."""
         self.held = False
         self._flat.untyped_storage().resize_(0)
 

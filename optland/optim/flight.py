@@ -14,6 +14,11 @@ phase          where the weights are                               what may come
 
 Weights come back by copy, bit for bit: adding eps and subtracting it again would leave rounding behind, another on
 every rank.
+
+**Cost over the weights**, beside the gradients: the length of g; a copy of w and one sum on the way up; a copy on the
+way back; the length of h, for the finite check. On the CPU the copies and the gradients whose length is taken lie in
+the same memory, one after the other (:class:`optland.flat.FlatCopies`): it is laid out once, filled when a step needs
+it and given back at the end of it, so that no step makes a tensor for each parameter.
 """
 
 from __future__ import annotations
@@ -293,7 +298,12 @@ class Flight:
                     p.grad = x
 
     def visit(self, g: list[Tensor | None], g_norm: Tensor) -> Ascent:
-        """Move the weights to where an evaluation at w + eps is meant to be."""
+        """Move the weights to where an evaluation at w + eps is meant to be.
+
+        Args:
+            g: The present gradients.
+            g_norm: Their length.
+        """
         return self.climb(g, g_norm)
 
     @property
@@ -339,7 +349,12 @@ class Flight:
 
     @vectors.no_graph
     def descend(self) -> None:
-        """Return to w with all gradients known: take telemetry, and put the combined gradient into ``.grad``."""
+        """Return to w with all gradients known: take telemetry, and put the combined gradient into ``.grad``.
+
+        The order matters. eps is taken from the weights while they are at w + eps; then they go back, buffers and
+        random state with them; then the lengths for the finite check, in the memory that is free now; then the method
+        combines. A method that hands over h, as SAM does, has nothing to put: ``.grad`` holds it.
+        """
         ascent, params, last = self._away(), self.params, present(self.params)
         h, opposite = (last, None) if ascent.beyond is None else (ascent.beyond, last)
         eps = vectors.subtract(ascent.moved, ascent.weights) if self.measuring else []

@@ -27,6 +27,7 @@ arXiv:2203.02714.
 
 from __future__ import annotations
 
+import operator
 from typing import Any, Unpack
 
 import torch
@@ -44,7 +45,6 @@ __all__ = ["LookSAM"]
 
 _DIRECTION = "look_direction"
 _SEEN = "look_seen"
-_LENGTH = "look_length"
 
 
 class _Look(Method):
@@ -52,8 +52,11 @@ class _Look(Method):
     counts = True
 
     def __init__(self, k: int, bounded: bool, **hyperparameters: float) -> None:
-        super().__init__(**hyperparameters, **{_LENGTH: 0.0}, **({_SEEN: 0.0} if bounded else {}))
+        super().__init__(**hyperparameters, **({_SEEN: 0.0} if bounded else {}))
         self.k, self.bounded = k, bounded
+        self._known: list[Tensor] = []  # g_v of the last reuse, with their versions and length
+        self._versions: list[int] = []
+        self._found: float | Tensor = 0.0
 
     def due(self, step: int) -> bool:
         """True in steps 0, k, 2k, ..."""
@@ -61,23 +64,19 @@ class _Look(Method):
 
     def combine(self, at: Gradients) -> list[Tensor]:
         """h; what of it lies across g is kept, of all micro-batches together."""
+        self._known = []  # lets go of the last look's
         at.memory.add(_DIRECTION, at.params, across(at.h, at.g))
         at.memory.scratch.setdefault("lengths", []).append(at.g_norm)  # of g, in this step's looks
         return at.h
 
     def settle(self, memory: Memory) -> None:
-        """|g_v|, and how far the look has turned the gradient, all micro-batches together."""
+        """How far the look has turned the gradient, all micro-batches together."""
         looked, lengths = memory.proposed(_DIRECTION), memory.scratch.get("lengths")
-        if not looked:
-            return
-        found = vectors.norm(list(looked.values()))
-        if not (self.bounded or found.is_cpu):
-            return  # nobody waits for the device
-        length, g_norm = float(found), float(torch.stack(lengths).sum()) if lengths else 0.0
-        for group in memory.groups:
-            group[key(_LENGTH)] = length
-            if self.bounded and lengths:
-                group[key(_SEEN)] = length / g_norm if g_norm > 0 else 0.0
+        if self.bounded and looked and lengths:
+            g_norm = float(torch.stack(lengths).sum())
+            seen = float(vectors.norm(list(looked.values()))) / g_norm if g_norm > 0 else 0.0
+            for group in memory.groups:
+                group[key(_SEEN)] = seen
 
     def _reused_length(self, group: dict[str, Any]) -> float:
         """Length of the reused part, relative to the gradient."""
@@ -92,7 +91,7 @@ class _Look(Method):
             return at.g
         g_v = at.memory.recall(_DIRECTION, at.params)
         g_norm = vectors.norm(at.g) if at.g_norm is None else at.g_norm
-        length = self._length(at, g_v)
+        length = self._length(g_v)
         if isinstance(length, float):
             share = float(g_norm) / length if length > 0 else 0.0
             parts = {id(group): share * self._reused_length(group) for group in at.memory.groups}
@@ -104,19 +103,19 @@ class _Look(Method):
             for g, v, group in zip(at.g, g_v, at.groups, strict=True)
         ]
 
-    def _length(self, at: Gradients, g_v: list[Tensor]) -> float | Tensor:
-        """|g_v|, on the host where it is: as it was in the last look, where all of that is reused now."""
-        groups = at.memory.groups
-        kept = float(setting(groups[0], _LENGTH))
-        if (
-            kept > 0
-            and at.g
-            and at.g[0].is_cpu
-            and len(at.params) == sum([len(group["params"]) for group in groups])
-        ):
-            return kept
+    def _length(self, g_v: list[Tensor]) -> float | Tensor:
+        """|g_v|, as a number on the CPU; taken once for as long as nobody writes to these tensors.
+
+        A checkpoint that is loaded brings other tensors, and a rewind writes into them, which their version shows.
+        """
+        known, versions = self._known, [v._version for v in g_v]
+        if len(g_v) == len(known) and all(map(operator.is_, g_v, known)) and versions == self._versions:
+            return self._found
         found = vectors.norm(g_v)
-        return float(found) if found.is_cpu else found
+        # A shard's own version does not show what is written to its part on this rank.
+        self._known, self._versions = g_v if {type(v) for v in g_v} <= {Tensor} else [], versions
+        self._found = float(found) if found.is_cpu else found
+        return self._found
 
 
 class LookSAM(TwoPass):

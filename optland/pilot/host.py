@@ -194,7 +194,7 @@ class Host:
     @property
     def _deals(self) -> bool:
         """Whether the loader's batches are those of all ranks, of which each gets its part."""
-        return processes.size() > 1 and hasattr(self.loader, "served")
+        return self.loader is not None and processes.size() > 1 and hasattr(self.loader, "served")
 
     @property
     def knows_batch_size(self) -> bool:

@@ -1,4 +1,16 @@
-"""Measure the length of the update just made relative to the weights, and rescale it."""
+r"""Measure the length of the update just made relative to the weights, and rescale it.
+
+.. math:: d = w_\text{after} - w_\text{before}, \qquad
+          R = \sqrt{\sum_l \bigl(\|d_l\| / \max(\|w_l\|, \phi_l)\bigr)^2}, \qquad
+          w \leftarrow w_\text{before} + c \, d, \quad c = \min(r / R, \; \eta_\text{max} / \eta)
+
+with r the length that was asked for, eta the rate that the step was made at and eta_max the cap in force. A step whose
+move is linear in the rate then is the one that the rate c eta would have made.
+
+**Cost.** No gradient and no wait. Over the weights: one copy before the step, one difference with two norms, one
+product and sum. On the CPU the small tensors lie together (:mod:`optland.pilot.rows`), so that a model of many layers
+pays for its numbers and not for their number of tensors; on other devices there is one kernel for all of them.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +29,11 @@ Number = Tensor | float
 
 
 class Lengths:
-    """Measures and rescales updates on the device, where the weights before them were copied."""
+    """Measures and rescales updates on the device, where the weights before them were copied.
+
+    What is known of the parameters (sizes, which of them are matrices) is worked out once for as long as they are the
+    same ones.
+    """
 
     def __init__(self) -> None:
         self._layout = Layout([])

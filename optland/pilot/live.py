@@ -7,8 +7,8 @@ half as much again, so that their time is nothing beside that of the run.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from torch import Tensor
@@ -83,15 +83,12 @@ class Live:
         }
         return {name: values[-1] for name, values in kept.items() if values}
 
-    @contextmanager
-    def told(self, batch: Any, loss: Any) -> Iterator[None]:
+    def told(self, batch: Any, loss: Any) -> AbstractContextManager[None]:
         """Tell the watch of an update; what happens inside are the pilot's own passes, at which it does not look."""
         if self.watch is None:
-            yield
-            return
+            return nullcontext()
         self.watch.after_step(batch, loss)
-        with self.watch.paused():
-            yield
+        return self.watch.paused()
 
     def diagnosis(self) -> Diagnosis:
         """All findings so far."""

@@ -1,4 +1,13 @@
-"""Run the probes of a run inside the budget: which are in use, when each is due, failed ones off."""
+"""Run the probes of a run inside the budget: which are in use, when each is due, failed ones off.
+
+One update goes through three calls. :meth:`Looks.plan`, before the step: which probes are due, as far apart as they
+want to be and inside the budget, so that the weights are copied where one of them looks along the update.
+:meth:`Looks.told`, with the gradient in hand: what rank 0 has planned holds for all ranks. :meth:`Looks.run`, after the
+update is counted: they measure, their real cost is booked, their signals go into the history.
+
+A probe never ends a run: one that raises is off from there on, with one warning that says why. A run without probes
+pays for none of this.
+"""
 
 from __future__ import annotations
 

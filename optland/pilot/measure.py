@@ -1,6 +1,14 @@
-"""Measurements of an update on the device, without waiting for it: norms, relative length, coherence.
+r"""Measurements of an update on the device, without waiting for it: norms, relative length, coherence.
 
-Everything here stays on the device of the weights; the pilot brings all scalars of an update to the host at once.
+.. math:: R = \sqrt{\sum_l \bigl(\|d_l\| / \max(\|w_l\|, \phi_l)\bigr)^2}, \qquad
+          \gamma_k = \frac{\langle g_k, g_{k-1} \rangle}{\|g_k\| \, \|g_{k-1}\|}
+
+R is the relative length of an update d (:func:`relative_speed`), gamma the coherence of two gradients in a row
+(:class:`Coherence`).
+
+Everything here stays on the device of the weights; the pilot brings all scalars of an update to the host at once. On
+the CPU there is no device to wait for, and what is known as a number there is handed on as one: a dozen operations on
+tensors of one entry take longer than the rest of a small net's update.
 """
 
 from __future__ import annotations
@@ -141,7 +149,21 @@ def relative_speed(found: Tensor, layout: Layout) -> tuple[Tensor | float, Tenso
 
 
 def relative_speed_here(update: list[float], weights: list[float], layout: Layout) -> tuple[float, float]:
-    """The same of numbers: |d_l| of each tensor, and |w_l| of each."""
+    """The same of numbers.
+
+    Args:
+        update: |d_l| of each tensor.
+        weights: |w_l| of each.
+        layout: Of the tensors.
+
+    Returns:
+        R and |d| / |w|.
+
+    Example:
+        >>> layout = Layout([torch.zeros(2, 2), torch.zeros(2)])
+        >>> relative_speed_here([0.1, 9.0], [2.0, 1.0], layout)[0]  # the vector does not count
+        0.05
+    """
     chosen, roots = layout.matrices, layout.roots
     sizes = [weights[i] for i in chosen]
     rms = math.hypot(*sizes) / layout.root
@@ -155,6 +177,9 @@ def relative_speed_here(update: list[float], weights: list[float], layout: Layou
 
 class WeightsBefore:
     """A copy of the trained weights as they were before an update, in memory that is kept from one to the next.
+
+    There is a block of memory for each optimizer, laid out for the parameters that it trains; where a layer is frozen,
+    unfrozen or added, the block is laid out anew.
 
     Attributes:
         params: The parameters that were copied for the present update; empty where none were.

@@ -39,27 +39,26 @@ class _Small:
         counts = torch.tensor(rows, dtype=torch.int32, device="cpu")
         self._owners: Tensor = torch.repeat_interleave(counts) if beside is None else beside._owners
         self._bytes = self.flat.numel() * self.flat.element_size()
+        self.is_held = True
+        """Whether there is memory behind the views."""
         self.views: list[Tensor] = []
         start = 0
         for t, n in zip(like, rows, strict=True):
             self.views.append(self.flat[start : start + t.numel()].view(t.shape))
             start += n * _ROW
 
-    @property
-    def is_held(self) -> bool:
-        """Whether there is memory behind the views."""
-        return self.flat.untyped_storage().nbytes() == self._bytes
-
     def fill(self, tensors: list[Tensor]) -> None:
         """Copy tensors into it, in memory that was given back or not."""
         if not self.is_held:
             self.flat.untyped_storage().resize_(self._bytes)
             self.flat.zero_()
+            self.is_held = True
         if tensors:
             torch._foreach_copy_(self.views, tensors)
 
     def release(self) -> None:
         """Give the memory back until the next time."""
+        self.is_held = False
         self.flat.untyped_storage().resize_(0)
 
     def norms(self) -> list[float]:

@@ -1,4 +1,10 @@
-"""The scalars of an update, which wait on the device and reach the host in one transfer."""
+"""The scalars of an update, which wait on the device and reach the host in one transfer.
+
+A training loop that reads one number per step from a GPU waits for all that was queued before it, so everything that
+the pilot measures of an update (its loss, length, rate, coherence) is kept where it was made and fetched when the next
+gradient is there, together with that gradient's norms: one wait per update, however many policies read. On the CPU
+there is nothing to wait for, and norms may be given as numbers.
+"""
 
 from __future__ import annotations
 
@@ -32,6 +38,15 @@ class Scalars:
     Attributes:
         samples: Of this rank's last batch, the weight of its loss.
         delivered: What the last :meth:`fetch` brought, as numbers.
+
+    Example:
+        >>> from optland.pilot.ranks import Ranks
+        >>> scalars = Scalars(Ranks(torch.nn.Linear(1, 1)), torch.device("cpu"))
+        >>> scalars.put(train__loss=torch.tensor(2.5), lr__applied=0.1)
+        >>> scalars.fetch(torch.tensor([3.0, 4.0]))
+        ([3.0, 4.0], [])
+        >>> scalars.delivered["train/loss"], scalars.delivered["lr/applied"]
+        (2.5, 0.1)
     """
 
     def __init__(self, ranks: Ranks, device: torch.device) -> None:

@@ -316,6 +316,29 @@ def test_looksam_reuses_a_part_of_known_length(quadratic):
         assert len(calls) == T + math.ceil(T / k)
 
 
+@pytest.mark.parametrize("how", ["written", "replaced"])
+def test_looksam_takes_the_length_of_what_it_reuses_as_it_is_now(quadratic, how):
+    """A rewind writes into what is remembered, a checkpoint replaces it; only its direction counts."""
+    start, ends = [p.detach().clone() for p in quadratic.params], []
+    for factor in (1.0, 16.0):
+        with torch.no_grad():
+            for p, s in zip(quadratic.params, start, strict=True):
+                p.copy_(s)
+        optimizer = LookSAM(torch.optim.SGD(quadratic.params, lr=0.05), rho=0.1, k=5)
+        closure = quadratic.closure(optimizer)
+        for _ in range(3):  # a look, and two steps that reuse it
+            optimizer.step(closure)
+        for p in quadratic.params:
+            state = optimizer.state[p]
+            if how == "written":
+                state["sam_look_direction"].mul_(factor)
+            else:
+                state["sam_look_direction"] = state["sam_look_direction"] * factor
+        optimizer.step(closure)
+        ends.append(quadratic.w)
+    torch.testing.assert_close(ends[1], ends[0], rtol=1e-12, atol=1e-14)
+
+
 @pytest.mark.parametrize("alpha", [0.7, 1e-3])
 def test_looksam_turns_the_gradient_no_further_than_it_was_turned_when_it_looked(quadratic, alpha):
     optimizer = LookSAM(sgd(quadratic), rho=0.01, k=4, alpha=alpha)
