@@ -20,24 +20,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from optland.train import BatchLoader, DataConfig, ModelConfig, build_model, load_data
+from optland.train.models.low_rank import LowRank
 
 __all__ = ["CHANGES"]
 
 RANK = 4
-
-
-class LowRank(nn.Module):
-    """A frozen linear layer plus B A x, with B = 0 at the start (Hu et al. 2021, arXiv:2106.09685)."""
-
-    def __init__(self, layer: nn.Linear) -> None:
-        super().__init__()
-        self.layer = layer.requires_grad_(False)
-        self.a = nn.Parameter(torch.randn(RANK, layer.in_features) / layer.in_features**0.5)
-        self.b = nn.Parameter(torch.zeros(layer.out_features, RANK))
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.layer(x) + x @ self.a.T @ self.b.T
-        return out
 
 
 @functools.lru_cache(maxsize=4)
@@ -65,7 +52,7 @@ def _lora(model: nn.Module, settings: dict[str, Any]) -> None:
     model.requires_grad_(False)
     for name, layer in list(model.named_children()):
         if isinstance(layer, nn.Linear):
-            setattr(model, name, LowRank(layer))
+            setattr(model, name, LowRank(layer, RANK))
 
 
 def _zero_last(model: nn.Module, settings: dict[str, Any]) -> None:
