@@ -41,7 +41,7 @@ from optland.train.experiments.finetuning import SHARES, between, tasks, togethe
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 RECIPE = Recipe(ROOT / "recipes" / "finetune.py").definitions()
-LRS = (0.01, 0.03, 0.1, 0.3)
+LRS = (0.003, 0.01, 0.03, 0.1)
 WAYS = ("plain", "replay", "l2", "sam", "keep_old")
 ROWS = (*WAYS, "interpolation", "replay and interpolation")
 FASHION = DataConfig("fashion_mnist", subset=10_000)

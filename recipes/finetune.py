@@ -74,26 +74,28 @@ def train(config: Config, model: nn.Module, new: Splits, old: Splits | None, run
     way, epochs = (config.way, config.epochs) if old else ("plain", config.start_epochs)
     loader = BatchLoader(new.train, config.batch_size, epochs=max(1, epochs // 2) if way == "sam" else epochs,
                          seed=config.seed)  # fmt: skip
-    base: Any = config.optimizer.build(model)
-    optimizer = SAM(base, rho=config.amount, model=model) if way == "sam" else base
+    base: Any = config.optimizer.build(net := config.precision.prepare(model))
+    optimizer = SAM(base, rho=config.amount, model=net) if way == "sam" else base
     lr, total = config.optimizer.lr if old else config.start_lr, loader.total_steps
     moving = [p for p in model.parameters() if p.requires_grad]
-    start, keep, cost = [p.detach().clone() for p in moving], None, 0.0
+    start, keep = [p.detach().clone() for p in moving], None
     generator = torch.Generator().manual_seed(config.seed)
-    kept = batches.take((old or new).train, config.num_kept)
+    kept = x, y = batches.take((old or new).train, config.num_kept)
+    replayed = config.replayed if way == "replay" else 0
     if way == "keep_old":
         keep = KeepOld(Objective(model, loss_fn, [kept], data="kept"), total, budget=config.amount)
     model.train()
     for step, batch in enumerate(loader, start=1):
-        if way == "replay":
-            drawn = torch.randint(len(kept[1]), (config.replayed,), generator=generator).to(kept[1].device)
-            batch = (torch.cat([batch[0], kept[0][drawn]]), torch.cat([batch[1], kept[1][drawn]]))
+        drawn = torch.randint(len(y), (replayed,), generator=generator).to(y.device)
         for group in base.param_groups:
             group["lr"] = lr * (1 - (step - 1) / total) * (keep.factor if keep else 1.0)
 
-        def closure(batch: Any = batch) -> Tensor:
+        def closure(batch: Any = batch, drawn: Tensor = drawn) -> Tensor:
             optimizer.zero_grad()
-            loss = loss_fn(model, batch)
+            loss = loss_fn(net, batch) * loader.weight
+            if replayed:
+                share = replayed / (config.batch_size + replayed)
+                loss = (1 - share) * loss + share * loss_fn(net, (x[drawn], y[drawn]))
             if way == "l2":
                 squares = [((p - q) ** 2).sum() for p, q in zip(moving, start, strict=True)]
                 loss = loss + 0.5 * config.amount * torch.stack(squares).sum()
@@ -101,9 +103,9 @@ def train(config: Config, model: nn.Module, new: Splits, old: Splits | None, run
             return loss
 
         loss = keep.step(optimizer, closure) if keep else optimizer.step(closure)
-        cost += len(batch[1]) * (2 if way == "sam" else 1)
         if run and step % config.log.every == 0:
             run.log.log({"step": step, "train/loss": float(loss.detach()), "lr/applied": group["lr"]})
+    cost = loader.samples_served * (2 if way == "sam" else 1) + step * replayed
     return round(cost + (keep.objective.cost_ge if keep else 0.0))
 
 
@@ -112,7 +114,7 @@ def main(config: Config, *, resume: bool = False) -> int:
     torch.set_num_threads(config.threads)
     seed_everything(config.seed)
     model, data = build(config, choose_device(config.device))
-    pairs = {s: data.sample(s, data.size(s)) for s in ("train", "val", "test")}
+    pairs: Any = {s: data.sample(s, data.size(s)) for s in ("train", "val", "test")}
     old, new = tasks(Splits(**pairs, num_outputs=data.num_classes), config.task)
     length = config.epochs * len(new.train[1])
     run = RunFolder(config.out, config, config.log, recipe=__file__, length=length, resume=resume)

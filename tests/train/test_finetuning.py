@@ -79,7 +79,7 @@ def test_a_look_changes_nothing_and_is_counted() -> None:
     assert L.cost_ge - before == pytest.approx(3 * 6 / 3)
     for wrong in ({"budget": -0.1}, {"every": 0}):
         with pytest.raises(ValueError, match=next(iter(wrong))):
-            KeepOld(L, 20, **wrong)  # type: ignore[arg-type]
+            KeepOld(L, 20, **wrong)
 
 
 def net() -> nn.Sequential:
@@ -143,6 +143,6 @@ def test_what_cannot_be_is_refused(settings: dict[str, Any], words: str) -> None
 
 
 def test_the_way_s_own_strength() -> None:
-    found: dict[str, float] = {way: FinetuneConfig(way=way).amount for way in ("l2", "sam", "keep_old")}  # type: ignore[arg-type]
+    found: dict[str, float] = {way: FinetuneConfig(way=way).amount for way in ("l2", "sam", "keep_old")}
     assert found == {"l2": 0.1, "sam": 0.05, "keep_old": 0.5}
     assert FinetuneConfig(way="sam", strength=0.2).amount == 0.2

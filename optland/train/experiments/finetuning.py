@@ -16,9 +16,9 @@ best for both tasks on validation data is taken (Wortsman et al. 2022, arXiv:210
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -115,8 +115,8 @@ def tasks(splits: Splits, task: Task) -> tuple[Splits, Splits]:
     return first, _each(splits, lambda x, y: (x[y >= half], y[y >= half]))
 
 
-def _each(splits: Splits, change) -> Splits:  # type: ignore[no-untyped-def]
-    parts = {name: change(*getattr(splits, name)) for name in ("train", "val", "test")}
+def _each(splits: Splits, change: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]) -> Splits:
+    parts: dict[str, Any] = {name: change(*getattr(splits, name)) for name in ("train", "val", "test")}
     return replace(splits, **parts, noisy=None)
 
 
@@ -148,7 +148,7 @@ def together(model: nn.Module, old: Splits, new: Splits) -> dict[str, float]:
         old: The first task.
         new: The second.
     """
-    row = {}
+    row: dict[str, float] = {}
     for task, splits in (("old", old), ("new", new)):
         for split in ("val", "test"):
             found = evaluate(model, *getattr(splits, split))
