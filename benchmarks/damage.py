@@ -174,29 +174,31 @@ def summary(bank: Bank) -> dict[str, Any]:
     kinds: dict[str, Any] = {}
     within: dict[str, list[bool]] = {name: [] for name in PREDICTIONS}
     for kind in KINDS:
+        if bank.missing(runs(kind)[:5]):
+            continue
+        seeds = [bank.of(run)["end"]["damages"] for run in runs(kind)[:5]]
+        of_ways = {way: [end[f"3 bits {way}"] for end in seeds] for way in ("uniform", "by trace", "by size")}
+        kinds[kind] = {"bits": of_ways}
         if bank.missing(runs(kind)):
             continue
         lines = [line for run in runs(kind) if learnt(line := bank.of(run), run)]
         ends = [line["end"]["damages"] for line in lines]
-        taus = {}
+        by_damage = {}
         for name in DAMAGES:
             truth = [end[f"{name} true"] for end in ends]
             of = {p: [end[f"{name} {p}"] for end in ends] for p in (*PREDICTIONS, CONTROLS[0])}
             of |= {CONTROLS[1]: [line["facts"]["norm"] for line in lines]}
             of |= {CONTROLS[2]: [line["facts"]["lr"] for line in lines]}
-            taus[name] = {p: round(tau(values, truth), 3) for p, values in of.items()}
+            by_damage[name] = {p: round(tau(values, truth), 3) for p, values in of.items()}
             for p in PREDICTIONS:
                 pairs = [(t, v) for t, v in zip(truth, of[p], strict=True) if RESOLVED[0] <= t <= RESOLVED[1]]
                 within[p] += [t / 2 <= v <= 2 * t for t, v in pairs]
-        seeds = [bank.of(run)["end"]["damages"] for run in runs(kind)[:5]]
-        kinds[kind] = {
-            "nets": len(lines), "tau": taus,
-            "bits": {way: [end[f"3 bits {way}"] for end in seeds] for way in ("uniform", "by trace", "by size")},
-        }  # fmt: skip
+        kinds[kind] |= {"nets": len(lines), "tau": by_damage}
+    taus = [of for kind in kinds.values() for of in kind.get("tau", {}).values()]
     means = {
-        p: round(statistics.fmean(t[p] for k in kinds.values() for t in k["tau"].values() if math.isfinite(t[p])), 3)
-        for p in (*PREDICTIONS, *CONTROLS)
-    } if kinds else {}  # fmt: skip
+        p: round(statistics.fmean(of[p] for of in taus if math.isfinite(of[p])), 3)
+        for p in (*PREDICTIONS, *CONTROLS) if taus
+    }  # fmt: skip
     shares = {p: [sum(found), len(found)] for p, found in within.items()}
     return {"torch": torch.__version__, "kinds": kinds, "mean_tau": means, "within_factor_2": shares}
 

@@ -30,6 +30,7 @@ from readme_costs import (
     suggest_table,
     torch_contract_table,
 )
+from readme_damage import damage_table, finetune_table, release_table
 from readme_doctor import doctor_table
 from readme_provenance import RECORD, brought_up_to_date, provenance_table, recorded  # noqa: F401 - the last is for the test
 from readme_summary import summary_table
@@ -434,8 +435,11 @@ TABLES = {
     "plateau": plateau_table,
     "claims_small": claims_small_table,
     "connectivity": connectivity_table,
+    "damage": damage_table,
     "demo": demo_table,
     "doctor": doctor_table,
+    "finetune": finetune_table,
+    "release": release_table,
     "curvature": curvature_table,
     "conformance": conformance_table,
     "sam_cost": sam_cost_table,

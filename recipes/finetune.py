@@ -72,7 +72,7 @@ def build(config: Config, device: str) -> tuple[nn.Module, ImageData]:
 def train(config: Config, model: nn.Module, new: Splits, old: Splits | None, run: RunFolder | None) -> int:
     """Fine-tune on ``new``; without an old task, train on it from scratch. Returns the gradient evaluations."""
     way, epochs = (config.way, config.epochs) if old else ("plain", config.start_epochs)
-    loader = BatchLoader(new.train, config.batch_size, epochs=max(1, epochs // 2) if way == "sam" else epochs,
+    loader = BatchLoader(new.train, config.batch_size, epochs=(epochs + 1) // 2 if way == "sam" else epochs,
                          seed=config.seed)  # fmt: skip
     base: Any = config.optimizer.build(net := config.precision.prepare(model))
     optimizer = SAM(base, rho=config.amount, model=net) if way == "sam" else base
