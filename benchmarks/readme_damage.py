@@ -48,9 +48,9 @@ def damage_table(result: dict[str, Any]) -> str:
               "by trace / the same, each seed |", "|---|---:|---:|---:|---:|"]  # fmt: skip
     for kind, found in kinds.items():
         bits = found["bits"]
-        cells = [f"{statistics.fmean(bits[way]):.3f}" for way in ("uniform", "by size", "by trace")]
+        rises = [f"{statistics.fmean(bits[way]):.3f}" for way in ("uniform", "by size", "by trace")]
         ratios = ", ".join(f"{t / u:.2f}" for t, u in zip(bits["by trace"], bits["uniform"], strict=True))
-        lines.append(f"| {KINDS[kind]} | {' | '.join(cells)} | {ratios} |")
+        lines.append(f"| {KINDS[kind]} | {' | '.join(rises)} | {ratios} |")
     return "\n".join(lines)
 
 
