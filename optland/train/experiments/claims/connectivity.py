@@ -12,6 +12,9 @@ from optland.train.experiments.claims.verdicts import Band
 from optland.train.experiments.claims.widths import of_width, widths_everywhere
 
 NARROW, WIDE = WIDTHS[0], WIDTHS[-1]
+LEAST = 1e-3
+"""Share of the largest eigenvalue below which the smallest counts as 0."""
+
 FLOOR = 1e-3
 """Barriers below this are taken as this: less cannot be told from none on so few samples."""
 
@@ -65,7 +68,7 @@ def convex(evidence: Evidence, dial: Dial) -> Found:
             low, top = (
                 evidence.number(run, "along", "watch", "early", name) for name in ("lambda_min", "lambda_max")
             )
-            shares[width] = ratio(max(-low, 0.0) + 1e-6, top)
+            shares[width] = ratio(max(-low, LEAST * top), top)  # a smallest that is not known is NaN
             points.append((float(width), shares[width]))
         return ratio(shares[NARROW], shares[WIDE])
 

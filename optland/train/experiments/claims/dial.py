@@ -49,7 +49,7 @@ class Dial:
     gradients: int = 100
     curve_steps: int = 200
     searches: int = 8
-    draws: int = 20_000
+    draws: int = 300_000
 
     def __post_init__(self) -> None:
         if not self.data:

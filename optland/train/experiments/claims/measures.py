@@ -36,7 +36,7 @@ LOOKS: tuple[Look, ...] = get_args(Look)
 """How closely the runs of a claim are looked at: losses alone; also extreme eigenvalues at the start and early; all."""
 
 PRODUCTS = 20
-TRACE_PRODUCTS = 6
+TRACE_PRODUCTS = 12
 BOX = 5e-4
 """Half the side of the box of Keskar et al. 2017, without their factor 1 + |w|, which is near 1 for all but a few."""
 
@@ -46,16 +46,17 @@ def objective_of(model: nn.Module, splits: Splits, num: int) -> Objective:
     return Objective(model, cross_entropy, list(splits.batches("train", num=num)), data="training")
 
 
-def spectrum(model: nn.Module, splits: Splits, num: int) -> dict[str, float]:
-    """Both ends of the spectrum of the Hessian, of which the upper one has to converge."""
+def spectrum(
+    model: nn.Module, splits: Splits, num: int, *, ends: Literal["top", "both"] = "top"
+) -> dict[str, float]:
+    """The largest eigenvalue of the Hessian; with both ends the smallest too, to a tenth of its size."""
     with hessian(objective_of(model, splits, num)) as H:
-        found = lanczos(H, k=1, ends="top", rtol=0.02, max_matvecs=PRODUCTS)
-    return {
-        "lambda_max": found.top.value,
-        "lambda_error": found.top.error,
-        "lambda_min": found.bottom.value,
-        "lambda_min_error": found.bottom.error,
-    }
+        top = lanczos(H, k=1, ends="top", rtol=0.02, max_matvecs=PRODUCTS).top
+        found = {"lambda_max": top.value, "lambda_error": top.error}
+        if ends == "both":
+            low = lanczos(H, k=1, ends="bottom", rtol=0.1, max_matvecs=2 * PRODUCTS).bottom
+            found |= {"lambda_min": low.value if low.converged else math.nan, "lambda_min_error": low.error}
+    return found
 
 
 def sharpness(model: nn.Module, splits: Splits, num: int) -> dict[str, float]:

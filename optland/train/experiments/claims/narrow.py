@@ -16,8 +16,11 @@ NARROW, WIDE = 4, 64
 
 
 def deviations(values: list[float]) -> list[float]:
-    """Distances from the median, after Brown and Forsythe 1974: what a test of equal spread compares."""
-    middle = statistics.median(values) if values else math.nan
+    """Distances from the median, after Brown and Forsythe 1974: what a test of equal spread compares.
+
+    Of fewer than three values they are NaN: the median of two lies between them, whatever they are.
+    """
+    middle = statistics.median(values) if len(values) > 2 else math.nan
     return [abs(v - middle) for v in values]
 
 

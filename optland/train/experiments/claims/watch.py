@@ -59,7 +59,7 @@ class Watch:
             self._gradients.append(torch.cat(kept))
         if self.look != "scores" and step == self._early:
             model.eval()
-            self.early = spectrum(model, self.splits, self.dial.probed)
+            self.early = spectrum(model, self.splits, self.dial.probed, ends="both")
         if step in self._checks:
             self._check(model, step)
 
