@@ -8,14 +8,14 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from optland.train.experiments.bank_run import BankRun
-from optland.train.experiments.claims.cells import everywhere, plain, sgd
+from optland.train.experiments.claims.cells import everywhere, plain, sgd, stacked
 from optland.train.experiments.claims.claim import Claim, Evidence, Found
 from optland.train.experiments.claims.dial import Dial
 from optland.train.experiments.claims.effects import by_data, mean
 from optland.train.experiments.claims.verdicts import Band
 
 SETTINGS = {0.0: 0.2, 0.9: 0.8}
-"""Rate by momentum: thresholds 2 / eta = 10, and (2 + 2 beta) / eta = 4.75. Chosen on seed 900, which is not reported."""
+"""Rate by momentum: thresholds 2 / eta = 10 and (2 + 2 beta) / eta = 4.75. Chosen on seed 900, which is not told of."""
 
 TIMES, NOISE = 40, 0.4
 """Passes as a multiple of the plain ones, and share of labels redrawn: the loss must not reach 0 before the edge."""
