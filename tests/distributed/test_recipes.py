@@ -118,6 +118,7 @@ def test_wandb_has_one_run_of_the_two_processes(tmp_path: Path) -> None:
 # Death and resume ------------------------------------------------------------------------------------
 
 BROKEN = ["run", "landscape_train", "digits_noisy", "out=run", *SMALL, "epochs=1"]
+SHORT = [*BROKEN, "data.subset=320"]  # with the rewind, and without the growth of the batch
 
 
 def generators(folder: Path) -> list[dict[str, Any]]:
@@ -142,24 +143,27 @@ def assert_same(a: Path, b: Path, where: str) -> None:
     assert_equal(generators(a), generators(b), where)
 
 
-def test_one_of_two_is_killed_and_both_are_started_anew(unbroken: Path, tmp_path: Path) -> None:
+def test_one_of_two_is_killed_and_both_are_started_anew(tmp_path: Path) -> None:
     """As torchrun does it, in forks: the command of before, and word of a restart. An older run is not theirs."""
-    (tmp_path / "run").mkdir()
+    whole, tmp_path = tmp_path / "whole", tmp_path / "broken"
+    assert [one.code for one in together(*SHORT, cwd=whole, before=scripted)] == [0, 0]
+    assert "rewind" in {decision["actuator"] for decision in final(whole)["pilot"]["decisions"]}
+    (tmp_path / "run").mkdir(parents=True)
     (tmp_path / "run/config.yaml").write_text("seed: 3\n")  # of somebody else
     log = tmp_path / "run-2/log.jsonl"
-    pair = begin_two(*BROKEN, cwd=tmp_path, before=scripted)
-    size = (unbroken / "run/log.jsonl").stat().st_size
+    pair = begin_two(*SHORT, cwd=tmp_path, before=scripted)
+    size = (whole / "run/log.jsonl").stat().st_size
     wait_for(lambda: log.exists() and log.stat().st_size > 0.4 * size, pair[1].is_alive)
     assert pair[1].pid is not None
     os.kill(pair[1].pid, signal.SIGKILL)
     first, second = end(pair, tmp_path)
     assert (first.code, second.code) == (1, -signal.SIGKILL), first.err
-    ended = together(*BROKEN, cwd=tmp_path, before=scripted, restarts=1)
+    ended = together(*SHORT, cwd=tmp_path, before=scripted, restarts=1)
     assert [one.code for one in ended] == [0, 0], ended[0].err + ended[1].err
     assert "resuming run-2 after step" in ended[0].out
     (tmp_path / "run").rename(tmp_path / "theirs")
     (tmp_path / "run-2").rename(tmp_path / "run")
-    assert_same(unbroken, tmp_path, "killed, and started anew")
+    assert_same(whole, tmp_path, "killed, and started anew")
 
 
 @pytest.mark.slow
