@@ -8,10 +8,10 @@ Five nets, seven rows:
 
 ============  ======================================================================================================
 base          SGD with momentum (digits, MNIST-1D, ResNet) or AdamW (ViT, GPT), cosine, the second pass of SAM spent
-              on twice the steps, at the best of four rates
+              on twice the steps, at the best of five rates (AdamW: four)
 average       the running average of the base's weights, at the best of three decays: nothing more to train
 high rate     the base at the largest of those rates that is within half a point of its best
-sam           half of the steps, two passes; the best of three radii at the base's rate, then the rate below it
+sam           half of the steps, two passes; the best of three radii at the base's rate, then the rates on either side
 sam, tail     SAM in the last fifth of the steps; the best of three radii at the base's rate
 random        two passes as SAM, at SAM's radius and rate, with a Gaussian direction
 weight noise  one pass at weights with relative noise; the best of three sizes at the base's rate
@@ -145,12 +145,11 @@ def choose(net: Net, bank: Bank, clock: Clock) -> dict[str, BankRun] | None:
     if not bank.make(over([*sams, *tails, *noises], CHOICE_SEEDS), clock.left):
         return None
     ours = best(bank, sams)
-    lower = max((lr for lr in net.lrs if lr < base.optimizer.lr), default=None)
-    if lower is not None:
-        slower = with_lr(ours, lower)
-        if not bank.make(over([slower], CHOICE_SEEDS), clock.left):
-            return None
-        ours = best(bank, [ours, slower])
+    place = net.lrs.index(base.optimizer.lr)
+    beside = [with_lr(ours, lr) for lr in (*net.lrs[:place][-1:], *net.lrs[place + 1 :][:1])]
+    if not bank.make(over(beside, CHOICE_SEEDS), clock.left):
+        return None
+    ours = best(bank, [ours, *beside])
     rho = ours.optimizer.rho or 0.0
     random = own(with_lr(base, ours.optimizer.lr), "random", rho, 2.0)
     measured = replace(base, averages=(best_decay(bank, base),))
@@ -316,7 +315,7 @@ def plan() -> None:
     """Runs and minutes on one core."""
     total = 0.0
     for name, net in NETS.items():
-        chosen = len(CHOICE_SEEDS) * (len(net.lrs) + 2 * len(RHOS) + len(SIZES) + 1)
+        chosen = len(CHOICE_SEEDS) * (len(net.lrs) + 2 * len(RHOS) + len(SIZES) + 2)
         reported = 6 * len(REPORT_SEEDS)
         train, measure = SECONDS[name]
         minutes = ((chosen + reported) * train + (reported + len(REPORT_SEEDS)) * measure) / 60

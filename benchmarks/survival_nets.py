@@ -41,7 +41,7 @@ class Net:
 
 SGD = OptimizerConfig("sgd", weight_decay=5e-4)
 ADAMW = OptimizerConfig("adamw", weight_decay=0.05)
-SGD_LRS, ADAMW_LRS = (0.05, 0.1, 0.2, 0.4), (0.001, 0.002, 0.004, 0.008)
+SGD_LRS, ADAMW_LRS = (0.02, 0.05, 0.1, 0.2, 0.4), (0.001, 0.002, 0.004, 0.008)
 FASHION = DataConfig("fashion_mnist", subset=10_000)
 
 
@@ -85,8 +85,8 @@ NETS = {
     "digits": Net("digits, CNN", DIGITS, SGD_LRS, SecondTask(turned(DIGITS), sgd(0.01), 0.3)),
     "mnist1d": Net("MNIST-1D, CNN", MNIST1D, SGD_LRS, SecondTask(turned(MNIST1D), sgd(0.01), 0.6)),
     "resnet": Net(
-        "Fashion 10k at 14 x 14, ResNet-8", RESNET, SGD_LRS, SecondTask(turned(RESNET), sgd(0.01), 0.8)
+        "Fashion 10k at 14 x 14, ResNet-8", RESNET, SGD_LRS, SecondTask(turned(RESNET), sgd(0.01), 0.7)
     ),
     "vit": Net("Fashion 10k at 14 x 14, ViT", VIT, ADAMW_LRS, SecondTask(turned(VIT), adamw(0.0005), 1.1)),
-    "gpt": Net("Python sources, GPT", GPT, ADAMW_LRS, SecondTask(headers, adamw(0.0005), 2.5, batch_size=8)),
+    "gpt": Net("Python sources, GPT", GPT, ADAMW_LRS, SecondTask(headers, adamw(0.0005), 2.4, batch_size=8)),
 }
