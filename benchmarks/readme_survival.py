@@ -35,7 +35,7 @@ def survival_table(result: dict[str, Any]) -> str:
 def _whole(result: dict[str, Any]) -> str:
     done = [net["title"] for net in result["nets"].values()]
     stands = [net["title"] for net in result["nets"].values() if net["verdict"]["stands"]]
-    missing = f" Not measured yet: {', '.join(result['missing'])}." if result["missing"] else ""
+    missing = f" Not measured yet: {'; '.join(result['missing'])}." if result["missing"] else ""
     if not done:
         return f"No net is complete yet.{missing}"
     where = f" ({'; '.join(stands)})" if stands else ""
@@ -131,7 +131,7 @@ def _gain(gain: dict[str, Any], above: bool = False) -> str:
 
 def sam_noise_table(result: dict[str, Any]) -> str:
     """Accuracy with wrong labels, at the last epoch and where noisy validation stops."""
-    missing = f" Not measured yet: {', '.join(result['missing'])}." if result["missing"] else ""
+    missing = f" Not measured yet: {'; '.join(result['missing'])}." if result["missing"] else ""
     if not result["tasks"]:
         return f"No data set is complete yet.{missing}"
     heads = ["rate", "rho", "epochs", "last epoch, %", "over sgd", "stopped, %", "over sgd", "at epoch"]
