@@ -8,6 +8,7 @@ The first net's weights are kept now and then to draw its path; a second seed sh
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from statistics import median
 from typing import Any, Literal
 
 import torch
@@ -27,6 +28,7 @@ from optland.train import (
     build_model,
     check_model,
     choose_device,
+    evaluate,
     load_data,
     probe_objective,
     seed_everything,
@@ -34,8 +36,7 @@ from optland.train import (
 
 CHANGES: dict[str, dict[str, Any]] = {
     "as given": {}, "no skips": {"skips": False}, "no norm": {"norm": "none"},
-    "no skips, no norm": {"skips": False, "norm": "none"},
-}  # fmt: skip
+    "no skips, no norm": {"skips": False, "norm": "none"}}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -80,16 +81,15 @@ def loss_fn(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
 
 def trained(
     config: Config, data: ImageData, which: ModelConfig, seed: int, name: str, run: RunFolder
-) -> tuple[nn.Module, dict[str, Any]]:
-    """A net and its path; a run that was stopped finds those that are done in its checkpoint."""
+) -> tuple[nn.Module, dict[str, Any], float]:
+    """A net, its path and its median rate; a run that was stopped finds those that are done in its checkpoint."""
     seed_everything(seed)
     model = build_model(which, data.image_shape, data.num_classes).to(data.train_x.device)
-    done = run.saved()
-    if name in done:
+    if name in (done := run.saved()):
         model.load_state_dict(done[name]["model"])
-        return model, done[name]["path"]
-    images = [data.normalise(data.train_x), data.train_y]
-    loader = BatchLoader(images, config.batch_size, epochs=config.epochs, seed=seed)
+        return model, done[name]["path"], done[name]["rate"]
+    x, epochs = data.normalise(data.train_x), config.epochs
+    loader = BatchLoader([x, data.train_y], config.batch_size, epochs=epochs, seed=seed)
     net = config.precision.prepare(model)
     optimizer: Any = config.optimizer.build(net, loader.total_steps)
     precision = config.precision.build(optimizer, data.train_x.device)
@@ -97,7 +97,7 @@ def trained(
         optimizer, net, loss_fn, policies=config.pilot.build_policies(), mode=config.pilot.mode,
         budget=config.pilot.budget, seed=seed,
     )  # fmt: skip
-    every, path = max(1, loader.total_steps // max(1, config.snapshots)), {}
+    every, path, rates = max(1, loader.total_steps // max(1, config.snapshots)), {}, []
     for batch in pilot.batches(loader):
         if config.snapshots and pilot.step % every == 0:
             path[f"step {pilot.step}"] = [p.detach().clone() for p in model.parameters()]
@@ -107,17 +107,17 @@ def trained(
             return precision.backward(loss_fn, net, batch, loader.weight)
 
         pilot.after_step(batch, precision.step(closure))
+        rates.append(pilot.host.read("lr_applied") or optimizer.param_groups[0]["lr"])
     path["end"] = [p.detach().clone() for p in model.parameters()]
-    run.save(done | {name: {"model": model.state_dict(), "path": path}})
-    return model, path
+    run.save(done | {name: {"model": model.state_dict(), "path": path, "rate": median(rates)}})
+    return model, path, median(rates)
 
 
 def main(config: Config, *, resume: bool = False) -> int:
     """Train, look, and write the report."""
     torch.set_num_threads(config.threads)
     data = load_data(config.data).to(choose_device(config.device))
-    plan: dict[str, tuple[ModelConfig, int]]
-    plan = {name: (replace(config.model, **CHANGES[name]), config.seed) for name in config.variants}
+    plan = {str(n): (replace(config.model, **CHANGES[n]), config.seed) for n in config.variants}
     if config.other_seed is not None:
         plan[f"seed {config.other_seed}"] = (plan[config.variants[0]][0], config.other_seed)
     run = RunFolder(config.out, config, config.log, recipe=__file__, length=len(plan), resume=resume)
@@ -129,12 +129,15 @@ def main(config: Config, *, resume: bool = False) -> int:
         run.go_on_alone()
         look = {"num_samples": config.samples, "seed": config.seed, "batch_size": config.batch_size}
         losses, tests = ({n: probe_objective(net, loss_fn, data, split_name=split, **look)
-                          for n, (net, _) in nets.items()} for split in ("train", "test"))  # fmt: skip
-        first, last = config.variants[0], list(plan)[-1]
+                          for n, (net, *_) in nets.items()} for split in ("train", "test"))  # fmt: skip
+        first, last, test = config.variants[0], list(plan)[-1], (data.normalise(data.test_x), data.test_y)
         findings = investigate(
             f"Loss landscape: {config.model.name} on {config.data.name}", losses, config.survey, tests=tests,
             is_sample=True, pairs=[] if config.other_seed is None else [(first, last)],
             path=nets[first][1] if config.snapshots else None, partial=run.path / "measured", watch=print,
+            results={n: {"test accuracy": f"{evaluate(net, *test)['acc']:.4g} %",
+                         **replace(config, seed=plan[n][1], other_seed=None).in_words(rate)}
+                     for n, (net, _, rate) in nets.items()},
         )  # fmt: skip
         run.finish({"curv/lambda_max": findings.surveys[0].portrait.spectrum.top.value})
         with run.attempt("report.html"):

@@ -125,19 +125,13 @@ class Recipe:
         path = self.find_config(named)
         folder = getattr(schema, "__dataclass_fields__", {}).get("out")
         own_folder = folder is not None and folder.default == RUN_FOLDER
-        config = load(
+        return load(
             schema,
             path,
             overrides,
             recipe=None if path.is_file() and self.owns(path) else self.name,
             defaults={"out": f"runs/{self.name}/{path.stem}"} if own_folder else {},
         )
-        if hasattr(config, "check_asked"):
-            try:
-                config.check_asked({item.partition("=")[0].strip() for item in overrides})
-            except ValueError as error:
-                raise UserError(str(error)) from error
-        return config
 
     def _usage(self) -> str:
         known = ", ".join(self.configs) or "none yet"

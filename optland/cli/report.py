@@ -89,6 +89,7 @@ class _Report:
                     self._title(), objectives, self.settings, about=self._about(), tests=tests, is_sample=sample,
                     pairs=pairs, num_curve_steps=a.curve_steps, path=path,
                     partial=self.out / "measured", watch=progress.begin, notes=self.notes,
+                    results={n: _result(r) for n, r in zip(self.names, self.runs, strict=True)},
                 )  # fmt: skip
             except ValueError as error:
                 raise UserError(f"{error}") from error
@@ -139,6 +140,24 @@ class _Report:
             "checkpoints": ", ".join(steps),
             "recipe": first.recipe.name, "device": first.device,
         }  # fmt: skip
+
+
+_SCORES = {
+    "acc": ("accuracy", " %"), "bpc": ("bits per token", ""), "perplexity": ("perplexity", ""), "loss": ("loss", ""),
+}  # fmt: skip
+
+
+def _result(run: OpenedRun) -> dict[str, str]:
+    """What the run says of itself: how good it was at this checkpoint, how it was made, and its verdict."""
+    trained, facts = run.trained, {}
+    for split, where in (("test", "test"), ("val", "validation")):
+        for name, (word, unit) in _SCORES.items():
+            if (value := trained.scores.get(f"{split}/{name}")) is not None:
+                facts[f"{where} {word}"] = f"{value:.4g}{unit}, logged at step {trained.step}"
+                break  # the first is what the run is judged by
+    made = getattr(run.config, "in_words", None)
+    facts |= made(trained.rates.get("median")) if made is not None else {}
+    return {**facts, "verdict": trained.verdict} if trained.verdict else facts
 
 
 def _settings(a: argparse.Namespace) -> SurveySettings:

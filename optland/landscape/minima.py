@@ -70,9 +70,18 @@ class Minimum(Archived):
         """Every measure of flatness by its complete name."""
         return {"largest eigenvalue": self.largest, "trace": self.trace, **self.rises()}
 
+    @property
+    def labels(self) -> dict[str, str]:
+        """What every rise measures in words for a reader, by its complete name."""
+        return {self._name(s): s.in_words(self._length(s)) for s in self.sharpness}
+
     def _name(self, s: Sharpness) -> str:
-        length = f"{s.radius * math.sqrt(self.dim):g}"
-        return s.name.replace(f"radius={s.radius:g}", f"|u|={length}") if s.kind == "average" else s.name
+        length = self._length(s)
+        return s.name if length is None else s.name.replace(f"radius={s.radius:g}", f"|u|={length:g}")
+
+    def _length(self, s: Sharpness) -> float | None:
+        """The length of the noise; None for what is no noise."""
+        return s.radius * math.sqrt(self.dim) if s.kind == "average" else None
 
 
 @dataclass(frozen=True, slots=True)

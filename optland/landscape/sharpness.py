@@ -75,6 +75,22 @@ class Sharpness(Archived):
         T = "|w|" if self.metric == "adaptive" else "I"
         return f"{self.kind}(m={m}, radius={self.radius:g}, p={p}, T={T}, {self.rise.provenance.mode})"
 
+    def in_words(self, length: float | None = None) -> str:
+        """What it measures, for a reader: of what is usual (all data, p = 2, evaluation mode) nothing is said.
+
+        Args:
+            length: Length of the noise of ``average``; None gives its deviation in each weight.
+        """
+        size = f"{self.radius if length is None else length:g}"
+        noise = f"noise of {size} per weight" if length is None else f"noise of length {size}"
+        words = {"average": noise, "sam": f"SAM step of {size}", "worst": f"worst within {size}"}
+        parts = [words.get(self.kind, f"largest of random steps of {size}")]
+        parts += ["relative to |w|"] if self.metric == "adaptive" else []
+        parts += [] if self.m is None else [f"batches of {self.m}"]
+        parts += ["largest entry"] if math.isinf(self.p) else []
+        mode = self.rise.provenance.mode
+        return ", ".join([*parts, *([] if mode == "eval" else [f"{mode} mode"])])
+
     def __str__(self) -> str:
         return f"{self.name} = {self.rise}"
 

@@ -196,7 +196,7 @@ def _(result: Sequence[Sharpness], path: str | Path | None = None, *, title: str
     axis.barh(
         places, [r.rise.value for r in result], xerr=errors, color=COLOURS["blue"], ecolor=COLOURS["grey"]
     )
-    axis.set_yticks(places, [r.name for r in result], fontsize=8)
+    axis.set_yticks(places, [r.in_words() for r in result], fontsize=8)
     axis.invert_yaxis()
     axis.set_xlabel("rise of the loss")
     axis.set_title(title or "rise of the loss around the weights, bar: its error", fontsize=10)
@@ -270,7 +270,8 @@ def _(result: MinimaComparison, path: str | Path | None = None, *, title: str = 
         axis.set_title(name, fontsize=9)
     below = page.add_subplot(grid[1, :])
     _bars(below, result, measures)
-    below.set_yticks(range(len(measures)), measures, fontsize=8)
+    labels = result.minima[0].labels
+    below.set_yticks(range(len(measures)), [labels[name] for name in measures], fontsize=8)
     below.set_xlabel("rise of the loss")
     rises = [e.value for m in result.minima for e in m.rises().values()]
     if min(rises) > 0 and max(rises) > 100 * min(rises):  # or the small ones would not be seen

@@ -15,7 +15,22 @@ from torch import Tensor
 from optland.curvature.points.portrait import Portrait
 from optland.landscape import Connection, EffectiveDimension, MinimaComparison, PathLoss, Rays, Slice
 
-__all__ = ["Chart", "contour", "dimension", "extremes", "paths", "rays", "sharpness", "spectrum", "surface"]
+__all__ = [
+    "Chart",
+    "align",
+    "contour",
+    "dimension",
+    "extremes",
+    "is_log",
+    "paths",
+    "rays",
+    "sharpness",
+    "spectrum",
+    "surface",
+]
+
+LEVELS = 20
+"""Lines of equal height on a map."""
 
 Chart = dict[str, Any]
 """``data`` and ``layout`` of plotly.js."""
@@ -25,10 +40,12 @@ LOG_FROM = 100.0
 """A surface whose top is this many times its bottom is shown by the logarithm, or the basin would be one colour."""
 
 
-def surface(found: Slice, *, line: Sequence[tuple[float, float]] = (), name: str = "loss") -> Chart:
-    """A surface to turn, with a point at the weights and at every marker."""
+def surface(
+    found: Slice, *, line: Sequence[tuple[float, float]] = (), name: str = "loss", log: bool | None = None
+) -> Chart:
+    """A surface to turn, with a point at the weights and at every marker; ``log`` as :func:`is_log` by default."""
     x, y = _axes(found)
-    z, title = _height(found.surfaces[name], name)
+    z, title = _height(found.surfaces[name], name, is_log([found], name) if log is None else log)
     data: list[dict[str, Any]] = [
         {
             "type": "surface", "x": _plain(x), "y": _plain(y), "z": _grid(z), "colorscale": "Viridis",
@@ -56,13 +73,16 @@ def surface(found: Slice, *, line: Sequence[tuple[float, float]] = (), name: str
     }
 
 
-def contour(found: Slice, *, line: Sequence[tuple[float, float]] = (), name: str = "loss") -> Chart:
+def contour(
+    found: Slice, *, line: Sequence[tuple[float, float]] = (), name: str = "loss", log: bool | None = None
+) -> Chart:
     """The same as a map."""
     x, y = _axes(found)
-    z, title = _height(found.surfaces[name], name)
+    z, title = _height(found.surfaces[name], name, is_log([found], name) if log is None else log)
     data: list[dict[str, Any]] = [
         {
-            "type": "contour", "x": _plain(x), "y": _plain(y), "z": _grid(z), "colorscale": "Viridis", "ncontours": 20,
+            "type": "contour", "x": _plain(x), "y": _plain(y), "z": _grid(z), "colorscale": "Viridis",
+            "ncontours": LEVELS,
             "colorbar": {"title": {"text": title, "side": "right"}, "thickness": 12}, "line": {"width": 0.5},
             "hovertemplate": f"%{{x:.3g}}, %{{y:.3g}}<br>{title} %{{z:.4g}}<extra></extra>",
         }
@@ -75,6 +95,66 @@ def contour(found: Slice, *, line: Sequence[tuple[float, float]] = (), name: str
             "hovertemplate": f"{word}<extra></extra>",
         })  # fmt: skip
     return {"data": data, "layout": _layout(_label(found, 0), _label(found, 1), height=420)}
+
+
+def is_log(slices: Sequence[Slice], name: str = "loss") -> bool:
+    """Whether surfaces that are to be compared are shown by their logarithm, all of them or none."""
+    if not slices:
+        return False
+    seen = torch.cat([found.surfaces[name].flatten() for found in slices])
+    low, high = torch.aminmax(seen[torch.isfinite(seen)])
+    return bool(low > 0 and high > LOG_FROM * low)
+
+
+def align(charts: Sequence[Chart]) -> None:
+    """Give charts of one kind the same axes and colours, so that they can be compared by eye."""
+    if len(charts) < 2:
+        return
+    for axis in ("x", "y", "z"):
+        ends = [end for end in (_ends(chart, axis) for chart in charts) if end is not None]
+        if not ends:
+            continue
+        low, high = min(e[0] for e in ends), max(e[1] for e in ends)
+        for chart in charts:
+            _set_range(chart, axis, low, high)
+
+
+def _ends(chart: Chart, axis: str) -> tuple[float, float] | None:
+    """The least and the largest that a chart shows along an axis: as set, or of its data with their errors."""
+    box = chart["layout"].get(f"{axis}axis", {})
+    if "range" in box:
+        low, high = box["range"]
+        return low, high
+    values: list[float] = []
+    for trace in chart["data"]:
+        shown = _flat(trace.get(axis) or [])
+        errors = trace.get(f"error_{axis}", {}).get("array", [0.0] * len(shown))
+        values += [v + sign * e for v, e in zip(shown, errors, strict=True) for sign in (-1, 1)]
+    return (min(values), max(values)) if values else None
+
+
+def _set_range(chart: Chart, axis: str, low: float, high: float) -> None:
+    kind, layout = chart["data"][0]["type"], chart["layout"]
+    if kind == "surface":
+        room = 0.02 * (high - low)
+        layout["scene"][f"{axis}axis"]["range"] = [low - room, high + room]
+        if axis == "z":
+            chart["data"][0] |= {"cmin": low, "cmax": high}
+    elif kind == "contour" and axis == "z":
+        size = (high - low) / LEVELS or 1.0
+        chart["data"][0] |= {"zmin": low, "zmax": high, "autocontour": False}
+        chart["data"][0]["contours"] = {"start": low, "end": high, "size": size}
+    elif axis != "z" and "range" not in layout[f"{axis}axis"]:
+        room = 0.0 if kind == "contour" else 0.05 * (high - low) or 1.0
+        layout[f"{axis}axis"]["range"] = [low - room, high + room]
+    elif axis != "z":
+        layout[f"{axis}axis"]["range"] = [low, high]
+
+
+def _flat(values: Sequence[Any]) -> list[float]:
+    """The finite numbers of rows, or of one row."""
+    rows = [row if isinstance(row, list) else [row] for row in values]
+    return [v for row in rows for v in row if v is not None]
 
 
 def spectrum(portrait: Portrait) -> Chart | None:
@@ -102,7 +182,11 @@ def spectrum(portrait: Portrait) -> Chart | None:
     layout = _layout("eigenvalue", "density")
     floor = min([h for h in heights if h > 0] + [peak or 1.0]) / 10
     top = max([peak, *heights]) or 1.0
-    layout["yaxis"] |= {"type": "log", "range": [math.log10(max(floor, 1e-6 * top)), math.log10(3 * top)]}
+    layout["yaxis"] |= {
+        "type": "log",
+        "exponentformat": "power",
+        "range": [math.log10(max(floor, 1e-6 * top)), math.log10(3 * top)],
+    }
     return {"data": data, "layout": layout}
 
 
@@ -118,7 +202,7 @@ def extremes(portrait: Portrait) -> Chart:
         },
         "hovertemplate": "%{y:.4g}<extra></extra>",
     }  # fmt: skip
-    layout = _layout("from the largest to the smallest that were asked for", "eigenvalue")
+    layout = _layout("number, the largest first", "eigenvalue")
     layout["xaxis"] |= {"tickvals": place}
     return {"data": [chart], "layout": layout}
 
@@ -143,9 +227,10 @@ def rays(found: Rays) -> Chart:
 def sharpness(found: MinimaComparison) -> Chart:
     """Rise of the loss in every sense, a group of bars for each minimum."""
     colours = (BLUE, ORANGE, GREEN, RED, GREY)
+    labels = [label.replace(", ", "<br>") for label in found.minima[0].labels.values()]
     data = [
         {
-            "type": "bar", "orientation": "h", "y": list(m.rises()),
+            "type": "bar", "orientation": "h", "y": labels,
             "x": [e.value for e in m.rises().values()], "name": m.name, "marker": {"color": colours[i % len(colours)]},
             "error_x": {"type": "data", "array": [_error(e.error) for e in m.rises().values()], "color": GREY},
         }
@@ -234,12 +319,8 @@ def _at(z: Tensor, found: Slice, place: Sequence[float]) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _height(values: Tensor, name: str) -> tuple[Tensor, str]:
-    finite = values[torch.isfinite(values)]
-    low, high = float(finite.min()), float(finite.max())
-    if low > 0 and high > LOG_FROM * low:
-        return values.log10(), f"log10 of {name}"
-    return values, name
+def _height(values: Tensor, name: str, log: bool) -> tuple[Tensor, str]:
+    return (values.log10(), f"log10 of {name}") if log else (values, name)
 
 
 def _grid(values: Tensor) -> list[list[float | None]]:

@@ -53,6 +53,7 @@ class Findings(Archived):
         connections: By ``"first to second"``: the paths between two checkpoints.
         trajectory: Of training, where its checkpoints were given.
         notes: Sentences about what is not as it should be.
+        results: By checkpoint, what its training says of it: accuracy, optimizer, learning rate, verdict.
     """
 
     title: str
@@ -61,6 +62,7 @@ class Findings(Archived):
     connections: dict[str, Connection] = field(default_factory=dict)
     trajectory: Trajectory | None = None
     notes: tuple[str, ...] = ()
+    results: dict[str, dict[str, str]] = field(default_factory=dict)
 
     @property
     def comparison(self) -> MinimaComparison:

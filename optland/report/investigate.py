@@ -32,6 +32,7 @@ def investigate(
     partial: str | Path | None = None,
     watch: Callable[[str], None] | None = None,
     notes: Sequence[str] = (),
+    results: Mapping[str, Mapping[str, str]] | None = None,
 ) -> Findings:
     """Measure all that a report shows.
 
@@ -48,6 +49,7 @@ def investigate(
         partial: Folder for what is done; an interrupted call goes on from there.
         watch: Called with the name of each part before it begins.
         notes: Sentences about what is not as it should be.
+        results: What stands first in its summary, by checkpoint and name: accuracy, optimizer, learning rate, verdict.
 
     Raises:
         ValueError: A pair of different architectures, a path of fewer than three points, or settings that cannot be.
@@ -74,7 +76,8 @@ def investigate(
         trajectory = follow(first, path, num_points=chosen.num_points)
     facts = {"data": f"{first.data}, {first.mode} mode, seed {chosen.seed}, {first.dtype}", **(about or {})}
     facts["versions"] = f"optland {__version__}, torch {torch.__version__}"
-    return Findings(title, facts, tuple(surveys), found, trajectory, tuple(notes))
+    told = {name: dict(of) for name, of in (results or {}).items()}
+    return Findings(title, facts, tuple(surveys), found, trajectory, tuple(notes), told)
 
 
 def _named(begin: Callable[[str], None], name: str, part: str) -> None:

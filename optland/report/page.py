@@ -5,13 +5,29 @@ from __future__ import annotations
 import html
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from optland.config import UserError
 from optland.report.charts import Chart
 
-__all__ = ["Block", "Part", "Table", "render"]
+__all__ = ["Block", "Card", "Named", "Part", "Table", "render"]
+
+
+@dataclass(frozen=True)
+class Named:
+    """A cell: a name to read, and the complete one below it."""
+
+    words: str
+    exact: str
+
+
+@dataclass(frozen=True)
+class Card:
+    """One checkpoint in the summary: its name, and facts by their names."""
+
+    title: str
+    facts: Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -48,15 +64,25 @@ class Part:
     lead: str = ""
 
 
-def render(title: str, about: dict[str, str], notes: Sequence[str], parts: Sequence[Part]) -> str:
+def render(
+    title: str, about: dict[str, str], notes: Sequence[str], summary: Sequence[Card], parts: Sequence[Part]
+) -> str:
     """The page as text.
+
+    Args:
+        title: The first heading.
+        about: What was measured, by name.
+        notes: Sentences about what is not as it should be.
+        summary: What comes first, a card for each checkpoint.
+        parts: The rest.
 
     Raises:
         UserError: plotly, whose script the page carries, is not installed.
     """
     figures: dict[str, Chart] = {}
     body = [_part(part, number, figures) for number, part in enumerate(parts)]
-    facts = "".join(f"<dt>{_text(k)}</dt><dd>{_text(v)}</dd>" for k, v in about.items())
+    cards = "".join(f"<div class=card><h3>{_text(c.title)}</h3>{_facts(c.facts)}</div>" for c in summary)
+    top = f'<section id="summary"><h2>Summary</h2><div class=cards>{cards}</div></section>'
     warned = "".join(f"<p class=note>{_text(note)}</p>" for note in notes)
     contents = "".join(f'<li><a href="#part{i}">{_text(p.title)}</a></li>' for i, p in enumerate(parts))
     data = json.dumps(figures, allow_nan=False).replace("</", "<\\/")
@@ -64,10 +90,14 @@ def render(title: str, about: dict[str, str], notes: Sequence[str], parts: Seque
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{_text(title)}</title>\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         '<meta name="color-scheme" content="light dark"><link rel="icon" href="data:,">\n'
-        f"<style>{_STYLE}</style></head>\n<body><main><header><h1>{_text(title)}</h1><dl>{facts}</dl>{warned}"
-        f"<nav><ul>{contents}</ul></nav></header>\n{''.join(body)}</main>\n"
+        f"<style>{_STYLE}</style></head>\n<body><main><header><h1>{_text(title)}</h1>{warned}</header>\n{top}\n"
+        f"<nav><ul>{contents}</ul></nav>\n{''.join(body)}\n<footer>{_facts(about)}</footer></main>\n"
         f"<script>{_plotly()}</script>\n<script>const FIGURES = {data};\n{_SCRIPT}</script></body></html>\n"
     )
+
+
+def _facts(facts: Mapping[str, str]) -> str:
+    return f"<dl>{''.join(f'<dt>{_text(k)}</dt><dd>{_text(v)}</dd>' for k, v in facts.items())}</dl>"
 
 
 def _part(part: Part, number: int, figures: dict[str, Chart]) -> str:
@@ -93,14 +123,21 @@ def _block(block: Block, figures: dict[str, Chart]) -> str:
 
 def _table(table: Table) -> str:
     head = "".join(f"<th>{_text(c)}</th>" for c in table.columns)
-    rows = "".join("<tr>" + "".join(_cell(x) for x in row) + "</tr>" for row in table.rows)
-    return f"<div class=scroll><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>"
+    rows = "".join(
+        f"<tr>{''.join(_cell(x, c) for x, c in zip(row, table.columns, strict=True))}</tr>"
+        for row in table.rows
+    )
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
 
 
-def _cell(value: object) -> str:
+def _cell(value: object, column: str) -> str:
+    """A cell that knows its column: on a narrow page every row becomes a list of them, and nothing is cut."""
+    label = f'data-label="{_text(column)}"'
     if isinstance(value, float):
-        return f"<td class=num>{'' if math.isnan(value) else f'{value:.4g}'}</td>"
-    return f"<td>{_text(str(value))}</td>"
+        return f"<td class=num {label}>{'' if math.isnan(value) else f'{value:.4g}'}</td>"
+    if isinstance(value, Named):
+        return f"<td {label}><span>{_text(value.words)}<small>{_text(value.exact)}</small></span></td>"
+    return f"<td {label}>{_text(str(value))}</td>"
 
 
 def _text(value: str) -> str:
@@ -138,12 +175,23 @@ figure{margin:0;min-width:0}
 figcaption{color:var(--soft);font-size:.85rem;margin-top:.2em}
 .chart{width:100%;min-width:0;overflow:hidden}
 .note{border-left:3px solid #d9822b;padding-left:.7em}
-.scroll{overflow-x:auto}
+.cards{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,340px),1fr));gap:14px}
+.card{background:var(--card);border:1px solid var(--line);border-left:4px solid var(--accent);border-radius:10px;
+padding:12px 16px}
+.card h3{overflow-wrap:anywhere}
+#summary h2{margin-top:.8em}
+footer{margin-top:2.5em;border-top:1px solid var(--line);padding-top:.6em}
 table{border-collapse:collapse;font-size:.88rem;margin-top:.6em;width:100%}
 th,td{text-align:left;padding:.28em .8em .28em 0;border-bottom:1px solid var(--line);vertical-align:top}
 td.num{font-variant-numeric:tabular-nums;white-space:nowrap}
+small{display:block;color:var(--soft);font-size:.78rem;overflow-wrap:anywhere}
 @media (max-width:760px){.charts{grid-template-columns:1fr}main{padding:12px 10px 40px}article{padding:12px 10px}
-dl{grid-template-columns:1fr;gap:0}dd{margin-bottom:.35em}}
+dl{grid-template-columns:1fr;gap:0}dd{margin-bottom:.35em}
+thead{display:none}tr{display:block;border-bottom:1px solid var(--line);padding:.35em 0}
+td{display:grid;grid-template-columns:38% 1fr;gap:.6em;border:0;padding:.1em 0;overflow-wrap:anywhere}
+td::before{content:attr(data-label);color:var(--soft)}
+td:empty{display:none}td:first-child{display:block;font-weight:600}td:first-child::before{content:none}
+td small{font-weight:400}}
 """
 
 _SCRIPT = """

@@ -10,6 +10,7 @@ from optland.curvature.points.portrait import Portrait
 from optland.curvature.points.verdict import PointKind
 from optland.landscape import Connection, EffectiveDimension, MinimaComparison, Rays, Slice, ruggedness
 from optland.report.findings import Trajectory
+from optland.report.survey import Survey
 
 __all__ = [
     "comparison_in_words",
@@ -19,8 +20,22 @@ __all__ = [
     "plane_in_words",
     "point_in_words",
     "rays_in_words",
+    "summary_of",
     "trajectory_in_words",
 ]
+
+
+def summary_of(one: Survey) -> dict[str, str]:
+    """The few numbers of a survey that come first, by name."""
+    point, top = one.portrait.point, one.portrait.spectrum.top
+    facts = {"loss": f"{point.loss:.4g} on {point.provenance.data}"}
+    if math.isfinite(one.minimum.gap):
+        facts["test loss"] = f"{one.minimum.loss + one.minimum.gap:.4g}"
+    error = f" ± {top.error:.1g}" if math.isfinite(top.error) else ""
+    known = "" if top.converged else ", NOT CONVERGED: at least that"
+    facts["largest eigenvalue"] = f"{top.value:.4g}{error}{known}"
+    facts["kind of point"] = str(point.verdict)
+    return facts
 
 
 def point_in_words(portrait: Portrait) -> str:

@@ -12,7 +12,7 @@ from optland.log import Logger
 from optland.plots import plot, plot_portrait
 from optland.report import charts, words
 from optland.report.findings import Findings, Trajectory
-from optland.report.page import Block, Part, Table, render
+from optland.report.page import Block, Card, Named, Part, Table, render
 from optland.report.survey import Survey
 
 __all__ = ["log_report", "write_report"]
@@ -36,7 +36,7 @@ def write_report(findings: Findings, folder: str | Path, *, name: str = "report"
     where.mkdir(parents=True, exist_ok=True)
     findings.save(where / "findings")
     parts = list(_parts(findings))
-    text = render(findings.title, findings.about, findings.notes, parts)
+    text = render(findings.title, findings.about, findings.notes, list(_cards(findings)), parts)
     for _ in _pictures(findings, where):
         continue
     page = where / f"{name}.html"
@@ -49,7 +49,11 @@ def log_report(findings: Findings, folder: str | Path, log: Logger) -> None:
     for key, path in _pictures(findings, Path(folder), draw=False):
         log.image(f"landscape/{key}", path)
     columns, rows = findings.comparison.table()
-    log.table("landscape/sharpness", columns, [[_cell(x) for x in row] for row in rows])
+    labels = findings.comparison.minima[0].labels
+    log.table(
+        "landscape/sharpness", ["in words", *columns],
+        [[labels.get(row[0], row[0]), *(_cell(x) for x in row)] for row in rows],
+    )  # fmt: skip
     named = ["point", "quantity", "value", "error", "kind", "converged"]
     estimates = [
         [s.name, what, _cell(e.value), _cell(e.error), e.error_kind, e.converged]
@@ -72,6 +76,12 @@ def _cell(value: object) -> object:
 # The page --------------------------------------------------------------------------------------------------
 
 
+def _cards(findings: Findings) -> Iterator[Card]:
+    """What one wants to know first of every checkpoint: how good, made how, and what kind of point."""
+    for one in findings.surveys:
+        yield Card(one.name, {**findings.results.get(one.name, {}), **words.summary_of(one)})
+
+
 def _parts(findings: Findings) -> Iterator[Part]:
     if len(findings.surveys) > 1:
         yield Part("Side by side", [_sharpness_block(findings)])
@@ -83,11 +93,27 @@ def _parts(findings: Findings) -> Iterator[Part]:
     if findings.trajectory is not None:
         yield Part("The path of training", [_trajectory_block(findings.trajectory)])
     alone = len(findings.surveys) == 1
-    for one in findings.surveys:
-        yield Part(one.name, list(_survey_blocks(one, findings if alone else None)))
+    eigen = [s.eigen for s in findings.surveys if s.eigen is not None]
+    logs = {"random": charts.is_log([s.random for s in findings.surveys]), "eigen": charts.is_log(eigen)}
+    parts = [
+        Part(one.name, list(_survey_blocks(one, findings if alone else None, logs)))
+        for one in findings.surveys
+    ]
+    _align(parts)
+    yield from parts
 
 
-def _survey_blocks(one: Survey, findings: Findings | None) -> Iterator[Block]:
+def _align(parts: list[Part]) -> None:
+    """The same axes for the same chart of every checkpoint."""
+    kinds: dict[tuple[str, str], list[charts.Chart]] = {}
+    for block in (block for part in parts for block in part.blocks):
+        for caption, chart in block.charts.items():
+            kinds.setdefault((block.title, caption), []).append(chart)
+    for alike in kinds.values():
+        charts.align(alike)
+
+
+def _survey_blocks(one: Survey, findings: Findings | None, logs: dict[str, bool]) -> Iterator[Block]:
     portrait = one.portrait
     density = charts.spectrum(portrait)
     shown = {"Density of all eigenvalues": density} if density is not None else {}
@@ -101,9 +127,9 @@ def _survey_blocks(one: Survey, findings: Findings | None) -> Iterator[Block]:
         {**shown, "Eigenvalues at both ends, with residuals": charts.extremes(portrait)},
         Table(["quantity", "value", "error", "kind of error", "converged"], estimates),
     )
-    yield _plane_block("Surface along two random directions", one.random, portrait.dim)
+    yield _plane_block("Surface along two random directions", one.random, portrait.dim, logs["random"])
     if one.eigen is not None:
-        yield _plane_block("Surface along the extreme eigenvectors", one.eigen, portrait.dim)
+        yield _plane_block("Surface along the extreme eigenvectors", one.eigen, portrait.dim, logs["eigen"])
     yield Block(
         "Rays", words.rays_in_words(one.rays), {"Each ray against the Hessian": charts.rays(one.rays)}
     )
@@ -116,10 +142,10 @@ def _survey_blocks(one: Survey, findings: Findings | None) -> Iterator[Block]:
         )  # fmt: skip
 
 
-def _plane_block(title: str, found: Slice, dim: int) -> Block:
+def _plane_block(title: str, found: Slice, dim: int, log: bool) -> Block:
     return Block(
         title, words.plane_in_words(found, dim),
-        {"Drag to turn": charts.surface(found), "The same as a map": charts.contour(found)},
+        {"Drag to turn": charts.surface(found, log=log), "The same as a map": charts.contour(found, log=log)},
     )  # fmt: skip
 
 
@@ -127,11 +153,19 @@ def _sharpness_block(findings: Findings) -> Block:
     comparison = findings.comparison
     columns, rows = comparison.table()
     alone = len(comparison.minima) == 1
-    shown = [row[:-1] if alone else row for row in rows]
+    named = [[_measure(str(row[0]), comparison.minima[0].labels), *row[1:]] for row in rows]
+    shown = [row[:-1] if alone else row for row in named]
     return Block(
         "Sharpness", words.comparison_in_words(comparison),
         {"Rise of the loss": charts.sharpness(comparison)}, Table(columns[:-1] if alone else columns, shown),
     )  # fmt: skip
+
+
+def _measure(name: str, labels: dict[str, str]) -> object:
+    """A measure by a name to read, with the complete one below where that is another."""
+    if name in labels:
+        return Named(f"rise of the loss: {labels[name]}", name)
+    return "test loss minus training loss" if name == "gap" else name
 
 
 def _trajectory_block(found: Trajectory) -> Block:

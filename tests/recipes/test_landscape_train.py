@@ -101,7 +101,7 @@ def test_under_auto_lr_a_schedule_gives_the_shape_and_no_rate_can_be_asked_for(t
     for item in (["optimizer.lr=0.5"], ["--grid", "optimizer.lr=0.1,0.5"]):
         done = optland("run", "landscape_train", "smoke", "out=rate", *item, cwd=tmp_path)
         assert done.returncode == 2
-        assert "auto_lr finds the learning rate" in done.stderr
+        assert "auto_lr, which finds the learning rate" in done.stderr
         assert not list(tmp_path.glob("rate*"))
 
 

@@ -75,13 +75,62 @@ def test_charts_hold_what_was_measured(written: Path, findings: Findings) -> Non
     assert len(drawn) == read(written).charts
     surfaces = [f["data"][0] for f in drawn.values() if f["data"][0]["type"] == "surface"]
     assert len(surfaces) == 5  # two planes for each seed, and the path's
-    plane = findings.surveys[0].random
-    z, title = charts._height(plane.loss, "loss")
+    planes = [s.random for s in findings.surveys]
+    log = charts.is_log(planes)
+    z = planes[0].loss.log10() if log else planes[0].loss
     shown = next(s for s in surfaces if s["z"][0][0] == pytest.approx(float(z[0, 0]), rel=1e-5))
     for i in range(5):
         for j in range(5):
             assert shown["z"][j][i] == pytest.approx(float(z[i, j]), rel=1e-5)
-    assert title in ("loss", "log10 of loss")
+
+
+def test_a_summary_comes_first_with_accuracy_optimizer_rate_and_kind_of_point(
+    written: Path, findings: Findings
+) -> None:
+    text = written.read_text(encoding="utf-8")
+    summary = text[text.index('id="summary"') : text.index("<nav>")]
+    for told in (
+        "97.5 %",
+        "sgd, momentum 0.9",
+        "found by auto_lr: 0.3",
+        "largest eigenvalue",
+        "kind of point",
+    ):
+        assert told in summary
+    assert str(findings.surveys[1].portrait.point.verdict) in summary
+    assert text.index("Summary") < text.index("Side by side")
+
+
+def test_the_same_chart_of_two_checkpoints_has_one_scale(written: Path, findings: Findings) -> None:
+    """Colours and axes agree, hold the data of both, and both heights are logarithms or none is."""
+    drawn = list(figures(written).values())
+    surfaces = [f for f in drawn if f["data"][0]["type"] == "surface"][1:]  # the path's comes first, alone
+    random, eigen = surfaces[0::2], surfaces[1::2]
+    assert len(random) == len(eigen) == len(findings.surveys) == 2
+    for pair in (random, eigen):
+        for axis in ("xaxis", "yaxis", "zaxis"):
+            ranges = [f["layout"]["scene"][axis]["range"] for f in pair]
+            assert ranges[0] == ranges[1]
+            low, high = ranges[0]
+            values = [v for f in pair for v in charts._flat(f["data"][0][axis[0]])]
+            assert low <= min(values) <= max(values) <= high
+        assert len({(f["data"][0]["cmin"], f["data"][0]["cmax"]) for f in pair}) == 1
+        assert len({f["layout"]["scene"]["zaxis"]["title"]["text"] for f in pair}) == 1
+    maps = [f["data"][0] for f in drawn if f["data"][0]["type"] == "contour"][1:]
+    assert maps[0]["contours"] == maps[2]["contours"]
+    assert maps[1]["contours"] == maps[3]["contours"]
+
+
+def test_measures_have_a_name_to_read_and_their_complete_one(written: Path, findings: Findings) -> None:
+    labels = findings.surveys[0].minimum.labels
+    assert labels["average(m=all, |u|=0.1, p=2, T=I, eval)"] == "noise of length 0.1"
+    assert labels["worst(m=all, radius=0.1, p=2, T=|w|, eval)"] == "worst within 0.1, relative to |w|"
+    assert len(set(labels.values())) == len(labels) == 6
+    text = written.read_text(encoding="utf-8")
+    for exact, label in labels.items():
+        assert f"<span>rise of the loss: {label}<small>{exact}</small></span>" in text
+    bars = next(f for f in figures(written).values() if f["data"][0]["type"] == "bar")
+    assert bars["data"][0]["y"][0] == "noise of length 0.1"
 
 
 def test_what_is_not_finite_stays_empty(findings: Findings) -> None:

@@ -60,6 +60,7 @@ def test_findings_come_back_from_their_files(findings: Findings, tmp_path: Path)
     findings.save(tmp_path / "findings")
     back = Findings.load(tmp_path / "findings")
     assert str(back.comparison) == str(findings.comparison)
+    assert back.results == findings.results
     assert list(back.connections) == ["seed 0 to seed 1"]
     assert back.trajectory is not None
     assert findings.trajectory is not None

@@ -15,7 +15,7 @@ import math
 import statistics
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -43,6 +43,11 @@ __all__ = [
 CHECKPOINT = "checkpoint.pt"
 
 Split = Literal["train", "val", "test"]
+
+SCORES = tuple(
+    f"{split}/{name}" for split in ("test", "val") for name in ("acc", "loss", "bpc", "perplexity")
+)
+"""What is taken from the log for a checkpoint."""
 
 SPLITS = {"train": "training", "val": "validation", "test": "test"}
 
@@ -73,6 +78,8 @@ class TrainedRun:
         rates: Logged learning rates up to ``step``: ``last``, ``median`` and ``peak``; empty without a log.
         val_loss: Validation loss that the run logged at ``step``; None where it logged none there.
         notes: Sentences about what is not as it should be.
+        scores: Losses and accuracies that the run logged at ``step``, such as ``test/acc``; empty where it logged none.
+        verdict: What the run said of itself at its end, where the checkpoint is of its end; else empty.
     """
 
     folder: Path
@@ -83,6 +90,8 @@ class TrainedRun:
     rates: dict[str, float]
     val_loss: float | None
     notes: tuple[str, ...]
+    scores: Mapping[str, float] = field(default_factory=dict)
+    verdict: str = ""
 
     @property
     def averaged(self) -> bool:
@@ -156,9 +165,10 @@ def load_run(checkpoint: Path, model: nn.Module, optimizer: Optimizer | None = N
             )
     rows = _rows(checkpoint.parent, step, notes)
     notes += _not_the_end(checkpoint.parent, step)
-    val = [row["val/loss"] for row in rows if row.get("val/loss") is not None and row["step"] == step]
+    scores = _scores(rows, step)
     return TrainedRun(
-        checkpoint.parent, step, model, evaluated, optimizer, _rates(rows), val[-1] if val else None, tuple(notes)
+        checkpoint.parent, step, model, evaluated, optimizer, _rates(rows), scores.get("val/loss"), tuple(notes),
+        scores, _verdict(checkpoint.parent, step),
     )  # fmt: skip
 
 
@@ -180,8 +190,10 @@ def _load_weights(file: Path, model: nn.Module) -> TrainedRun:
     step = int(rows[-1]["step"]) if rows else 0
     _require_finite(model, step)
     rates = _rates([row for row in every if row["step"] <= step])
-    val_loss = rows[-1].get("val/loss") if rows else None
-    return TrainedRun(file.parent, step, model, model, None, rates, val_loss, tuple(notes))
+    scores = _scores(rows, step)
+    return TrainedRun(
+        file.parent, step, model, model, None, rates, scores.get("val/loss"), tuple(notes), scores
+    )
 
 
 def probe_objective(
@@ -296,13 +308,34 @@ def _rows(folder: Path, step: int | None, notes: list[str]) -> list[dict[str, An
 
 def _not_the_end(folder: Path, step: int) -> list[str]:
     """A finished run whose last checkpoint is not of its last step."""
-    try:
-        end = json.loads((folder / "summary.json").read_text(encoding="utf-8"))["train/steps"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return []
+    end = _summary(folder).get("train/steps", step)
     if end == step:
         return []
     return [f"The run went on to step {end}: these are not its final weights, but the last that were saved."]
+
+
+def _verdict(folder: Path, step: int) -> str:
+    """What a finished run said at its end; nothing where the weights are earlier ones."""
+    summary = _summary(folder)
+    return str(summary.get("summary/verdict", "")) if summary.get("train/steps") == step else ""
+
+
+def _summary(folder: Path) -> dict[str, Any]:
+    """The run's closing table; empty where there is none that can be read."""
+    try:
+        found = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _scores(rows: list[dict[str, Any]], step: int) -> dict[str, float]:
+    """Losses and accuracies of the evaluation at a step, as it was last logged."""
+    scores: dict[str, float] = {}
+    for row in rows:
+        if row["step"] == step:
+            scores |= {key: float(row[key]) for key in SCORES if row.get(key) is not None}
+    return scores
 
 
 def _rates(rows: list[dict[str, Any]]) -> dict[str, float]:
