@@ -8,7 +8,6 @@ The first net's weights are kept now and then to draw its path; a second seed sh
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from statistics import median
 from typing import Any, Literal
 
 import torch
@@ -75,8 +74,7 @@ class Config(RunConfig):
 
 def loss_fn(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
     """Mean cross-entropy of a batch."""
-    x, y = batch
-    return F.cross_entropy(model(x), y)
+    return F.cross_entropy(model(batch[0]), batch[1])
 
 
 def trained(
@@ -88,8 +86,8 @@ def trained(
     if name in (done := run.saved()):
         model.load_state_dict(done[name]["model"])
         return model, done[name]["path"], done[name]["rate"]
-    x, epochs = data.normalise(data.train_x), config.epochs
-    loader = BatchLoader([x, data.train_y], config.batch_size, epochs=epochs, seed=seed)
+    images = [data.normalise(data.train_x), data.train_y]
+    loader = BatchLoader(images, config.batch_size, epochs=config.epochs, seed=seed)
     net = config.precision.prepare(model)
     optimizer: Any = config.optimizer.build(net, loader.total_steps)
     precision = config.precision.build(optimizer, data.train_x.device)
@@ -109,8 +107,9 @@ def trained(
         pilot.after_step(batch, precision.step(closure))
         rates.append(pilot.host.read("lr_applied") or optimizer.param_groups[0]["lr"])
     path["end"] = [p.detach().clone() for p in model.parameters()]
-    run.save(done | {name: {"model": model.state_dict(), "path": path, "rate": median(rates)}})
-    return model, path, median(rates)
+    rate = sorted(rates)[len(rates) // 2]
+    run.save(done | {name: {"model": model.state_dict(), "path": path, "rate": rate}})
+    return model, path, rate
 
 
 def main(config: Config, *, resume: bool = False) -> int:

@@ -50,7 +50,7 @@ class Config(ValidatedRunConfig):
     batch_size: int = 16
     data: TextConfig = field(default_factory=TextConfig)
     model: TransformerConfig = field(default_factory=TransformerConfig)
-    optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(name="adamw"))
+    optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(name="adamw", lr=1e-3))
     pilot: PilotConfig = field(default_factory=lambda: PilotConfig(policies=["auto_lr"]))
 
 

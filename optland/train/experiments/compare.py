@@ -131,7 +131,7 @@ class Arm:
         """Short, unique within a comparison, and fit for a folder."""
         o = self.optimizer
         rho = f"-rho{o.rho}" if o.rho is not None else ""
-        return f"{o.name}-lr{o.rate}{rho}-{self.epochs}epochs"
+        return f"{o.name}-lr{o.lr}{rho}-{self.epochs}epochs"
 
     @property
     def label(self) -> str:
@@ -139,7 +139,7 @@ class Arm:
         o = self.optimizer
         over = f" over {o.base}" if o.is_method else ""
         rho = f", rho {o.rho:g}" if o.rho is not None else ""
-        return f"{o.name}{over}, lr {o.rate:g}{rho}"
+        return f"{o.name}{over}, lr {o.lr:g}{rho}"
 
 
 def _exist(files: Sequence[Path]) -> list[bool]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -32,7 +32,6 @@ __all__ = [
 ]
 
 _WITH_MOMENTUM = ("sgd", "rmsprop")
-_USUAL_RATES = {"sgd": 0.1, "rmsprop": 1e-3, "adam": 1e-3, "adamw": 1e-3}
 _KEYS = ("lr", "momentum", "weight_decay", "rho")
 
 _MOST_THREADS = 1024
@@ -46,8 +45,8 @@ class OptimizerConfig:
         name: A name of ``optland.optim.available()``: ``sam``, ``asam``, or a base alone such as ``sgd``; ``none``
             is the base alone too.
         base: The base that a SAM-type optimizer wraps; ignored for a base alone.
-        lr: Learning rate; null takes the base's usual one, 0.1 for ``sgd`` and 0.001 for the others. ``auto_lr`` finds
-            it, and one that is given beside ``auto_lr`` is refused, wherever it is written.
+        lr: Learning rate. ``auto_lr`` finds it: then only the ratios between parameter groups count, and another one
+            than the recipe's default is refused, wherever it is written.
         momentum: For bases that have one (``sgd``, ``rmsprop``).
         weight_decay: L2 or decoupled decay, as the base defines it.
         rho: Radius of the perturbation of SAM-type optimizers; null takes the method's own default (0.05 for SAM, 0.5
@@ -60,7 +59,7 @@ class OptimizerConfig:
 
     name: str = "sam"
     base: str = "sgd"
-    lr: float | None = None
+    lr: float = 0.1
     momentum: float = 0.9
     weight_decay: float = 0.0
     rho: float | None = None
@@ -76,7 +75,7 @@ class OptimizerConfig:
                 f"name: {self.name!r} makes its steps without a base, which is not for the loops of the recipes; use "
                 "optland.optim.create in Python, or choose for example 'sam'"
             )
-        if self.lr is not None and not self.lr > 0:
+        if not self.lr > 0:
             raise ValueError(f"lr: {self.lr} must be above 0, for example 0.1")
         if not 0 <= self.momentum < 1:
             raise ValueError(f"momentum: {self.momentum} is not in [0, 1); use for example 0.9")
@@ -91,11 +90,6 @@ class OptimizerConfig:
     def is_method(self) -> bool:
         """Whether there is a method around the base."""
         return self.name in METHODS
-
-    @property
-    def rate(self) -> float:
-        """The learning rate that it is made with: the one given, or the base's usual one."""
-        return _USUAL_RATES[self._base] if self.lr is None else self.lr
 
     @property
     def own_rho(self) -> float | None:
@@ -143,7 +137,7 @@ class OptimizerConfig:
         return self.name if self.name in BASES else self.base
 
     def _create(self, params: list[nn.Parameter], steps: int | None = None, **more: Any) -> Optimizer:
-        options: dict[str, Any] = {"lr": self.rate, "weight_decay": self.weight_decay}
+        options: dict[str, Any] = {"lr": self.lr, "weight_decay": self.weight_decay}
         if self._base in _WITH_MOMENTUM:
             options["momentum"] = self.momentum
         if self.is_method and self.rho is not None:
@@ -346,12 +340,19 @@ class RunConfig:
             raise ValueError(f"out: {self.out!r} names no folder; use for example runs/mine")
         choose_device(self.device)
         check_schedule(self.schedule)
-        if self.optimizer.lr is not None and self.pilot.sets_the_rate:
+        if self.pilot.sets_the_rate and self.optimizer.lr != self._default_lr():
             raise ValueError(
                 f"optimizer.lr: {self.optimizer.lr} beside auto_lr, which finds the learning rate, so that another one "
                 "would change nothing; leave it out, turn pilot.tau for longer or shorter steps, or use the rate as "
                 "it is with 'pilot.policies=[noise_batch]'"
             )
+
+    @classmethod
+    def _default_lr(cls) -> float:
+        """The learning rate where nothing gives one."""
+        (own,) = (f for f in fields(cls) if f.name == "optimizer")
+        made = own.default_factory() if callable(own.default_factory) else own.default
+        return float(made.lr)
 
     def in_words(self, rate: float | None = None) -> dict[str, str]:
         """Optimizer, learning rate and length of the run, by name: what a report says of how weights were made.
@@ -363,7 +364,7 @@ class RunConfig:
             >>> RunConfig(epochs=3).in_words()["learning rate"]
             'found by auto_lr'
         """
-        source = "found by auto_lr" if self.pilot.sets_the_rate else f"{self.optimizer.rate:g}, as configured"
+        source = "found by auto_lr" if self.pilot.sets_the_rate else f"{self.optimizer.lr:g}, as configured"
         shape = "" if self.schedule == "none" else f", schedule {self.schedule}"
         used = "" if rate is None else f": {rate:.3g} in the median"
         return {
