@@ -39,6 +39,9 @@ from optland.cli.report_options import EXAMPLES as _REPORT_EXAMPLES
 from optland.cli.report_options import OPTIONS as _REPORT_OPTIONS
 from optland.cli.report_options import add_report_arguments
 from optland.cli.terminal import DONE, FAILED, INTERRUPTED, REFUSED, STOPPED, UNREAD, complain, say
+from optland.cli.verify_options import EXAMPLES as _VERIFY_EXAMPLES
+from optland.cli.verify_options import OPTIONS as _VERIFY_OPTIONS
+from optland.cli.verify_options import add_verify_arguments
 from optland.config import UserError, did_you_mean, redact_item, to_yaml
 from optland.log.streams import Outcome, steady
 
@@ -59,6 +62,7 @@ _EXAMPLES = f"""examples:
   optland release runs/landscape_train/digits --for int4
   optland diagnose runs/landscape_train/digits
   optland explain edge/ratio
+  optland verify
 
 Recipes of your own: a script, by its path; by its name in ./recipes or here; by the folder that it is alone in; or set
 {ROOT_VARIABLE} to a folder that holds recipes/ and configs/.
@@ -92,7 +96,7 @@ _CP_EXAMPLES = """examples:
   optland cp landscape_train digits my_experiment/mine.py
 """
 
-_COMMANDS = ["ls", "run", "validate", "cp", "probe", "report", "release", "diagnose", "explain"]
+_COMMANDS = ["ls", "run", "validate", "cp", "probe", "report", "release", "diagnose", "explain", "verify"]
 _OPTIONS = ["--resume", "--validate", "--dry-run", "--grid", "--seeds", "--help"]
 
 
@@ -150,6 +154,11 @@ def _main(argv: Sequence[str] | None) -> int:
             from optland.cli.report import report
 
             return report(arguments)
+        elif arguments.command == "verify":
+            _no_more(extra, "optland verify [MODULE:NAME] [--options]", [*_VERIFY_OPTIONS, "--help"])
+            from optland.cli.verify import verify
+
+            return verify(arguments)
         elif arguments.command == "diagnose":
             _no_more(extra, "optland diagnose RUN... [--options]", [*_DIAGNOSE_OPTIONS, "--help"])
             from optland.cli.diagnose import diagnose_runs
@@ -249,6 +258,8 @@ def _parser() -> argparse.ArgumentParser:
     add_release_arguments(released)
     doctor = _command(commands, "diagnose", "say what is wrong with a run, from its log", _DIAGNOSE_EXAMPLES)
     add_diagnose_arguments(doctor)
+    check = _command(commands, "verify", "check optland on this machine, or any optimizer", _VERIFY_EXAMPLES)
+    add_verify_arguments(check)
     meaning = _command(
         commands, "explain", "say what a logged key means, and what to do about it", EXPLAIN_EXAMPLES
     )
