@@ -9,20 +9,27 @@ from __future__ import annotations
 import importlib
 import inspect
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
 
 from optland.conformance.oracles import ORACLES
-from optland.conformance.ours import LETTERS
+from optland.conformance.ours import LETTERS, ours
 from optland.conformance.subject import Base, Claim, Drive, FirstSecond, Subject
+from optland.optim.registry import METHODS
 
 __all__ = ["subject_at"]
 
 OWN_STEP = "has its own update and no base optimizer"
 
-_BASED = ("resume-settings", "schedulers", "added-group", "hooks")
-"""Checks that hold an optimizer against its base, or that say nothing of one that has none."""
+_NOT_ASKED = "is not asked of an optimizer that takes one pass"
+
+_ALONE = {
+    **dict.fromkeys(("resume-settings", "schedulers", "added-group", "hooks"), OWN_STEP),
+    **dict.fromkeys(("checkpoint-first", "scaler-misuse", "not-finite-first"), _NOT_ASKED),
+}
+"""Checks that hold an optimizer against its base, and those that torch's own optimizers would not pass."""
 
 
 def subject_at(path: str, claims: str | None = None) -> Subject:
@@ -46,10 +53,13 @@ def subject_at(path: str, claims: str | None = None) -> Subject:
         raise ValueError(
             f"{path} is a {type(found).__name__}; name an optimizer class, or a conformance Subject"
         )
+    own = [s for s in ours() if METHODS[s.name] is found and claims in (None, s.claim.method)]
+    if own:
+        return replace(own[0], name=path)
     method = (claims or found.__name__).lower()
     if claims is not None and method not in ORACLES:
         raise ValueError(f"claims {claims!r} is not known; choose from {sorted(ORACLES)}")
-    options = dict(LETTERS[method]) if method in ORACLES else _radius(found)
+    options = _options(path, found, method)
     for make in _forms(found, options):
         if _builds(make, options):
             return _subject(path, found, make, method, options)
@@ -73,18 +83,29 @@ def _imported(path: str) -> Any:
         raise ValueError(f"{path}: {module} has no {name}") from error
 
 
-def _radius(cls: type) -> dict[str, Any]:
-    """Of a method that no paper here describes, the radius alone, where it has one."""
-    return {"rho": 0.3} if "rho" in inspect.signature(cls).parameters else {}
+_OPTIONAL = {"p", "matrices_only", "bounded", "decouple", "start", "fresh"}
+"""Letters that an oracle has a default for, which is that of the paper."""
+
+
+def _options(path: str, cls: type, method: str) -> dict[str, Any]:
+    """The letters of the method that the class takes by name; of an unknown method the radius, where it has one."""
+    known = inspect.signature(cls).parameters
+    letters = LETTERS[method] if method in ORACLES else {"rho": 0.3}
+    missing = [x for x in letters if x not in known and x not in _OPTIONAL]
+    if method in ORACLES and missing:
+        raise ValueError(
+            f"{path} claims to be {method} and has no parameter {', '.join(missing)}; describe it by an "
+            "optland.conformance.Subject, and name that, or say what it is with --claims"
+        )
+    return {letter: value for letter, value in letters.items() if letter in known}
 
 
 def _forms(cls: Any, options: Mapping[str, Any]) -> list[Callable[..., Any]]:
     """The ways of building, the one for a wrapper of an instance first."""
     known = inspect.signature(cls).parameters
-    anything = any(p.kind is p.VAR_KEYWORD for p in known.values())
 
     def taken(given: Mapping[str, Any]) -> dict[str, Any]:
-        return {name: value for name, value in given.items() if anything or name in known}
+        return {name: value for name, value in given.items() if name in known}
 
     def instance(params: list[Any], base: Base, model: nn.Module, given: Mapping[str, Any]) -> Any:
         about = {"model": model} if "model" in known else {}
@@ -118,5 +139,5 @@ def _subject(
     return Subject(
         path, make, Claim(method, options, off), drive=FirstSecond() if two_calls else Drive(),
         halves=("first_step", "second_step") if two_calls else None,
-        disclaims=dict.fromkeys(_BASED, OWN_STEP) if alone else {},
+        disclaims=_ALONE if alone else {},
     )  # fmt: skip

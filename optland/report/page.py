@@ -65,7 +65,11 @@ class Part:
 
 
 def render(
-    title: str, about: dict[str, str], notes: Sequence[str], summary: Sequence[Card], parts: Sequence[Part]
+    title: str,
+    about: dict[str, str],
+    notes: Sequence[str],
+    parts: Sequence[Part],
+    summary: Sequence[Card] = (),
 ) -> str:
     """The page as text.
 
@@ -73,8 +77,8 @@ def render(
         title: The first heading.
         about: What was measured, by name.
         notes: Sentences about what is not as it should be.
-        summary: What comes first, a card for each checkpoint.
-        parts: The rest.
+        parts: The findings.
+        summary: What comes first, a card for each checkpoint; without one, ``about`` does.
 
     Raises:
         UserError: plotly, whose script the page carries, is not installed.
@@ -82,7 +86,12 @@ def render(
     figures: dict[str, Chart] = {}
     body = [_part(part, number, figures) for number, part in enumerate(parts)]
     cards = "".join(f"<div class=card><h3>{_text(c.title)}</h3>{_facts(c.facts)}</div>" for c in summary)
-    top = f'<section id="summary"><h2>Summary</h2><div class=cards>{cards}</div></section>'
+    top = (
+        f'<section id="summary"><h2>Summary</h2><div class=cards>{cards}</div></section>'
+        if cards
+        else _facts(about)
+    )
+    end = f"<footer>{_facts(about)}</footer>" if cards else ""
     warned = "".join(f"<p class=note>{_text(note)}</p>" for note in notes)
     contents = "".join(f'<li><a href="#part{i}">{_text(p.title)}</a></li>' for i, p in enumerate(parts))
     data = json.dumps(figures, allow_nan=False).replace("</", "<\\/")
@@ -91,7 +100,7 @@ def render(
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         '<meta name="color-scheme" content="light dark"><link rel="icon" href="data:,">\n'
         f"<style>{_STYLE}</style></head>\n<body><main><header><h1>{_text(title)}</h1>{warned}</header>\n{top}\n"
-        f"<nav><ul>{contents}</ul></nav>\n{''.join(body)}\n<footer>{_facts(about)}</footer></main>\n"
+        f"<nav><ul>{contents}</ul></nav>\n{''.join(body)}\n{end}</main>\n"
         f"<script>{_plotly()}</script>\n<script>const FIGURES = {data};\n{_SCRIPT}</script></body></html>\n"
     )
 

@@ -36,7 +36,7 @@ def write_report(findings: Findings, folder: str | Path, *, name: str = "report"
     where.mkdir(parents=True, exist_ok=True)
     findings.save(where / "findings")
     parts = list(_parts(findings))
-    text = render(findings.title, findings.about, findings.notes, list(_cards(findings)), parts)
+    text = render(findings.title, findings.about, findings.notes, parts, list(_cards(findings)))
     for _ in _pictures(findings, where):
         continue
     page = where / f"{name}.html"

@@ -351,7 +351,7 @@ class RunConfig:
     def _default_lr(cls) -> float:
         """The learning rate where nothing gives one."""
         (own,) = (f for f in fields(cls) if f.name == "optimizer")
-        made = own.default_factory() if callable(own.default_factory) else own.default
+        made: Any = own.default_factory() if callable(own.default_factory) else own.default
         return float(made.lr)
 
     def in_words(self, rate: float | None = None) -> dict[str, str]:
