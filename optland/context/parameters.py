@@ -81,7 +81,13 @@ def preserve_parameters(
         if id(p) in standing:
             _place(standing[id(p)], places[p])
     notes.standing, notes.replaced, notes.active = standing, False, {}
-    watch = WriteWatch(frozen)
+    stand_ins = standing
+
+    def copied_now(p: Tensor, copy: Tensor) -> None:
+        stand_ins[id(p)] = copy
+        _place(copy, places[p])
+
+    watch = WriteWatch(frozen, copied_now)
     try:
         with watch if frozen else nullcontext():
             yield
@@ -89,8 +95,7 @@ def preserve_parameters(
         looked.update(map(id, frozen))
     finally:
         notes.standing = None
-        watch.put_back()
-        written.update(map(id, watch.kept))
+        written.update(map(id, watch.written))
         for p, where in places.items():
             _place(p, where)
         for module, kept in computed:

@@ -1,11 +1,12 @@
-"""Notice writes to frozen parameters before they happen, and undo them, without copies of what nobody writes.
+"""Turn writes to frozen parameters to copies, made when they are first written, of what nobody writes none.
 
 A frozen base may be a thousand times as large as what is trained on top of it, so that a copy of all of it, only to
-compare afterwards, would be what a probe costs most. Here each in-place function of Python is seen before it runs; a
-frozen parameter that it would write is copied then, and put back at the end.
+compare afterwards, would be what a probe costs most. Here each in-place function of Python is seen before it runs: a
+frozen parameter that it would write is copied then, and this and all that follows works on the copy. The parameter
+keeps its bits and its version counter.
 
-**Caveats.** What is put back has its bits again, and not its version counter. Writes by code that no Python function
-stands for (compiled modules, kernels of one's own) are not seen before they happen.
+**Caveat.** Writes by code that no Python function stands for (compiled modules, kernels of one's own) are not seen, nor
+those to parameters that share their memory with others.
 """
 
 from __future__ import annotations
@@ -32,29 +33,30 @@ _SETTERS = {
 
 
 class WriteWatch(TorchFunctionMode):
-    """Keeps a copy of each of these parameters from the moment before it is written first.
+    """Has writes to these parameters go to copies.
 
     Args:
         params: The parameters.
+        copied: Called with a parameter and its copy, as it is made.
 
     Attributes:
-        kept: Copies of those that were written.
+        written: The parameters that were to be written.
 
     Example:
         >>> w = torch.ones(2)
-        >>> with WriteWatch([w]) as watch:
-        ...     _ = w.data.mul_(3.0)
-        >>> watch.put_back()
-        >>> w.tolist(), len(watch.kept)
+        >>> with WriteWatch([w], lambda p, copy: None) as watch:
+        ...     print(w.data.mul_(3.0).tolist(), (w + 1).tolist())
+        [3.0, 3.0] [4.0, 4.0]
+        >>> w.tolist(), len(watch.written)
         ([1.0, 1.0], 1)
     """
 
-    def __init__(self, params: Iterable[Tensor]) -> None:
+    def __init__(self, params: Iterable[Tensor], copied: Callable[[Tensor, Tensor], object]) -> None:
         super().__init__()
-        self._at: dict[int, list[Tensor]] = {}
-        for p in params:
-            self._at.setdefault(_address(p), []).append(p)
-        self.kept: dict[Tensor, Tensor] = {}
+        self.written: list[Tensor] = []
+        self._copied = copied
+        self._copies: dict[int, tuple[Tensor, Tensor]] = {}  # by the address of the parameter
+        self._at = {_address(p): p for p in params if _owns_its_memory(p)}
 
     def __torch_function__(
         self,
@@ -64,29 +66,44 @@ class WriteWatch(TorchFunctionMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
-        if not torch.compiler.is_compiling() and _writes(func, kwargs):
-            self._keep([*args, *kwargs.values()])
+        if torch.compiler.is_compiling():
+            return func(*args, **kwargs)
+        if _writes(func, kwargs):
+            self._copy([*args, *kwargs.values()])
+        if self._copies:
+            args, kwargs = self._redirected(args), {k: self._redirected(x) for k, x in kwargs.items()}
         return func(*args, **kwargs)
 
-    def _keep(self, given: Iterable[Any]) -> None:
+    def _copy(self, given: Iterable[Any]) -> None:
         for t in given:
             if isinstance(t, list | tuple):
-                self._keep(t)
-            elif isinstance(t, Tensor):
-                for p in self._at.get(_address(t), []):
-                    if p not in self.kept:
-                        self.kept[p] = p.detach().clone()
+                self._copy(t)
+            elif isinstance(t, Tensor) and (p := self._at.pop(_address(t), None)) is not None:
+                copy = p.detach().clone()
+                self._copies[_address(p)] = p, copy
+                self.written.append(p)
+                self._copied(p, copy)
 
-    def put_back(self) -> None:
-        """Restore what was written, bit for bit."""
-        for p, kept in self.kept.items():
-            p.data.copy_(kept)
+    def _redirected(self, x: Any) -> Any:
+        """The copy in place of a written parameter, the same part of it in place of a view."""
+        if type(x) in (list, tuple):
+            return type(x)(self._redirected(item) for item in x)
+        if not isinstance(x, Tensor) or (found := self._copies.get(_address(x))) is None:
+            return x
+        p, copy = found
+        if x is p or x.dtype != p.dtype:
+            return copy if x is p else x
+        return copy.as_strided(x.size(), x.stride(), x.storage_offset() - p.storage_offset())
 
 
 def _writes(func: Callable[..., Any], kwargs: Mapping[str, Any]) -> bool:
     name = getattr(func, "__name__", "")
     in_place = name.endswith("_") and not name.endswith("__")
     return in_place or name in _SETTERS or kwargs.get("out") is not None
+
+
+def _owns_its_memory(p: Tensor) -> bool:
+    return _address(p) != 0 and p.untyped_storage().nbytes() == p.numel() * p.element_size()
 
 
 def _address(t: Tensor) -> int:
