@@ -58,7 +58,9 @@ LRS, RHOS = (0.02, 0.05, 0.1), (0.05, 0.1, 0.2, 0.4)
 REPORT_SEEDS = (10, 11, 12, 13, 14)
 SGD, LONGER = "sgd", "sgd, 120 epochs"
 SAMS = {"sam, whole batch": BATCH, "sam, m = 8": 8, "sam, m = 1": 1}
-PUBLISHED = "Foret et al. 2021 (arXiv:2010.01412), ResNet-32, CIFAR-10, 40 % noise: 93.4 % with SAM, 68.8 % with SGD"
+PUBLISHED = (
+    "Foret et al. 2021 (arXiv:2010.01412), ResNet-32, CIFAR-10, 40 % noise: 93.4 % with SAM, 68.8 % with SGD"
+)
 
 
 @dataclass(frozen=True)

@@ -118,7 +118,9 @@ def test_a_run_costs_its_budget(optimizer: OptimizerConfig, passes: float | None
 
 def test_a_wrong_cost_is_refused() -> None:
     run = replace(SMALL, budget=3000, optimizer=TAIL, passes=2.0)
-    with pytest.raises(ValueError, match=r"passes: .* was to cost 2 gradient evaluations .* and took 1\.[12]"):
+    with pytest.raises(
+        ValueError, match=r"passes: .* was to cost 2 gradient evaluations .* and took 1\.[12]"
+    ):
         train_run(run, load_splits(run))
 
 
