@@ -440,7 +440,10 @@ class Objective:
         return [p.detach() + t * d for p, d in zip(self.params, direction, strict=True)]
 
     def value(self, point: Vector | None = None) -> float:
-        """L at ``point`` (default: current weights), summed in float64. Cost: a third of a GE per sample."""
+        """L at ``point`` (default: current weights), summed in float64.
+
+        Cost: a third of a GE per sample.
+        """
 
         def added() -> tuple[list[Tensor], list[float]]:
             total, count = 0.0, 0.0
@@ -457,7 +460,10 @@ class Objective:
         return total / count
 
     def gradient(self, point: Vector | None = None) -> list[Tensor]:
-        """Gradient of L at ``point``, a new vector; ``.grad`` is not touched. Cost: 1 GE per sample."""
+        """Gradient of L at ``point``, a new vector; ``.grad`` is not touched.
+
+        Cost: 1 GE per sample.
+        """
         return self.value_and_gradient(point)[1]
 
     def value_and_gradient(self, point: Vector | None = None) -> tuple[float, list[Tensor]]:

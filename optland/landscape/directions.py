@@ -186,7 +186,10 @@ def _scaled_to(d: Tensor, wanted: Tensor, length: Tensor) -> Tensor:
 
 
 def gradient_direction(objective: Objective) -> Direction:
-    """The gradient at the present weights; a step downhill is a negative distance along it. Cost: 1 GE per sample."""
+    """The gradient at the present weights; a step downhill is a negative distance along it.
+
+    Cost: 1 GE per sample.
+    """
     return made(objective, objective.gradient(), "gradient")
 
 

@@ -169,7 +169,9 @@ class GradientSmoothness(Archived):
 
 
 def gradient_smoothness(objective: Objective, distances: Sequence[float]) -> GradientSmoothness:
-    """Loss, change of the gradient and effective smoothness along the gradient. Cost: a gradient per distance, and one.
+    """Loss, change of the gradient and effective smoothness along the gradient.
+
+    Cost: a gradient per distance, and one.
 
     Raises:
         ValueError: No distances, or one that is not positive.

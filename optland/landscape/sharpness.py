@@ -171,7 +171,9 @@ def random_sharpness(
 def sam_sharpness(
     objective: Objective, radius: float, *, metric: Metric = "identity", m: int | None = None
 ) -> Sharpness:
-    """The rise after SAM's one ascent step. Cost: a gradient and a forward.
+    """The rise after SAM's one ascent step.
+
+    Cost: a gradient and a forward.
 
     Raises:
         ValueError: A radius that is not positive, or m below 1 or above the data.

@@ -165,7 +165,10 @@ class SAM(TwoPass):
 
     @uncompiled
     def first_step(self, zero_grad: bool = False) -> None:
-        """:meth:`perturb`; class form only. Gradients are zeroed anyway, to None with ``zero_grad=True``."""
+        """:meth:`perturb`; class form only.
+
+        Gradients are zeroed anyway, to None with ``zero_grad=True``.
+        """
         self._require_legacy("first_step()", "perturb()")
         self.perturb()
         if zero_grad:

@@ -299,7 +299,7 @@ class Pilot:
 
     @property
     def seconds(self) -> float:
-        """Wall time up to the last update, earlier parts of a resumed run included. Reported, never decided on."""
+        """Wall time up to the last update, those of a resumed run included; reported, never decided on."""
         return self._seconds_before + self._ended - self._started
 
     @property

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import difflib
+import inspect
+import re
+from collections.abc import Iterable
 from enum import StrEnum
 from typing import Literal, Protocol
 
 import pytest
-from contracts.api import COMMAND, FILE, Public, exported, listing, main, members, shown
+from contracts.api import COMMAND, FILE, Public, everything, exported, listing, main, members, shown
 
 
 def test_the_list_of_public_names_is_up_to_date() -> None:
@@ -80,3 +83,40 @@ def test_a_class_has_its_public_methods() -> None:
 def test_an_unknown_argument_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--print"]) == 2
     assert "--write" in capsys.readouterr().err
+
+
+def without_a_summary(names: Iterable[Public]) -> list[str]:
+    """Functions, classes, methods and properties whose docstring does not open with one sentence of a line's length."""
+    problems = []
+    for public in (p for p in names if not p.home):
+        value = public.value.fget if isinstance(public.value, property) else public.value
+        value = value.__func__ if isinstance(value, classmethod | staticmethod) else value
+        if not (inspect.isclass(value) or inspect.isroutine(value)):
+            continue
+        first = " ".join((inspect.getdoc(value) or "").split("\n\n")[0].split())
+        if not first.endswith(".") or len(first) > 120 or re.search(r"(?<!\.)\. ", first):
+            problems.append(f"{public.name}: {first!r} is no sentence of at most 120 characters")
+    return problems
+
+
+def test_every_public_name_opens_with_a_sentence() -> None:
+    assert without_a_summary(everything()) == []
+
+
+def test_a_missing_a_long_and_a_second_sentence_are_noticed() -> None:
+    def bare() -> None: ...
+
+    def long() -> None: ...
+
+    def two() -> None:
+        """Do it. Then say so."""
+
+    def good() -> None:
+        """Do L(w_1, ..., w_k) and w_k ... w_1.
+
+        Then say so.
+        """
+
+    long.__doc__ = f"Do {'it ' * 50}."
+    found = without_a_summary(Public(f.__name__, f) for f in (bare, long, two, good))
+    assert [line.partition(":")[0] for line in found] == ["bare", "long", "two"]

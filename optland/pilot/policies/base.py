@@ -83,7 +83,10 @@ class Policy:
         return []
 
     def decide(self, history: Reader) -> list[Proposal]:
-        """The proposals for this update; an empty list for none. Called once per update."""
+        """The proposals for this update; an empty list for none.
+
+        Called once per update.
+        """
         raise NotImplementedError(
             f"{type(self).__name__} does not say what it asks for; implement decide(history)"
         )

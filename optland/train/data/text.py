@@ -118,7 +118,10 @@ class TextData:
         return digest.hexdigest()[:12]
 
     def windows(self, split: Literal["train", "val", "test"]) -> tuple[Tensor, Tensor]:
-        """Inputs and targets, each ``(windows, context)``; a target is the token that follows. Views, not copies."""
+        """Inputs and targets, each ``(windows, context)``; a target is the token that follows.
+
+        Views, not copies.
+        """
         tokens: Tensor = getattr(self, split)
         pieces = tokens.unfold(0, self.context + 1, self.context)
         return pieces[:, :-1], pieces[:, 1:]

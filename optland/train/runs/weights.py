@@ -103,7 +103,9 @@ def about_weights(path: str | Path) -> dict[str, str]:
 
 
 class Weights:
-    """The two files of one run. None of them is a reason to end it: what cannot be written is noted.
+    """The two files of one run.
+
+    None of them is a reason to end it: what cannot be written is noted.
 
     Args:
         folder: The run's folder.
