@@ -46,8 +46,9 @@ def into(log: Any, *, prefix: str = "optland/", commit: bool | None = None, aler
         commit: wandb alone. True writes every row at once, as a row of its own: for those who log without ``step=``,
             and for those who log nothing and want to watch. False never makes a row of its own, not at the end either:
             for those who log with ``step=`` for the first time after the pilot is closed.
-        alerts: wandb alone. Whether a rewind and a loss that is not finite raise an alert. An alert is a mail or a
-            message to a team's channel, so in somebody's own run it is sent only where asked for.
+        alerts: wandb and trackio. Whether a rewind, a finding of the doctor's and, in wandb, a loss that is not finite
+            raise an alert. An alert is a mail or a message to a team's channel, so in somebody's own run it is sent
+            only where asked for.
 
     Raises:
         TypeError: Nothing can be written into ``log``.
@@ -72,16 +73,18 @@ def into(log: Any, *, prefix: str = "optland/", commit: bool | None = None, aler
         return WandbGuest(lambda: log, prefix=prefix, commit=commit, alerts=alerts)
     if hasattr(log, "log_metrics") and hasattr(log, "use_artifact"):
         return WandbGuest(lambda: log.experiment, prefix=prefix, commit=commit, alerts=alerts)
-    if commit is not None or alerts:
+    is_trackio = type(log).__module__.startswith("trackio") or getattr(log, "__name__", "") == "trackio"
+    if commit is not None or (alerts and not is_trackio):
         raise TypeError(
-            f"commit= and alerts= are for wandb runs, and what was given is a {type(log).__name__}; leave them out"
+            f"commit= and alerts= are for wandb runs, alerts= for trackio too, and what was given is a "
+            f"{type(log).__name__}; leave them out"
         )
     kinds = (("add_scalar", TensorBoardGuest), ("log_metrics", LightningGuest))
     for method, kind in kinds:
         if callable(getattr(log, method, None)):
             return kind(log, prefix)
-    if type(log).__module__.startswith("trackio") or getattr(log, "__name__", "") == "trackio":
-        return TrackioGuest(log, prefix)
+    if is_trackio:
+        return TrackioGuest(log, prefix, alerts=alerts)
     if callable(getattr(log, "log", None)):
         return FunctionGuest(lambda row, step: log.log(row), prefix, whose=f"the {type(log).__name__}")
     if callable(log):

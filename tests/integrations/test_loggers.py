@@ -143,6 +143,8 @@ TRACKIO = """
     log = into(run)
     log.event({"step": 12, "policy": "guard", "actuator": "skip", "reason": "why", "taken": True})
     log.close()
+    alerting = into(run, alerts=True)
+    alerting.event({"step": 12, "policy": "doctor", "actuator": "alarm", "reason": "dead units: 90 %.", "taken": False})
     trackio.finish()
 """
 
@@ -167,8 +169,10 @@ def test_trackio_by_module_and_by_run(tmp_path: Path) -> None:
 
     assert same(values("optland/train/loss"))
     assert same(values("loss"))
-    ((_, table),) = values("optland/ctl/events")
+    (_, table), *_ = values("optland/ctl/events")
     assert "why" in str(table)
+    said = run("-c", "from trackio.cli import main; main()", "get", "alerts", "--project", "theirs", "--json")
+    assert "doctor: dead units at step 12" in said
 
 
 def test_an_object_and_a_function() -> None:
