@@ -255,6 +255,13 @@ def report(part: str, version: int) -> None:
         name: development[name] for name in ("faulty", "healthy", "first", "first_two", "false_alarms")
     }
     RESULT.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    lines = kept_runs(part)
+    rows = [
+        {"spec": line["key"], "final": line["final"], **row}
+        for line, row in zip(lines, judged(lines), strict=True)
+    ]
+    text = "".join(f"{json.dumps(row)}\n" for row in rows)
+    RESULT.with_name(f"doctor_{part}_runs.jsonl").write_text(text, encoding="utf-8")
 
 
 def _mends() -> dict[str, Any]:
