@@ -148,7 +148,9 @@ class Method:
     @property
     def evaluations(self) -> float:
         """Gradient evaluations per sample that a full step costs."""
-        return 3 if self.two_sided else 1 + self.ascent_share
+        if self.two_sided:
+            return 3
+        return 2 if self.ascent_share == 1 else 1 + self.ascent_share
 
     def overrides(self, *choices: str) -> bool:
         """Whether one of these choices is another than the default."""
