@@ -39,6 +39,6 @@ def _row(row: dict[str, Any]) -> str:
     claimed = (
         f"{band['low']:.3g} or more" if band["high"] is None else f"{band['low']:.3g} to {band['high']:.3g}"
     )
-    words = f"**{row['name']}**: {row['text']}. *{row['measured']}*"
+    words = f"**{row['name']}**: {row['text'].rstrip('.')}. *{row['measured']}*"
     dead = f"{row['dead']} of {row['runs']}" if row["dead"] else ""
     return f"| {words} | {claimed}{times} | {found} | {row['p_value']:.2g} | {row['verdict']} | {dead} |"

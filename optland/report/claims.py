@@ -121,7 +121,7 @@ def plot_claims(rows: Sequence[Row], path: str | Path | None = None) -> Figure:
     axis.axvline(1.0, color="black", lw=0.8, ls=":")
     axis.set_yticks(range(len(rows)), [row.claim.name for row in rows], fontsize=8)
     axis.set_xlim(-CLIP - 0.2, CLIP + 0.2)
-    axis.invert_yaxis()
+    axis.set_ylim(len(rows) - 0.5, -0.5)
     axis.set_xlabel("effect: 0 none, 1 the nearer end of the claimed band")
     return save(page, path)
 

@@ -29,7 +29,7 @@ def of(one: str, other: str, name: str, what: str, low: float, high: float, text
         text=text,
         source=SOURCE,
         measured=f"{name} at the same training loss, {one} over {other}, both at the greatest depth of the dial",
-        band=Band(low=low, high=high, null=1.0, is_ratio=True),
+        band=Band(low=low, high=high, null=1.0, is_ratio=True, resolution=0.1),
         effect=compared(one, other, name),
         runs=everywhere(runs, "deep_seeds"),
     )

@@ -86,7 +86,7 @@ CLAIMS = (
         text="Independently trained minima are connected by a curve of low loss",
         source="third document, 2.2.2",
         measured="share of the straight line's barrier that is gone on a trained Bezier curve, width 64",
-        band=Band(low=0.9, high=1.0, null=0.0),
+        band=Band(low=0.9, high=1.0, null=0.0, resolution=0.01),
         effect=connect,
         trials=pairs,
     ),

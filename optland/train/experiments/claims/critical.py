@@ -118,7 +118,7 @@ CLAIMS = (
         text="Nearly all critical points that are met are saddles",
         source="first and second document",
         measured="share of strict saddles among the critical points found from and around a training path",
-        band=Band(low=0.9, high=1.0, null=0.5),
+        band=Band(low=0.9, high=1.0, null=0.5, resolution=1 / 8),
         effect=share,
         trials=searches,
     ),

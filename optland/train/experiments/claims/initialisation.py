@@ -7,7 +7,7 @@ import math
 from optland.train.experiments.claims.claim import Claim, Evidence, Found
 from optland.train.experiments.claims.dial import Dial
 from optland.train.experiments.claims.effects import by_data, mean, rank_correlation
-from optland.train.experiments.claims.starts import INITS, from_starts, from_starts_everywhere, trained
+from optland.train.experiments.claims.starts import INITS, RATES, from_starts, from_starts_everywhere, trained
 from optland.train.experiments.claims.verdicts import Band
 
 GOOD, POOR = "kaiming_normal", "normal:0.02"
@@ -66,7 +66,7 @@ CLAIMS = (
         text="Proper initialisation decides whether a net trains",
         source="first document, training strategies",
         measured=f"share of rates that train: {GOOD} less {POOR}, six hidden layers",
-        band=Band(low=0.3, high=1.0, null=0.0),
+        band=Band(low=0.3, high=1.0, null=0.0, resolution=1 / len(RATES)),
         effect=decides,
         runs=from_starts_everywhere,
         look="spectra",

@@ -113,7 +113,7 @@ CLAIMS = (
         text="Normalisation reduces the training time by 40 to 60 %",
         source="third document, 2.4.2",
         measured="epochs to the level of the training loss saved, each at its best rate, in per cent",
-        band=Band(low=40.0, high=60.0, null=0.0),
+        band=Band(low=40.0, high=60.0, null=0.0, resolution=5.0),
         effect=time,
         runs=GRID,
         look="scores",

@@ -60,7 +60,7 @@ CLAIMS = (
         text="Skip connections reduce d_eff",
         source="third document, 2.2.3",
         measured="k90 of a fixed number of gradients, plain over ResNet; no size is claimed, 10 % is the least",
-        band=Band(low=1.1, null=1.0, is_ratio=True),
+        band=Band(low=1.1, null=1.0, is_ratio=True, resolution=0.05),
         effect=of_skips,
         runs=PAIRS,
     ),
@@ -69,7 +69,7 @@ CLAIMS = (
         text="Deep plain networks have a higher d_eff",
         source="third document, 2.2.3",
         measured="k90 of a fixed number of gradients, greatest depth over 8 layers; no size claimed, 10 % at least",
-        band=Band(low=1.1, null=1.0, is_ratio=True),
+        band=Band(low=1.1, null=1.0, is_ratio=True, resolution=0.05),
         effect=of_depth,
         runs=everywhere(
             lambda dial, data, seed: [shallow_plain(dial, data, seed), both(dial, data, seed)[0]],

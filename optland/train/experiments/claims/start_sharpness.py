@@ -42,7 +42,7 @@ CLAIM = Claim(
     text="Nets with lambda_max above 100 at the start train unstably and need their rate tuned with care",
     source="third document, hypothesis 1",
     measured="share of (start, rate) pairs that do not train: starts above 100 less the others",
-    band=Band(low=0.3, high=1.0, null=0.0),
+    band=Band(low=0.3, high=1.0, null=0.0, resolution=1 / 6),
     effect=effect,
     runs=from_starts_everywhere,
     look="spectra",

@@ -115,7 +115,7 @@ CLAIMS = (
         text="Wide nets have a higher d_eff than deep ones",
         source=SOURCE,
         measured="k90 of a fixed number of gradients, wide over deep; no size is claimed, 10 % is the least",
-        band=Band(low=1.1, null=1.0, is_ratio=True),
+        band=Band(low=1.1, null=1.0, is_ratio=True, resolution=0.05),
         effect=dimension,
         runs=TWO,
     ),
