@@ -22,7 +22,7 @@ from optland.train.experiments.claims.measures import conditioning, sharpness
 from optland.train.experiments.claims.registry import CLAIMS
 from optland.train.experiments.claims.table import Work
 from optland.train.experiments.claims.trials import Trial
-from optland.train.experiments.claims.verdicts import Band, Verdict, effect_of, holm, verdict_of
+from optland.train.experiments.claims.verdicts import Band, Verdict, effect_of, verdict_of
 from optland.train.experiments.claims.watch import Watch
 from optland.train.models import ModelConfig
 
@@ -91,18 +91,6 @@ def test_the_interval_and_p_value_are_scipys() -> None:
 def test_ratios_are_averaged_as_logarithms() -> None:
     found = effect_of({"a": [2.0, 8.0]}, Band(low=2.0, null=1.0, is_ratio=True))
     assert found.mean == pytest.approx(4.0)
-
-
-def test_holm_is_the_literal_procedure() -> None:
-    p = [0.2, 0.001, 0.04, 0.012, 1.0, 0.012]
-    corrected = holm(p)
-    rejected, order = set(), sorted(range(len(p)), key=lambda i: p[i])
-    for rank, i in enumerate(order):  # step down until the first that fails
-        if p[i] > 0.05 / (len(p) - rank):
-            break
-        rejected.add(i)
-    assert {i for i, q in enumerate(corrected) if q <= 0.05} == rejected
-    assert all(q >= raw for q, raw in zip(corrected, p, strict=True))
 
 
 @pytest.mark.parametrize(

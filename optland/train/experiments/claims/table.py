@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from optland.statistics import holm
 from optland.train.experiments.bank import Bank
 from optland.train.experiments.bank_run import BankRun
 from optland.train.experiments.claims.claim import Claim, Evidence, Found
@@ -15,7 +16,7 @@ from optland.train.experiments.claims.dial import Dial
 from optland.train.experiments.claims.measures import LOOKS, Look, at_end, at_start
 from optland.train.experiments.claims.registry import CLAIMS
 from optland.train.experiments.claims.trials import Trial, Trials
-from optland.train.experiments.claims.verdicts import Effect, Verdict, effect_of, holm, verdict_of
+from optland.train.experiments.claims.verdicts import Effect, Verdict, effect_of, verdict_of
 from optland.train.experiments.claims.watch import Watch
 
 __all__ = ["Row", "Work", "rows"]
