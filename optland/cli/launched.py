@@ -15,6 +15,9 @@ from optland.config import UserError
 
 __all__ = ["has_joined", "is_launched", "leave", "speaks", "started"]
 
+_RUN = "TORCHELASTIC_RUN_ID"
+"""Torchrun sets it, for a single process too, which it may start anew."""
+
 _LAST_WORDS = 0.5
 """Seconds that a process stays after its last step, so that no other one loses the connection within it."""
 
@@ -52,6 +55,8 @@ def started(main: Callable[..., int], config: Any, *, resume: bool) -> int:
     Raises:
         UserError: A batch has fewer samples than there are processes, or they do not find each other.
     """
+    if not is_launched() and _RUN not in os.environ:  # a recipe may do without torch, which takes its time to import
+        return int(main(config, resume=resume))
     from optland import processes
     from optland.train.runs.launch import begun
 
