@@ -14,6 +14,7 @@ Rules of reading:
 - A list or a dict given in the file replaces the default one; ``weights.edge=2`` on the command line changes
   that entry and keeps the others.
 - ``${other.key}`` refers to another value of the same file; ``???`` marks a value that must still be given.
+- A ``package.module:name`` is imported from the folder of the file, else from the current one or what is installed.
 - The top-level key ``recipe:`` names the recipe that the file is for.
 
 Example:
@@ -37,6 +38,7 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from optland.config.errors import ConfigError, UserError, did_you_mean
+from optland.config.imports import importing_from
 from optland.config.schema import Builder, plain
 from optland.config.scripts import ROOT_VARIABLE, RUN_FOLDER, ScriptRecord, recipe_name, roots
 from optland.config.secrets import redact, redact_item, redact_text
@@ -85,11 +87,13 @@ def load(
     Raises:
         ConfigError: If anything about the file or the overrides is wrong.
     """
-    sources = Sources(Path(path))
+    sources, folder = Sources(Path(path)), Path(path).parent
+    record = ScriptRecord.read(folder)
     tree = {**(defaults or {}), **sources.read(overrides)}
     if "recipe" not in {field.name for field in dataclasses.fields(cast(Any, schema))}:
         _check_recipe(tree.pop("recipe", None), recipe, sources)
-    return cast(T, Builder(sources, schema).section(schema, tree, ""))
+    with importing_from([*(record.imports_from(folder) if record else []), folder]):
+        return cast(T, Builder(sources, schema).section(schema, tree, ""))
 
 
 def to_yaml(config: object, *, recipe: str | None = None, secrets: bool = True) -> str:

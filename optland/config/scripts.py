@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from optland.config.errors import UserError
+from optland.config.imports import imported_from
 
 __all__ = ["ROOT_VARIABLE", "RUN_FOLDER", "ScriptRecord", "recipe_name", "roots"]
 
@@ -60,12 +61,15 @@ class ScriptRecord:
             that the package ships, which is found by its name.
         from_run: Its path from the run folder.
         sha256: Of its text.
+        imports: Folders that the configuration imported modules from: each from the run folder, where it can be said
+            so, and absolute.
     """
 
     recipe: str
     script: str | None
     from_run: str | None
     sha256: str
+    imports: tuple[str, ...] = ()
 
     FILE = "recipe.json"
 
@@ -73,22 +77,21 @@ class ScriptRecord:
     def of(cls, script: Path, folder: Path) -> ScriptRecord:
         """The record of a script for a run folder."""
         path, name = script.resolve(), recipe_name(script)
+        imports = tuple(place for used in imported_from() for place in _places(used, folder))
         if path.parent.parent == roots()[-1]:
-            return cls(name, None, None, _sum(path))
+            return cls(name, None, None, _sum(path), imports)
         below = path.is_relative_to(Path.cwd())
         shown = path.relative_to(Path.cwd()) if below else path
-        try:
-            from_run = Path(os.path.relpath(path, folder.resolve())).as_posix()
-        except ValueError:  # on another drive
-            from_run = None
-        return cls(name, shown.as_posix(), from_run, _sum(path))
+        from_run = next((place for place in _places(path, folder) if not Path(place).is_absolute()), None)
+        return cls(name, shown.as_posix(), from_run, _sum(path), imports)
 
     @classmethod
     def read(cls, folder: Path) -> ScriptRecord | None:
         """The record in a run folder; None where no readable one exists."""
         try:
             found = json.loads((folder / cls.FILE).read_text(encoding="utf-8"))
-            return cls(**{key: found[key] for key in ("recipe", "script", "from_run", "sha256")})
+            known = {key: found[key] for key in ("recipe", "script", "from_run", "sha256")}
+            return cls(**known, imports=tuple(map(str, found.get("imports", ()))))
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
@@ -108,6 +111,10 @@ class ScriptRecord:
         """Whether the script reads as it did."""
         return _sum(script) == self.sha256
 
+    def imports_from(self, folder: Path) -> list[Path]:
+        """The folders that modules were imported from, wherever run and project have been moved to together."""
+        return [folder / place for place in self.imports]
+
     def _candidates(self, folder: Path) -> Iterator[Path]:
         if self.script is None:
             yield roots()[-1] / "recipes" / f"{self.recipe}.py"
@@ -115,6 +122,15 @@ class ScriptRecord:
         if self.from_run is not None:
             yield folder / self.from_run
         yield Path(self.script)
+
+
+def _places(path: Path, folder: Path) -> list[str]:
+    """A path as seen from a run folder, and absolute; the latter alone where they are on two drives."""
+    whole = path.resolve().as_posix()
+    try:
+        return [Path(os.path.relpath(path, folder.resolve())).as_posix(), whole]
+    except ValueError:
+        return [whole]
 
 
 def _sum(script: Path) -> str:

@@ -6,12 +6,11 @@ from dataclasses import dataclass, fields
 from typing import Literal
 
 from optland.config import did_you_mean
-from optland.train.data.registry import DATASETS
+from optland.config.imports import given, is_import_path
+from optland.train.data.registry import DATASETS, SETTINGS, source_of
 from optland.train.data.synthetic import FAKE_SIZE, NUM_CLASSES, NUM_SAMPLES, TEACHER_SIZE
 
 __all__ = ["DataConfig"]
-
-_SPECIAL = ("root", "download", "image_size", "num_samples", "num_classes", "seed")
 
 _LEAST_SAMPLES = 20
 """A tenth for validation and a fifth for the test must be at least one sample each, and some left to train on."""
@@ -31,7 +30,9 @@ class DataConfig:
     """Which data, how they are split, and how many labels are replaced.
 
     Attributes:
-        name: A key of :data:`DATASETS`.
+        name: A key of :data:`DATASETS`, or ``package.module:name``, a function of your own that returns samples and
+            labels; its parameters are those of ``root``, ``download``, ``image_size``, ``num_samples``,
+            ``num_classes`` and ``seed`` that it takes.
         root: Folder of the data, for those that lie in files; null takes ``OPTLAND_DATA``, else
             ``~/.cache/optland``. For ``image_folder`` the folder that holds one folder per class.
         download: Whether to fetch them where they are not there; off, so that a run never waits for a network that
@@ -68,10 +69,13 @@ class DataConfig:
     split_seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.name not in DATASETS:
+        if is_import_path(self.name):
+            self._check_own()
+        elif self.name not in DATASETS:
             hint = did_you_mean(self.name, DATASETS)
             raise ValueError(
-                f"name: data set {self.name!r} is not known; choose from {sorted(DATASETS)}.{hint}"
+                f"name: data set {self.name!r} is not known; choose from {sorted(DATASETS)}, or "
+                f"package.module:name for your own.{hint}"
             )
         if not 0.0 <= self.label_noise <= 1.0:
             raise ValueError(f"label_noise: {self.label_noise} is not a share; use a number from 0 to 1")
@@ -88,23 +92,31 @@ class DataConfig:
         self._check_sizes()
 
     @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """Channels, height and width that the images will have, known before they are read.
+    def image_shape(self) -> tuple[int, int, int] | None:
+        """Channels, height and width that the images will have; None for data of one's own, which have to be read.
 
         Example:
             >>> DataConfig("mnist1d").image_shape, DataConfig("fake", image_size=16).image_shape
             ((1, 1, 40), (3, 16, 16))
         """
+        if is_import_path(self.name):
+            return None
         if self.name in _SHAPES:
             return _SHAPES[self.name]
         channels, side = _OWN_SIZES[self.name]
         return channels, self.image_size or side, self.image_size or side
 
+    def _check_own(self) -> None:
+        try:
+            given(self.name, source_of(self.name).read, {key: getattr(self, key) for key in SETTINGS})
+        except ValueError as error:
+            raise ValueError(f"name: {error}") from error
+
     def _check_source(self) -> None:
         """Settings that this data set does not take."""
-        source = DATASETS[self.name]
+        source = source_of(self.name)
         defaults = {field.name: field.default for field in fields(self)}
-        for key in _SPECIAL:
+        for key in SETTINGS:
             value = getattr(self, key)
             if value != defaults[key] and key not in source.takes:
                 having = [name for name, other in DATASETS.items() if key in other.takes]
@@ -136,7 +148,7 @@ class DataConfig:
                 f"num_classes: {self.num_classes} classes; use 2 to {samples}, the number of samples, "
                 f"or null for {NUM_CLASSES}"
             )
-        if "num_samples" in DATASETS[self.name].takes and samples * side * side > _MOST_PIXELS:
+        if "num_samples" in source_of(self.name).takes and samples * side * side > _MOST_PIXELS:
             raise ValueError(
                 f"num_samples: {samples} images of {side} x {side} pixels do not fit into memory; use fewer"
             )

@@ -9,7 +9,7 @@ from optland.config import UserError
 from optland.train.data.config import DataConfig
 from optland.train.data.images import ImageData
 from optland.train.data.raw_images import RawImages
-from optland.train.data.registry import DATASETS
+from optland.train.data.registry import source_of
 from optland.train.data.splits import add_label_noise, stratified_split
 
 __all__ = ["load_data"]
@@ -29,13 +29,13 @@ def load_data(config: DataConfig) -> ImageData:
         >>> tuple(data.train_x.shape), len(data.val_y), len(data.test_y)
         ((70, 1, 8, 8), 10, 20)
     """
-    source = DATASETS[config.name]
+    source = source_of(config.name)
     raw = source.read(**{key: getattr(config, key) for key in source.takes})
     train, val, test = _split(config, raw)
     x, y = raw.x, raw.y
     test_x, test_y = raw.test if raw.test is not None else (x[test], y[test])
     train_x, val_x = x[train], x[val]
-    mean, std = _moments(train_x)
+    mean, std = _moments_of_columns(train_x) if raw.table else _moments(train_x)
     if train_x.dtype != torch.uint8:
         train_x, val_x, test_x = ((part - mean) / std for part in (train_x, val_x, test_x))
     train_y, noisy = add_label_noise(y[train], config.label_noise, raw.num_classes, config.noise_seed)
@@ -63,13 +63,23 @@ def _split(config: DataConfig, raw: RawImages) -> list[Tensor]:
 def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and deviation per channel ``(c, 1, 1)``, without a copy of the whole set in floating point."""
     if x.dtype != torch.uint8:
-        # One number for all pixels: these sets have one channel.
-        return x.mean().reshape(1, 1, 1), x.std().reshape(1, 1, 1)
+        if x.shape[1] == 1:
+            return x.mean().reshape(1, 1, 1), _or_one(x.std().reshape(1, 1, 1))
+        channels = x.transpose(0, 1).flatten(1)
+        return channels.mean(1).reshape(-1, 1, 1), _or_one(channels.std(1).reshape(-1, 1, 1))
     values = torch.arange(256, dtype=torch.float64)
     counts = torch.stack([torch.bincount(x[:, c].flatten(), minlength=256) for c in range(x.shape[1])])
     share = counts.double() / counts.sum(dim=1, keepdim=True)
     mean = share @ values
     std = (share @ values.square() - mean.square()).clamp(min=0).sqrt()
-    # A channel that never changes carries nothing: it becomes zero, not NaN.
-    std = torch.where(std > 0, std, torch.ones_like(std))
-    return mean.float().reshape(-1, 1, 1), std.float().reshape(-1, 1, 1)
+    return mean.float().reshape(-1, 1, 1), _or_one(std).float().reshape(-1, 1, 1)
+
+
+def _moments_of_columns(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and deviation of every column of a table ``(n, 1, 1, columns)``."""
+    return x.mean(0), _or_one(x.std(0))
+
+
+def _or_one(std: Tensor) -> Tensor:
+    """A channel that never changes carries nothing: it becomes zero, not NaN."""
+    return torch.where(std > 0, std, torch.ones_like(std))

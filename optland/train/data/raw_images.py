@@ -20,6 +20,7 @@ class RawImages:
         test: The official test split; None where the data set has none.
         num_val: Samples carved from ``x`` for validation; None takes a tenth.
         num_test: Samples carved from ``x`` for the test where there is no official split.
+        table: Whether the pixels are the columns of a table, each with a unit of its own.
     """
 
     x: Tensor
@@ -28,3 +29,4 @@ class RawImages:
     test: tuple[Tensor, Tensor] | None = None
     num_val: int | None = None
     num_test: int = 0
+    table: bool = False

@@ -7,14 +7,19 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
+from optland.config.imports import is_import_path
 from optland.train.data.folder import image_folder
 from optland.train.data.idx import idx_images
+from optland.train.data.own import own_reader
 from optland.train.data.packages import digits, mnist1d
 from optland.train.data.raw_images import RawImages
 from optland.train.data.synthetic import fake, teacher
 from optland.train.data.torchvision_sets import cifar, svhn
 
-__all__ = ["DATASETS", "DataSource"]
+__all__ = ["DATASETS", "SETTINGS", "DataSource", "source_of"]
+
+SETTINGS = ("root", "download", "image_size", "num_samples", "num_classes", "seed")
+"""What a reader may have a parameter for."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +39,7 @@ class DataSource:
     @property
     def takes(self) -> tuple[str, ...]:
         """Settings of :class:`DataConfig` that mean something for it, beside those that do for all."""
-        return tuple(inspect.signature(self.read).parameters)
+        return tuple(name for name in inspect.signature(self.read).parameters if name in SETTINGS)
 
 
 DATASETS: dict[str, DataSource] = {
@@ -50,3 +55,13 @@ DATASETS: dict[str, DataSource] = {
     "fake": DataSource(fake, crop=True, flip=True),
 }
 """Data sets by name."""
+
+
+def source_of(name: str) -> DataSource:
+    """The data set of a name, or the user's own at an import path.
+
+    Raises:
+        KeyError: No data set has that name.
+        ValueError: The import path leads nowhere.
+    """
+    return DataSource(own_reader(name)) if is_import_path(name) else DATASETS[name]

@@ -6,9 +6,11 @@ import torch
 from torch import nn
 
 from optland.config import ConfigError
+from optland.config.imports import is_import_path
 from optland.train.models.config import ModelConfig
 from optland.train.models.initialisation import initialise
 from optland.train.models.layers import ImageShape
+from optland.train.models.own import build_own
 from optland.train.models.registry import MODELS
 from optland.train.models.torchvision_models import PREFIX, build_torchvision
 from optland.train.models.vit import patch_size
@@ -41,17 +43,19 @@ def build_model(config: ModelConfig, image_shape: ImageShape, num_classes: int) 
     check_model(config, image_shape, num_classes)
     if config.name.startswith(PREFIX):
         model = build_torchvision(config.name, image_shape, num_classes)
+    elif is_import_path(config.name):
+        model = build_own(config.name, config.settings(), image_shape, num_classes)
     else:
         model = MODELS[config.name].make(image_shape, num_classes, config.plan())
     return initialise(model, config.init)
 
 
-def check_model(config: ModelConfig, image_shape: ImageShape, num_classes: int = 10) -> None:
+def check_model(config: ModelConfig, image_shape: ImageShape | None, num_classes: int = 10) -> None:
     """Refuse what :func:`build_model` could not build, at the cost of no memory and no random number.
 
     Args:
-        config: The configuration.
-        image_shape: Channels, height and width of the images.
+        config: The configuration. A model of one's own is made and tried by :func:`build_model` alone.
+        image_shape: Channels, height and width of the images; None where the data have to be read to know it.
         num_classes: Number of outputs; only its effect on the number of parameters matters.
 
     Raises:
@@ -63,6 +67,9 @@ def check_model(config: ModelConfig, image_shape: ImageShape, num_classes: int =
         Traceback (most recent call last):
         optland.config.errors.ConfigError: name: vit cuts the image into patches of 2 pixels, which does not go into...
     """
+    own = is_import_path(config.name) and not config.name.startswith(PREFIX)
+    if own or image_shape is None:
+        return
     with torch.device("meta"):  # shapes alone
         if config.name.startswith(PREFIX):
             sketch = build_torchvision(config.name, image_shape, num_classes)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from optland.config import did_you_mean
+from optland.config.imports import is_import_path
 from optland.train.models.initialisation import parse_scheme
 from optland.train.models.layers import GROUPS, Norm, Plan
+from optland.train.models.own import check_own
 from optland.train.models.registry import MODELS, Architecture
 from optland.train.models.torchvision_models import PREFIX, check_name
 
@@ -21,7 +24,9 @@ class ModelConfig:
     """Which model, how deep and how wide.
 
     Attributes:
-        name: A key of :data:`MODELS`, or ``torchvision:NAME`` for one of torchvision's classifiers (random weights).
+        name: A key of :data:`MODELS`, or ``torchvision:NAME`` for one of torchvision's classifiers (random weights),
+            or ``package.module:name``, a function or class of your own that makes the model; its parameters are those
+            of ``image_shape``, ``num_classes``, ``width``, ``depth``, ``norm``, ``skips``, ``dropout`` that it takes.
         width: Hidden units of ``mlp``, channels of the first layer of the convolutional nets, embedding of ``vit``;
             null takes the architecture's own.
         depth: Hidden layers of ``mlp``, blocks of ``vit``, weight layers of ``resnet`` and ``densenet``; null takes
@@ -64,11 +69,13 @@ class ModelConfig:
             raise ValueError(f"init: {error}") from error
         if self.name.startswith(PREFIX):
             self._check_torchvision()
+        elif is_import_path(self.name):
+            check_own(self.name, self.settings())
         elif self.name in MODELS:
             self._check_choices(MODELS[self.name])
         else:
             hint = did_you_mean(self.name, MODELS)
-            known = [*sorted(MODELS), f"{PREFIX}NAME"]
+            known = [*sorted(MODELS), f"{PREFIX}NAME", "package.module:name"]
             raise ValueError(f"name: model {self.name!r} is not known; choose from {known}.{hint}")
 
     def plan(self) -> Plan:
@@ -81,6 +88,10 @@ class ModelConfig:
             skips=bool(own.skips if self.skips is None else self.skips),
             dropout=self.dropout,
         )
+
+    def settings(self) -> dict[str, Any]:
+        """What a model of one's own may have a parameter for, beside the shape of the data."""
+        return {key: getattr(self, key) for key in ("width", "depth", "norm", "skips", "dropout")}
 
     def _check_torchvision(self) -> None:
         try:
