@@ -72,7 +72,9 @@ def imported(path: str) -> Any:
             f"{path}: {module} cannot be imported ({error}); install it, or put it into "
             f"{' or '.join(map(str, places))}"
         ) from error
-    except Exception as error:  # whatever the user's module raises; told with its place, for the config's sake
+    except (
+        Exception
+    ) as error:  # whatever the user's module raises; told with its place, for the config's sake
         at = traceback.extract_tb(error.__traceback__)[-1]
         raise ValueError(
             f"{path}: {module} cannot be imported ({type(error).__name__}: {error}, at {at.filename}, "
@@ -80,7 +82,9 @@ def imported(path: str) -> Any:
         ) from error
     _refuse_another(path, found, file)
     if not hasattr(found, name):
-        raise ValueError(f"{path}: {module} has no {name}; name something that is defined in {found.__file__}")
+        raise ValueError(
+            f"{path}: {module} has no {name}; name something that is defined in {found.__file__}"
+        )
     return getattr(found, name)
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 import pytest
 import torch
 from command_line import optland
 
+from optland import failpoints
 from optland.config.imports import importing_from
 from optland.train import DataConfig, ModelConfig, build_model, load_data
 from optland.train.runs.checkpoint import load_checkpoint
@@ -103,12 +105,12 @@ def test_run_resume_probe_and_report_find_the_module_from_any_folder(tmp_path: P
         "model: {name: 'own_anywhere:net'}\nlog: {wandb: disabled, console: false}\n"
     )
 
-    def run(out: str, *more: str, **env: str) -> int:
+    def run(out: str, *more: str, fail_at: str | None = None) -> int:
         words = ["run", "landscape_train", str(project / "own.yaml"), f"out={tmp_path / out}", *more]
-        return optland(*words, cwd=elsewhere, env=env).returncode
+        return optland(*words, cwd=elsewhere, before=functools.partial(failpoints.arm, fail_at)).returncode
 
     assert run("whole") == 0
-    assert run("broken", OPTLAND_FAIL_AT="checkpoint.after:3") < 0
+    assert run("broken", fail_at="checkpoint.after:2") < 0
     assert run("broken", "--resume") == 0
     whole, broken = (load_checkpoint(tmp_path / name / "checkpoint.pt") for name in ("whole", "broken"))
     for name, value in whole["parts"]["model"].items():

@@ -143,6 +143,7 @@ def assert_same(a: Path, b: Path, where: str) -> None:
     assert_equal(generators(a), generators(b), where)
 
 
+@pytest.mark.slow
 def test_one_of_two_is_killed_and_both_are_started_anew(tmp_path: Path) -> None:
     """As torchrun does it, in forks: the command of before, and word of a restart. An older run is not theirs."""
     whole, tmp_path = tmp_path / "whole", tmp_path / "broken"

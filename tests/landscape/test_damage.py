@@ -88,6 +88,7 @@ def test_against_the_whole_hessian_in_float64() -> None:
     assert found.trace_form.value == pytest.approx(sum(parts.values()), rel=1e-6)
 
 
+@pytest.mark.slow
 def test_the_error_of_the_trace_form_covers_the_truth() -> None:
     """Over 40 seeds, within two standard errors in most: 95 % would be 38 of a normal error, 30 leaves room."""
     L = classifier()

@@ -66,7 +66,9 @@ def _samples(path: str, given_x: Any) -> Tensor:
     x = x.to(torch.float32)
     bad = int((~torch.isfinite(x)).sum())
     if bad:
-        raise UserError(f"{path}: {bad} of {x.numel()} values of the samples are not finite; fill or drop them")
+        raise UserError(
+            f"{path}: {bad} of {x.numel()} values of the samples are not finite; fill or drop them"
+        )
     return x
 
 
