@@ -10,10 +10,6 @@ from typing import Any
 from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).resolve().parent.parent
-FOUNDATIONS = (
-    "estimate", "vectors", "batches", "archive", "context", "config", "cli", "derivatives", "losses", "statistics",
-    "words", "files", "failpoints", "processes", "ranks",
-)  # fmt: skip
 ALONE = (
     "objective", "curvature", "landscape", "optim", "pilot", "conformance", "train", "log", "plots", "report",
     "problems", "doctor",
@@ -76,12 +72,18 @@ def api_pages() -> dict[str, str]:
     pages["integrations"] = page(
         "optland.integrations", sorted(p for p in names if p.startswith("optland.integrations")), names
     )
-    pages["foundations"] = page("Foundations", [f"optland.{name}" for name in FOUNDATIONS], names)
+    pages["foundations"] = page("Foundations", foundations(names), names)
     pages["optland"] = top_page(names)
     left = [p for p in names if p != "optland" and not any(f"::: {p}\n" in text for text in pages.values())]
     if left:
         raise ValueError(f"no page of the API has {left}; add them to docs/site_pages.py")
     return pages
+
+
+def foundations(names: dict[str, list[str]]) -> list[str]:
+    """What stands directly below ``optland`` and has no page of its own."""
+    with_page = {"optland", "optland.integrations", *(f"optland.{name}" for name in ALONE)}
+    return sorted(p for p in names if p.count(".") < 2 and p not in with_page)
 
 
 def top_page(names: dict[str, list[str]]) -> str:
