@@ -50,7 +50,8 @@ def pilot_cost_table(result: dict[str, Any]) -> str:
     machine = result["machine"]
     lines += [
         "",
-        f"Medians of interleaved turns, one thread, {machine.get('beside', 'an idle machine')}. Measured with torch {machine['torch']}.",
+        f"Medians of interleaved turns, one thread, {machine.get('beside', 'an idle machine')}. Measured with torch "
+        f"{machine['torch']}.",
     ]
     return "\n".join(lines)
 
