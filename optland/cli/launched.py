@@ -55,7 +55,9 @@ def started(main: Callable[..., int], config: Any, *, resume: bool) -> int:
     Raises:
         UserError: A batch has fewer samples than there are processes, or they do not find each other.
     """
-    if not is_launched() and _RUN not in os.environ:  # a recipe may do without torch, which takes its time to import
+    if (
+        not is_launched() and _RUN not in os.environ
+    ):  # a recipe may do without torch, which takes its time to import
         return int(main(config, resume=resume))
     from optland import processes
     from optland.train.runs.launch import begun
