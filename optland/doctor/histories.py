@@ -53,7 +53,10 @@ class Histories:
         """Take in what was measured at an update."""
         self.step = max(self.step, step)
         for name, value in values.items():
-            steps, kept = self._series.setdefault(name, ([], []))
+            series = self._series.get(name)
+            if series is None:
+                series = self._series[name] = ([], [])
+            steps, kept = series
             steps.append(step)
             kept.append(float(value))
             if len(kept) > MOST:

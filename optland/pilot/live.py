@@ -11,12 +11,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
-from torch import Tensor
-
 from optland.doctor import Diagnosis, Finding, Histories, diagnose
 from optland.doctor.looks import facts_of_weights
 from optland.doctor.watching import Watch
 from optland.pilot.host import Host
+from optland.pilot.measure import Layout
 from optland.pilot.signal import Signal
 
 __all__ = ["Live"]
@@ -55,17 +54,15 @@ class Live:
         if total_steps is not None:
             facts["total_steps"] = total_steps
 
-    def gradients(
-        self, step: int, sizes: Sequence[float], params: Sequence[Tensor], matrices: Sequence[int]
-    ) -> None:
-        """The norms of an update's gradients, which are on the host anyway."""
-        norm = math.hypot(*sizes) if sizes else math.nan
+    def gradients(self, step: int, norm: float, sizes: Sequence[float], layout: Layout) -> None:
+        """The norms of an update's gradients, which are on the host anyway; ``layout`` is that of the parameters."""
         row = {"update/grad_norm": norm}
-        rms = [sizes[i] / math.sqrt(params[i].numel()) for i in matrices]
-        if self.watch is None and len(rms) > 1:
-            row["layer/depth"] = float(len(rms))
-            if rms[-1] > 0:
-                row["layer/first_over_last"] = rms[0] / rms[-1]
+        matrices, roots = layout.matrices, layout.roots
+        if self.watch is None and len(matrices) > 1:
+            first, last = matrices[0], matrices[-1]
+            row["layer/depth"] = float(len(matrices))
+            if sizes[last] > 0:
+                row["layer/first_over_last"] = sizes[first] / roots[first] * roots[last] / sizes[last]
         self.histories.put(step, row)
 
     def measured(self, step: int, loss: float | None, signals: Iterable[Signal]) -> None:

@@ -35,6 +35,9 @@ FLOOR = 0.1
 """Share of the root-mean-square weight that counts as the size of a tensor with smaller weights."""
 
 
+Number = Tensor | float
+
+
 class Layout:
     """Facts about a list of parameters, computed once for as long as the list stays the same.
 
@@ -246,6 +249,20 @@ class WeightsBefore:
         self._blocks = []
 
 
+def _cosine_here(x: Sequence[Tensor], y: Sequence[Tensor], squares: Sequence[Tensor] | None) -> float:
+    """The cosine of plain gradients on the CPU, tensor by tensor while the cache holds it; NaN where one is zero."""
+    products, first, second = 0.0, 0.0, 0.0
+    for i, (a, b) in enumerate(zip(x, y, strict=True)):
+        if squares is not None:
+            scale = squares[i].sqrt().add_(1e-8)
+            a, b = a / scale, b / scale
+        a, b = a.reshape(-1), b.reshape(-1)
+        products += torch.dot(a, b).item()
+        first, second = first + torch.dot(a, a).item(), second + torch.dot(b, b).item()
+    sizes = math.sqrt(first) * math.sqrt(second)
+    return products / sizes if sizes > 0 else math.nan
+
+
 _SECOND_MOMENTS = ("exp_avg_sq", "square_avg")
 
 DENSE, EVERY = 16, 16
@@ -288,7 +305,7 @@ class Coherence:
         return concerned
 
     @vectors.no_graph
-    def observe(self, step: int, params: Sequence[Tensor], optimizers: Sequence[Optimizer]) -> Tensor | None:
+    def observe(self, step: int, params: Sequence[Tensor], optimizers: Sequence[Optimizer]) -> Number | None:
         """The cosine over the tensors that both updates have a dense gradient for; None where it is not due."""
         measure, keep = self._fresh and self.due(step), self.due(step + 1)
         self._fresh = keep
@@ -301,8 +318,8 @@ class Coherence:
             self._keep(now, gradients)
         return cosine
 
-    def _measured(self, now: list[Tensor], x: list[Tensor], optimizers: Sequence[Optimizer]) -> Tensor | None:
-        """The cosine x'y / |x| |y| by the parallelogram, from norms alone: |x + y|^2 - |x - y|^2 = 4 x'y."""
+    def _measured(self, now: list[Tensor], x: list[Tensor], optimizers: Sequence[Optimizer]) -> Number | None:
+        """The cosine x'y / |x| |y|; elsewhere than on the CPU from norms alone: |x + y|^2 - |x - y|^2 = 4 x'y."""
         y = self._kept
         if len(now) != len(self._params) or not all(map(operator.is_, now, self._params)):
             known = {id(p): g for p, g in zip(self._params, y, strict=True)}
@@ -312,7 +329,10 @@ class Coherence:
         if not now:
             return None
         squares = [_second_moment(p, optimizers) for p in now]
-        if all(v is not None and v.shape == p.shape for v, p in zip(squares, now, strict=True)):
+        adaptive = all(v is not None and v.shape == p.shape for v, p in zip(squares, now, strict=True))
+        if lie_together([*x, *y]):
+            return _cosine_here(x, y, squares if adaptive else None)
+        if adaptive:
             scale = torch._foreach_sqrt(squares)
             torch._foreach_add_(scale, 1e-8)
             x, y = list(torch._foreach_div(x, scale)), list(torch._foreach_div(y, scale))

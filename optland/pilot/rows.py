@@ -3,12 +3,14 @@ r"""Lengths of many tensors on the CPU, one by one, and of the moves that an upd
 .. math:: \|x_l\| = \sqrt{\sum_{r \in l} \|x_r\|^2}
 
 with x_r the rows of 128 numbers that tensor l takes up; its last row ends with zeros. To make a tensor takes longer
-than to read one of a thousand numbers, so the small ones lie together in one piece of memory and four operations serve
-them all. Large ones are handled one after the other, each while the processor's cache still holds it.
+than to read one of a thousand numbers, so where there are many small ones they lie together in one piece of memory and
+four operations serve them all. Large ones, and a few small ones, are handled one after the other, each while the
+processor's cache still holds it; the second time in the other order, which begins with those that it holds yet.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,6 +22,23 @@ from optland.flat import LARGE
 __all__ = ["Moves", "Norms"]
 
 _ROW = 128
+
+_FEW = 24
+"""Small tensors up to which it takes less time to handle each by itself than to put them together."""
+
+_PIECE = 2**15
+"""Numbers of a large tensor that are handled at once."""
+
+
+def _small(tensors: Sequence[Tensor]) -> frozenset[int]:
+    """Places of those that lie together."""
+    small = [i for i, t in enumerate(tensors) if t.numel() < LARGE]
+    return frozenset(small if len(small) > _FEW else ())
+
+
+def _norm(x: Tensor) -> float:
+    found: float = torch.linalg.vector_norm(x).item()
+    return found
 
 
 class _Small:
@@ -95,8 +114,8 @@ class Norms:
 
     def __init__(self, like: Sequence[Tensor]) -> None:
         self._shapes, self._kind = [t.shape for t in like], like[0].dtype if like else None
-        self._small = [i for i, t in enumerate(like) if t.numel() < LARGE]
-        self._large = [i for i, t in enumerate(like) if t.numel() >= LARGE]
+        together = _small(like)
+        self._small, self._large = sorted(together), [i for i in range(len(like)) if i not in together]
         self._memory = _Small([like[i] for i in self._small])
 
     def fits(self, tensors: Sequence[Tensor]) -> bool:
@@ -105,14 +124,50 @@ class Norms:
 
     def __call__(self, tensors: Sequence[Tensor]) -> list[float]:
         """Their lengths, in their order."""
+        if not self._small:
+            return [_norm(x) for x in tensors]
         self._memory.fill([tensors[i] for i in self._small])
         found = [0.0] * len(tensors)
         for i, size in zip(self._small, self._memory.norms(), strict=True):
             found[i] = size
         self._memory.release()
         for i in self._large:
-            found[i] = torch.linalg.vector_norm(tensors[i]).item()
+            found[i] = _norm(tensors[i])
         return found
+
+
+class _Scratch:
+    """Memory for a piece of a difference, which stays in the processor's cache; given back between two updates.
+
+    Args:
+        like: Tensors of one type, the differences of which are measured.
+    """
+
+    @torch.inference_mode(mode=False)
+    def __init__(self, like: Sequence[Tensor]) -> None:
+        size = min(max((t.numel() for t in like), default=0), _PIECE)
+        self._flat = torch.empty(size, dtype=like[0].dtype if like else torch.float32, device="cpu")
+        self._bytes = self._flat.numel() * self._flat.element_size()
+        self._places = {t.shape: self._flat[: t.numel()].view(t.shape) for t in like if t.numel() <= size}
+        self.release()
+
+    def hold(self) -> None:
+        """Take the memory."""
+        self._flat.untyped_storage().resize_(self._bytes)
+
+    def release(self) -> None:
+        """Give it back."""
+        self._flat.untyped_storage().resize_(0)
+
+    def distance(self, x: Tensor, y: Tensor) -> float:
+        """The length of x - y."""
+        place = self._places.get(x.shape)
+        if place is not None:
+            return _norm(torch.sub(x, y, out=place))
+        if not (x.is_contiguous() and y.is_contiguous()):
+            return _norm(x - y)
+        pieces = zip(x.view(-1).split(_PIECE), y.view(-1).split(_PIECE), strict=True)
+        return math.hypot(*(_norm(torch.sub(a, b, out=self._flat[: len(a)])) for a, b in pieces))
 
 
 class Moves:
@@ -129,31 +184,37 @@ class Moves:
 
     def __init__(self, params: Sequence[Tensor]) -> None:
         self.params = list(params)
-        small = [p for p in params if p.numel() < LARGE]
-        self._small, self._large = small, [p for p in params if p.numel() >= LARGE]
+        together = _small(self.params)
+        self._small = [p for i, p in enumerate(self.params) if i in together]
+        self._large = [p for i, p in enumerate(self.params) if i not in together]
         self.order = self._small + self._large
-        self._kept = _Small(small)
-        self._moved = _Small(small, beside=self._kept)
+        self._kept = _Small(self._small)
+        self._moved = _Small(self._small, beside=self._kept)
         self._large_kept = [torch.empty_like(p, requires_grad=False) for p in self._large]
         views, others = iter(self._kept.views), iter(self._large_kept)
-        self.copies = [next(views) if p.numel() < LARGE else next(others) for p in params]
+        self.copies = [next(views) if i in together else next(others) for i in range(len(self.params))]
         self._moved.release()
+        self._scratch = _Scratch(self._large)
 
     def take(self) -> None:
         """Copy the parameters."""
         self._kept.fill(self._small)
-        for p, kept in zip(self._large, self._large_kept, strict=True):
-            kept.copy_(p)
+        if self._large:
+            torch._foreach_copy_(self._large_kept, self._large)
 
     def measure(self) -> tuple[list[float], list[float]]:
         """Length of the move and length of the copy of each parameter, in :attr:`order`."""
+        moves, weights = self._together() if self._small else ([], [])
+        self._scratch.hold()
+        for p, kept in zip(self._large, self._large_kept, strict=True):
+            moves.append(self._scratch.distance(p, kept))
+            weights.append(_norm(kept))
+        return moves, weights
+
+    def _together(self) -> tuple[list[float], list[float]]:
         self._moved.fill(self._small)
         self._moved.flat.sub_(self._kept.flat)
-        moves, weights = self._moved.norms_beside(self._kept)
-        for p, kept in zip(self._large, self._large_kept, strict=True):
-            moves.append(torch.linalg.vector_norm(p - kept).item())
-            weights.append(torch.linalg.vector_norm(kept).item())
-        return moves, weights
+        return self._moved.norms_beside(self._kept)
 
     def rescale(self, factor: float) -> None:
         """Make each copy plus ``factor`` times the move of each parameter, right after :meth:`measure`.
@@ -163,13 +224,14 @@ class Moves:
         if factor == 0.0:
             self.undo()
             return
+        for p, there in zip(reversed(self._large), reversed(self._large_kept), strict=True):
+            torch.lerp(there, p, factor, out=p)
+        if not self._small:
+            return
         kept, moved = self._kept.flat, self._moved.flat
         assert self._moved.is_held, "measure() comes first"
         torch.add(kept, moved, alpha=factor, out=moved)
-        if self._small:
-            torch._foreach_copy_(self._small, self._moved.views)
-        for p, there in zip(self._large, self._large_kept, strict=True):
-            torch.lerp(there, p, factor, out=p)
+        torch._foreach_copy_(self._small, self._moved.views)
 
     def undo(self) -> None:
         """Put all parameters back."""
@@ -180,3 +242,4 @@ class Moves:
     def forget(self) -> None:
         """The moves are of no use any more."""
         self._moved.release()
+        self._scratch.release()

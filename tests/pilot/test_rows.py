@@ -12,35 +12,47 @@ from optland.flat import LARGE
 from optland.pilot.measure import WeightsBefore
 from optland.pilot.rows import Moves, Norms
 
-SHAPES = [(300,), (4, 5), (LARGE + 3,), (), (128,), (129,), (2, LARGE), (0,)]
+Shapes = list[tuple[int, ...]]
+
+FEW: Shapes = [(300,), (4, 5), (LARGE + 3,), (), (128,), (129,), (2, LARGE), (0,), (9 * LARGE + 1,)]
+"""Each is handled by itself; the last one piece by piece."""
+
+MANY: Shapes = FEW + [(n,) for n in range(1, 31)]
+"""Small ones lie together."""
 
 
-def draw(seed: int, kind: torch.dtype = torch.float32) -> list[Tensor]:
+@pytest.fixture(params=[FEW, MANY], ids=["few", "many"])
+def shapes(request: pytest.FixtureRequest) -> Shapes:
+    found: Shapes = request.param
+    return found
+
+
+def draw(seed: int, shapes: Shapes, kind: torch.dtype = torch.float32) -> list[Tensor]:
     generator = torch.Generator().manual_seed(seed)
-    return [torch.randn(shape, generator=generator, dtype=torch.float64).to(kind) for shape in SHAPES]
+    return [torch.randn(shape, generator=generator, dtype=torch.float64).to(kind) for shape in shapes]
 
 
 def literal(x: list[Tensor]) -> list[float]:
     return [float(t.double().square().sum().sqrt()) for t in x]
 
 
-def moved(kind: torch.dtype = torch.float32, size: float = 1e-3) -> tuple[list[Tensor], list[Tensor], Moves]:
+def moved(shapes: Shapes, kind: torch.dtype = torch.float32) -> tuple[list[Tensor], list[Tensor], Moves]:
     """Parameters after a move, as they were before it, and what has measured them."""
-    params: list[Tensor] = [nn.Parameter(t) for t in draw(0, kind)]
+    params: list[Tensor] = [nn.Parameter(t) for t in draw(0, shapes, kind)]
     moves = Moves(params)
     with torch.no_grad():
         moves.take()
         before = [p.detach().clone() for p in params]
-        for p, d in zip(params, draw(1, kind), strict=True):
-            p.add_(size * d)
+        for p, d in zip(params, draw(1, shapes, kind), strict=True):
+            p.add_(1e-3 * d)
     return params, before, moves
 
 
 @pytest.mark.parametrize("kind", [torch.float32, torch.float64])
-def test_each_has_its_length_and_the_memory_is_given_back(kind: torch.dtype) -> None:
-    norms = Norms(draw(0, kind))
+def test_each_has_its_length_and_the_memory_is_given_back(kind: torch.dtype, shapes: Shapes) -> None:
+    norms = Norms(draw(0, shapes, kind))
     for seed in (0, 1):
-        x = draw(seed, kind)
+        x = draw(seed, shapes, kind)
         assert norms.fits(x)
         assert norms(x) == pytest.approx(literal(x), rel=1e-5 if kind is torch.float32 else 1e-13)
     assert norms._memory.flat.untyped_storage().nbytes() == 0
@@ -49,18 +61,18 @@ def test_each_has_its_length_and_the_memory_is_given_back(kind: torch.dtype) -> 
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_what_is_not_finite_is_told_of_its_own_tensor_alone(bad: float) -> None:
-    for i, shape in enumerate(SHAPES):
+def test_what_is_not_finite_is_told_of_its_own_tensor_alone(bad: float, shapes: Shapes) -> None:
+    for i, shape in enumerate(shapes):
         if 0 in shape:
             continue
-        x = draw(0)
+        x = draw(0, shapes)
         x[i].view(-1)[0] = bad
         assert [math.isfinite(n) for n in Norms(x)(x)] == [j != i for j in range(len(x))]
 
 
 @pytest.mark.parametrize("kind", [torch.float32, torch.float64])
-def test_moves_and_weights_have_their_lengths(kind: torch.dtype) -> None:
-    params, before, moves = moved(kind)
+def test_moves_and_weights_have_their_lengths(kind: torch.dtype, shapes: Shapes) -> None:
+    params, before, moves = moved(shapes, kind)
     with torch.no_grad():
         found, sizes = moves.measure()
     order = [next(i for i, q in enumerate(params) if q is p) for p in moves.order]
@@ -72,9 +84,9 @@ def test_moves_and_weights_have_their_lengths(kind: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("factor", [1e-6, 0.3, 0.7, 1.0, 1.7])
-def test_a_move_gets_its_factor_to_the_last_digits(factor: float) -> None:
+def test_a_move_gets_its_factor_to_the_last_digits(factor: float, shapes: Shapes) -> None:
     """Also a small one, as near the end of a schedule: c + f d and never (1 - f)."""
-    params, before, moves = moved(torch.float64)
+    params, before, moves = moved(shapes, torch.float64)
     after = [p.detach().clone() for p in params]
     with torch.no_grad():
         moves.measure()
@@ -84,8 +96,8 @@ def test_a_move_gets_its_factor_to_the_last_digits(factor: float) -> None:
         torch.testing.assert_close(p.detach() - w, factor * (a - w), rtol=1e-9, atol=1e-15)
 
 
-def test_with_no_factor_all_are_as_they_were_bit_for_bit() -> None:
-    params, before, moves = moved()
+def test_with_no_factor_all_are_as_they_were_bit_for_bit(shapes: Shapes) -> None:
+    params, before, moves = moved(shapes)
     with torch.no_grad():
         for p in params:
             p.fill_(math.nan)
