@@ -15,12 +15,12 @@ import argparse
 import json
 import platform
 import statistics
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+from step_loop import seconds_per_step, turns
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -78,37 +78,23 @@ def loop(net: str, base: str, **options: Any) -> Iterator[float]:
     model, batches, loss_fn = NETS[net]()
     optimizer = BASES[base](model.parameters())
     pilot = Pilot(optimizer, model, loss_fn, **options) if options else None
-    k = 0
-    while True:
-        batch = batches[k % len(batches)]
-        k += 1
-        started = time.perf_counter()
-        optimizer.zero_grad()
-        loss = loss_fn(model, batch)
-        loss.backward()
-        optimizer.step()
-        if pilot is not None:
-            pilot.after_step(batch, loss)
-        yield time.perf_counter() - started
+    return seconds_per_step(model, optimizer, loss_fn, batches, pilot)
 
 
-def turns(
+def in_turns(
     bare: Iterator[float], piloted: Iterator[float], steps: int, turn: int
 ) -> tuple[list[float], list[float]]:
     """Mean seconds per step of each turn, ``turn`` steps long, of the one and the other."""
-    found: tuple[list[float], list[float]] = ([], [])
-    for _ in range(steps // turn):
-        for times, side in zip(found, (bare, piloted), strict=True):
-            times.append(sum(next(side) for _ in range(turn)) / turn)
-    return found
+    found = turns({"bare": bare, "piloted": piloted}, steps // turn, turn)
+    return found["bare"], found["piloted"]
 
 
 def alone(net: str, base: str, steps: int, turn: int) -> dict[str, Any]:
     """``auto_lr`` without probes."""
     bare = loop(net, base)
     piloted = loop(net, base, policies=["auto_lr"], total_steps=100_000, budget=0.0)
-    turns(bare, piloted, 4 * turn, turn)
-    a, b = turns(bare, piloted, steps, turn)
+    in_turns(bare, piloted, 4 * turn, turn)
+    a, b = in_turns(bare, piloted, steps, turn)
     added = [y - x for x, y in zip(a, b, strict=True)]
     middle = statistics.median(a)
     return {
@@ -131,8 +117,8 @@ def probed(net: str, base: str, total: int, last: bool, turn: int) -> dict[str, 
     piloted = loop(net, base, policies=list(PROBED), total_steps=total, budget=0.05)
     for _ in range(total - 500 if last else 0):
         next(piloted)
-    turns(bare, loop(net, base), 2 * turn, turn)
-    a, b = turns(bare, piloted, 500, turn)
+    in_turns(bare, loop(net, base), 2 * turn, turn)
+    a, b = in_turns(bare, piloted, 500, turn)
     return {
         "net": net,
         "base": base,

@@ -27,6 +27,7 @@ from readme_costs import (
     curvature_nets_table,
     loop_table,
     pilot_cost_table,
+    ranks_cost_table,
     suggest_table,
     torch_contract_table,
 )
@@ -430,6 +431,7 @@ TABLES = {
     "control_new": control_new_table,
     "loop": loop_table,
     "pilot_cost": pilot_cost_table,
+    "ranks_cost": ranks_cost_table,
     "spikes": spikes_table,
     "suggest": suggest_table,
     "plateau": plateau_table,
