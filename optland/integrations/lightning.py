@@ -31,10 +31,10 @@ from functools import partial
 from typing import Any
 
 from optland.integrations.lightning_batches import MicroBatches
-from optland.integrations.lightning_pilot import LightningHost, PilotCallback
+from optland.integrations.lightning_pilot import PilotCallback
 from optland.optim.two_pass import TwoPass
 
-__all__ = ["LightningHost", "PilotCallback", "SAMModule"]
+__all__ = ["PilotCallback", "SAMModule"]
 
 
 class SAMModule:

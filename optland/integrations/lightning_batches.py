@@ -8,7 +8,7 @@ from typing import Any
 
 from optland.context import RandomSnapshot, preserve_buffers, preserve_rng
 from optland.integrations.lightning_unseen import arguments, loss_of, unseen
-from optland.integrations.replay import back_at_w, finish_passes
+from optland.integrations.replay import begin_anew, come_home, finish_passes
 from optland.optim import MSAM
 from optland.optim.two_pass import TwoPass
 
@@ -63,7 +63,7 @@ class MicroBatches(Callback):  # type: ignore[misc,unused-ignore]  # Any, where 
             return
         if batch_idx % trainer.accumulate_grad_batches == 0:
             self.kept, self._losses = [], 0
-            _begin_anew(optimizer)
+            begin_anew(optimizer)
         self.kept.append((arguments(pl_module, batch, batch_idx), RandomSnapshot()))
         if isinstance(optimizer, MSAM):
             optimizer.perturb(loss_scale=_scale(trainer), share=1 / trainer.accumulate_grad_batches)
@@ -76,11 +76,11 @@ class MicroBatches(Callback):  # type: ignore[misc,unused-ignore]  # Any, where 
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         """An epoch that was ended by a hook before its batch was run."""
-        _come_home(trainer.optimizers[0])
+        come_home(trainer.optimizers[0])
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """Whatever is saved now is w."""
-        _come_home(*trainer.optimizers)
+        come_home(*trainer.optimizers)
 
     def all_passes(self, trainer: Any, module: Any, closure: Any) -> Any:
         """Finish pass one and make the others.
@@ -109,7 +109,7 @@ class MicroBatches(Callback):  # type: ignore[misc,unused-ignore]  # Any, where 
             self._losses += 1
             if isinstance(optimizer, MSAM) and optimizer.is_perturbed:
                 optimizer.accumulate()
-        _come_home(optimizer)
+        come_home(optimizer)
 
     def _again(self, trainer: Any, module: Any) -> None:
         """Forward and backward over all of them, synchronised at the last one as in pass one."""
@@ -132,20 +132,3 @@ def _scale(trainer: Any) -> Any:
     """What a GradScaler multiplies losses by."""
     scaler = getattr(trainer.precision_plugin, "scaler", None)
     return None if scaler is None else scaler.get_scale()
-
-
-def _come_home(*optimizers: Any) -> None:
-    """Back to w, whatever was begun."""
-    for optimizer in optimizers:
-        if isinstance(optimizer, TwoPass):
-            with back_at_w(optimizer):
-                pass
-
-
-def _begin_anew(optimizer: TwoPass) -> None:
-    """Drop what a step that a GradScaler has left out began; Lightning zeroes gradients later, after its hooks."""
-    params = [p for group in optimizer.param_groups for p in group["params"]]
-    kept = [p.grad for p in params]
-    optimizer.zero_grad()
-    for p, gradient in zip(params, kept, strict=True):
-        p.grad = gradient

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence, Sized
-from functools import partial
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from optland.integrations.lightning_unseen import arguments, loss_of, unseen
-from optland.integrations.trainer_host import TrainerHost
+from optland.integrations.lightning_unseen import UnseenLoss, loss_of
+from optland.integrations.trainer_host import TrainerHost, together
 from optland.log import LoggerGroup, into
 from optland.log.guest import Guest
 from optland.objective import LossFn
@@ -23,36 +22,7 @@ except ImportError as error:
         f"optland.integrations.lightning needs Lightning ({error}): pip install 'optland[lightning]'"
     ) from error
 
-__all__ = ["LightningHost", "PilotCallback"]
-
-
-class LightningHost(TrainerHost):
-    """A run of Lightning's trainer.
-
-    Args:
-        trainer: The trainer.
-        *args: As for :class:`~optland.pilot.host.Host`.
-        **options: Likewise.
-    """
-
-    def __init__(self, trainer: Any, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
-        self.trainer = trainer
-
-    def turn(self, name: str, new: float) -> bool:
-        """As a plain loop; a stop is the trainer's."""
-        done = super().turn(name, new)
-        if done and name == "stop":
-            self.trainer.should_stop = True
-        return done
-
-    def pieces(self, batch: Any) -> list[Any]:
-        """The micro-batches of an update; those that are single tensors are marked as several."""
-        return list(batch) if isinstance(batch, _Several) else super().pieces(batch)
-
-
-class _Several(list[Any]):
-    """Micro-batches that would be taken for one batch."""
+__all__ = ["PilotCallback"]
 
 
 class PilotCallback(Callback):  # type: ignore[misc,unused-ignore]  # Any, where Lightning is not installed
@@ -94,7 +64,6 @@ class PilotCallback(Callback):  # type: ignore[misc,unused-ignore]  # Any, where
         self._loss_fn = loss_fn
         self._loaded: dict[str, Any] | None = None
         self._ended: dict[str, Any] | None = None
-        self._clones: dict[int, Any] = {}
         self._batches: list[Any] = []
         self._losses: list[Tensor | None] = []
         self._guests: list[Guest] = []
@@ -108,7 +77,7 @@ class PilotCallback(Callback):  # type: ignore[misc,unused-ignore]  # Any, where
                 "training_step of manual optimization steps, so that probes cannot run it; give "
                 "PilotCallback(loss_fn=...), called with the module and a batch, and return the loss from training_step"
             )
-        options = {"host": partial(LightningHost, trainer), **self._options}
+        options = {"host": TrainerHost, **self._options}
         if options["log"] is None and trainer.is_global_zero:
             self._guests = [into(logger) for logger in trainer.loggers]
             options["log"] = LoggerGroup(self._guests) if self._guests else None
@@ -118,7 +87,7 @@ class PilotCallback(Callback):  # type: ignore[misc,unused-ignore]  # Any, where
         dataset = getattr(trainer.train_dataloader, "dataset", None)
         if isinstance(dataset, Sized):
             options.setdefault("dataset_size", len(dataset))
-        loss_fn = self._loss_fn or partial(self._training_loss, trainer)
+        loss_fn = self._loss_fn or UnseenLoss(trainer)
         pilot = self.pilot = Pilot(list(trainer.optimizers), pl_module, loss_fn, **options)
         if (state := self._loaded or (self._ended if trainer.global_step else None)) is not None:
             pilot.load_state_dict(state)  # of a checkpoint, or of an earlier fit() that is gone on with
@@ -145,13 +114,11 @@ class PilotCallback(Callback):  # type: ignore[misc,unused-ignore]  # Any, where
             raise ValueError(
                 f"{type(pl_module).__name__}.training_step has returned no loss for the first update; return it"
             )
-        batches = self._batches[0] if len(self._batches) == 1 else self._several()
+        batch = together(self._batches)
         self._batches, self._losses = [], []
         assert self.pilot is not None
-        self.pilot.after_step(batches, self._loss)
-
-    def _several(self) -> list[Any]:
-        return _Several(self._batches) if isinstance(self._batches[0], Tensor) else list(self._batches)
+        self.pilot.after_step(batch, self._loss)
+        trainer.should_stop = trainer.should_stop or self.pilot.host.stopped
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Take the pilot off the optimizer; a checkpoint of the trainer may still be asked for."""
@@ -174,8 +141,3 @@ class PilotCallback(Callback):  # type: ignore[misc,unused-ignore]  # Any, where
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep the state of a checkpoint until there are optimizers."""
         self._loaded = state_dict or None
-
-    def _training_loss(self, trainer: Any, module: nn.Module, batch: Any) -> Tensor:
-        with unseen(module, self._clones), trainer.precision_plugin.train_step_context():
-            loss: Tensor = loss_of(module.training_step(*arguments(module, batch, 0)))  # type: ignore[operator]
-        return loss

@@ -11,6 +11,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+from torch import Tensor
+
 try:
     from torchmetrics import Metric, MetricCollection
 except ImportError as error:
@@ -18,7 +20,7 @@ except ImportError as error:
         f"optland.integrations.lightning needs Lightning ({error}): pip install 'optland[lightning]'"
     ) from error
 
-__all__ = ["arguments", "loss_of", "unseen"]
+__all__ = ["UnseenLoss", "arguments", "loss_of", "unseen"]
 
 
 def loss_of(output: Any) -> Any:
@@ -62,3 +64,21 @@ def unseen(module: Any, clones: dict[int, Any]) -> Iterator[None]:
         vars(module).update(before)
         for name, part in own.items():
             module.set_submodule(name, part)
+
+
+class UnseenLoss:
+    """``training_step`` as the loss function of probes: in no log and no metric, in the trainer's precision.
+
+    Args:
+        trainer: Of Lightning.
+    """
+
+    def __init__(self, trainer: Any) -> None:
+        self.trainer = trainer
+        self._clones: dict[int, Any] = {}
+
+    def __call__(self, module: Any, batch: Any) -> Tensor:
+        """The loss of a micro-batch."""
+        with unseen(module, self._clones), self.trainer.precision_plugin.train_step_context():
+            loss: Tensor = loss_of(module.training_step(*arguments(module, batch, 0)))
+        return loss

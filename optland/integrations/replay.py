@@ -6,11 +6,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from torch import Tensor
+from torch.optim import Optimizer
 
 from optland.optim import TwoPass
 from optland.optim.ascent_share import refuse_part
 
-__all__ = ["back_at_w", "begin_passes", "called_off", "finish_passes"]
+__all__ = ["back_at_w", "begin_anew", "begin_passes", "called_off", "come_home", "finish_passes"]
 
 
 @contextmanager
@@ -32,6 +33,23 @@ def called_off(optimizer: TwoPass) -> Iterator[None]:
     except BaseException:
         with back_at_w(optimizer):
             raise
+
+
+def come_home(*optimizers: Optimizer) -> None:
+    """Put the weights back where a trainer's loop has left an update in the middle of a pass."""
+    for optimizer in optimizers:
+        if isinstance(optimizer, TwoPass):
+            with back_at_w(optimizer):
+                pass
+
+
+def begin_anew(optimizer: TwoPass) -> None:
+    """Drop what a step that a GradScaler has left out began; ``.grad`` stays, for trainers that zero it later."""
+    params = [p for group in optimizer.param_groups for p in group["params"]]
+    kept = [p.grad for p in params]
+    optimizer.zero_grad()
+    for p, gradient in zip(params, kept, strict=True):
+        p.grad = gradient
 
 
 def begin_passes(optimizer: TwoPass, *, loss_scale: float | Tensor | None = None) -> Iterator[int]:

@@ -1,10 +1,14 @@
-"""The host of a pilot in a trainer, which owns the loader and the end of a run."""
+"""The host of a pilot in a trainer, which owns the loader, and which hands over micro-batches one by one."""
 
 from __future__ import annotations
 
+from typing import Any
+
+from torch import Tensor
+
 from optland.pilot.host import Host
 
-__all__ = ["TrainerHost"]
+__all__ = ["TrainerHost", "together"]
 
 
 class TrainerHost(Host):
@@ -24,3 +28,21 @@ class TrainerHost(Host):
             "in a trainer it belongs to the loader and to accumulation, fixed before the first update; write a plain "
             "loop with pilot.batches()"
         )
+
+    def pieces(self, batch: Any) -> list[Any]:
+        """The micro-batches of an update, single tensors among them; see :func:`together`."""
+        return list(batch) if isinstance(batch, _Several) else super().pieces(batch)
+
+
+class _Several(list[Any]):
+    """Micro-batches that would be taken for one batch."""
+
+
+def together(micro_batches: list[Any]) -> Any:
+    """The batch of an update, of the micro-batches that a trainer has made of it.
+
+    A list of tensors is one batch elsewhere, so that micro-batches that are tensors are marked as several.
+    """
+    if len(micro_batches) == 1:
+        return micro_batches[0]
+    return _Several(micro_batches) if isinstance(micro_batches[0], Tensor) else list(micro_batches)

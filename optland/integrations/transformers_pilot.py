@@ -6,17 +6,14 @@ whatever ``report_to`` names, one call each, in the update that they are about.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from optland.files import write_whole
+from optland.integrations.pilot_file import read_state, write_state
 from optland.integrations.trainer_host import TrainerHost
 from optland.integrations.transformers_loss import TrainerLoss
 from optland.log import into
@@ -83,21 +80,24 @@ class PilotCallback(TrainerCallback):  # type: ignore[misc]  # transformers is n
         if self.pilot is not None:
             self.pilot.close()
         self._loss = TrainerLoss(self.trainer)
-        data, saved = self.trainer.train_dataset, self._saved(args)
+        data, state_dict = (
+            self.trainer.train_dataset,
+            read_state(self.trainer.resumed_from, args.process_index),
+        )
         self.pilot = Pilot(
             kwargs["optimizer"],
             self.trainer.model,
             self._loss,
             policies=deepcopy(self.policies),
-            total_steps=state.max_steps if saved else state.max_steps - state.global_step,
+            total_steps=state.max_steps if state_dict else state.max_steps - state.global_step,
             log=into(lambda row, step: self._rows.append(dict(row))),
             log_every=state.logging_steps,
             host=TrainerHost,
             dataset_size=len(data) if hasattr(data, "__len__") else None,
             **self.options,
         )
-        if saved is not None:
-            self.pilot.load_state_dict(torch.load(saved, weights_only=True))
+        if state_dict is not None:
+            self.pilot.load_state_dict(state_dict)
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Tell the pilot of the update, while its gradients are there."""
@@ -114,13 +114,8 @@ class PilotCallback(TrainerCallback):  # type: ignore[misc]  # transformers is n
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Write the pilot's state into the trainer's checkpoint, each process its own."""
         assert self.pilot is not None
-        content = BytesIO()
-        torch.save(self.pilot.state_dict(), content)
         folder = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
-        try:
-            write_whole(folder / _name(args), content.getbuffer())
-        except OSError as error:
-            _warn(f"the pilot's state is not in checkpoint {state.global_step}: {error}")
+        write_state(self.pilot, folder, args.process_index)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Take the pilot off the optimizer."""
@@ -136,27 +131,7 @@ class PilotCallback(TrainerCallback):  # type: ignore[misc]  # transformers is n
             self.trainer.log(row)
         control.should_log = asked  # trainer.log() has taken the trainer's own turn for done
 
-    def _saved(self, args: Any) -> Path | None:
-        """The file of a pilot's state in the checkpoint that the trainer goes on from."""
-        if self.trainer.resumed_from is None:
-            return None
-        file = Path(self.trainer.resumed_from) / _name(args)
-        if not file.is_file():
-            _warn(
-                f"{file} is not there, so the pilot begins anew; weights and optimizer go on from the checkpoint"
-            )
-            return None
-        return file
-
-
-def _name(args: Any) -> str:
-    return f"pilot_{args.process_index}.pt"
-
 
 def _plain(inputs: Any) -> Any:
     """A dictionary, which the pilot can count and save, of what a tokenizer returns."""
     return dict(inputs) if isinstance(inputs, Mapping) else inputs
-
-
-def _warn(message: str) -> None:
-    warnings.warn(message, RuntimeWarning, stacklevel=3)

@@ -31,7 +31,8 @@ from integrations.lightning_runs import (
 from lightning.pytorch.loggers import CSVLogger, WandbLogger
 from torch.optim.lr_scheduler import ExponentialLR
 
-from optland.integrations.lightning import LightningHost, PilotCallback
+from optland.integrations.lightning import PilotCallback
+from optland.integrations.trainer_host import TrainerHost
 from optland.log import LoggerGroup
 from optland.pilot import Pilot, Policy, Proposal
 from optland.pilot.contract import check_host
@@ -292,8 +293,7 @@ def test_a_policy_may_stop_the_trainer() -> None:
 
 
 def test_the_host_keeps_the_contract() -> None:
-    made = trainer()
-    check_host(lambda *args, **options: LightningHost(made, *args, **options))
+    check_host(TrainerHost)
 
 
 @pytest.mark.cell("Lightning", "own wandb run")
