@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 
 from optland.optim.base_step import BaseStep
 
-__all__ = ["check_share", "refuse_part", "require_share"]
+__all__ = ["check_share", "refuse_part", "require_share", "takes_share"]
 
 
 def check_share(share: float, name: str, *, gate: Any, of_class: bool, base: Optimizer) -> None:
@@ -47,20 +47,34 @@ def check_share(share: float, name: str, *, gate: Any, of_class: bool, base: Opt
         )
 
 
+def takes_share(closure: Callable[..., Any]) -> bool:
+    """Whether a closure takes the share of the batch that it is called for, and not a thing that a loop hands it.
+
+    Example:
+        >>> takes_share(lambda share=1.0: None), takes_share(lambda: None), takes_share(lambda batch=(): None)
+        (True, False, False)
+    """
+    signature = inspect.signature(closure)
+    try:
+        first = next(iter(signature.bind(1.0).arguments))
+    except TypeError:
+        return False
+    default = signature.parameters[first].default
+    return default is inspect.Parameter.empty or isinstance(default, int | float)
+
+
 def require_share(closure: Callable[..., Any], name: str) -> Callable[..., Any]:
     """The closure, if it takes the share of the batch that it is called for.
 
     Raises:
-        TypeError: It takes no argument, and would run over all of the batch.
+        TypeError: It does not, and would run over all of the batch.
     """
-    try:
-        inspect.signature(closure).bind(1.0)
-    except TypeError as error:
+    if not takes_share(closure):
         raise TypeError(
             f"{name}(ascent_share=...) calls the closure with the share of the batch that a pass is over, and this one "
             "takes none; write def closure(share=1.0), and run the forward pass over portion(batch, share), from "
             "optland.batches"
-        ) from error
+        )
     return closure
 
 

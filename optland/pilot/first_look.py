@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from optland.batches import portion
+from optland.optim.two_pass import TwoPass
 from optland.pilot.budget import Budget
 from optland.pilot.host import Host
+from optland.ranks import Ranks
 
 __all__ = ["scalar", "try_loss_fn"]
 
@@ -37,12 +41,32 @@ def scalar(loss: Any) -> float | Tensor:
 def try_loss_fn(host: Host, budget: Budget, given: float, seed: int) -> None:
     """Evaluate ``loss_fn`` once where the loop did, and hold the loss that was given against it; a forward pass.
 
+    Of a step whose first pass is over a part of the batch, the loss may be that of the part.
+
     Raises:
         TypeError: It cannot be evaluated on the batch.
         ValueError: The two are apart by more than a factor of 1.5.
     """
+    batches = host.pieces(host.batch)
+    found, ranks = _evaluated(host, budget, batches, seed)
+    if ranks is not None:  # the loss that was found is that of all ranks
+        samples = host.count(host.batch)
+        total, count = ranks.total([given * samples, samples], host.device)
+        given = total / count
+    share = min([o.method.ascent_share for o in host.inner if isinstance(o, TwoPass)], default=1.0)
+    if share < 1.0 and _are_apart(given, found):
+        found, _ = _evaluated(host, budget, [portion(batch, share) for batch in batches], seed)
+    if _are_apart(given, found):
+        raise ValueError(
+            f"the loss given to after_step is {given:.4g}, and loss_fn(model, batch) on the same batch is {found:.4g}; "
+            "give the mean loss of all micro-batches of the update, and the loss_fn that is trained with"
+        )
+
+
+def _evaluated(host: Host, budget: Budget, batches: Sequence[Any], seed: int) -> tuple[float, Ranks | None]:
+    """The loss before the update, and the ranks that it is of."""
     try:
-        objective = host.objective(host.batch, mode="train", seed=seed, joint=True)
+        objective = host.over(batches, mode="train", seed=seed, joint=True)
         moved = host.update()
         with torch.no_grad():
             found = objective.value(None if moved is None else moved[0])
@@ -53,15 +77,11 @@ def try_loss_fn(host: Host, budget: Budget, given: float, seed: int) -> None:
             "that form, and after_step takes (batch, loss) in that order"
         ) from error
     budget.spend("loss_fn", objective.cost_ge)
-    if objective.ranks is not None:  # the loss that was found is that of all ranks
-        samples = host.count(host.batch)
-        total, count = objective.ranks.total([given * samples, samples], host.device)
-        given = total / count
-    if not (math.isfinite(given) and math.isfinite(found)):
-        return
-    apart = abs(given - found)
-    if apart > (APART - 1) * min(abs(given), abs(found)) and apart > 1e-3:
-        raise ValueError(
-            f"the loss given to after_step is {given:.4g}, and loss_fn(model, batch) on the same batch is {found:.4g}; "
-            "give the mean loss of all micro-batches of the update, and the loss_fn that is trained with"
-        )
+    return found, objective.ranks
+
+
+def _are_apart(a: float, b: float) -> bool:
+    """Whether they are not the loss of one batch; of those that are not finite nothing can be told."""
+    if not (math.isfinite(a) and math.isfinite(b)):
+        return False
+    return abs(a - b) > max((APART - 1) * min(abs(a), abs(b)), 1e-3)

@@ -33,6 +33,9 @@ hook of the base optimizer, after the loss scale is out.
 **fp16.** The phase form of :mod:`optland.optim.two_pass`; an overflow skips the step and halves the scale. Each step
 takes both passes of a two-pass method. Its probes run in float32, as all probes do.
 
+**A part of the batch.** Around ``SAM(ascent_share=0.25)`` the loop stays as it is: :meth:`Precision.backward` takes
+evenly spaced samples of its batch in pass one, and the loss of a step is that of these samples.
+
 **Caveats.** BatchNorm sees micro-batches under accumulation. Under ``auto_lr`` the length of a step is set by the
 relative step, so clipping changes only how much a single batch weighs in the momentum.
 
@@ -41,6 +44,7 @@ References: Micikevicius et al. 2018, arXiv:1710.03740; Pascanu et al. 2013, arX
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 import shutil
@@ -58,10 +62,10 @@ from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer
 
 from optland import processes
-from optland.batches import num_samples
+from optland.batches import num_samples, portion
 from optland.config import UserError
 from optland.objective import LossFn
-from optland.optim.ascent_share import refuse_part
+from optland.optim.ascent_share import takes_share
 from optland.optim.delegate import Delegating
 from optland.optim.two_pass import TwoPass
 from optland.train.loops.ema import Ema
@@ -188,7 +192,6 @@ class Precision:
 
     Raises:
         TypeError: fp16 with a wrapper that evaluates closures by itself.
-        ValueError: fp16 with an optimizer that wants a pass over a part of the batch.
     """
 
     def __init__(
@@ -209,8 +212,8 @@ class Precision:
                 f"{type(optimizer).__name__} evaluates its closure by itself, which cannot be loss-scaled; "
                 "use precision bf16 or fp32"
             )
-        if self.scaler.is_enabled() and self._two_pass:
-            refuse_part(optimizer, "the scaled step of fp16")
+        self._in_part = isinstance(optimizer, TwoPass) and optimizer.method.ascent_share < 1.0
+        self._share = 1.0  # of the batch, that the present pass is over
         self._micro = MicroBatches(optimizer, self.scaler, self.autocast)
 
     def autocast(self) -> AbstractContextManager[Any]:
@@ -248,6 +251,7 @@ class Precision:
         Raises:
             ValueError: Every count was 0.
         """
+        batch = portion(batch, self._share)
         parts = self._parts(num_samples(batch))
         cuts = self.accumulation > 1 or self.micro_batch is not None
         return self._micro.backward(
@@ -255,18 +259,31 @@ class Precision:
         )
 
     def _parts(self, samples: int) -> int:
-        """Micro-batches of a batch: as many as were asked for, and as the limit on their size needs."""
+        """Micro-batches of a batch or its part: as many as were asked for, and as the limit on their size needs."""
+        asked = math.ceil(self._share * self.accumulation)
         needed = 1 if self.micro_batch is None else math.ceil(samples / self.micro_batch)
-        return min(max(self.accumulation, needed), samples)
+        return min(max(asked, needed), samples)
 
-    def step(self, closure: Callable[[], Any]) -> Any:
+    def step(self, closure: Callable[..., Any]) -> Any:
         """One optimizer step; returns the loss at the weights before it.
 
         Args:
-            closure: Zeroes the gradients, calls :meth:`backward` and returns its loss.
+            closure: Zeroes the gradients, calls :meth:`backward` and returns its loss. Under ``ascent_share`` it may
+                take the share of the batch that a pass is over; for one that does not, :meth:`backward` takes that part
+                of the batch.
         """
+        if self._in_part and not takes_share(closure):
+            closure = functools.partial(self._call_for_part, closure)
         with self._clipping_what_the_base_gets():
             return self._scaled_step(closure) if self.scaler.is_enabled() else self._plain_step(closure)
+
+    def _call_for_part(self, closure: Callable[[], Any], share: float = 1.0) -> Any:
+        """Call the closure while :meth:`backward` takes a share of its batch."""
+        self._share = share
+        try:
+            return closure()
+        finally:
+            self._share = 1.0
 
     @contextmanager
     def _clipping_what_the_base_gets(self) -> Iterator[None]:
@@ -280,7 +297,7 @@ class Precision:
         finally:
             handle.remove()
 
-    def _plain_step(self, closure: Callable[[], Any]) -> Any:
+    def _plain_step(self, closure: Callable[..., Any]) -> Any:
         if self.clip is None or self._wraps:
             return self.optimizer.step(closure)
 
@@ -291,9 +308,9 @@ class Precision:
 
         return self.optimizer.step(clipped)
 
-    def _scaled_step(self, closure: Callable[[], Any]) -> Any:
+    def _scaled_step(self, closure: Callable[..., Any]) -> Any:
         with torch.enable_grad():
-            loss = closure()
+            loss = closure(self.optimizer.pass_share) if self._in_part else closure()  # type: ignore[attr-defined]
             if self._two_pass:
                 self._second_pass(closure)
         if self.clip is not None and not self._wraps:
@@ -305,7 +322,7 @@ class Precision:
         self.scaler.update()
         return loss
 
-    def _second_pass(self, closure: Callable[[], Any]) -> None:
+    def _second_pass(self, closure: Callable[..., Any]) -> None:
         optimizer: Any = self.optimizer
         optimizer.perturb(loss_scale=self.scaler.get_scale())
         try:

@@ -51,7 +51,8 @@ class OptimizerConfig:
         weight_decay: L2 or decoupled decay, as the base defines it.
         rho: Radius of the perturbation of SAM-type optimizers; null takes the method's own default (0.05 for SAM, 0.5
             for ASAM). A base alone has no use for it.
-        options: Any other option of the method or of its base, by name: ``{eta: 0.0, nesterov: true}``.
+        options: Any other option of the method or of its base, by name: ``{eta: 0.0, nesterov: true}``; for SAM also
+            ``{ascent_share: 0.25}``, which takes pass one over a quarter of each batch.
 
     Raises:
         ValueError: A name or an option that is not known, or a value that cannot be.
@@ -340,6 +341,12 @@ class RunConfig:
             raise ValueError(f"out: {self.out!r} names no folder; use for example runs/mine")
         choose_device(self.device)
         check_schedule(self.schedule)
+        share = self.optimizer.options.get("ascent_share", 1.0)
+        if self.batch_size * share < processes.size():
+            raise ValueError(
+                f"optimizer.options: ascent_share: {share} of batch_size: {self.batch_size} is less than one sample "
+                "for each process; use 0.25, or larger batches"
+            )
         if self.pilot.sets_the_rate and self.optimizer.lr != self._default_lr():
             raise ValueError(
                 f"optimizer.lr: {self.optimizer.lr} beside auto_lr, which finds the learning rate, so that another one "
