@@ -117,6 +117,9 @@ def test_wandb_has_one_run_of_the_two_processes(tmp_path: Path) -> None:
 
 # Death and resume ------------------------------------------------------------------------------------
 
+INSTANTS = int(os.environ.get("OPTLAND_KILLS", "20"))
+"""At how many random instants one of two processes is killed; each is a run and a half of three seconds."""
+
 BROKEN = ["run", "landscape_train", "digits_noisy", "out=run", *SMALL, "epochs=1"]
 SHORT = [*BROKEN, "data.subset=320"]  # with the rewind, and without the growth of the batch
 
@@ -168,7 +171,7 @@ def test_one_of_two_is_killed_and_both_are_started_anew(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("seed", range(INSTANTS))
 def test_torchrun_restarts_after_kill_9_at_a_random_instant(
     unbroken: Path, tmp_path: Path, seed: int
 ) -> None:
