@@ -17,7 +17,6 @@ from optland.conformance import Claim, run
 from optland.conformance.subject import Drive, Subject
 from optland.integrations.replay import finish_passes
 from optland.optim import FunctionalLoss, available, create
-from optland.train import PrecisionConfig
 
 SHARE, RHO = 0.25, 0.1
 
