@@ -2,7 +2,7 @@
 
     make hosts                                       # makes the environment that has the trainers
     .venv/hosts/bin/python benchmarks/hosts.py       # about ten minutes on two cores; writes results and the page
-    .venv/hosts/bin/python benchmarks/hosts.py --host Lightning
+    .venv/hosts/bin/python benchmarks/hosts.py --host Lightning timm     # these again; the others stay
     python benchmarks/hosts.py --page                # writes the page from the results alone
 
 A test carries ``@pytest.mark.cell(host, feature)``, with ``"refused"`` as a third word where it shows that something is
@@ -17,7 +17,7 @@ import json
 import platform
 import sys
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +47,8 @@ class Recorder:
         found: Host, feature and kind ("works" or "refused"), with the outcomes of its tests.
     """
 
-    def __init__(self, host: str | None = None) -> None:
-        self.host = host
+    def __init__(self, hosts: Collection[str] = HOSTS) -> None:
+        self.hosts = set(hosts)
         self.found: dict[tuple[str, str, str], list[tuple[str, str]]] = defaultdict(list)
 
     @pytest.hookimpl(wrapper=True)
@@ -63,9 +63,7 @@ class Recorder:
     def pytest_collection_modifyitems(self, config: pytest.Config, items: list[pytest.Item]) -> None:
         """Tests without a cell are left out."""
         kept = [
-            item
-            for item in items
-            if any(self.host in (None, cell.args[0]) for cell in item.iter_markers("cell"))
+            item for item in items if any(cell.args[0] in self.hosts for cell in item.iter_markers("cell"))
         ]
         config.hook.pytest_deselected(items=[item for item in items if item not in set(kept)])
         items[:] = kept
@@ -120,9 +118,9 @@ def page(result: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def measured(host: str | None = None) -> dict[str, Any]:
-    """Run the tests of all cells, or of those of one host."""
-    recorder = Recorder(host)
+def measured(hosts: Collection[str] = HOSTS) -> dict[str, Any]:
+    """Run the tests of the cells of these hosts."""
+    recorder = Recorder(hosts)
     pytest.main(
         [str(ROOT / "tests"), "-q", "-p", "no:cacheprovider", "-m", "cell", "--rootdir", str(ROOT)],
         plugins=[recorder],
@@ -141,13 +139,15 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--page", action="store_true", help="write the page from the results alone")
-    parser.add_argument("--host", choices=HOSTS, help="measure one host again and keep the others")
+    parser.add_argument(
+        "--host", nargs="+", choices=HOSTS, default=HOSTS, help="measure these again and keep the others"
+    )
     options = parser.parse_args()
     if not options.page:
         found = measured(options.host)
-        if options.host is not None:
-            host = {options.host: found["cells"][options.host]}
-            found["cells"] = json.loads(RESULT.read_text())["cells"] | host
+        if set(options.host) < set(HOSTS):
+            again = {host: found["cells"][host] for host in options.host}
+            found["cells"] = json.loads(RESULT.read_text())["cells"] | again
         RESULT.write_text(json.dumps(found, indent=1) + "\n")
     result = json.loads(RESULT.read_text())
     PAGE.write_text(page(result))

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from distributed import ranks
@@ -12,6 +13,11 @@ from processes import exit_code, start
 pytestmark = pytest.mark.distributed
 
 
+@pytest.mark.cell("DDP", "SAM closure")
+@pytest.mark.cell("DDP", "SAM phase")
+@pytest.mark.cell("DDP", "2 processes")
+@pytest.mark.cell("DDP", "accumulation")
+@pytest.mark.cell("DDP", "pilot control")
 def test_two_processes(tmp_path: Path) -> None:
     # One start for all.
     names = (
@@ -23,20 +29,25 @@ def test_two_processes(tmp_path: Path) -> None:
     assert codes == [0, 0], said[-6000:]
 
 
+def of(check: str, *cells: tuple[str, str]) -> Any:
+    """A check with the cells of docs/works_with.md that it shows."""
+    return pytest.param(check, marks=[pytest.mark.cell(*cell) for cell in cells])
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "check",
     [
         "ddp_synced_more",
         "ddp_per_rank",
-        "fsdp",
-        "long_runs",
-        "resume",
-        "no_sync_more",
+        of("fsdp", ("FSDP2", "SAM closure"), ("FSDP2", "SAM phase")),
+        of("long_runs", ("DDP", "SAM closure"), ("FSDP2", "SAM closure"), ("FSDP2", "2 processes")),
+        of("resume", ("DDP", "resume"), ("FSDP2", "resume")),
+        of("no_sync_more", ("DDP", "fp16 scaler"), ("DDP", "accumulation")),
         "piloted_more",
-        "piloted_sharded",
-        "saved",
-        "replicas",
+        of("piloted_sharded", ("FSDP2", "pilot monitor"), ("FSDP2", "pilot control")),
+        of("saved", ("DDP", "resume"), ("FSDP2", "resume")),
+        of("replicas", ("DDP", "SAM phase"), ("DDP", "accumulation")),
         "looking",
     ],
 )

@@ -73,6 +73,7 @@ def written(folder: Path) -> set[str]:
     return {name for name in files if not name.endswith(".launch")}
 
 
+@pytest.mark.cell("plain loop", "2 processes")
 def test_two_processes_are_one_process_with_the_same_batches(tmp_path: Path) -> None:
     """Decisions, probes, evaluations, weights and costs; ragged batches, and one that only the first has part in."""
     one, two = tmp_path / "one", tmp_path / "two"

@@ -181,6 +181,18 @@ def test_manual_optimization_needs_a_loss_for_the_probes() -> None:
     assert apart(module.net, other) < 1e-10
 
 
+@pytest.mark.cell("Lightning manual", "pilot monitor")
+def test_monitoring_of_manual_optimization_changes_no_bit() -> None:
+    watched, free = ByHand(), ByHand()
+    callback = PilotCallback(loss_fn=loss_of, mode="monitor", budget=BUDGET)
+    trainer(STEPS, callbacks=[callback]).fit(watched, loader())
+    trainer(STEPS).fit(free, loader())
+    assert apart(watched.net, free.net) == 0.0
+    assert callback.pilot is not None
+    assert callback.pilot.step == STEPS
+    assert callback.pilot.budget.probe_ge > 0
+
+
 def test_a_second_fit_goes_on_with_the_pilot() -> None:
     callback = PilotCallback(policies=["auto_lr"], budget=BUDGET, total_steps=20)
     module = Net()

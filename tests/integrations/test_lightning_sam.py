@@ -406,6 +406,62 @@ def test_manual_optimization_with_a_scaler() -> None:
     assert apart(module.net, other) == 0.0
 
 
+class ManualUpdates(Bare):
+    """Several micro-batches to an update, clipped, with a schedule: all by hand."""
+
+    def __init__(self, num_parts: int) -> None:
+        super().__init__(gamma=0.9)
+        self.automatic_optimization, self.num_parts, self.parts = False, num_parts, []
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:
+        self.parts.append(batch)
+        if len(self.parts) < self.num_parts:
+            return
+        parts, self.parts = self.parts, []
+        opt: Any = self.optimizers()
+        opt.zero_grad()
+        for _ in opt.passes():
+            for part in parts:
+                self.manual_backward(loss_of(self, part) / len(parts))
+        opt.restore()
+        self.clip_gradients(opt, gradient_clip_val=0.1, gradient_clip_algorithm="norm")
+        opt.step()
+        self.lr_schedulers().step()
+
+
+def clipped(params: list[Any]) -> None:
+    torch.nn.utils.clip_grad_norm_(params, 0.1)
+
+
+@pytest.mark.cell("Lightning manual", "accumulation")
+@pytest.mark.cell("Lightning manual", "clip")
+@pytest.mark.cell("Lightning manual", "scheduler")
+@pytest.mark.parametrize("num_parts", [1, 4])
+def test_manual_optimization_accumulates_clips_and_schedules(num_parts: int) -> None:
+    module, other = ManualUpdates(num_parts), net()
+    run = trainer(9)
+    run.fit(module, loader())
+    plain("sam", other, list(loader()), num_steps=9, accumulation=num_parts, clip=clipped, gamma=0.9)
+    assert run.global_step == 9
+    assert apart(module.net, other) < 1e-12
+
+
+@pytest.mark.cell("Lightning manual", "resume")
+def test_a_manual_run_resumes_bit_for_bit(tmp_path: Any) -> None:
+    def run(num_epochs: int, **options: Any) -> tuple[Any, L.Trainer]:
+        module, made = ManualUpdates(2), trainer(-1, max_epochs=num_epochs)
+        made.fit(module, loader(10), **options)
+        return module, made
+
+    whole, made = run(4)
+    assert made.global_step == 20
+    _, first = run(2)
+    first.save_checkpoint(tmp_path / "half.ckpt")
+    resumed, made = run(4, ckpt_path=tmp_path / "half.ckpt")
+    assert made.global_step == 20
+    assert apart(whole.net, resumed.net) == 0.0
+
+
 class Plain(SAMModule, Bare):
     def configure_optimizers(self) -> Any:
         return torch.optim.SGD(self.parameters(), lr=0.1)

@@ -9,6 +9,7 @@ from torch import nn
 
 from optland.integrations.timm import NativeScaler, create_optimizer_v2
 from optland.optim import ASAM, MSAM, SAM, LookSAM, TwoPass, wrap
+from optland.pilot import Pilot
 
 pytest.importorskip("timm")
 
@@ -175,3 +176,56 @@ def test_what_cannot_work_is_refused_in_words() -> None:
     with pytest.raises(RuntimeError, match="second pass"):  # timm's own makes one
         timm.utils.NativeScaler("cpu")(loss, optimizer)
     assert_weights(net, start, atol=0)
+
+
+def of_batch(net: nn.Module, batch):
+    return loss_fn(net, *batch)
+
+
+def piloted(optimizer, net: nn.Module, *, watched: bool = True, **options) -> Pilot | None:
+    """Twenty updates by timm's scaler."""
+    scaler, pilot = NativeScaler("cpu"), None
+    if watched:
+        pilot = Pilot(optimizer, net, of_batch, total_steps=20, budget=0.5, **options)
+    torch.manual_seed(5)
+    for batch in zip(*(t.split(4) for t in images(80)), strict=True):
+        first = None
+
+        def forward(batch=batch):
+            nonlocal first
+            loss = of_batch(net, batch)
+            first = loss.detach() if first is None else first
+            return loss
+
+        scaler(forward(), optimizer, second=forward, parameters=net.parameters())
+        if pilot is not None:
+            pilot.after_step(batch, first)
+        optimizer.zero_grad()
+    return pilot
+
+
+@pytest.mark.cell("timm", "pilot monitor")
+def test_monitoring_changes_no_bit() -> None:
+    ends = []
+    for watched in (True, False):
+        net = vision()
+        optimizer = create_optimizer_v2(net, "sam_adamw", lr=0.01, weight_decay=0.05, rho=0.1)
+        pilot = piloted(optimizer, net, watched=watched, policies=["auto_lr", "edge_monitor"], mode="monitor")
+        assert pilot is None or pilot.budget.probe_ge > 0
+        ends.append(weights(net))
+    assert all(torch.equal(p, q) for p, q in zip(*ends, strict=True))
+
+
+@pytest.mark.cell("timm", "pilot control")
+def test_a_pilot_steers_timms_two_groups_as_one() -> None:
+    """Norms and biases are in a group of their own, which makes no difference to what is decided and done."""
+    net, expected = vision(), vision()
+    theirs = create_optimizer_v2(net, "sam_adamw", lr=0.01, weight_decay=1e-12, rho=0.1)
+    one = SAM(torch.optim.AdamW(expected.parameters(), lr=0.01, weight_decay=0.0), rho=0.1, model=expected)
+    assert (len(theirs.param_groups), len(one.param_groups)) == (2, 1)
+    found, alone = piloted(theirs, net, policies=["auto_lr"]), piloted(one, expected, policies=["auto_lr"])
+    assert found is not None
+    assert alone is not None
+    assert found.steering.applied() == pytest.approx(alone.steering.applied(), rel=1e-6)
+    assert found.steering.applied() < 0.005  # its end is at zero, and the rate in the groups is 0.01
+    assert_weights(net, weights(expected), atol=1e-7)
