@@ -95,7 +95,7 @@ class Alone(Pilot):
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        self.host.ranks.size = 1
+        self.host.ranks.size, self.host.ranks.replicas = 1, None
 
 
 def piloted(
@@ -149,6 +149,9 @@ def timed(rounds: int) -> dict[str, Any]:
     options = {"total_steps": 100_000, **COUNTED["auto_lr"]}
     kinds = {"bare": None, "on its own": Alone, "piloted": Pilot}
     sides = {name: piloted(width, samples, kind, options)[0] for name, kind in kinds.items()}
+    with Counts() as counts:
+        mean_of_next(sides["on its own"], TURN)
+    assert not any(counts.calls.values()), f"a pilot on its own is to reduce nothing: {counts.calls}"
     turns(sides, 2, TURN, of_the_slower)
     found = turns(sides, rounds, TURN, of_the_slower)
     reductions, whole = added(found, "on its own"), added(found, "bare")

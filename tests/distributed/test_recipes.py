@@ -93,6 +93,36 @@ def test_two_processes_are_one_process_with_the_same_batches(tmp_path: Path) -> 
     assert "run folder   run" in first.out
 
 
+PART = [
+    "run",
+    "landscape_train",
+    "digits",
+    "out=run",
+    "batch_size=16",
+    "epochs=2",
+    "data.subset=96",
+    "device=cpu",
+]
+PART += [
+    "optimizer.options.ascent_share=0.25",
+    "pilot.policies=[auto_lr]",
+    "log.wandb=disabled",
+    "log.every=1",
+]
+
+
+@pytest.mark.slow
+def test_parts_of_the_samples_of_each_are_the_part_of_the_batch(tmp_path: Path) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    one.mkdir()
+    assert exit_code(begin(*PART, cwd=one, before=doubled)) == 0
+    ended = together(*PART, cwd=two, before=doubled)
+    assert [each.code for each in ended] == [0, 0], ended[0].err + ended[1].err
+    close(rows(one), rows(two), "rows")
+    close(final(one)["model"], final(two)["model"], "weights")
+    assert final(two)["pilot"]["budget"]["train_ge"] == 2 * 96 * 1.25
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_every_recipe_under_torchrun_ends_as_alone(recipe: str, tmp_path: Path) -> None:
