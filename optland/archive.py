@@ -29,7 +29,7 @@ if TYPE_CHECKING:  # every result is an archive, also where nothing is saved and
 
     NumpyArray = np.ndarray[Any, Any]
 
-__all__ = ["Archived", "load", "save"]
+__all__ = ["load"]
 
 T = TypeVar("T")
 

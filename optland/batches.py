@@ -21,19 +21,7 @@ from torch.nn.utils.rnn import (
     unpack_sequence,
 )
 
-__all__ = [
-    "BatchKind",
-    "Cast",
-    "join",
-    "map_tensors",
-    "num_samples",
-    "portion",
-    "rows",
-    "split",
-    "take",
-    "thin",
-    "to_device",
-]
+__all__ = ["portion", "take"]
 
 
 def _children(batch: Any) -> Iterator[Any]:

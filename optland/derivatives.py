@@ -17,19 +17,10 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from optland.context import Notes, has_hooks, reshard
+from optland.context.modules import reshard
+from optland.context.notes import Notes
+from optland.context.parameters import has_hooks
 from optland.vectors import Vector, dense
-
-__all__ = [
-    "Leaves",
-    "custom_functions",
-    "derivative",
-    "gradient",
-    "graph_of",
-    "require_grad",
-    "sharded_gradient",
-    "with_weights",
-]
 
 T = TypeVar("T")
 

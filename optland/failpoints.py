@@ -25,8 +25,6 @@ from __future__ import annotations
 import os
 import signal
 
-__all__ = ["POINTS", "VARIABLE", "arm", "reach"]
-
 VARIABLE = "OPTLAND_FAIL_AT"
 
 POINTS = (

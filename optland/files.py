@@ -6,8 +6,6 @@ import contextlib
 import os
 from pathlib import Path
 
-__all__ = ["ASIDE", "write_whole"]
-
 ASIDE = ".writing"
 """Ending of a file that is not whole yet; what has it was left by a process that was killed."""
 

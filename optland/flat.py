@@ -19,8 +19,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-__all__ = ["LARGE", "FlatCopies", "length", "lie_together"]
-
 LARGE = 2**15
 """Coordinates from which a tensor is copied by itself."""
 

@@ -8,8 +8,6 @@ from typing import Any
 
 from torch import Tensor
 
-__all__ = ["mean_of", "mean_or_pair"]
-
 
 def mean_or_pair(loss: Any) -> Tensor | tuple[Tensor, Any]:
     """The mean loss of a batch, or its sum and count.

@@ -25,14 +25,17 @@ from torch.nn.parallel import DistributedDataParallel
 
 from optland import vectors
 from optland.batches import BatchKind, Cast
-from optland.context import Notes, notes_of, preserve_rng, probe_context, reshard
+from optland.context.modules import reshard
+from optland.context.notes import Notes, notes_of
+from optland.context.probe import probe_context
+from optland.context.rng import preserve_rng
 from optland.derivatives import Leaves, gradient, sharded_gradient, with_weights
 from optland.estimate import Provenance
 from optland.losses import mean_or_pair
 from optland.ranks import Ranks, ranks_of
 from optland.vectors import Vector
 
-__all__ = ["FORWARD_GE", "NO_COUNT", "LossFn", "Objective"]
+__all__ = ["Objective"]
 
 LossFn = Callable[[nn.Module, Any], Any]
 """``loss_fn(model, batch)`` returns the mean loss of the batch, or the pair (sum of losses, count).
@@ -345,7 +348,7 @@ class Objective:
         return tensors, total
 
     def context(self, standing: dict[int, Tensor] | None = None) -> Any:
-        """Guard under which the loss is evaluated; see :func:`optland.context.probe_context`.
+        """Guard under which the loss is evaluated; see :func:`optland.context.probe.probe_context`.
 
         Enter it after :meth:`at`: what stands in for a parameter inside is a copy of what it is on entry.
 

@@ -15,8 +15,6 @@ from typing import Any, TypeVar
 
 import torch
 
-__all__ = ["dismiss", "from_first", "joined", "leads", "rank", "size"]
-
 T = TypeVar("T")
 
 _FIRST = 0

@@ -12,8 +12,6 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 
-__all__ = ["Ranks", "ranks_of"]
-
 
 @dataclass(frozen=True)
 class Ranks:

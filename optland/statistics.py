@@ -7,8 +7,6 @@ import math
 import statistics
 from collections.abc import Sequence
 
-__all__ = ["holm", "mean_interval", "slope_t", "step_noise", "student_quantile", "trend_z"]
-
 
 def student_quantile(probability: float, dof: int) -> float:
     """The value that Student's t with ``dof`` degrees of freedom stays below with this probability.

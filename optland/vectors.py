@@ -23,26 +23,11 @@ from torch import Tensor, nn
 from optland.flat import LARGE, length
 
 __all__ = [
-    "Vector",
-    "accumulator",
-    "add",
-    "axpy_",
-    "beside",
-    "clone",
-    "combine",
-    "copy_",
-    "dense",
-    "direction_length",
     "dot",
     "flatten",
-    "no_graph",
     "norm",
-    "numel",
     "random_unit",
-    "require_shapes",
     "scaled",
-    "subtract",
-    "unflatten",
 ]
 
 Vector = Sequence[Tensor]

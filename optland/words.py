@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from enum import StrEnum
 
-__all__ = ["Words"]
-
 
 class Words(StrEnum):
     """A set of verdicts, each of which is equal to its text and is printed, compared and written as that.

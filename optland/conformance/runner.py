@@ -21,7 +21,7 @@ from optland.conformance.bench import (
 )
 from optland.conformance.finding import KINDS, Finding, Report, Status
 from optland.conformance.subject import Subject
-from optland.context import preserve_rng
+from optland.context.rng import preserve_rng
 
 __all__ = ["run"]
 

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from optland.context import preserve_rng
+from optland.context.rng import preserve_rng
 from optland.curvature import critical_step, hessian, lanczos
 from optland.doctor.diagnose import Diagnosis, diagnose
 from optland.doctor.finding import Symptom

@@ -27,7 +27,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from optland.context import BATCH_NORMS
+from optland.context.modules import BATCH_NORMS
 from optland.doctor.diagnose import Diagnosis, diagnose
 from optland.doctor.histories import Histories
 from optland.doctor.looks import (

@@ -6,7 +6,8 @@ import inspect
 from contextlib import nullcontext
 from typing import Any
 
-from optland.context import RandomSnapshot, preserve_buffers, preserve_rng
+from optland.context.modules import preserve_buffers
+from optland.context.rng import RandomSnapshot, preserve_rng
 from optland.integrations.lightning_unseen import arguments, loss_of, unseen
 from optland.integrations.replay import begin_anew, come_home, finish_passes
 from optland.optim import MSAM

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from optland.context import preserve_buffers, preserve_rng
+from optland.context.modules import preserve_buffers
+from optland.context.rng import preserve_rng
 from optland.pilot.host import unwrapped
 
 __all__ = ["TrainerLoss"]

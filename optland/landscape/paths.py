@@ -33,7 +33,7 @@ from torch import Tensor, nn
 
 from optland import vectors
 from optland.archive import Archived
-from optland.context import BATCH_NORMS, BufferSnapshot, preserve_buffers, set_modes
+from optland.context.modules import BATCH_NORMS, BufferSnapshot, preserve_buffers, set_modes
 from optland.estimate import Provenance
 from optland.objective import FORWARD_GE, Objective
 from optland.vectors import Vector

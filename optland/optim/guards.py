@@ -18,7 +18,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from optland.context import BufferSnapshot, RandomSnapshot, preserve_buffers, preserve_rng
+from optland.context.modules import BufferSnapshot, preserve_buffers
+from optland.context.rng import RandomSnapshot, preserve_rng
 from optland.optim.notices import Notices
 from optland.optim.running_statistics import StatisticsWatch
 from optland.optim.uncompiled import uncompiled

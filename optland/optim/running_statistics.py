@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from optland.context import BATCH_NORMS
+from optland.context.modules import BATCH_NORMS
 from optland.optim.alive import instances
 
 __all__ = ["StatisticsWatch"]

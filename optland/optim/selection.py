@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args
 from torch import Tensor, nn
 
 from optland.config import did_you_mean
-from optland.context import BATCH_NORMS
+from optland.context.modules import BATCH_NORMS
 
 __all__ = ["Selection", "selected"]
 

@@ -15,7 +15,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from optland.context import notes_of
+from optland.context.notes import notes_of
 from optland.pilot.budget import Budget
 from optland.pilot.history import History
 from optland.pilot.host import Host

@@ -30,7 +30,7 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
-from optland.context import preserve_rng
+from optland.context.rng import preserve_rng
 from optland.estimate import Estimate, Provenance
 from optland.losses import mean_of
 from optland.objective import LossFn

@@ -12,7 +12,7 @@ from nets import NETS, HandWritten, Middle, Net, Net64, checkpointed, cross_entr
 from torch import Tensor, nn
 
 from optland import vectors
-from optland.context import notes_of
+from optland.context.notes import notes_of
 from optland.curvature import (
     critical_step,
     empirical_fisher,

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from optland import vectors
-from optland.context import rng_state
+from optland.context.rng import rng_state
 from optland.curvature import (
     batch_sharpness,
     certify,

@@ -12,19 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from optland.context import (
-    RandomSnapshot,
-    exact_precision,
-    load_rng_state,
-    numpy_state,
-    preserve_buffers,
-    preserve_modes,
-    preserve_rng,
-    probe_context,
-    rng_state,
-    set_modes,
-)
+from optland.context import numpy_state
+from optland.context.modules import preserve_buffers, preserve_modes, set_modes
 from optland.context.numpy_state import NumpyState
+from optland.context.precision import exact_precision
+from optland.context.probe import probe_context
+from optland.context.rng import RandomSnapshot, load_rng_state, preserve_rng, rng_state
 
 
 def draw_from_all() -> tuple[float, ...]:

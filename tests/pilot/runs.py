@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from optland.context import load_rng_state, rng_state
+from optland.context.rng import load_rng_state, rng_state
 from optland.optim.two_pass import TwoPass
 from optland.pilot import Pilot
 from optland.train import BatchLoader

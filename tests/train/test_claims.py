@@ -265,7 +265,8 @@ def test_watching_changes_nothing() -> None:
 
 
 def watched_end(run: BankRun, splits: Splits) -> dict[str, Tensor]:
-    from optland.context import preserve_modes, preserve_rng
+    from optland.context.modules import preserve_modes
+    from optland.context.rng import preserve_rng
 
     watch = Watch(TINY, run, splits)
 

@@ -13,7 +13,7 @@ from tiers import slow
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, TensorDataset
 
-from optland.context import rng_state
+from optland.context.rng import rng_state
 from optland.train import BatchLoader
 from optland.train.loops.dataset_loader import DatasetLoader
 

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, RandomSampler, TensorDataset
 
 from optland.batches import join, split
-from optland.context import rng_state
+from optland.context.rng import rng_state
 from optland.optim import SAM
 from optland.pilot import Pilot
 from optland.train import GroupedLoader, PrecisionConfig

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from optland.context import probe_context
+from optland.context.probe import probe_context
 from optland.train.models import MODELS, ModelConfig, build_model
 from optland.train.models.layers import Plan
 from optland.train.models.resnet import ResidualBlock, ResNet

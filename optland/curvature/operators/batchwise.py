@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from optland.context import BATCH_NORMS
+from optland.context.modules import BATCH_NORMS
 from optland.objective import Objective
 
 __all__ = ["cut", "each_batch", "each_part", "jackknife", "mean_and_error", "refuse_batch_statistics"]

@@ -36,7 +36,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from optland.context import BATCH_NORMS
+from optland.context.modules import BATCH_NORMS
 from optland.curvature.operators.ggn import loss_hessian
 from optland.curvature.operators.hessian import CurvatureOperator, Method
 from optland.curvature.operators.linearised import Middle, linearised

@@ -33,7 +33,7 @@ import torch
 from torch import Tensor
 
 from optland import vectors
-from optland.context import Verdict
+from optland.context.notes import Verdict
 from optland.curvature.operators.finite_difference import FiniteDifference
 from optland.curvature.operators.linear_operator import SymmetricOperator
 from optland.curvature.operators.products import (

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from optland import vectors
-from optland.context import RandomSnapshot
+from optland.context.rng import RandomSnapshot
 from optland.curvature.operators.hessian import Family
 from optland.curvature.operators.outputs import Piece, Split, evaluate, pieces, shifted_gradient
 from optland.curvature.operators.products import (

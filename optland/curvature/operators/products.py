@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 from optland import vectors
-from optland.context import exact_arithmetic
+from optland.context.precision import exact_arithmetic
 from optland.derivatives import Leaves, custom_functions, derivative, graph_of, require_grad
 from optland.objective import Objective
 from optland.vectors import Vector

@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 
 from optland import vectors
-from optland.context import Verdict
+from optland.context.notes import Verdict
 from optland.curvature.operators.products import Product
 from optland.objective import FORWARD_GE, Objective
 from optland.vectors import Vector

@@ -20,7 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from optland import vectors
-from optland.context import load_rng_state, preserve_buffers, rng_state
+from optland.context.modules import preserve_buffers
+from optland.context.rng import load_rng_state, rng_state
 from optland.objective import Objective
 from optland.optim.gradients import present, require_dense
 from optland.vectors import Vector

@@ -21,7 +21,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from optland.context import preserve_rng
+from optland.context.rng import preserve_rng
 from optland.pilot.contract.hosts import HOST_CHECKS, MakeHost
 from optland.pilot.contract.policies import POLICY_CHECKS, MakePolicy
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from optland.context import load_rng_state, rng_state
+from optland.context.rng import load_rng_state, rng_state
 from optland.optim import SAM
 from optland.pilot.decision import Decision
 from optland.pilot.pilot import Pilot

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from optland.config import UserError
-from optland.context import preserve_rng
+from optland.context.rng import preserve_rng
 from optland.train.data.raw_images import RawImages
 
 __all__ = ["digits", "mnist1d"]

@@ -30,7 +30,7 @@ from torch.nn import functional as F
 
 from optland import processes
 from optland.config import UserError
-from optland.context import preserve_modes, set_modes
+from optland.context.modules import preserve_modes, set_modes
 from optland.pilot import Pilot
 from optland.train.data.splits import random_draw
 from optland.train.loops.evaluate import Records

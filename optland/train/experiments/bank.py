@@ -42,7 +42,8 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from optland.context import preserve_modes, preserve_rng
+from optland.context.modules import preserve_modes
+from optland.context.rng import preserve_rng
 from optland.train.experiments.bank_run import BankRun, Splits, load_splits
 from optland.train.experiments.bank_training import MakeOptimizer, train_run
 from optland.train.experiments.kept import Kept, kept_lines

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from optland import processes
-from optland.context import preserve_modes, set_modes
+from optland.context.modules import preserve_modes, set_modes
 from optland.train.data import ImageData
 
 __all__ = ["History", "Records", "evaluate"]

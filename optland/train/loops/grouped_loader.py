@@ -20,7 +20,7 @@ import torch
 
 from optland import processes
 from optland.batches import join, num_samples, rows
-from optland.context import preserve_rng
+from optland.context.rng import preserve_rng
 from optland.train.loops.loader import ResumableLoader, Transform, seed_of
 from optland.train.loops.seeding import seed_host
 

@@ -32,7 +32,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from optland.batches import join, num_samples, split
-from optland.context import probe_context
+from optland.context.probe import probe_context
 from optland.losses import mean_of, mean_or_pair
 from optland.objective import LossFn
 from optland.ranks import Ranks, ranks_of

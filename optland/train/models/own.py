@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from optland.config import ConfigError
 from optland.config.imports import given, imported
-from optland.context import preserve_modes, set_modes
+from optland.context.modules import preserve_modes, set_modes
 from optland.train.models.layers import ImageShape
 
 __all__ = ["build_own", "check_own"]

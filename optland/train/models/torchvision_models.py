@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from optland.config import ConfigError, did_you_mean
-from optland.context import preserve_modes, set_modes
+from optland.context.modules import preserve_modes, set_modes
 from optland.train.models.layers import ImageShape
 
 __all__ = ["PREFIX", "build_torchvision", "check_name"]

@@ -7,7 +7,7 @@ depth that fits here. Weights start as N(0, 0.02^2), those that write into the s
 logits are then near 0 and the first loss near ln(vocabulary).
 
 **Attention** is PyTorch's fused kernel. It has no second derivative; curvature probes switch to the plain kernel by
-themselves (:func:`optland.context.exact_precision`).
+themselves (:func:`optland.context.precision.exact_precision`).
 
 References: Vaswani et al. 2017, arXiv:1706.03762; Radford et al. 2019 (GPT-2); Press & Wolf 2017, arXiv:1608.05859
 (tied embeddings).

@@ -25,7 +25,7 @@ from torch import nn
 
 from optland import processes
 from optland.config import UserError
-from optland.context import load_rng_state, rng_state
+from optland.context.rng import load_rng_state, rng_state
 from optland.failpoints import reach
 from optland.files import ASIDE
 from optland.log.unwritten import Unwritten

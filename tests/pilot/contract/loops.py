@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from optland.context import load_rng_state, rng_state
+from optland.context.rng import load_rng_state, rng_state
 from optland.optim import MSAM, SAM, LookSAM
 from optland.optim.gates import Every
 from optland.optim.saddle import NegativeCurvature
