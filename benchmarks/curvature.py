@@ -44,8 +44,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from optland.config import UserError
-from optland.curvature import SpectrumTracker, Tracked, hessian, lanczos, trace_per_layer
+from optland.curvature import SpectrumTracker, hessian, lanczos, trace_per_layer
 from optland.curvature.eigen.lanczos import Stop
+from optland.curvature.eigen.tracker import Tracked
 from optland.objective import Objective
 from optland.train import (
     BatchLoader,

@@ -24,35 +24,22 @@ from __future__ import annotations
 from optland.curvature.eigen.lanczos import lanczos
 from optland.curvature.eigen.power import power_iteration
 from optland.curvature.eigen.spectrum import Spectrum
-from optland.curvature.eigen.tracker import SpectrumTracker, Tracked
-from optland.curvature.lines.ceiling import ceiling, ceiling_from_steps
+from optland.curvature.eigen.tracker import SpectrumTracker
+from optland.curvature.lines.ceiling import ceiling
 from optland.curvature.lines.critical_step import CriticalStep, critical_step
 from optland.curvature.lines.line import batch_sharpness, curvature_along
-from optland.curvature.noise.gradient_noise import GradientNoise, from_norms, gradient_noise, pooled
+from optland.curvature.noise.gradient_noise import GradientNoise, gradient_noise
 from optland.curvature.noise.noise_scale import NoiseScale, noise_scale
 from optland.curvature.noise.per_sample import per_sample_gradients
 from optland.curvature.operators.fisher import empirical_fisher, fisher
 from optland.curvature.operators.function import FunctionOperator
 from optland.curvature.operators.ggn import ggn
-from optland.curvature.operators.hessian import CurvatureOperator, hessian
+from optland.curvature.operators.hessian import hessian
 from optland.curvature.operators.linear_operator import SymmetricOperator
-from optland.curvature.operators.preconditioner import preconditioner
-from optland.curvature.operators.products import HVP_GE
-from optland.curvature.operators.transforms import (
-    in_metric,
-    per_layer,
-    preconditioned,
-    shifted,
-    subset,
-    with_weight_decay,
-)
+from optland.curvature.operators.transforms import in_metric, per_layer, preconditioned, subset
 from optland.curvature.points.classify import classify
 from optland.curvature.points.portrait import Portrait, portrait
-from optland.curvature.points.search import (
-    find_critical_points,
-    index_against_loss,
-    starts_around,
-)
+from optland.curvature.points.search import find_critical_points
 from optland.curvature.points.two_batch import Certificate, certify
 from optland.curvature.points.verdict import CriticalPoint
 from optland.curvature.stability.ratio import StabilityRatio, stability_ratio
@@ -64,11 +51,9 @@ from optland.curvature.stochastic.spectral_summary import spectral_summary
 from optland.curvature.stochastic.trace import Trace, frobenius, trace, trace_per_layer
 
 __all__ = [
-    "HVP_GE",
     "Certificate",
     "CriticalPoint",
     "CriticalStep",
-    "CurvatureOperator",
     "Density",
     "Diagonal",
     "FunctionOperator",
@@ -81,10 +66,8 @@ __all__ = [
     "StableRate",
     "SymmetricOperator",
     "Trace",
-    "Tracked",
     "batch_sharpness",
     "ceiling",
-    "ceiling_from_steps",
     "certify",
     "classify",
     "critical_step",
@@ -95,29 +78,22 @@ __all__ = [
     "find_critical_points",
     "fisher",
     "frobenius",
-    "from_norms",
     "ggn",
     "gradient_noise",
     "hessian",
     "in_metric",
-    "index_against_loss",
     "lanczos",
     "noise_scale",
     "per_layer",
     "per_sample_gradients",
-    "pooled",
     "portrait",
     "power_iteration",
     "preconditioned",
-    "preconditioner",
-    "shifted",
     "spectral_summary",
     "stability_ratio",
     "stability_threshold",
     "stable_rate",
-    "starts_around",
     "subset",
     "trace",
     "trace_per_layer",
-    "with_weight_decay",
 ]

@@ -37,9 +37,9 @@ from torch import Tensor
 
 from optland import vectors
 from optland.archive import Archived
-from optland.curvature import CurvatureOperator, hessian, in_metric, subset, trace_per_layer
+from optland.curvature import hessian, in_metric, subset, trace_per_layer
 from optland.curvature.cost import costs
-from optland.curvature.operators.hessian import Method, declared_product_cost
+from optland.curvature.operators.hessian import CurvatureOperator, Method, declared_product_cost
 from optland.estimate import Estimate, Provenance
 from optland.objective import FORWARD_GE, Objective
 from optland.words import Words

@@ -8,16 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from optland.curvature import (
-    CriticalStep,
-    Density,
-    Diagonal,
-    Portrait,
-    Spectrum,
-    StableRate,
-    Trace,
-    Tracked,
-)
+from optland.curvature import CriticalStep, Density, Diagonal, Portrait, Spectrum, StableRate, Trace
+from optland.curvature.eigen.tracker import Tracked
 from optland.curvature.points.search import FoundPoint, IndexAgainstLoss
 from optland.curvature.stochastic.density import Curve
 from optland.curvature.stochastic.spectral_summary import SpectralSummary

@@ -48,7 +48,6 @@ from torch import Tensor, nn
 
 from optland.curvature import (
     SpectrumTracker,
-    ceiling_from_steps,
     critical_step,
     curvature_along,
     gradient_noise,
@@ -57,6 +56,7 @@ from optland.curvature import (
     stability_ratio,
     trace,
 )
+from optland.curvature.lines.ceiling import ceiling_from_steps
 from optland.log import NullLogger
 from optland.objective import Objective
 from optland.optim import SAM

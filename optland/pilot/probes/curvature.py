@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from optland.curvature import SpectrumTracker, Tracked, hessian
+from optland.curvature import SpectrumTracker, hessian
+from optland.curvature.eigen.tracker import Tracked
 from optland.failpoints import reach
 from optland.objective import Objective
 from optland.pilot.host import Host

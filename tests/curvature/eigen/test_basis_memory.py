@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from optland import vectors
-from optland.curvature import CurvatureOperator, Spectrum, hessian, lanczos
+from optland.curvature import Spectrum, hessian, lanczos
 from optland.curvature.eigen.basis import Basis
 from optland.curvature.eigen.krylov import Krylov
+from optland.curvature.operators.hessian import CurvatureOperator
 from optland.problems import function_objective, quadratic, with_spectrum
 
 D = torch.float64

@@ -15,7 +15,8 @@ from scipy.sparse.linalg import LinearOperator, eigsh
 from torch import Tensor, nn
 
 from optland import vectors
-from optland.curvature import CurvatureOperator, FunctionOperator, Spectrum, hessian, lanczos
+from optland.curvature import FunctionOperator, Spectrum, hessian, lanczos
+from optland.curvature.operators.hessian import CurvatureOperator
 from optland.objective import Objective
 from optland.problems import function_objective, linear_regression, quadratic, two_factor, with_spectrum
 

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from optland import vectors
-from optland.curvature import CurvatureOperator, hessian, lanczos
+from optland.curvature import hessian, lanczos
 from optland.curvature.eigen.krylov import Krylov
+from optland.curvature.operators.hessian import CurvatureOperator
 from optland.problems import function_objective, quadratic
 
 D = torch.float64

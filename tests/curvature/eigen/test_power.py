@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from optland import vectors
-from optland.curvature import CurvatureOperator, hessian, lanczos
+from optland.curvature import hessian, lanczos
 from optland.curvature.eigen.power import power_iteration
+from optland.curvature.operators.hessian import CurvatureOperator
 from optland.problems import function_objective, quadratic, with_spectrum
 
 D = torch.float64

@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from optland.curvature import CurvatureOperator, hessian, lanczos
+from optland.curvature import hessian, lanczos
 from optland.curvature.eigen.tracker import SpectrumTracker, Tracked
+from optland.curvature.operators.hessian import CurvatureOperator
 from optland.problems import function_objective, linear_regression, quadratic, with_spectrum
 
 D = torch.float64

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from optland import vectors
 from optland.batches import split
-from optland.curvature import GradientNoise, from_norms, gradient_noise, pooled
+from optland.curvature import GradientNoise, gradient_noise
+from optland.curvature.noise.gradient_noise import from_norms, pooled
 from optland.objective import Objective
 from optland.problems import Point, linear_regression
 

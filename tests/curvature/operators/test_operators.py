@@ -14,9 +14,9 @@ from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from optland import vectors
-from optland.curvature import HVP_GE, hessian
+from optland.curvature import hessian
 from optland.curvature.operators.hessian import declared_product_cost
-from optland.curvature.operators.products import SETUP_GE
+from optland.curvature.operators.products import HVP_GE, SETUP_GE
 from optland.objective import Objective
 from optland.problems import (
     function_objective,

@@ -26,13 +26,12 @@ from optland.curvature import (
     per_layer,
     power_iteration,
     preconditioned,
-    shifted,
     spectral_summary,
     subset,
     trace,
     trace_per_layer,
-    with_weight_decay,
 )
+from optland.curvature.operators.transforms import shifted, with_weight_decay
 from optland.objective import Objective
 from optland.problems import quadratic, saddle, with_spectrum
 

@@ -12,7 +12,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from optland.curvature import CurvatureOperator, hessian
+from optland.curvature import hessian
+from optland.curvature.operators.hessian import CurvatureOperator
 from optland.curvature.stochastic.density import Density, density
 from optland.curvature.stochastic.random_vectors import RandomVectors
 from optland.objective import Objective

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from optland.curvature import find_critical_points, starts_around
+from optland.curvature import find_critical_points
+from optland.curvature.points.search import starts_around
 from optland.curvature.points.verdict import PointKind
 from optland.objective import Objective
 from optland.train.experiments.bank_run import cross_entropy, load_splits
