@@ -31,7 +31,8 @@ import torch
 from torch import Tensor, nn
 
 from optland.curvature import hessian, subset, trace_per_layer
-from optland.landscape import bits_by_layer, damage, damaged, pruned, rounded, sensitivities, shaken
+from optland.landscape import bits_by_layer, damage, damaged, pruned, rounded, shaken
+from optland.landscape.bits import sensitivities
 from optland.landscape.damages import rounding_steps
 from optland.objective import Objective
 from optland.train import DataConfig, ModelConfig, OptimizerConfig, TextConfig, TransformerConfig

@@ -20,7 +20,8 @@ from optland.cli.terminal import DONE, FAILED, complain, say, table_console
 from optland.config import UserError
 from optland.curvature import Trace, hessian, subset, trace_per_layer
 from optland.files import write_whole
-from optland.landscape import Damage, DamageSpec, bits_by_layer, damage, damaged, rounded, sensitivities
+from optland.landscape import Damage, DamageSpec, bits_by_layer, damage, damaged, rounded
+from optland.landscape.bits import sensitivities
 from optland.log.unwritten import Unwritten
 from optland.objective import Objective
 from optland.train.runs.trained_run import disagreement, find_checkpoint

@@ -5,26 +5,23 @@ Every result is a frozen dataclass with its objective, directions, seeds and cos
 """
 
 from optland.landscape.alignment import align
-from optland.landscape.bits import bits_by_layer, sensitivities
-from optland.landscape.correlation import RankCorrelation, rank_correlations
+from optland.landscape.bits import bits_by_layer
+from optland.landscape.correlation import rank_correlations
 from optland.landscape.curves import Connection, connect
-from optland.landscape.damage import Damage, DamageOrder, damage
+from optland.landscape.damage import Damage, damage
 from optland.landscape.damage_spec import DamageSpec
 from optland.landscape.damages import damaged, pruned, rounded, shaken
-from optland.landscape.dimension import EffectiveDimension, GradientSketch, effective_dimension, overlap
+from optland.landscape.dimension import EffectiveDimension, GradientSketch, effective_dimension
 from optland.landscape.directions import (
     Direction,
-    cosine,
     difference,
     eigenvector_direction,
-    filter_normalised,
     gradient_direction,
-    layer_normalised,
     random_direction,
     update_direction,
 )
 from optland.landscape.minima import MinimaComparison, Minimum, compare_minima
-from optland.landscape.paths import PathLoss, linear_path, recalibrated
+from optland.landscape.paths import PathLoss, linear_path
 from optland.landscape.rays import Rays, gradient_smoothness, rays
 from optland.landscape.settings import CurveConfig
 from optland.landscape.sharpness import (
@@ -41,7 +38,6 @@ __all__ = [
     "Connection",
     "CurveConfig",
     "Damage",
-    "DamageOrder",
     "DamageSpec",
     "Direction",
     "EffectiveDimension",
@@ -49,7 +45,6 @@ __all__ = [
     "MinimaComparison",
     "Minimum",
     "PathLoss",
-    "RankCorrelation",
     "Rays",
     "Sharpness",
     "Slice",
@@ -60,30 +55,24 @@ __all__ = [
     "checkpoint_plane",
     "compare_minima",
     "connect",
-    "cosine",
     "damage",
     "damaged",
     "difference",
     "effective_dimension",
     "eigenvector_direction",
-    "filter_normalised",
     "gradient_direction",
     "gradient_smoothness",
-    "layer_normalised",
     "line",
     "linear_path",
-    "overlap",
     "plane",
     "pruned",
     "random_direction",
     "random_sharpness",
     "rank_correlations",
     "rays",
-    "recalibrated",
     "rounded",
     "ruggedness",
     "sam_sharpness",
-    "sensitivities",
     "shaken",
     "trajectory_plane",
     "update_direction",

@@ -11,8 +11,9 @@ from tiers import slow
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from optland.landscape import connect, linear_path, recalibrated
+from optland.landscape import connect, linear_path
 from optland.landscape.curves import curve_point
+from optland.landscape.paths import recalibrated
 from optland.objective import Objective
 from optland.problems import quadratic, two_factor
 

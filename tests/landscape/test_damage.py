@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from optland.curvature import hessian, trace_per_layer
-from optland.landscape import Damage, bits_by_layer, damage, pruned, rounded, sensitivities, shaken
+from optland.landscape import Damage, bits_by_layer, damage, pruned, rounded, shaken
+from optland.landscape.bits import sensitivities
 from optland.objective import Objective
 from optland.problems import quadratic
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from optland.landscape import GradientSketch, effective_dimension, overlap
+from optland.landscape import GradientSketch, effective_dimension
+from optland.landscape.dimension import overlap
 
 
 def with_singular_values(s: Tensor, d: int, seed: int = 0) -> Tensor:

@@ -10,17 +10,15 @@ from torch import Tensor, nn
 
 from optland.curvature import hessian, lanczos
 from optland.landscape import (
-    cosine,
     difference,
     eigenvector_direction,
-    filter_normalised,
     gradient_direction,
-    layer_normalised,
     line,
     random_direction,
     trajectory_plane,
     update_direction,
 )
+from optland.landscape.directions import cosine, filter_normalised, layer_normalised
 from optland.objective import Objective
 from optland.problems import quadratic
 

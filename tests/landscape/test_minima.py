@@ -9,13 +9,8 @@ import pytest
 import torch
 from tiers import slow
 
-from optland.landscape import (
-    MinimaComparison,
-    RankCorrelation,
-    compare_minima,
-    correlation,
-    rank_correlations,
-)
+from optland.landscape import MinimaComparison, compare_minima, correlation, rank_correlations
+from optland.landscape.correlation import RankCorrelation
 from optland.problems import quadratic, two_factor
 
 D = torch.float64
