@@ -38,7 +38,7 @@ from readme_summary import summary_table
 from readme_survival import sam_noise_table, survival_table
 
 from optland.conformance.finding import KINDS
-from optland.optim import CARDS
+from optland.optim.cards import CARDS
 from optland.pilot import POLICIES
 
 ROOT = Path(__file__).resolve().parent.parent

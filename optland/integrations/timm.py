@@ -25,7 +25,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from optland.integrations.replay import begin_passes, finish_passes
-from optland.optim import CARDS, MSAM, TwoPass, wrap
+from optland.optim import MSAM, TwoPass, wrap
+from optland.optim.cards import CARDS
 from optland.optim.registry import options_of
 
 __all__ = ["NativeScaler", "create_optimizer_v2"]

@@ -21,7 +21,8 @@ from drivers import (
 )
 from torch import nn
 
-from optland.optim import MSAM, PreconditionedSAM
+from optland.optim import MSAM
+from optland.optim.metrics import PreconditionedSAM
 
 # SGD and AdamW are the bases of every other test; of their other kernels one suffices by default, for every method.
 # The other bases meet one method of each mechanism: two passes, one, three, with a memory, decoupled.

@@ -7,7 +7,8 @@ import torch
 from drivers import ALL, BASES, fitting, make, run, wrap
 from torch import nn
 
-from optland.optim import CARDS, available, create
+from optland.optim import available, create
+from optland.optim.cards import CARDS
 from optland.optim.keys import key
 from optland.optim.registry import METHODS
 

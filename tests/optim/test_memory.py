@@ -8,7 +8,7 @@ from drivers import ALL, BASES, fitting, make, slow_unless
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
-from optland.optim import CARDS
+from optland.optim.cards import CARDS
 
 OF = {card.name: card for card in CARDS}
 TENSORS, LENGTH = 20, 40_000

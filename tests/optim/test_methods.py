@@ -9,26 +9,15 @@ from drivers import make, run
 from torch import nn
 
 from optland.objective import Objective
-from optland.optim import (
-    CRSAM,
-    FSAM,
-    GSAM,
-    LESAM,
-    MSAM,
-    PGN,
-    SAM,
-    USAM,
-    WSAM,
-    EigenSAM,
-    FisherSAM,
-    LookSAM,
-    PreconditionedSAM,
-    SparseSAM,
-    StableSAM,
-    Tail,
-    VaSSO,
-)
+from optland.optim import FSAM, GSAM, MSAM, SAM, USAM, WSAM, LookSAM, Tail
+from optland.optim.curvature_penalties import CRSAM, StableSAM
+from optland.optim.eigen_sam import EigenSAM
 from optland.optim.keys import setting
+from optland.optim.metrics import FisherSAM, PreconditionedSAM
+from optland.optim.rise_budget import LESAM
+from optland.optim.smoothed import VaSSO
+from optland.optim.sparse import SparseSAM
+from optland.optim.wsam import PGN
 
 
 def sgd(quadratic, **options):

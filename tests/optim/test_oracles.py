@@ -7,7 +7,8 @@ from drivers import ALL, fits, mean_loss, slow_unless
 from references import CASES, adadelta_run, adamw_run, asgd_run, first_second_step_run, rmsprop_run, sgd_run
 
 from optland.objective import Objective
-from optland.optim import SAM, EigenSAM
+from optland.optim import SAM
+from optland.optim.eigen_sam import EigenSAM
 from optland.optim.registry import METHODS
 
 

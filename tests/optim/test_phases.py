@@ -10,7 +10,8 @@ import torch
 from drivers import ALL, make
 from torch import Tensor
 
-from optland.optim import CRSAM, MSAM, SAM, TwoPass
+from optland.optim import MSAM, SAM, TwoPass
+from optland.optim.curvature_penalties import CRSAM
 from optland.optim.flight import MOVES, Phase
 from optland.optim.method import Gradients, Method
 from optland.optim.registry import METHODS, SOLVERS, WRAPPERS

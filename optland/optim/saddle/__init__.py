@@ -8,11 +8,9 @@ from optland.optim.saddle.negative_curvature import NegativeCurvature
 from optland.optim.saddle.perturbed import NoisyGradient, PerturbedGradient
 from optland.optim.saddle.solvers import CubicNewton, SaddleFreeNewton, TrustRegionNewton
 from optland.optim.saddle.trigger import Trigger
-from optland.optim.saddle.verdict import Event
 
 __all__ = [
     "CubicNewton",
-    "Event",
     "NegativeCurvature",
     "NoisyGradient",
     "PerturbedGradient",

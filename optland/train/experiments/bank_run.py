@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from optland.optim import CARDS
+from optland.optim.cards import CARDS
 from optland.train.data import DataConfig, load_data
 from optland.train.data.text import TextConfig, load_text
 from optland.train.loops.schedule import ScheduleName, check_schedule
