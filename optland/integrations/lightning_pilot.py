@@ -10,8 +10,9 @@ from torch import Tensor
 
 from optland.integrations.lightning_unseen import UnseenLoss, loss_of
 from optland.integrations.trainer_host import TrainerHost, together
-from optland.log import LoggerGroup, into
+from optland.log import into
 from optland.log.guest import Guest
+from optland.log.logger import LoggerGroup
 from optland.objective import LossFn
 from optland.pilot import Pilot, Policy
 

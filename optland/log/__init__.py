@@ -5,25 +5,19 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from optland.log.jsonl import JsonlLogger, read_jsonl
-from optland.log.logger import Logger, LoggerGroup, NullLogger
-from optland.log.meanings import GROUPS
-from optland.log.targets import as_logger, into
-from optland.log.vocabulary import estimate_row
+from optland.log.logger import Logger, NullLogger
+from optland.log.targets import into
 from optland.log.wandb_logger import WandbLogger
 
 if TYPE_CHECKING:
     from optland.log.console import ConsoleLogger
 
 __all__ = [
-    "GROUPS",
     "ConsoleLogger",
     "JsonlLogger",
     "Logger",
-    "LoggerGroup",
     "NullLogger",
     "WandbLogger",
-    "as_logger",
-    "estimate_row",
     "into",
     "read_jsonl",
 ]

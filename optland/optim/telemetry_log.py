@@ -6,8 +6,9 @@ from typing import Any
 
 from torch.optim import Optimizer
 
-from optland.log import Logger, NullLogger, as_logger
+from optland.log import Logger, NullLogger
 from optland.log.guest import Guest
+from optland.log.targets import as_logger
 from optland.log.vocabulary import STEP
 from optland.optim.two_pass import TwoPass
 

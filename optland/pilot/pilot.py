@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from optland.doctor.watching import Watch
-from optland.log import as_logger
+from optland.log.targets import as_logger
 from optland.objective import LossFn
 from optland.optim.two_pass import TwoPass
 from optland.optim.uncompiled import uncompiled

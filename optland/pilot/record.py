@@ -9,8 +9,9 @@ from collections.abc import Iterable
 
 from optland.doctor import Finding
 from optland.failpoints import reach
-from optland.log import Logger, LoggerGroup, NullLogger
+from optland.log import Logger, NullLogger
 from optland.log.guest import Guest
+from optland.log.logger import LoggerGroup
 from optland.pilot.decision import Decision
 from optland.pilot.notices import say_off
 from optland.pilot.signal import Signal

@@ -33,7 +33,8 @@ if __name__ == "__main__":
 
 LOGGED = """
 import pathlib
-from optland.log import ConsoleLogger, LoggerGroup
+from optland.log import ConsoleLogger
+from optland.log.logger import LoggerGroup
 log = LoggerGroup([ConsoleLogger(10, every=1)])
 for step in range(3):
     log.log({"step": step, "train/loss": 0.5})

@@ -26,7 +26,7 @@ from hypothesis import strategies as st
 
 from optland.cli.recipes import Recipe
 from optland.config import UserError, load, to_yaml
-from optland.log import LoggerGroup
+from optland.log.logger import LoggerGroup
 from optland.optim import available
 from optland.pilot import POLICIES, Pilot
 

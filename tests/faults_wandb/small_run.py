@@ -9,7 +9,8 @@ import sys
 import time
 from pathlib import Path
 
-from optland.log import JsonlLogger, Logger, LoggerGroup, WandbLogger
+from optland.log import JsonlLogger, Logger, WandbLogger
+from optland.log.logger import LoggerGroup
 
 PACE = 0.02  # seconds a row
 

@@ -200,7 +200,8 @@ def test_a_service_that_stops_answering(tmp_path: Path) -> None:
 
 UNLISTED = """
 import sys, time
-from optland.log import LoggerGroup, WandbLogger, wandb_run
+from optland.log.logger import LoggerGroup
+from optland.log import WandbLogger, wandb_run
 
 wandb_run._service_processes = set  # as where a system does not list processes
 log = LoggerGroup([WandbLogger(sys.argv[1], timeout=1.0)])

@@ -33,7 +33,7 @@ from torch.optim.lr_scheduler import ExponentialLR
 
 from optland.integrations.lightning import PilotCallback
 from optland.integrations.trainer_host import TrainerHost
-from optland.log import LoggerGroup
+from optland.log.logger import LoggerGroup
 from optland.pilot import Pilot, Policy, Proposal
 from optland.pilot.contract import check_host
 

@@ -18,7 +18,8 @@ import wandb
 from log.guests import history, metrics, records, trained
 from tiers import slow
 
-from optland.log import JsonlLogger, Logger, LoggerGroup, into
+from optland.log import JsonlLogger, Logger, into
+from optland.log.logger import LoggerGroup
 
 STEPS = 20
 

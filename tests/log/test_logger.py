@@ -12,17 +12,10 @@ from typing import Any
 import pytest
 
 from optland.estimate import Estimate, Provenance
-from optland.log import (
-    GROUPS,
-    ConsoleLogger,
-    JsonlLogger,
-    Logger,
-    LoggerGroup,
-    NullLogger,
-    WandbLogger,
-    estimate_row,
-    read_jsonl,
-)
+from optland.log import ConsoleLogger, JsonlLogger, Logger, NullLogger, WandbLogger, read_jsonl
+from optland.log.logger import LoggerGroup
+from optland.log.meanings import GROUPS
+from optland.log.vocabulary import estimate_row
 
 
 class Broken(NullLogger):

@@ -15,8 +15,8 @@ from scripted import Asks
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from optland.log import GROUPS, JsonlLogger, read_jsonl
-from optland.log.meanings import VOCABULARY
+from optland.log import JsonlLogger, read_jsonl
+from optland.log.meanings import GROUPS, VOCABULARY
 from optland.log.vocabulary import is_chart, key_of
 from optland.optim import SAM
 from optland.pilot import NoiseBatch, Pilot, Plateau

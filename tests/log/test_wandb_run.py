@@ -18,7 +18,8 @@ import numpy as np
 import pytest
 from wandb_reader import inspect
 
-from optland.log import LoggerGroup, WandbLogger, wandb_run
+from optland.log import WandbLogger, wandb_run
+from optland.log.logger import LoggerGroup
 
 REWIND = {
     "step": 30,

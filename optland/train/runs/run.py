@@ -27,7 +27,8 @@ from torch import nn
 from optland import processes
 from optland.config import ScriptRecord, UserError, recipe_name, redact_item, redact_text, to_yaml
 from optland.files import write_whole
-from optland.log import ConsoleLogger, JsonlLogger, Logger, LoggerGroup, WandbLogger
+from optland.log import ConsoleLogger, JsonlLogger, Logger, WandbLogger
+from optland.log.logger import LoggerGroup
 from optland.log.unwritten import Unwritten
 from optland.log.wandb_environment import check_environment
 from optland.train.loops.ema import Ema
