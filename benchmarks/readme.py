@@ -39,7 +39,7 @@ from readme_survival import sam_noise_table, survival_table
 
 from optland.conformance.finding import KINDS
 from optland.optim.cards import CARDS
-from optland.pilot import POLICIES
+from optland.pilot.policies import POLICIES
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES_OF_RESULTS = {"control": "learning_rate"}

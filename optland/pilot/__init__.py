@@ -4,13 +4,11 @@
 budget know no torch.
 """
 
-from optland.pilot.advice import Advice, advise
 from optland.pilot.by_rank import ByRank
-from optland.pilot.decision import TURNED, Decision, Proposal
+from optland.pilot.decision import Decision, Proposal
 from optland.pilot.history import History
 from optland.pilot.host import Host
 from optland.pilot.pilot import Pilot
-from optland.pilot.policies import POLICIES
 from optland.pilot.policies.auto_lr import AutoLR
 from optland.pilot.policies.base import Policy
 from optland.pilot.policies.facts import HostFacts
@@ -24,9 +22,6 @@ from optland.pilot.signal import Signal
 from optland.pilot.suggest import suggest_lr
 
 __all__ = [
-    "POLICIES",
-    "TURNED",
-    "Advice",
     "AutoLR",
     "ByRank",
     "Decision",
@@ -44,6 +39,5 @@ __all__ = [
     "SafeLR",
     "Signal",
     "SpikeGuard",
-    "advise",
     "suggest_lr",
 ]

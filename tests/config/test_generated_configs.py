@@ -28,7 +28,8 @@ from optland.cli.recipes import Recipe
 from optland.config import UserError, load, to_yaml
 from optland.log.logger import LoggerGroup
 from optland.optim import available
-from optland.pilot import POLICIES, Pilot
+from optland.pilot import Pilot
+from optland.pilot.policies import POLICIES
 
 ROOT = Path(__file__).resolve().parents[2]
 

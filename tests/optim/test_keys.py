@@ -16,7 +16,8 @@ from optland.optim.keys import PREFIX, key
 from optland.optim.registry import BASES as BY_NAME
 from optland.optim.registry import METHODS, options_of
 from optland.optim.registry import WRAPPERS as SADDLE_WRAPPERS
-from optland.pilot import TURNED, Pilot
+from optland.pilot import Pilot
+from optland.pilot.decision import TURNED
 from optland.train.loops.precision import Precision, PrecisionConfig
 
 WRAPPERS: dict[str, Any] = SADDLE_WRAPPERS

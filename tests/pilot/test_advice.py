@@ -8,7 +8,7 @@ import re
 
 import pytest
 
-from optland.pilot import advise
+from optland.pilot.advice import advise
 
 
 def decision(actuator: str, *, taken: bool = True, new: float = 0.01, step: int = 7) -> dict[str, object]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from optland.pilot import Pilot, Policy
 from optland.pilot.budget import Budget
 from optland.pilot.host import Host
-from optland.pilot.probes import EdgeProbe
+from optland.pilot.probes.edge import EdgeProbe
 
 
 @pytest.mark.parametrize("updates", [20, 100, 443, 5000])

@@ -12,9 +12,9 @@ from scripted import Asks
 from torch import Tensor, nn
 
 from optland.optim import SAM
-from optland.pilot import TURNED, AutoLR, Decision, History, Host, HostFacts, NoiseBatch, Policy, Proposal
+from optland.pilot import AutoLR, Decision, History, Host, HostFacts, NoiseBatch, Policy, Proposal
 from optland.pilot.controls import Controls, by_name
-from optland.pilot.decision import Turned
+from optland.pilot.decision import TURNED, Turned
 
 
 class Named(Asks):

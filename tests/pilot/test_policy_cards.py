@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from optland.pilot import POLICIES, HostFacts, NoiseBatch
+from optland.pilot import HostFacts, NoiseBatch
+from optland.pilot.policies import POLICIES
 from optland.pilot.policies.base import Policy
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -10,16 +10,8 @@ from typing import Any
 import pytest
 from fed import Fed, asked, invalid
 
-from optland.pilot import (
-    POLICIES,
-    Decision,
-    EdgeMonitor,
-    HostFacts,
-    NoiseMonitor,
-    Plateau,
-    Proposal,
-    SpikeGuard,
-)
+from optland.pilot import Decision, EdgeMonitor, HostFacts, NoiseMonitor, Plateau, Proposal, SpikeGuard
+from optland.pilot.policies import POLICIES
 
 # ---------------------------------------------------------------- monitors
 

@@ -25,7 +25,7 @@ from optland.context.rng import preserve_rng
 from optland.pilot.contract.hosts import HOST_CHECKS, MakeHost
 from optland.pilot.contract.policies import POLICY_CHECKS, MakePolicy
 
-__all__ = ["HOST_CHECKS", "POLICY_CHECKS", "check_host", "check_policy"]
+__all__ = ["check_host", "check_policy"]
 
 
 def check_policy(make: MakePolicy, *, only: Sequence[str] | None = None) -> None:

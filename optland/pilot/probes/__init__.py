@@ -8,7 +8,7 @@ from optland.pilot.probes.curvature import CurvatureProbe
 from optland.pilot.probes.edge import EdgeProbe
 from optland.pilot.probes.noise import CurvatureNoiseProbe, NoiseProbe
 
-__all__ = ["PROBES", "AdamEdgeProbe", "EdgeProbe"]
+__all__ = ["AdamEdgeProbe"]
 
 PROBES: tuple[Callable[[int], Probe], ...] = (
     EdgeProbe, NoiseProbe, CurvatureProbe, CurvatureNoiseProbe, AdamEdgeProbe,

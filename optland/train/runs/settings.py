@@ -16,8 +16,9 @@ from optland.optim import available, create
 from optland.optim.gates import as_gate
 from optland.optim.keys import setting
 from optland.optim.registry import BASES, METHODS, SOLVERS, options_of
-from optland.pilot import POLICIES, AutoLR, HostFacts, NoiseBatch, Policy
+from optland.pilot import AutoLR, HostFacts, NoiseBatch, Policy
 from optland.pilot.controls import check_setters
+from optland.pilot.policies import POLICIES
 from optland.ranks import ranks_of
 from optland.train.loops.precision import PrecisionConfig
 from optland.train.loops.schedule import ScheduleName, check_schedule

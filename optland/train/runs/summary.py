@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from optland.pilot import Pilot, advise
+from optland.pilot import Pilot
+from optland.pilot.advice import advise
 from optland.train.loops.evaluate import History
 
 __all__ = ["summarise", "what_it_took"]

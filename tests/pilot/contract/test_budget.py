@@ -8,7 +8,8 @@ import pytest
 from pilot.contract.loops import BATCH, FORMS, OPTIMIZERS, Run, can_run
 from tiers import slow
 
-from optland.pilot import POLICIES, AutoLR, NoiseBatch, Plateau, Policy, Probe, Proposal
+from optland.pilot import AutoLR, NoiseBatch, Plateau, Policy, Probe, Proposal
+from optland.pilot.policies import POLICIES
 
 pytestmark = pytest.mark.filterwarnings("ignore:the gradient of update:RuntimeWarning")
 

@@ -12,9 +12,12 @@ from pilot.contract.loops import Net, batch_number, cross_entropy
 from tiers import slow
 from torch import Tensor
 
-from optland.pilot import POLICIES, AutoLR, Host, Pilot, Plateau, Policy, Proposal, SafeLR, SpikeGuard
+from optland.pilot import AutoLR, Host, Pilot, Plateau, Policy, Proposal, SafeLR, SpikeGuard
 from optland.pilot.budget import Budget
-from optland.pilot.contract import HOST_CHECKS, POLICY_CHECKS, check_host, check_policy
+from optland.pilot.contract import check_host, check_policy
+from optland.pilot.contract.hosts import HOST_CHECKS
+from optland.pilot.contract.policies import POLICY_CHECKS
+from optland.pilot.policies import POLICIES
 
 # ------------------------------------------------------------------ a user's own policy
 

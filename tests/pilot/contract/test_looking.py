@@ -10,7 +10,8 @@ from pilot.contract.loops import FORMS, OPTIMIZERS, Run, can_run, differences
 from pilot.contract.test_budget import OWN, policies
 from tiers import slow
 
-from optland.pilot import POLICIES, Plateau, SpikeGuard
+from optland.pilot import Plateau, SpikeGuard
+from optland.pilot.policies import POLICIES
 
 pytestmark = pytest.mark.filterwarnings("ignore:the gradient of update:RuntimeWarning")
 

@@ -14,7 +14,7 @@ from pilot.contract.test_budget import policies
 from tiers import slow
 from torch import Tensor, nn
 
-from optland.pilot import POLICIES
+from optland.pilot.policies import POLICIES
 
 WIDTH = 96
 SLACK = 4096

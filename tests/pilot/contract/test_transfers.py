@@ -21,8 +21,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import optland.pilot
-from optland.pilot import POLICIES
 from optland.pilot.measure import Layout
+from optland.pilot.policies import POLICIES
 
 PILOT = str(Path(optland.pilot.__file__).parent)
 TORCH = str(Path(torch.__file__).parent)
