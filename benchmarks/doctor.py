@@ -31,7 +31,8 @@ from doctor_mends import NO_FIX, auc, looked_at, mended
 from doctor_runs import BUDGET, run
 from kept import SCRATCH, Kept
 
-from optland.doctor import Finding, Histories, diagnose
+from optland.doctor import Finding, diagnose
+from optland.doctor.histories import Histories
 
 RESULT = Path(__file__).resolve().parent / "results" / "doctor.json"
 SIZES = {"dev": (7, 50), "held": (12, 150), "second": (3, 60)}

@@ -14,7 +14,7 @@ from optland.cli.opened import ConfiguredStart
 from optland.cli.terminal import DONE, FAILED, say
 from optland.config import UserError
 from optland.doctor import Diagnosis, Finding, Symptom, diagnose, preflight
-from optland.doctor.readers import Log, read_log
+from optland.doctor.readers.read import Log, read_log
 from optland.doctor.several import between
 
 __all__ = ["diagnose_runs"]

@@ -5,10 +5,14 @@ from __future__ import annotations
 from optland.doctor.before_run import Preflight, preflight
 from optland.doctor.diagnose import Diagnosis, diagnose
 from optland.doctor.finding import Finding, Symptom
-from optland.doctor.histories import Histories
-from optland.doctor.readers import read_log
 from optland.doctor.watching import watch
 
 __all__ = [
-    "Diagnosis", "Finding", "Histories", "Preflight", "Symptom", "diagnose", "preflight", "read_log", "watch",
-]  # fmt: skip
+    "Diagnosis",
+    "Finding",
+    "Preflight",
+    "Symptom",
+    "diagnose",
+    "preflight",
+    "watch",
+]

@@ -12,7 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from optland.doctor import Histories, diagnose
+from optland.doctor import diagnose
+from optland.doctor.histories import Histories
 
 __all__ = ["Advice", "advise"]
 

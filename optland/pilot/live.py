@@ -11,7 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
-from optland.doctor import Diagnosis, Finding, Histories, diagnose
+from optland.doctor import Diagnosis, Finding, diagnose
+from optland.doctor.histories import Histories
 from optland.doctor.looks import facts_of_weights
 from optland.doctor.watching import Watch
 from optland.pilot.host import Host

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from optland.cli import main
-from optland.doctor import Symptom, diagnose, read_log
+from optland.doctor import Symptom, diagnose
+from optland.doctor.readers.read import read_log
 from optland.log import JsonlLogger
 
 LOSSES = [2.3 * 0.95**k for k in range(60)]

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from optland.doctor import Diagnosis, Histories, Symptom, diagnose, watch
+from optland.doctor import Diagnosis, Symptom, diagnose, watch
+from optland.doctor.histories import Histories
 from optland.doctor.several import between
 
 

@@ -8,7 +8,8 @@ from doctor.faulty import FAULTS, Loop
 from torch import nn
 
 from optland import SAM
-from optland.doctor import Histories, Symptom, diagnose, watch
+from optland.doctor import Symptom, diagnose, watch
+from optland.doctor.histories import Histories
 from optland.doctor.rules import silent
 
 
