@@ -42,7 +42,8 @@ from optland.cli.terminal import DONE, FAILED, INTERRUPTED, REFUSED, STOPPED, UN
 from optland.cli.verify_options import EXAMPLES as _VERIFY_EXAMPLES
 from optland.cli.verify_options import OPTIONS as _VERIFY_OPTIONS
 from optland.cli.verify_options import add_verify_arguments
-from optland.config import UserError, did_you_mean, redact_item, to_yaml
+from optland.config import UserError, did_you_mean, to_yaml
+from optland.config.secrets import redact_item
 from optland.log.streams import Outcome, steady
 
 __all__ = ["main", "run_script"]

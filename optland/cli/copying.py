@@ -8,7 +8,8 @@ from pathlib import Path
 
 from optland.cli.recipes import Recipe
 from optland.cli.terminal import say
-from optland.config import UserError, recipe_name
+from optland.config import UserError
+from optland.config.scripts import recipe_name
 
 __all__ = ["copy_recipe"]
 

@@ -25,7 +25,8 @@ from typing import Any
 
 from optland.cli.recipes import Recipe
 from optland.cli.terminal import DONE, FAILED, STOPPED, complain, say, table_console
-from optland.config import UserError, redact_item, to_yaml
+from optland.config import UserError, to_yaml
+from optland.config.secrets import redact_item
 from optland.files import write_whole
 from optland.log.wandb_environment import LONGEST_NAME, without_empty
 

@@ -23,7 +23,8 @@ from torch.optim import Optimizer
 from optland import batches
 from optland.cli.recipes import Recipe, find_recipe
 from optland.cli.terminal import INTERRUPTED, complain
-from optland.config import ScriptRecord, UserError, load
+from optland.config import UserError, load
+from optland.config.scripts import ScriptRecord
 from optland.objective import Objective
 from optland.train.runs.settings import choose_device
 from optland.train.runs.trained_run import ProbeData, Split, find_checkpoint, load_run, probe_objective

@@ -12,8 +12,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from optland.config import ROOT_VARIABLE, RUN_FOLDER, UserError, did_you_mean, load, recipe_name
-from optland.config import roots as _roots
+from optland.config import RUN_FOLDER, UserError, did_you_mean, load
+from optland.config.scripts import ROOT_VARIABLE, recipe_name
+from optland.config.scripts import roots as _roots
 
 __all__ = ["ROOT_VARIABLE", "Recipe", "all_recipes", "find_recipe", "first_comment", "local_recipes", "roots"]
 

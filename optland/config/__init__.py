@@ -40,24 +40,16 @@ from typing import Any, TypeVar, cast
 from optland.config.errors import ConfigError, UserError, did_you_mean
 from optland.config.imports import importing_from
 from optland.config.schema import Builder, plain
-from optland.config.scripts import ROOT_VARIABLE, RUN_FOLDER, ScriptRecord, recipe_name, roots
-from optland.config.secrets import redact, redact_item, redact_text
+from optland.config.scripts import RUN_FOLDER, ScriptRecord
+from optland.config.secrets import redact
 from optland.config.sources import Sources
 
 __all__ = [
-    "ROOT_VARIABLE",
     "RUN_FOLDER",
     "ConfigError",
-    "ScriptRecord",
     "UserError",
     "did_you_mean",
     "load",
-    "recipe_name",
-    "redact",
-    "redact_item",
-    "redact_text",
-    "roots",
-    "to_yaml",
 ]
 
 T = TypeVar("T")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from optland.config import redact_text
+from optland.config.secrets import redact_text
 from optland.log.vocabulary import STEP, Scalar
 
 __all__ = ["EVENTS", "EVENT_COLUMNS", "as_markdown", "event_alert", "event_row", "loss_alert"]

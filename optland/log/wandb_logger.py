@@ -32,7 +32,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from optland.config import redact, redact_item, redact_text
+from optland.config.secrets import redact, redact_item, redact_text
 from optland.log.decisions import EVENT_COLUMNS, EVENTS, event_alert, event_row, loss_alert
 from optland.log.logger import change_in_words
 from optland.log.vocabulary import STEP, Scalar

@@ -12,7 +12,7 @@ from command_line import optland
 
 from optland import cli
 from optland.cli import recipes
-from optland.config import ScriptRecord, recipe_name
+from optland.config.scripts import ScriptRecord, recipe_name
 
 SCRIPT = '''
 """Write a run folder."""

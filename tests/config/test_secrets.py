@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from command_line import optland
 
-from optland.config import redact_item, redact_text, to_yaml
-from optland.config.secrets import HIDDEN, is_secret, redact
+from optland.config import to_yaml
+from optland.config.secrets import HIDDEN, is_secret, redact, redact_item, redact_text
 
 SECRET = [
     "password",

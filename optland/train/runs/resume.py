@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from optland.config import UserError, recipe_name
+from optland.config import UserError
+from optland.config.scripts import recipe_name
 
 __all__ = ["NOT_OF_TRAINING", "Resumption", "training_changes"]
 

@@ -25,7 +25,9 @@ from typing import Any
 from torch import nn
 
 from optland import processes
-from optland.config import ScriptRecord, UserError, recipe_name, redact_item, redact_text, to_yaml
+from optland.config import UserError, to_yaml
+from optland.config.scripts import ScriptRecord, recipe_name
+from optland.config.secrets import redact_item, redact_text
 from optland.files import write_whole
 from optland.log import ConsoleLogger, JsonlLogger, Logger, WandbLogger
 from optland.log.logger import LoggerGroup
