@@ -24,25 +24,13 @@ reason; an exception or a hang where it was used as documented is an ``error``.
 its code differ (F-SAM's and VaSSO's moving average), either reading passes.
 """
 
-from optland.conformance.bench import CHECKS
 from optland.conformance.finding import Finding, Report, Status
 from optland.conformance.ours import ours
 from optland.conformance.problems import Problem
 from optland.conformance.runner import run
-from optland.conformance.subject import (
-    Base,
-    Claim,
-    Drive,
-    FirstSecond,
-    GradientFirst,
-    Phases,
-    SetClosure,
-    Subject,
-)
+from optland.conformance.subject import Claim, Drive, FirstSecond, GradientFirst, Phases, SetClosure, Subject
 
 __all__ = [
-    "CHECKS",
-    "Base",
     "Claim",
     "Drive",
     "Finding",

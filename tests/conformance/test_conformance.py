@@ -12,7 +12,6 @@ import torch
 from torch import nn
 
 from optland.conformance import (
-    CHECKS,
     Claim,
     Drive,
     FirstSecond,
@@ -24,6 +23,7 @@ from optland.conformance import (
     ours,
     run,
 )
+from optland.conformance.bench import CHECKS
 from optland.conformance.finding import KINDS
 from optland.conformance.ours import LETTERS
 from optland.optim import SAM, TwoPass
