@@ -24,7 +24,7 @@ from optland.curvature.stability.stable_rate import StableRate, stable_rate
 from optland.files import write_whole
 from optland.log.unwritten import Unwritten
 from optland.objective import Objective
-from optland.plots import plot_portrait
+from optland.plots.curvature import plot_portrait
 from optland.train.runs.trained_run import disagreement, find_checkpoint
 
 __all__ = ["probe", "writable"]

@@ -3,7 +3,6 @@
 The one place, with the report, that imports matplotlib, and only inside functions.
 """
 
-from optland.plots.curvature import plot_portrait
 from optland.plots.escapes import Descent, plot_escapes
 from optland.plots.gallery import plot_gallery
 from optland.plots.landscape import plot
@@ -15,6 +14,5 @@ __all__ = [
     "plot_comparison",
     "plot_escapes",
     "plot_gallery",
-    "plot_portrait",
     "plot_run",
 ]

@@ -9,7 +9,8 @@ from pathlib import Path
 from optland.files import write_whole
 from optland.landscape import Slice
 from optland.log import Logger
-from optland.plots import plot, plot_portrait
+from optland.plots import plot
+from optland.plots.curvature import plot_portrait
 from optland.report import charts, words
 from optland.report.findings import Findings, Trajectory
 from optland.report.page import Block, Card, Named, Part, Table, render
