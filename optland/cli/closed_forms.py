@@ -19,7 +19,8 @@ from optland.objective import Objective
 from optland.optim import SAM
 from optland.optim.saddle import NegativeCurvature
 from optland.pilot import Pilot
-from optland.problems import linear_regression, linear_regression_hessian, quadratic, with_spectrum
+from optland.problems import linear_regression, quadratic, with_spectrum
+from optland.problems.networks import linear_regression_hessian
 
 __all__ = ["CLOSED_FORMS", "Measurement"]
 

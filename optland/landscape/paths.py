@@ -141,7 +141,7 @@ def linear_path(
         ValueError: The checkpoints do not fit, fewer than 3 points, or a threshold that is not above 1.
 
     Example:
-        >>> from optland.problems import two_factor
+        >>> from optland.problems.critical import two_factor
         >>> path = linear_path(two_factor(1.0, 1.0), [-torch.ones(2).double()])
         >>> path.above, path.connected
         (0.5, False)

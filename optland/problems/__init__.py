@@ -31,57 +31,26 @@ problem                         loss                            closed form
 :data:`SURFACES` holds those of two variables, for pictures.
 """
 
-from optland.problems.critical import (
-    flat_bowl,
-    gradient_flat,
-    monkey_saddle,
-    saddle,
-    separable_products,
-    two_factor,
-)
-from optland.problems.gaussian import gaussian_landscape, index_shares
-from optland.problems.networks import (
-    deep_autoencoder,
-    linear_network,
-    linear_regression,
-    linear_regression_hessian,
-    matrix_factorisation,
-)
+from optland.problems.critical import monkey_saddle, saddle
+from optland.problems.gaussian import gaussian_landscape
+from optland.problems.networks import deep_autoencoder, linear_network, linear_regression
 from optland.problems.octopus import Octopus, octopus
-from optland.problems.points import Point, function_objective, noisy_quadratic, quadratic, with_spectrum
-from optland.problems.retrieval import phase_retrieval, tensor_decomposition
-from optland.problems.surfaces import (
-    SURFACES,
-    Surface,
-    stable_ridge,
-    w_shape,
-)
+from optland.problems.points import function_objective, quadratic, with_spectrum
+from optland.problems.surfaces import SURFACES, Surface, stable_ridge
 
 __all__ = [
     "SURFACES",
     "Octopus",
-    "Point",
     "Surface",
     "deep_autoencoder",
-    "flat_bowl",
     "function_objective",
     "gaussian_landscape",
-    "gradient_flat",
-    "index_shares",
     "linear_network",
     "linear_regression",
-    "linear_regression_hessian",
-    "matrix_factorisation",
     "monkey_saddle",
-    "noisy_quadratic",
     "octopus",
-    "phase_retrieval",
     "quadratic",
     "saddle",
-    "separable_products",
     "stable_ridge",
-    "tensor_decomposition",
-    "two_factor",
-    "w_shape",
     "with_spectrum",
 ]

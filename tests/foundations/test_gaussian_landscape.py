@@ -11,8 +11,8 @@ import torch
 from scipy.optimize import brentq
 
 from optland.curvature import hessian
-from optland.problems import gaussian_landscape, index_shares
-from optland.problems.gaussian import gaussian_hessians
+from optland.problems import gaussian_landscape
+from optland.problems.gaussian import gaussian_hessians, index_shares
 
 MINIMA = {1: 1 / 2, 2: 1 / 4, 3: (29 - 6 * math.sqrt(6)) / 116}
 

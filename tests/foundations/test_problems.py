@@ -16,18 +16,15 @@ from optland.problems import (
     SURFACES,
     Octopus,
     deep_autoencoder,
-    flat_bowl,
     function_objective,
-    gradient_flat,
     linear_network,
-    matrix_factorisation,
     monkey_saddle,
-    noisy_quadratic,
-    phase_retrieval,
-    separable_products,
-    tensor_decomposition,
-    w_shape,
 )
+from optland.problems.critical import flat_bowl, gradient_flat, separable_products
+from optland.problems.networks import matrix_factorisation
+from optland.problems.points import noisy_quadratic
+from optland.problems.retrieval import phase_retrieval, tensor_decomposition
+from optland.problems.surfaces import w_shape
 
 D = torch.float64
 

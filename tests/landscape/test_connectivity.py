@@ -15,7 +15,8 @@ from optland.landscape import connect, linear_path
 from optland.landscape.curves import curve_point
 from optland.landscape.paths import recalibrated
 from optland.objective import Objective
-from optland.problems import quadratic, two_factor
+from optland.problems import quadratic
+from optland.problems.critical import two_factor
 
 
 def vec(*x: float) -> list[Tensor]:

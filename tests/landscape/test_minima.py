@@ -11,7 +11,8 @@ from tiers import slow
 
 from optland.landscape import MinimaComparison, compare_minima, correlation, rank_correlations
 from optland.landscape.correlation import RankCorrelation
-from optland.problems import quadratic, two_factor
+from optland.problems import quadratic
+from optland.problems.critical import two_factor
 
 D = torch.float64
 FEW = 200

@@ -12,7 +12,8 @@ from torch.nn import functional as F
 
 from optland.landscape import average_sharpness, random_sharpness, sam_sharpness, worst_sharpness
 from optland.objective import Objective
-from optland.problems import quadratic, two_factor
+from optland.problems import quadratic
+from optland.problems.critical import two_factor
 
 A = torch.diag(torch.tensor([5.0, 2.0, -1.0], dtype=torch.float64))
 AT = torch.tensor([0.2, 0.5, -1.0], dtype=torch.float64)  # where the gradient A w is (1, 1, 1)

@@ -11,7 +11,8 @@ from torch import nn
 
 from optland import vectors
 from optland.landscape import Slice, connect, line, random_direction, rays
-from optland.problems import quadratic, saddle, two_factor
+from optland.problems import quadratic, saddle
+from optland.problems.critical import two_factor
 from optland.report import Findings, SurveySettings, follow, investigate, survey, words
 
 D = torch.float64

@@ -87,7 +87,7 @@ def in_metric(H: SymmetricOperator, T: Vector | Literal["weights"]) -> Symmetric
         On the valley ab = 1 adaptive sharpness is 2 everywhere, though the Hessian's is a^2 + b^2.
 
         >>> from optland.curvature.operators.hessian import hessian
-        >>> from optland.problems import two_factor
+        >>> from optland.problems.critical import two_factor
         >>> A = in_metric(hessian(two_factor(4.0, 0.25)), "weights")
         >>> torch.linalg.eigvalsh(A.to_dense()).tolist()
         [0.0, 2.0]

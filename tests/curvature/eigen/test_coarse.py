@@ -11,7 +11,8 @@ from optland.batches import thin
 from optland.curvature import hessian, lanczos
 from optland.curvature.eigen.coarse import LEAST_STRIDE, PART_SAMPLES, coarse_start, thinned_samples
 from optland.objective import Objective
-from optland.problems import linear_regression, linear_regression_hessian
+from optland.problems import linear_regression
+from optland.problems.networks import linear_regression_hessian
 
 N, D = LEAST_STRIDE * PART_SAMPLES, 200
 

@@ -18,7 +18,8 @@ from optland import vectors
 from optland.curvature import FunctionOperator, Spectrum, hessian, lanczos
 from optland.curvature.operators.hessian import CurvatureOperator
 from optland.objective import Objective
-from optland.problems import function_objective, linear_regression, quadratic, two_factor, with_spectrum
+from optland.problems import function_objective, linear_regression, quadratic, with_spectrum
+from optland.problems.critical import two_factor
 
 D = torch.float64
 

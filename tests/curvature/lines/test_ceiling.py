@@ -12,7 +12,7 @@ from optland.curvature.lines.ceiling import ceiling, ceiling_from_steps
 from optland.curvature.lines.critical_step import critical_step
 from optland.curvature.noise.noise_scale import noise_scale
 from optland.objective import Objective
-from optland.problems import Point
+from optland.problems.points import Point
 
 D = torch.float64
 A = torch.tensor([4.0, 2.0, 1.0], dtype=D)

@@ -15,7 +15,8 @@ from optland.batches import split
 from optland.curvature import GradientNoise, gradient_noise
 from optland.curvature.noise.gradient_noise import from_norms, pooled
 from optland.objective import Objective
-from optland.problems import Point, linear_regression
+from optland.problems import linear_regression
+from optland.problems.points import Point
 
 D = torch.float64
 SCALES = torch.tensor([3.0, 2.0, 1.0, 0.5], dtype=D)

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from optland.curvature.noise.gradient_noise import gradient_noise
 from optland.curvature.noise.noise_scale import NoiseScale, noise_scale
 from optland.objective import Objective
-from optland.problems import Point, linear_regression
+from optland.problems import linear_regression
+from optland.problems.points import Point
 
 D = torch.float64
 S = torch.tensor([2.0, 1.0, 0.5], dtype=D)  # variances of the inputs

@@ -15,7 +15,9 @@ from optland.curvature.operators.fisher import empirical_fisher, fisher
 from optland.curvature.operators.ggn import declared_product_cost, ggn
 from optland.curvature.operators.hessian import hessian
 from optland.objective import Objective
-from optland.problems import Point, linear_regression, linear_regression_hessian
+from optland.problems import linear_regression
+from optland.problems.networks import linear_regression_hessian
+from optland.problems.points import Point
 
 METHODS = ["kept_graph", "double_backward", "forward_over_reverse", "finite_difference"]
 D = torch.float64

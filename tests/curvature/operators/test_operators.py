@@ -18,13 +18,9 @@ from optland.curvature import hessian
 from optland.curvature.operators.hessian import declared_product_cost
 from optland.curvature.operators.products import HVP_GE, SETUP_GE
 from optland.objective import Objective
-from optland.problems import (
-    function_objective,
-    linear_regression,
-    linear_regression_hessian,
-    quadratic,
-    two_factor,
-)
+from optland.problems import function_objective, linear_regression, quadratic
+from optland.problems.critical import two_factor
+from optland.problems.networks import linear_regression_hessian
 
 EXACT = ["kept_graph", "double_backward", "forward_over_reverse"]
 METHODS = [*EXACT, "finite_difference"]

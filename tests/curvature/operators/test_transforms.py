@@ -26,7 +26,8 @@ from optland.curvature.operators.transforms import (
     with_weight_decay,
 )
 from optland.objective import Objective
-from optland.problems import quadratic, two_factor, with_spectrum
+from optland.problems import quadratic, with_spectrum
+from optland.problems.critical import two_factor
 
 D = torch.float64
 Dense = Callable[[Objective], Tensor]

@@ -14,18 +14,15 @@ from optland.curvature.points.classify import classify
 from optland.curvature.points.verdict import CriticalPoint
 from optland.objective import Objective
 from optland.problems import (
-    flat_bowl,
     function_objective,
-    gradient_flat,
     linear_network,
     linear_regression,
     monkey_saddle,
     quadratic,
     saddle,
-    separable_products,
-    two_factor,
     with_spectrum,
 )
+from optland.problems.critical import flat_bowl, gradient_flat, separable_products, two_factor
 
 D = torch.float64
 

@@ -11,17 +11,8 @@ from torch import Tensor, nn
 from optland import vectors
 from optland.curvature.points.search import find_critical_points, index_against_loss, starts_around
 from optland.objective import Objective
-from optland.problems import (
-    flat_bowl,
-    function_objective,
-    gradient_flat,
-    monkey_saddle,
-    quadratic,
-    saddle,
-    separable_products,
-    two_factor,
-    with_spectrum,
-)
+from optland.problems import function_objective, monkey_saddle, quadratic, saddle, with_spectrum
+from optland.problems.critical import flat_bowl, gradient_flat, separable_products, two_factor
 
 D = torch.float64
 

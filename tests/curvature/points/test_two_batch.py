@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from optland.curvature import hessian, lanczos
 from optland.curvature.points.two_batch import Certificate, certify
 from optland.objective import Objective
-from optland.problems import Point, linear_regression
+from optland.problems import linear_regression
+from optland.problems.points import Point
 
 D = torch.float64
 

@@ -8,7 +8,8 @@ import torch
 from optland.objective import Objective
 from optland.optim.saddle import leave_saddle
 from optland.optim.saddle.leave import declared_cost
-from optland.problems import flat_bowl, monkey_saddle
+from optland.problems import monkey_saddle
+from optland.problems.critical import flat_bowl
 
 
 def objective_of(loss, start, batches=1) -> Objective:

@@ -6,7 +6,7 @@ import math
 import statistics
 from typing import Any
 
-from optland.problems import index_shares
+from optland.problems.gaussian import index_shares
 from optland.train.experiments.claims.claim import Claim, Evidence, Found
 from optland.train.experiments.claims.dial import Dial
 from optland.train.experiments.claims.effects import mean

@@ -11,7 +11,8 @@ from torch import nn
 from torch.optim import Optimizer
 
 from optland.objective import Objective
-from optland.problems import matrix_factorisation, octopus
+from optland.problems import octopus
+from optland.problems.networks import matrix_factorisation
 from optland.problems.octopus import Octopus
 from optland.train.experiments.claims.claim import Claim, Evidence, Found
 from optland.train.experiments.claims.dial import Dial
