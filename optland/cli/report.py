@@ -16,7 +16,8 @@ from optland.config import UserError
 from optland.log import WandbLogger
 from optland.log.wandb_environment import check_environment
 from optland.objective import Objective
-from optland.report import SurveySettings, investigate, log_report, survey, write_report
+from optland.report import SurveySettings, investigate, log_report, write_report
+from optland.report.survey import survey
 from optland.train.runs.trained_run import Split, find_checkpoint
 
 __all__ = ["report"]

@@ -5,17 +5,15 @@ draws paths between points; :class:`Findings` holds what they found, :func:`writ
 and :func:`log_report` shows the same in a logger.
 """
 
-from optland.report.findings import Findings, follow
+from optland.report.findings import Findings
 from optland.report.investigate import investigate
-from optland.report.survey import SurveySettings, survey
+from optland.report.survey import SurveySettings
 from optland.report.write import log_report, write_report
 
 __all__ = [
     "Findings",
     "SurveySettings",
-    "follow",
     "investigate",
     "log_report",
-    "survey",
     "write_report",
 ]

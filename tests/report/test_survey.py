@@ -13,7 +13,9 @@ from optland import vectors
 from optland.landscape import Slice, connect, line, random_direction, rays
 from optland.problems import quadratic, saddle
 from optland.problems.critical import two_factor
-from optland.report import Findings, SurveySettings, follow, investigate, survey, words
+from optland.report import Findings, SurveySettings, investigate, words
+from optland.report.findings import follow
+from optland.report.survey import survey
 
 D = torch.float64
 
