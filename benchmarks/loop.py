@@ -28,16 +28,8 @@ import torch
 from torch.nn import functional as F
 
 from optland.cli import main as optland
-from optland.train import (
-    DataConfig,
-    ModelConfig,
-    RunConfig,
-    build_model,
-    evaluate,
-    load_checkpoint,
-    load_data,
-    save_checkpoint,
-)
+from optland.train import DataConfig, ModelConfig, RunConfig, build_model, evaluate, load_data
+from optland.train.runs.checkpoint import load_checkpoint, save_checkpoint
 
 SHORT, LONG = 2, 62
 NETS = {"cnn": ModelConfig("cnn", width=16), "resnet8": ModelConfig("resnet8", width=16)}

@@ -40,15 +40,14 @@ from optland.train import (
     BatchLoader,
     DataConfig,
     ModelConfig,
-    best_setting,
     build_model,
-    cosine_schedule,
     evaluate,
     load_data,
-    paired_gain,
     seed_everything,
 )
 from optland.train.data.splits import add_label_noise
+from optland.train.experiments.seed_differences import best_setting, paired_gain
+from optland.train.loops.schedule import cosine_schedule
 
 RESULTS = Path(__file__).resolve().parent / "results"
 RUNS, RESULT = RESULTS / "sam_noise_runs.jsonl", RESULTS / "sam_noise.json"

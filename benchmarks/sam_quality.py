@@ -210,14 +210,8 @@ def run(job: Job, task: Task, candidate: Candidate) -> dict[str, Any]:
     from torch.nn import functional as F
 
     from optland.optim import create
-    from optland.train import (
-        BatchLoader,
-        ModelConfig,
-        build_model,
-        cosine_schedule,
-        evaluate,
-        seed_everything,
-    )
+    from optland.train import BatchLoader, ModelConfig, build_model, evaluate, seed_everything
+    from optland.train.loops.schedule import cosine_schedule
 
     torch.set_num_threads(1)
     data = load(json.dumps(task.data), task.halved, job.seed if "label_noise" in task.data else 0)
@@ -309,7 +303,7 @@ class Runs:
 
     def best(self, jobs: Sequence[Job]) -> Job:
         """The setting of the highest mean validation accuracy over the tuning seeds."""
-        from optland.train import best_setting
+        from optland.train.experiments.seed_differences import best_setting
 
         scores: dict[tuple[float, float | None], list[float]] = {}
         for job in jobs:
@@ -385,7 +379,7 @@ def share(kept: Sequence[float], whole: Sequence[float]) -> dict[str, float | No
 
 def summarise(setup: Setup, runs: Runs, chosen: dict[str, dict[str, Job]]) -> dict[str, Any]:
     """By task and candidate: accuracy, cost, gains, and the share of SAM's gain; then each bar with its figure."""
-    from optland.train import paired_gain
+    from optland.train.experiments.seed_differences import paired_gain
 
     table: dict[str, Any] = {}
     for task, settings in chosen.items():

@@ -47,9 +47,10 @@ from survival_methods import METHODS
 from survival_nets import NETS, Net
 
 from optland.statistics import holm
-from optland.train import OptimizerConfig, best_setting, paired_gain
+from optland.train import OptimizerConfig
 from optland.train.experiments.bank import Bank, score
 from optland.train.experiments.bank_run import BankRun
+from optland.train.experiments.seed_differences import best_setting, paired_gain
 
 RESULTS = Path(__file__).resolve().parent / "results"
 RUNS, RESULT = RESULTS / "survival_runs.jsonl", RESULTS / "survival.json"

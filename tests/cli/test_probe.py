@@ -24,8 +24,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from optland import cli
 from optland.cli import cost_progress
 from optland.cli.recipes import all_recipes
-from optland.train import DataConfig, TextConfig, TransformerConfig, load_checkpoint, load_data, load_text
-from optland.train.runs.checkpoint import save_checkpoint
+from optland.train import DataConfig, TextConfig, TransformerConfig, load_data, load_text
+from optland.train.runs.checkpoint import load_checkpoint, save_checkpoint
 
 D = torch.float64
 IMAGES = ["log.wandb=disabled", "log.console=false", "model.name=mlp", "model.width=6", "model.depth=1"]

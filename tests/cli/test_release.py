@@ -14,7 +14,8 @@ from torch.nn import functional as F
 
 from optland import cli
 from optland.landscape import DamageSpec
-from optland.train import DataConfig, ModelConfig, build_model, load_checkpoint, load_data
+from optland.train import DataConfig, ModelConfig, build_model, load_data
+from optland.train.runs.checkpoint import load_checkpoint
 from optland.train.runs.weights import about_weights
 
 RUN = [

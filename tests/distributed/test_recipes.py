@@ -26,7 +26,7 @@ from distributed.launched import (
 from faults.runs import SMALL, assert_equal, assert_same_end, final, rows
 from processes import exit_code
 
-from optland.train import load_checkpoint
+from optland.train.runs.checkpoint import load_checkpoint
 
 pytestmark = pytest.mark.distributed
 

@@ -18,7 +18,7 @@ from optland import failpoints
 from optland.cli import main
 from optland.log import read_jsonl
 from optland.pilot import NoiseBatch, Pilot, Policy
-from optland.train import load_checkpoint
+from optland.train.runs.checkpoint import load_checkpoint
 from optland.train.runs.settings import PilotConfig
 
 # A net with BatchNorm and dropout, SAM, every probe, a save every other step; ``scripted`` adds what comes by chance.

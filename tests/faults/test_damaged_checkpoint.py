@@ -15,7 +15,7 @@ import torch
 from faults.runs import assert_same_end, run
 from tiers import slow
 
-from optland.train import load_checkpoint
+from optland.train.runs.checkpoint import load_checkpoint
 
 
 class Touch:

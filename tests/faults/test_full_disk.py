@@ -20,7 +20,8 @@ from torch import nn
 
 from optland.files import ASIDE, write_whole
 from optland.log import JsonlLogger, read_jsonl
-from optland.train import Checkpoint, GracefulStop, load_checkpoint, save_checkpoint
+from optland.train import GracefulStop
+from optland.train.runs.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from optland.train.runs.weights import about_weights, save_weights
 
 
@@ -117,7 +118,8 @@ import os, sys, warnings
 from pathlib import Path
 from torch import nn
 from optland.log import JsonlLogger
-from optland.train import Checkpoint, load_checkpoint, save_weights
+from optland.train.runs.checkpoint import Checkpoint, load_checkpoint
+from optland.train import save_weights
 
 warnings.simplefilter("always")
 disk = Path(sys.argv[1])

@@ -14,7 +14,7 @@ import pytest
 from faults.runs import Run, assert_same_end, run
 
 from optland import failpoints
-from optland.train import load_checkpoint
+from optland.train.runs.checkpoint import load_checkpoint
 
 SAVES = [point for point in failpoints.POINTS if point.startswith("checkpoint.")]
 KILLS = [f"{point}:{n}" for point in SAVES for n in (1, 2, 17, 50)]

@@ -15,8 +15,8 @@ from processes import exit_code, start
 from tiers import slow
 from torch.utils.data import TensorDataset
 
-from optland.train import Checkpoint
 from optland.train.loops.dataset_loader import DatasetLoader
+from optland.train.runs.checkpoint import Checkpoint
 from optland.train.runs.interrupt import RESUMABLE, GracefulStop
 
 

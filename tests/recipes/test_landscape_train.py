@@ -19,7 +19,8 @@ from command_line import optland
 from safetensors.torch import load_file
 
 from optland.log import read_jsonl
-from optland.train import DataConfig, evaluate, load_checkpoint, load_data
+from optland.train import DataConfig, evaluate, load_data
+from optland.train.runs.checkpoint import load_checkpoint
 from optland.train.runs.weights import about_weights
 
 ROOT = Path(__file__).resolve().parents[2]

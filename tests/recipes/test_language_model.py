@@ -17,8 +17,9 @@ import torch
 from command_line import optland
 
 from optland.log import read_jsonl
-from optland.train import TextConfig, load_checkpoint, load_text
+from optland.train import TextConfig, load_text
 from optland.train.data.text import evaluate_text
+from optland.train.runs.checkpoint import load_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
 SHORT = ["log.wandb=disabled", "model.dropout=0.1", "pilot.budget=0.2", "checkpoint_every=7"]

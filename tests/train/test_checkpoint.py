@@ -13,8 +13,8 @@ import pytest
 import torch
 from torch import nn
 
-from optland.train import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
 from optland.train.runs import checkpoint
+from optland.train.runs.checkpoint import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
 
 
 def test_round_trip_keeps_bits_and_types(tmp_path: Path) -> None:

@@ -9,15 +9,8 @@ from typing import Any
 
 import pytest
 
-from optland.train import (
-    CompareConfig,
-    ComparedRunConfig,
-    Comparison,
-    LogConfig,
-    OptimizerConfig,
-    PilotConfig,
-    RunFolder,
-)
+from optland.train import ComparedRunConfig, Comparison, LogConfig, OptimizerConfig, PilotConfig, RunFolder
+from optland.train.experiments.compare import CompareConfig
 
 FULL = CompareConfig(lrs=[0.1, 0.2, 0.4], rhos=[0.05, 0.1], tune_seeds=2, seeds=3)
 

@@ -8,8 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiers import slow
 
-from optland.train.data import DataConfig, add_label_noise, load_data, stratified_split
-from optland.train.models import MODELS, ModelConfig, build_model
+from optland.train.data import DataConfig, load_data
+from optland.train.data.splits import add_label_noise, stratified_split
+from optland.train.models import ModelConfig, build_model
+from optland.train.models.registry import MODELS
 
 
 def test_digits_are_the_real_ones() -> None:

@@ -16,8 +16,9 @@ from omegaconf import OmegaConf
 from train.made_once import mnist1d_made_once
 
 from optland.config import UserError
-from optland.train.data import DATASETS, DataConfig, ImageData, load_data
+from optland.train.data import DataConfig, ImageData, load_data
 from optland.train.data.fetch import fetch_command
+from optland.train.data.registry import DATASETS
 from optland.train.models import ModelConfig, build_model
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "landscape_train"

@@ -13,8 +13,9 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from optland.optim import SAM
 from optland.pilot import Pilot
-from optland.train import BatchLoader, Checkpoint
+from optland.train import BatchLoader
 from optland.train.loops.ema import Ema
+from optland.train.runs.checkpoint import Checkpoint
 
 
 def net() -> nn.Module:

@@ -14,7 +14,8 @@ from torch.nn import functional as F
 
 from optland.batches import split
 from optland.optim import SAM
-from optland.train import Precision, PrecisionConfig
+from optland.train import PrecisionConfig
+from optland.train.loops.precision import Precision
 
 Batch = tuple[Tensor, Tensor]
 Loss = Callable[[nn.Module, Batch], Any]

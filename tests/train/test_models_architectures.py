@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from optland.context.probe import probe_context
-from optland.train.models import MODELS, ModelConfig, build_model
+from optland.train.models import ModelConfig, build_model
 from optland.train.models.layers import Plan
+from optland.train.models.registry import MODELS
 from optland.train.models.resnet import ResidualBlock, ResNet
 from optland.train.models.vit import Block, VisionTransformer
 

@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from optland.config import UserError
-from optland.train.models import INITIALISATIONS, MODELS, ModelConfig, build_model, initialise
+from optland.train.models import ModelConfig, build_model
+from optland.train.models.initialisation import INITIALISATIONS, initialise
+from optland.train.models.registry import MODELS
 
 
 def fans(weight: Tensor) -> tuple[int, int]:

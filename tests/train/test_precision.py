@@ -24,10 +24,11 @@ from optland.optim import ASAM, SAM, TwoPass
 from optland.optim.method import Gradients, Method
 from optland.optim.saddle import NegativeCurvature
 from optland.pilot import AutoLR, Pilot
-from optland.train import BatchLoader, Checkpoint
+from optland.train import BatchLoader
 from optland.train.loops.precision import Precision, PrecisionConfig
 from optland.train.loops.schedule import schedule_by_name
 from optland.train.models import ModelConfig, build_model
+from optland.train.runs.checkpoint import Checkpoint
 
 Batch = tuple[Tensor, Tensor]
 

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from optland.config import UserError, to_yaml
-from optland.train import BatchLoader, Checkpoint, LogConfig, RunConfig, RunFolder, schedule_by_name
+from optland.train import BatchLoader, LogConfig, RunConfig, RunFolder, schedule_by_name
+from optland.train.runs.checkpoint import Checkpoint
 from optland.train.runs.resume import NOT_OF_TRAINING
 
 LOG = LogConfig(wandb="disabled", console=False)

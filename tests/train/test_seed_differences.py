@@ -8,7 +8,7 @@ import random
 import pytest
 from scipy import stats
 
-from optland.train import best_setting, paired_gain
+from optland.train.experiments.seed_differences import best_setting, paired_gain
 
 
 @pytest.mark.parametrize("count", [2, 3, 5, 12])

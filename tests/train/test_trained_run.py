@@ -13,8 +13,9 @@ from torch.nn import functional as F
 
 from optland.config import UserError
 from optland.log import JsonlLogger
-from optland.train import DataConfig, Ema, TextConfig, load_data, load_text
+from optland.train import DataConfig, TextConfig, load_data, load_text
 from optland.train.data.splits import random_draw
+from optland.train.loops.ema import Ema
 from optland.train.runs.checkpoint import save_checkpoint
 from optland.train.runs.trained_run import disagreement, find_checkpoint, load_run, probe_objective
 

@@ -15,19 +15,10 @@ from safetensors.torch import load_file, load_model, save_model
 from torch import Tensor, nn
 
 from optland.log.unwritten import Unwritten
-from optland.train import (
-    Checkpoint,
-    Ema,
-    History,
-    ModelConfig,
-    TransformerConfig,
-    Weights,
-    build_model,
-    load_checkpoint,
-    save_checkpoint,
-    save_weights,
-)
-from optland.train.runs.weights import BEST, LAST, about_weights
+from optland.train import History, ModelConfig, TransformerConfig, build_model, save_weights
+from optland.train.loops.ema import Ema
+from optland.train.runs.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from optland.train.runs.weights import BEST, LAST, Weights, about_weights
 
 
 class Odd(nn.Module):

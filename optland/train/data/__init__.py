@@ -9,15 +9,5 @@ is an honest competitor.
 from optland.train.data.config import DataConfig
 from optland.train.data.images import ImageData
 from optland.train.data.load import load_data
-from optland.train.data.registry import DATASETS, DataSource
-from optland.train.data.splits import add_label_noise, stratified_split
 
-__all__ = [
-    "DATASETS",
-    "DataConfig",
-    "DataSource",
-    "ImageData",
-    "add_label_noise",
-    "load_data",
-    "stratified_split",
-]
+__all__ = ["DataConfig", "ImageData", "load_data"]

@@ -2,7 +2,5 @@
 
 from optland.train.models.build import build_model
 from optland.train.models.config import ModelConfig
-from optland.train.models.initialisation import INITIALISATIONS, initialise
-from optland.train.models.registry import MODELS
 
-__all__ = ["INITIALISATIONS", "MODELS", "ModelConfig", "build_model", "initialise"]
+__all__ = ["ModelConfig", "build_model"]
