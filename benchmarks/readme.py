@@ -37,8 +37,9 @@ from readme_provenance import RECORD, brought_up_to_date, provenance_table, reco
 from readme_summary import summary_table
 from readme_survival import sam_noise_table, survival_table
 
+import optland.optim
 from optland.conformance.finding import KINDS
-from optland.optim.cards import CARDS
+from optland.optim.cards import CARDS, Card
 from optland.pilot.policies import POLICIES
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -121,7 +122,7 @@ def methods_table() -> str:
         "|---|---|---:|---:|---|---|---|",
     ]
     for card in CARDS:
-        cells = [f"`{card.name}`", f"`{card.method.__name__}`", f"{card.gradients:g}", str(card.state)]
+        cells = [f"`{card.name}`", _class_of(card), f"{card.gradients:g}", str(card.state)]
         lines.append("| " + " | ".join([*cells, card.when, card.rho, card.reference]) + " |")
     lines += [
         "",
@@ -129,6 +130,12 @@ def methods_table() -> str:
         "weights in the state, beside the base's own; during the second pass there are two more.",
     ]
     return "\n".join(lines)
+
+
+def _class_of(card: Card) -> str:
+    """The class, where the method is more than a name for ``create`` and ``wrap``."""
+    name = card.method.__name__
+    return f"`{name}`" if name in optland.optim.__all__ else ""
 
 
 def sam_quality_table(result: dict[str, Any]) -> str:

@@ -40,8 +40,8 @@ def create_optimizer_v2(model_or_params: Any, opt: str = "sam_sgd", **options: A
     Args:
         model_or_params: The model, which is then also guarded (its BatchNorm statistics and dropout masks are those of
             pass one), or parameters.
-        opt: ``method_base``, such as ``"sam_adamw"`` or ``"asam_lookahead_sgd"``: a name of ``optland.optim.CARDS``
-            before a name of timm; or a name of timm alone.
+        opt: ``method_base``, such as ``"sam_adamw"`` or ``"asam_lookahead_sgd"``: the name of a method before a name
+            of timm; or a name of timm alone.
         **options: Those of the method (``rho``) and of timm (``lr``, ``weight_decay``, ``layer_decay``), told apart by
             their names.
 

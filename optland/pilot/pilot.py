@@ -70,7 +70,7 @@ class Pilot:
             every update.
         model: The module that they train.
         loss_fn: ``loss_fn(model, batch)``, the training loss; used by the probes, and tried once on the first batch.
-        policies: Names of :data:`optland.pilot.POLICIES`, or objects: with other constants, or of a class of your own.
+        policies: Names, or objects: with other constants, or of a class of your own.
         mode: ``off``: no hook, no probe, the loss and the rate are logged; ``monitor``: probes and logs, and weights,
             optimizer state, random state and buffers are bit-identical to off; ``shadow``: policies decide too, and
             decisions are only logged; ``control``: they are carried out.

@@ -13,13 +13,7 @@ from contracts.glossary import GLOSSARY
 
 ELSEWHERE = (
     "optland.conformance",
-    "optland.context",
-    "optland.derivatives",
-    "optland.failpoints",
-    "optland.files",
     "optland.optim",
-    "optland.ranks",
-    "optland.statistics",
     "optland.vectors",
 )
 """Optimizers and their suite, whose words are those of the papers, and helpers that the rest is written with."""
@@ -30,8 +24,6 @@ COUNTS = {
     "epochs": "everybody's word",
     "total_steps": "the whole run, as PyTorch's OneCycleLR has it",
     "total_samples": "as total_steps",
-    "accumulation": "the word of trainers",
-    "micro_batch": "the word of trainers",
     "num": "the protocol of a run's data",
     "context": "the field's word",
     "vocabulary": "the field's word",

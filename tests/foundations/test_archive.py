@@ -20,6 +20,7 @@ from torch import Tensor, nn
 import optland.curvature as curvature
 from optland import archive, vectors
 from optland.archive import Archived, load, save
+from optland.curvature.points.search import index_against_loss
 from optland.estimate import Estimate, Provenance
 from optland.objective import Objective
 from optland.problems import quadratic, saddle
@@ -71,7 +72,7 @@ RESULTS: dict[str, Callable[[], Any]] = {
     "Diagonal": lambda: curvature.diagonal(hessian(), max_matvecs=20),
     "FoundPoint": lambda: points()[0],
     "GradientNoise": lambda: curvature.gradient_noise(objective()),
-    "IndexAgainstLoss": lambda: curvature.index_against_loss(points()),  # its correlation is NaN
+    "IndexAgainstLoss": lambda: index_against_loss(points()),  # its correlation is NaN
     "NoiseScale": lambda: curvature.noise_scale(objective()),
     "OperatorCheck": lambda: hessian().check(),
     "PerSample": lambda: curvature.per_sample_gradients(objective()),

@@ -10,4 +10,5 @@ from optland.conformance.checks import (
     weights,
 )
 
-__all__ = ["contract", "identities", "model_state", "passes", "scaling", "steps", "weights"]
+AREAS = (contract, identities, model_state, passes, scaling, steps, weights)
+"""The files that hold them."""

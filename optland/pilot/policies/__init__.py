@@ -9,8 +9,6 @@ from optland.pilot.policies.plateau import Plateau
 from optland.pilot.policies.safe_lr import SafeLR
 from optland.pilot.policies.spike_guard import SpikeGuard
 
-__all__ = ["POLICIES"]
-
 _KINDS: tuple[Any, ...] = (
     AutoLR, SafeLR, NoiseBatch, Plateau, SpikeGuard, EdgeMonitor, NoiseMonitor, CurvatureMonitor,
 )  # fmt: skip

@@ -64,7 +64,7 @@ class Policy:
         may_read: Further signals, used where something else has them measured; no probe runs for these.
         turns: Keys of :data:`~optland.pilot.decision.TURNED` that it sets; nobody else may set them in that run.
         caps: Keys that it bounds from above: ``lr`` or ``lr_factor``.
-        card: What to know before choosing it; those of :data:`~optland.pilot.POLICIES` have one.
+        card: What to know before choosing it; those of :data:`~optland.pilot.policies.POLICIES` have one.
     """
 
     name: ClassVar[str]

@@ -2,8 +2,8 @@
 
 ``GroupedLoader(loader)`` takes any loader of batches (a ``DataLoader``, a list) and serves groups of them, joined to
 one batch, so that policies that change the batch (``noise_batch``) work with it. The inputs of a group lie
-in memory together; its activations need not: :meth:`optland.train.Precision.backward` with ``micro_batch`` takes it in
-parts.
+in memory together; its activations need not: ``micro_batch`` of
+:class:`~optland.train.loops.precision.PrecisionConfig` takes it in parts.
 
 **Resume.** The loader is read under generators that are seeded by (seed, epoch, number of the batch), and a generator
 or sampler of its own is set to the epoch. A resumed run reads the present epoch from its beginning and drops what was

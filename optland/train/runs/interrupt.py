@@ -10,7 +10,8 @@ A second signal acts at once, as if this were not here: SIGTERM ends the process
 The checkpoint of the last save is then what a resume starts from.
 
 Of several processes of a run each may get the signal, or one of them, and none at the same step as another. So a
-signal is a wish there, which :meth:`optland.train.Checkpoint.after_step` tells to all: they leave after the same step.
+signal is a wish there, which :class:`~optland.train.runs.checkpoint.Checkpoint` tells to all: they leave after the
+same step.
 A launcher hands a signal on to processes that have got it themselves; what comes shortly after the first is no second.
 """
 
@@ -41,7 +42,7 @@ _heeding: list[GracefulStop] = []
 
 
 class Keeps(Protocol):
-    """Anything that can save a run, such as :class:`optland.train.Checkpoint`."""
+    """Anything that can save a run, such as :class:`~optland.train.runs.checkpoint.Checkpoint`."""
 
     def save(self, step: int) -> int | None:
         """Save; returns the step that a resume would go on from, None without a checkpoint."""
@@ -110,7 +111,7 @@ class GracefulStop:
         """Save, say what there is to go on from, and leave.
 
         Args:
-            checkpoint: The run's :class:`optland.train.Checkpoint`; None where the caller has saved itself.
+            checkpoint: That of the run, or anything else that can save it; None where the caller has saved itself.
             step: Steps made.
 
         Raises:
