@@ -23,14 +23,14 @@ from optland.train import (
     DataConfig,
     ModelConfig,
     OptimizerConfig,
-    Precision,
     PrecisionConfig,
     RunConfig,
     build_model,
-    load_checkpoint,
     load_data,
     seed_everything,
 )
+from optland.train.loops.precision import Precision
+from optland.train.runs.checkpoint import load_checkpoint
 
 SHARE, RHO = 0.25, 0.1
 Batch = tuple[Tensor, Tensor]
