@@ -14,7 +14,7 @@ from optland.curvature.points.search import FoundPoint, IndexAgainstLoss
 from optland.curvature.stochastic.density import Curve
 from optland.curvature.stochastic.spectral_summary import SpectralSummary
 from optland.estimate import Estimate
-from optland.plots.figure import COLOURS, figure, save
+from optland.plots.figure import COLOURS, figure, fitted, save
 from optland.plots.result import in_words, plot
 
 if TYPE_CHECKING:
@@ -55,9 +55,10 @@ def plot_portrait(
     axes["text"].axis("off")
     verdict = verdict or str(portrait.point)
     long = len(verdict) > _LETTERS_OF_VERDICT
-    axes["text"].text(0.0, 1.0, textwrap.fill(verdict, 66 if long else 52), va="top", fontsize=8 if long else 10,
+    lines = "\n".join(textwrap.fill(line.strip(), 66 if long else 52) for line in verdict.splitlines())
+    axes["text"].text(0.0, 1.0, lines, va="top", fontsize=8 if long else 10,
                       transform=axes["text"].transAxes)  # fmt: skip
-    page.suptitle(title or f"curvature at a point of loss {portrait.loss:.4g}")
+    page.suptitle(fitted(page, title or f"curvature at a point of loss {portrait.loss:.4g}", size=12))
     return save(page, path)
 
 
@@ -153,7 +154,7 @@ def _(result: Density, path: str | Path | None = None, *, title: str = "") -> Fi
     page = figure(7.5, 4.2)
     axis = page.subplots()
     _density(axis, result)
-    page.suptitle(title or textwrap.fill(in_words(result.provenance), 60), fontsize=9)
+    page.suptitle(fitted(page, title or in_words(result.provenance)), fontsize=9)
     return save(page, path)
 
 
@@ -162,7 +163,7 @@ def _(result: Spectrum, path: str | Path | None = None, *, title: str = "") -> F
     page = figure(max(4.5, 0.8 * len(result.values) + 2.0), 4.2)
     axis = page.subplots()
     _extremes(axis, result)
-    page.suptitle(title or textwrap.fill(in_words(result.provenance), 60), fontsize=9)
+    page.suptitle(fitted(page, title or in_words(result.provenance)), fontsize=9)
     return save(page, path)
 
 
@@ -178,7 +179,7 @@ def _(result: Trace | Diagonal, path: str | Path | None = None, *, title: str = 
     rows = min(len(result.per_layer), _LAYERS_SHOWN)
     page = figure(7.5, 1.8 + 0.28 * max(rows, 3))
     _layers(page.subplots(), result)
-    page.suptitle(title or textwrap.fill(in_words(result.provenance), 60), fontsize=9)
+    page.suptitle(fitted(page, title or in_words(result.provenance)), fontsize=9)
     return save(page, path)
 
 
@@ -192,7 +193,7 @@ def _(result: Curve, path: str | Path | None = None, *, title: str = "") -> Figu
     log = result.scale == "log"
     axis.set_xlabel("logarithm of the size of the eigenvalue, base 10" if log else "eigenvalue")
     axis.set_ylabel("density")
-    axis.set_title(title or "density of eigenvalues, band: standard error", fontsize=10)
+    page.suptitle(fitted(page, title or "density of eigenvalues, band: standard error", size=10), fontsize=10)
     axis.grid(alpha=0.25)
     return save(page, path)
 
@@ -217,7 +218,7 @@ def _(result: CriticalStep, path: str | Path | None = None, *, title: str = "") 
                      linestyle="-" if result.step.converged else ":")  # fmt: skip
     axis.set_xlabel("multiple of the direction")
     axis.set_ylabel("loss")
-    axis.set_title(title or str(result), fontsize=10)
+    page.suptitle(fitted(page, title or str(result), size=10), fontsize=10)
     axis.grid(alpha=0.25)
     if axis.get_legend_handles_labels()[0]:
         axis.legend(frameon=False, fontsize=9)
@@ -247,9 +248,8 @@ def _(result: FoundPoint, path: str | Path | None = None, *, title: str = "") ->
         axis.set_yscale("log")
     axis.set_xlabel("step of the search")
     axis.set_ylabel("norm of the gradient")
-    axis.set_title(
-        title or f"{result.critical_point.verdict}, loss {result.loss:.4g}: {result.reason}", fontsize=9
-    )
+    words = f"{result.critical_point.verdict}, loss {result.loss:.4g}: {result.reason}"
+    page.suptitle(fitted(page, title or words), fontsize=9)
     axis.grid(alpha=0.25)
     return save(page, path)
 
@@ -266,12 +266,13 @@ def _(result: StableRate, path: str | Path | None = None, *, title: str = "") ->
     """Every rate in units of the largest stable one, which stands at 1."""
     named = {f"{name}, {result.rates[name]:.3g}": found.ratio for name, found in result.ratios.items()}
     title = title or f"largest stable rate {result.largest}\n{result.rule}"
-    return _bars(
-        named, "sharpness over the largest stable one: above 1 a full-batch step is unstable", path, title
-    )
+    unit = "sharpness over the largest stable one: above 1 a full-batch step is unstable"
+    return _bars(named, unit, path, title, limit=1.0)
 
 
-def _bars(named: Mapping[str, Estimate], unit: str, path: str | Path | None, title: str) -> Figure:
+def _bars(
+    named: Mapping[str, Estimate], unit: str, path: str | Path | None, title: str, *, limit: float = math.nan
+) -> Figure:
     page = figure(7.0, 1.4 + 0.4 * len(named))
     axis = page.subplots()
     errors = [e.error if math.isfinite(e.error) else 0.0 for e in named.values()]
@@ -281,7 +282,10 @@ def _bars(named: Mapping[str, Estimate], unit: str, path: str | Path | None, tit
     axis.set_yticks(range(len(named)), list(named), fontsize=9)
     axis.invert_yaxis()
     axis.axvline(0.0, color=COLOURS["grey"], linewidth=0.8, linestyle=":")
-    axis.set_xlabel(unit)
-    axis.set_title(title, fontsize=10)
+    if math.isfinite(limit):
+        axis.axvline(limit, color=COLOURS["red"], linewidth=1.2)
+    converged = all(e.converged for e in named.values())
+    axis.set_xlabel(unit if converged else f"{unit} (hollow: NOT CONVERGED)")
+    page.suptitle(fitted(page, title, size=10), fontsize=10)
     axis.grid(alpha=0.25, axis="x")
     return save(page, path)

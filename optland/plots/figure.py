@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import io
+import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ from optland.files import write_whole
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["COLOURS", "figure", "save"]
+__all__ = ["COLOURS", "figure", "fitted", "save", "tidy_depth"]
 
 _DPI = 110
 COLOURS = {"blue": "#2b6cb0", "red": "#c53030", "green": "#2f855a", "grey": "#718096", "orange": "#c05621"}
@@ -35,7 +36,34 @@ def figure(width: float, height: float) -> Figure:
         raise UserError("the figure needs matplotlib; run: pip install 'optland[recipes]'") from error
     made: Figure = _shown_in_notebooks()(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(made)
+    if (engine := made.get_layout_engine()) is not None:
+        engine.set(w_pad=0.08, h_pad=0.08)  # inches, or text stands at the very edge
     return made
+
+
+def fitted(page: Figure, text: str, *, size: float = 9) -> str:
+    r"""A title broken into lines that the figure has room for; the lines that it has stay.
+
+    Example:
+        >>> fitted(figure(3, 2), "one two three four five six seven eight nine ten")
+        'one two three four five six seven eight\nnine ten'
+    """
+    letters = int(page.get_figwidth() * 72 / (0.58 * size))  # a letter is about 0.58 of its size wide
+    return "\n".join(textwrap.fill(line, letters) for line in text.splitlines())
+
+
+def tidy_depth(axis: Any, *, size: float = 8) -> None:
+    """Few small figures on the axes of a surface, or they run into each other."""
+    for one in (axis.xaxis, axis.yaxis, axis.zaxis):
+        one.set_major_locator(_few())
+        one.set_tick_params(labelsize=size)
+    axis.zaxis.labelpad = 8
+
+
+def _few() -> Any:
+    from matplotlib.ticker import MaxNLocator
+
+    return MaxNLocator(nbins=4, min_n_ticks=3)
 
 
 @functools.cache

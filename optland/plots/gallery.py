@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from optland.config import did_you_mean
-from optland.plots.figure import COLOURS, figure, save
+from optland.plots.figure import COLOURS, figure, save, tidy_depth
 from optland.problems import SURFACES, Surface
 
 if TYPE_CHECKING:
@@ -73,6 +73,8 @@ def _draw(axis: Any, surface: Surface, points: int) -> None:
     axis.set_title(surface.name, fontsize=11)
     axis.set_xlabel("x")
     axis.set_ylabel("y")
+    axis.set_zlabel("loss")
+    tidy_depth(axis)
 
 
 def _mark(kind: str) -> Any:

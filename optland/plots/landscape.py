@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,13 +16,14 @@ from optland.landscape import (
     EffectiveDimension,
     MinimaComparison,
     PathLoss,
+    RankCorrelation,
     Rays,
     Sharpness,
     Slice,
 )
 from optland.landscape.minima import Minimum
 from optland.landscape.trajectory import TrajectoryPlane
-from optland.plots.figure import COLOURS, figure, save
+from optland.plots.figure import COLOURS, figure, fitted, save, tidy_depth
 from optland.plots.result import plot
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ def _line(found: Slice, path: str | Path | None, title: str) -> Figure:
     axis.axvline(0.0, color=COLOURS["grey"], linewidth=0.8)
     axis.set_xlabel(f"distance along the {found.directions[0].kind} direction, in units of |w|")
     axis.set_ylabel("loss")
-    axis.set_title(title or _stamp(found), fontsize=10)
+    page.suptitle(fitted(page, title or _stamp(found), size=10), fontsize=10)
     axis.grid(alpha=0.25)
     if len(found.surfaces) > 1:
         axis.legend(frameon=False)
@@ -65,6 +66,7 @@ def _plane(found: Slice, path: str | Path | None, title: str) -> Figure:
         grid_x.numpy(), grid_y.numpy(), shown.numpy(), cmap="viridis", linewidth=0, alpha=0.95
     )
     surface.set_zlabel("loss")
+    tidy_depth(surface)
     flat = page.add_subplot(1, 2, 2)
     levels, norm = _levels(shown)
     lines = flat.contourf(
@@ -84,9 +86,9 @@ def _plane(found: Slice, path: str | Path | None, title: str) -> Figure:
             name, (a * unit[0], b * unit[1]), textcoords="offset points", xytext=(6, 4), color="white"
         )
     for axis in (surface, flat):
-        axis.set_xlabel(f"{found.directions[0].kind}, |w|", fontsize=8)
-        axis.set_ylabel(f"{found.directions[1].kind}, |w|", fontsize=8)
-    page.suptitle(title or _stamp(found), fontsize=10)
+        axis.set_xlabel(f"{found.directions[0].kind}, in units of |w|", fontsize=8)
+        axis.set_ylabel(f"{found.directions[1].kind}, in units of |w|", fontsize=8)
+    page.suptitle(fitted(page, title or _stamp(found), size=10), fontsize=10)
     return save(page, path)
 
 
@@ -116,7 +118,7 @@ def _(result: PathLoss, path: str | Path | None = None, *, title: str = "") -> F
     page = figure(7.5, 4.2)
     axis = page.subplots()
     _path(axis, result, "blue")
-    _finish(axis, title or str(result))
+    _finish(page, axis, result, title or str(result))
     return save(page, path)
 
 
@@ -128,21 +130,21 @@ def _(result: Connection, path: str | Path | None = None, *, title: str = "") ->
     if result.curve is not None:
         _path(axis, result.curve, "blue")
     word = "connected" if result.connected else "not connected"
-    _finish(axis, title or f"{word} at {result.linear.threshold:g} times the larger end")
+    _finish(page, axis, result.linear, title or f"{word} at {result.linear.threshold:g} times the larger end")
     return save(page, path)
 
 
 def _path(axis: Any, found: PathLoss, colour: str) -> None:
     label = f"{found.kind}, barrier {found.above:.3g}"
     axis.plot(found.t.tolist(), found.loss.tolist(), ".-", color=COLOURS[colour], label=label, markersize=4)
-    limit = found.threshold * max(found.ends)
-    axis.axhline(limit, color=COLOURS["grey"], linewidth=0.9, linestyle="--")
 
 
-def _finish(axis: Any, title: str) -> None:
+def _finish(page: Any, axis: Any, found: PathLoss, title: str) -> None:
+    limit, label = found.threshold * max(found.ends), f"{found.threshold:g} times the larger end"
+    axis.axhline(limit, color=COLOURS["grey"], linewidth=0.9, linestyle="--", label=label)
     axis.set_xlabel("t, from the first to the second minimum")
     axis.set_ylabel("loss")
-    axis.set_title(title, fontsize=9)
+    page.suptitle(fitted(page, title), fontsize=9)
     axis.grid(alpha=0.25)
     axis.legend(frameon=False)
 
@@ -178,8 +180,34 @@ def _(result: EffectiveDimension, path: str | Path | None = None, *, title: str 
     axis.axvline(result.k90, color=COLOURS["red"], linewidth=0.9)
     axis.set_xlabel("directions")
     axis.set_ylabel("share of the squared length")
-    axis.set_title(title or str(result), fontsize=10)
+    page.suptitle(fitted(page, title or str(result), size=10), fontsize=10)
     axis.grid(alpha=0.25)
+    return save(page, path)
+
+
+@plot.register(dict)
+def _(result: Mapping[str, RankCorrelation], path: str | Path | None = None, *, title: str = "") -> Figure:
+    """Tau of every measure with its interval, as :func:`optland.landscape.rank_correlations` gives them."""
+    strange = [type(r).__name__ for r in result.values() if not isinstance(r, RankCorrelation)]
+    if strange or not result:
+        raise TypeError(
+            f"a mapping to draw holds rank correlations; this one holds {strange[:1] or 'nothing'}; draw its values"
+        )
+    page = figure(7.5, 1.4 + 0.32 * len(result))
+    axis = page.subplots()
+    for row, found in enumerate(result.values()):
+        axis.plot([found.low, found.high], [row, row], color=COLOURS["grey"], linewidth=1.4)
+        axis.plot([found.tau], [row], "o", color=COLOURS["blue"])
+    axis.set_yticks(range(len(result)), [f"{name}, p {found.p_value:.2g}" for name, found in result.items()])
+    axis.set_ylim(len(result) - 0.5, -0.5)
+    axis.set_xlim(-1.05, 1.05)
+    axis.axvline(0.0, color=COLOURS["grey"], linewidth=0.8)
+    axis.set_xlabel("Kendall's tau with the gap, bar: 95 % interval over resampled runs")
+    num_runs = next(iter(result.values())).num_runs
+    page.suptitle(
+        fitted(page, title or f"do the measures order {num_runs} runs as the gap does?", size=10), fontsize=10
+    )
+    axis.grid(alpha=0.25, axis="x")
     return save(page, path)
 
 
@@ -199,7 +227,9 @@ def _(result: Sequence[Sharpness], path: str | Path | None = None, *, title: str
     axis.set_yticks(places, [r.in_words() for r in result], fontsize=8)
     axis.invert_yaxis()
     axis.set_xlabel("rise of the loss")
-    axis.set_title(title or "rise of the loss around the weights, bar: its error", fontsize=10)
+    page.suptitle(
+        fitted(page, title or "rise of the loss around the weights, bar: its error", size=10), fontsize=10
+    )
     axis.grid(alpha=0.25, axis="x")
     return save(page, path)
 
@@ -233,7 +263,10 @@ def _(result: Damage, path: str | Path | None = None, *, title: str = "") -> Fig
     axis.set_ylim(len(rises) - 0.5, -0.5)
     axis.axvline(0.0, color=COLOURS["grey"], linewidth=0.8)
     axis.set_xlabel(f"rise of the loss of {result.loss:.4g}")
-    axis.set_title(title or f"{result.verdict}: measured against predicted, bar: its error", fontsize=10)
+    page.suptitle(
+        fitted(page, title or f"{result.verdict}: measured against predicted, bar: its error", size=10),
+        fontsize=10,
+    )
     axis.grid(alpha=0.25, axis="x")
     return save(page, path)
 
@@ -247,7 +280,7 @@ def _(result: TrajectoryPlane, path: str | Path | None = None, *, title: str = "
     axis.plot([x[-1]], [y[-1]], "o", color=COLOURS["red"], markersize=7, label="the last checkpoint")
     for name, axis_share in zip(("x", "y"), result.explained, strict=True):
         getattr(axis, f"set_{name}label")(f"principal component, {axis_share:.0%} of the variance")
-    axis.set_title(title or f"path of {len(x)} checkpoints", fontsize=10)
+    page.suptitle(fitted(page, title or f"path of {len(x)} checkpoints", size=10), fontsize=10)
     axis.grid(alpha=0.25)
     axis.legend(frameon=False, fontsize=9)
     return save(page, path)
@@ -278,7 +311,8 @@ def _(result: MinimaComparison, path: str | Path | None = None, *, title: str = 
         below.set_xscale("log")
     if count > 1:
         below.legend(frameon=False, fontsize=8)
-    page.suptitle(title or f"how flat: {', '.join(m.name for m in result.minima)}", fontsize=10)
+    words = title or f"how flat: {', '.join(m.name for m in result.minima)}"
+    page.suptitle(fitted(page, words, size=10), fontsize=10)
     return save(page, path)
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from optland.archive import Archived
 from optland.estimate import Estimate, Provenance
-from optland.plots.figure import COLOURS, figure, save
+from optland.plots.figure import COLOURS, figure, fitted, save
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -30,7 +30,7 @@ def plot(result: Any, path: str | Path | None = None, *, title: str = "") -> Fig
 
     Args:
         result: Anything that :mod:`optland.curvature`, :mod:`optland.landscape` or :mod:`optland.report` returned and
-            that can be saved; a list of sharpness values is drawn side by side.
+            that can be saved; a list of sharpness values, or the mapping of rank correlations, is drawn side by side.
         path: Where to write the picture as well, as PNG unless the name ends otherwise; None, the default, writes
             nothing.
         title: Over the picture; by default what was measured, and on what.
@@ -58,6 +58,9 @@ def plot(result: Any, path: str | Path | None = None, *, title: str = "") -> Fig
 _MOST = 40
 """Lines that a card has room for."""
 
+_LETTERS = 76
+"""Letters that a line has room for."""
+
 
 @plot.register(Archived)
 def _(result: Archived, path: str | Path | None = None, *, title: str = "") -> Figure:
@@ -72,18 +75,24 @@ def _(result: Archived, path: str | Path | None = None, *, title: str = "") -> F
     for row, (name, value, converged) in enumerate(shown):
         axis.plot([0.01], [row], "o", color=COLOURS["blue"], markersize=5,
                   markerfacecolor=COLOURS["blue"] if converged else "none")  # fmt: skip
-        for place, words, colour in ((0.04, name, COLOURS["grey"]), (0.42, value, "black")):
+        for place, words, colour in ((0.04, name, COLOURS["grey"]), (0.36, value, "black")):
             # Outside the layout, which would shrink the axis until the widest text fits beside itself.
             axis.text(place, row, words, va="center", fontsize=9, color=colour, in_layout=False)
     kind = _in_words(type(result).__name__)
     rest = f", the first {_MOST} of {len(lines)} values" if len(lines) > _MOST else ""
-    axis.set_title(title or f"{kind}{rest}", fontsize=10)
+    at = getattr(result, "provenance", None)
+    of = f"\n{in_words(at)}" if isinstance(at, Provenance) else ""
+    page.suptitle(fitted(page, title or f"{kind}{rest}{of}", size=10), fontsize=10)
     return save(page, path)
 
 
 def _lines(result: Any, prefix: str = "") -> Iterator[tuple[str, str, bool]]:
     """Name, value in words, and whether it converged, of every number and word in a result."""
     for field in dataclasses.fields(result):
+        if field.name.startswith("_") or (
+            field.name == "provenance" and not prefix
+        ):  # of which the title speaks
+            continue
         yield from _line(f"{prefix}{field.name.replace('_', ' ')}", getattr(result, field.name))
 
 
@@ -91,7 +100,7 @@ def _line(name: str, value: Any) -> Iterator[tuple[str, str, bool]]:
     if isinstance(value, Estimate):
         yield name, str(value), value.converged
     elif isinstance(value, Provenance):
-        yield name, textwrap.shorten(in_words(value), 64, placeholder=" ..."), True
+        yield name, textwrap.shorten(in_words(value), _LETTERS, placeholder=" ..."), True
     elif dataclasses.is_dataclass(value):
         yield from _lines(value, f"{name}: ")
     elif isinstance(value, Mapping):
@@ -102,10 +111,10 @@ def _line(name: str, value: Any) -> Iterator[tuple[str, str, bool]]:
     elif isinstance(value, bool):
         yield name, "yes" if value else "no", True
     elif isinstance(value, int | str) and str(value):
-        yield name, textwrap.shorten(str(value), 64, placeholder=" ..."), True
+        yield name, textwrap.shorten(str(value), _LETTERS, placeholder=" ..."), True
     elif isinstance(value, tuple | list) and value and all(isinstance(v, int | float | str) for v in value):
         shown = ", ".join(f"{v:.4g}" if isinstance(v, float) else str(v) for v in value)
-        yield name, textwrap.shorten(shown, 64, placeholder=" ..."), True
+        yield name, textwrap.shorten(shown, _LETTERS, placeholder=" ..."), True
     elif hasattr(value, "shape"):
         yield name, f"an array of shape {tuple(value.shape)}", True
 

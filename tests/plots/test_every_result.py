@@ -118,6 +118,40 @@ def test_a_card_says_every_number_and_what_has_not_converged(results: dict[str, 
     assert f"{ruggedness.roughness:.5g}" in [text.get_text() for text in axis.texts]
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "tracked",
+        "curve",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("spectrum", "portrait", "line", "damage")),
+    ],
+)
+def test_no_title_runs_over_the_edge(name: str, results: dict[str, Any]) -> None:
+    """A long one neither, on the narrowest picture."""
+    title = "lanczos on the Hessian of a net of many layers, 256 samples, eval mode; audited (first)"
+    page: Any = plot(results[name], title=title)
+    page.canvas.draw()
+    words = [*page.texts, *(text for axis in page.axes for text in [axis.title, *axis.texts])]
+    assert any(title.split()[-1] in text.get_text() for text in words)
+    for text in filter(lambda text: text.get_text(), words):
+        box = text.get_window_extent()
+        assert box.x0 >= page.bbox.x0, text.get_text()
+        assert box.x1 <= page.bbox.x1, text.get_text()
+
+
+def test_measures_are_drawn_with_their_intervals_and_other_mappings_refused() -> None:
+    found = landscape.rank_correlations(
+        {"trace": [4.0, 2.0, 6.0, 3.0], "width": [1.0, 2.0, 3.0, 0.0]}, [0.3, 0.1, 0.5, 0.2]
+    )
+    (axis,) = plot(found).axes
+    lines = axis.get_lines()
+    drawn = [(*lines[2 * i].get_xdata(), *lines[2 * i + 1].get_xdata()) for i in range(2)]
+    assert drawn == [(r.low, r.high, r.tau) for r in found.values()]
+    for nothing in ({}, {"a": 1.0}):
+        with pytest.raises(TypeError, match="rank correlations"):
+            plot(nothing)
+
+
 def test_no_result_of_the_package_is_without_a_picture() -> None:
     """Every class that can be saved reaches a function of ``plot`` that is not its refusal."""
     root = Path(optland.__file__).parent

@@ -76,7 +76,7 @@ def test_there_is_a_picture_that_is_not_empty(name: str, results: dict[str, Any]
 
 
 def test_what_has_no_picture_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(TypeError, match="no picture of a dict"):
+    with pytest.raises(TypeError, match="holds rank correlations"):
         plot({}, tmp_path / "x.png")
     with pytest.raises(TypeError, match="holds nothing"):
         plot([], tmp_path / "x.png")

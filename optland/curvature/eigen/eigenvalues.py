@@ -307,6 +307,8 @@ def counts(
     below, below_error = share_below(seen, -error)
     not_above, above_error = share_below(seen, math.nextafter(error, math.inf))
     negative, positive = max(d * below, float(sure[0])), max(d * (1.0 - not_above), float(sure[1]))
+    near = d - negative - positive
+    near = near if near > 1e-9 * d else 0.0  # what the subtraction leaves of nothing
 
     def estimate(number: float, share_error: float, note: str) -> Estimate:
         known = share_error <= resolution
@@ -314,7 +316,7 @@ def counts(
 
     return (
         estimate(negative, below_error, f"; at least {sure[0]} for certain"),
-        estimate(max(d - negative - positive, 0.0), below_error + above_error, ""),
+        estimate(near, below_error + above_error, ""),
         estimate(positive, above_error, f"; at least {sure[1]} for certain"),
     )
 
