@@ -1,6 +1,6 @@
 """Digits with clean and with 40 % random training labels: SGD, tuned SGD, and SAM without a learning rate.
 
-    python benchmarks/demo.py                    # seed 0: what `make demo` shows
+    python benchmarks/demo.py                    # seeds 0 and 1: what `make demo` shows
     python benchmarks/demo.py --seeds 1 2 3 4 5  # the figures of the README, into benchmarks/results/demo.json
 
 Every run goes through the same recipe. SGD (momentum 0.9, 5 % warm-up, cosine) gets as many epochs as make its
@@ -36,6 +36,7 @@ ROOT = Path(__file__).resolve().parent.parent
 LEARNING_RATES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 USUAL = 0.1
 CONFIGS = {"clean": "digits", "noisy": "digits_noisy"}
+SHOWN = {"SGD tuned, 7 lrs": "SGD, best of 7 rates", "landscape_train": "landscape_train, no rate"}
 LANDSCAPE_EPOCHS = 25
 SGD_EPOCHS = 53  # 25 epochs x 2 passes x 1.05: SAM's second pass and the whole probe budget, rounded up
 
@@ -151,46 +152,82 @@ def _spread(values: list[float]) -> dict[str, float]:
     return {"median": statistics.median(values), "min": min(values), "max": max(values)}
 
 
+def greet(seeds: list[int], console: Console) -> None:
+    """What is about to be trained."""
+    num_runs = len(seeds) * len(CONFIGS) * (1 + len(LEARNING_RATES))
+    console.print(
+        f"Digits, 1,797 real images: {num_runs} trainings of a small CNN, with clean labels and with 40 % of the "
+        f"training labels at random, {len(seeds)} seed{'s' * (len(seeds) > 1)}. "
+        f"SGD gets {len(LEARNING_RATES)} learning rates, landscape_train (SAM and auto_lr) none.\n",
+        highlight=False,
+    )
+
+
 def show(summary: dict[str, Any], console: Console) -> None:
     """The table as people read it."""
-    for data, title in (("clean", "digits, clean labels"), ("noisy", "digits, 40 % random training labels")):
-        table = Table(title=title, title_justify="left")
+    for data, title in (("clean", "clean labels"), ("noisy", "40 % random training labels")):
+        table = Table(title=f"digits, {title}: test accuracy, %", title_justify="left", title_style="bold")
         table.add_column("", no_wrap=True)
-        for column in ("last epoch, %", "best epoch, %", "GE", "time, s"):
+        for column in ("last epoch", "best epoch", "GE", "time, s"):
             table.add_column(column, justify="right", no_wrap=True)
         for name, row in summary["table"][data].items():
-            cells = [f"{row[k]['median']:.1f}" for k in ("last", "best")]
-            table.add_row(name, *cells, f"{row['ge']['median']:,.0f}", f"{row['seconds']['median']:.1f}")
+            cells = [_in_words(row[k], len(summary["seeds"])) for k in ("last", "best")]
+            cells += [f"{row['ge']['median']:,.0f}", f"{row['seconds']['median']:.1f}"]
+            table.add_row(SHOWN.get(name, name), *cells)
         console.print(table)
-    console.print(
-        "Test accuracy at the last epoch, and at the epoch that is best on clean validation data: stopping there beats "
-        "label noise too, where there are such data. GE: forward and backward passes of one sample, probes included. "
-        "landscape_train is given no learning rate, and the same rho for both.\n"
+    console.print(f"{reading(summary)}\n", highlight=False)
+
+
+def reading(summary: dict[str, Any]) -> str:
+    """What the columns are, and what the rows come to."""
+    clean, noisy = (
+        {name: row["last"]["median"] for name, row in summary["table"][data].items()} for data in CONFIGS
     )
+    usual, tuned, ours = "SGD, lr 0.1", "SGD tuned, 7 lrs", "landscape_train"
+    times = summary["table"]["noisy"][tuned]["ge"]["median"] / summary["table"]["noisy"][ours]["ge"]["median"]
+    return (
+        f"At the last epoch landscape_train, which is given no rate, is at {clean[ours]:.1f} with clean labels "
+        f"(the best of 7 rates: {clean[tuned]:.1f}) and at {noisy[ours]:.1f} with wrong ones "
+        f"(lr 0.1: {noisy[usual]:.1f}; the best of 7 rates: {noisy[tuned]:.1f}, for {times:.0f} times the compute).\n"
+        "best epoch: the one that is best on clean validation data; stopping there beats wrong labels too, where there "
+        "are such data. GE: forward and backward passes of one sample, second passes and probes included."
+    )
+
+
+def _in_words(spread: dict[str, float], num_seeds: int) -> str:
+    """The figure of one seed, both ends of two, or the median and the range of more."""
+    low, middle, high = (f"{spread[key]:.1f}" for key in ("min", "median", "max"))
+    if low == high:
+        return middle
+    return f"{low} to {high}" if num_seeds == 2 else f"{middle} ({low} to {high})"
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder of the runs")
     parser.add_argument("--result", type=Path, help="write every run and the summary to this JSON file")
     parser.add_argument("--workers", type=int, default=min(2, os.cpu_count() or 1))
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     console = Console()
+    greet(arguments.seeds, console)
     runs = all_runs(arguments.seeds, arguments.out, arguments.workers)
     summary = summarise(runs, arguments.seeds)
     show(summary, console)
     picture = arguments.out / "demo.png"
-    draw(runs, arguments.seeds[0], picture)
+    draw(runs, arguments.seeds, picture)
     ours = next(
         r for r in runs if r["lr"] is None and r["data"] == "noisy" and r["seed"] == arguments.seeds[0]
     )
     console.print(f"picture of the comparison   {picture}", soft_wrap=True)
     console.print(f"picture of one run          {Path(ours['out']) / 'curves.png'}", soft_wrap=True)
     console.print(f"the run in wandb's viewer   {ours['wandb']}", soft_wrap=True)
+    program = Path(sys.executable).with_name("optland")
+    shown = os.path.relpath(program) if program.exists() else "optland"
+    console.print(f"one run in your terminal    {shown} run landscape_train digits", soft_wrap=True)
     for bar, value in summary["bars"].items():
         console.print(f"  {bar}: {value:.3g}", highlight=False) if arguments.result else None
     if arguments.result:
@@ -199,22 +236,30 @@ def main() -> int:
     return 0
 
 
-def draw(runs: list[dict[str, Any]], seed: int, path: Path) -> None:
-    """Test accuracy against gradient evaluations for one seed."""
+def draw(runs: list[dict[str, Any]], seeds: list[int], path: Path) -> None:
+    """Test accuracy against gradient evaluations, over the seeds; tuned SGD has each seed's best rate."""
     from optland.plots import plot_comparison
 
     panels = {}
     for data, title in (("clean", "clean labels"), ("noisy", "40 % random training labels")):
-        rows = rows_of(runs, data, seed)
-        mine = {r["lr"]: r for r in runs if r["data"] == data and r["seed"] == seed}
-        tuned = mine[rows["SGD tuned, 7 lrs"]["lr_last"]]
-        chosen = {"SGD, lr 0.1": mine[USUAL], f"SGD, tuned lr {tuned['lr']:g}": tuned}
-        chosen |= {"landscape_train, no lr": mine[None]}
-        panels[title] = {
-            name: [[(samples * r["ge"] / r["curve"][-1][0], accuracy) for samples, accuracy in r["curve"]]]
-            for name, r in chosen.items()
-        }
+        curves: dict[str, list[list[tuple[float, float]]]] = {}
+        for seed in seeds:
+            mine = {r["lr"]: r for r in runs if r["data"] == data and r["seed"] == seed}
+            best = rows_of(runs, data, seed)["SGD tuned, 7 lrs"]["lr_last"]
+            for name, lr in (
+                ("SGD, lr 0.1", USUAL),
+                ("SGD, best of 7 rates", best),
+                ("landscape_train, no rate", None),
+            ):
+                curves.setdefault(name, []).append(_curve(mine[lr]))
+        panels[title] = curves
     plot_comparison(panels, path)
+
+
+def _curve(run: dict[str, Any]) -> list[tuple[float, float]]:
+    """Gradient evaluations and test accuracy at every evaluation of a run."""
+    per_sample = run["ge"] / run["curve"][-1][0]
+    return [(samples * per_sample, accuracy) for samples, accuracy in run["curve"]]
 
 
 def write(path: Path, runs: list[dict[str, Any]], summary: dict[str, Any]) -> None:

@@ -100,7 +100,7 @@ def plot_comparison(
             axis.fill_between(cost, low, high, color=colour, alpha=0.15, linewidth=0)
             shown += low[len(low) // 4 :] + high[len(high) // 4 :]
         # The first epochs are alike and would squeeze what is to be compared.
-        axis.set_ylim(max(-1.0, min(shown, default=0.0) - 2.0), min(101.0, max(shown, default=100.0) + 2.0))
+        axis.set_ylim(max(-1.0, min(shown, default=0.0) - 2.0), min(100.5, max(shown, default=100.0) + 2.0))
         axis.set_title(title)
         axis.set_xlabel("gradient evaluations")
         axis.set_ylabel("test accuracy, %")
@@ -153,9 +153,10 @@ def _loss(axis: Any, rows: Sequence[Row]) -> None:
 
 
 def _rate(axis: Any, rows: Sequence[Row]) -> None:
-    _line(axis, rows, "lr/applied", "grey", "of the update", linewidth=0.8)
+    moving = [r for r in rows if r.get("lr/applied")]  # the 0 that a schedule ends at has no place on a log axis
+    _line(axis, moving, "lr/applied", "grey", "of the update", linewidth=0.8)
     for code, (name, colour) in _BINDING.items():
-        _line(axis, [r for r in rows if r.get("lr/binding") == code], "lr/applied", colour, f"set by {name}",
+        _line(axis, [r for r in moving if r.get("lr/binding") == code], "lr/applied", colour, f"set by {name}",
               linestyle="", marker=".", markersize=4)  # fmt: skip
     _line(axis, rows, "lr/ceiling", "red", "the most that safe_lr\nallows", linestyle="--")
     _line(axis, rows, "ctl/lr_would_be", "orange", "what control mode\nwould set", linestyle=":")
