@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 
 
@@ -140,6 +139,10 @@ def ranks_of(model: nn.Module) -> Ranks | None:
     """The processes that train a model together; None for one alone."""
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return None
+    from torch.distributed.fsdp import (
+        FSDPModule,
+    )  # as long to load as a third of torch, and one process needs none
+
     for module in model.modules():  # of a compiled module, the original is a child
         if isinstance(module, DistributedDataParallel):
             size = module.process_group.size()

@@ -38,7 +38,7 @@ from optland.cli.release_options import add_release_arguments
 from optland.cli.report_options import EXAMPLES as _REPORT_EXAMPLES
 from optland.cli.report_options import OPTIONS as _REPORT_OPTIONS
 from optland.cli.report_options import add_report_arguments
-from optland.cli.terminal import DONE, FAILED, INTERRUPTED, REFUSED, STOPPED, UNREAD, complain, say
+from optland.cli.terminal import DONE, FAILED, INTERRUPTED, REFUSED, STOPPED, UNREAD, complain, hanging, say
 from optland.cli.verify_options import EXAMPLES as _VERIFY_EXAMPLES
 from optland.cli.verify_options import OPTIONS as _VERIFY_OPTIONS
 from optland.cli.verify_options import add_verify_arguments
@@ -170,6 +170,8 @@ def _main(argv: Sequence[str] | None) -> int:
     except UserError as error:
         return _refuse(error)
     except KeyboardInterrupt:  # before the recipe's own `main`: there is nothing to go on from
+        if speaks():
+            complain("\nInterrupted; start it again.")
         return INTERRUPTED
     return DONE
 
@@ -204,7 +206,7 @@ def _run_script(file: str, argv: Sequence[str] | None) -> int:
         "--validate", "--dry-run", action="store_true", help="only check the config and print it"
     )
     script = sys.modules["__main__"]
-    command = ["optland", "run", recipe.argument]
+    command, config = ["optland", "run", recipe.argument], None
     try:
         arguments, extra = parser.parse_known_args(argv)
         overrides = _overrides(arguments, extra)
@@ -226,8 +228,16 @@ def _run_script(file: str, argv: Sequence[str] | None) -> int:
         raise
     except KeyboardInterrupt:
         if speaks():
-            complain(f"\nInterrupted. To go on from the last checkpoint:\n  {shlex.join(command)}")
+            complain(f"\n{_interrupted(config, command)}")
         return INTERRUPTED
+
+
+def _interrupted(config: object, command: Sequence[str]) -> str:
+    """What to do after Ctrl-C: a run that has no folder yet has nothing to go on from."""
+    out = getattr(config, "out", None)
+    if config is None or (out is not None and not (Path(out) / "config.yaml").exists()):
+        return "Interrupted before the run began; start it again."
+    return f"Interrupted. To go on from the last checkpoint:\n  {shlex.join(command)}"
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -330,9 +340,9 @@ def _ls() -> None:
         folders = ", ".join(str(root / "recipes") for root in roots())
         raise UserError(f"no recipes found in {folders}. Set {ROOT_VARIABLE} to a folder with recipes/")
     for recipe in recipes.values():
-        say(f"{recipe.name}: {recipe.summary}")
+        say(hanging(f"{recipe.name}: {recipe.summary}", 4))
         for name, path in recipe.configs.items():
-            say(f"    {name:<20} {first_comment(path)}".rstrip())
+            say(hanging(f"    {name:<20} {first_comment(path)}".rstrip(), 25))
     say("\nRun one with: optland run RECIPE CONFIG [key=value ...]")
 
 

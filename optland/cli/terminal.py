@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
+import textwrap
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -16,6 +18,7 @@ __all__ = [
     "STOPPED",
     "UNREAD",
     "complain",
+    "hanging",
     "say",
     "table_console",
 ]
@@ -39,6 +42,16 @@ def say(text: str) -> None:
     """A line on standard output, shown at once also where that is a file."""
     sys.stdout.write(f"{text}\n")
     sys.stdout.flush()
+
+
+def hanging(text: str, indent: int) -> str:
+    """A long line broken at the terminal's width, its other lines set in; whole in a file, where it is searched for."""
+    if not sys.stdout.isatty():
+        return text
+    width = max(shutil.get_terminal_size().columns, indent + 30)
+    return textwrap.fill(
+        text, width, subsequent_indent=" " * indent, break_long_words=False, break_on_hyphens=False
+    )
 
 
 def complain(text: str) -> None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import operator
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
 
 __all__ = [
     "BATCH_NORMS", "BufferSnapshot", "every_module", "preserve_buffers", "preserve_modes", "reshard", "set_modes",
@@ -39,6 +39,10 @@ def reshard(model: nn.Module) -> bool:
     Returns:
         Whether there was anything that is sharded.
     """
+    if "torch.distributed.fsdp" not in sys.modules:  # long to load; without it there is no sharded module
+        return False
+    from torch.distributed.fsdp import FSDPModule
+
     sharded = [module for module in every_module(model) if isinstance(module, FSDPModule)]
     for module in sharded:
         module.reshard()

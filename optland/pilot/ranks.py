@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
 
 from optland.ranks import ranks_of
 
@@ -43,7 +42,7 @@ class Ranks:
         self.size = distributed.get_world_size() if several else 1
         self.rank = distributed.get_rank() if several else 0
         kinds = [type(m) for m in model.modules()] if self.several else []
-        self.evaluate_together = any(issubclass(kind, FSDPModule) for kind in kinds)
+        self.evaluate_together = bool(kinds) and _any_sharded(kinds)
         self.synced_norms = any(issubclass(kind, nn.SyncBatchNorm) for kind in kinds)
         found = ranks_of(wrapped or model) if self.several else None
         whole = found is not None and found.size == self.size
@@ -104,3 +103,9 @@ class Ranks:
         held = [what]
         torch.distributed.broadcast_object_list(held, src=0)
         return held[0]
+
+
+def _any_sharded(kinds: list[type[nn.Module]]) -> bool:
+    from torch.distributed.fsdp import FSDPModule  # long to load, and one process needs none
+
+    return any(issubclass(kind, FSDPModule) for kind in kinds)

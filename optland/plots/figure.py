@@ -32,12 +32,12 @@ def figure(width: float, height: float) -> Figure:
     """
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.layout_engine import ConstrainedLayoutEngine
     except ImportError as error:
         raise UserError("the figure needs matplotlib; run: pip install 'optland[recipes]'") from error
-    made: Figure = _shown_in_notebooks()(figsize=(width, height), layout="constrained")
+    room = ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08)  # inches, or text stands at the very edge
+    made: Figure = _shown_in_notebooks()(figsize=(width, height), layout=room)
     FigureCanvasAgg(made)
-    if (engine := made.get_layout_engine()) is not None:
-        engine.set(w_pad=0.08, h_pad=0.08)  # inches, or text stands at the very edge
     return made
 
 

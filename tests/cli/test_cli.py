@@ -285,6 +285,50 @@ def test_an_interrupt_prints_how_to_go_on(root: Path) -> None:
     assert "Traceback" not in said
 
 
+@pytest.mark.usefixtures("_interruptible")
+def test_an_interrupt_before_there_is_a_run_promises_no_checkpoint(root: Path) -> None:
+    script = (root / "recipes" / "counting.py").read_text()
+    script = script.replace("    upto: int\n", '    upto: int\n    out: str = "runs/ten"\n')
+    (root / "recipes" / "counting.py").write_text(script)
+    command = [sys.executable, "-m", "optland.cli", "run", "counting", "ten", "end=wait"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as run:
+        assert run.stdout is not None
+        assert run.stdout.readline() == "counted 10 1 fresh\n"
+        run.send_signal(signal.SIGINT)
+        _, said = run.communicate(timeout=240)
+    assert (run.returncode, said.strip()) == (130, "Interrupted before the run began; start it again.")
+
+
+@pytest.mark.usefixtures("_interruptible")
+def test_an_interrupt_of_what_has_no_checkpoint_is_one_sentence(root: Path) -> None:
+    (root / "recipes" / "counting.py").write_text(
+        'import time\nprint("here", flush=True)\ntime.sleep(60)\n# run_script(\n'
+    )
+    command = [sys.executable, "-m", "optland.cli", "run", "counting", "ten"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as run:
+        assert run.stdout is not None
+        assert run.stdout.readline() == "here\n"
+        run.send_signal(signal.SIGINT)
+        _, said = run.communicate(timeout=240)
+    assert (run.returncode, said.strip()) == (130, "Interrupted; start it again.")
+
+
+def test_lines_of_a_list_are_set_in_on_a_terminal_and_whole_in_a_file(
+    root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    comment = "Count to ten, " + "and then on, " * 12 + "to the end."
+    (root / "configs" / "counting" / "ten.yaml").write_text(f"# {comment}\nrecipe: counting\nupto: 10\n")
+    assert commands.main(["ls"]) == 0
+    assert comment in capsys.readouterr().out
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "80")
+    assert commands.main(["ls"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    (first,) = [i for i, line in enumerate(lines) if "Count to ten" in line]
+    assert lines[first + 1].startswith(" " * 25)
+
+
 def test_starting_up_imports_nothing_heavy() -> None:
     code = "import sys, optland.cli; print([n for n in ('torch', 'omegaconf', 'rich') if n in sys.modules])"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
