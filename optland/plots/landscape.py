@@ -16,11 +16,11 @@ from optland.landscape import (
     EffectiveDimension,
     MinimaComparison,
     PathLoss,
-    RankCorrelation,
     Rays,
     Sharpness,
     Slice,
 )
+from optland.landscape.correlation import RankCorrelation
 from optland.landscape.minima import Minimum
 from optland.landscape.trajectory import TrajectoryPlane
 from optland.plots.figure import COLOURS, figure, fitted, save, tidy_depth
