@@ -15,6 +15,7 @@ from typing import Any
 
 from readme_claims import claims_small_table
 from readme_control import (
+    adam_guard_table,
     batch_table,
     control_edge_table,
     control_new_table,
@@ -427,6 +428,7 @@ def _saddle_facts(result: dict[str, Any]) -> list[str]:
 
 
 TABLES = {
+    "adam_guard": adam_guard_table,
     "batch": batch_table,
     "saddle": saddle_table,
     "slices": slices_table,

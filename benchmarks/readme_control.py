@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 __all__ = [
+    "adam_guard_table",
     "batch_table",
     "control_edge_table",
     "control_new_table",
@@ -193,6 +194,39 @@ def spikes_table(result: dict[str, Any]) -> str:
             f"Validation loss after the last step, median of {len(result['seeds'])} paired seeds: shuffled labels, "
             "inputs times 1e4, a NaN in turn. Scaled inputs that the net is right about have no loss and no gradient; "
             f"they are not counted. Measured with torch {result['torch']}.",
+        ]
+    )
+
+
+def adam_guard_table(result: dict[str, Any]) -> str:
+    """Spikes that nobody made, under Adam, with the action of ``adam_guard`` on its signal and on others."""
+    lines = [
+        "| net | rate | row | spikes per run | actions per run | spikes foreseen | lead, updates | training loss "
+        "at the end | probes' share |",
+        "|---|---:|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    for net in result["nets"].values():
+        for times, rows in net["rates"].items():
+            rate = f"{float(times) * net['chosen']['lr']:g}"
+            for name, row in rows.items():
+                acts, (seen, of) = row["actions"] > 0, row["foreseen"]
+                end = "not finite" if row["end"] is None else f"{row['end']:.2e}"
+                cells = [f"{row['spikes']:.1f}", f"{row['actions']:.1f}" if acts else ""]
+                cells += [
+                    f"{seen} of {of}" if acts else "",
+                    f"{row['lead']:g}" if acts and row["lead"] else "",
+                    end,
+                ]
+                share = f"{row['probe share']:.0%}" if row["probe share"] else ""
+                lines.append(f"| {net['title']} | {rate} | {name} | " + " | ".join([*cells, share]) + " |")
+    passed = [net["title"] for net in result["nets"].values() if net["passes"]]
+    seeds = " and ".join(str(net["seeds"]) for net in result["nets"].values())
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"Means of {seeds} seeds. It passes on {len(passed)} of {len(result['nets'])} nets"
+            f"{': ' + ', '.join(passed) if passed else ''}. Measured with torch {result['torch']}.",
         ]
     )
 

@@ -17,6 +17,7 @@ RECORD = RESULTS / "provenance.json"
 
 COMMANDS = {
     "adam_edge": "adam_edge.py",
+    "adam_guard": "spikes.py --trial adam_guard",
     "batch": "batch.py",
     "conformance": "conformance.py",
     "claims_check": "claims_check.py --result benchmarks/results/claims_check.json",
@@ -34,6 +35,7 @@ COMMANDS = {
     "demo": "demo.py --seeds 1 2 3 4 5 --result benchmarks/results/demo.json",
     "doctor": "doctor.py --report second --version 2",
     "finetune": "finetune.py",
+    "gpu": "gpu.py",
     "hosts": "hosts.py",
     "loop": "loop.py --memory 20",
     "pilot_cost": "pilot_cost.py",

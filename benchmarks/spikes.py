@@ -1,6 +1,7 @@
 """Measure ``spike_guard`` on runs with twenty corrupt batches, against the final losses of clean runs.
 
-    python benchmarks/spikes.py        # two tasks, SGD and AdamW, five paired seeds, about five minutes
+    python benchmarks/spikes.py                       # two tasks, SGD and AdamW, five paired seeds, about five minutes
+    python benchmarks/spikes.py --trial adam_guard    # spikes that nobody made, under Adam: see spikes_adam.py
 
 The same seed gives the same initial weights and the same batches to every run: clean; clean under ``spike_guard``; with
 20 of its batches corrupted (labels shuffled, inputs times 1e4, a NaN among the inputs, in turn); with the same
@@ -14,6 +15,7 @@ and no gradient. Those are counted apart. A finished run is a line in a scratch 
 
 from __future__ import annotations
 
+import argparse
 import itertools
 import json
 import math
@@ -25,6 +27,8 @@ from typing import Any
 
 import torch
 from kept import SCRATCH, Kept
+from spikes_adam import TASKS as NETS
+from spikes_adam import adam_guard_trial
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -137,6 +141,15 @@ def cell(kept: Kept, task: str, base: str) -> dict[str, Any]:
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--trial", choices=["adam_guard"])
+    parser.add_argument("--nets", nargs="+", choices=list(NETS), default=list(NETS), help="of the trial")
+    arguments = parser.parse_args()
+    if arguments.trial:
+        adam_guard_trial(arguments.nets)
+        return
     torch.set_num_threads(1)
     kept, cells = Kept(SCRATCH / "spikes.jsonl"), []
     for task in TASKS:

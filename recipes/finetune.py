@@ -59,8 +59,8 @@ class Config(FinetuneConfig):
 
 
 def loss_fn(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
-    """Mean cross-entropy of a batch."""
-    return F.cross_entropy(model(batch[0]), batch[1])
+    """Mean cross-entropy of a batch, of tokens where the outputs are."""
+    return F.cross_entropy(model(batch[0]).flatten(0, -2), batch[1].flatten())
 
 
 def build(config: Config, device: str) -> tuple[nn.Module, ImageData]:

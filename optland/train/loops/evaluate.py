@@ -30,7 +30,7 @@ def evaluate(
     """Mean cross-entropy and accuracy (in percent) in evaluation mode; the module's modes are restored.
 
     Args:
-        model: Maps a batch of inputs to logits.
+        model: Maps a batch of inputs to logits; where they are those of tokens, so are loss and accuracy.
         x: Inputs as they are kept in memory.
         y: Labels.
         batch_size: Samples in one forward pass; memory alone depends on it.
@@ -41,10 +41,10 @@ def evaluate(
     with preserve_modes(model):
         set_modes(model, training=False)
         for xs, ys in zip(torch.split(x, batch_size), torch.split(y, batch_size), strict=True):
-            logits = model(xs if normalise is None else normalise(xs))
-            loss += float(F.cross_entropy(logits, ys, reduction="sum"))
-            correct += int((logits.argmax(dim=1) == ys).sum())
-    return {"loss": loss / len(y), "acc": 100.0 * correct / len(y)}
+            logits = model(xs if normalise is None else normalise(xs)).flatten(0, -2)
+            loss += float(F.cross_entropy(logits, ys.flatten(), reduction="sum"))
+            correct += int((logits.argmax(dim=1) == ys.flatten()).sum())
+    return {"loss": loss / y.numel(), "acc": 100.0 * correct / y.numel()}
 
 
 class Records:
