@@ -32,7 +32,7 @@ from readme_costs import (
     suggest_table,
     torch_contract_table,
 )
-from readme_damage import damage_table, finetune_table, release_table
+from readme_damage import bits_table, damage_table, finetune_table, release_table
 from readme_doctor import doctor_table
 from readme_provenance import RECORD, brought_up_to_date, provenance_table, recorded  # noqa: F401 - the last is for the test
 from readme_summary import summary_table
@@ -430,6 +430,7 @@ def _saddle_facts(result: dict[str, Any]) -> list[str]:
 TABLES = {
     "adam_guard": adam_guard_table,
     "batch": batch_table,
+    "bits": bits_table,
     "saddle": saddle_table,
     "slices": slices_table,
     "control_development": control_table,

@@ -219,6 +219,8 @@ def adam_guard_table(result: dict[str, Any]) -> str:
                 ]
                 share = f"{row['probe share']:.0%}" if row["probe share"] else ""
                 lines.append(f"| {net['title']} | {rate} | {name} | " + " | ".join([*cells, share]) + " |")
+    if not result["nets"]:
+        return "No net is complete yet."
     passed = [net["title"] for net in result["nets"].values() if net["passes"]]
     seeds = " and ".join(str(net["seeds"]) for net in result["nets"].values())
     return "\n".join(

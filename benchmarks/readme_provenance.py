@@ -19,6 +19,7 @@ COMMANDS = {
     "adam_edge": "adam_edge.py",
     "adam_guard": "spikes.py --trial adam_guard",
     "batch": "batch.py",
+    "bits": "bits.py",
     "conformance": "conformance.py",
     "claims_check": "claims_check.py --result benchmarks/results/claims_check.json",
     "claims_small": "claims.py",

@@ -18,10 +18,9 @@ from optland.cli.probe import writable
 from optland.cli.release_options import check
 from optland.cli.terminal import DONE, FAILED, complain, say, table_console
 from optland.config import UserError
-from optland.curvature import Trace, hessian, subset, trace_per_layer
 from optland.files import write_whole
 from optland.landscape import Damage, DamageSpec, bits_by_layer, damage, damaged, rounded
-from optland.landscape.bits import sensitivities
+from optland.landscape.bits import num_products
 from optland.log.unwritten import Unwritten
 from optland.objective import Objective
 from optland.train.runs.trained_run import disagreement, find_checkpoint
@@ -89,20 +88,20 @@ class _Release:
     def _ways(self) -> tuple[dict[str, list[Weights]], dict[str, dict[str, int]]]:
         """The weights after the damage, by the name of each way to do it, and the bits of each rounding."""
         weights = self.spec.weights(self.model, seed=self.arguments.seed)
-        self.traces = self._traces(list(weights[0]))
         if self.spec.kind != "int":
             return {str(self.spec): list(weights)}, {}
-        b = int(self.spec.amount)
-        uniform, dealt = f"{b} bits everywhere", f"{b} bits on average, by trace"
+        b, most = int(self.spec.amount), self.arguments.max_matvecs
+        uniform, dealt = f"{b} bits everywhere", f"{b} bits on average, by layer"
         bits = {uniform: dict.fromkeys(weights[0], b)}
-        bits[dealt] = bits_by_layer(self.model, sensitivities(self.traces), b)
-        return {uniform: list(weights), dealt: [rounded(self.model, bits[dealt])]}, bits
-
-    def _traces(self, names: Sequence[str]) -> Trace:
-        with hessian(self.val) as H:
-            return trace_per_layer(
-                subset(H, names), max_matvecs=self.arguments.max_matvecs, seed=self.arguments.seed
+        ways: dict[str, list[Weights]] = {uniform: list(weights)}
+        if (needed := num_products(self.model, b)) > most:
+            self.notes.append(
+                f"bits are the same everywhere: dealing them out takes {needed} products; --max-matvecs is {most}"
             )
+        else:
+            bits[dealt] = bits_by_layer(self.val, b)
+            ways[dealt] = [rounded(self.model, bits[dealt])]
+        return ways, bits
 
     def _show(self, found: Mapping[str, Damage], best: str, tested: float, bits: Mapping[str, int]) -> None:
         table = Table(title=f"rise of the loss for {self.spec}", title_style="bold")
@@ -117,8 +116,7 @@ class _Release:
         table_console().print(table)
         say(f"\ntaken: {best}; on {self.test.data} the loss rises by {tested:+.4g}")
         for name, b in bits.items():
-            trace = self.traces.per_layer[name]
-            say(f"  {b} bits  {name} (trace {trace.value:.3g} ± {trace.error:.2g})")
+            say(f"  {b} bits  {name}")
         for note in self.notes:
             say(f"note: {note}")
 
@@ -132,7 +130,6 @@ class _Release:
             "samples": self.val.num_samples, "test_samples": self.test.num_samples, "seed": a.seed,
             "loss": _number(found[best].loss), "test_rise": _number(tested),
             "ways": {name: _plain(d) for name, d in found.items()}, "bits": dict(bits),
-            "traces": {n: [_number(e.value), _number(e.error)] for n, e in self.traces.per_layer.items()},
             "cost_ge": self.val.cost_ge + self.test.cost_ge, "notes": self.notes,
         }  # fmt: skip
 

@@ -17,8 +17,8 @@ EXAMPLES = """examples:
 The weights of a run are rounded (int2 to int8: to nearest, a step for each output channel), pruned (the smallest of all
 matrices together), or shaken by noise relative to each matrix, without retraining. Shown is the rise of the loss on
 validation data: predicted from slope and curvature, and measured; then on test data, which chose nothing. For a
-rounding, bits are dealt out over the layers under that average by the trace of each layer's Hessian, and the better of
-this and the same bits everywhere, by validation, is taken.
+rounding, bits are dealt out over the layers under that average, so that slope and curvature predict the least rise, and
+the better of this and the same bits everywhere, by validation, is taken.
 
 Written are the weights after it (release-int4.safetensors, floats on the grid, with the bits of each layer in its
 metadata; noise is nothing to be written) and what was found (release-int4.json).
@@ -28,7 +28,7 @@ OPTIONS = [
     "--for", "--config", "--recipe", "--samples", "--max-matvecs", "--batch-size", "--seed", "--out", "--device",
 ]  # fmt: skip
 
-_LEAST = {"samples": 1, "max_matvecs": 2, "batch_size": 1, "seed": 0}
+_LEAST = {"samples": 1, "max_matvecs": 0, "batch_size": 1, "seed": 0}
 
 
 def add_release_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,8 +39,8 @@ def add_release_arguments(parser: argparse.ArgumentParser) -> None:
     add("--config", metavar="FILE", help="the run's config; by default config.yaml beside the checkpoint")
     add("--recipe", metavar="RECIPE", help="its recipe; by default the one the config names")
     add("--samples", metavar="N", type=int, default=512, help="samples of each split (default: 512)")
-    add("--max-matvecs", metavar="M", type=int, default=30,
-        help="most Hessian products for the traces (default: 30)")  # fmt: skip
+    add("--max-matvecs", metavar="M", type=int, default=400,
+        help="most Hessian products for dealing out bits, up to four per matrix (default: 400)")  # fmt: skip
     add("--batch-size", metavar="B", type=int, help="samples at a time (default: the run's)")
     add("--seed", metavar="S", type=int, default=0, help="seed of the samples and of noise (default: 0)")
     add("--out", metavar="FOLDER", help="where to write (default: the run folder)")

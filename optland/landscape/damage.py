@@ -9,8 +9,8 @@ The first takes the damage as it is, from one Hessian product; the second only i
 entries were independent noise, so that it adds up over layers and says which of them are sensitive.
 
 **Cost.** A gradient, a Hessian product and a forward for each damage, a forward, and ``max_matvecs`` products for the
-traces. **Measuring alone is cheaper** (a forward each). What prediction gives beside it: the share of each layer, from
-which bits can be dealt out (:func:`~optland.landscape.bits.bits_by_layer`) without trying every combination, and the
+traces. **Measuring alone is cheaper** (a forward each). What prediction gives beside it: what cannot be tried one by
+one, such as every combination of bits (:func:`~optland.landscape.bits.bits_by_layer`), the share of each layer, and the
 expectation over all damages of a size.
 
 **When.** Before a net is rounded, pruned, or run on noisy hardware; to see which layers will not bear it; to compare

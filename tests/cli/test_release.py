@@ -26,7 +26,7 @@ RUN = [
     "model.depth=2",
     "epochs=4",
 ]
-CHEAP = ["--samples", "100", "--max-matvecs", "8"]
+CHEAP = ["--samples", "100"]
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +71,17 @@ def test_rounded_weights_have_their_bits_and_the_rise_that_was_told(
     assert len(rises) == 2
     assert found["taken"] == min(rises, key=lambda name: rises[name])
     assert f"taken: {found['taken']}" in capsys.readouterr().out
+
+
+def test_bits_that_would_take_too_many_products_are_not_dealt_out(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["release", str(run), "--for", "int3", "--out", str(tmp_path), *CHEAP, "--max-matvecs", "11"]
+    assert cli.main(arguments) == 0
+    found = json.loads((tmp_path / "release-int3.json").read_text())
+    assert list(found["ways"]) == ["3 bits everywhere"]
+    assert set(found["bits"].values()) == {3}
+    assert "dealing them out takes 12 products; --max-matvecs is 11" in capsys.readouterr().out
 
 
 def test_pruned_weights_are_zero_and_noise_is_not_written(

@@ -53,7 +53,6 @@ GLOSSARY: dict[str, str] = {
     "preconditioner": "The positive diagonal that divides the gradient, a tensor for each parameter.",
     "T": "The positive diagonal of the metric: THT in place of H.",
     "fresh": "The same measurement on a batch that the step has not seen.",
-    "traces": "Trace of the Hessian's block of each parameter, by its name.",
     "settings": "How much is measured.",
     "tests": "Objectives on test data, by name.",
     "pairs": "Pairs of names.",

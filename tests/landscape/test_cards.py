@@ -15,7 +15,7 @@ ROWS = set(re.findall(r"^\| `(\w+)` \|", TABLE[1], flags=re.M)) if TABLE else se
 MAKERS = {
     "bits_by_layer", "checkpoint_plane", "cosine", "damaged", "difference", "eigenvector_direction",
     "filter_normalised", "gradient_direction", "layer_normalised", "overlap", "pruned", "random_direction",
-    "random_sharpness", "rank_correlations", "recalibrated", "rounded", "ruggedness", "sensitivities", "shaken",
+    "random_sharpness", "rank_correlations", "recalibrated", "rounded", "ruggedness", "shaken",
     "update_direction",
 }  # fmt: skip
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from optland.config import UserError
 from optland.train import BatchLoader
 from optland.train.data.text import TextConfig, TextData, TextHistory, evaluate_text, load_text
+from optland.train.loops.evaluate import evaluate
 
 SPLITS = ("train", "val", "test")
 
@@ -245,6 +246,9 @@ def test_bits_and_perplexity_are_those_of_a_known_source() -> None:
         assert found["bpc"] == pytest.approx(bits, rel=1e-6)
         assert found["loss"] == pytest.approx(bits * math.log(2), rel=1e-6)
         assert found["perplexity"] == pytest.approx(2**bits, rel=1e-6)
+        of_tokens = evaluate(model, *data.windows("val"), batch_size=size)
+        # The table says a after both: right for aa and ba.
+        assert of_tokens == pytest.approx({"loss": bits * math.log(2), "acc": 100 * 5 / 8}, rel=1e-6)
     assert model.training
 
 
