@@ -30,6 +30,7 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
+from optland.batches import portion
 from optland.context.rng import preserve_rng
 from optland.estimate import Estimate, Provenance
 from optland.losses import mean_of
@@ -149,9 +150,9 @@ def _climb(
         ) as pilot:  # fmt: skip
             for batch in itertools.islice(batches, ramp.steps):
 
-                def closure(batch: Any = batch) -> Any:
+                def closure(share: float = 1.0, batch: Any = batch) -> Any:
                     optimizer.zero_grad()
-                    loss = mean_of(loss_fn(model, batch))
+                    loss = mean_of(loss_fn(model, portion(batch, share)))
                     loss.backward()
                     return loss
 

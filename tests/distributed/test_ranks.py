@@ -47,7 +47,10 @@ def of(check: str, *cells: tuple[str, str]) -> Any:
         "piloted_more",
         of("piloted_sharded", ("FSDP2", "pilot monitor"), ("FSDP2", "pilot control")),
         of("saved", ("DDP", "resume"), ("FSDP2", "resume")),
-        of("replicas", ("DDP", "SAM phase"), ("DDP", "accumulation")),
+        *(of(f"replicas 1, half {half}", ("DDP", "SAM phase")) for half in (0, 1)),
+        *(of(f"replicas 1 no_sync, half {half}", ("DDP", "SAM phase")) for half in (0, 1)),
+        *(of(f"replicas 4, half {half}", ("DDP", "accumulation")) for half in (0, 1)),
+        *(of(f"replicas 4 no_sync, half {half}", ("DDP", "accumulation")) for half in (0, 1)),
         "looking",
     ],
 )

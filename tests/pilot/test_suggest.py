@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
+from optland.optim import SAM
 from optland.pilot import suggest_lr
 
 BATCHES = [torch.ones(8, 1)]
@@ -40,6 +41,16 @@ def test_on_a_parabola_it_is_the_fraction_of_the_critical_rate(curvature: float)
     assert found.error < 0.01 * found.value
     assert found.converged
     assert found.note == ""
+
+
+def test_a_first_pass_over_a_part_of_the_batch_is_one() -> None:
+    model = one_weight()
+    seen: list[int] = []
+    model.register_forward_pre_hook(lambda module, args: seen.append(len(args[0])))
+    optimizer = SAM(torch.optim.SGD(model.parameters(), lr=1.0), rho=1e-6, ascent_share=0.25, model=model)
+    found = suggest_lr(model, parabola(0.5), BATCHES, optimizer)
+    assert found.value == pytest.approx(0.35 * 2.0 / 0.5, rel=1e-2)
+    assert set(seen) >= {2, 8}
 
 
 def test_where_no_update_is_too_long_it_is_a_bound_that_has_not_converged() -> None:

@@ -107,6 +107,7 @@ TAIL = OptimizerConfig("sam", lr=0.1, rho=0.05, options={"gate": "tail(share=0.2
         (OptimizerConfig("sam", rho=0.05), None),
         (OptimizerConfig("msam"), None),
         (TAIL, 1.2),
+        (OptimizerConfig("sam", rho=0.05, options={"ascent_share": 0.25}), 1.25),
     ],
 )
 def test_a_run_costs_its_budget(optimizer: OptimizerConfig, passes: float | None) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from optland import vectors
+from optland.batches import portion
 from optland.train.experiments.bank_run import BankRun, Splits, cross_entropy
 from optland.train.loops.ema import Ema
 from optland.train.loops.loader import BatchLoader
@@ -139,11 +140,10 @@ def _maker(run: BankRun, methods: Mapping[str, MakeOptimizer]) -> MakeOptimizer:
 
 def _closure(
     optimizer: Any, model: nn.Module, batch: tuple[Tensor, ...], clip: float | None
-) -> Callable[[], Tensor]:
-    x, y = batch
-
-    def closure() -> Tensor:
+) -> Callable[..., Tensor]:
+    def closure(share: float = 1.0) -> Tensor:
         optimizer.zero_grad()
+        x, y = portion(batch, share)
         loss = cross_entropy(model, (x, y))
         loss.backward()
         if clip is not None:
