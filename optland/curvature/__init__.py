@@ -1,15 +1,14 @@
 """Curvature of an objective, each number with its error: operators, eigenvalues, traces, densities, noise, verdicts.
 
 ==================  ===============================================================================================
-matrices            :func:`hessian`, :func:`ggn`, :func:`fisher`, :func:`empirical_fisher`; of them
-                    :func:`preconditioned`, :func:`in_metric`, :func:`shifted`, :func:`with_weight_decay`,
-                    :func:`subset`, :func:`per_layer`; one's own: :class:`FunctionOperator`, or a subclass of
-                    :class:`SymmetricOperator`
+matrices            :func:`hessian`, :func:`ggn`, :func:`fisher`; of them :func:`preconditioned`,
+                    :func:`in_metric`, :func:`subset`, :func:`per_layer`; one's own:
+                    :class:`FunctionOperator`, or a subclass of :class:`SymmetricOperator`
 eigenvalues         :func:`lanczos`, :class:`SpectrumTracker` in a training loop, :func:`power_iteration` as baseline
 whole spectrum      :func:`trace`, :func:`trace_per_layer`, :func:`diagonal`, :func:`frobenius`, :func:`density`,
                     :func:`spectral_summary`
-lines               :func:`critical_step`, :func:`curvature_along`, :func:`ceiling`, :func:`batch_sharpness`
-noise               :func:`gradient_noise`, :func:`noise_scale`, :func:`per_sample_gradients`
+lines               :func:`critical_step`, :func:`curvature_along`, :func:`batch_sharpness`
+noise               :func:`gradient_noise`, :func:`noise_scale`
 stability           :func:`stability_threshold`, :func:`stability_ratio`, :func:`stable_rate`
 critical points     :func:`classify`, :func:`find_critical_points`, :func:`certify` on independent batches
 all of it           :func:`portrait`
@@ -25,13 +24,11 @@ from optland.curvature.eigen.lanczos import lanczos
 from optland.curvature.eigen.power import power_iteration
 from optland.curvature.eigen.spectrum import Spectrum
 from optland.curvature.eigen.tracker import SpectrumTracker
-from optland.curvature.lines.ceiling import ceiling
 from optland.curvature.lines.critical_step import CriticalStep, critical_step
 from optland.curvature.lines.line import batch_sharpness, curvature_along
 from optland.curvature.noise.gradient_noise import GradientNoise, gradient_noise
 from optland.curvature.noise.noise_scale import NoiseScale, noise_scale
-from optland.curvature.noise.per_sample import per_sample_gradients
-from optland.curvature.operators.fisher import empirical_fisher, fisher
+from optland.curvature.operators.fisher import fisher
 from optland.curvature.operators.function import FunctionOperator
 from optland.curvature.operators.ggn import ggn
 from optland.curvature.operators.hessian import hessian
@@ -67,14 +64,12 @@ __all__ = [
     "SymmetricOperator",
     "Trace",
     "batch_sharpness",
-    "ceiling",
     "certify",
     "classify",
     "critical_step",
     "curvature_along",
     "density",
     "diagonal",
-    "empirical_fisher",
     "find_critical_points",
     "fisher",
     "frobenius",
@@ -85,7 +80,6 @@ __all__ = [
     "lanczos",
     "noise_scale",
     "per_layer",
-    "per_sample_gradients",
     "portrait",
     "power_iteration",
     "preconditioned",

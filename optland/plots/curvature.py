@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from optland.curvature import CriticalStep, Density, Diagonal, Portrait, Spectrum, StableRate, Trace
 from optland.curvature.eigen.tracker import Tracked
-from optland.curvature.points.search import FoundPoint, IndexAgainstLoss
+from optland.curvature.points.search import FoundPoint
 from optland.curvature.stochastic.density import Curve
 from optland.curvature.stochastic.spectral_summary import SpectralSummary
 from optland.estimate import Estimate
@@ -222,20 +222,6 @@ def _(result: CriticalStep, path: str | Path | None = None, *, title: str = "") 
     axis.grid(alpha=0.25)
     if axis.get_legend_handles_labels()[0]:
         axis.legend(frameon=False, fontsize=9)
-    return save(page, path)
-
-
-@plot.register(IndexAgainstLoss)
-def _(result: IndexAgainstLoss, path: str | Path | None = None, *, title: str = "") -> Figure:
-    page = figure(6.0, 4.2)
-    axis = page.subplots()
-    axis.plot(result.index_fraction, result.loss, "o", color=COLOURS["blue"])
-    axis.set_xlabel("share of negative eigenvalues")
-    axis.set_ylabel("loss")
-    axis.set_title(
-        title or f"{len(result.loss)} critical points, correlation {result.correlation:.2g}", fontsize=10
-    )
-    axis.grid(alpha=0.25)
     return save(page, path)
 
 

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 import optland.curvature
 from optland.curvature import (
     batch_sharpness,
-    ceiling,
     certify,
     classify,
     critical_step,
@@ -26,7 +25,6 @@ from optland.curvature import (
     hessian,
     lanczos,
     noise_scale,
-    per_sample_gradients,
     portrait,
     power_iteration,
     spectral_summary,
@@ -38,9 +36,7 @@ from optland.curvature import (
 from optland.objective import Objective
 
 NO_PROBES = {
-    "hessian", "ggn", "fisher", "empirical_fisher", "preconditioned", "preconditioner", "in_metric", "shifted",
-    "subset", "per_layer", "with_weight_decay", "ceiling_from_steps", "from_norms", "pooled", "index_against_loss",
-    "stability_threshold", "starts_around",
+    "hessian", "ggn", "fisher", "preconditioned", "in_metric", "subset", "per_layer", "stability_threshold",
 }  # fmt: skip
 """Functions that make an operator, or work on what was measured."""
 
@@ -80,7 +76,6 @@ CASES: list[tuple[Any, Callable[[Objective, list[Tensor]], Any], Cost]] = [
     (gradient_noise, lambda L, d: gradient_noise(L), gradient_noise.cost),
     (lanczos, lambda L, d: lanczos(hessian(L), k=3), lanczos.cost),
     (noise_scale, lambda L, d: noise_scale(L), noise_scale.cost),
-    (per_sample_gradients, lambda L, d: per_sample_gradients(L), per_sample_gradients.cost),
     (portrait, lambda L, d: portrait(L, max_matvecs=12), lambda L: portrait.cost(L, max_matvecs=12)),
     (power_iteration, lambda L, d: power_iteration(hessian(L)), power_iteration.cost),
     (spectral_summary, lambda L, d: spectral_summary(hessian(L)), spectral_summary.cost),
@@ -92,11 +87,6 @@ CASES: list[tuple[Any, Callable[[Objective, list[Tensor]], Any], Cost]] = [
         find_critical_points,
         lambda L, d: find_critical_points(L, [L.params], max_steps=3),
         lambda L: find_critical_points.cost(L, max_steps=3),
-    ),
-    (
-        ceiling,
-        lambda L, d: ceiling(L, d, small_net(1)),
-        lambda L: ceiling.cost(L, small_net(1)),
     ),
 ]
 PROBES = {probe.__name__: (run, declared) for probe, run, declared in CASES}

@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from optland import SAM, Objective, Pilot, critical_step, density, ggn, hessian, lanczos, trace
-from optland.curvature import gradient_noise, per_sample_gradients
+from optland.curvature import gradient_noise
 from optland.landscape import sam_sharpness
 from optland.optim import available, create
 from optland.pilot import AutoLR
@@ -122,7 +122,6 @@ PROBES: dict[str, Callable[[Objective], Any]] = {
     "density": with_hessian(lambda H: density(H, num_steps=8, num_starts=1)),
     "critical step": lambda L: critical_step(L, [-g for g in L.gradient()], max_forwards=6),
     "gradient noise": lambda L: gradient_noise(L, num_parts=2),
-    "gradients of samples": lambda L: per_sample_gradients(L, method="loop"),
     "sam sharpness": lambda L: sam_sharpness(L, 0.05),
 }
 

@@ -13,17 +13,7 @@ from torch import Tensor, nn
 
 from optland import vectors
 from optland.context.notes import notes_of
-from optland.curvature import (
-    critical_step,
-    empirical_fisher,
-    fisher,
-    ggn,
-    gradient_noise,
-    hessian,
-    lanczos,
-    per_sample_gradients,
-    trace,
-)
+from optland.curvature import critical_step, fisher, ggn, gradient_noise, hessian, lanczos, trace
 from optland.curvature.operators.hessian import declared_product_cost
 from optland.objective import Objective
 
@@ -145,11 +135,6 @@ def test_critical_step_and_noise_are_those_of_the_twin(name: str) -> None:
     gradients = torch.stack(rows)
     expected = float(gradients.var(dim=0).sum())
     assert gradient_noise(L, num_parts=9).trace_cov.value == pytest.approx(expected, rel=1e-3)
-    singles = per_sample_gradients(L)
-    torch.testing.assert_close(singles.norms, gradients.norm(dim=1).detach(), rtol=1e-4, atol=1e-6)
-    product = vectors.flatten(empirical_fisher(L).matvec(d)).double()
-    exact = gradients.T @ (gradients @ vectors.flatten(d).double()) / len(gradients)
-    assert float((product - exact).norm()) <= 1e-3 * float(exact.norm())
 
 
 # ------------------------------------------------------------------ what is wrong is noticed, once
@@ -302,7 +287,6 @@ def test_no_hook_runs_and_every_grad_stays(name: str) -> None:
     lanczos(hessian(L), max_matvecs=4)
     ggn(L).matvec(vectors.random_unit(L.params, 0))
     gradient_noise(L)
-    per_sample_gradients(L)
     assert fired == []
     assert unchanged(before, model)
     torch.testing.assert_close(
@@ -395,7 +379,6 @@ def test_a_forward_that_writes_leaves_nothing_and_a_kept_graph_right(name: str, 
         lambda: lanczos(hessian(L), max_matvecs=5),
         lambda: trace(hessian(L, method="double_backward"), max_matvecs=6),
         lambda: ggn(L).matvec(vectors.random_unit(L.params, 0)),
-        lambda: per_sample_gradients(L),
         lambda: critical_step(L, vectors.scaled(-0.1, L.gradient())),
         lambda: L.double().value(),
         lambda: L.value(L.displaced(vectors.random_unit(L.params, 2), 3.0)),
@@ -493,17 +476,6 @@ def test_complex_directions_are_refused() -> None:
     for use in (lambda: hessian(L).matvec(direction), lambda: critical_step(L, direction)):
         with pytest.raises(TypeError, match="complex entries"):
             use()
-
-
-def test_mapped_single_gradients_that_do_not_add_up_are_taken_one_by_one() -> None:
-    """A penalty on parameters that the loss holds itself is not seen through the mapped model."""
-    found = net("penalised")
-    L = objective_of(found)
-    singles = per_sample_gradients(L)
-    assert singles.method == "loop"
-    assert "do not add up" in singles.reason
-    total = float(singles.alignments.mean())
-    assert total == pytest.approx(singles.grad_norm**2, rel=1e-4)
 
 
 def test_products_in_lower_precision_state_their_error() -> None:

@@ -30,7 +30,6 @@ from optland.curvature import (
     hessian,
     lanczos,
     noise_scale,
-    per_sample_gradients,
     power_iteration,
     spectral_summary,
     stability_ratio,
@@ -57,7 +56,6 @@ PROBES: dict[str, Callable[[Objective], Any]] = {
     ),
     "gradient noise": lambda L: gradient_noise(L, num_parts=3),
     "noise scale": lambda L: noise_scale(L, num_parts=4, method="double_backward"),
-    "per-sample gradients": lambda L: per_sample_gradients(L),
     "curvature along": lambda L: curvature_along(
         L, vectors.random_unit(L.params, 0), method="double_backward"
     ),
@@ -80,7 +78,7 @@ PROBES: dict[str, Callable[[Objective], Any]] = {
     ),
 }
 
-PARTS = ("gradient noise", "noise scale", "per-sample gradients")
+PARTS = ("gradient noise", "noise scale")
 """Probes of parts of a batch, which batch statistics would make another function."""
 
 

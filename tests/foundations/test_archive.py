@@ -20,7 +20,6 @@ from torch import Tensor, nn
 import optland.curvature as curvature
 from optland import archive, vectors
 from optland.archive import Archived, load, save
-from optland.curvature.points.search import index_against_loss
 from optland.estimate import Estimate, Provenance
 from optland.objective import Objective
 from optland.problems import quadratic, saddle
@@ -43,11 +42,6 @@ def sgd(L: Objective) -> torch.optim.Optimizer:
     return torch.optim.SGD(L.params, lr=0.1, momentum=0.9)
 
 
-def ceiling() -> Any:
-    L = objective()
-    return curvature.ceiling(L, vectors.scaled(-0.1, L.gradient()), objective(sizes=(8, 8, 8)))
-
-
 def points() -> list[Any]:
     return curvature.find_critical_points(saddle(), [[torch.tensor([1.0, 0.5], dtype=torch.float64)]])
 
@@ -63,7 +57,6 @@ def certificate() -> Any:
 
 
 RESULTS: dict[str, Callable[[], Any]] = {
-    "Ceiling": ceiling,
     "Certificate": certificate,
     "CriticalPoint": lambda: curvature.classify(objective()),
     "CriticalStep": critical_step,
@@ -72,10 +65,8 @@ RESULTS: dict[str, Callable[[], Any]] = {
     "Diagonal": lambda: curvature.diagonal(hessian(), max_matvecs=20),
     "FoundPoint": lambda: points()[0],
     "GradientNoise": lambda: curvature.gradient_noise(objective()),
-    "IndexAgainstLoss": lambda: index_against_loss(points()),  # its correlation is NaN
     "NoiseScale": lambda: curvature.noise_scale(objective()),
     "OperatorCheck": lambda: hessian().check(),
-    "PerSample": lambda: curvature.per_sample_gradients(objective()),
     "Portrait": lambda: curvature.portrait(objective(), k=1),
     "PowerIteration": lambda: curvature.power_iteration(hessian()),
     "SpectralSummary": lambda: curvature.spectral_summary(hessian()),

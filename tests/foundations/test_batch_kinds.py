@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from optland import SAM, Objective, Pilot, hessian, lanczos
 from optland.batches import join, num_samples, split, take, thin, to_device, to_dtype
-from optland.curvature import gradient_noise, per_sample_gradients
+from optland.curvature import gradient_noise
 from optland.landscape import sam_sharpness
 from optland.pilot import suggest_lr
 
@@ -226,15 +226,6 @@ def test_the_noise_is_that_of_parts_weighted_by_their_tokens(name: str) -> None:
     found = gradient_noise(objective(KINDS[name], model), num_parts=parts)
     assert found.trace_cov.value == pytest.approx(float(trace), rel=1e-10)
     assert found.grad_sq.value == pytest.approx(float(mean @ mean - trace / samples), rel=1e-9)
-
-
-@pytest.mark.parametrize("name", KINDS)
-def test_gradients_of_single_samples(name: str) -> None:
-    model = Tagger()
-    found = per_sample_gradients(objective(KINDS[name], model))
-    exact = [flat_gradient(model, [[one]])[0].norm() for part in DATA for one in part]
-    torch.testing.assert_close(found.norms, torch.stack(exact), rtol=1e-9, atol=1e-12)
-    assert found.method == ("vmap" if name in ("dictionary", "dataclass") else "loop")
 
 
 @pytest.mark.parametrize("name", KINDS)

@@ -56,7 +56,6 @@ from optland.curvature import (
     stability_ratio,
     trace,
 )
-from optland.curvature.lines.ceiling import ceiling_from_steps
 from optland.log import NullLogger
 from optland.objective import Objective
 from optland.optim import SAM
@@ -223,10 +222,9 @@ def test_08_same_and_fresh_batch_edges_give_the_noise_scale() -> None:
         batch, other = Objective(model, loss_fn, [noise]), Objective(model, loss_fn, [clean])
         u = [-v for v in batch.gradient()]
         steps = [critical_step(L, u, max_forwards=80, rtol=1e-9) for L in (batch, other)]
-        found = ceiling_from_steps(*steps, batch_size=b)
         curvature.append(curvature_along(batch, u).value * float(u[0] @ u[0]))
-        own.append(found.own.value * curvature[-1])
-        fresh.append(2 * found.best.value * curvature[-1])
+        own.append(steps[0].step.value * curvature[-1])
+        fresh.append(steps[1].step.value * curvature[-1])
     b_simple, b_noise = s.sum() / (g @ g), (LAM * s).sum() / (g @ H @ g)
     assert b * (sum(own) / sum(fresh) - 1) == pytest.approx(b_simple, rel=1e-5)
     best = sum(fresh) / sum(curvature) / 2

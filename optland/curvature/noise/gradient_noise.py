@@ -29,7 +29,7 @@ as noise.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -43,7 +43,7 @@ from optland.estimate import Estimate, Provenance
 from optland.objective import Objective
 from optland.vectors import Vector
 
-__all__ = ["GradientNoise", "from_norms", "gradient_noise", "pooled"]
+__all__ = ["GradientNoise", "gradient_noise"]
 
 SIGNIFICANCE = 2.0
 """|G|^2 has to exceed this many of its standard errors before a ratio is formed."""
@@ -128,83 +128,6 @@ def gradient_noise(
     what = "gradients" if preconditioner is None else "preconditioned gradients"
     source = objective.provenance(f"{what} of {len(n)} parts", objective.seed)
     return from_terms(trace_cov, grad_sq, samples / len(n), samples, cost, source)
-
-
-def from_norms(
-    micro_sq_norms: Sequence[float],
-    large_sq_norm: float,
-    micro_batch: int | Sequence[int],
-    *,
-    provenance: Provenance | None = None,
-) -> GradientNoise:
-    """Noise from squared gradient norms that a run has anyway: of its parts, and of their weighted mean.
-
-    Args:
-        micro_sq_norms: |g_i|^2 of every part (each accumulation micro-batch, or each rank before the
-            reduction).
-        large_sq_norm: |g_B|^2 of the mean over all samples of the same parts.
-        micro_batch: Samples in each part, one number for all or one for each.
-        provenance: Where the norms come from.
-
-    Returns:
-        A :class:`GradientNoise` without standard errors, at no cost; not resolved until several are
-        :func:`pooled`.
-
-    Raises:
-        ValueError: Fewer than two parts, or as many sizes as parts are not given.
-
-    Example:
-        >>> noise = from_norms([4.0, 16.0, 36.0, 16.0], 16.0, 1)
-        >>> round(noise.trace_cov.value, 4), round(noise.grad_sq.value, 4), noise.resolved
-        (2.6667, 15.3333, False)
-    """
-    k = len(micro_sq_norms)
-    n = [micro_batch] * k if isinstance(micro_batch, int) else list(micro_batch)
-    if k < 2 or len(n) != k:
-        raise ValueError(
-            f"{k} squared norms and {len(n)} part sizes: pass at least two of each, as many as each other"
-        )
-    total = sum(n)
-    between = sum(size * sq for size, sq in zip(n, micro_sq_norms, strict=True)) - total * large_sq_norm
-    trace_cov = between / (k - 1)
-    source = provenance or Provenance(
-        "squared norms of gradients that the run had", total, "step batch", "train"
-    )
-    grad_sq = large_sq_norm - trace_cov / total
-    return from_terms((trace_cov, math.nan), (grad_sq, math.nan), total / k, total, 0.0, source)
-
-
-def pooled(noises: Sequence[GradientNoise]) -> GradientNoise:
-    """One estimate from several: numerator and denominator averaged apart, errors from their spread.
-
-    Raises:
-        ValueError: Nothing to pool.
-
-    Example:
-        >>> steps = [from_norms([4.0, 16.0, 36.0, 16.0], 16.0, 1), from_norms([9.0, 16.0, 25.0, 16.0], 16.0, 1)]
-        >>> round(pooled(steps).trace_cov.value, 4), pooled(steps).resolved
-        (1.6667, True)
-    """
-    if not noises:
-        raise ValueError("there is no noise estimate to pool; pass at least one")
-    if len(noises) == 1:
-        return noises[0]
-    first = noises[0]
-    source = Provenance(
-        method=f"mean of {len(noises)} noise estimates",
-        num_samples=sum(noise.trace_cov.provenance.num_samples for noise in noises),
-        data=first.trace_cov.provenance.data,
-        mode=first.trace_cov.provenance.mode,
-        dtype=first.trace_cov.provenance.dtype,
-    )
-    return from_terms(
-        _mean_and_error([noise.trace_cov for noise in noises]),
-        _mean_and_error([noise.grad_sq for noise in noises]),
-        sum(noise.micro_batch for noise in noises) / len(noises),
-        sum(noise.large_batch for noise in noises) / len(noises),
-        sum(noise.cost_ge for noise in noises),
-        source,
-    )
 
 
 def scales(objective: Objective, preconditioner: Vector | None) -> list[Tensor] | None:
@@ -296,15 +219,6 @@ def _with_errors(gram: Tensor, n: Tensor) -> tuple[tuple[float, float], tuple[fl
     )  # (k, 2)
     errors = jackknife(left_out)
     return (values[0], float(errors[0])), (values[1], float(errors[1]))
-
-
-def _mean_and_error(estimates: Sequence[Estimate]) -> tuple[float, float]:
-    """Mean, and the larger of the error from the spread and the error carried by the estimates themselves."""
-    k = len(estimates)
-    values = torch.tensor([e.value for e in estimates], dtype=torch.float64)
-    spread = float(values.std() / math.sqrt(k))
-    carried = math.sqrt(sum(e.error**2 for e in estimates)) / k
-    return float(values.mean()), max(spread, carried) if math.isfinite(carried) else spread
 
 
 def from_terms(

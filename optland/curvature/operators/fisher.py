@@ -1,17 +1,13 @@
-r"""Fisher matrices: exact and sampled from the model's own predictions, and the empirical one from the data.
+r"""Fisher matrices: exact and sampled from the model's own predictions.
 
 .. math:: F = \frac{1}{C} \sum_n J_n^T \,\mathbb{E}_{y \sim p(\cdot \mid z_n)}\!\big[s s^T\big] J_n, \quad
-          s = -\nabla_z \log p(y \mid z_n); \qquad
-          F_{\text{emp}} = \frac{1}{C} \sum_n g_n g_n^T
-
-g_n is the gradient of the loss of sample n with its actual label.
+          s = -\nabla_z \log p(y \mid z_n)
 
 ==============  ============================================================  ==========================
 kind            labels                                                        it is
 ==============  ============================================================  ==========================
 exact           summed over the model's predictive distribution               the Gauss-Newton matrix
 monte_carlo     drawn once from it, with a seed                               unbiased, low rank
-empirical       those of the data                                             the gradients' second moment
 ==============  ============================================================  ==========================
 
 **How.** The expectation has a closed form: diag(p) - p p' for the categorical distribution of a softmax, p (1
@@ -21,8 +17,8 @@ not the negative log likelihood asked for is refused.
 
 **Cost.** As for the Gauss-Newton matrix.
 
-**Caveats.** The empirical Fisher is neither the Fisher nor the Gauss-Newton matrix: where the data are fitted
-its gradients, and so it, vanish before those do (Kunstner, Hennig & Balles 2019, arXiv:1905.12558).
+**Caveats.** The second moment of the gradients of the data, the "empirical Fisher", is another matrix: where the
+data are fitted it vanishes before this one does (Kunstner, Hennig & Balles 2019, arXiv:1905.12558).
 
 **References.** Amari 1998; Martens 2020, arXiv:1412.1193; Kunstner et al. 2019.
 """
@@ -36,14 +32,13 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from optland.context.modules import BATCH_NORMS
 from optland.curvature.operators.ggn import loss_hessian
 from optland.curvature.operators.hessian import CurvatureOperator, Method
 from optland.curvature.operators.linearised import Middle, linearised
 from optland.curvature.operators.outputs import Piece, Split
 from optland.objective import Objective
 
-__all__ = ["Likelihood", "empirical_fisher", "fisher"]
+__all__ = ["Likelihood", "fisher"]
 
 Likelihood = Literal["categorical", "bernoulli", "gaussian"]
 
@@ -103,43 +98,6 @@ def fisher(
         return CurvatureOperator(objective, linearised("Fisher", _exact(model), split), method)
     kind = f"Monte-Carlo Fisher ({num_draws} drawn labels a prediction, seed {seed})"
     return CurvatureOperator(objective, linearised(kind, _sampled(model, num_draws, seed), split), method)
-
-
-def empirical_fisher(
-    objective: Objective, *, split: Split | None = None, method: Method = "auto"
-) -> CurvatureOperator:
-    """The second moment of the gradients of single samples, with the labels of the data.
-
-    The gradient of sample n comes from row n of the outputs: the model must treat samples independently and the loss
-    must be a sum over them.
-
-    Args:
-        objective: Model, loss and data; the first dimension of the outputs runs over the samples.
-        split: How to take the loss apart; see :func:`~optland.curvature.operators.ggn.ggn`.
-        method: How products are computed.
-
-    Returns:
-        An operator of kind "empirical Fisher". With a loss that returns ``(sum, count)`` the gradients are those of the
-        sums of a sample, and C is the count.
-
-    Raises:
-        ValueError: BatchNorm in train mode couples the samples; at the first product, outputs without a row for every
-            sample.
-
-    Example:
-        >>> net = nn.Linear(1, 1, bias=False)
-        >>> _ = nn.init.ones_(net.weight)
-        >>> L = Objective(net, lambda m, x: m(x).square().mean() / 2, [torch.tensor([[1.0], [2.0]])])
-        >>> empirical_fisher(L).to_dense().item()  # gradients 1 and 4
-        8.5
-    """
-    coupled = [m for m in objective.model.modules() if isinstance(m, BATCH_NORMS)]
-    if objective.mode == "train" and coupled:
-        raise ValueError(
-            f"the model has {type(coupled[0]).__name__} and the objective is in train mode, where no sample has a "
-            "gradient of its own; use Objective(..., mode='eval')"
-        )
-    return CurvatureOperator(objective, linearised("empirical Fisher", _actual_scores, split), method)
 
 
 class _Categorical:
@@ -247,23 +205,6 @@ def _sampled(model: Model, samples: int, seed: int) -> Middle:
 class _Draws:
     weight: Tensor
     scores: list[Tensor]
-
-
-def _actual_scores(number: int, piece: Piece) -> Callable[[list[Tensor]], list[Tensor]]:
-    n, scores = piece.kind.count(piece.batch), [s.detach() for s in piece.gradient()]
-    wrong = [tuple(s.shape) for s in scores if s.ndim == 0 or s.shape[0] != n]
-    if wrong:
-        raise ValueError(
-            f"the outputs have shape {wrong[0]} for a batch of {n} samples: the first dimension has to "
-            f"run over the samples; "
-            "pass split=(outputs, loss) with such outputs"
-        )
-
-    def multiply(u: list[Tensor]) -> list[Tensor]:
-        along = torch.stack([(s * x).reshape(n, -1).sum(1) for s, x in zip(scores, u, strict=True)]).sum(0)
-        return [s * along.view(n, *[1] * (s.ndim - 1)) for s in scores]
-
-    return multiply
 
 
 def _weights(model: Model, piece: Piece) -> list[Tensor]:

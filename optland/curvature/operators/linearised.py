@@ -2,8 +2,8 @@ r"""Ways to multiply by J' M J, where J is the Jacobian of a model's outputs and
 
 .. math:: A v = \frac{1}{C} \sum_b J_b^T\, M_b\, (J_b v)
 
-M is the Hessian of the loss in the outputs (Gauss-Newton), the covariance of the model's own scores (Fisher)
-or of the actual ones (empirical Fisher). J v comes from the derivative, by u, of the vector-Jacobian product
+M is the Hessian of the loss in the outputs (Gauss-Newton), or the covariance of the model's own scores (Fisher).
+J v comes from the derivative, by u, of the vector-Jacobian product
 J'u, which is linear in u; from forward mode; or from a difference of outputs.
 
 **References.** Schraudolph 2002 (products with the Gauss-Newton matrix); Martens 2020, arXiv:1412.1193.

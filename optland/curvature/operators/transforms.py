@@ -22,7 +22,6 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.optim import Adam, AdamW
 
 from optland import vectors
 from optland.curvature.operators.linear_operator import SymmetricOperator, Through
@@ -30,7 +29,7 @@ from optland.curvature.operators.preconditioner import innermost, preconditioner
 from optland.objective import Objective
 from optland.vectors import Vector
 
-__all__ = ["in_metric", "per_layer", "preconditioned", "shifted", "subset", "with_weight_decay"]
+__all__ = ["in_metric", "per_layer", "preconditioned", "shifted", "subset"]
 
 
 def preconditioned(H: SymmetricOperator, optimizer: Any) -> SymmetricOperator:
@@ -117,46 +116,6 @@ def shifted(H: SymmetricOperator, sigma: float, *, note: str = "") -> SymmetricO
     """
     kind = note or f"{H.kind} {'-' if sigma < 0 else '+'} {abs(sigma):g} I"
     return _Shifted(H, [torch.full((), sigma, dtype=t.dtype, device=t.device) for t in H.like], kind)
-
-
-def with_weight_decay(H: SymmetricOperator, optimizer: Any) -> SymmetricOperator:
-    r"""H with the curvature of the L2 penalty that ``optimizer`` adds to the loss, group by group.
-
-    Args:
-        H: The operator of the loss without the penalty.
-        optimizer: Its ``weight_decay`` lambda adds (lambda/2) \\|theta\\|^2 to the loss and lambda to the diagonal.
-
-    Raises:
-        ValueError: The decay is decoupled (AdamW) and belongs to no loss, or the optimizer lacks a parameter.
-
-    Example:
-        >>> from optland.curvature.operators.hessian import hessian
-        >>> from optland.problems import saddle
-        >>> H = hessian(saddle())
-        >>> decayed = with_weight_decay(H, torch.optim.SGD(H.like, lr=0.1, weight_decay=0.5))
-        >>> decayed.to_dense().diagonal().tolist()
-        [2.5, -1.5]
-    """
-    inner, objective = innermost(optimizer), _objective_of(H, "shifted(H, ...)")
-    groups = {id(p): group for group in inner.param_groups for p in group["params"]}
-    shifts = []
-    for name, p, like in zip(H.names, objective.sources, H.like, strict=True):
-        if id(p) not in groups:
-            raise ValueError(
-                f"the optimizer does not hold parameter {name!r}; pass the one that trains this model"
-            )
-        group = groups[id(p)]
-        decoupled = isinstance(inner, AdamW) or (
-            isinstance(inner, Adam) and group.get("decoupled_weight_decay")
-        )
-        decay = float(group.get("weight_decay", 0.0))
-        if decoupled and decay:
-            raise ValueError(
-                f"{type(inner).__name__} decays weights beside the gradient, which is the slope of no loss and adds no "
-                "curvature; use shifted(H, ...) for a penalty of your own"
-            )
-        shifts.append(torch.full((), decay, dtype=like.dtype, device=like.device))
-    return _Shifted(H, shifts, f"{H.kind} with weight decay")
 
 
 def subset(

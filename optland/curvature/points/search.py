@@ -23,7 +23,6 @@ arXiv:2003.10397.
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -43,9 +42,7 @@ from optland.vectors import Vector
 
 __all__ = [
     "FoundPoint",
-    "IndexAgainstLoss",
     "find_critical_points",
-    "index_against_loss",
     "starts_around",
 ]
 
@@ -274,71 +271,3 @@ def starts_around(
                     vectors.axpy_(radius * scale, vectors.random_unit(centre, seed + len(starts)), w)
                 starts.append(w)
     return starts
-
-
-@dataclass(frozen=True, slots=True)
-class IndexAgainstLoss(Archived):
-    """Share of negative eigenvalues against the loss, over the critical points of a search: the data of a plot.
-
-    Attributes:
-        loss: Losses, ascending.
-        index_fraction: Negative eigenvalues as a share of all, in the same order.
-        grad_norm: |g| there.
-        verdict: The verdicts there.
-        correlation: Pearson correlation of loss and index fraction; NaN with fewer than three points or no spread.
-        left_out: How many points were not critical or not counted, by verdict.
-    """
-
-    loss: tuple[float, ...]
-    index_fraction: tuple[float, ...]
-    grad_norm: tuple[float, ...]
-    verdict: tuple[str, ...]
-    correlation: float
-    left_out: dict[str, int]
-
-    def __str__(self) -> str:
-        rows = [
-            f"  {loss:12.6g}  {index:8.4f}  {norm:9.2g}  {verdict}"
-            for loss, index, norm, verdict in zip(
-                self.loss, self.index_fraction, self.grad_norm, self.verdict, strict=True
-            )
-        ]
-        left = ", ".join(f"{number} {verdict}" for verdict, number in sorted(self.left_out.items())) or "none"
-        head = "          loss     index        |g|  verdict"
-        return "\n".join([head, *rows, f"  correlation {self.correlation:.3g}; left out: {left}"])
-
-
-def index_against_loss(points: Sequence[FoundPoint]) -> IndexAgainstLoss:
-    """Collect the critical points of a search; others are counted, never drawn.
-
-    Example:
-        >>> from optland.problems import saddle
-        >>> print(index_against_loss(find_critical_points(saddle(), [[torch.zeros(2, dtype=torch.float64)]])))
-                  loss     index        |g|  verdict
-                     0    0.5000          0  strict saddle
-          correlation nan; left out: none
-    """
-    kept, left_out = [], Counter[str]()
-    for found in points:
-        point = found.critical_point
-        if point.critical and math.isfinite(point.index_fraction):
-            kept.append(point)
-        else:
-            left_out[point.verdict] += 1
-    kept.sort(key=lambda point: point.loss)
-    loss, index = [point.loss for point in kept], [point.index_fraction for point in kept]
-    return IndexAgainstLoss(
-        loss=tuple(loss),
-        index_fraction=tuple(index),
-        grad_norm=tuple(point.grad_norm.value for point in kept),
-        verdict=tuple(point.verdict for point in kept),
-        correlation=_correlation(loss, index),
-        left_out=dict(left_out),
-    )
-
-
-def _correlation(x: Sequence[float], y: Sequence[float]) -> float:
-    table = torch.tensor([x, y], dtype=torch.float64)
-    if len(x) < 3 or bool((table.std(dim=1) == 0).any()):
-        return math.nan
-    return float(torch.corrcoef(table)[0, 1])

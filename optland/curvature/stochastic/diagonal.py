@@ -14,8 +14,7 @@ error often exceeds its value. The sums over layers of the same samples are far 
 **Caveats.** Coordinates share their test vectors, so their errors are correlated: the error of a sum is not the root of
 the sum of squares; use ``per_layer``. A diagonal matrix takes one Rademacher vector, and is exact.
 
-**References.** Bekas et al. 2007 (an estimator for the diagonal of a matrix); Epperly et al. 2024, arXiv:2301.07825
-(XDiag).
+**Reference.** Bekas et al. 2007 (an estimator for the diagonal of a matrix).
 """
 
 from __future__ import annotations
@@ -107,7 +106,7 @@ def diagonal(
 
     Args:
         H: The operator.
-        method: ``"auto"``, ``"krylov"``, ``"hutchinson"``, ``"hutch++"`` or ``"xtrace"`` (XDiag), as for the trace.
+        method: ``"auto"``, ``"krylov"``, ``"hutchinson"`` or ``"hutch++"``, as for the trace.
         max_matvecs: Most products with ``H``.
         start: Eigenpairs of the same parameters as a control variate, as for the trace.
         seed: Seed of the test vectors.
@@ -156,7 +155,7 @@ def _entries(samples: DiagonalSamples, like: Vector) -> tuple[tuple[Tensor, ...]
         return _cut(nothing, like), _cut(nothing, like)
     if samples.exact:
         return _cut(mean, like), _cut(torch.zeros_like(flat), like)
-    error = samples.widening * (spread / (n * (n - 1))).sqrt() if n > 1 else nothing
+    error = (spread / (n * (n - 1))).sqrt() if n > 1 else nothing
     return _cut(mean, like), _cut(error, like)
 
 

@@ -12,7 +12,6 @@ method          known part                                       samples from n 
 hutchinson      nothing                                          n
 krylov          a Krylov space of dimension 0.6 n                0.4 n
 hutch++         the range of A on n / 3 random vectors           n / 3
-xtrace          the range of A on all test vectors but one       n / 2, each with a known part of its own
 auto            columns, where d <= n; a Krylov space of         0.4 n to 0.7 n, each with a test vector of its own
                 dimension 0.25 n to 0.6 n where the data can     for every part of the data; 2 where A is diagonal
                 be cut into parts; else as krylov
@@ -29,7 +28,7 @@ give 0.62 of Hutchinson's error. A test vector for every part of the data (see
 then shorter: it ends when the variance left for the samples, judged by a vector of known product, falls no more.
 
 **References.** Hutchinson 1990; Meyer et al. 2021, arXiv:2010.09649 (Hutch++); Epperly et al. 2024, arXiv:2301.07825
-(XTrace, XDiag); Chen and Hallman 2023, arXiv:2205.01736 (Krylov-aware trace estimation).
+(XTrace); Chen and Hallman 2023, arXiv:2205.01736 (Krylov-aware trace estimation).
 """
 
 from __future__ import annotations
@@ -49,7 +48,6 @@ from optland.curvature.operators.hessian import Method, declared_product_cost
 from optland.curvature.operators.linear_operator import SymmetricOperator
 from optland.curvature.stochastic.control_variate import Products
 from optland.curvature.stochastic.deflation import Array, Deflation
-from optland.curvature.stochastic.leave_one_out import leave_one_out
 from optland.curvature.stochastic.parts import FEWEST_PRODUCTS, SETUP_GE, Parts, agree, parts_of, sample
 from optland.curvature.stochastic.random_vectors import Distribution, RandomVectors
 from optland.objective import Objective
@@ -65,7 +63,7 @@ __all__ = [
     "probing_cost",
 ]
 
-TraceMethod = Literal["auto", "krylov", "hutchinson", "hutch++", "xtrace"]
+TraceMethod = Literal["auto", "krylov", "hutchinson", "hutch++"]
 
 KRYLOV_SHARE = 0.6
 """Share of the products spent on the Krylov space. Measured at 30 products, where 0.5 to 0.75 hardly differ."""
@@ -76,10 +74,6 @@ variance left for the samples has not fallen for this share of the products."""
 
 MIN_SAMPLES = 8
 """Samples before a tolerance may stop the probing: a spread from fewer is itself a guess."""
-
-WIDENING = {"xtrace": (1.25, 1.6)}
-"""Factors on the spread of samples that share their sketch, and so agree better with one another than with the truth:
-for sums of the diagonal and for the Frobenius norm, from 100 seeds on trained nets and closed-form spectra."""
 
 
 @dataclass
@@ -96,8 +90,6 @@ class DiagonalSamples:
     inexact: float = 0.0  # error of a product with a unit vector
     failed: bool = False
     basis_size: int = 0
-    widening: float = 1.0
-    square_widening: float = 1.0
     note: str = ""
 
     def add(self, x: Tensor, square: float) -> None:
@@ -119,14 +111,14 @@ class DiagonalSamples:
         """Samples so far."""
         return len(self.layers)
 
-    def mean_and_error(self, values: Sequence[float], widening: float) -> tuple[float, float]:
+    def mean_and_error(self, values: Sequence[float]) -> tuple[float, float]:
         """Mean of one number per sample, and its standard error; NaN where one sample tells no spread."""
         if self.failed or not values:
             return math.nan, math.nan
         if self.exact:
             return float(np.mean(values)), 0.0
         spread = float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
-        return float(np.mean(values)), widening * spread / math.sqrt(len(values))
+        return float(np.mean(values)), spread / math.sqrt(len(values))
 
     @property
     def totals(self) -> list[float]:
@@ -135,7 +127,7 @@ class DiagonalSamples:
 
     def within(self, rtol: float, confidence: float) -> bool:
         """Whether the interval of the trace is narrower than ``rtol`` of it."""
-        value, error = self.mean_and_error(self.totals, self.widening)
+        value, error = self.mean_and_error(self.totals)
         return self.quantile(confidence) * error <= rtol * abs(value)
 
     def quantile(self, confidence: float) -> float:
@@ -162,7 +154,6 @@ def probe(
     """Samples of diag H from at most ``max_matvecs`` products; the arguments are those of ``trace``."""
     A, draws = Products(H, max_matvecs), RandomVectors(H.like, seed, distribution)
     samples = DiagonalSamples([t.numel() for t in H.like], want_diagonal)
-    samples.widening, samples.square_widening = WIDENING.get(method, (1.0, 1.0))
     if method == "auto" and H.dim <= max_matvecs:
         _columns(A, samples)
     else:
@@ -183,10 +174,6 @@ def probe(
 def _sampler(
     A: Products, draws: RandomVectors, method: TraceMethod, samples: DiagonalSamples
 ) -> Iterator[tuple[Tensor, float]]:
-    if method == "xtrace":
-        for x, square, w, product in leave_one_out(A, draws):
-            yield x + A.known_diagonal(), A.square(w, product, square)
-        return
     pairs, parts = _first_look(A, draws) if method == "auto" and A.left >= 2 else ([], None)
     if len(pairs) == 2 and draws.distribution == "rademacher" and _diagonal_shows(A, pairs):
         samples.exact, samples.note = True, "The matrix is diagonal, which one Rademacher vector resolves."

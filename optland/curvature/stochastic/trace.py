@@ -7,7 +7,7 @@ with a known part K (see :mod:`~optland.curvature.stochastic.probing`) and n ind
 
 **Cost.** At most ``max_matvecs`` products; by parts of the data also 1.8 gradient evaluations per sample once, and the
 memory of a second kept graph and of 32 vectors. Memory: the Krylov method keeps 0.6 ``max_matvecs`` vectors, Hutch++
-as many as products, XTrace twice as many; Hutchinson a handful, for models at the edge of memory.
+as many as products; Hutchinson a handful, for models at the edge of memory.
 
 **When.** Mean curvature tr(A) / d, the expected rise of the loss under random perturbations, sharpness by layer. On
 trained nets 30 products give the trace to a few per cent, at 0.1 to 0.4 of Hutchinson's error, also where
@@ -23,7 +23,7 @@ n samples moves by 1 / n of their spread and rests long before it is right. ``er
 dozen samples per interval takes Student's t, which :meth:`Trace.interval` does. Errors are those of the estimator on
 these data, not of the data.
 
-**References.** Hutchinson 1990; Meyer et al. 2021, arXiv:2010.09649; Epperly et al. 2024, arXiv:2301.07825; Chen and
+**References.** Hutchinson 1990; Meyer et al. 2021, arXiv:2010.09649; Chen and
 Hallman 2023, arXiv:2205.01736.
 """
 
@@ -120,10 +120,9 @@ def trace(
 
     Args:
         H: The operator.
-        method: ``"auto"``, ``"krylov"``, ``"hutchinson"``, ``"hutch++"`` or ``"xtrace"``.
+        method: ``"auto"``, ``"krylov"``, ``"hutchinson"`` or ``"hutch++"``.
         max_matvecs: Most products with ``H``, never exceeded.
-        rtol: Wanted half width of the interval relative to the trace; None uses every product. XTrace needs all of
-            its products before the first sample, so there it only decides ``converged``.
+        rtol: Wanted half width of the interval relative to the trace; None uses every product.
         confidence: Confidence of that interval.
         start: Eigenpairs of a spectrum of the same parameters, however old, as a control variate: it costs nothing
             and leaves the estimate unbiased. Vectors alone cost one product each.
@@ -239,10 +238,10 @@ def estimates(
     t = samples.quantile(confidence)
     # Errors of the products, independent from one coordinate to the next.
     d = sum(samples.sizes)
-    length = math.sqrt(max(0.0, samples.mean_and_error(samples.squares, 1.0)[0])) if samples.squares else 0.0
+    length = math.sqrt(max(0.0, samples.mean_and_error(samples.squares)[0])) if samples.squares else 0.0
 
-    def estimate(values: Sequence[float], scale: float, widening: float = samples.widening) -> Estimate:
-        value, error = samples.mean_and_error(values, widening)
+    def estimate(values: Sequence[float], scale: float) -> Estimate:
+        value, error = samples.mean_and_error(values)
         error = math.hypot(error, scale * samples.inexact)
         met = math.isfinite(error) and (rtol is None or t * error <= rtol * abs(value))
         return Estimate(value, error, "standard_error", met, cost, source, _note(samples))
@@ -254,7 +253,7 @@ def estimates(
             for size, (name, values) in zip(samples.sizes, columns.items(), strict=True)
         },
         estimate(samples.totals, math.sqrt(d)),
-        estimate(samples.squares, 2 * math.sqrt(d) * length, samples.square_widening),
+        estimate(samples.squares, 2 * math.sqrt(d) * length),
     )
 
 

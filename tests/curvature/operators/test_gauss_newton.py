@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from optland import vectors
-from optland.curvature.operators.fisher import empirical_fisher, fisher
+from optland.curvature.operators.fisher import fisher
 from optland.curvature.operators.ggn import declared_product_cost, ggn
 from optland.curvature.operators.hessian import hessian
 from optland.objective import Objective
@@ -186,23 +186,6 @@ def test_bernoulli_and_gaussian_fishers(samples: int | None) -> None:
     torch.testing.assert_close(actual, 2 * X.T @ X / 8, rtol=tolerance, atol=2 * tolerance)
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_empirical_fisher_is_the_second_moment_of_single_gradients(mlp: Objective, method: Any) -> None:
-    g = sample_gradients(mlp)
-    close(empirical_fisher(mlp, method=method).to_dense(), g.T @ g / len(g), method)
-
-
-def test_empirical_fisher_is_not_the_ggn(mlp: Objective) -> None:
-    E, G = empirical_fisher(mlp), ggn(mlp)
-    assert E.kind == "empirical Fisher"
-    assert float((E.to_dense() - G.to_dense()).norm() / G.to_dense().norm()) > 0.2
-    # On data that are fitted exactly the empirical Fisher is zero, and the curvature is not.
-    X = torch.randn(6, 2, dtype=D)
-    fitted = linear_regression(X, torch.zeros(6, 1, dtype=D))
-    assert float(empirical_fisher(fitted).to_dense().abs().max()) == 0.0
-    assert float(ggn(fitted).to_dense().abs().max()) > 0.1
-
-
 def test_only_one_parameter_group_and_frozen_parameters() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).double()
@@ -244,16 +227,6 @@ def test_wrong_likelihoods_are_refused(mlp: Objective) -> None:
         fisher(mlp, "poisson")
     with pytest.raises(ValueError, match="num_draws=0"):
         fisher(mlp, num_draws=0)
-    norm = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
-    with pytest.raises(ValueError, match="BatchNorm1d"):
-        empirical_fisher(
-            Objective(norm, lambda m, x: m(x).square().mean(), [torch.randn(4, 2)], mode="train")
-        )
-    summed = Objective(
-        nn.Linear(2, 1), lambda m, x: m(x.sum(0, keepdim=True)).square().sum(), [torch.randn(4, 2)]
-    )
-    with pytest.raises(ValueError, match="first dimension has to run over the samples"):
-        empirical_fisher(summed).matvec(vectors.random_unit(summed.params, 0))
 
 
 class Once(torch.autograd.Function):

@@ -16,7 +16,6 @@ from optland.curvature import (
     SymmetricOperator,
     density,
     diagonal,
-    empirical_fisher,
     fisher,
     frobenius,
     ggn,
@@ -31,7 +30,7 @@ from optland.curvature import (
     trace,
     trace_per_layer,
 )
-from optland.curvature.operators.transforms import shifted, with_weight_decay
+from optland.curvature.operators.transforms import shifted
 from optland.objective import Objective
 from optland.problems import quadratic, saddle, with_spectrum
 
@@ -184,7 +183,6 @@ def test_what_needs_an_objective_says_so() -> None:
     for act in (
         lambda: preconditioned(H, optimizer),
         lambda: in_metric(H, "weights"),
-        lambda: with_weight_decay(H, optimizer),
     ):
         with pytest.raises(ValueError, match="curvature of no objective"):
             act()
@@ -195,7 +193,6 @@ OPERATORS: dict[str, Any] = {
     "finite differences": lambda L: hessian(L, method="finite_difference"),
     "ggn": lambda L: ggn(L),
     "fisher": lambda L: fisher(L),
-    "empirical fisher": lambda L: empirical_fisher(L),
     "shifted": lambda L: shifted(hessian(L), 0.5),
     "in a metric": lambda L: in_metric(hessian(L), "weights"),
     "a layer": lambda L: per_layer(ggn(L))["0"],

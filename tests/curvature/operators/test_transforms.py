@@ -17,14 +17,7 @@ from optland.curvature.operators.fisher import fisher
 from optland.curvature.operators.ggn import ggn
 from optland.curvature.operators.hessian import hessian
 from optland.curvature.operators.preconditioner import preconditioner
-from optland.curvature.operators.transforms import (
-    in_metric,
-    per_layer,
-    preconditioned,
-    shifted,
-    subset,
-    with_weight_decay,
-)
+from optland.curvature.operators.transforms import in_metric, per_layer, preconditioned, shifted, subset
 from optland.objective import Objective
 from optland.problems import quadratic, with_spectrum
 from optland.problems.critical import two_factor
@@ -152,7 +145,7 @@ def test_adaptive_sharpness_does_not_see_a_rescaling() -> None:
         torch.testing.assert_close(adaptive, torch.tensor([0.0, 2.0], dtype=D), rtol=1e-9, atol=1e-9)
 
 
-def test_metric_and_shift_and_decay_against_dense_algebra(mlp: Objective, dense_hessian: Dense) -> None:
+def test_metric_and_shift_against_dense_algebra(mlp: Objective, dense_hessian: Dense) -> None:
     whole, H = dense_hessian(mlp), hessian(mlp)
     T = [torch.rand_like(p) for p in mlp.params]
     t = vectors.flatten(T)
@@ -163,13 +156,6 @@ def test_metric_and_shift_and_decay_against_dense_algebra(mlp: Objective, dense_
         rtol=1e-11,
         atol=1e-12,
     )
-    groups = [{"params": mlp.params[:2], "weight_decay": 0.1}, {"params": mlp.params[2:]}]
-    sizes = [25, 18]
-    decay = torch.cat([torch.full((sizes[0],), 0.1, dtype=D), torch.zeros(sizes[1], dtype=D)])
-    decayed = with_weight_decay(H, SGD(groups, lr=0.1)).to_dense()
-    torch.testing.assert_close(decayed, whole + torch.diag(decay), rtol=1e-11, atol=1e-12)
-    with pytest.raises(ValueError, match="beside the gradient"):
-        with_weight_decay(H, AdamW(mlp.params, weight_decay=0.1))
     with pytest.raises(ValueError, match="'angles' is not known"):
         in_metric(H, "angles")
 

@@ -25,7 +25,7 @@ from optland.objective import Objective
 from optland.problems import function_objective, linear_regression, with_spectrum
 
 D = torch.float64
-METHODS: list[Any] = ["auto", "krylov", "hutchinson", "hutch++", "xtrace"]
+METHODS: list[Any] = ["auto", "krylov", "hutchinson", "hutch++"]
 SLOW = pytest.mark.slow
 
 
@@ -103,7 +103,7 @@ def test_hutchinson_has_its_closed_form_variance_and_reports_it(distribution: An
     ("method", "spectrum", "seeds"),
     [
         ("auto", "decay", 50),
-        ("xtrace", "indefinite", 50),
+        ("krylov", "indefinite", 50),
         *(pytest.param(m, s, 200, marks=SLOW) for m in METHODS for s in ("outliers", "decay", "indefinite")),
     ],
 )
@@ -144,8 +144,8 @@ def test_five_outliers_and_a_bulk() -> None:
     exact = float(A.trace())
     error = {method: rms(runs(A, 20, method=method), exact) / exact for method in METHODS}
     assert 0.05 < error["hutchinson"] < 0.16  # ||A||_F sqrt(2/30) / tr A is 0.13 here
-    assert max(error["hutch++"], error["xtrace"], error["auto"]) < 0.02
-    assert error["auto"] < 1.2 * min(error["hutch++"], error["xtrace"])
+    assert max(error["hutch++"], error["auto"]) < 0.02
+    assert error["auto"] < 1.2 * error["hutch++"]
 
 
 def test_stopping_on_the_interval_keeps_its_promise() -> None:
@@ -178,20 +178,6 @@ def test_rademacher_vectors() -> None:
     W = np.stack([draws.next().numpy() for _ in range(n)])
     assert set(np.unique(W)) == {-1.0, 1.0}
     assert np.abs(W @ W.T / d - np.eye(n)).max() < 0.6
-
-
-def test_xtrace_is_what_its_paper_says() -> None:
-    A = with_spectrum(np.linspace(-1, 5, 40).tolist())
-    draws, n, H = RandomVectors([A[0]], 3), 6, A.numpy()
-    W = [draws.next().numpy() for _ in range(n)]
-    literal = []
-    for i in range(n):
-        Q, _ = np.linalg.qr(H @ np.stack([w for j, w in enumerate(W) if j != i], axis=1))
-        rest = W[i] - Q @ (Q.T @ W[i])
-        literal.append(np.trace(Q.T @ H @ Q) + rest @ H @ rest)
-    found = trace_per_layer(Dense(A), method="xtrace", max_matvecs=2 * n, seed=3)
-    assert found.total.value == pytest.approx(np.mean(literal), rel=1e-10)
-    assert found.total.error == pytest.approx(1.25 * np.std(literal, ddof=1) / math.sqrt(n), rel=1e-8)
 
 
 def test_hutchpp_is_what_its_paper_says() -> None:
@@ -254,7 +240,7 @@ def test_the_zero_matrix_and_small_ones(method: Any, d: int) -> None:
         assert found.total.error == 0.0
 
 
-@pytest.mark.parametrize("method", ["auto", "krylov", "hutch++", "xtrace"])
+@pytest.mark.parametrize("method", ["auto", "krylov", "hutch++"])
 def test_low_rank_is_exact(method: Any) -> None:
     A = with_spectrum([9.0, 4.0, -5.0, *[0.0] * 97])
     found = trace_per_layer(Dense(A), method=method)
