@@ -19,17 +19,16 @@ arXiv:1706.04454.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from optland import vectors
 from optland.archive import Archived
 from optland.vectors import Vector
 
-__all__ = ["EffectiveDimension", "GradientSketch", "effective_dimension", "overlap"]
+__all__ = ["EffectiveDimension", "GradientSketch", "effective_dimension"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,26 +152,3 @@ class GradientSketch:
         if not self.kept:
             raise ValueError("no gradient was added yet")
         return effective_dimension(torch.stack(self.kept), centred=centred, sketch_size=self.size)
-
-
-def overlap(gradient: Vector, basis: Sequence[Vector]) -> float:
-    """Share ||U'g||^2 / ||g||^2 of a gradient in the space of orthonormal vectors, such as the top eigenvectors.
-
-    Raises:
-        ValueError: The gradient is zero, or the vectors are not orthonormal.
-
-    Example:
-        >>> overlap([torch.tensor([3.0, 4.0])], [[torch.tensor([1.0, 0.0])]])
-        0.36
-    """
-    length = float(vectors.dot(gradient, gradient))
-    if length == 0.0:
-        raise ValueError("the gradient is zero; it lies in every space")
-    for i, u in enumerate(basis):
-        for j in range(i + 1):
-            product = float(vectors.dot(u, basis[j]))
-            if abs(product - float(i == j)) > 1e-3:
-                raise ValueError(
-                    f"vectors {j} and {i} have inner product {product:.3g}; pass an orthonormal basis"
-                )
-    return round(sum(float(vectors.dot(gradient, u)) ** 2 for u in basis) / length, 12)

@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import re
 
-from optland.estimate import Estimate
 from optland.log.meanings import GROUPS, VOCABULARY, Key
 
-__all__ = ["BINDING", "GROUPS", "STEP", "Scalar", "estimate_row", "is_chart", "key_of", "without_chart"]
+__all__ = ["BINDING", "GROUPS", "STEP", "Scalar", "is_chart", "key_of", "without_chart"]
 
 Scalar = float | int | str | bool
 
@@ -64,19 +63,3 @@ def without_chart() -> list[str]:
     plain = [key.name for key in VOCABULARY if not key.chart and not key.name.startswith("curv/<")]
     ends = [f"curv/lambda_{end}_converged" for end in ("max", "min", "max_precond")]
     return [*(re.sub(r"<\w+>$", "*", name) for name in plain), *errors, *ends]
-
-
-def estimate_row(key: str, estimate: Estimate) -> dict[str, Scalar]:
-    """An estimate as scalars of a row: the value, its error, and whether it converged.
-
-    Args:
-        key: The ``group/name`` key of the value.
-        estimate: What a probe returned.
-
-    Example:
-        >>> from optland.estimate import Provenance
-        >>> top = Estimate(7.25, 0.02, "residual", True, 96.0, Provenance("lanczos"))
-        >>> estimate_row("curv/lambda_max", top)
-        {'curv/lambda_max': 7.25, 'curv/lambda_max_error': 0.02, 'curv/lambda_max_converged': True}
-    """
-    return {key: estimate.value, f"{key}_error": estimate.error, f"{key}_converged": estimate.converged}

@@ -1,7 +1,6 @@
 """Sharpness-aware optimizers: two-pass methods around any ``torch.optim`` optimizer."""
 
-from optland.optim.functional import FunctionalLoss
-from optland.optim.gates import Bernoulli, Every, LargeGradient, LatePhase, Stationary, Tail
+from optland.optim.gates import Bernoulli, Every, LargeGradient, Tail
 from optland.optim.gsam import GSAM
 from optland.optim.looksam import LookSAM
 from optland.optim.momentum_sam import MSAM
@@ -23,11 +22,8 @@ __all__ = [
     "WSAM",
     "Bernoulli",
     "Every",
-    "FunctionalLoss",
     "LargeGradient",
-    "LatePhase",
     "LookSAM",
-    "Stationary",
     "Tail",
     "Telemetry",
     "TwoPass",

@@ -11,9 +11,7 @@ gate                  second pass                                 cost, gradient
 ``Every(k)``          each k-th step                              1 + 1/k
 ``Bernoulli(p)``      with probability p                          1 + p
 ``Tail(total, s)``    in the last share s of the run              1 + s
-``LatePhase(f)``      once the rate is below f of its peak        1 + the share of such steps
 ``LargeGradient``     where ||g||^2 is large for its history      about 1.5
-``Stationary``        once the loss has stopped falling           1 + the share of such steps
 ====================  ==========================================  =====================================
 
 In a configuration a gate is its call as text: ``gate="every(5)"``, ``"tail(1000, share=0.5)"``.
@@ -44,8 +42,6 @@ __all__ = [
     "Every",
     "Gate",
     "LargeGradient",
-    "LatePhase",
-    "Stationary",
     "StepState",
     "Tail",
     "as_gate",
@@ -94,8 +90,8 @@ def as_gate(gate: Gate | str | None, total_steps: int | None = None) -> Gate | N
         TypeError: ``gate`` is neither text nor callable.
 
     Example:
-        >>> as_gate("every(5)"), as_gate("late_phase"), as_gate("tail(share=0.5)", total_steps=1000)
-        (Every(k=5), LatePhase(below=0.25), Tail(total_steps=1000, share=0.5))
+        >>> as_gate("every(5)"), as_gate("tail(share=0.5)", total_steps=1000)
+        (Every(k=5), Tail(total_steps=1000, share=0.5))
     """
     if gate is None or callable(gate):
         return gate
@@ -213,30 +209,6 @@ class Tail(_Own):
         return optimizer.steps >= (1.0 - self.share) * self.total_steps
 
 
-class LatePhase(_Own):
-    """The second pass once the learning rate has decayed below a fraction of the largest so far.
-
-    Args:
-        below: That fraction. The default starts SAM in the last third of a cosine.
-
-    Raises:
-        ValueError: ``below`` is not within 0 and 1.
-    """
-
-    state: ClassVar[dict[str, float]] = {"gate_lr_peak": 0.0}
-
-    def __init__(self, below: float = 0.25) -> None:
-        _check_share("below", below)
-        self.below = below
-
-    def __call__(self, optimizer: StepState, /) -> bool:
-        """Compare with the peak, of the first group."""
-        group = optimizer.param_groups[0]
-        rate = float(group["lr"])
-        group[key("gate_lr_peak")] = peak = max(setting(group, "gate_lr_peak"), rate)
-        return rate <= self.below * float(peak)
-
-
 class LargeGradient(_Own):
     r"""The second pass where \|g\|^2 >= mu + c sigma, with running mean mu and deviation sigma of \|g\|^2 (AE-SAM).
 
@@ -278,43 +250,6 @@ class LargeGradient(_Own):
         return square >= mean + c * math.sqrt(variance)
 
 
-class Stationary(_Own):
-    """The second pass once the gradient has stopped shrinking: its slow mean is no longer above its fast one.
-
-    Args:
-        slow: Decay of the slow mean of the gradient norm.
-        fast: Decay of the fast mean.
-        tolerance: Relative fall that still counts as shrinking.
-        warmup: Updates before the first decision, which both means need to mean anything.
-
-    Raises:
-        ValueError: A decay is not within 0 and 1, or the slow mean is not the slower one.
-    """
-
-    state: ClassVar[dict[str, float]] = {"gate_slow": 0.0, "gate_fast": 0.0}
-
-    def __init__(
-        self, slow: float = 0.99, fast: float = 0.9, tolerance: float = 0.05, warmup: int = 100
-    ) -> None:
-        _check_share("slow", slow)
-        _check_share("fast", fast)
-        if not fast < slow:
-            raise ValueError(f"fast={fast} is not below slow={slow}; the slow mean has the larger decay")
-        self.slow, self.fast, self.tolerance, self.warmup = slow, fast, tolerance, warmup
-
-    def __call__(self, optimizer: StepState, /) -> bool:
-        """Update both means, then compare."""
-        norm = optimizer.gradient_norm()
-        if not math.isfinite(norm):
-            return False
-        group = optimizer.param_groups[0]
-        for name, decay in (("gate_slow", self.slow), ("gate_fast", self.fast)):
-            before = setting(group, name)
-            group[key(name)] = norm if before == 0.0 else decay * before + (1 - decay) * norm
-        settled = setting(group, "gate_fast") >= (1 - self.tolerance) * setting(group, "gate_slow")
-        return optimizer.steps >= self.warmup and settled
-
-
 def _check_share(name: str, value: Any) -> None:
     if not 0.0 <= value <= 1.0:
         raise ValueError(f"{name}={value} is not within 0 and 1")
@@ -324,7 +259,5 @@ _BY_NAME: dict[str, Any] = {
     "every": Every,
     "bernoulli": Bernoulli,
     "tail": Tail,
-    "late_phase": LatePhase,
     "large_gradient": LargeGradient,
-    "stationary": Stationary,
 }

@@ -6,21 +6,14 @@ Each returns an :class:`~optland.objective.Objective`, so that a probe can be tr
 problem                         loss                            closed form
 ==============================  ==============================  ===============================================
 :func:`quadratic`               w'Aw / 2                        gradient Aw, Hessian A
-:func:`noisy_quadratic`         mean of w'Aw / 2 + w'xi_i       gradient Aw, noise covariance that of xi
 :func:`saddle`                  x^2 - y^2                       Hessian diag(2, -2), a saddle at the origin
 :func:`stable_ridge`            x^2/2 - y^2/2 + y^4/4           saddle diag(1, -1), minima (0, +-1) of loss -1/4
-:func:`w_shape`                 a W of x, plus 10 y^2           weak saddle -2 sqrt(eps), two minima
 ``SURFACES["multimodal"]``      r^2 (1 + sin 5x sin 5y / 2)     global minimum at the origin, Hessian 2 I
 ``SURFACES["Rosenbrock"]``      (1-x)^2 + 100 (y-x^2)^2         minimum (1, 1), condition number 2508
 :func:`two_factor`              (ab - 1)^2 / 2                  Hessian [[b^2, 2ab-1], [2ab-1, a^2]];
                                                                 on ab = 1 its eigenvalues are 0 and a^2 + b^2
 :func:`monkey_saddle`           x^3 - 3xy^2                     gradient and Hessian 0 at the origin, no minimum
-:func:`flat_bowl`               sum_i w_i^4                     gradient and Hessian 0 at the origin, a minimum
-:func:`gradient_flat`           x + y^2 / 2                     Hg = 0 on y = 0, no critical point anywhere
-:func:`separable_products`      sum_i (a_i b_i - s_i)^2 / 2     critical points of every index from 0 to m
 :func:`octopus`                 d saddles in a row              each of curvature -2 gamma, nu below the last
-:func:`phase_retrieval`         expected, real                  saddles of curvature -2|z|^2, minima +-z
-:func:`tensor_decomposition`    sum of (u_i.e_k)^2(u_j.e_k)^2   0 at the components, d - 1 at the saddle
 :func:`matrix_factorisation`    |UV - M|^2 / 2                  at the origin -s_1(M); no bad minimum
 :func:`linear_network`          |W_k ... W_1 - M|^2 / 2         at the origin index h rank(M); Hessian 0 if k > 2
 :func:`gaussian_landscape`      sqrt(2/M) sum cos(k_m.x + phi) minima 1/2, 1/4, (29-6 sqrt 6)/116 of all in d <= 3

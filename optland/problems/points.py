@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from optland.objective import Objective
 
-__all__ = ["Point", "function_objective", "noisy_quadratic", "quadratic", "with_spectrum"]
+__all__ = ["Point", "function_objective", "quadratic", "with_spectrum"]
 
 
 class Point(nn.Module):
@@ -68,33 +68,3 @@ def quadratic(A: Tensor, start: Tensor | None = None) -> Objective:
     """
     start = torch.ones(A.shape[0], dtype=A.dtype) if start is None else start
     return function_objective(lambda w: 0.5 * w @ (A @ w), start)
-
-
-def noisy_quadratic(A: Tensor, noise: Tensor, start: Tensor | None = None) -> Objective:
-    r"""A quadratic whose gradient is noisy: a sample has the loss w'Aw / 2 + w'xi_i.
-
-    The mean loss is w'Aw / 2 and its gradient Aw, since the noise is centred here; a sample's gradient is Aw + xi_i, so
-    that the noise scale of a batch is tr(Sigma) / ||Aw||^2 with Sigma = X'X / (n - 1) of the centred rows, everywhere.
-
-    Args:
-        A: Symmetric, (d, d).
-        noise: xi, (n, d), one row per sample; its column means are taken off.
-        start: Default all ones.
-
-    Raises:
-        ValueError: The noise has another width than A, or fewer than two rows.
-
-    Example:
-        >>> L = noisy_quadratic(torch.eye(2), torch.tensor([[1.0, 0.0], [-1.0, 2.0]]))
-        >>> L.value(), L.gradient()[0].tolist()
-        (1.0, [1.0, 1.0])
-    """
-    if noise.ndim != 2 or noise.shape[1] != A.shape[0] or len(noise) < 2:
-        raise ValueError(f"noise {tuple(noise.shape)}: give (n, {A.shape[0]}) with n of at least 2")
-    start = torch.ones(A.shape[0], dtype=A.dtype) if start is None else start
-
-    def loss_fn(model: nn.Module, xi: Tensor) -> Any:
-        w = model()
-        return 0.5 * w @ (A @ w) + (xi @ w).mean()
-
-    return Objective(Point(start), loss_fn, [noise - noise.mean(dim=0)], data="noisy quadratic")

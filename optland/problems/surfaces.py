@@ -16,7 +16,6 @@ __all__ = [
     "CriticalPoint",
     "Surface",
     "stable_ridge",
-    "w_shape",
 ]
 
 
@@ -113,22 +112,6 @@ def stable_ridge(x: float, y: float) -> Objective:
         -0.25
     """
     return SURFACES["stable ridge"].objective(x, y)
-
-
-def w_shape(x: float, y: float, *, epsilon: float = 0.01, length: float = 5.0) -> Objective:
-    r"""A W of the first variable plus 10 y^2: a weak saddle between two minima, with long straight slopes.
-
-    With :math:`r = \sqrt\epsilon` the saddle at the origin has the curvatures -2r and 20; the minima lie at
-    :math:`x = \pm (length + 1) r`, of loss :math:`-(3\, length + 1) r^3 / 3` and curvatures 2r and 20; the second
-    derivative is continuous and has the Lipschitz constant 2 (Tripuraneni et al. 2018, arXiv:1711.02838).
-
-    Example:
-        >>> round(w_shape(0.6, 0.0).value(), 9)
-        -0.005333333
-    """
-    if not epsilon > 0 or not length >= 1:
-        raise ValueError(f"epsilon {epsilon} must be above 0 and length {length} at least 1")
-    return function_objective(_W(epsilon, length), torch.tensor([x, y], dtype=torch.float64))
 
 
 def _point(x: float, y: float, kind: str, low: float, high: float) -> CriticalPoint:

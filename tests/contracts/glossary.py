@@ -51,7 +51,6 @@ GLOSSARY: dict[str, str] = {
     "spectrum": "Eigenvalues and eigenvectors of an earlier call.",
     "preconditioner": "The positive diagonal that divides the gradient, a tensor for each parameter.",
     "T": "The positive diagonal of the metric: THT in place of H.",
-    "traces": "Trace of the Hessian's block of each parameter, by its name.",
     "settings": "How much is measured.",
     "tests": "Objectives on test data, by name.",
     "pairs": "Pairs of names.",

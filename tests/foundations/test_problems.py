@@ -8,6 +8,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+from known_points import flat_bowl, gradient_flat, separable_products
 from torch import Tensor
 
 from optland import vectors
@@ -20,11 +21,7 @@ from optland.problems import (
     linear_network,
     monkey_saddle,
 )
-from optland.problems.critical import flat_bowl, gradient_flat, separable_products
 from optland.problems.networks import matrix_factorisation
-from optland.problems.points import noisy_quadratic
-from optland.problems.retrieval import phase_retrieval, tensor_decomposition
-from optland.problems.surfaces import w_shape
 
 D = torch.float64
 
@@ -161,26 +158,6 @@ def test_gradient_descent_on_the_octopus_takes_exponentially_long() -> None:
     assert all(b > 1.8 * a for a, b in pairwise(waits))
 
 
-def test_phase_retrieval() -> None:
-    z = torch.tensor([1.0, 2.0, 2.0], dtype=D)
-    at_saddle = phase_retrieval(z)
-    assert gradient_size(at_saddle) < 1e-12
-    np.testing.assert_allclose(spectrum(at_saddle), [-18, 0, 18], atol=1e-4)
-    at_minimum = phase_retrieval(z, -z)
-    assert at_minimum.value() == pytest.approx(0.0, abs=1e-12)
-    np.testing.assert_allclose(spectrum(at_minimum), [18, 18, 54], atol=1e-4)
-    np.testing.assert_allclose(spectrum(phase_retrieval(z, 0 * z)), [-27, -9, -9], atol=1e-4)
-
-
-def test_tensor_decomposition() -> None:
-    at_saddle = tensor_decomposition(2)
-    assert gradient_size(at_saddle) < 1e-12
-    np.testing.assert_allclose(spectrum(at_saddle), [-4, 0, 0, 4], atol=1e-5)
-    axes = tensor_decomposition(3, torch.tensor([[0, 2, 0], [1, 0, 0], [0, 0, -1]], dtype=D))
-    assert axes.value() == 0.0
-    assert gradient_size(axes) == 0.0
-
-
 def test_matrix_factorisation_has_the_error_of_the_best_rank_as_its_minimum() -> None:
     M = torch.diag(torch.tensor([3.0, 2.0, 1.0], dtype=D))
     L = matrix_factorisation(M, 2)
@@ -190,16 +167,6 @@ def test_matrix_factorisation_has_the_error_of_the_best_rank_as_its_minimum() ->
     U.copy_(V.T)
     assert gradient_size(L) < 1e-12
     assert L.value() == pytest.approx(0.5)
-
-
-def test_noisy_quadratic_has_the_noise_it_was_given() -> None:
-    A, generator = torch.diag(torch.tensor([1.0, 3.0], dtype=D)), torch.Generator().manual_seed(0)
-    noise = torch.randn(50, 2, generator=generator, dtype=D) + 7.0
-    L = noisy_quadratic(A, noise, torch.tensor([2.0, 1.0], dtype=D))
-    assert L.value() == pytest.approx(3.5)
-    np.testing.assert_allclose(L.gradient()[0], [2.0, 3.0], atol=1e-12)
-    samples = torch.stack([L.on(row[None], 1).gradient()[0] for row in L.batches[0]])
-    np.testing.assert_allclose(torch.cov(samples.T), torch.cov(noise.T), atol=1e-10)
 
 
 def test_deep_autoencoder_starts_on_a_plateau_at_the_variance_of_the_images() -> None:
@@ -219,13 +186,8 @@ def test_deep_autoencoder_starts_on_a_plateau_at_the_variance_of_the_images() ->
     "make",
     [
         lambda: Octopus(0),
-        lambda: w_shape(0, 0, epsilon=0.0),
-        lambda: phase_retrieval(torch.zeros(3)),
-        lambda: tensor_decomposition(1),
-        lambda: tensor_decomposition(2, torch.ones(3)),
         lambda: matrix_factorisation(torch.eye(2), 0),
         lambda: deep_autoencoder(torch.zeros(0, 4)),
-        lambda: noisy_quadratic(torch.eye(2), torch.ones(1, 2)),
     ],
 )
 def test_impossible_problems_are_refused(make: Callable[[], object]) -> None:

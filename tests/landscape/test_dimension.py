@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from optland.landscape import GradientSketch, effective_dimension
-from optland.landscape.dimension import overlap
 
 
 def with_singular_values(s: Tensor, d: int, seed: int = 0) -> Tensor:
@@ -67,17 +66,7 @@ def test_sketches_keep_the_spectrum() -> None:
     assert found.sketch == 2048
 
 
-def test_overlap_by_hand_and_misuse() -> None:
-    g = [torch.tensor([1.0, 2.0, 2.0], dtype=torch.float64)]
-    basis = [
-        [torch.tensor([1.0, 0.0, 0.0], dtype=torch.float64)],
-        [torch.tensor([0.0, 1.0, 0.0], dtype=torch.float64)],
-    ]
-    assert overlap(g, basis) == pytest.approx(5 / 9)
-    with pytest.raises(ValueError, match="orthonormal"):
-        overlap(g, [g])
-    with pytest.raises(ValueError, match="zero"):
-        overlap([torch.zeros(3).double()], basis)
+def test_misuse_names_the_fix() -> None:
     with pytest.raises(ValueError, match="3 gradients are too few"):
         effective_dimension(torch.eye(3))
     with pytest.raises(ValueError, match="not finite"):

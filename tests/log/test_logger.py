@@ -11,11 +11,8 @@ from typing import Any
 
 import pytest
 
-from optland.estimate import Estimate, Provenance
 from optland.log import ConsoleLogger, JsonlLogger, Logger, NullLogger, WandbLogger, read_jsonl
 from optland.log.logger import LoggerGroup
-from optland.log.meanings import GROUPS
-from optland.log.vocabulary import estimate_row
 
 
 class Broken(NullLogger):
@@ -79,12 +76,6 @@ def test_states_find_their_logger_again(tmp_path: Path) -> None:
 def test_a_failing_state_does_not_stop_the_checkpoint() -> None:
     with pytest.warns(RuntimeWarning, match="gone"):
         assert LoggerGroup([Broken(), NullLogger()]).state_dict() == {"NullLogger": {}}
-
-
-def test_an_estimate_is_logged_with_its_error_and_whether_it_converged() -> None:
-    row = estimate_row("curv/trace", Estimate(3.0, 0.5, "residual", False, 9.0, Provenance("lanczos")))
-    assert row == {"curv/trace": 3.0, "curv/trace_error": 0.5, "curv/trace_converged": False}
-    assert "curv" in GROUPS
 
 
 def test_loggers_are_imported_without_torch_wandb_and_rich() -> None:

@@ -16,7 +16,7 @@ from optland.batches import num_samples, portion
 from optland.conformance import Claim, run
 from optland.conformance.subject import Drive, Subject
 from optland.integrations.replay import finish_passes
-from optland.optim import FunctionalLoss, available, create
+from optland.optim import available, create
 
 SHARE, RHO = 0.25, 0.1
 
@@ -253,8 +253,6 @@ def test_what_would_train_on_a_part_is_refused() -> None:
     with pytest.raises(ValueError, match="ReadsTheLoss reads the loss"):
         SAM(ReadsTheLoss(params, lr=0.1), ascent_share=SHARE)
     optimizer = SAM(sgd(model), ascent_share=SHARE)
-    with pytest.raises(ValueError, match="functional SAM, which compares outputs of the same samples"):
-        FunctionalLoss(optimizer, F.cross_entropy)
     with pytest.raises(
         ValueError, match="NegativeCurvature, which looks for saddles in the loss of all of it"
     ):

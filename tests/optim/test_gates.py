@@ -20,7 +20,7 @@ from drivers import (
 from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
-from optland.optim import SAM, Bernoulli, Every, LargeGradient, LatePhase, Stationary, Tail
+from optland.optim import SAM, Bernoulli, Every, LargeGradient, Tail
 from optland.optim.gates import gate_state
 from optland.optim.keys import key
 
@@ -28,9 +28,7 @@ GATES = {
     "every": lambda: Every(2),
     "bernoulli": lambda: Bernoulli(0.5, seed=4),
     "tail": lambda: Tail(8, 0.5),
-    "late phase": lambda: LatePhase(0.5),
     "large gradient": lambda: LargeGradient(8),
-    "stationary": lambda: Stationary(0.9, 0.5, tolerance=0.5, warmup=3),
     "callable": lambda: lambda optimizer: optimizer.steps % 3 == 1,
 }
 
@@ -76,29 +74,6 @@ def test_large_gradient_compares_with_its_running_moments():
     assert decisions(LargeGradient(60, decay=0.8), norms) == expected
     assert sum(expected[:30]) < sum(expected[30:])
     assert decisions(LargeGradient(3), [1.0, math.nan, 1.0]) == [True, False, True]  # the NaN does not stay
-
-
-def test_stationary_opens_when_the_norm_has_stopped_falling():
-    falling = [0.9**t for t in range(40)]
-    said = decisions(Stationary(0.9, 0.5, warmup=5), falling + [falling[-1]] * 60)
-    assert not any(said[:40])
-    assert said[-1]
-    assert said == sorted(said)
-    assert decisions(Stationary(0.9, 0.5, warmup=5), [1.0] * 7) == [False] * 5 + [True] * 2
-    assert decisions(Stationary(0.9, 0.5, warmup=0), [1.0, math.inf, 1.0]) == [True, False, True]
-
-
-def test_late_phase_follows_the_schedule(make_network):
-    network, calls = make_network(), []
-    optimizer = make("sam", network, gate=LatePhase(0.3))
-    scheduler = CosineAnnealingLR(optimizer, 12)
-    for _ in range(12):
-        run(network, optimizer, 1)
-        calls.append(optimizer.last_evaluations)
-        scheduler.step()
-    # (1 + cos(pi t / 12)) / 2 falls below 0.3 at 7.6
-    assert calls == [2 if (1 + math.cos(math.pi * t / 12)) / 2 <= 0.3 else 1 for t in range(12)]
-    assert sum(calls) == 12 + 4
 
 
 @pytest.mark.parametrize(
@@ -263,11 +238,8 @@ def test_the_class_form_asks_its_gate_too(make_network):
         (lambda: Bernoulli(1.5), "p=1.5"),
         (lambda: Tail(0), "total_steps=0"),
         (lambda: Tail(5, -0.1), "share=-0.1"),
-        (lambda: LatePhase(2.0), "below=2.0"),
         (lambda: LargeGradient(0), "total_steps=0"),
         (lambda: LargeGradient(5, decay=1.1), "decay=1.1"),
-        (lambda: Stationary(0.5, 0.9), "fast=0.9 is not below slow=0.5"),
-        (lambda: Stationary(0.9, 0.9), "fast=0.9 is not below slow=0.9"),
     ],
 )
 def test_impossible_settings(build, message):

@@ -40,7 +40,9 @@ def test_every_key_that_a_method_adds_has_the_prefix(name, base, make_network):
     network = make_network()
     inner = BASES[base](network.model.parameters(), lr=0.02)
     keys, defaults = own_of(inner), dict(inner.defaults)
-    optimizer = WRAPPERS[name](inner) if name in WRAPPERS else wrap(name, inner, network, gate="late_phase")
+    optimizer = (
+        WRAPPERS[name](inner) if name in WRAPPERS else wrap(name, inner, network, gate="large_gradient(3)")
+    )
     assert all(added.startswith(PREFIX) for added in own_of(inner) - keys)
     assert {k: inner.defaults[k] for k in defaults} == defaults
     assert {k: inner.param_groups[0][k] for k in defaults} == defaults

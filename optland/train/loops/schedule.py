@@ -39,7 +39,6 @@ __all__ = [
     "ScheduleName",
     "check_schedule",
     "cosine_schedule",
-    "cosine_shape",
     "schedule_by_name",
 ]
 
@@ -130,16 +129,6 @@ def shape(name: str, progress: float, warmup: float) -> float:
     if progress < warmup and name != "one_cycle":
         return progress / warmup
     return SHAPES[name](progress, warmup)
-
-
-def cosine_shape(progress: float, warmup: float = WARMUP) -> float:
-    """Linear from 0 to 1 over the first ``warmup`` of the run, then half a cosine to 0 at its end.
-
-    Example:
-        >>> [round(cosine_shape(p), 3) for p in (0.025, 0.05, 0.525, 1.0)]
-        [0.5, 1.0, 0.5, 0.0]
-    """
-    return shape("cosine", progress, warmup)
 
 
 def check_schedule(name: str) -> None:

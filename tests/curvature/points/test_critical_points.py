@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from known_points import flat_bowl, gradient_flat, separable_products
 from torch import Tensor, nn
 
 from optland import vectors
@@ -22,7 +23,7 @@ from optland.problems import (
     saddle,
     with_spectrum,
 )
-from optland.problems.critical import flat_bowl, gradient_flat, separable_products, two_factor
+from optland.problems.critical import two_factor
 
 D = torch.float64
 

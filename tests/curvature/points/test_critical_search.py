@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
+from known_points import flat_bowl, gradient_flat, separable_products
 from torch import Tensor, nn
 
 from optland import vectors
 from optland.curvature.points.search import find_critical_points, starts_around
 from optland.objective import Objective
 from optland.problems import function_objective, monkey_saddle, quadratic, saddle, with_spectrum
-from optland.problems.critical import flat_bowl, gradient_flat, separable_products, two_factor
+from optland.problems.critical import two_factor
 
 D = torch.float64
 

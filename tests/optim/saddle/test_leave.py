@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from known_points import flat_bowl
 
 from optland.objective import Objective
 from optland.optim.saddle import leave_saddle
 from optland.optim.saddle.leave import declared_cost
 from optland.problems import monkey_saddle
-from optland.problems.critical import flat_bowl
 
 
 def objective_of(loss, start, batches=1) -> Objective:
