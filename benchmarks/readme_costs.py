@@ -17,6 +17,11 @@ __all__ = [
 ]
 
 
+def _row(*cells: str) -> str:
+    """A row of a Markdown table."""
+    return f"| {' | '.join(cells)} |"
+
+
 def loop_table(result: dict[str, Any]) -> str:
     """Throughput of the recipe over the bare loop, checkpoints and the growth of memory."""
     lines = [
@@ -24,8 +29,8 @@ def loop_table(result: dict[str, Any]) -> str:
         "|---|---:|---:|---:|---:|",
     ]
     for net, row in result["throughput"].items():
-        cells = [f"{row['bare_ms_a_step']:.1f}", f"{row['ratio']:.2f}", f"{1e3 * row['save_seconds']:.0f}"]
-        lines.append(f"| {net} | " + " | ".join([*cells, f"{row['checkpoint_share']:.2%}"]) + " |")
+        saves = [f"{1e3 * row['save_seconds']:.0f}", f"{row['checkpoint_share']:.2%}"]
+        lines.append(_row(net, f"{row['bare_ms_a_step']:.1f}", f"{row['ratio']:.2f}", *saves))
     memory = result["memory"]
     grown = f"{memory['slope_mib_a_minute']:+.3f} ± {memory['slope_error']:.3f} MiB per minute"
     lines += [
@@ -41,13 +46,12 @@ def pilot_cost_table(result: dict[str, Any]) -> str:
     lines = ["| net, base | policy | bare step, ms | added | aim |", "|---|---|---:|---:|---:|"]
     for row in result["auto_lr"]:
         added = f"{row['added_ms']:+.2f} ms ({row['added_share']:+.1%})"
-        lines.append(
-            f"| {row['net']}, {row['base']} | `auto_lr` | {row['bare_ms']:.1f} | {added} | {row['bound']} |"
-        )
+        where = f"{row['net']}, {row['base']}"
+        lines.append(_row(where, "`auto_lr`", f"{row['bare_ms']:.1f}", added, row["bound"]))
     for row in result["probes"]:
         part = f"all monitors, {row['part']} of {row['total']:,} steps"
-        cells = [f"{row['bare_ms']:.1f}", f"{row['added_share']:+.1%}", row["bound"]]
-        lines.append(f"| {row['net']}, {row['base']} | {part} | " + " | ".join(cells) + " |")
+        where, added = f"{row['net']}, {row['base']}", f"{row['added_share']:+.1%}"
+        lines.append(_row(where, part, f"{row['bare_ms']:.1f}", added, row["bound"]))
     machine = result["machine"]
     lines += [
         "",
@@ -62,7 +66,7 @@ def ranks_cost_table(result: dict[str, Any]) -> str:
     lines = ["| pilot on 2 processes | collectives per update | bytes per update |", "|---|---|---:|"]
     for row in result["counts"]:
         calls = ", ".join(f"{count:.2f} `{kind}`" for kind, count in row["calls_per_update"].items())
-        lines.append(f"| {row['pilot']} | {calls} | {row['bytes_per_update']:,.0f} |")
+        lines.append(_row(row["pilot"], calls, f"{row['bytes_per_update']:,.0f}"))
     counted = f"Of a net of {result['parameters']} tensors over 200 updates, beside what DDP itself sends."
     return "\n".join([*lines, "", f"{counted} {_ranks_time(result)}"])
 
@@ -99,7 +103,7 @@ def suggest_table(result: dict[str, Any]) -> str:
             f"{row['factor_apart']:.1f}",
             "yes" if row["converged"] else "no",
         ]
-        lines.append(f"| {row['task']}, {row['optimizer']} | " + " | ".join(cells) + " |")
+        lines.append(_row(f"{row['task']}, {row['optimizer']}", *cells))
     apart = [row["factor_apart"] for row in result["rows"]]
     within = sum(value <= 4.0 for value in apart if math.isfinite(value))
     lines += [
@@ -118,8 +122,7 @@ def torch_contract_table(result: dict[str, Any]) -> str:
             sums[method].update(counts)
     lines = ["| wrapper | passed | refused in words | failed |", "|---|---:|---:|---:|"]
     for method, counts in sums.items():
-        cells = [f"{counts[kind]:,}" for kind in ("passed", "refused", "failed")]
-        lines.append(f"| `{method}` | " + " | ".join(cells) + " |")
+        lines.append(_row(f"`{method}`", *(f"{counts[kind]:,}" for kind in ("passed", "refused", "failed"))))
     lines += [
         "",
         f"{len(result['checks'])} checks on every input of PyTorch's own tests, over the {len(result['bases'])} "
@@ -134,9 +137,9 @@ def curvature_nets_table(result: dict[str, Any]) -> str:
     for row in result["rows"]:
         counts[row["quantity"]][row["verdict"]] += 1
     kinds = list(result["counts"])
-    lines = ["| quantity | " + " | ".join(kinds) + " |", "|---|" + "---:|" * len(kinds)]
+    lines = [_row("quantity", *kinds), "|---|" + "---:|" * len(kinds)]
     for quantity, found in counts.items():
-        lines.append(f"| {quantity} | " + " | ".join(str(found[kind]) for kind in kinds) + " |")
+        lines.append(_row(quantity, *(str(found[kind]) for kind in kinds)))
     lines += [
         "",
         f"{result['nets']} kinds of nets and set-ups against float64 oracles; right: within the stated error. "

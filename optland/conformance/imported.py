@@ -6,7 +6,6 @@ has an update of its own, ``Class(params, lr=...)``.
 
 from __future__ import annotations
 
-import importlib
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -14,6 +13,7 @@ from typing import Any
 
 from torch import nn
 
+from optland.config.imports import imported
 from optland.conformance.oracles import ORACLES
 from optland.conformance.ours import LETTERS, ours
 from optland.conformance.subject import Base, Claim, Drive, FirstSecond, Subject
@@ -40,13 +40,13 @@ def subject_at(path: str, claims: str | None = None) -> Subject:
         claims: The method that it claims to be; None takes its name in lower case, or no method.
 
     Raises:
-        ValueError: There is nothing of that name, no optimizer, one that cannot be built, or an unknown method.
+        ValueError: No such path, module or name, no optimizer, one that cannot be built, or an unknown method.
 
     Example:
         >>> subject_at("torch.optim:AdamW").claim.method
         'adamw'
     """
-    found = _imported(path)
+    found = imported(path)
     if isinstance(found, Subject):
         return found
     if not isinstance(found, type) or not callable(getattr(found, "step", None)):
@@ -67,20 +67,6 @@ def subject_at(path: str, claims: str | None = None) -> Subject:
         f"{path} was built neither as Class(base, rho=...), Class(params, base class, rho=..., lr=...) nor "
         "Class(params, lr=...); describe it by an optland.conformance.Subject, and name that"
     )
-
-
-def _imported(path: str) -> Any:
-    module, colon, name = path.partition(":")
-    if not colon or not module or not name:
-        raise ValueError(f"{path!r} is no import path; write package.module:Class")
-    try:
-        return getattr(importlib.import_module(module), name)
-    except ImportError as error:
-        raise ValueError(
-            f"{path}: {module} cannot be imported ({error}); install it, or run this beside it"
-        ) from error
-    except AttributeError as error:
-        raise ValueError(f"{path}: {module} has no {name}") from error
 
 
 _OPTIONAL = {"p", "matrices_only", "bounded", "decouple", "start", "fresh"}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -124,20 +124,24 @@ def _layers(axis: Any, trace: Trace | Diagonal) -> None:
     """The trace of every layer with its standard error, in the model's order; of many, those of the largest trace."""
     largest = sorted(trace.per_layer, key=lambda name: -abs(trace.per_layer[name].value))[:_LAYERS_SHOWN]
     names = [name for name in trace.per_layer if name in largest]
-    parts = [trace.per_layer[name] for name in names]
-    errors = [part.error if math.isfinite(part.error) else 0.0 for part in parts]
-    faces = [COLOURS["green"] if part.converged else "none" for part in parts]
-    axis.barh(range(len(names)), [part.value for part in parts], xerr=errors, color=faces, capsize=3,
-              edgecolor=COLOURS["green"], ecolor=COLOURS["grey"])  # fmt: skip
-    axis.set_yticks(range(len(names)), [name if len(name) < 44 else f"...{name[-40:]}" for name in names],
-                    fontsize=8)  # fmt: skip
-    axis.invert_yaxis()
-    axis.axvline(0.0, color=COLOURS["grey"], linewidth=0.8, linestyle=":")
+    short = [name if len(name) < 44 else f"...{name[-40:]}" for name in names]
+    _rows(axis, short, [trace.per_layer[name] for name in names], COLOURS["green"], size=8)
     total, left = trace.total, len(trace.per_layer) - len(names)
     state = "" if total.converged else ", NOT CONVERGED"
     axis.set_title(f"trace by layer, in all {total.value:.4g} ± {total.error:.2g}{state}", fontsize=10)
     rest = f"; {left} smaller ones left out" if left else ""
     axis.set_xlabel(f"trace (hollow: not known to a tenth{rest})")
+
+
+def _rows(axis: Any, names: Sequence[str], parts: Sequence[Estimate], colour: str, *, size: int) -> None:
+    """A bar for each estimate with its error, the first on top; hollow where it did not converge."""
+    errors = [part.error if math.isfinite(part.error) else 0.0 for part in parts]
+    faces = [colour if part.converged else "none" for part in parts]
+    axis.barh(range(len(parts)), [part.value for part in parts], xerr=errors, color=faces, capsize=3,
+              edgecolor=colour, ecolor=COLOURS["grey"])  # fmt: skip
+    axis.set_yticks(range(len(parts)), list(names), fontsize=size)
+    axis.invert_yaxis()
+    axis.axvline(0.0, color=COLOURS["grey"], linewidth=0.8, linestyle=":")
     axis.grid(alpha=0.25, axis="x")
 
 
@@ -261,17 +265,10 @@ def _bars(
 ) -> Figure:
     page = figure(7.0, 1.4 + 0.4 * len(named))
     axis = page.subplots()
-    errors = [e.error if math.isfinite(e.error) else 0.0 for e in named.values()]
-    faces = [COLOURS["blue"] if e.converged else "none" for e in named.values()]
-    axis.barh(range(len(named)), [e.value for e in named.values()], xerr=errors, color=faces,
-              edgecolor=COLOURS["blue"], ecolor=COLOURS["grey"])  # fmt: skip
-    axis.set_yticks(range(len(named)), list(named), fontsize=9)
-    axis.invert_yaxis()
-    axis.axvline(0.0, color=COLOURS["grey"], linewidth=0.8, linestyle=":")
+    _rows(axis, list(named), list(named.values()), COLOURS["blue"], size=9)
     if math.isfinite(limit):
         axis.axvline(limit, color=COLOURS["red"], linewidth=1.2)
     converged = all(e.converged for e in named.values())
     axis.set_xlabel(unit if converged else f"{unit} (hollow: NOT CONVERGED)")
     page.suptitle(fitted(page, title, size=10), fontsize=10)
-    axis.grid(alpha=0.25, axis="x")
     return save(page, path)

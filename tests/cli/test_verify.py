@@ -97,7 +97,7 @@ def test_ours_is_built_by_its_import_path() -> None:
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["AdamW"], "'AdamW' is no import path; write package.module:Class"),
+        (["AdamW"], "'AdamW' is no import path; write package.module:name"),
         (["no_such_package:SAM"], "no_such_package cannot be imported"),
         (["torch.optim:AdamX"], "torch.optim has no AdamX"),
         (["torch:ones"], "name an optimizer class, or a conformance Subject"),
