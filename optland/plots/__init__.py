@@ -3,6 +3,7 @@
 The one place, with the report, that imports matplotlib, and only inside functions.
 """
 
+from optland.plots import curvature as curvature  # registers its pictures
 from optland.plots.escapes import Descent, plot_escapes
 from optland.plots.gallery import plot_gallery
 from optland.plots.landscape import plot
