@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from distributed import ranks
+from distributed.no_sync import WAYS
 from processes import exit_code, start
 
 pytestmark = pytest.mark.distributed
@@ -47,10 +48,7 @@ def of(check: str, *cells: tuple[str, str]) -> Any:
         "piloted_more",
         of("piloted_sharded", ("FSDP2", "pilot monitor"), ("FSDP2", "pilot control")),
         of("saved", ("DDP", "resume"), ("FSDP2", "resume")),
-        *(of(f"replicas 1, half {half}", ("DDP", "SAM phase")) for half in (0, 1)),
-        *(of(f"replicas 1 no_sync, half {half}", ("DDP", "SAM phase")) for half in (0, 1)),
-        *(of(f"replicas 4, half {half}", ("DDP", "accumulation")) for half in (0, 1)),
-        *(of(f"replicas 4 no_sync, half {half}", ("DDP", "accumulation")) for half in (0, 1)),
+        *(f"replicas {way}, half {half}" for way in WAYS for half in (0, 1)),
         "looking",
     ],
 )

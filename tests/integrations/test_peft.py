@@ -17,6 +17,7 @@ from integrations import hf
 from optland.integrations.transformers import PilotCallback
 from optland.optim import SAM
 from optland.pilot.host import unwrapped
+from optland.train import PrecisionConfig
 
 VOCABULARY = 16
 
@@ -75,6 +76,49 @@ def test_lora_is_the_plain_loop_over_the_adapters(tmp_path: Path, accumulation: 
     for (name, p), q in zip(model.named_parameters(), expected.parameters(), strict=True):
         torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-6, msg=name)
     assert all(torch.equal(p, frozen[n]) for n, p in model.named_parameters() if n in frozen)
+
+
+@pytest.mark.cell("PEFT", "SAM closure")
+@pytest.mark.cell("PEFT", "scheduler")
+@pytest.mark.cell("PEFT", "clip")
+def test_closures_of_a_plain_loop_move_the_adapters_alone() -> None:
+    """Equal to the phase form with its own arithmetic of the clipping; the schedule's rate is what was applied."""
+    ends = []
+    for form in ("closures", "phases"):
+        model = language_model()
+        model.train()
+        trained = [p for p in model.parameters() if p.requires_grad]
+        frozen = {n: p.detach().clone() for n, p in model.named_parameters() if not p.requires_grad}
+        base = torch.optim.AdamW(trained, lr=1e-2, weight_decay=0.0)
+        optimizer = SAM(base, rho=0.1, model=model)
+        schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.8)
+        clip = PrecisionConfig(clip=0.01).build(optimizer)
+        for k in range(0, 40, 4):
+            batch = hf.stacked(texts()[k : k + 4])
+
+            def closure(model=model, optimizer=optimizer, batch=batch):
+                optimizer.zero_grad()
+                loss = model(**batch).loss
+                loss.backward()
+                return loss
+
+            if form == "closures":
+                clip.step(closure)
+            else:
+                optimizer.zero_grad()
+                for _ in optimizer.passes():
+                    model(**batch).loss.backward()
+                optimizer.restore()
+                length = torch.cat([p.grad.flatten() for p in trained]).norm()
+                for p in trained:
+                    p.grad *= min(1.0, 0.01 / float(length))
+                optimizer.step()
+            assert base.param_groups[0]["lr"] == pytest.approx(1e-2 * 0.8 ** (k // 4))
+            schedule.step()
+        assert all(torch.equal(p, frozen[n]) for n, p in model.named_parameters() if n in frozen)
+        ends.append([p.detach().clone() for p in trained])
+    for p, q in zip(*ends, strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-4, atol=1e-6)
 
 
 def test_the_frozen_base_is_neither_copied_nor_in_the_state(tmp_path: Path) -> None:

@@ -113,6 +113,27 @@ def test_the_scaler_is_the_plain_loop(name: str, accumulation: int, clip: float 
     assert_weights(net, weights(expected))
 
 
+@pytest.mark.cell("timm", "SAM closure")
+def test_the_closure_form_is_the_plain_loop() -> None:
+    net, expected = vision(), vision()
+    batches = list(zip(*(t.split(4) for t in images(40)), strict=True))
+    torch.manual_seed(5)
+    by_phases = create_optimizer_v2(expected, "sam_adamw", lr=0.01, weight_decay=0.05, rho=0.1)
+    plain_updates(by_phases, [[batch] for batch in batches], lambda part: loss_fn(expected, *part))
+    torch.manual_seed(5)
+    optimizer = create_optimizer_v2(net, "sam_adamw", lr=0.01, weight_decay=0.05, rho=0.1)
+    for batch in batches:
+
+        def closure(batch=batch):
+            optimizer.zero_grad()
+            loss = loss_fn(net, *batch)
+            loss.backward()
+            return loss
+
+        optimizer.step(closure)
+    assert_weights(net, weights(expected))
+
+
 @pytest.mark.cell("timm", "fp16 scaler")
 @pytest.mark.parametrize("clip", [None, 0.5])
 def test_scaled_and_unscaled_are_the_same_bits(clip: float | None) -> None:
