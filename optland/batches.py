@@ -182,7 +182,12 @@ def _concatenate(tensors: list[Tensor]) -> Tensor:
 
 
 def take(batch: Any, num_taken: int) -> Any:
-    """The first ``num_taken`` samples of a batch (all of them when it holds fewer), copied out of it."""
+    """The first ``num_taken`` samples of a batch (all of them when it holds fewer), copied out of it.
+
+    Args:
+        batch: Of any type that this module knows; what is no tensor of samples is kept as it is.
+        num_taken: How many.
+    """
     return map_tensors(_rows(batch, num_samples(batch), slice(num_taken)), torch.clone)
 
 

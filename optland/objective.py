@@ -439,7 +439,12 @@ class Objective:
             self._place.location = location
 
     def displaced(self, direction: Vector, t: float) -> list[Tensor]:
-        """The point w + t d, a new vector."""
+        """The point w + t d, a new vector.
+
+        Args:
+            direction: d, in the order and shapes of :attr:`params`.
+            t: How far, in multiples of it.
+        """
         return [p.detach() + t * d for p, d in zip(self.params, direction, strict=True)]
 
     def value(self, point: Vector | None = None) -> float:
@@ -470,7 +475,16 @@ class Objective:
         return self.value_and_gradient(point)[1]
 
     def value_and_gradient(self, point: Vector | None = None) -> tuple[float, list[Tensor]]:
-        """L and its gradient from one pass; parameters the loss does not use get a zero gradient."""
+        """L and its gradient from one pass; parameters the loss does not use get a zero gradient.
+
+        Args:
+            point: Other weights, in the order and shapes of :attr:`params`; None for those of the model, which stay
+                as they are either way.
+
+        Returns:
+            The mean loss over all samples and its gradient, as a list in the same order; 1 gradient evaluation per
+            sample.
+        """
 
         def added() -> tuple[list[Tensor], list[float]]:
             total, count = 0.0, 0.0

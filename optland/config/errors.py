@@ -43,6 +43,17 @@ def closest(name: str, choices: Iterable[str]) -> str | None:
 
 
 def did_you_mean(name: str, choices: Iterable[str]) -> str:
-    """A sentence with a leading space that suggests the closest choice; empty when none is close."""
+    """A sentence with a leading space that suggests the closest choice; empty when none is close.
+
+    Args:
+        name: What was written.
+        choices: What could have been meant.
+
+    Example:
+        >>> did_you_mean("epoch", ["epochs", "seed"])
+        " Did you mean 'epochs'?"
+        >>> did_you_mean("xyz", ["epochs", "seed"])
+        ''
+    """
     found = closest(name, choices)
     return f" Did you mean '{found}'?" if found else ""

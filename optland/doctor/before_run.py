@@ -124,6 +124,10 @@ def preflight(
         num_steps: Updates that are tried; 32.
         seed: Seed of everything random inside; the global generators are left alone.
 
+    Returns:
+        A :class:`Preflight` with the chance that the run will not train and what speaks for it. Model, optimizer, data
+        order and random state are afterwards as before.
+
     Raises:
         ValueError: Fewer than 10 updates, or a loader without a batch.
 

@@ -58,6 +58,10 @@ def diagnose(run: Histories) -> Diagnosis:
     Args:
         run: What is known of it; rules whose signals are missing say nothing.
 
+    Returns:
+        Alarms and notes, each ordered by the weight of its evidence. A finding of weight 0.5 or more is an alarm; one
+        of less is a note, which asks for nothing.
+
     Example:
         >>> run = Histories({"not_held": ["head.weight"], "not_held_share": 0.2})
         >>> diagnose(run).verdict

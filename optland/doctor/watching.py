@@ -74,6 +74,10 @@ def watch(
         replicas: Whether several processes hold copies of one model, each with a watch: their weights are then compared
             at the updates that are looked at, which takes one small exchange that all of them have to make.
 
+    Returns:
+        A context manager: ``after_step(batch, loss)`` once per update, ``diagnosis`` at any time. Its hooks are gone
+        at the end of the block.
+
     Example:
         >>> _ = torch.manual_seed(0)
         >>> model = nn.Linear(4, 3)

@@ -130,6 +130,10 @@ def connect(
         seed: Of t.
         progress: Told (step, num_steps).
 
+    Returns:
+        Losses along both, each with its barrier and verdict; the bends; and the loss of every training step. A curve
+        that is found is a proof, one that is not found proves nothing.
+
     Raises:
         ValueError: Checkpoints that do not fit or are the same, no bends, unknown kind or objective.
     """

@@ -70,6 +70,10 @@ def effective_dimension(
         centred: Take the mean gradient off first.
         sketch_size: What the rows are sketches of (see :class:`GradientSketch`), for the record.
 
+    Returns:
+        Counts without units; ``measures_count`` is true where they count the gradients given rather than their
+        directions, and more of them are needed.
+
     Raises:
         ValueError: Fewer than 4 gradients, or one that is not finite.
 

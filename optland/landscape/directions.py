@@ -194,7 +194,16 @@ def gradient_direction(objective: Objective) -> Direction:
 
 
 def difference(objective: Objective, target: Vector, kind: str = "checkpoint difference") -> Direction:
-    """``target`` minus the present weights: distance 1 along it is the other checkpoint."""
+    """``target`` minus the present weights: distance 1 along it is the other checkpoint.
+
+    Args:
+        objective: The loss at the weights to start from.
+        target: The other weights, in the order and shapes of the parameters.
+        kind: What it is, in words, for the record and the axis of a picture.
+
+    Returns:
+        A direction whose ``norm`` is the distance between the two.
+    """
     there = weights_of(objective, target)
     return made(objective, [t - p.detach() for t, p in zip(there, objective.params, strict=True)], kind)
 

@@ -173,6 +173,14 @@ def gradient_smoothness(objective: Objective, distances: Sequence[float]) -> Gra
 
     Cost: a gradient per distance, and one.
 
+    Args:
+        objective: The loss at the weights to look from.
+        distances: Steps against the gradient, as multiples of it: learning rates of plain descent.
+
+    Returns:
+        Losses and changes of the gradient at each, and their largest ratio to the distance moved, which is at most the
+        Lipschitz constant of the gradient.
+
     Raises:
         ValueError: No distances, or one that is not positive.
 

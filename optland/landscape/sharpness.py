@@ -147,7 +147,21 @@ def average_sharpness(
 def random_sharpness(
     objective: Objective, radius: float, *, metric: Metric = "identity", num_draws: int = 100, seed: int = 0
 ) -> Sharpness:
-    """Largest rise over random directions of length ``radius``: a lower bound, and a weak one in high dimension."""
+    """Largest rise over random directions of length ``radius``: a lower bound, and a weak one in high dimension.
+
+    Args:
+        objective: The loss; its batches are evaluated for every draw.
+        radius: Length of the move, in the units of the metric.
+        metric: ``"identity"``, or ``"adaptive"``, which measures each weight in units of its size.
+        num_draws: Directions; the largest rise grows with their number, so compare at equal ones.
+        seed: Seed of the directions.
+
+    Returns:
+        The largest rise as a lower bound of the worst one; ``worst_sharpness`` climbs and finds far more.
+
+    Raises:
+        ValueError: A radius that is not positive, or fewer than one draw.
+    """
     _check(radius, metric)
     if num_draws < 1:
         raise ValueError(f"num_draws {num_draws} must be at least 1")
@@ -174,6 +188,16 @@ def sam_sharpness(
     """The rise after SAM's one ascent step.
 
     Cost: a gradient and a forward.
+
+    Args:
+        objective: The loss.
+        radius: Length of the ascent step, SAM's rho.
+        metric: ``"identity"`` as SAM, or ``"adaptive"`` as ASAM.
+        m: Batch size of m-sharpness, one ascent step for each batch on its own; None for all data together. The
+            smaller, the larger the rise: a value without its m says nothing.
+
+    Returns:
+        The rise, its m and metric; over several batches the mean rise with its standard error.
 
     Raises:
         ValueError: A radius that is not positive, or m below 1 or above the data.

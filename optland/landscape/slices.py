@@ -216,6 +216,9 @@ def checkpoint_plane(
         partial: File that an interrupted slice continues from.
         progress: Told how far it is.
 
+    Returns:
+        A slice whose markers are the three checkpoints, in units of the distance between weights.
+
     Raises:
         ValueError: The checkpoints have other shapes, or lie on a line.
     """
@@ -335,6 +338,12 @@ class Ruggedness(Archived):
 
 def ruggedness(found: Slice) -> Ruggedness:
     """Measures of a slice's shape, over its finite points.
+
+    Args:
+        found: A line or a plane; points that are not finite are left out.
+
+    Returns:
+        Two numbers without units: 0 and 0 for a convex quadratic.
 
     Raises:
         ValueError: Fewer finite points than a quadratic has coefficients.

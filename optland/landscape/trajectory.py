@@ -44,6 +44,10 @@ def trajectory_plane(objective: Objective, checkpoints: Sequence[Vector]) -> Tra
         objective: The loss; its present weights do not matter, but their shapes do.
         checkpoints: At least three, in the order of training.
 
+    Returns:
+        The two directions, the share of the path's variance that they explain, and the path's coordinates in them.
+        Even a random walk has most of its variance in two components, so a high share is no evidence of a simple path.
+
     Raises:
         ValueError: Fewer than three checkpoints, or they lie on a line.
     """

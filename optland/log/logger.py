@@ -42,15 +42,31 @@ class Logger(Protocol):
         ...
 
     def image(self, name: str, path: Path) -> None:
-        """Show an image file under a ``group/name`` key."""
+        """Show an image file under a ``group/name`` key.
+
+        Args:
+            name: The key.
+            path: The file, which is there already.
+        """
         ...
 
     def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-        """Show a table under a ``group/name`` key."""
+        """Show a table under a ``group/name`` key.
+
+        Args:
+            name: The key.
+            columns: A name for each column.
+            rows: Cells of each row, in the order of the columns.
+        """
         ...
 
     def finish(self, summary: Mapping[str, object], exit_code: int = 0) -> None:
-        """Write the ``summary/*`` values and close; ``exit_code`` other than 0 marks a failed run."""
+        """Write the ``summary/*`` values and close; ``exit_code`` other than 0 marks a failed run.
+
+        Args:
+            summary: Closing values by ``summary/`` key: verdict, action, best and last results, cost.
+            exit_code: That of the process; 0 is a run that ended as it should.
+        """
         ...
 
     def state_dict(self) -> dict[str, Any]:

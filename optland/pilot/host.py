@@ -369,7 +369,13 @@ class Host:
         return None
 
     def read(self, name: str) -> float | None:
-        """A present setting; None where the run has none."""
+        """A present setting; None where the run has none.
+
+        Args:
+            name: ``lr`` (of the schedule), ``lr_factor``, ``lr_applied`` (in the update just made), ``shape`` (the
+                schedule's, 1 at its peak), ``batch_size``, ``rho``, ``weight_decay``, ``momentum``, ``beta1``,
+                ``beta2``, ``gate`` or ``clip``. Of several groups the first that has it.
+        """
         if name == "lr":
             return self.rate
         if name == "lr_factor":
@@ -393,7 +399,12 @@ class Host:
         return None
 
     def turn(self, name: str, new: float) -> bool:
-        """Turn something for the updates to come; returns whether that was done."""
+        """Turn something for the updates to come; returns whether that was done.
+
+        Args:
+            name: A key of :data:`~optland.pilot.decision.TURNED`.
+            new: The value, within its bounds; a batch size is that of all processes together.
+        """
         if not self.can_turn(name):
             return False
         if name == "lr_factor":
@@ -433,7 +444,14 @@ class Host:
     def facts(
         self, *, total_steps: int | None, has_length: bool, open_ended: bool, lengths_set: bool
     ) -> HostFacts:
-        """This host in numbers, for policies."""
+        """This host in numbers, for policies.
+
+        Args:
+            total_steps: Updates of the whole run; None where it is unknown.
+            has_length: Whether the length is known, in updates or samples.
+            open_ended: Whether it is unknown on purpose.
+            lengths_set: Whether a policy sets the length of each update.
+        """
         size = self.dataset_size
         passes = (
             total_steps * self.batch_size / size if total_steps and size and self.knows_batch_size else None

@@ -28,6 +28,28 @@ __all__ = ["plot"]
 def plot(result: Any, path: str | Path | None = None, *, title: str = "") -> Figure:
     """Draw a result.
 
+    What is drawn, hollow or dotted wherever it did not converge:
+
+    ======================================  ======================================================================
+    result                                  picture
+    ======================================  ======================================================================
+    ``Spectrum``, ``Tracked``               eigenvalues at both ends, with their residuals
+    ``Density``, ``Curve``                  the density of all eigenvalues with its error, outliers as spikes
+    ``Trace``, ``Diagonal``                 the trace of each layer with its standard error, the 24 largest of many
+    ``Portrait``                            these three and the kind of point on one page
+    ``CriticalStep``                        the losses of the trials and the step that was found
+    ``StableRate``                          every rate in units of the largest stable one
+    ``Slice``                               the loss along a line, or as contours over a plane
+    ``PathLoss``, ``Connection``            the loss along a path, the highest point and the ends
+    ``Rays``                                each ray's second difference against the Hessian's curvature along it
+    ``Sharpness``, ``Minimum`` and several  rises of the loss, side by side
+    ``Damage``                              predicted and measured rise, and by layer
+    ``EffectiveDimension``                  the share of the gradients' length that so many directions hold
+    ``TrajectoryPlane``                     a run's path in the plane of its two principal components
+    a mapping of rank correlations          Kendall's tau of each measure with its interval
+    any other result                        a card of its numbers, each with its error
+    ======================================  ======================================================================
+
     Args:
         result: Anything that :mod:`optland.curvature`, :mod:`optland.landscape` or :mod:`optland.report` returned and
             that can be saved; a list of sharpness values, or the mapping of rank correlations, is drawn side by side.

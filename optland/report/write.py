@@ -46,7 +46,13 @@ def write_report(findings: Findings, folder: str | Path, *, name: str = "report"
 
 
 def log_report(findings: Findings, folder: str | Path, log: Logger) -> None:
-    """Show the pictures that :func:`write_report` has written, and the tables, in a logger."""
+    """Show the pictures that :func:`write_report` has written, and the tables, in a logger.
+
+    Args:
+        findings: What was measured.
+        folder: Where the pictures are.
+        log: Where they are shown.
+    """
     for key, path in _pictures(findings, Path(folder), draw=False):
         log.image(f"landscape/{key}", path)
     columns, rows = findings.comparison.table()

@@ -203,6 +203,10 @@ class SpectrumTracker:
 
         With ``audit_jumps="next"`` it is one run where no audit is due, and two where one is; a caller with a budget
         then waits until an audit is affordable, and no probe takes more than it declared.
+
+        Args:
+            objective: What the Hessian would be of; its samples and product method decide the cost.
+            method: How products would be computed.
         """
         if not self._kept:
             return lanczos.cost(objective, self.max_matvecs, method=method, ends=self.ends)

@@ -159,6 +159,12 @@ def subset(
 def per_layer(H: SymmetricOperator) -> dict[str, SymmetricOperator]:
     """The diagonal block of every module that has parameters of its own, by its name.
 
+    Args:
+        H: The operator of the whole model.
+
+    Returns:
+        Operators by module name, in the model's order.
+
     Example:
         >>> from optland.curvature.operators.hessian import hessian
         >>> from optland.objective import Objective

@@ -31,6 +31,23 @@ __all__ = ["check_host", "check_policy"]
 def check_policy(make: MakePolicy, *, only: Sequence[str] | None = None) -> None:
     """Hold a policy against the contract.
 
+    ==============  ==================================================================================================
+    check           what is asked
+    ==============  ==================================================================================================
+    declared        a name, and what it reads, turns and caps as frozensets of strings that can be set together
+    decisions       finite values, each with a reason in words and finite signals; only a cap may be infinite
+    turns           no proposal for what is not in ``turns`` (``caps`` for a cap); an alarm always may be
+    reads           no signal that is in neither ``reads`` nor ``may_read``, and no setting that no host has
+    state           loaded at any of several updates it decides as the unbroken one, also through torch.save; a state
+                    that was given away changes no more
+    no torch        plain numbers: no method uses torch
+    monitor         a run in monitor mode is the run without a pilot, bit for bit
+    shadow          the same in shadow mode, where decisions are made and not carried out
+    registered      its name and its object make the same run, so that instances share nothing
+    budget          at every update at most the budget and its declared advance is spent on looking
+    resume          a run resumed after 1, 7 and 23 updates goes on bit for bit
+    ==============  ==================================================================================================
+
     Args:
         make: Makes a new one, with no arguments: the class itself, where it needs none.
         only: Names out of :data:`POLICY_CHECKS`; None for all.
@@ -52,6 +69,17 @@ def check_policy(make: MakePolicy, *, only: Sequence[str] | None = None) -> None
 
 def check_host(make: MakeHost, *, only: Sequence[str] | None = None) -> None:
     """Hold a host against the contract.
+
+    ==============  ==================================================================================================
+    check           what is asked
+    ==============  ==================================================================================================
+    order           parameters and realised move in the model's order, whatever the groups' order and what is frozen
+    can turn        what it says it can turn it turns and reads back, and what it cannot it leaves alone
+    batch           the size of the batch that the loader is told
+    refuses         a policy that turns what it cannot is refused in words, before a weight has moved
+    state           after a resume all settings are as they were
+    monitor         a run in monitor mode is the run without a pilot, bit for bit
+    ==============  ==================================================================================================
 
     Args:
         make: The class, or what else can be called as :class:`~optland.pilot.host.Host` is.

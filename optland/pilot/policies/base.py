@@ -79,6 +79,12 @@ class Policy:
         """Before the first update: take in what is known of the run; may already ask for something.
 
         ``turns`` is read after this call, so it may depend on the run.
+
+        Args:
+            host: What is known before the first update: length, passes over the data, what can be turned.
+
+        Returns:
+            Proposals that hold from the first update on; none by default.
         """
         return []
 
@@ -86,13 +92,26 @@ class Policy:
         """The proposals for this update; an empty list for none.
 
         Called once per update.
+
+        Args:
+            history: Signals by name with value, error and age: ``last(name)`` the newest, ``new(name)`` the same once
+                and then None, ``setting(name)`` a present setting. Names outside ``reads`` and ``may_read`` may have
+                no value.
+
+        Returns:
+            Proposals, each with its reason in words. The length of the step is turned at once, all else from the next
+            update on.
         """
         raise NotImplementedError(
             f"{type(self).__name__} does not say what it asks for; implement decide(history)"
         )
 
     def told(self, decision: Decision) -> None:
-        """Hear the decision on a proposal of this policy, and of every rewind; does nothing by default."""
+        """Hear the decision on a proposal of this policy, and of every rewind; does nothing by default.
+
+        Args:
+            decision: Old and new value, and ``taken``: False where it was not carried out, as in shadow mode.
+        """
 
     def metrics(self) -> dict[str, float]:
         """Numbers for the log, under ``group/name`` keys."""

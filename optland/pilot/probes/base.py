@@ -41,11 +41,27 @@ class Probe(ABC):
 
     @abstractmethod
     def cost(self, host: Host) -> float:
-        """The most that a run can cost now, in gradient evaluations; infinite while there is nothing to look at."""
+        """The most that a run can cost now, in gradient evaluations; infinite while there is nothing to look at.
+
+        Args:
+            host: What the run lets one see; its batch size and objective decide the cost.
+
+        Returns:
+            Gradient evaluations, declared from counts and never from the clock. The run is put off until the budget
+            has them.
+        """
 
     @abstractmethod
     def measure(self, host: Host) -> list[Signal]:
-        """Look, at the weights and along the move of the update just made; sets ``spent``."""
+        """Look, at the weights and along the move of the update just made; sets ``spent``.
+
+        Args:
+            host: Gives the objective of the step's batch, the realised update, and the learning rate.
+
+        Returns:
+            Signals with errors, each under a name of ``yields``; what did not converge has ``valid=False`` and says
+            why. An exception costs one warning and this probe, and never the run.
+        """
 
     def see(self, host: Host) -> None:  # noqa: B027 - most probes need nothing beforehand
         """Called after every update, before anything is measured; nothing by default."""

@@ -21,6 +21,13 @@ def load_data(config: DataConfig) -> ImageData:
     Validation is the same for every ``subset`` and ``label_noise``; the mean and deviation are those of the training
     samples that are kept.
 
+    Args:
+        config: Name, folder and splits. Nothing is downloaded unless it says so.
+
+    Returns:
+        Training, validation and test samples on the CPU, images (n, channels, height, width) or the rows of a table,
+        and the mean and deviation that ``normalise`` uses.
+
     Raises:
         UserError: The data are not there, damaged, or too few to split.
 

@@ -159,6 +159,13 @@ class TextData:
 def load_text(config: TextConfig) -> TextData:
     """Read, split and number the text.
 
+    Args:
+        config: Files, kind of token, length of a window and most bytes; by default the standard library's sources.
+
+    Returns:
+        The alphabet and three splits as numbers, whole files where that comes out near the shares; ``windows`` cuts
+        them into inputs and targets.
+
     Raises:
         UserError: A path that matches no file, a file that cannot be read or is no text, no text at all, or too little
             for one window in each split.

@@ -11,7 +11,11 @@ __all__ = ["seed_everything", "seed_host"]
 
 
 def seed_everything(seed: int) -> None:
-    """Seed PyTorch (all devices), NumPy's global generator and Python's."""
+    """Seed PyTorch (all devices), NumPy's global generator and Python's.
+
+    Args:
+        seed: The seed of all three.
+    """
     torch.manual_seed(seed)
     np.random.seed(seed % 2**32)  # noqa: NPY002 - user code may draw from the global generator
     random.seed(seed)
