@@ -39,7 +39,6 @@ from optland.curvature.stochastic.probing import (
     probe,
     probing_cost,
 )
-from optland.curvature.stochastic.random_vectors import Distribution
 from optland.curvature.stochastic.trace import estimates
 from optland.estimate import Estimate, Provenance
 from optland.objective import Objective
@@ -100,7 +99,6 @@ def diagonal(
     max_matvecs: int = 30,
     start: Spectrum | Sequence[Vector] | None = None,
     seed: int = 0,
-    distribution: Distribution = "rademacher",
 ) -> Diagonal:
     """Estimate the diagonal of ``H``.
 
@@ -110,7 +108,6 @@ def diagonal(
         max_matvecs: Most products with ``H``.
         start: Eigenpairs of the same parameters as a control variate, as for the trace.
         seed: Seed of the test vectors.
-        distribution: Of the test vectors.
 
     Returns:
         A :class:`Diagonal`, entries NaN where a product was not finite or no sample fits the budget.
@@ -136,10 +133,9 @@ def diagonal(
         confidence=0.95,
         start=start,
         seed=seed,
-        distribution=distribution,
         want_diagonal=True,
     )
-    source = H.provenance(f"{method} diagonal, {distribution}", seed)
+    source = H.provenance(f"{method} diagonal, rademacher", seed)
     cost = H.cost_ge - spent
     layers, total, _ = estimates(samples, H.names, cost, source, None, 0.95)
     values, errors = _entries(samples, H.like)

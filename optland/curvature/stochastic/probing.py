@@ -49,7 +49,7 @@ from optland.curvature.operators.linear_operator import SymmetricOperator
 from optland.curvature.stochastic.control_variate import Products
 from optland.curvature.stochastic.deflation import Array, Deflation
 from optland.curvature.stochastic.parts import FEWEST_PRODUCTS, SETUP_GE, Parts, agree, parts_of, sample
-from optland.curvature.stochastic.random_vectors import Distribution, RandomVectors
+from optland.curvature.stochastic.random_vectors import RandomVectors
 from optland.objective import Objective
 from optland.statistics import student_quantile
 from optland.vectors import Vector
@@ -148,11 +148,10 @@ def probe(
     confidence: float,
     start: Spectrum | Sequence[Vector] | None,
     seed: int,
-    distribution: Distribution,
     want_diagonal: bool = False,
 ) -> DiagonalSamples:
     """Samples of diag H from at most ``max_matvecs`` products; the arguments are those of ``trace``."""
-    A, draws = Products(H, max_matvecs), RandomVectors(H.like, seed, distribution)
+    A, draws = Products(H, max_matvecs), RandomVectors(H.like, seed)
     samples = DiagonalSamples([t.numel() for t in H.like], want_diagonal)
     if method == "auto" and H.dim <= max_matvecs:
         _columns(A, samples)
@@ -175,7 +174,7 @@ def _sampler(
     A: Products, draws: RandomVectors, method: TraceMethod, samples: DiagonalSamples
 ) -> Iterator[tuple[Tensor, float]]:
     pairs, parts = _first_look(A, draws) if method == "auto" and A.left >= 2 else ([], None)
-    if len(pairs) == 2 and draws.distribution == "rademacher" and _diagonal_shows(A, pairs):
+    if len(pairs) == 2 and _diagonal_shows(A, pairs):
         samples.exact, samples.note = True, "The matrix is diagonal, which one Rademacher vector resolves."
         w, product = pairs[0]
         yield w * product + A.known_diagonal(), A.square(w, product, float(product @ product))

@@ -45,7 +45,6 @@ from optland.curvature.stochastic.probing import (
     probe,
     probing_cost,
 )
-from optland.curvature.stochastic.random_vectors import Distribution
 from optland.estimate import Estimate, Provenance
 from optland.objective import Objective
 from optland.statistics import student_quantile
@@ -114,7 +113,6 @@ def trace(
     confidence: float = 0.95,
     start: Spectrum | Sequence[Vector] | None = None,
     seed: int = 0,
-    distribution: Distribution = "rademacher",
 ) -> Estimate:
     """Estimate tr H.
 
@@ -127,7 +125,6 @@ def trace(
         start: Eigenpairs of a spectrum of the same parameters, however old, as a control variate: it costs nothing
             and leaves the estimate unbiased. Vectors alone cost one product each.
         seed: Seed of the test vectors.
-        distribution: Of the test vectors; see :mod:`~optland.curvature.stochastic.random_vectors`.
 
     Returns:
         An :class:`~optland.estimate.Estimate` with a standard error, converged when the interval is within ``rtol``
@@ -151,7 +148,6 @@ def trace(
         confidence=confidence,
         start=start,
         seed=seed,
-        distribution=distribution,
     ).total
 
 
@@ -165,7 +161,6 @@ def trace_per_layer(
     confidence: float = 0.95,
     start: Spectrum | Sequence[Vector] | None = None,
     seed: int = 0,
-    distribution: Distribution = "rademacher",
 ) -> Trace:
     r"""Estimate tr H, the trace of every layer's block, and |H|_F^2, all from the products of :func:`trace`.
 
@@ -194,9 +189,8 @@ def trace_per_layer(
         confidence=confidence,
         start=start,
         seed=seed,
-        distribution=distribution,
     )
-    source = H.provenance(f"{method} trace, {distribution}", seed)
+    source = H.provenance(f"{method} trace, rademacher", seed)
     cost = H.cost_ge - spent
     layers, total, square = estimates(samples, H.names, cost, source, rtol, confidence)
     return Trace(
@@ -211,7 +205,6 @@ def frobenius(
     method: TraceMethod = "auto",
     max_matvecs: int = 30,
     seed: int = 0,
-    distribution: Distribution = "rademacher",
 ) -> Estimate:
     r"""Estimate ||H||_F^2 = sum of the squared eigenvalues, as the mean of ||Hw||^2 around a known part.
 
@@ -222,7 +215,6 @@ def frobenius(
         method: As for the trace; ``"auto"`` is exact where d <= ``max_matvecs``.
         max_matvecs: Most products with ``H``, never exceeded; 30 gives a few per cent on trained nets.
         seed: Seed of the test vectors.
-        distribution: Of their entries; Rademacher has the least variance.
 
     Returns:
         The squared norm with its standard error; its root over that of d is the root mean square eigenvalue.
@@ -237,9 +229,7 @@ def frobenius(
         >>> print(frobenius(hessian(quadratic(torch.diag(torch.tensor([3.0, -4.0]))))))
         25 ± 0 (standard_error)
     """
-    return trace_per_layer(
-        H, method=method, max_matvecs=max_matvecs, seed=seed, distribution=distribution
-    ).frobenius
+    return trace_per_layer(H, method=method, max_matvecs=max_matvecs, seed=seed).frobenius
 
 
 def estimates(
