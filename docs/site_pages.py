@@ -25,8 +25,21 @@ def public_names() -> dict[str, list[str]]:
         if path is None:
             continue
         package, name = home(path[0].split("."))
+        if not name and line.startswith(f"{path[0]}("):  # a function named as the file that it stands in
+            package, _, name = path[0].rpartition(".")
+            name = f"{name}.{name}"
         if name and name not in found[package]:
             found[package].append(name)
+    return found
+
+
+def members() -> dict[str, list[str]]:
+    """The public methods and properties of each class that docs/api.txt lists, those of a base included."""
+    found: dict[str, list[str]] = defaultdict(list)
+    for line in (ROOT / "docs" / "api.txt").read_text().splitlines():
+        path = re.match(r"(optland[\w.]*\.[A-Z]\w*)\.(\w+)", line)
+        if path is not None and path[2] not in found[path[1]]:
+            found[path[1]].append(path[2])
     return found
 
 
@@ -46,7 +59,7 @@ def is_module(parts: list[str]) -> bool:
 
 def page(title: str, packages: list[str], names: dict[str, list[str]]) -> str:
     """A heading, and a directive per public name."""
-    lines = [f"# {title}", ""]
+    lines, of = [f"# {title}", ""], members()
     for package in packages:
         lines += [
             f"::: {package}",
@@ -54,7 +67,9 @@ def page(title: str, packages: list[str], names: dict[str, list[str]]) -> str:
             "",
         ]
         for name in names[package]:
-            lines += [f"::: {package}.{name}", ""]
+            inherited = ", ".join(f"{member!r}" for member in of[f"{package}.{name}"])  # on is a word of YAML
+            options = [f"    options: {{inherited_members: [{inherited}]}}"] if inherited else []
+            lines += [f"::: {package}.{name}", *options, ""]
     return "\n".join(lines)
 
 
