@@ -122,7 +122,7 @@ def tell(run: RunFolder, name: str, loss: float, optimizer: Any) -> list[Any]:
 def main(config: Config, *, resume: bool = False) -> int:
     """Run each, draw, and say who left."""
     torch.set_num_threads(1)
-    count = len(config.optimizers)
+    count, surface = len(config.optimizers), SURFACES.get(config.problem)
     run = RunFolder(config.out, config, config.log, recipe=__file__, length=count, resume=resume)
     if run.finished:
         print(f"the run in {run.path} is finished; start a new one without --resume")
@@ -134,13 +134,13 @@ def main(config: Config, *, resume: bool = False) -> int:
             found[name], optimizer = descend(name, config)
             rows.append(tell(run, name, found[name].loss[-1], optimizer))
         run.log.table("landscape/escapes_table", COLUMNS, [["" if x is None else x for x in r] for r in rows])
-        left = sum(descent.fell for descent in found.values())
-        words = f"{left} of {count} ended below where they began."
+        left = sum(descent.left(surface) for descent in found.values())
+        words = f"{left} of {count} ended below {'the saddle' if surface else 'where they began'}."
         run.finish({"landscape/left": left, "summary/verdict": words})
         with run.attempt("escapes.json") as file:
             write_whole(file, json.dumps([dict(zip(COLUMNS, r, strict=True)) for r in rows], indent=1) + "\n")
         with run.attempt("escapes.png") as picture:
-            plot_escapes(found, picture, surface=SURFACES.get(config.problem))
+            plot_escapes(found, picture, surface=surface)
             run.log.image("landscape/escapes", picture)
     print(run.where())
     return run.exit_code

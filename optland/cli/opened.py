@@ -20,16 +20,18 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from optland import batches
+from optland import batches, vectors
 from optland.cli.recipes import Recipe, find_recipe
 from optland.cli.terminal import INTERRUPTED, complain
 from optland.config import UserError, load
 from optland.config.scripts import ScriptRecord
+from optland.curvature import hessian
+from optland.curvature.operators.trust import IN_FLOAT64
 from optland.objective import Objective
 from optland.train.runs.settings import choose_device
 from optland.train.runs.trained_run import ProbeData, Split, find_checkpoint, load_run, probe_objective
 
-__all__ = ["ConfiguredStart", "OpenedRun", "measuring"]
+__all__ = ["ConfiguredStart", "OpenedRun", "exact_enough", "measuring"]
 
 
 def measuring(work: Callable[[], int], interrupted: str) -> int:
@@ -54,6 +56,21 @@ def measuring(work: Callable[[], int], interrupted: str) -> int:
         ) from error
     finally:
         torch.set_num_threads(threads)
+
+
+def exact_enough(objective: Objective) -> tuple[Objective, str]:
+    """The objective, or its float64 copy where products in its own precision are of no use, and a note that says so.
+
+    At a loss that is all but zero float32 has hardly a digit of the curvature left.
+    """
+    with hessian(objective) as H:
+        H.matvec(vectors.random_unit(objective.params, seed=0))
+        if IN_FLOAT64 not in H.reason:
+            return objective, ""
+    return (
+        objective.double(),
+        "Measured in float64: at this loss float32 has hardly a digit of the curvature.",
+    )
 
 
 class OpenedRun:

@@ -14,7 +14,7 @@ from torch import nn
 from optland import __version__
 from optland.cli.cost_progress import CostProgress
 from optland.cli.needs import missing_for
-from optland.cli.opened import OpenedRun, measuring
+from optland.cli.opened import OpenedRun, exact_enough, measuring
 from optland.cli.probe_options import check
 from optland.cli.probe_report import Report
 from optland.cli.terminal import DONE, FAILED, complain, say, table_console
@@ -60,10 +60,11 @@ class _Probe:
             a.run, config=a.config, recipe=a.recipe, device=a.device, batch_size=a.batch_size
         )
         self.trained, self.data = self.opened.trained, self.opened.data
-        self.objective = self._objective(self.trained.evaluated)
+        self.objective, coarse = exact_enough(self._objective(self.trained.evaluated))
+        arguments.double = arguments.double or bool(coarse)
         # The optimizer steps other weights than those that are evaluated where there is an average.
         self.stepped = self._objective(self.trained.model) if self.trained.averaged else self.objective
-        self.notes = [*self.trained.notes, *self._decay()]
+        self.notes = [*self.trained.notes, *([coarse] if coarse else []), *self._decay()]
         self.rates = self._rates()
 
     def run(self) -> int:
@@ -81,10 +82,13 @@ class _Probe:
         note = disagreement(self.trained, self.opened.script.loss_fn, self.data, self.opened.batch_size)
         self.notes += [note] if note else []
         with CostProgress(declared, self._spent) as progress:
-            point = portrait(
-                self.objective, k=a.k, max_matvecs=a.max_matvecs, with_density=a.density, is_sample=self._is_sample,
-                seed=a.seed, watch=progress.begin,
-            )  # fmt: skip
+            try:
+                point = portrait(
+                    self.objective, k=a.k, max_matvecs=a.max_matvecs, with_density=a.density,
+                    is_sample=self._is_sample, seed=a.seed, watch=progress.begin,
+                )  # fmt: skip
+            except ValueError as error:
+                raise UserError(f"{self.opened.checkpoint}: {error}") from error
             progress.begin("stability")
             stability = self._stability(point)
         about = self._about(declared)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from optland.cli.cost_progress import CostProgress
 from optland.cli.needs import missing_for
-from optland.cli.opened import OpenedRun, measuring
+from optland.cli.opened import OpenedRun, exact_enough, measuring
 from optland.cli.probe import writable
 from optland.cli.report_options import check_report
 from optland.cli.terminal import DONE, FAILED, complain, say
@@ -47,7 +47,7 @@ class _Report:
 
     def __init__(self, arguments: argparse.Namespace) -> None:
         a = self.arguments = arguments
-        self.settings = _settings(a)
+        self.settings, self.double = _settings(a), False
         if a.wandb != "disabled":
             check_environment()
         if lacking := missing_for("optland.report"):
@@ -67,6 +67,11 @@ class _Report:
         self.notes = [
             f"{n}: {note}" for n, r in zip(self.names, self.runs, strict=True) for note in r.trained.notes
         ]
+        coarse = {note for o in self.objectives.values() if (note := exact_enough(o)[1])}
+        self.double = bool(coarse)
+        if self.double:  # all of them, as paths lead from one to the other
+            self.objectives = {name: o.double() for name, o in self.objectives.items()}
+            self.notes += sorted(coarse)
 
     def run(self) -> int:
         """Measure, write, and say where."""
@@ -112,7 +117,7 @@ class _Report:
         """The first run's data and loss at this run's weights."""
         a = self.arguments
         return self.runs[0].objective(
-            run.trained.evaluated, split, samples=a.samples, seed=a.seed, double=False
+            run.trained.evaluated, split, samples=a.samples, seed=a.seed, double=self.double
         )
 
     def _tests(self, chosen: list[str]) -> dict[str, Objective]:

@@ -105,7 +105,8 @@ class ConsoleLogger:
         """Show a decision with its reason."""
         self._decision = describe_event(event)
         if self._live is None:
-            self._print("\n".join(textwrap.wrap(self._decision, _WIDTH, subsequent_indent="    ")))
+            width = min(_WIDTH, self._console.width) if self._console.is_terminal else _WIDTH
+            self._print("\n".join(textwrap.wrap(self._decision, width, subsequent_indent="    ")))
 
     def image(self, name: str, path: Path) -> None:
         """Say where an image is."""
@@ -115,7 +116,7 @@ class ConsoleLogger:
         """Print a table."""
         table = Table(title=self._text(name))
         for column in columns:
-            table.add_column(self._text(column))
+            table.add_column(self._text(column), overflow="fold")  # a name is never cut
         for row in rows:
             table.add_row(*(self._text(_number(cell)) for cell in row))
         self._console.print(table)

@@ -35,10 +35,12 @@ class Descent:
     places: Sequence[tuple[float, float]] = ()
     escapes: Sequence[tuple[float, float]] = ()
 
-    @property
-    def fell(self) -> bool:
-        """Whether it ended below the loss of its start, by more than rounding."""
-        return self.loss[-1] < self.loss[0] - 1e-6 * (1 + abs(self.loss[0]))
+    def left(self, surface: Surface | None = None) -> bool:
+        """Whether it ended below its start and every saddle of the surface, by more than rounding."""
+        points = surface.points if surface is not None else ()
+        saddles = [surface.objective(*p.at).value() for p in points if surface and p.kind != "minimum"]
+        level = min([self.loss[0], *saddles])
+        return self.loss[-1] < level - 1e-6 * (1 + abs(level))
 
 
 def plot_escapes(

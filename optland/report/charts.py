@@ -66,6 +66,9 @@ def surface(
         "yaxis": {"title": {"text": _short(found, 1)}},
         "zaxis": {"title": {"text": title}},
         "camera": {"eye": {"x": 1.6, "y": 1.6, "z": 1.05}},
+        # By the data a logarithm of many decades would be a tower that the frame cuts.
+        "aspectmode": "manual",
+        "aspectratio": {"x": 1.0, "y": 1.0, "z": 0.8},
     }
     return {
         "data": data,

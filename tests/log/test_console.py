@@ -240,3 +240,17 @@ def test_brackets_and_colons_are_text_wherever_they_stand(monkeypatch: pytest.Mo
             assert f"{place}{advice}" in said, place
         assert f"step 1: [red]: lr 1 -> 2: {advice}" in said
         assert "[blink]: runs/[a]/b.png" in said
+
+
+def test_a_name_in_a_table_is_folded_and_never_cut() -> None:
+    file = io.StringIO()
+    logger = ConsoleLogger(10, console=Console(file=file, width=40))
+    logger.table(
+        "landscape/escapes_table",
+        ["optimizer", "verdict"],
+        [["perturbed_gradient_descent", "minimum up to tau"]],
+    )
+    said = file.getvalue()
+    assert "\u2026" not in said
+    assert "".join(re.findall(r"[a-z_]+", said.partition("verdict")[2].replace("minimum", "").replace("up", "")
+                              .replace("to", "").replace("tau", ""))) == "perturbed_gradient_descent"  # fmt: skip

@@ -48,7 +48,7 @@ def test_every_move_is_an_event_with_its_reason_and_looks_are_only_counted(whole
     assert table["trust_region_newton"]["looks"] > 3
     assert "probe" not in printed
     assert len(printed.splitlines()) < 60
-    assert "6 of 9 ended below where they began." in printed
+    assert "6 of 9 ended below the saddle." in printed
     assert (folder / "escapes.png").stat().st_size > 5000
 
 

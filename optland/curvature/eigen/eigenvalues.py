@@ -306,9 +306,13 @@ def counts(
         return exactly(sure[0]), exactly(len(values) - sum(sure)), exactly(sure[1])
     below, below_error = share_below(seen, -error)
     not_above, above_error = share_below(seen, math.nextafter(error, math.inf))
-    negative, positive = max(d * below, float(sure[0])), max(d * (1.0 - not_above), float(sure[1]))
-    near = d - negative - positive
-    near = near if near > 1e-9 * d else 0.0  # what the subtraction leaves of nothing
+
+    def counted(number: float) -> float:
+        return number if number > 1e-9 * d else 0.0  # what a subtraction leaves of nothing
+
+    negative = max(counted(d * below), float(sure[0]))
+    positive = max(counted(d * (1.0 - not_above)), float(sure[1]))
+    near = counted(d - negative - positive)
 
     def estimate(number: float, share_error: float, note: str) -> Estimate:
         known = share_error <= resolution

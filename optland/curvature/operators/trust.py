@@ -35,10 +35,13 @@ from optland.curvature.operators.products import Product
 from optland.objective import FORWARD_GE, Objective
 from optland.vectors import Vector
 
-__all__ = ["Comparison", "Differences", "Ways", "a_part", "compare", "kind_of"]
+__all__ = ["IN_FLOAT64", "Comparison", "Differences", "Ways", "a_part", "compare", "kind_of"]
 
 Differences = Callable[[Objective, Vector, float], list[Tensor]]
 """A product with a unit vector from first derivatives alone, with a step."""
+
+IN_FLOAT64 = "objective.double() gives exact ones"
+"""What a verdict says where products are right in float64 and of no use in the precision of the weights."""
 
 SEED = 20_011
 
@@ -199,7 +202,14 @@ def _in_float64(
         share = MARGIN / 2 * coarse / size
         words = f"products are in lower precision than the weights, with an error of {100 * share:.2g} %"
         return _right(product, words, share), spent
-    return _wrong(product, _distance(Hu, D), size, error), spent
+    return _too_coarse(product, coarse, size), spent
+
+
+def _too_coarse(product: Product, coarse: float, size: float) -> Verdict:
+    """Right in float64 and of no use in its own precision, as at a loss that is all but zero."""
+    share = f"{100 * coarse / size:.2g} %" if size > 0 else f"{coarse:.3g}"
+    fault = f"products in the precision of the weights are {share} off here; {IN_FLOAT64}"
+    return Verdict(frozenset(product.objective.names), frozenset(product.graphs), fault)
 
 
 def _wrong(product: Product, apart: float, size: float, error: float) -> Verdict:
@@ -290,7 +300,8 @@ def _slopes(L: Objective, u: Vector) -> tuple[float, float] | None:
     h = _step(L)
     forth, back = L.value(L.displaced(v, h)), L.value(L.displaced(v, -h))
     ahead, along = (forth - back) / (2 * h), float(vectors.dot(g, v))
-    rounding = FLOOR * float(torch.finfo(L.params[0].dtype).eps) * abs(forth) / h
+    # A loss near zero is a difference of larger numbers, such as logits, and has their rounding.
+    rounding = FLOOR * float(torch.finfo(L.params[0].dtype).eps) * max(abs(forth), 1.0) / h
     return (ahead, along) if abs(ahead - along) > SLOPE[_type(L)] * length + rounding else None
 
 

@@ -171,6 +171,32 @@ def test_auto_falls_back_to_finite_differences_and_says_why() -> None:
     assert H.cost_ge <= declared_product_cost(cube(), 3)
 
 
+def fitted(margin: float, dtype: torch.dtype = torch.float32) -> Objective:
+    """One sample that two classes are told apart on by a margin: p (1 - p) is all there is of the curvature."""
+    model = nn.Linear(2, 2, bias=False, dtype=dtype)
+    with torch.no_grad():
+        model.weight.copy_(torch.tensor([[margin, 0.0], [0.0, 0.0]]))
+    batch = (torch.tensor([[1.0, 0.5]], dtype=dtype), torch.tensor([0]))
+    return Objective(model, lambda m, b: F.cross_entropy(m(b[0]), b[1]), [batch])
+
+
+@pytest.mark.parametrize("margin", [15.6, 16.0, 16.2])
+def test_a_loss_that_is_all_but_zero_is_not_taken_for_one_with_something_detached(margin: float) -> None:
+    """Float32 has hardly a digit of its products: no error, and where they are of no use, words that say so."""
+    u = vectors.random_unit(fitted(margin).params, seed=3)
+    q = math.exp(-margin) / (1 + math.exp(-margin))
+    x = torch.tensor([1.0, 0.5], dtype=D)
+    exact = q * (1 - q) * torch.kron(torch.tensor([[1.0, -1.0], [-1.0, 1.0]], dtype=D), torch.outer(x, x))
+    H = hessian(fitted(margin))
+    product = torch.cat([t.flatten() for t in H.matvec(u)]).double()
+    expected = exact @ torch.cat([t.flatten() for t in u]).double()
+    assert float((product - expected).norm() / expected.norm()) < 0.5
+    assert H.method == "kept_graph" or "products in the precision of the weights are" in H.reason
+    wide = hessian(fitted(margin).double())
+    torch.testing.assert_close(wide.to_dense(), exact, rtol=1e-6, atol=0)
+    assert wide.method == "kept_graph"
+
+
 @pytest.mark.parametrize("method", EXACT)
 def test_a_backward_without_a_graph_is_not_taken_for_zero_curvature(method: Any) -> None:
     objective = function_objective(lambda w: DetachedCube.apply(w).sum(), torch.ones(2, dtype=D))
