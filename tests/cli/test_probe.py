@@ -225,21 +225,22 @@ def test_the_transformer_s_numbers_are_those_of_a_literal_product(text: Path, tm
 
 def test_where_float32_has_no_digit_of_the_curvature_it_is_measured_in_float64() -> None:
     """A fitted run is what most people probe; here one sample with a loss of 1e-7 and a curvature in closed form."""
-    model = torch.nn.Linear(2, 2, bias=False)
-    with torch.no_grad():
-        model.weight.copy_(torch.tensor([[16.0, 0.0], [0.0, 0.0]]))
-    batch = (torch.tensor([[1.0, 0.5]]), torch.tensor([0]))
-    objective = Objective(model, lambda m, b: F.cross_entropy(m(b[0]), b[1]), [batch])
-    used, note = exact_enough(objective)
+
+    def told_apart(margin: float) -> Objective:
+        model = torch.nn.Linear(2, 2, bias=False)
+        with torch.no_grad():
+            model.weight.copy_(torch.tensor([[margin, 0.0], [0.0, 0.0]]))
+        batch = (torch.tensor([[1.0, 0.5]]), torch.tensor([0]))
+        return Objective(model, lambda m, b: F.cross_entropy(m(b[0]), b[1]), [batch])
+
+    used, note = exact_enough(told_apart(16.0))
     assert (used.dtype, "float64" in note) in (("float64", True), ("float32", False))
     with hessian(used) as H:
         top = lanczos(H, k=1, ends="top").values[0]
     p = 1 / (1 + math.exp(-16.0))
     assert top.value == pytest.approx(2 * p * (1 - p) * 1.25, rel=1e-6 if note else 0.2)
-    wide = objective.double()
-    assert exact_enough(wide) == (wide, "")
-    model.weight.data.mul_(0.1)
-    assert exact_enough(objective) == (objective, "")  # a loss of 0.2 has all its digits
+    for exact in (told_apart(16.0).double(), told_apart(1.6)):  # a loss of 0.2 has all its digits
+        assert exact_enough(exact) == (exact, "")
 
 
 def test_the_same_probe_gives_the_same_numbers_and_nothing_is_written_over(run: Path) -> None:

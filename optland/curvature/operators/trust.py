@@ -61,6 +61,9 @@ COARSE = 0.1
 """Relative error of a product in its own precision up to which it is right (and the error stated), where it is right in
 float64: an autocast inside the model leaves two or three digits."""
 
+LOST = 1e-3
+"""Relative error of a gradient that has few digits left in its own precision."""
+
 SAME_LOSS = 1e-2
 """Relative distance of the loss in float64 up to which it is the same function; other dropout masks make another."""
 
@@ -168,7 +171,7 @@ def _in_own_precision(
     L = product.objective
     if _type(L) == torch.float64:
         D, error, count = _short_steps(L, ways, u)
-        spent, rounding = count * ways.difference_ge, 0.0
+        spent, rounding = count * ways.difference_ge, _of_one(L)
     else:
         stated = ways.stated(L)
         D, error, spent = _double(stated(u)), stated.error, ways.stated_ge
@@ -192,7 +195,7 @@ def _in_float64(
         exact, allowed = ways.exact(wide)(u), DISTANCE[torch.float64]
     except (RuntimeError, TypeError, NotImplementedError):  # a kernel of the narrower type alone
         exact, allowed = list(Hu), DISTANCE[torch.float32]
-    allowed = allowed * size + MARGIN * error
+    allowed = allowed * size + MARGIN * error + _of_one(wide)
     if (apart := _distance(exact, D)) > allowed:
         return _wrong(product, apart, size, error), spent
     coarse = _distance(Hu, exact)
@@ -202,14 +205,20 @@ def _in_float64(
         share = MARGIN / 2 * coarse / size
         words = f"products are in lower precision than the weights, with an error of {100 * share:.2g} %"
         return _right(product, words, share), spent
-    return _too_coarse(product, coarse, size), spent
+    if _gradient_is_coarse(product.objective, wide):
+        share = MARGIN / 2 * coarse / size
+        words = f"products in the precision of the weights have an error of {100 * share:.2g} % here; {IN_FLOAT64}"
+        return _right(product, words, share), spent + 2.0
+    return _wrong(product, _distance(Hu, D), size, error), spent + 2.0
 
 
-def _too_coarse(product: Product, coarse: float, size: float) -> Verdict:
-    """Right in float64 and of no use in its own precision, as at a loss that is all but zero."""
-    share = f"{100 * coarse / size:.2g} %" if size > 0 else f"{coarse:.3g}"
-    fault = f"products in the precision of the weights are {share} off here; {IN_FLOAT64}"
-    return Verdict(frozenset(product.objective.names), frozenset(product.graphs), fault)
+def _gradient_is_coarse(L: Objective, wide: Objective) -> bool:
+    """Whether the gradient has lost its digits too, as at a loss that is all but zero.
+
+    Then no second derivative is at fault, and differences of gradients would be no better.
+    """
+    g = _double(wide.gradient())
+    return _distance(_double(L.gradient()), g) > LOST * float(vectors.norm(g))
 
 
 def _wrong(product: Product, apart: float, size: float, error: float) -> Verdict:
@@ -255,6 +264,11 @@ def _rounding(L: Objective) -> float:
     """The error of a difference from rounding of the gradients alone."""
     eps = float(torch.finfo(L.params[0].dtype).eps)
     return FLOOR * eps * float(vectors.norm(L.gradient())) / _step(L)
+
+
+def _of_one(L: Objective) -> float:
+    """The same where a gradient near zero is a difference of numbers of order one, such as probabilities."""
+    return FLOOR * float(torch.finfo(L.params[0].dtype).eps) / _step(L)
 
 
 def _wide(L: Objective) -> Objective | None:

@@ -180,9 +180,9 @@ def fitted(margin: float, dtype: torch.dtype = torch.float32) -> Objective:
     return Objective(model, lambda m, b: F.cross_entropy(m(b[0]), b[1]), [batch])
 
 
-@pytest.mark.parametrize("margin", [15.6, 16.0, 16.2])
+@pytest.mark.parametrize("margin", [15.625, 16.0, 16.25])  # exact in both types
 def test_a_loss_that_is_all_but_zero_is_not_taken_for_one_with_something_detached(margin: float) -> None:
-    """Float32 has hardly a digit of its products: no error, and where they are of no use, words that say so."""
+    """Float32 has hardly a digit of its products: it is no fault, and their error is stated."""
     u = vectors.random_unit(fitted(margin).params, seed=3)
     q = math.exp(-margin) / (1 + math.exp(-margin))
     x = torch.tensor([1.0, 0.5], dtype=D)
@@ -190,8 +190,8 @@ def test_a_loss_that_is_all_but_zero_is_not_taken_for_one_with_something_detache
     H = hessian(fitted(margin))
     product = torch.cat([t.flatten() for t in H.matvec(u)]).double()
     expected = exact @ torch.cat([t.flatten() for t in u]).double()
-    assert float((product - expected).norm() / expected.norm()) < 0.5
-    assert H.method == "kept_graph" or "products in the precision of the weights are" in H.reason
+    assert H.method == "kept_graph"  # differences of such gradients would be no better
+    assert float((product - expected).norm()) < 2 * max(H.product_error, 1e-3 * float(expected.norm()))
     wide = hessian(fitted(margin).double())
     torch.testing.assert_close(wide.to_dense(), exact, rtol=1e-6, atol=0)
     assert wide.method == "kept_graph"
