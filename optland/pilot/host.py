@@ -103,7 +103,7 @@ class Host:
         self._nominal: int | None = None
         self._dataset_size = dataset_size
         self._own_kind: dict[str, Any] = {"num_samples": num_samples, "split": split}
-        self._largest = 0  # samples of the largest batch so far
+        self._largest = 0  # samples of the largest batch so far, of this rank or as they were dealt out
         self._evaluations = [0.0, 0.0]  # gradient evaluations per sample, summed over updates; updates
         self._held: dict[int, list[float | Tensor]] = {}
         self._own_gate = next((o.gate for o in self.inner if isinstance(o, TwoPass)), None)
@@ -204,11 +204,24 @@ class Host:
     def saw(self, num_samples: int) -> None:
         """Take in the size of a batch; the first one is the nominal one where no loader says it."""
         self._nominal = self._nominal or num_samples
-        self._largest = max(self._largest, min(num_samples, self.own_batch_size))
+        self._largest = max(self._largest, self._compared(num_samples))
 
     def is_ragged(self, num_samples: int) -> bool:
         """Whether a batch is smaller than those before it, as at the end of an epoch."""
-        return num_samples < min(self._largest, self.own_batch_size)
+        return self._compared(num_samples) < min(self._largest, self._full)
+
+    def _compared(self, num_samples: int) -> int:
+        """The size of the present batch, up to that of a full one.
+
+        That of all ranks where the loader deals it out: their parts are of several sizes, and a run may go on with
+        another number of them.
+        """
+        return min(self.loader.served if self._deals and self.loader.served else num_samples, self._full)
+
+    @property
+    def _full(self) -> int:
+        """The size that batches are compared with."""
+        return int(self.loader.batch_size) if self._deals else self.own_batch_size
 
     @property
     def dataset_size(self) -> int | None:
