@@ -8,6 +8,7 @@ import random
 import statistics
 from typing import Any
 
+import numpy as np
 import pytest
 
 from optland.pilot.filters import LogEMA, Mean, RatioEMA
@@ -98,6 +99,19 @@ def test_the_error_of_the_ratio_is_that_of_independent_pairs() -> None:
     assert ratio.error == pytest.approx(top / bottom * math.hypot(errors[0] / top, errors[1] / bottom))
     ratio.update(10.0, 2.0)
     assert math.isnan(ratio.error), "an error that nobody gave is not known"
+
+
+def test_the_least_ratio_is_the_smaller_root_of_fiellers_equation() -> None:
+    ratio = RatioEMA(0.5)
+    assert math.isnan(ratio.least), "there is no ratio yet"
+    ratio.update(10.0, 2.0, errors=(1.0, 0.4))
+    # The one pair counts half, and so do its errors: (5 - r)^2 = 0.5^2 + (0.2 r)^2.
+    roots = np.roots([1 - 0.2**2, -2 * 5.0, 5.0**2 - 0.5**2])
+    assert ratio.least == pytest.approx(min(roots))
+    assert ratio.least < ratio.value == 5.0
+    ratio = RatioEMA(0.5)
+    ratio.update(1.0, 2.0, errors=(3.0, 0.1))
+    assert ratio.least == 0.0, "a numerator within its error may be nothing"
 
 
 def test_a_mean_of_all_has_equal_weights_and_a_sample_may_stand_for_several() -> None:

@@ -55,6 +55,7 @@ def test_settings_and_progress_are_those_of_now() -> None:
     history = History(held.get)
     reader = history.reader()
     assert (reader.setting("lr"), reader.setting("rho"), reader.progress) == (0.1, None, None)
+    assert reader.step == 0, "no update has been made"
     held["lr"], history.progress = 0.2, 0.5
     assert (reader.setting("lr"), reader.progress) == (0.2, 0.5)
 
