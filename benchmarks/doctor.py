@@ -1,11 +1,11 @@
 """Measure how often the doctor is right: seeded faults on tasks and architectures that its rules were not made on.
 
     python benchmarks/doctor.py --part dev              # runs on which rules are tuned; kept in a scratch file
-    python benchmarks/doctor.py --part held             # the runs that are reported; --part second: other seeds
+    python benchmarks/doctor.py --part third            # the runs that are reported; every pass has its own seeds
     python benchmarks/doctor.py --score dev             # hold the kept runs against the rules as they are
-    python benchmarks/doctor.py --mend 50               # make runs again with the fix of their first finding
-    python benchmarks/doctor.py --preflight 80          # look at configurations before they run
-    python benchmarks/doctor.py --report second --version 2    # results/doctor.json, with this pass added
+    python benchmarks/doctor.py --mend third --most 50  # make runs again with the fix of their first finding
+    python benchmarks/doctor.py --preflight third       # look at configurations before they run
+    python benchmarks/doctor.py --report third --version 3     # results/doctor.json with this pass, and calibration
 
 What a run has shown (losses, norms, probes: its histories) is kept, so rules can be changed without training again.
 Kinds, cells and accepted findings are in ``doctor_faults.py``, which was written before the first rule.
@@ -26,17 +26,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from doctor_faults import ACCEPTED, HEALTHY, INSTABILITY, SILENT, Spec, plan
-from doctor_mends import NO_FIX, auc, looked_at, mended
+from doctor_calibration import TABLE, rewritten
+from doctor_faults import ACCEPTED, CELLS, HEALTHY, INSTABILITY, SILENT, Spec, plan
+from doctor_mends import NO_FIX, OF_THE_LOOP, auc, looked_at, mended
 from doctor_runs import BUDGET, run
+from doctor_tasks import knowing_nothing, task_of
 from kept import SCRATCH, Kept
 
 from optland.doctor import Finding, diagnose
 from optland.doctor.histories import Histories
 
 RESULT = Path(__file__).resolve().parent / "results" / "doctor.json"
-SIZES = {"dev": (7, 50), "held": (12, 150), "second": (3, 60)}
-"""Runs of each kind, and healthy ones; the second version of the rules has seeds of its own on the held-out cells."""
+SIZES = {"dev": (7, 50), "held": (12, 150), "second": (3, 60), "more": (4, 160), "third": (4, 60)}
+"""Runs of each kind, and healthy ones."""
 
 LANDSCAPE = ("edge", "curv", "noise")
 """Groups of signals that the ablation goes without."""
@@ -95,6 +97,7 @@ def judged(lines: list[dict[str, Any]], without: tuple[str, ...] = ()) -> list[d
                 "kind": line["spec"]["kind"],
                 "cell": line["spec"]["cell"],
                 "way": line["spec"]["way"],
+                "final": line["final"],
                 "said": [str(f.symptom) for f in found[:3]],
                 "sure": [f.confidence for f in found[:3]],
             }
@@ -132,12 +135,12 @@ def score(part: str) -> dict[str, Any]:
     """Rates of the rules as they are on the kept runs of a part."""
     rows = judged(kept_runs(part))
     faulty, healthy = [r for r in rows if r["kind"] != HEALTHY], [r for r in rows if r["kind"] == HEALTHY]
-    alarms = sum(bool(r["said"]) for r in healthy)
     return {
         "faulty": len(faulty), "healthy": len(healthy),
         "first": rate(faulty, 1), "first_interval": interval(faulty, 1),
         "first_two": rate(faulty, 2), "first_two_interval": interval(faulty, 2),
-        "false_alarms": alarms, "named_in_healthy": dict(Counter(s for r in healthy for s in r["said"][:1])),
+        "false_alarms": sum(bool(r["said"]) for r in healthy), **where_trained(rows),
+        "named_in_healthy": dict(Counter(s for r in healthy for s in r["said"][:1])),
         "by_kind": {k: table(faulty, k) for k in ACCEPTED if any(r["kind"] == k for r in faulty)},
         "silent": {k: table(faulty, k)["first"] for k in SILENT if any(r["kind"] == k for r in faulty)},
         "calibration": calibration(rows), "counted": counted(rows),
@@ -194,10 +197,10 @@ def ablation(part: str, draws: int = 2000) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def mend(count: int) -> None:
+def mend(part: str, count: int) -> None:
     """Runs of which the first finding is right, made again with its fix."""
-    kept = Kept(SCRATCH / "doctor_mends.jsonl")
-    lines = [line for line in kept_runs("held") if line["spec"]["kind"] not in (*NO_FIX, HEALTHY)]
+    kept = Kept(SCRATCH / f"doctor_mends_{part}.jsonl")
+    lines = [line for line in kept_runs(part) if line["spec"]["kind"] not in (*NO_FIX, HEALTHY)]
     rows = dict(zip((line["key"] for line in lines), judged(lines), strict=True))
     chosen = [line for line in lines if right({**(r := rows[line["key"]]), "counted": r["said"]}, 1)]
     random.Random(1).shuffle(chosen)
@@ -209,10 +212,10 @@ def mend(count: int) -> None:
         print(found, flush=True)
 
 
-def before(count: int) -> None:
-    """Preflight on configurations of held-out runs."""
-    kept = Kept(SCRATCH / "doctor_preflight.jsonl")
-    lines = kept_runs("held")
+def before(part: str, count: int) -> None:
+    """Preflight on the configurations of runs."""
+    kept = Kept(SCRATCH / f"doctor_preflight_{part}.jsonl")
+    lines = kept_runs(part)
     random.Random(2).shuffle(lines)
     for line in lines[:count]:
         spec = Spec(**line["spec"])
@@ -222,64 +225,99 @@ def before(count: int) -> None:
         print(found, flush=True)
 
 
-def failing(part: str) -> dict[str, bool]:
-    """Whether each run did not train: less than half of what the healthy runs of its cell gained, at the median."""
-    lines = kept_runs(part)
+def untrained(rows: list[dict[str, Any]]) -> list[bool]:
+    """Whether each run did not train, by its loss on all training data at its end, which the doctor does not see.
+
+    It trained where that loss lies below the middle between the loss of knowing nothing and the median of the runs of
+    its cell that were drawn healthy. A run that was drawn healthy and did not train is healthy by its settings alone.
+    """
+    ends = [math.inf if row["final"] is None else row["final"] for row in rows]
     best: dict[str, list[float]] = defaultdict(list)
-    chance: dict[str, float] = {}
-    for line in lines:
-        known = line["histories"]["facts"].get("chance", math.nan)
-        if line["spec"]["kind"] == HEALTHY:
-            best[line["spec"]["cell"]].append(math.inf if line["final"] is None else line["final"])
-            chance[line["spec"]["cell"]] = known  # of a regression the variance of the targets of a batch
-    found = {}
-    for line in lines:
-        cell = line["spec"]["cell"]
-        end = math.inf if line["final"] is None else line["final"]
-        healthy = statistics.median(best[cell])
-        found[line["key"]] = chance[cell] - end < 0.5 * (chance[cell] - healthy)
-    return found
+    for row, end in zip(rows, ends, strict=True):
+        if row["kind"] == HEALTHY:
+            best[row["cell"]].append(end)
+    middles = {
+        cell: 0.5 * (knowing_nothing(task_of(CELLS[cell]["task"])) + statistics.median(found))
+        for cell, found in best.items()
+    }
+    return [not end < middles[row["cell"]] for row, end in zip(rows, ends, strict=True)]
+
+
+def failing(part: str) -> dict[str, bool]:
+    """Of each kept run whether it did not train, by its key."""
+    lines = kept_runs(part)
+    rows = [{**line["spec"], "final": line["final"]} for line in lines]
+    return dict(zip((line["key"] for line in lines), untrained(rows), strict=True))
+
+
+def where_trained(rows: list[dict[str, Any]]) -> dict[str, int]:
+    """Of the runs that were drawn healthy how many trained, and in how many of those something was found."""
+    failed = untrained(rows)
+    healthy = [(row, bad) for row, bad in zip(rows, failed, strict=True) if row["kind"] == HEALTHY]
+    trained = [row for row, bad in healthy if not bad]
+    return {
+        "trained": len(trained), "healthy_that_failed": len(healthy) - len(trained),
+        "failed_and_found": sum(bool(row["said"]) for row, bad in healthy if bad),
+        "alarms_where_trained": sum(bool(row["said"]) for row in trained),
+    }  # fmt: skip
 
 
 def report(part: str, version: int) -> None:
-    """Add the pass of this version of the rules, and what was asked beside findings."""
+    """Add the pass of this version of the rules, with what was asked beside findings, and rewrite the calibration."""
     result = json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.exists() else {"passes": []}
     mine = {"version": version, "part": part, **score(part), "ablation": ablation(part)}
-    failed = failing(part)
-    mine["healthy_that_failed"] = sum(
-        failed[line["key"]] for line in kept_runs(part) if line["spec"]["kind"] == HEALTHY
-    )
-    result["passes"] = [*(p for p in result["passes"] if p["version"] != version), mine]
-    result |= {"torch": torch.__version__, "budget": BUDGET, "mends": _mends(), "preflight": _preflight()}
-    development = score("dev")
-    result["development"] = {
-        name: development[name] for name in ("faulty", "healthy", "first", "first_two", "false_alarms")
+    mine |= {"mends": _mends(part), "preflight": _preflight(part)}
+    earlier = [p | where_trained(published(p["part"])) for p in result["passes"] if p["version"] != version]
+    result["passes"] = [*earlier, mine]
+    result |= {
+        "torch": torch.__version__,
+        "budget": BUDGET,
+        "development": [_development(p) for p in ("dev", "more")],
     }
     RESULT.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    lines = kept_runs(part)
     rows = [
-        {"spec": line["key"], "final": line["final"], **row}
-        for line, row in zip(lines, judged(lines), strict=True)
+        {"spec": line["key"], **row}
+        for line, row in zip(kept_runs(part), judged(kept_runs(part)), strict=True)
     ]
     text = "".join(f"{json.dumps(row)}\n" for row in rows)
     RESULT.with_name(f"doctor_{part}_runs.jsonl").write_text(text, encoding="utf-8")
+    TABLE.write_text(rewritten(TABLE.read_text(encoding="utf-8"), result), encoding="utf-8")
 
 
-def _mends() -> dict[str, Any]:
-    mends = list(Kept(SCRATCH / "doctor_mends.jsonl").done.values())
-    near = [
-        m["twin"] is not None and m["mended"] is not None and m["mended"] <= 1.1 * m["twin"] for m in mends
-    ]
+def published(part: str) -> list[dict[str, Any]]:
+    """The runs of an earlier pass, with what the rules of that time said."""
+    lines = RESULT.with_name(f"doctor_{part}_runs.jsonl").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def _development(part: str) -> dict[str, Any]:
+    found = score(part)
+    names = ("faulty", "healthy", "first", "first_two", "false_alarms", "alarms_where_trained")
+    return {"part": part, **{name: found[name] for name in names}}
+
+
+def _mends(part: str) -> dict[str, Any]:
+    mends = list(Kept(SCRATCH / f"doctor_mends_{part}.jsonl").done.values())
+    near = [_near(m["mended"], m["twin"]) for m in mends]
     missed = Counter(m["kind"] for m, ok in zip(mends, near, strict=True) if not ok)
-    return {"runs": len(mends), "within_10_percent": sum(near), "missed": dict(missed)}
+    drawn = sum(_near(m["mended"], m["drawn"]) for m in mends)
+    return {"runs": len(mends), "within_10_percent": sum(near), "of_the_draw": drawn, "missed": dict(missed)}
 
 
-def _preflight() -> dict[str, Any]:
-    looks, failed = Kept(SCRATCH / "doctor_preflight.jsonl").done, failing("held")
+def _near(mended: float | None, other: float | None) -> bool:
+    """At most 1.1 times the other's loss."""
+    return mended is not None and other is not None and mended <= 1.1 * other
+
+
+def _preflight(part: str) -> dict[str, Any]:
+    looks, failed = Kept(SCRATCH / f"doctor_preflight_{part}.jsonl").done, failing(part)
     tried = {key: look for key, look in looks.items() if "chance" in look and key in failed}
-    scores, labels = [look["chance"] for look in tried.values()], [failed[k] for k in tried]
+    given = {key: look for key, look in tried.items() if look["kind"] not in OF_THE_LOOP}
+    missed = Counter(look["kind"] for key, look in given.items() if failed[key] and look["chance"] < 0.5)
     return {
-        "runs": len(tried), "failing": sum(labels), "auc": auc(scores, labels),
+        "runs": len(tried), "failing": sum(failed[k] for k in tried), "auc": _auc(tried, failed),
+        "given": len(given), "given_failing": sum(failed[k] for k in given), "auc_given": _auc(given, failed),
+        "missed": dict(missed),
         "updates": statistics.median([look["updates"] for look in tried.values()]),
         "most_updates": max(look["updates"] for look in tried.values()),
         "not_tried": sum("failed" in look for look in looks.values()),
@@ -287,14 +325,18 @@ def _preflight() -> dict[str, Any]:
     }  # fmt: skip
 
 
+def _auc(looks: dict[str, dict[str, Any]], failed: dict[str, bool]) -> float:
+    return auc([look["chance"] for look in looks.values()], [failed[key] for key in looks])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--part", choices=SIZES)
     parser.add_argument("--score", choices=SIZES)
-    parser.add_argument("--mend", type=int, default=0)
-    parser.add_argument("--preflight", type=int, default=0)
+    parser.add_argument("--mend", choices=SIZES)
+    parser.add_argument("--preflight", choices=SIZES)
     parser.add_argument("--report", choices=SIZES)
-    parser.add_argument("--version", type=int, default=2)
+    parser.add_argument("--version", type=int, default=3)
     parser.add_argument("--kinds", default="")
     parser.add_argument("--minutes", type=float, default=1e9)
     parser.add_argument("--most", type=int, default=10_000)
@@ -306,9 +348,9 @@ def main() -> None:
     if options.score:
         print(json.dumps(score(options.score), indent=1))
     if options.mend:
-        mend(options.mend)
+        mend(options.mend, options.most)
     if options.preflight:
-        before(options.preflight)
+        before(options.preflight, options.most)
     if options.report:
         report(options.report, options.version)
 

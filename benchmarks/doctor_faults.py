@@ -14,7 +14,7 @@ import random
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-__all__ = ["ACCEPTED", "CELLS", "HEALTHY", "INSTABILITY", "SILENT", "Spec", "draw", "plan"]
+__all__ = ["ACCEPTED", "CELLS", "HEALTHY", "INSTABILITY", "PARTS", "SILENT", "Spec", "draw", "plan"]
 
 HEALTHY = "healthy"
 
@@ -52,6 +52,9 @@ ACCEPTED: dict[str, tuple[str, ...]] = {
 }
 """The accepted findings of every kind, the best first."""
 
+PARTS = ("dev", "held", "second", "more", "third")
+"""Passes, each on seeds of its own: two on development cells, and one of every version of the rules on held-out."""
+
 INSTABILITY = ("rate_high", "rate_low", "exploding", "momentum", "batch_small", "batch_large")
 """Kinds that curvature, noise and edge are about: the ablation without those signals is compared on them."""
 
@@ -66,6 +69,8 @@ CELLS: dict[str, dict[str, Any]] = {
     "digits_cnn": {"part": "dev", "task": "digits", "net": "conv2d", "depth": 2, "width": 12},
     "teacher_mlp": {"part": "dev", "task": "teacher", "net": "mlp", "depth": 3, "width": 48},
     "code_transformer": {"part": "dev", "task": "code", "net": "transformer", "depth": 2, "width": 32},
+    "friedman_mlp": {"part": "dev", "task": "friedman", "net": "mlp", "depth": 2, "width": 48},
+    "cancer_mlp": {"part": "dev", "task": "cancer", "net": "mlp", "depth": 3, "width": 32},
     # Held out.
     "mnist1d_resnet": {"part": "held", "task": "mnist1d", "net": "resnet1d", "depth": 3, "width": 12},
     "mnist1d_conv": {"part": "held", "task": "mnist1d", "net": "conv1d", "depth": 2, "width": 16},
@@ -78,7 +83,8 @@ CELLS: dict[str, dict[str, Any]] = {
 _PLAIN = ("mlp", "conv2d", "resnet1d", "conv1d", "residual")
 _STACKS = dict.fromkeys(("vanishing", "exploding", "dead", "saddle", "symmetric"), _PLAIN)
 _TEXTS = ("code", "topics")
-_NOT_ON_TEXTS = ("corrupt", "conditioning", "inputs", "overfit", "wrong_labels", "unshuffled")
+_NUMBERS = ("regression", "friedman")
+_NOT_ON_TEXTS = ("corrupt", "conditioning", "inputs", "overfit", "wrong_labels")
 
 
 @dataclass(frozen=True)
@@ -158,7 +164,7 @@ def applies(kind: str, cell: str) -> bool:
         return False
     if kind in _NOT_ON_TEXTS and what["task"] in _TEXTS:
         return False
-    return not (kind in ("wrong_labels", "softmax_twice", "unshuffled") and what["task"] == "regression")
+    return not (kind in ("wrong_labels", "softmax_twice") and what["task"] in _NUMBERS)
 
 
 def draw(kind: str, cell: str, seed: int) -> Spec:
@@ -252,20 +258,23 @@ def _silent(kind: str, cell: str, spec: Spec, way: int, chance: random.Random) -
         return replace(spec, inputs="large" if way else "small", strength=chance.uniform(100, 300))
     if kind == "unshuffled":
         return replace(spec, batch=32, accumulation=1)
+    if kind == "not_zeroed":  # SAM's step clears gradients itself
+        return replace(spec, rho=0.0)
     return spec
 
 
 def plan(part: str, per_kind: int, num_healthy: int, kinds: tuple[str, ...] = tuple(ACCEPTED)) -> list[Spec]:
     """The runs of a part: every kind as often, its cells in turn, both ways as often."""
-    cells = [name for name, what in CELLS.items() if (what["part"] == "dev") == (part == "dev")]
-    offset = {"dev": 0, "held": 10_000, "second": 20_000}[part]
+    development = part in ("dev", "more")
+    cells = [name for name, what in CELLS.items() if (what["part"] == "dev") == development]
+    offset = 10_000 * PARTS.index(part)
     specs = []
     for kind in kinds:
         if kind == "replicas":
             continue  # of two processes: benchmarks/doctor_replicas.py
         fitting = [c for c in cells if applies(kind, c)]
         # Facts need no tuning: of silent faults there are fewer among the runs on which rules are tuned.
-        count = per_kind if part != "dev" or kind not in SILENT else 2
+        count = per_kind if not development or kind not in SILENT else 2
         specs += [
             draw(kind, fitting[i % len(fitting)], offset + _seed(kind, i, len(fitting))) for i in range(count)
         ]

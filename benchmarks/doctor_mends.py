@@ -13,12 +13,34 @@ from doctor_runs import Run, run
 
 from optland.doctor import Finding, preflight
 
-__all__ = ["NO_FIX", "auc", "looked_at", "mended", "mended_spec"]
+__all__ = ["NO_FIX", "OF_THE_LOOP", "auc", "looked_at", "mended", "mended_spec", "twin_of"]
 
 NO_FIX = (*SILENT, "wrong_labels", "overfit")
 """Kinds whose fix is a change of the program or other data: nothing that a setting mends."""
 
+OF_THE_LOOP = ("accumulation", "not_zeroed", "scheduler", "modes", "corrupt")
+"""Kinds that lie in the loop, which preflight does not get: what it is given is a healthy configuration."""
+
 _BLOCKS = {"init": "kaiming", "gain": 1.0, "norm": "batch"}
+
+_FAULTY: dict[str, tuple[str, ...]] = {
+    "rate_high": ("lr",), "rate_low": ("lr",), "exploding": ("gain",), "dead": ("bias",), "saddle": ("gain",),
+    "vanishing": ("depth", "activation", "gain", "norm", "skips"), "batch_small": ("batch",),
+    "batch_large": ("batch", "steps"), "momentum": ("momentum",), "regularised": ("weight_decay", "dropout"),
+    "corrupt": ("corrupt",), "conditioning": ("inputs",), "sam_much": ("rho",), "sam_little": ("rho",),
+}  # fmt: skip
+"""The settings in which each fault lies; what else its generator set, such as an optimizer that shows it, is none."""
+
+
+def twin_of(spec: Spec) -> Spec:
+    """The run without its fault: the fault's settings as a healthy run of the cell has them, all others as they are.
+
+    A fault of SAM's rho has a twin with the usual one, 0.05: that the run is one of SAM is no fault.
+    """
+    base = draw(HEALTHY, spec.cell, spec.seed)
+    if spec.kind.startswith("sam_"):
+        base = replace(base, rho=0.05)
+    return replace(spec, kind=HEALTHY, **{name: getattr(base, name) for name in _FAULTY[spec.kind]})
 
 
 def mended_spec(spec: Spec, finding: Finding) -> Spec:
@@ -41,21 +63,27 @@ def mended_spec(spec: Spec, finding: Finding) -> Spec:
         return replace(spec, batch=size, steps=max(spec.steps, spec.steps * spec.batch // size))
     changes: dict[str, dict[str, Any]] = {
         "exploding_gradients": {**_BLOCKS, "clip": 1.0},
-        "vanishing_gradients": {**_BLOCKS, "activation": "relu", "skips": True},
+        "vanishing_gradients": {
+            "init": "kaiming", "gain": spec.depth**-0.5, "norm": "", "activation": "relu", "skips": True
+        },
         "saddle_plateau": {"init": "kaiming", "gain": 1.0},
         "dead_units": {"bias": 0.0, "activation": "gelu"},
         "inputs_off_scale": {"inputs": ""},
         "corrupt_batches": {"corrupt": 0},
-    }
+    }  # fmt: skip
     return replace(spec, **changes.get(symptom, {}))
 
 
 def mended(spec: Spec, finding: Finding) -> dict[str, Any]:
-    """Final losses of the run with the fix and of its healthy twin: same cell, same seed, no fault."""
-    twin = draw(HEALTHY, spec.cell, spec.seed)
+    """Final losses of the run with the fix, of the same run without its fault, and of the healthy draw of its seed.
+
+    The last is what earlier passes compared with; it may have another optimizer, rate or depth than the run.
+    """
+    drawn = draw(HEALTHY, spec.cell, spec.seed)
     return {
         "kind": spec.kind, "symptom": str(finding.symptom), "action": finding.action,
-        "mended": run(mended_spec(spec, finding), pilot=False)["final"], "twin": run(twin, pilot=False)["final"],
+        "mended": run(mended_spec(spec, finding), pilot=False)["final"],
+        "twin": run(twin_of(spec), pilot=False)["final"], "drawn": run(drawn, pilot=False)["final"],
     }  # fmt: skip
 
 

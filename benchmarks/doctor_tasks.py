@@ -13,13 +13,13 @@ from typing import Any
 
 import torch
 from doctor_faults import CELLS, Spec
-from sklearn.datasets import load_digits
+from sklearn.datasets import load_breast_cancer, load_digits
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from optland.train import DataConfig, load_data
 
-__all__ = ["Task", "build", "changed", "task_of"]
+__all__ = ["Task", "build", "changed", "knowing_nothing", "task_of"]
 
 CONTEXT, ALPHABET = 16, 48
 
@@ -53,8 +53,22 @@ def task_of(name: str) -> Task:
         data = load_data(DataConfig(name="mnist1d"))
         x = torch.cat([data.normalise(data.train_x), data.normalise(data.val_x)]).reshape(-1, 1, 40)
         return _split(x, torch.cat([data.train_y, data.val_y]), 10, 600)
-    made = torch.Generator().manual_seed({"teacher": 1, "tabular": 2, "regression": 3}[name])
+    if name == "cancer":
+        table, labels = load_breast_cancer(return_X_y=True)
+        x = torch.tensor(table, dtype=torch.float32)
+        return _split((x - x.mean(0)) / x.std(0), torch.tensor(labels), 2, 120)
+    made = torch.Generator().manual_seed({"teacher": 1, "tabular": 2, "regression": 3, "friedman": 4}[name])
     x = torch.randn(4800, 20, generator=made)
+    if name == "friedman":  # Friedman (1991): ten inputs of which five count
+        x = torch.rand(4800, 10, generator=made)
+        y = (
+            10 * torch.sin(math.pi * x[:, 0] * x[:, 1])
+            + 20 * (x[:, 2] - 0.5) ** 2
+            + 10 * x[:, 3]
+            + 5 * x[:, 4]
+        )
+        y = y + torch.randn(4800, generator=made)
+        return _split((x - 0.5) * math.sqrt(12), ((y - y.mean()) / y.std())[:, None], 0, 800)
     if name == "teacher":
         hidden = torch.tanh(x @ torch.randn(20, 32, generator=made) / 3)
         return _split(x, (hidden @ torch.randn(32, 5, generator=made)).argmax(1), 5, 800)
@@ -79,6 +93,11 @@ def _text(text: str) -> Task:
     windows = tokens[: len(tokens) // (CONTEXT + 1) * (CONTEXT + 1)].reshape(-1, CONTEXT + 1)
     x, y, cut = windows[:, :-1], windows[:, 1:], len(windows) * 9 // 10
     return Task(x[:cut], y[:cut], x[cut:], y[cut:], ALPHABET, text=True)
+
+
+def knowing_nothing(task: Task) -> float:
+    """The loss of a net that says the same of every sample: ln of the number of classes, or the variance."""
+    return math.log(task.classes) if task.classes else float(task.y.var())
 
 
 def changed(task: Task, spec: Spec) -> Task:

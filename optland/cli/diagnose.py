@@ -7,10 +7,12 @@ import json
 import re
 import shlex
 import textwrap
+from collections.abc import Mapping
 from pathlib import Path
 
+from optland.cli.diagnose_landscape import Around, look_around, order_of
 from optland.cli.diagnose_options import check_diagnose
-from optland.cli.opened import ConfiguredStart
+from optland.cli.opened import ConfiguredStart, measuring
 from optland.cli.terminal import DONE, FAILED, say
 from optland.config import UserError
 from optland.doctor import Diagnosis, Finding, Symptom, diagnose, preflight
@@ -48,32 +50,49 @@ def diagnose_runs(arguments: argparse.Namespace) -> int:
         The exit code: 1 where a symptom of ``--fail-on`` was found.
 
     Raises:
-        UserError: A log cannot be read, or a symptom is not known.
+        UserError: A log or a checkpoint cannot be read, or a symptom is not known.
     """
     failing = check_diagnose(arguments, [symptom.value for symptom in Symptom])
     if arguments.preflight:
         return _preflight(arguments, failing)
     logs = [_read(run) for run in arguments.runs]
+    if not arguments.landscape:
+        return _diagnosed(arguments, logs, {}, failing)
+
+    def looking() -> int:
+        around = {log.path: look_around(log, arguments.samples) for log in logs}
+        return _diagnosed(arguments, logs, around, failing)
+
+    return measuring(looking, "Interrupted; nothing was said.")
+
+
+def _diagnosed(
+    arguments: argparse.Namespace, logs: list[Log], around: Mapping[Path, Around], failing: list[str]
+) -> int:
+    """Hold the logs against the rules, and say what was found."""
     found = {log.path: diagnose(log.histories) for log in logs}
     together = between({str(log.path.parent): log.histories for log in logs}) if len(logs) > 1 else []
+    order = order_of([log.histories for log in logs], measured=bool(around))
     if arguments.json:
         for log in logs:
-            say(json.dumps({"run": str(log.path), "kind": log.kind, **found[log.path].to_dict()}))
-        if together:
-            say(
-                json.dumps(
-                    {"runs": [str(log.path) for log in logs], "findings": [f.to_dict() for f in together]}
-                )
+            look = {"landscape": around[log.path].to_dict()} if around else {}
+            say(json.dumps({"run": str(log.path), "kind": log.kind, **found[log.path].to_dict(), **look}))
+        if together or order:
+            both = {"findings": [f.to_dict() for f in together]} | (
+                {"order": order.to_dict()} if order else {}
             )
+            say(json.dumps({"runs": [str(log.path) for log in logs], **both}))
     else:
         for log in logs:
             say(in_words(log, found[log.path]))
+            if around:
+                say(_paragraph(f"\n{around[log.path]}"))
         for finding in together:
             say(_paragraph(f"\nOver {len(logs)} runs: {finding}"))
-    seen = {f.symptom.value for one in found.values() for f in one.findings} | {
-        f.symptom.value for f in together
-    }
-    return FAILED if seen & set(failing) else DONE
+        if order:
+            say(_paragraph(f"\nOver {len(logs)} runs: {order}"))
+    seen = {f.symptom.value for one in found.values() for f in one.findings}
+    return FAILED if (seen | {f.symptom.value for f in together}) & set(failing) else DONE
 
 
 def _preflight(arguments: argparse.Namespace, failing: list[str]) -> int:

@@ -11,6 +11,7 @@ __all__ = ["EXAMPLES", "OPTIONS", "add_diagnose_arguments", "check_diagnose"]
 EXAMPLES = """examples:
   optland diagnose runs/landscape_train/digits
   optland diagnose runs/seeds/seed0 runs/seeds/seed1 runs/seeds/seed2
+  optland diagnose runs/seeds/seed* --landscape
   optland diagnose results/checkpoint-500
   optland diagnose lightning_logs/version_0/metrics.csv --json
   optland diagnose runs/landscape_train/digits --fail-on any
@@ -25,10 +26,14 @@ type. How often such a finding was right on tasks and architectures that the rul
 Faults that no log shows (weights that no optimizer holds, a softmax taken twice ...) need a look at the loop itself:
 optland.doctor.watch(model, optimizer, loader).
 
+With --landscape the loss around each run's checkpoint is measured too: both ends of the spectrum and the rise along a
+SAM step, on training samples, each with its error. Of three runs and more, the rank correlation of sharpness (measured,
+or as logged) and test error is printed with its interval.
+
 With --fail-on the exit code is 1 where one of the symptoms is found, for a CI job.
 """
 
-OPTIONS = ["--json", "--fail-on", "--preflight"]
+OPTIONS = ["--json", "--fail-on", "--landscape", "--samples", "--preflight"]
 
 
 def add_diagnose_arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,6 +43,9 @@ def add_diagnose_arguments(parser: argparse.ArgumentParser) -> None:
     add("--json", action="store_true", help="print one JSON object per run instead of words")
     add("--fail-on", metavar="SYMPTOM,...", default="",
         help="exit code 1 where one of these is found; any for all of them")  # fmt: skip
+    add("--landscape", action="store_true",
+        help="measure the loss around each checkpoint; takes run folders of optland")  # fmt: skip
+    add("--samples", metavar="N", type=int, default=512, help="training samples for that (default: 512)")
     add("--preflight", action="store_true",
         help="look at a config before it is run: RUN is then RECIPE CONFIG [key=value ...]")  # fmt: skip
 
@@ -46,8 +54,12 @@ def check_diagnose(arguments: argparse.Namespace, symptoms: list[str]) -> list[s
     """The symptoms of ``--fail-on``.
 
     Raises:
-        UserError: One is not known.
+        UserError: One is not known, or options do not go together.
     """
+    if arguments.samples < 1:
+        raise UserError(f"--samples: {arguments.samples} is too small; use a whole number from 1")
+    if arguments.landscape and arguments.preflight:
+        raise UserError("--landscape looks at a checkpoint, and --preflight at a start; give one of them")
     asked = [word.strip() for word in arguments.fail_on.split(",") if word.strip()]
     for word in asked:
         if word != "any" and word not in symptoms:

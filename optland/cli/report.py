@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import itertools
 from pathlib import Path
+from typing import Any
 
 from optland.cli.cost_progress import CostProgress
 from optland.cli.needs import missing_for
@@ -13,7 +14,7 @@ from optland.cli.probe import writable
 from optland.cli.report_options import check_report
 from optland.cli.terminal import DONE, FAILED, complain, say
 from optland.config import UserError
-from optland.log import WandbLogger
+from optland.log import WandbLogger, read_jsonl
 from optland.log.wandb_environment import check_environment
 from optland.objective import Objective
 from optland.report import SurveySettings, investigate, log_report, write_report
@@ -96,6 +97,7 @@ class _Report:
                     pairs=pairs, num_curve_steps=a.curve_steps, path=path,
                     partial=self.out / "measured", watch=progress.begin, notes=self.notes,
                     results={n: _result(r) for n, r in zip(self.names, self.runs, strict=True)},
+                    logs={n: _rows(r) for n, r in zip(self.names, self.runs, strict=True)},
                 )  # fmt: skip
             except ValueError as error:
                 raise UserError(f"{error}") from error
@@ -151,6 +153,13 @@ class _Report:
 _SCORES = {
     "acc": ("accuracy", " %"), "bpc": ("bits per token", ""), "perplexity": ("perplexity", ""), "loss": ("loss", ""),
 }  # fmt: skip
+
+
+def _rows(run: OpenedRun) -> list[dict[str, Any]]:
+    """The rows that a run logged up to its checkpoint; none where its log is not beside it."""
+    log = run.trained.folder / "log.jsonl"
+    rows = read_jsonl(log, kind="row") if log.is_file() else []
+    return [row for row in rows if row.get("step", 0) <= run.trained.step]
 
 
 def _result(run: OpenedRun) -> dict[str, str]:

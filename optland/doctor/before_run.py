@@ -4,15 +4,16 @@ A few dozen updates are made and taken back, under a watch; along some of them t
 start both ends of the spectrum on one batch. What the rules find in that, and how far the loss has come, gives a stated
 chance that the run will not train.
 
-.. math:: p = \max\bigl(\tfrac12 (1 + c),\; \tfrac12 (1 - \min(1, \Delta / \Delta_0))\bigr)
+.. math:: p = \max\bigl(q,\; \tfrac12 (1 - \min(1, \Delta / \Delta_0))\bigr)
 
-with c the weight of the strongest finding that stops a run, and Delta the share of the loss of knowing nothing that is
-gone, of which a healthy run loses Delta_0 in that time.
+with q the largest share of runs with one of the findings that did not train, counted on development runs, and Delta the
+share of the loss of knowing nothing that is gone, of which a healthy run loses Delta_0 in that time.
 
 Cost: 32 updates, four critical steps of five forward passes, and up to six Hessian products of one batch: together less
 than 60 updates where an update is one pass. When: before a long run. When not: a run that takes minutes anyway.
 
-Caveats: it sees the start alone; a schedule's later peak, or a fault after the first epoch, is not in it.
+Caveats: it sees the start alone, and what it is given: a schedule's later peak, a fault after the first epoch or one of
+the loop itself (gradients that are never zeroed, a schedule stepped twice) is not in it.
 """
 
 from __future__ import annotations
@@ -43,12 +44,20 @@ UPDATES, LOOKS, PRODUCTS = 32, 4, 6
 GAINED = 0.04
 """Share of the loss of knowing nothing that a healthy run has lost by then."""
 
-LATER = {
-    Symptom.POOR_GENERALISATION, Symptom.WRONG_LABELS, Symptom.NOISE_FLOOR, Symptom.SAM_TOO_LITTLE, Symptom.PLATEAU,
-    Symptom.BATCH_BELOW_NOISE, Symptom.BATCH_ABOVE_NOISE, Symptom.CORRUPT_BATCHES, Symptom.ILL_CONDITIONED,
-    Symptom.STALE_MOMENTUM, Symptom.SCHEDULER_OFF, Symptom.MODES_MIXED_UP, Symptom.INPUTS_OFF_SCALE,
+FAILED: dict[Symptom, tuple[int, int]] = {
+    Symptom.RATE_ABOVE_EDGE: (31, 24), Symptom.RATE_BELOW_EDGE: (14, 14), Symptom.VANISHING_GRADIENTS: (8, 8),
+    Symptom.EXPLODING_GRADIENTS: (15, 6), Symptom.DEAD_UNITS: (34, 34), Symptom.SADDLE_PLATEAU: (10, 10),
+    Symptom.OVER_REGULARISED: (9, 6), Symptom.SAM_TOO_MUCH: (11, 11), Symptom.SAM_TOO_LITTLE: (10, 0),
+    Symptom.STALE_MOMENTUM: (8, 0), Symptom.BATCH_ABOVE_NOISE: (13, 8), Symptom.BATCH_BELOW_NOISE: (9, 2),
+    Symptom.CORRUPT_BATCHES: (10, 6), Symptom.DATA_NOT_SHUFFLED: (3, 2), Symptom.INPUTS_OFF_SCALE: (10, 4),
+    Symptom.MODES_MIXED_UP: (2, 0), Symptom.SCHEDULER_OFF: (3, 0), Symptom.SOFTMAX_TWICE: (3, 3),
+    Symptom.STALE_OPTIMIZER: (3, 2), Symptom.SYMMETRIC_WEIGHTS: (3, 3), Symptom.WEIGHTS_NOT_HELD: (3, 0),
+    Symptom.WRONG_REDUCTION: (2, 2), Symptom.GRADIENTS_NOT_ZEROED: (3, 2), Symptom.ACCUMULATION_NOT_DIVIDED: (3, 1),
 }  # fmt: skip
-"""Findings that cost a run, and do not keep it from training."""
+"""Of development runs with a finding: how many there were, and how many of them did not train."""
+
+TOO_EARLY = {Symptom.PLATEAU, Symptom.POOR_GENERALISATION, Symptom.WRONG_LABELS, Symptom.NOT_FINITE}
+"""Findings that say nothing after so few updates; how far the loss has come, or another finding, says it."""
 
 
 @dataclass(frozen=True)
@@ -98,11 +107,17 @@ def chance_of_failure(run: Histories) -> float:
         >>> chance_of_failure(run)
         0.0
     """
-    stops = [f.confidence for f in diagnose(run).findings if f.symptom not in LATER]
+    stops = [_share_failed(f.symptom) for f in diagnose(run).findings if f.symptom not in TOO_EARLY]
     shape = shape_of(run)
     gained = (min(shape.begin, 1.2 * shape.chance) - shape.end) / shape.chance if shape.chance > 0 else 0.0
     slow = 0.5 * (1 - min(1.0, max(0.0, gained) / GAINED))
-    return max([slow, *(0.5 * (1 + c) for c in stops)])
+    return max([slow, float(shape.broken > 0), *stops])
+
+
+def _share_failed(symptom: Symptom) -> float:
+    """The share of runs with a finding that did not train, with one of each added."""
+    found, failed = FAILED.get(symptom, (0, 0))
+    return (failed + 1) / (found + 2)
 
 
 def preflight(
@@ -202,6 +217,9 @@ class _Trial:
             self.gradients = {n: float(p.grad.norm() / p.detach().norm().clamp_min(1e-12)) for n, p in named.items()
                               if p.grad is not None}  # fmt: skip
         self.doctor.after_step(batch, loss)
+        telemetry = getattr(self.optimizer, "telemetry", None)
+        if telemetry is not None:  # of SAM's two passes, measured anyway
+            self.doctor.histories.put(self.doctor.step, telemetry.read())
         if looks:
             with self.doctor.paused():
                 self._along(batch, before, [p.detach() for p in named.values()])

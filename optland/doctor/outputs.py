@@ -24,6 +24,9 @@ __all__ = ["Behind", "behind_classes", "behind_numbers", "scores_of"]
 FITS = 0.02
 """Largest share of the gradient that a form of the loss may leave unexplained."""
 
+FITTED = 1e-4
+"""Share of the largest gradient of a row below which a row's own says nothing."""
+
 ROWS = 256
 """Rows that are looked at."""
 
@@ -65,9 +68,14 @@ def behind_classes(scores: Tensor, gradient: Tensor) -> Behind | None:
     z, g = _as_rows(scores), _as_rows(gradient)
     if z is None or g is None:
         return None
-    used = g.abs().amax(1) > 0
-    # A row without a gradient is left out of the loss, or fitted so well that its gradient is below rounding.
-    count = int((used | (z.softmax(1).amax(1) > 1 - 1e-6)).sum()) if z.shape[1] > 1 else int(used.sum())
+    sizes = g.abs().amax(1)
+    used = sizes > FITTED * sizes.max()
+    # A row without a gradient is left out of the loss, or fitted so well that its label cannot be told from rounding.
+    count = (
+        int((used | (z.softmax(1).amax(1) > 1 - 2 * FITTED)).sum())
+        if z.shape[1] > 1
+        else int((sizes > 0).sum())
+    )
     z, g = z[used][:ROWS], g[used][:ROWS]
     if len(z) == 0 or not bool(torch.isfinite(g).all()) or not bool(torch.isfinite(z).all()):
         return None

@@ -41,6 +41,7 @@ from optland.doctor.looks import (
     replicas_apart,
     symmetric,
 )
+from optland.doctor.order import Order
 from optland.doctor.outputs import Behind, behind_classes, behind_numbers, scores_of
 
 __all__ = ["Watch", "watch"]
@@ -119,7 +120,7 @@ class Watch:
         self.histories = Histories()
         self.on = True
         self._replicas = replicas and dist.is_initialized() and dist.get_world_size() > 1
-        self._labels, self._dead = Labels(), Dead()
+        self._labels, self._order, self._dead = Labels(), Order(), Dead()
         self._stepped = 0
         self._calls: list[tuple[Tensor, Tensor]] = []  # outputs and their gradients, of the present update
         self._clear: list[bool] = []
@@ -297,8 +298,11 @@ class Watch:
             self._look_behind(batch)
         if self.step <= 4 * EVERY:
             self._labels.look(batch)
+            self._order.look(batch)
         self.histories.put(self.step, row)
-        self.histories.facts |= self._counts | self._labels.facts() | self._schedule()
+        self.histories.facts |= self._counts | self._schedule()
+        if self.step <= 4 * EVERY and self.step % 5 == 0:
+            self.histories.facts |= self._labels.facts() | self._order.facts()
         self._looked, self._calls, self._clear = None, [], []
 
     def _schedule(self) -> dict[str, float]:

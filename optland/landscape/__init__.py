@@ -22,6 +22,7 @@ from optland.landscape.directions import (
 )
 from optland.landscape.minima import MinimaComparison, Minimum, compare_minima
 from optland.landscape.paths import PathLoss, linear_path
+from optland.landscape.rate import rate_sensitivity
 from optland.landscape.rays import Rays, gradient_smoothness, rays
 from optland.landscape.settings import CurveConfig
 from optland.landscape.sharpness import (
@@ -69,6 +70,7 @@ __all__ = [
     "random_direction",
     "random_sharpness",
     "rank_correlations",
+    "rate_sensitivity",
     "rays",
     "rounded",
     "ruggedness",

@@ -148,6 +148,9 @@ VOCABULARY = (
         "0.05 to 20", "far below: gradients vanish; add skips or normalisation, take ReLU for sigmoid. Far above: they "
         "explode; initialise with gain 1, clip"),
     Key("layer/depth", "number of weight matrices that have a gradient"),
+    Key("layer/grad_q<percent>", "of the entries of a layer's gradient, the size that so many percent stay below",
+        "the same for all layers, within a factor of 20", "falling towards the first layers: as layer/first_over_last; "
+        "0 from q50 on: half of the entries have no gradient; see layer/dead_max"),
     Key("layer/dead_max", "largest share of dead units in a layer: units whose weights had no gradient for 256 samples",
         "below 0.3", "above 0.5: lower the rate, start biases at 0, take GELU for ReLU"),
     # ------------------------------------------------------------------ SAM

@@ -14,6 +14,7 @@ from typing import Any
 from optland.doctor import Diagnosis, Finding, diagnose
 from optland.doctor.histories import Histories
 from optland.doctor.looks import facts_of_weights
+from optland.doctor.spread import Spread
 from optland.doctor.watching import Watch
 from optland.pilot.host import Host
 from optland.pilot.measure import Layout
@@ -39,6 +40,7 @@ class Live:
         self.host, self.watch = host, watch
         self.histories = Histories() if watch is None else watch.histories
         self.histories.facts["paced"] = paced
+        self.spread = Spread()
         self._said: set[str] = set()
         self._next = FIRST[0]
 
@@ -55,8 +57,23 @@ class Live:
         if total_steps is not None:
             facts["total_steps"] = total_steps
 
-    def gradients(self, step: int, norm: float, sizes: Sequence[float], layout: Layout) -> None:
-        """The norms of an update's gradients, which are on the host anyway; ``layout`` is that of the parameters."""
+    def gradients(
+        self, step: int, norm: float, sizes: Sequence[float], layout: Layout, scale: float = 1.0
+    ) -> None:
+        """The norms of an update's gradients, which are on the host anyway, and now and then their spread.
+
+        Args:
+            step: The update.
+            norm: Of all of them.
+            sizes: Of each.
+            layout: That of the parameters.
+            scale: What a gradient scaler multiplied the loss by.
+        """
+        if step >= self.spread.next:
+            names, params = layout.names, layout.params
+            self.spread.look(
+                step, [names[i] for i in layout.matrices], [params[i] for i in layout.matrices], scale
+            )
         row = {"update/grad_norm": norm}
         matrices, roots = layout.matrices, layout.roots
         if self.watch is None and len(matrices) > 1:
@@ -79,7 +96,7 @@ class Live:
             name: self.histories.raw(name)
             for name in ("layer/first_over_last", "layer/depth", "layer/dead_max")
         }
-        return {name: values[-1] for name, values in kept.items() if values}
+        return {name: values[-1] for name, values in kept.items() if values} | self.spread.row()
 
     def told(self, batch: Any, loss: Any) -> AbstractContextManager[None]:
         """Tell the watch of an update; what happens inside are the pilot's own passes, at which it does not look."""
@@ -105,9 +122,15 @@ class Live:
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values, for the checkpoint."""
-        return {"said": sorted(self._said), "next": self._next, "histories": self.histories.state_dict()}
+        return {
+            "said": sorted(self._said),
+            "next": self._next,
+            "spread": self.spread.next,
+            "histories": self.histories.state_dict(),
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where :meth:`state_dict` was taken."""
         self._said, self._next = set(state["said"]), state["next"]
+        self.spread.next = state.get("spread", self.spread.next)
         self.histories.load_state_dict(state["histories"])

@@ -22,6 +22,7 @@ from optland.landscape import (
 )
 from optland.landscape.correlation import RankCorrelation
 from optland.landscape.minima import Minimum
+from optland.landscape.rate import RateSensitivity
 from optland.landscape.trajectory import TrajectoryPlane
 from optland.plots.figure import COLOURS, figure, fitted, save, tidy_depth
 from optland.plots.result import plot
@@ -167,6 +168,37 @@ def _(result: Rays, path: str | Path | None = None, *, title: str = "") -> Figur
     )
     axis.grid(alpha=0.25)
     axis.legend(frameon=False)
+    return save(page, path)
+
+
+@plot.register(RateSensitivity)
+def _(result: RateSensitivity, path: str | Path | None = None, *, title: str = "") -> Figure:
+    page = figure(7.5, 4.2)
+    axis = page.subplots()
+    axis.plot(
+        result.rates.tolist(),
+        result.losses.tolist(),
+        ".-",
+        color=COLOURS["blue"],
+        label="loss after one step",
+    )
+    axis.axhline(result.centre, color=COLOURS["grey"], linewidth=0.9, linestyle="--", label="loss before it")
+    for rate, colour, name in (
+        (result.best, "green", "best rate"),
+        (result.critical.value, "red", "critical rate"),
+    ):
+        if math.isfinite(rate):
+            axis.axvline(rate, color=COLOURS[colour], linewidth=1.0, label=f"{name} {rate:.2g}")
+    finite = [v for v in result.losses.tolist() if math.isfinite(v)]
+    gain = result.centre - min([*finite, result.centre])
+    top = result.centre + max(2 * gain, 0.05 * abs(result.centre), 1e-12)
+    axis.set_ylim(result.centre - 1.2 * gain - 0.01 * abs(result.centre), top)
+    axis.set_xscale("log")
+    axis.set_xlabel("learning rate")
+    axis.set_ylabel("loss")
+    axis.set_title(title or str(result), fontsize=10)
+    axis.grid(alpha=0.25)
+    axis.legend(frameon=False, fontsize=9)
     return save(page, path)
 
 

@@ -8,12 +8,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from optland.doctor.spread import QUANTILES, gradient_key
 from optland.plots.figure import COLOURS, figure, save
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["plot_comparison", "plot_run"]
+__all__ = ["gradient_bands", "gradient_layers", "plot_comparison", "plot_run"]
 
 Row = Mapping[str, Any]
 Curve = Sequence[tuple[float, float]]
@@ -29,7 +30,7 @@ _BINDING = {
 def plot_run(
     rows: Sequence[Row], events: Sequence[Row], path: str | Path | None = None, *, title: str = ""
 ) -> Figure:
-    """Draw a run's curves: accuracy, loss, learning rate with its caps, sharpness, noise scale with batch.
+    """Draw a run's curves: accuracy, loss, learning rate, edge ratio, sharpness, noise scale, gradients by layer.
 
     Vertical lines mark decisions in every panel; values whose estimator did not converge are drawn hollow. The axis of
     the accuracy shows the later three quarters of the run, where a few points matter. A panel without values is left
@@ -50,7 +51,9 @@ def plot_run(
     panels = [
         draw
         for draw, keys in _PANELS.items()
-        if any(row.get(key) is not None for row in rows for key in keys)
+        if any(
+            key.partition(" ")[0] in keys and value is not None for row in rows for key, value in row.items()
+        )
     ]
     panels = panels or [_loss]
     page = figure(11, 2.2 * len(panels) + 0.6)
@@ -196,6 +199,51 @@ def _eigenvalues(rows: Sequence[Row], converged: float) -> tuple[list[float], li
     )
 
 
+def _edge(axis: Any, rows: Sequence[Row]) -> None:
+    _line(axis, rows, "edge/ratio", "grey", "one probe", linestyle="", marker=".", markersize=4)
+    _line(axis, rows, "edge/ratio_ema", "blue", "average of the last\nprobes")
+    _line(axis, rows, "edge/ratio_precond", "orange", "in Adam's metric", marker=".", linewidth=0.8)
+    axis.axhline(1.0, color=COLOURS["red"], linewidth=1.0, linestyle="--", label="the edge")
+    axis.set_ylabel("edge ratio")
+    _log_where_it_can_be(axis)
+
+
+def _gradients(axis: Any, rows: Sequence[Row]) -> None:
+    """Of the first, a middle and the last layer: bands that hold 90 % and half of the entries, and the median."""
+    layers = gradient_layers(rows)
+    chosen = list(dict.fromkeys([*layers[:1], *layers[len(layers) // 2 :][:1], *layers[-1:]]))
+    for layer, colour in zip(chosen, ("red", "green", "blue"), strict=False):
+        steps, bands = gradient_bands(rows, layer)
+        for low, high, alpha in ((0, 4, 0.12), (1, 3, 0.22)):
+            axis.fill_between(steps, bands[low], bands[high], color=COLOURS[colour], alpha=alpha, linewidth=0)
+        axis.plot(steps, bands[2], color=COLOURS[colour], linewidth=1.2, label=layer)
+    axis.set_ylabel("|gradient entries|")
+    _log_where_it_can_be(axis)
+    bottom, top = _shown(
+        [value for layer in chosen for band in gradient_bands(rows, layer)[1] for value in band]
+    )
+    if top > bottom:
+        axis.set_ylim(bottom, top)
+
+
+def _shown(sizes: Sequence[float]) -> tuple[float, float]:
+    """The range of the sizes that are not zero, six powers of ten of them at most."""
+    found = [size for size in sizes if size > 0]
+    return (max(min(found), 1e-6 * max(found)) / 2, 2 * max(found)) if found else (0.0, 0.0)
+
+
+def gradient_layers(rows: Sequence[Row]) -> list[str]:
+    """The layers whose gradients were logged, in the order of the model."""
+    found = (key.partition(" ")[2] for row in rows for key in row if key.startswith("layer/grad_q50 "))
+    return list(dict.fromkeys(found))
+
+
+def gradient_bands(rows: Sequence[Row], layer: str) -> tuple[list[float], list[list[float]]]:
+    """Updates, and for each quantile its values."""
+    series = [_series(rows, gradient_key(layer, q)) for q in QUANTILES]
+    return series[0][0], [values for _, values in series]
+
+
 def _noise(axis: Any, rows: Sequence[Row]) -> None:
     _line(
         axis,
@@ -250,8 +298,10 @@ _PANELS: dict[Callable[[Any, Sequence[Row]], None], tuple[str, ...]] = {
     _quality: ("val/acc", "test/acc", "val/bpc", "test/bpc"),
     _loss: ("train/loss", "train/loss_ema", "val/loss"),
     _rate: ("lr/applied", "lr/ceiling", "ctl/lr_would_be"),
+    _edge: ("edge/ratio", "edge/ratio_precond"),
     _sharpness: ("sam/curvature", "edge/lambda_c", "curv/lambda_max"),
     _noise: ("noise/b_simple", "noise/b_current"),
+    _gradients: ("layer/grad_q50",),
 }
 """Panels in the order of what matters, each with the keys that it draws."""
 

@@ -13,7 +13,15 @@ import torch
 from torch import Tensor
 
 from optland.curvature.points.portrait import Portrait
-from optland.landscape import Connection, EffectiveDimension, MinimaComparison, PathLoss, Rays, Slice
+from optland.landscape import (
+    Connection,
+    EffectiveDimension,
+    MinimaComparison,
+    PathLoss,
+    Rays,
+    Slice,
+)
+from optland.landscape.rate import RateSensitivity
 
 __all__ = [
     "Chart",
@@ -23,6 +31,7 @@ __all__ = [
     "extremes",
     "is_log",
     "paths",
+    "rate",
     "rays",
     "sharpness",
     "spectrum",
@@ -225,6 +234,33 @@ def rays(found: Rays) -> Chart:
         "type": "scatter", "mode": "lines", "x": ends, "y": ends, "line": {"color": GREY, "width": 1}, "name": "equal",
     })  # fmt: skip
     return {"data": data, "layout": _layout("u'Hu", "second difference", legend=True)}
+
+
+def rate(found: RateSensitivity) -> Chart:
+    """The loss after one step over learning rates; what rises far above the start is cut off."""
+    losses, rates = found.losses, found.rates.tolist()
+    gain = max(0.0, found.centre - float(losses[torch.isfinite(losses)].min()))
+    low, high = found.centre - 1.2 * gain, found.centre + max(2 * gain, 0.05 * abs(found.centre), 1e-12)
+    data: list[dict[str, Any]] = [
+        {
+            "type": "scatter", "mode": "lines+markers", "x": rates, "y": _plain(losses), "name": "after one step",
+            "line": {"color": BLUE}, "marker": {"size": 4},
+        },
+        {
+            "type": "scatter", "mode": "lines", "x": [rates[0], rates[-1]], "y": [found.centre] * 2,
+            "name": "before it", "line": {"color": GREY, "dash": "dash", "width": 1},
+        },
+    ]  # fmt: skip
+    for at, word, colour in ((found.best, "best rate", GREEN), (found.critical.value, "critical rate", RED)):
+        if math.isfinite(at):
+            data.append({
+                "type": "scatter", "mode": "lines", "x": [at, at], "y": [low, high], "name": f"{word} {at:.2g}",
+                "line": {"color": colour, "width": 1},
+            })  # fmt: skip
+    layout = _layout("learning rate", "loss", legend=True)
+    layout["xaxis"] |= {"type": "log", "exponentformat": "power"}
+    layout["yaxis"] |= {"range": [low - 0.01 * abs(found.centre), high]}
+    return {"data": data, "layout": layout}
 
 
 def sharpness(found: MinimaComparison) -> Chart:

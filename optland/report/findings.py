@@ -54,6 +54,7 @@ class Findings(Archived):
         trajectory: Of training, where its checkpoints were given.
         notes: Sentences about what is not as it should be.
         results: By checkpoint, what its training says of it: accuracy, optimizer, learning rate, verdict.
+        training: By checkpoint and key, what its run logged on the way: pairs of update and value.
     """
 
     title: str
@@ -63,6 +64,7 @@ class Findings(Archived):
     trajectory: Trajectory | None = None
     notes: tuple[str, ...] = ()
     results: dict[str, dict[str, str]] = field(default_factory=dict)
+    training: dict[str, dict[str, tuple[tuple[float, float], ...]]] = field(default_factory=dict)
 
     @property
     def comparison(self) -> MinimaComparison:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -13,6 +14,7 @@ from optland.landscape import Connection
 from optland.objective import Objective
 from optland.report.findings import Findings, connections, follow
 from optland.report.survey import SurveySettings, survey
+from optland.report.training import training_of
 from optland.vectors import Vector
 
 __all__ = ["investigate"]
@@ -33,6 +35,7 @@ def investigate(
     watch: Callable[[str], None] | None = None,
     notes: Sequence[str] = (),
     results: Mapping[str, Mapping[str, str]] | None = None,
+    logs: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
 ) -> Findings:
     """Measure all that a report shows.
 
@@ -50,6 +53,7 @@ def investigate(
         watch: Called with the name of each part before it begins.
         notes: Sentences about what is not as it should be.
         results: What stands first in its summary, by checkpoint and name: accuracy, optimizer, learning rate, verdict.
+        logs: By checkpoint, the rows that its run logged up to there.
 
     Raises:
         ValueError: A pair of different architectures, a path of fewer than three points, or settings that cannot be.
@@ -77,7 +81,8 @@ def investigate(
     facts = {"data": f"{first.data}, {first.mode} mode, seed {chosen.seed}, {first.dtype}", **(about or {})}
     facts["versions"] = f"optland {__version__}, torch {torch.__version__}"
     told = {name: dict(of) for name, of in (results or {}).items()}
-    return Findings(title, facts, tuple(surveys), found, trajectory, tuple(notes), told)
+    training = {name: training_of(rows) for name, rows in (logs or {}).items()}
+    return Findings(title, facts, tuple(surveys), found, trajectory, tuple(notes), told, training)
 
 
 def _named(begin: Callable[[str], None], name: str, part: str) -> None:

@@ -32,8 +32,10 @@ from optland.landscape import (
     eigenvector_direction,
     plane,
     random_direction,
+    rate_sensitivity,
     rays,
 )
+from optland.landscape.rate import RateSensitivity
 from optland.objective import FORWARD_GE, Objective
 from optland.report.store import Store, key_of
 
@@ -99,6 +101,7 @@ class Survey(Archived):
         rays: Curvature along random rays.
         minimum: Sharpness, and the gap where a test loss was given.
         dimension: Of batch gradients; None where it was left out.
+        rate: The loss after one step of plain descent, by learning rate; None where the gradient is zero.
     """
 
     name: str
@@ -108,12 +111,13 @@ class Survey(Archived):
     rays: Rays
     minimum: Minimum
     dimension: EffectiveDimension | None
+    rate: RateSensitivity | None = None
 
     @property
     def cost_ge(self) -> float:
         """Gradient evaluations of all that, whether in one go or not."""
         parts = [self.portrait.cost_ge, self.random.cost_ge, self.rays.mean.cost_ge, self.minimum.cost_ge]
-        parts += [self.eigen.cost_ge] if self.eigen is not None else []
+        parts += [part.cost_ge for part in (self.eigen, self.rate) if part is not None]
         gradients = self.random.provenance.num_samples if self.dimension is not None else 0
         return sum(parts) + gradients
 
@@ -122,8 +126,8 @@ def _cost(objective: Objective, settings: SurveySettings) -> float:
     """The most that :func:`survey` can cost in gradient evaluations, known before it runs."""
     n = objective.num_samples
     forwards = 2 * (settings.num_points**2 + 1) + 5 * settings.num_rays
-    forwards += 2 * len(settings.radii) * (2 * 25 + 1 + 2 + 40) + 2
-    gradients = 2 * len(settings.radii) * (1 + 40) + (1 if settings.num_gradients else 0)
+    forwards += 2 * len(settings.radii) * (2 * 25 + 1 + 2 + 40) + 2 + 12 + 25
+    gradients = 1 + 2 * len(settings.radii) * (1 + 40) + (1 if settings.num_gradients else 0)
     products = 2.5 * (settings.num_rays + 80 + 4)
     own = portrait.cost(objective, max_matvecs=settings.max_matvecs, with_density=settings.density)
     return own + n * (forwards * FORWARD_GE + gradients + products)
@@ -182,7 +186,11 @@ def survey(
     if chosen.num_gradients:
         begin("effective dimension")
         dimension = store.of("dimension", EffectiveDimension, lambda: _dimension(objective, chosen))
-    return Survey(name, point, random, eigen, found_rays, minimum, dimension)
+    begin("sensitivity to the rate")
+    rate = None
+    if point.point.grad_norm.value > 0:
+        rate = store.of("rate", RateSensitivity, lambda: rate_sensitivity(objective))
+    return Survey(name, point, random, eigen, found_rays, minimum, dimension, rate)
 
 
 def _random_pair(objective: Objective, settings: SurveySettings) -> tuple[Direction, Direction, float]:

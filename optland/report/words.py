@@ -8,7 +8,15 @@ import torch
 
 from optland.curvature.points.portrait import Portrait
 from optland.curvature.points.verdict import PointKind
-from optland.landscape import Connection, EffectiveDimension, MinimaComparison, Rays, Slice, ruggedness
+from optland.landscape import (
+    Connection,
+    EffectiveDimension,
+    MinimaComparison,
+    Rays,
+    Slice,
+    ruggedness,
+)
+from optland.landscape.rate import RateSensitivity
 from optland.report.findings import Trajectory
 from optland.report.survey import Survey
 
@@ -19,6 +27,7 @@ __all__ = [
     "dimension_in_words",
     "plane_in_words",
     "point_in_words",
+    "rate_in_words",
     "rays_in_words",
     "summary_of",
     "trajectory_in_words",
@@ -184,3 +193,17 @@ def dimension_in_words(found: EffectiveDimension) -> str:
     if found.measures_count:
         return f"{text} Both grow with the number of gradients: this measures how many were taken, not the landscape."
     return text
+
+
+def rate_in_words(found: RateSensitivity) -> str:
+    """How far off a rate may be for one step of plain descent."""
+    if not math.isfinite(found.best):
+        return f"No step along the gradient lowers the loss {found.centre:.4g} on these samples."
+    lowest = float(found.losses[torch.isfinite(found.losses)].min())
+    text = (
+        f"One step of plain descent lowers the loss {found.centre:.4g} most at the rate {found.best:.2g}, to "
+        f"{lowest:.4g}; rates within a factor of {found.width:.2g} gain at least half of that"
+    )
+    if found.status != "resolved":
+        return f"{text}. The critical rate was not found ({found.status.replace('_', ' ')})."
+    return f"{text}, and from {found.critical.value:.2g} on (the critical rate) a step raises it."

@@ -11,7 +11,7 @@ from optland.landscape import Slice
 from optland.log import Logger
 from optland.plots import plot
 from optland.plots.curvature import plot_portrait
-from optland.report import charts, words
+from optland.report import charts, training, words
 from optland.report.findings import Findings, Trajectory
 from optland.report.page import Block, Card, Named, Part, Table, render
 from optland.report.survey import Survey
@@ -103,7 +103,10 @@ def _parts(findings: Findings) -> Iterator[Part]:
     eigen = [s.eigen for s in findings.surveys if s.eigen is not None]
     logs = {"random": charts.is_log([s.random for s in findings.surveys]), "eigen": charts.is_log(eigen)}
     parts = [
-        Part(one.name, list(_survey_blocks(one, findings if alone else None, logs)))
+        Part(
+            one.name,
+            [*_survey_blocks(one, findings if alone else None, logs), *_training_blocks(findings, one.name)],
+        )
         for one in findings.surveys
     ]
     _align(parts)
@@ -140,6 +143,11 @@ def _survey_blocks(one: Survey, findings: Findings | None, logs: dict[str, bool]
     yield Block(
         "Rays", words.rays_in_words(one.rays), {"Each ray against the Hessian": charts.rays(one.rays)}
     )
+    if one.rate is not None:
+        yield Block(
+            "Sensitivity to the learning rate", words.rate_in_words(one.rate),
+            {"Loss after one step": charts.rate(one.rate)},
+        )  # fmt: skip
     if findings is not None:
         yield _sharpness_block(findings)
     if one.dimension is not None:
@@ -147,6 +155,18 @@ def _survey_blocks(one: Survey, findings: Findings | None, logs: dict[str, bool]
             "Effective dimension of the gradients", words.dimension_in_words(one.dimension),
             {"Share of the squared length": charts.dimension(one.dimension)},
         )  # fmt: skip
+
+
+def _training_blocks(findings: Findings, name: str) -> Iterator[Block]:
+    """What the run logged on the way to the checkpoint, where it did."""
+    series = findings.training.get(name, {})
+    drawn = {
+        "Learning rate over the critical one": training.edge_chart(series),
+        "Gradients by layer": training.gradient_chart(series),
+    }
+    shown = {caption: chart for caption, chart in drawn.items() if chart is not None}
+    if shown:
+        yield Block("On the way here", training.training_in_words(series), shown)
 
 
 def _plane_block(title: str, found: Slice, dim: int, log: bool) -> Block:
@@ -199,7 +219,8 @@ def _pictures(findings: Findings, folder: Path, *, draw: bool = True) -> Iterato
             plot_portrait(one.portrait, path, title=one.name, verdict=text)
         yield f"{tag}curvature", path
         for key, result in (
-            ("plane", one.random), ("eigen_plane", one.eigen), ("rays", one.rays), ("dimension", one.dimension)
+            ("plane", one.random), ("eigen_plane", one.eigen), ("rays", one.rays), ("dimension", one.dimension),
+            ("rate", one.rate),
         ):  # fmt: skip
             if result is None:
                 continue

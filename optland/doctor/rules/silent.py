@@ -14,6 +14,9 @@ Rule = Callable[[Histories], Finding | None]
 LARGE, SMALL, SPREAD = 15.0, 0.05, 40.0
 """Inputs are far from unit scale above or below these, and features too far apart above the third."""
 
+IN_ORDER, IN_TURN = 8.0, 4.0
+"""Ratio of variances from which on samples are in order: of any loader, and of one that reads them in turn."""
+
 
 def not_held(run: Histories) -> Finding | None:
     """Weights that require a gradient and are in no optimizer."""
@@ -134,16 +137,23 @@ def modes(run: Histories) -> Finding | None:
 
 
 def shuffled(run: Histories) -> Finding | None:
-    """Batches whose labels are sorted."""
+    """Batches whose labels are sorted, or whose samples are otherwise in order."""
     mixed, expected = run.fact("labels_in_batch"), run.fact("labels_expected")
-    if not (run.fact("batches_seen") >= 10 and mixed < 0.6 * expected):
+    ratio, in_turn = run.fact("order_ratio"), bool(run.fact("sequential", False))
+    labels = run.fact("batches_seen") >= 10 and mixed < 0.6 * expected
+    ordered = run.fact("order_batches") >= 10 and ratio > (IN_TURN if in_turn else IN_ORDER)
+    if labels:
+        seen = f"A batch has {mixed:.1f} different labels on average, where a shuffled one would have {expected:.1f}."
+    elif ordered:
+        seen = f"The means of the batches vary {ratio:.3g} times as much as those of shuffled samples would."
+    else:
         return None
-    order = " The loader reads the data in their own order." if run.fact("sequential", False) else ""
+    order = " The loader reads the data in their own order." if in_turn else ""
     return Finding(
         Symptom.DATA_NOT_SHUFFLED,
-        f"A batch has {mixed:.1f} different labels on average, where a shuffled one would have {expected:.1f}.{order}",
-        "The gradient of a batch points to the last class seen: the weights go in circles instead of down.",
-        "Shuffle: DataLoader(..., shuffle=True).",
+        f"{seen}{order}",
+        "The gradient of a batch points to what was seen last: the weights go in circles instead of down.",
+        "Shuffle: DataLoader(..., shuffle=True); of a stream, with a buffer of many batches.",
         confidence=0.97,
     )
 

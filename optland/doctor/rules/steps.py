@@ -17,6 +17,12 @@ HIGH_BETA = 0.98
 ADAM_RATE, SGD_RATE = 0.04, 1.5
 """Rates that no healthy run with Adam or with plain SGD has needed."""
 
+USUAL_ADAM, USUAL_SGD = 0.005, 0.05
+"""The most that is recommended in place of a rate that is far too high."""
+
+MOVES_ADAM, MOVES_SGD = 0.02, 0.03
+"""Share of the weights that an update at the start moves where the rate is a good one."""
+
 
 def above_edge(run: Histories, shape: Shape) -> Finding | None:
     """A learning rate above the edge: the loss rises, jumps or dies after a start that was in order."""
@@ -32,7 +38,7 @@ def above_edge(run: Histories, shape: Shape) -> Finding | None:
         sure = 0.85
     elif worse or killed:
         sure = 0.75
-    elif ratio > 1 or (shape.gained < 0.8 and rises >= 0.4):
+    elif ratio > 1:
         sure = 0.62
     elif huge:
         sure = 0.6
@@ -54,7 +60,7 @@ def above_edge(run: Histories, shape: Shape) -> Finding | None:
         what + edge,
         "Steps are longer than the valley is wide, eta lambda > 2: each one lands higher on the opposite wall.",
         "Lower the learning rate, or let auto_lr set it.",
-        rate_action(run, factor),
+        rate_action(run, factor, USUAL_ADAM if adam else USUAL_SGD if huge else math.inf),
         confidence=sure,
     )
 
@@ -79,9 +85,12 @@ def below_edge(run: Histories, shape: Shape) -> Finding | None:
     if not (slow and alive and far) or run.median("layer/first_over_last", 0.0, 0.5) < 1e-3:
         return None
     edge = f"the edge ratio is {ratio:.2g}" if ratio < 2.5e-3 else f"an update is {moved:.2g} of the weights"
-    # The probe of the edge has an end: of a rate far enough below it only the size of the updates says how far.
-    needed = [0.1 / ratio] if ratio > 0 else []
-    needed += [4e-3 / moved] if moved > 0 else []
+    # The probe of the edge has an end: of a rate far enough below it only the size of the updates says how far. Under
+    # Adam that size is the rate itself, and the edge along its update is far off.
+    adam = "Adam" in str(run.fact("optimizer", ""))
+    by_size = [(MOVES_ADAM if adam else MOVES_SGD) / moved] if moved > 0 else []
+    by_edge = [0.1 / ratio] if ratio > 0 and not (adam and by_size) else []
+    needed = [*by_size, *by_edge]
     factor = min(3e4, max(needed, default=30.0))
     return Finding(
         Symptom.RATE_BELOW_EDGE,

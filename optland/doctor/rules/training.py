@@ -19,6 +19,9 @@ Rule = Callable[[Histories, Shape], Finding | None]
 TINY = 5e-3
 """Norm of a gradient, beside the loss, below which it is next to nothing."""
 
+STEEP = 1.5
+"""Loss of the untrained net over that of knowing nothing, from which on its start is at fault."""
+
 DEEP = 6
 """Layers with weights from which on a gradient that shrinks on its way back has vanished; below it is a small start."""
 
@@ -28,17 +31,23 @@ def stuck(shape: Shape) -> bool:
     return shape.gained < 0.06
 
 
-def rate_action(run: Histories, factor: float) -> str:
-    """The learning rate given, times a factor, as something to type; empty where the rate is unknown."""
+def rate_action(run: Histories, factor: float, most: float = math.inf) -> str:
+    """The learning rate given, times a factor, as something to type; empty where the rate is unknown.
+
+    Args:
+        run: What is known of it.
+        factor: Times the rate given.
+        most: No rate above this one.
+    """
     rates = run.values("lr/user") or run.values("lr/applied")
     rate = max(rates, default=float(run.fact("lr")))
-    return f"optimizer.lr={rate * factor:.2g}" if rate > 0 else ""
+    return f"optimizer.lr={min(most, rate * factor):.2g}" if rate > 0 else ""
 
 
 def exploding(run: Histories, shape: Shape) -> Finding | None:
     """A first loss far above that of knowing nothing."""
     known = run.fact("chance") > 0
-    if not known or not (shape.first > 4 * shape.chance):
+    if not known or not (shape.first > STEEP * shape.chance):
         return None
     return Finding(
         Symptom.EXPLODING_GRADIENTS,
@@ -47,7 +56,7 @@ def exploding(run: Histories, shape: Shape) -> Finding | None:
         "is far above its edge.",
         "Initialise with gain 1 (nn.init.kaiming_normal_), normalise between the layers, and clip the gradient.",
         "clip=1",
-        confidence=0.9,
+        confidence=0.9 if shape.first > 2 * shape.chance else 0.8,
     )
 
 
@@ -71,7 +80,8 @@ def vanishing(run: Histories, shape: Shape) -> Finding | None:
         Symptom.VANISHING_GRADIENTS,
         seen,
         "The first layers stand on a plateau: they hardly move, while the last ones train on random features.",
-        "Add skip connections or normalisation, take ReLU or GELU for sigmoid and tanh, and nn.init.kaiming_normal_.",
+        "Add skip connections whose branches begin small (nn.init.kaiming_normal_, divided by the square root of the "
+        "number of layers), and take ReLU or GELU for sigmoid and tanh.",
         confidence=0.9 if shape.gained < 0.5 else 0.5,
     )
 
@@ -205,7 +215,8 @@ def generalisation(run: Histories, shape: Shape) -> Finding | None:
         train = shape.end
     best = min(run.values("val/loss"), default=math.nan)
     gap = run.median("train/acc", 0.8) - run.median("val/acc", 0.8)
-    wide = val - train > 0.12 * shape.chance and val > 1.7 * train
+    # A few confident errors make a loss large: where accuracy is known it has to fall behind too.
+    wide = val - train > 0.12 * shape.chance and val > 1.7 * train and not gap < 5
     if not (wide or gap > 9):
         return None
     turned = f", and was {best:.3g} at its best" if best < 0.9 * val else ""
