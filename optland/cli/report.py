@@ -97,7 +97,7 @@ class _Report:
                     pairs=pairs, num_curve_steps=a.curve_steps, path=path,
                     partial=self.out / "measured", watch=progress.begin, notes=self.notes,
                     results={n: _result(r) for n, r in zip(self.names, self.runs, strict=True)},
-                    logs={n: _rows(r) for n, r in zip(self.names, self.runs, strict=True)},
+                    rows={n: _rows(r) for n, r in zip(self.names, self.runs, strict=True)},
                 )  # fmt: skip
             except ValueError as error:
                 raise UserError(f"{error}") from error

@@ -58,7 +58,7 @@ class Live:
             facts["total_steps"] = total_steps
 
     def gradients(
-        self, step: int, norm: float, sizes: Sequence[float], layout: Layout, scale: float = 1.0
+        self, step: int, norm: float, sizes: Sequence[float], layout: Layout, scale: Any = None
     ) -> None:
         """The norms of an update's gradients, which are on the host anyway, and now and then their spread.
 
@@ -67,13 +67,12 @@ class Live:
             norm: Of all of them.
             sizes: Of each.
             layout: That of the parameters.
-            scale: What a gradient scaler multiplied the loss by.
+            scale: What a gradient scaler multiplied the loss by; None without one.
         """
         if step >= self.spread.next:
-            names, params = layout.names, layout.params
-            self.spread.look(
-                step, [names[i] for i in layout.matrices], [params[i] for i in layout.matrices], scale
-            )
+            names = [layout.names[i] for i in layout.matrices]
+            params = [layout.params[i] for i in layout.matrices]
+            self.spread.look(step, names, params, 1.0 if scale is None else float(scale))
         row = {"update/grad_norm": norm}
         matrices, roots = layout.matrices, layout.roots
         if self.watch is None and len(matrices) > 1:

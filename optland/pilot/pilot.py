@@ -415,10 +415,7 @@ class Pilot:
         self.history.put([Signal("update/grad_norm", norm, self.host.step + 1, valid=not clipped, why=why)])
         if not self._gradients.fits(held):
             self._gradients = Layout(held, [self._name(p) for p in held])
-        loss_scale = 1.0 if scale is None else float(scale)
-        self.live.gradients(
-            self.host.step + 1, norm if held else math.nan, sizes, self._gradients, loss_scale
-        )
+        self.live.gradients(self.host.step + 1, norm if held else math.nan, sizes, self._gradients, scale)
         names = self._gradients.names
         if self._guarded({names[i]: sizes[i] for i in self._gradients.matrices}):
             return

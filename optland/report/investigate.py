@@ -35,7 +35,7 @@ def investigate(
     watch: Callable[[str], None] | None = None,
     notes: Sequence[str] = (),
     results: Mapping[str, Mapping[str, str]] | None = None,
-    logs: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
+    rows: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
 ) -> Findings:
     """Measure all that a report shows.
 
@@ -53,7 +53,7 @@ def investigate(
         watch: Called with the name of each part before it begins.
         notes: Sentences about what is not as it should be.
         results: What stands first in its summary, by checkpoint and name: accuracy, optimizer, learning rate, verdict.
-        logs: By checkpoint, the rows that its run logged up to there.
+        rows: By checkpoint, those that its run logged up to there.
 
     Raises:
         ValueError: A pair of different architectures, a path of fewer than three points, or settings that cannot be.
@@ -81,7 +81,7 @@ def investigate(
     facts = {"data": f"{first.data}, {first.mode} mode, seed {chosen.seed}, {first.dtype}", **(about or {})}
     facts["versions"] = f"optland {__version__}, torch {torch.__version__}"
     told = {name: dict(of) for name, of in (results or {}).items()}
-    training = {name: training_of(rows) for name, rows in (logs or {}).items()}
+    training = {name: training_of(of) for name, of in (rows or {}).items()}
     return Findings(title, facts, tuple(surveys), found, trajectory, tuple(notes), told, training)
 
 

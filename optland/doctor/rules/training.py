@@ -19,9 +19,6 @@ Rule = Callable[[Histories, Shape], Finding | None]
 TINY = 5e-3
 """Norm of a gradient, beside the loss, below which it is next to nothing."""
 
-STEEP = 1.5
-"""Loss of the untrained net over that of knowing nothing, from which on its start is at fault."""
-
 DEEP = 6
 """Layers with weights from which on a gradient that shrinks on its way back has vanished; below it is a small start."""
 
@@ -47,7 +44,7 @@ def rate_action(run: Histories, factor: float, most: float = math.inf) -> str:
 def exploding(run: Histories, shape: Shape) -> Finding | None:
     """A first loss far above that of knowing nothing."""
     known = run.fact("chance") > 0
-    if not known or not (shape.first > STEEP * shape.chance):
+    if not known or not (shape.first > _steep(shape.chance)):
         return None
     return Finding(
         Symptom.EXPLODING_GRADIENTS,
@@ -56,8 +53,20 @@ def exploding(run: Histories, shape: Shape) -> Finding | None:
         "is far above its edge.",
         "Initialise with gain 1 (nn.init.kaiming_normal_), normalise between the layers, and clip the gradient.",
         "clip=1",
-        confidence=0.9 if shape.first > 2 * shape.chance else 0.8,
+        confidence=0.9,
     )
+
+
+def _steep(chance: float) -> float:
+    """The first loss from which on the start is at fault.
+
+    A healthy net begins with scores of about unit variance, which adds half a nat to the loss of knowing nothing of
+    few classes, and as much as the variance of the targets to that of numbers.
+    """
+    classes = round(math.exp(chance)) if chance < 20 else 0
+    if classes > 1 and math.isclose(chance, math.log(classes), rel_tol=1e-9):
+        return max(2 * chance, chance + 2)
+    return 4 * chance
 
 
 def _tiny(run: Histories, shape: Shape) -> bool:
