@@ -10,8 +10,8 @@ from typing import Any
 from optland.cli.opened import OpenedRun
 from optland.config import UserError
 from optland.curvature import hessian, lanczos
-from optland.doctor import Histories
-from optland.doctor.readers import Log
+from optland.doctor.histories import Histories
+from optland.doctor.readers.read import Log
 from optland.estimate import Estimate
 from optland.landscape import rank_correlations, sam_sharpness
 from optland.landscape.correlation import RankCorrelation

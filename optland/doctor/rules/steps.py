@@ -32,9 +32,11 @@ def above_edge(run: Histories, shape: Shape) -> Finding | None:
     rate = max(run.values("lr/user"), default=float(run.fact("lr")))
     adam = "Adam" in str(run.fact("optimizer", ""))
     huge = rate > (ADAM_RATE if adam else SGD_RATE)
-    worse = shape.gained < 0.5 and (shape.highest > 1.3 or bool(shape.broken))
+    # A start above the loss of knowing nothing is no rise.
+    rise = shape.highest / max(1.0, min(shape.first, shape.begin) / shape.chance) if shape.chance > 0 else 1.0
+    worse = shape.gained < 0.5 and (rise > 1.3 or bool(shape.broken))
     killed = stuck(shape) and max(run.values("layer/dead_max"), default=0.0) > 0.5 and _moved_at_first(run)
-    if worse and (shape.highest > 3 or shape.broken):
+    if worse and (rise > 3 or shape.broken):
         sure = 0.85
     elif worse or killed:
         sure = 0.75
