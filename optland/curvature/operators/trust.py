@@ -35,13 +35,10 @@ from optland.curvature.operators.products import Product
 from optland.objective import FORWARD_GE, Objective
 from optland.vectors import Vector
 
-__all__ = ["IN_FLOAT64", "Comparison", "Differences", "Ways", "a_part", "compare", "kind_of"]
+__all__ = ["Comparison", "Differences", "Ways", "a_part", "compare", "kind_of"]
 
 Differences = Callable[[Objective, Vector, float], list[Tensor]]
 """A product with a unit vector from first derivatives alone, with a step."""
-
-IN_FLOAT64 = "objective.double() gives exact ones"
-"""What a verdict says where products are right in float64 and of no use in the precision of the weights."""
 
 SEED = 20_011
 
@@ -207,7 +204,8 @@ def _in_float64(
         return _right(product, words, share), spent
     if _gradient_is_coarse(product.objective, wide):
         share = MARGIN / 2 * coarse / size
-        words = f"products in the precision of the weights have an error of {100 * share:.2g} % here; {IN_FLOAT64}"
+        words = f"products in the precision of the weights have an error of {100 * share:.2g} % here; "
+        words += "objective.double() gives exact ones"
         return _right(product, words, share), spent + 2.0
     return _wrong(product, _distance(Hu, D), size, error), spent + 2.0
 
