@@ -11,7 +11,9 @@ everywhere        3 bits for every matrix
 size              the least sum of squared changes of the weights: no curvature
 trace             the least sum of tr(H_l) times the mean square of the change, 30 products (Dong et al. 2020)
 layer by layer    the least sum of g'd + d'Hd / 2 of each layer alone
-second order      the least g'd + d'Hd / 2 of all layers together: ``optland.landscape.bits_by_layer``
+second order      the least g'd + d'Hd / 2 of all layers together
+taken             of everywhere, layer by layer and second order that of the least measured rise on validation:
+                  ``optland.landscape.bits_by_layer``
 ================  ================================================================================================
 
 The rise is of 2,000 test samples (400 windows). A finished net is a line of ``benchmarks/results/bits_runs.jsonl``.
@@ -35,8 +37,8 @@ from damage import KINDS as DAMAGED
 from torch import nn
 
 from optland.curvature import hessian, subset, trace_per_layer
-from optland.landscape import bits_by_layer, damage, damaged, rounded
-from optland.landscape.bits import _least
+from optland.landscape import damage, damaged, rounded
+from optland.landscape.bits import _least, _second_order
 from optland.objective import Objective
 from optland.train import ModelConfig, OptimizerConfig
 from optland.train.experiments.bank import Bank, score
@@ -46,6 +48,7 @@ RESULTS = Path(__file__).resolve().parent / "results"
 SEEDS, MEAN_BITS, LEVELS, PRODUCTS = range(5), 3, (2, 3, 4, 5), 30
 VALIDATED, TESTED, WINDOWS = 300, 2000, (100, 400)
 WAYS = ("everywhere", "size", "trace", "layer by layer", "second order")
+MEASURED = ("everywhere", "layer by layer", "second order")
 
 
 def first(kind: str) -> BankRun:
@@ -90,6 +93,14 @@ def separate(model: nn.Module, harm: Mapping[str, list[float]]) -> dict[str, int
     return {name: LEVELS[k] for name, k in zip(harm, picked, strict=True)}
 
 
+def together(L: Objective, names: list[str]) -> dict[str, int]:
+    """The least second-order rise of all layers together."""
+    slope, bend = _second_order(L, names, LEVELS, "auto")
+    sizes = [float(L.model.get_parameter(name).numel()) for name in names]
+    picked = _least(slope, bend, np.outer(sizes, LEVELS), MEAN_BITS * sum(sizes) * (1 + 1e-9))
+    return {name: LEVELS[k] for name, k in zip(names, picked, strict=True)}
+
+
 def dealt(L: Objective) -> dict[str, dict[str, int]]:
     """The bits of every way."""
     model = L.model
@@ -110,7 +121,7 @@ def dealt(L: Objective) -> dict[str, dict[str, int]]:
         "size": separate(model, {n: [square(n, b) for b in LEVELS] for n in own}),
         "trace": separate(model, {n: [0.5 * weight[n] * square(n, b) for b in LEVELS] for n in own}),
         "layer by layer": separate(model, {n: [alone(n, b) for b in LEVELS] for n in own}),
-        "second order": bits_by_layer(L, MEAN_BITS),
+        "second order": together(L, list(own)),
     }
 
 
@@ -130,21 +141,28 @@ def bits(model: nn.Module, splits: Splits) -> dict[str, Any]:
 
 
 def summary(bank: Bank) -> dict[str, Any]:
-    """By kind and way, one number per seed."""
+    """By kind and way, one number for each seed that is there."""
     kinds: dict[str, Any] = {}
     for kind in KINDS:
-        if bank.missing(runs(kind)):
+        done = [run for run in runs(kind) if not bank.missing([run])]
+        if not done:
             continue
-        ends = [bank.of(run)["end"]["bits"] for run in runs(kind)]
+        ends = [with_taken(bank.of(run)["end"]["bits"]) for run in done]
         kinds[kind] = {
             way: {key: [end[f"{way} {key}"] for end in ends] for key in ("predicted", "val", "test", "bits")}
-            for way in WAYS
+            for way in (*WAYS, "taken")
         }
     ratios = {
-        kind: {way: mean_ratio(of[way]["test"], of["everywhere"]["test"]) for way in WAYS}
+        kind: {way: mean_ratio(of[way]["test"], of["everywhere"]["test"]) for way in of}
         for kind, of in kinds.items()
     }
-    return {"torch": torch.__version__, "kinds": kinds, "of everywhere": ratios}
+    return {"torch": torch.__version__, "seeds": len(SEEDS), "kinds": kinds, "of everywhere": ratios}
+
+
+def with_taken(end: dict[str, Any]) -> dict[str, Any]:
+    """With the way that validation prefers."""
+    way = min(MEASURED, key=lambda name: end[f"{name} val"])
+    return end | {f"taken {key}": end[f"{way} {key}"] for key in ("predicted", "val", "test", "bits")}
 
 
 def mean_ratio(rises: list[float], everywhere: list[float]) -> float:

@@ -222,15 +222,16 @@ def adam_guard_table(result: dict[str, Any]) -> str:
     if not result["nets"]:
         return "No net is complete yet."
     passed = [net["title"] for net in result["nets"].values() if net["passes"]]
-    seeds = " and ".join(str(net["seeds"]) for net in result["nets"].values())
-    return "\n".join(
-        [
-            *lines,
-            "",
-            f"Means of {seeds} seeds. It passes on {len(passed)} of {len(result['nets'])} nets"
-            f"{': ' + ', '.join(passed) if passed else ''}. Measured with torch {result['torch']}.",
-        ]
+    seeds = " and ".join(
+        f"{net['seeds']} of {net['of']} seeds ({net['title']})" for net in result["nets"].values()
     )
+    told = [
+        f"Means of {seeds}. It passes on {len(passed)} of {len(result['nets'])} nets"
+        f"{': ' + ', '.join(passed) if passed else ''}.",
+        *([f"Not measured yet: {'; '.join(result['missing'])}."] if result["missing"] else []),
+        f"Measured with torch {result['torch']}.",
+    ]
+    return "\n".join([*lines, "", " ".join(told)])
 
 
 def plateau_table(result: dict[str, Any]) -> str:

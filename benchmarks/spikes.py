@@ -146,9 +146,12 @@ def main() -> None:
     )
     parser.add_argument("--trial", choices=["adam_guard"])
     parser.add_argument("--nets", nargs="+", choices=list(NETS), default=list(NETS), help="of the trial")
+    parser.add_argument(
+        "--minutes", type=float, default=math.inf, help="of the trial: no run is begun after these"
+    )
     arguments = parser.parse_args()
     if arguments.trial:
-        adam_guard_trial(arguments.nets)
+        adam_guard_trial(arguments.nets, arguments.minutes)
         return
     torch.set_num_threads(1)
     kept, cells = Kept(SCRATCH / "spikes.jsonl"), []

@@ -31,6 +31,7 @@ import math
 import platform
 import random
 import statistics
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -370,17 +371,32 @@ def one(
     return kept.of(f"{name} {times:g} {seed} {row}", make)
 
 
-def table(kept: Kept, name: str) -> dict[str, Any]:
-    """Means over the seeds of every row at both rates."""
+def make(kept: Kept, name: str, end: float) -> list[int]:
+    """Make what is missing, seed by seed, and begin nothing after ``end``; returns the seeds that are whole."""
+    settings = chosen(kept, name)
+    whole: list[int] = []
+    for seed in TASKS[name].seeds:
+        for times, row in itertools.product(MULTIPLES, ROWS):
+            if f"{name} {times:g} {seed} {row}" not in kept.done and time.monotonic() >= end:
+                return whole
+            one(kept, name, settings, times, seed, row)
+        whole.append(seed)
+    return whole
+
+
+def table(kept: Kept, name: str, seeds: Sequence[int]) -> dict[str, Any]:
+    """Means over the seeds that are whole of every row at both rates."""
     task, settings = TASKS[name], chosen(kept, name)
-    found: dict[str, Any] = {"title": task.title, "chosen": settings, "seeds": len(task.seeds), "rates": {}}
-    for times in MULTIPLES:
-        rows = {}
-        for row in ROWS:
-            runs = [one(kept, name, settings, times, seed, row) for seed in task.seeds]
-            rows[row] = summed(runs)
-            print(name, times, row, {k: v for k, v in rows[row].items() if k != "runs"}, flush=True)
-        found["rates"][f"{times:g}"] = rows
+    found: dict[str, Any] = {
+        "title": task.title,
+        "chosen": settings,
+        "seeds": len(seeds),
+        "of": len(task.seeds),
+    }
+    found["rates"] = {
+        f"{times:g}": {row: summed([one(kept, name, settings, times, s, row) for s in seeds]) for row in ROWS}
+        for times in MULTIPLES
+    }
     found["passes"] = all(passes(rows) for rows in found["rates"].values())
     return found
 
@@ -407,12 +423,14 @@ def passes(rows: dict[str, dict[str, Any]]) -> bool:
     return fewer and end <= plain
 
 
-def adam_guard_trial(nets: Sequence[str] = tuple(TASKS)) -> None:
-    """Make what is missing, and write the result file of the nets that are whole."""
+def adam_guard_trial(nets: Sequence[str] = tuple(TASKS), minutes: float = math.inf) -> None:
+    """Make what is missing, and write the result file of the seeds that are whole."""
     torch.set_num_threads(1)
-    kept = Kept(RUNS)
+    kept, end = Kept(RUNS), time.monotonic() + 60 * minutes
+    whole = {name: make(kept, name, end) for name in nets}
     result = {
         "benchmark": "adam_guard", "torch": torch.__version__, "python": platform.python_version(),
-        "nets": {name: table(kept, name) for name in nets},
+        "nets": {name: table(kept, name, seeds) for name, seeds in whole.items() if seeds},
+        "missing": [TASKS[name].title for name in TASKS if not whole.get(name)],
     }  # fmt: skip
     RESULT.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")

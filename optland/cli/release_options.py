@@ -17,8 +17,8 @@ EXAMPLES = """examples:
 The weights of a run are rounded (int2 to int8: to nearest, a step for each output channel), pruned (the smallest of all
 matrices together), or shaken by noise relative to each matrix, without retraining. Shown is the rise of the loss on
 validation data: predicted from slope and curvature, and measured; then on test data, which chose nothing. For a
-rounding, bits are dealt out over the layers under that average, so that slope and curvature predict the least rise, and
-the better of this and the same bits everywhere, by validation, is taken.
+rounding, bits are dealt out over the layers under that average by slope and curvature, and the better of this and the
+same bits everywhere, by validation, is taken.
 
 Written are the weights after it (release-int4.safetensors, floats on the grid, with the bits of each layer in its
 metadata; noise is nothing to be written) and what was found (release-int4.json).

@@ -180,24 +180,27 @@ def rounded_net(seed: int) -> Objective:
 
 @pytest.mark.parametrize("max_mean_bits", [2, 2.7, 3, 4.5, 8])
 @pytest.mark.parametrize("seed", [0, 1])
-def test_bits_are_the_best_of_all_choices(max_mean_bits: float, seed: int) -> None:
-    """All 64 choices at most, each rounded and predicted by :func:`damage`."""
+def test_bits_are_no_worse_than_the_best_prediction_of_all_choices(max_mean_bits: float, seed: int) -> None:
+    """All 64 choices at most, each predicted by :func:`damage`; the best is among those that are measured."""
     L = rounded_net(seed)
     sizes = {n: p.numel() for n, p in L.model.named_parameters() if p.ndim == 2}
     near = [b for b in range(int(max_mean_bits) - 1, int(max_mean_bits) + 3) if 2 <= b <= 8]
 
-    def rise(bits: dict[str, int]) -> float:
-        return damage(L, rounded(L.model, bits), max_matvecs=0).predicted.value
+    def seen(bits: dict[str, int]) -> Damage:
+        return damage(L, rounded(L.model, bits), max_matvecs=0)
 
     def size(bits: dict[str, int]) -> int:
         return sum(b * sizes[n] for n, b in bits.items())
 
     most = max_mean_bits * sum(sizes.values()) + 1e-9
     every = (dict(zip(sizes, choice, strict=True)) for choice in itertools.product(near, repeat=3))
-    best = min(rise(bits) for bits in every if size(bits) <= most)
+    tried = [seen(bits) for bits in every if size(bits) <= most]
+    best = min(tried, key=lambda d: d.predicted.value)
     found = bits_by_layer(L, max_mean_bits)
     assert size(found) <= most
-    assert rise(found) == pytest.approx(best, rel=1e-8, abs=1e-12)
+    measured = seen(found).measured.value
+    assert measured <= best.measured.value + 1e-9
+    assert measured <= seen(dict.fromkeys(sizes, int(max_mean_bits))).measured.value + 1e-9
 
 
 @pytest.mark.parametrize("seed", range(6))
