@@ -156,7 +156,9 @@ def _loss(axis: Any, rows: Sequence[Row]) -> None:
 
 
 def _rate(axis: Any, rows: Sequence[Row]) -> None:
-    moving = [r for r in rows if r.get("lr/applied")]  # the 0 that a schedule ends at has no place on a log axis
+    moving = [
+        r for r in rows if r.get("lr/applied")
+    ]  # the 0 that a schedule ends at has no place on a log axis
     _line(axis, moving, "lr/applied", "grey", "of the update", linewidth=0.8)
     for code, (name, colour) in _BINDING.items():
         _line(axis, [r for r in moving if r.get("lr/binding") == code], "lr/applied", colour, f"set by {name}",
@@ -200,7 +202,7 @@ def _eigenvalues(rows: Sequence[Row], converged: float) -> tuple[list[float], li
 
 
 def _edge(axis: Any, rows: Sequence[Row]) -> None:
-    _line(axis, rows, "edge/ratio", "grey", "one probe", linestyle="", marker=".", markersize=4)
+    _line(axis, rows, "edge/ratio", "grey", "one probe", linestyle="", marker="o", markersize=4)
     _line(axis, rows, "edge/ratio_ema", "blue", "average of the last\nprobes")
     _line(axis, rows, "edge/ratio_precond", "orange", "in Adam's metric", marker=".", linewidth=0.8)
     axis.axhline(1.0, color=COLOURS["red"], linewidth=1.0, linestyle="--", label="the edge")
@@ -209,13 +211,13 @@ def _edge(axis: Any, rows: Sequence[Row]) -> None:
 
 
 def _gradients(axis: Any, rows: Sequence[Row]) -> None:
-    """Of the first, a middle and the last layer: bands that hold 90 % and half of the entries, and the median."""
+    """Of the first, a middle and the last layer: the median, a band of half of the entries, and where 5 % are above."""
     layers = gradient_layers(rows)
     chosen = list(dict.fromkeys([*layers[:1], *layers[len(layers) // 2 :][:1], *layers[-1:]]))
     for layer, colour in zip(chosen, ("red", "green", "blue"), strict=False):
         steps, bands = gradient_bands(rows, layer)
-        for low, high, alpha in ((0, 4, 0.12), (1, 3, 0.22)):
-            axis.fill_between(steps, bands[low], bands[high], color=COLOURS[colour], alpha=alpha, linewidth=0)
+        axis.fill_between(steps, bands[1], bands[3], color=COLOURS[colour], alpha=0.18, linewidth=0)
+        axis.plot(steps, bands[4], color=COLOURS[colour], linewidth=0.8, linestyle=":")
         axis.plot(steps, bands[2], color=COLOURS[colour], linewidth=1.2, label=layer)
     axis.set_ylabel("|gradient entries|")
     _log_where_it_can_be(axis)

@@ -56,7 +56,7 @@ def edge_chart(series: Series) -> Chart | None:
 
 
 def gradient_chart(series: Series) -> Chart | None:
-    """Of the first, a middle and the last layer the bands that hold 90 % and half of the gradient's entries."""
+    """Of the first, a middle and the last layer the median entry, a band of half of them, and where 5 % are above."""
     rows = _rows(series)
     layers = gradient_layers(rows)
     chosen = list(dict.fromkeys([*layers[:1], *layers[len(layers) // 2 :][:1], *layers[-1:]]))
@@ -65,12 +65,15 @@ def gradient_chart(series: Series) -> Chart | None:
     data: list[dict[str, Any]] = []
     for layer, (colour, rgb) in zip(chosen, _COLOURS.items(), strict=False):
         steps, bands = gradient_bands(rows, layer)
-        for low, high, shade in ((0, 4, 0.15), (1, 3, 0.25)):
-            data.append({
-                "type": "scatter", "mode": "lines", "x": [*steps, *steps[::-1]], "line": {"width": 0},
-                "y": [v if v > 0 else None for v in (*bands[low], *bands[high][::-1])], "fill": "toself",
-                "fillcolor": f"rgba({rgb},{shade})", "hoverinfo": "skip", "showlegend": False,
-            })  # fmt: skip
+        data.append({
+            "type": "scatter", "mode": "lines", "x": [*steps, *steps[::-1]], "line": {"width": 0},
+            "y": [v if v > 0 else None for v in (*bands[1], *bands[3][::-1])], "fill": "toself",
+            "fillcolor": f"rgba({rgb},0.2)", "hoverinfo": "skip", "showlegend": False,
+        })  # fmt: skip
+        data.append({
+            "type": "scatter", "mode": "lines", "x": steps, "y": [v if v > 0 else None for v in bands[4]],
+            "line": {"color": colour, "width": 1, "dash": "dot"}, "name": "95 %", "showlegend": False,
+        })  # fmt: skip
         data.append({
             "type": "scatter", "mode": "lines", "x": steps, "y": [v if v > 0 else None for v in bands[2]],
             "line": {"color": colour, "width": 1.5}, "name": layer,
@@ -93,7 +96,7 @@ def training_in_words(series: Series) -> str:
         low, high = min(ends, key=ends.__getitem__), max(ends, key=ends.__getitem__)
         said.append(
             f"At the end the median entry of a gradient is {ends[low]:.2g} in {low} and {ends[high]:.2g} in {high}. "
-            "Bands hold 90 % and half of the entries; lines are medians."
+            "Bands hold half of the entries, lines are medians, and 5 % of the entries are above the dotted ones."
         )
     return " ".join(said)
 
