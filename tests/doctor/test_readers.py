@@ -152,7 +152,7 @@ def test_several_runs_are_held_against_each_other(tmp_path: Path, capsys: pytest
 
 @pytest.mark.slow
 def test_a_config_is_looked_at_before_it_is_run(capsys: pytest.CaptureFixture[str]) -> None:
-    command = ["diagnose", "--preflight", "landscape_train", "digits", "policies=[]"]
+    command = ["diagnose", "--preflight", "landscape_train", "digits", "pilot.policies=[]"]
     assert main([*command, "--fail-on", "any"]) == 0
     assert capsys.readouterr().out.startswith("It will train")
     assert main([*command, "optimizer.lr=1e-7", "--fail-on", "rate_below_edge"]) == 1
