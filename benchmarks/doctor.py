@@ -37,7 +37,14 @@ from optland.doctor import Finding, diagnose
 from optland.doctor.histories import Histories
 
 RESULT = Path(__file__).resolve().parent / "results" / "doctor.json"
-SIZES = {"dev": (7, 50), "held": (12, 150), "second": (3, 60), "more": (4, 160), "third": (4, 60), "fourth": (2, 50)}
+SIZES = {
+    "dev": (7, 50),
+    "held": (12, 150),
+    "second": (3, 60),
+    "more": (4, 160),
+    "third": (4, 60),
+    "fourth": (2, 50),
+}
 """Runs of each kind, and healthy ones."""
 
 LANDSCAPE = ("edge", "curv", "noise")
