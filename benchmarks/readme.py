@@ -306,6 +306,7 @@ PROBES = (
     ("classify", "kind of point: minimum, saddle, degenerate", "2 G + up to 200 H", "products", "tau, 99 %"),
     ("critical_step", "longest step that does not raise the loss", "6 to 12 F", "1", "bracket"),
     ("gradient_noise", "critical batch size, B_simple", "G by parts", "2", "standard error"),
+    ("rate_sensitivity", "loss after one step, by learning rate", "G + 37 F", "2", "bracket of the critical rate"),
     ("line", "loss along a direction", "41 F + H", "2", "exact; curvature stamp"),
     ("plane", "loss over two directions, eigenvectors or checkpoints", "625 F + 2 H", "3", "exact"),
     ("rays", "curvature at a distance, kinks", "20 (5 F + H)", "2", "standard error, kink flag"),
