@@ -268,6 +268,7 @@ def literal() -> Tensor:
     return flat(model)
 
 
+@pytest.mark.slow
 def test_a_recipe_makes_the_steps_and_tells_their_cost(tmp_path: Path) -> None:
     ran = optland("run", "train_sam", "smoke", "out=run", *RUN, cwd=tmp_path, before=doubled)
     assert ran.returncode == 0, ran.stderr
