@@ -98,7 +98,7 @@ def test_decisions_weights_and_rows_are_those_of_the_plain_loop(method: str, acc
     for row, expected in zip(theirs.rows, ours.rows, strict=True):
         if method == "msam":  # that of the last micro-batch in Lightning, of all of them in the plain loop
             assert row.pop("update/grad_norm") > 0.0 < expected.pop("update/grad_norm")
-        inside = {name.replace(" net_", " "): value for name, value in row.items()}  # the net is a part of the module
+        inside = {k.replace(" net_", " "): v for k, v in row.items()}  # the net is a part of the module
         assert inside == pytest.approx(expected, rel=1e-9, nan_ok=True)
     assert apart(module.net, other) < 1e-10
     free = Net(method)
