@@ -11,8 +11,8 @@ from control_tasks import TASKS, Problem, prepare
 from torch import Tensor
 
 from optland.pilot import Pilot
-from optland.pilot.length import Lengths, Number
-from optland.pilot.measure import WeightsBefore
+from optland.pilot.length import Lengths
+from optland.pilot.measure import Number, WeightsBefore
 from optland.train import seed_everything
 
 __all__ = ["METHODS"]

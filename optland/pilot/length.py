@@ -20,12 +20,10 @@ import torch
 from torch import Tensor
 
 from optland import vectors
-from optland.pilot.measure import Layout, WeightsBefore, norms, relative_speed, relative_speed_here
+from optland.pilot.measure import Layout, Number, WeightsBefore, norms, relative_speed, relative_speed_here
 from optland.pilot.rows import Moves
 
 __all__ = ["Lengths"]
-
-Number = Tensor | float
 
 
 class Lengths:

@@ -26,7 +26,16 @@ from optland import vectors
 from optland.flat import lie_together
 from optland.pilot.rows import Moves, Norms
 
-__all__ = ["Coherence", "Layout", "Sizes", "WeightsBefore", "norms", "relative_speed", "relative_speed_here"]
+__all__ = [
+    "Coherence",
+    "Layout",
+    "Number",
+    "Sizes",
+    "WeightsBefore",
+    "norms",
+    "relative_speed",
+    "relative_speed_here",
+]
 
 _LOW = (torch.float16, torch.bfloat16)
 _PLAIN = (Tensor, torch.nn.Parameter)

@@ -272,15 +272,21 @@ def _interruptible() -> Iterator[None]:
     signal.signal(signal.SIGINT, before)
 
 
-@pytest.mark.usefixtures("_interruptible")
-def test_an_interrupt_prints_how_to_go_on(root: Path) -> None:
+def interrupted() -> tuple[int, str]:
+    """Exit status and errors of a run that has counted and is interrupted while it waits."""
     command = [sys.executable, "-m", "optland.cli", "run", "counting", "ten", "end=wait"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as run:
         assert run.stdout is not None
         assert run.stdout.readline() == "counted 10 1 fresh\n"
         run.send_signal(signal.SIGINT)
         _, said = run.communicate(timeout=240)
-    assert run.returncode == 130
+    return run.returncode, said
+
+
+@pytest.mark.usefixtures("_interruptible")
+def test_an_interrupt_prints_how_to_go_on(root: Path) -> None:
+    code, said = interrupted()
+    assert code == 130
     assert said.splitlines()[-1].strip() == "optland run counting ten end=wait --resume"
     assert "Traceback" not in said
 
@@ -290,13 +296,8 @@ def test_an_interrupt_before_there_is_a_run_promises_no_checkpoint(root: Path) -
     script = (root / "recipes" / "counting.py").read_text()
     script = script.replace("    upto: int\n", '    upto: int\n    out: str = "runs/ten"\n')
     (root / "recipes" / "counting.py").write_text(script)
-    command = [sys.executable, "-m", "optland.cli", "run", "counting", "ten", "end=wait"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as run:
-        assert run.stdout is not None
-        assert run.stdout.readline() == "counted 10 1 fresh\n"
-        run.send_signal(signal.SIGINT)
-        _, said = run.communicate(timeout=240)
-    assert (run.returncode, said.strip()) == (130, "Interrupted before the run began; start it again.")
+    code, said = interrupted()
+    assert (code, said.strip()) == (130, "Interrupted before the run began; start it again.")
 
 
 @pytest.mark.usefixtures("_interruptible")
