@@ -44,6 +44,7 @@ SIZES = {
     "more": (4, 160),
     "third": (4, 60),
     "fourth": (2, 50),
+    "fifth": (12, 150),
 }
 """Runs of each kind, and healthy ones."""
 

@@ -52,7 +52,7 @@ ACCEPTED: dict[str, tuple[str, ...]] = {
 }
 """The accepted findings of every kind, the best first."""
 
-PARTS = ("dev", "held", "second", "more", "third", "fourth")
+PARTS = ("dev", "held", "second", "more", "third", "fourth", "fifth")
 """Passes, each on seeds of its own: two on development cells, and one of every version of the rules on held-out."""
 
 INSTABILITY = ("rate_high", "rate_low", "exploding", "momentum", "batch_small", "batch_large")
