@@ -10,10 +10,11 @@ processor's cache still holds it; the second time in the other order, which begi
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
-from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -26,8 +27,9 @@ _ROW = 128
 _FEW = 24
 """Small tensors up to which it takes less time to handle each by itself than to put them together."""
 
-_PIECE = 2**15
-"""Numbers of a large tensor that are handled at once."""
+_PIECE = 2**18
+"""Numbers of a large tensor that are handled at once, a megabyte of float32: to cut a tensor takes longer than to read
+ten thousand numbers, so pieces that the cache is sure to hold would cost more than they save."""
 
 
 def _small(tensors: Sequence[Tensor]) -> frozenset[int]:
@@ -41,25 +43,45 @@ def _norm(x: Tensor) -> float:
     return found
 
 
-class _Small:
+class _Room:
+    """Memory of a fixed size that is given back between two uses; views of it wait for the next.
+
+    Args:
+        size: Numbers that it holds.
+        like: Tensors of their type.
+    """
+
+    @torch.inference_mode(mode=False)  # what is made in it can be written to nowhere else
+    def __init__(self, size: int, like: Sequence[Tensor]) -> None:
+        self.flat = torch.zeros(size, dtype=like[0].dtype if like else torch.float32, device="cpu")
+        self._bytes = self.flat.numel() * self.flat.element_size()
+        self.is_held = True
+        """Whether there is memory behind the views."""
+
+    def hold(self) -> None:
+        """Take the memory; what is in it then is of no meaning."""
+        self.flat.untyped_storage().resize_(self._bytes)
+        self.is_held = True
+
+    def release(self) -> None:
+        """Give it back."""
+        self.is_held = False
+        self.flat.untyped_storage().resize_(0)
+
+
+class _Small(_Room):
     """Small tensors in one piece of memory, each in rows of its own.
 
     Args:
         like: Tensors of their shapes.
-        beside: Memory for tensors of the same shapes.
     """
 
     @torch.inference_mode(mode=False)  # what is made in it can be written to nowhere else
-    def __init__(self, like: Sequence[Tensor], beside: _Small | None = None) -> None:
-        rows = [-(-t.numel() // _ROW) for t in like]
-        kind = like[0].dtype if like else torch.float32
-        self.flat = torch.zeros(sum(rows) * _ROW, dtype=kind, device="cpu")
+    def __init__(self, like: Sequence[Tensor]) -> None:
+        rows = [max(1, -(-t.numel() // _ROW)) for t in like]  # also of an empty tensor: sums need a first row
+        super().__init__(sum(rows) * _ROW, like)
         self._rows = self.flat.view(-1, _ROW)
-        counts = torch.tensor(rows, dtype=torch.int32, device="cpu")
-        self._owners: Tensor = torch.repeat_interleave(counts) if beside is None else beside._owners
-        self._bytes = self.flat.numel() * self.flat.element_size()
-        self.is_held = True
-        """Whether there is memory behind the views."""
+        self._firsts = [0, *itertools.accumulate(rows)][:-1]
         self.views: list[Tensor] = []
         start = 0
         for t, n in zip(like, rows, strict=True):
@@ -69,35 +91,18 @@ class _Small:
     def fill(self, tensors: list[Tensor]) -> None:
         """Copy tensors into it, in memory that was given back or not."""
         if not self.is_held:
-            self.flat.untyped_storage().resize_(self._bytes)
+            self.hold()
             self.flat.zero_()
-            self.is_held = True
         if tensors:
             torch._foreach_copy_(self.views, tensors)
-
-    def release(self) -> None:
-        """Give the memory back until the next time."""
-        self.is_held = False
-        self.flat.untyped_storage().resize_(0)
 
     def norms(self) -> list[float]:
         """The length of each."""
         if not self.views:
             return []
-        return self._lengths(torch.linalg.vector_norm(self._rows, dim=1))
-
-    def norms_beside(self, other: _Small) -> tuple[list[float], list[float]]:
-        """The length of each, and those in memory of the same layout."""
-        if not self.views:
-            return [], []
-        rows = [torch.linalg.vector_norm(x._rows, dim=1) for x in (self, other)]
-        found = self._lengths(torch.stack(rows))
-        return found[0], found[1]
-
-    def _lengths(self, rows: Tensor) -> list[Any]:
-        squares = rows.double().square_()
-        found = squares.new_zeros((*rows.shape[:-1], len(self.views)))
-        return found.index_add_(-1, self._owners, squares).sqrt_().tolist()
+        rows = torch.linalg.vector_norm(self._rows, dim=1).double().square_()
+        lengths: list[float] = np.sqrt(np.add.reduceat(rows.numpy(), self._firsts)).tolist()
+        return lengths
 
 
 class Norms:
@@ -136,8 +141,8 @@ class Norms:
         return found
 
 
-class _Scratch:
-    """Memory for a piece of a difference, which stays in the processor's cache; given back between two updates.
+class _Scratch(_Room):
+    """Memory for a difference, or for a piece of one that is larger.
 
     Args:
         like: Tensors of one type, the differences of which are measured.
@@ -145,19 +150,10 @@ class _Scratch:
 
     @torch.inference_mode(mode=False)
     def __init__(self, like: Sequence[Tensor]) -> None:
-        size = min(max((t.numel() for t in like), default=0), _PIECE)
-        self._flat = torch.empty(size, dtype=like[0].dtype if like else torch.float32, device="cpu")
-        self._bytes = self._flat.numel() * self._flat.element_size()
-        self._places = {t.shape: self._flat[: t.numel()].view(t.shape) for t in like if t.numel() <= size}
+        super().__init__(min(max((t.numel() for t in like), default=0), _PIECE), like)
+        size = self.flat.numel()
+        self._places = {t.shape: self.flat[: t.numel()].view(t.shape) for t in like if t.numel() <= size}
         self.release()
-
-    def hold(self) -> None:
-        """Take the memory."""
-        self._flat.untyped_storage().resize_(self._bytes)
-
-    def release(self) -> None:
-        """Give it back."""
-        self._flat.untyped_storage().resize_(0)
 
     def distance(self, x: Tensor, y: Tensor) -> float:
         """The length of x - y."""
@@ -167,7 +163,7 @@ class _Scratch:
         if not (x.is_contiguous() and y.is_contiguous()):
             return _norm(x - y)
         pieces = zip(x.view(-1).split(_PIECE), y.view(-1).split(_PIECE), strict=True)
-        return math.hypot(*(_norm(torch.sub(a, b, out=self._flat[: len(a)])) for a, b in pieces))
+        return math.hypot(*(_norm(torch.sub(a, b, out=self.flat[: len(a)])) for a, b in pieces))
 
 
 class Moves:
@@ -189,7 +185,7 @@ class Moves:
         self._large = [p for i, p in enumerate(self.params) if i not in together]
         self.order = self._small + self._large
         self._kept = _Small(self._small)
-        self._moved = _Small(self._small, beside=self._kept)
+        self._moved = _Small(self._small)
         self._large_kept = [torch.empty_like(p, requires_grad=False) for p in self._large]
         views, others = iter(self._kept.views), iter(self._large_kept)
         self.copies = [next(views) if i in together else next(others) for i in range(len(self.params))]
@@ -214,7 +210,7 @@ class Moves:
     def _together(self) -> tuple[list[float], list[float]]:
         self._moved.fill(self._small)
         self._moved.flat.sub_(self._kept.flat)
-        return self._moved.norms_beside(self._kept)
+        return self._moved.norms(), self._kept.norms()
 
     def rescale(self, factor: float) -> None:
         """Make each copy plus ``factor`` times the move of each parameter, right after :meth:`measure`.
