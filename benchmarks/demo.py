@@ -1,13 +1,14 @@
 """Digits with clean and with 40 % random training labels: SGD, tuned SGD, and SAM without a learning rate.
 
-    python benchmarks/demo.py                    # seeds 0 and 1: what `make demo` shows
-    python benchmarks/demo.py --seeds 1 2 3 4 5  # the figures of the README, into benchmarks/results/demo.json
+    python benchmarks/demo.py  # seeds 0 and 1, three rates: what `make demo` shows
+    python benchmarks/demo.py --seeds 1 2 3 4 5 --result benchmarks/results/demo.json  # seven: the README's figures
 
 Every run goes through the same recipe. SGD (momentum 0.9, 5 % warm-up, cosine) gets as many epochs as make its
 gradient evaluations no fewer than those of landscape_train, SAM's second pass and all probes included. Tuned SGD takes,
 for each column and data set by itself, the learning rate that is best on the clean validation split, and pays for all
-seven. "best" is the epoch that early stopping on the clean validation split would have kept. The constants of
-landscape_train were chosen on other seeds and splits (100 to 102).
+rates: seven with ``--result``, else three, which are those that validation took in 19 of the 20 choices in
+benchmarks/results/demo.json (the other took 0.02). "best" is the epoch that early stopping on the clean validation
+split would have kept. The constants of landscape_train were chosen on other seeds and splits (100 to 102).
 """
 
 from __future__ import annotations
@@ -34,9 +35,11 @@ from rich.table import Table
 
 ROOT = Path(__file__).resolve().parent.parent
 LEARNING_RATES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
+FEW_RATES = (0.01, 0.05, 0.1)
 USUAL = 0.1
+PLAIN, OURS = "SGD, lr 0.1", "landscape_train"
 CONFIGS = {"clean": "digits", "noisy": "digits_noisy"}
-SHOWN = {"SGD tuned, 7 lrs": "SGD, best of 7 rates", "landscape_train": "landscape_train, no rate"}
+TITLES = {"clean": "clean labels", "noisy": "40 % random training labels"}
 LANDSCAPE_EPOCHS = 25
 SGD_EPOCHS = 53  # 25 epochs x 2 passes x 1.05: SAM's second pass and the whole probe budget, rounded up
 
@@ -91,9 +94,9 @@ def run(job: Job, folder: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def all_runs(seeds: list[int], folder: Path, workers: int) -> list[dict[str, Any]]:
+def all_runs(seeds: list[int], rates: list[float], folder: Path, workers: int) -> list[dict[str, Any]]:
     """Every run of every seed; the longest start first."""
-    jobs = [Job(data, seed, lr) for seed in seeds for data in CONFIGS for lr in (None, *LEARNING_RATES)]
+    jobs = [Job(data, seed, lr) for seed in seeds for data in CONFIGS for lr in (None, *rates)]
     context = multiprocessing.get_context("spawn")
     results = []
     with ProcessPoolExecutor(workers, mp_context=context) as pool, Progress(transient=True) as progress:
@@ -104,6 +107,17 @@ def all_runs(seeds: list[int], folder: Path, workers: int) -> list[dict[str, Any
     return results
 
 
+def tuned(num_rates: int) -> str:
+    """The name in the result of SGD with the best of so many rates."""
+    return f"SGD tuned, {num_rates} lrs"
+
+
+def in_words(name: str, num_rates: int) -> str:
+    """A row's name as the table and the picture show it."""
+    shown = {tuned(num_rates): f"SGD, best of {num_rates} rates", OURS: f"{OURS}, no rate"}
+    return shown.get(name, name)
+
+
 def rows_of(runs: list[dict[str, Any]], data: str, seed: int) -> dict[str, dict[str, Any]]:
     """The three rows of the table for one data set and seed."""
     mine = [r for r in runs if r["data"] == data and r["seed"] == seed]
@@ -112,16 +126,16 @@ def rows_of(runs: list[dict[str, Any]], data: str, seed: int) -> dict[str, dict[
     (landscape,) = (r for r in mine if r["lr"] is None)
     tuned_last, tuned_best = (max(sgd, key=lambda r: r[key]) for key in ("val_last", "val_best"))
     return {
-        "SGD, lr 0.1": usual,
-        "SGD tuned, 7 lrs": {
+        PLAIN: usual,
+        tuned(len(sgd)): {
             "last": tuned_last["last"], "best": tuned_best["best"], "lr_last": tuned_last["lr"],
             "lr_best": tuned_best["lr"], "ge": sum(r["ge"] for r in sgd), "seconds": sum(r["seconds"] for r in sgd),
         },
-        "landscape_train": landscape,
+        OURS: landscape,
     }  # fmt: skip
 
 
-def summarise(runs: list[dict[str, Any]], seeds: list[int]) -> dict[str, Any]:
+def summarise(runs: list[dict[str, Any]], seeds: list[int], rates: list[float]) -> dict[str, Any]:
     """Medians over seeds, the spread, and each bar with its figure."""
     table: dict[str, Any] = {}
     for data in CONFIGS:
@@ -131,49 +145,50 @@ def summarise(runs: list[dict[str, Any]], seeds: list[int]) -> dict[str, Any]:
             for name in per_seed[0]
         }  # fmt: skip
     ours = [r for r in runs if r["lr"] is None]
-    clean, noisy = table["clean"], table["noisy"]
+    clean, noisy, best = table["clean"], table["noisy"], tuned(len(rates))
     gap = {
         "clean: landscape last - tuned SGD last (bar: at least -0.3)":
-            clean["landscape_train"]["last"]["median"] - clean["SGD tuned, 7 lrs"]["last"]["median"],
+            clean[OURS]["last"]["median"] - clean[best]["last"]["median"],
         "clean: landscape last - tuned SGD best (bar: at least -0.3)":
-            clean["landscape_train"]["last"]["median"] - clean["SGD tuned, 7 lrs"]["best"]["median"],
+            clean[OURS]["last"]["median"] - clean[best]["best"]["median"],
         "noisy: landscape last - SGD last (bar: at least 10)":
-            noisy["landscape_train"]["last"]["median"] - noisy["SGD, lr 0.1"]["last"]["median"],
+            noisy[OURS]["last"]["median"] - noisy[PLAIN]["last"]["median"],
         "noisy: landscape last - SGD stopped by clean validation (bar: at least -2)":
-            noisy["landscape_train"]["last"]["median"] - noisy["SGD, lr 0.1"]["best"]["median"],
+            noisy[OURS]["last"]["median"] - noisy[PLAIN]["best"]["median"],
         "dead runs of landscape_train (bar: 0)": sum(r["last"] < 20 for r in ours),
         "largest probe share of GE (bar: 0.05)": max(r["probe_frac"] for r in ours),
         "median probe share of wall time": statistics.median(r["probe_wall_share"] for r in ours),
     }  # fmt: skip
-    return {"seeds": seeds, "table": table, "bars": gap}
+    return {"seeds": seeds, "rates": rates, "table": table, "bars": gap}
 
 
 def _spread(values: list[float]) -> dict[str, float]:
     return {"median": statistics.median(values), "min": min(values), "max": max(values)}
 
 
-def greet(seeds: list[int], console: Console) -> None:
+def greet(seeds: list[int], rates: list[float], console: Console) -> None:
     """What is about to be trained."""
-    num_runs = len(seeds) * len(CONFIGS) * (1 + len(LEARNING_RATES))
+    num_runs = len(seeds) * len(CONFIGS) * (1 + len(rates))
     console.print(
         f"Digits, 1,797 real images: {num_runs} trainings of a small CNN, with clean labels and with 40 % of the "
         f"training labels at random, {len(seeds)} seed{'s' * (len(seeds) > 1)}. "
-        f"SGD gets {len(LEARNING_RATES)} learning rates, landscape_train (SAM and auto_lr) none.\n",
+        f"SGD gets {len(rates)} learning rates ({', '.join(f'{lr:g}' for lr in rates)}), "
+        f"landscape_train (SAM and auto_lr) none.\n",
         highlight=False,
     )
 
 
 def show(summary: dict[str, Any], console: Console) -> None:
     """The table as people read it."""
-    for data, title in (("clean", "clean labels"), ("noisy", "40 % random training labels")):
+    for data, title in TITLES.items():
         table = Table(title=f"digits, {title}: test accuracy, %", title_justify="left", title_style="bold")
         table.add_column("", no_wrap=True)
         for column in ("last epoch", "best epoch", "GE", "time, s"):
             table.add_column(column, justify="right", no_wrap=True)
         for name, row in summary["table"][data].items():
-            cells = [_in_words(row[k], len(summary["seeds"])) for k in ("last", "best")]
+            cells = [_range(row[k], len(summary["seeds"])) for k in ("last", "best")]
             cells += [f"{row['ge']['median']:,.0f}", f"{row['seconds']['median']:.1f}"]
-            table.add_row(SHOWN.get(name, name), *cells)
+            table.add_row(in_words(name, len(summary["rates"])), *cells)
         console.print(table)
     console.print(f"{reading(summary)}\n", highlight=False)
 
@@ -183,18 +198,19 @@ def reading(summary: dict[str, Any]) -> str:
     clean, noisy = (
         {name: row["last"]["median"] for name, row in summary["table"][data].items()} for data in CONFIGS
     )
-    usual, tuned, ours = "SGD, lr 0.1", "SGD tuned, 7 lrs", "landscape_train"
-    times = summary["table"]["noisy"][tuned]["ge"]["median"] / summary["table"]["noisy"][ours]["ge"]["median"]
+    num_rates = len(summary["rates"])
+    best = tuned(num_rates)
+    times = summary["table"]["noisy"][best]["ge"]["median"] / summary["table"]["noisy"][OURS]["ge"]["median"]
     return (
-        f"At the last epoch landscape_train, which is given no rate, is at {clean[ours]:.1f} with clean labels "
-        f"(the best of 7 rates: {clean[tuned]:.1f}) and at {noisy[ours]:.1f} with wrong ones "
-        f"(lr 0.1: {noisy[usual]:.1f}; the best of 7 rates: {noisy[tuned]:.1f}, for {times:.0f} times the compute).\n"
+        f"At the last epoch landscape_train, which is given no rate, is at {clean[OURS]:.1f} with clean labels "
+        f"(the best of {num_rates} rates: {clean[best]:.1f}) and at {noisy[OURS]:.1f} with wrong ones (lr 0.1: "
+        f"{noisy[PLAIN]:.1f}; the best of {num_rates} rates: {noisy[best]:.1f}, for {times:.0f} times the compute).\n"
         "best epoch: the one that is best on clean validation data; stopping there beats wrong labels too, where there "
         "are such data. GE: forward and backward passes of one sample, second passes and probes included."
     )
 
 
-def _in_words(spread: dict[str, float], num_seeds: int) -> str:
+def _range(spread: dict[str, float], num_seeds: int) -> str:
     """The figure of one seed, both ends of two, or the median and the range of more."""
     low, middle, high = (f"{spread[key]:.1f}" for key in ("min", "median", "max"))
     if low == high:
@@ -207,15 +223,23 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
+    parser.add_argument(
+        "--rates", type=float, nargs="+",
+        help=f"learning rates of SGD, {USUAL} among them (default: seven with --result, else "
+        f"{' '.join(f'{lr:g}' for lr in FEW_RATES)})",
+    )  # fmt: skip
     parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder of the runs")
     parser.add_argument("--result", type=Path, help="write every run and the summary to this JSON file")
     parser.add_argument("--workers", type=int, default=min(2, os.cpu_count() or 1))
     arguments = parser.parse_args()
+    rates = sorted(set(arguments.rates or (LEARNING_RATES if arguments.result else FEW_RATES)))
+    if USUAL not in rates:
+        parser.error(f"--rates needs {USUAL}, the rate of the row {PLAIN!r}; got {rates}")
     arguments.out.mkdir(parents=True, exist_ok=True)
     console = Console()
-    greet(arguments.seeds, console)
-    runs = all_runs(arguments.seeds, arguments.out, arguments.workers)
-    summary = summarise(runs, arguments.seeds)
+    greet(arguments.seeds, rates, console)
+    runs = all_runs(arguments.seeds, rates, arguments.out, arguments.workers)
+    summary = summarise(runs, arguments.seeds, rates)
     show(summary, console)
     picture = arguments.out / "demo.png"
     draw(runs, arguments.seeds, picture)
@@ -241,17 +265,14 @@ def draw(runs: list[dict[str, Any]], seeds: list[int], path: Path) -> None:
     from optland.plots import plot_comparison
 
     panels = {}
-    for data, title in (("clean", "clean labels"), ("noisy", "40 % random training labels")):
+    for data, title in TITLES.items():
         curves: dict[str, list[list[tuple[float, float]]]] = {}
         for seed in seeds:
             mine = {r["lr"]: r for r in runs if r["data"] == data and r["seed"] == seed}
-            best = rows_of(runs, data, seed)["SGD tuned, 7 lrs"]["lr_last"]
-            for name, lr in (
-                ("SGD, lr 0.1", USUAL),
-                ("SGD, best of 7 rates", best),
-                ("landscape_train, no rate", None),
-            ):
-                curves.setdefault(name, []).append(_curve(mine[lr]))
+            num_rates = len(mine) - 1
+            best = rows_of(runs, data, seed)[tuned(num_rates)]["lr_last"]
+            for name, lr in ((PLAIN, USUAL), (tuned(num_rates), best), (OURS, None)):
+                curves.setdefault(in_words(name, num_rates), []).append(_curve(mine[lr]))
         panels[title] = curves
     plot_comparison(panels, path)
 
