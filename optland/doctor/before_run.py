@@ -9,8 +9,10 @@ chance that the run will not train.
 with q the largest share of runs with one of the findings that did not train, counted on development runs, and Delta the
 share of the loss of knowing nothing that is gone, of which a healthy run loses Delta_0 in that time.
 
-Cost: 32 updates, four critical steps of five forward passes, and up to six Hessian products of one batch: together less
-than 60 updates where an update is one pass. When: before a long run. When not: a run that takes minutes anyway.
+Cost: 32 updates, up to four critical steps of five forward passes, and up to six Hessian products of one batch: at most
+60 updates, since a critical step that would lead beyond is left out.
+
+When: before a long run. When not: a run that takes minutes anyway.
 
 Caveats: it sees the start alone, and what it is given: a schedule's later peak, a fault after the first epoch or one of
 the loop itself (gradients that are never zeroed, a schedule stepped twice) is not in it.
@@ -36,11 +38,17 @@ from optland.doctor.finding import Symptom
 from optland.doctor.histories import Histories
 from optland.doctor.rules.shape import shape_of
 from optland.doctor.watching import watch
-from optland.objective import LossFn, Objective
+from optland.objective import FORWARD_GE, LossFn, Objective
 
 __all__ = ["Preflight", "chance_of_failure", "preflight"]
 
-UPDATES, LOOKS, PRODUCTS = 32, 4, 6
+UPDATES, PRODUCTS, FORWARDS = 32, 6, 5
+LOOKS = (2, 6, 14, 28)
+"""Updates along which the critical step is measured."""
+
+BESIDE = 28.0
+"""Cost of all that is no update, in updates: a critical step that would lead beyond is left out."""
+
 GAINED = 0.04
 """Share of the loss of knowing nothing that a healthy run has lost by then."""
 
@@ -170,7 +178,7 @@ def preflight(
         ncr, spent = _spectrum(model, loss_fn, first, seed)
         tried = _Trial(model, loss_fn, optimizer, loader, seed)
         for batch in itertools.islice(itertools.chain([first], batches), num_steps):
-            tried.update(batch)
+            tried.update(batch, spent)
         tried.doctor.close()
     run = tried.doctor.histories
     if ncr == ncr:
@@ -193,10 +201,17 @@ class _Trial:
         self.doctor.histories.facts["lr"] = max(float(g.get("lr", 0.0)) for g in optimizer.param_groups)
         self.gradients: dict[str, float] = {}
         self.cost_ge = 0.0
+        self._along_ge = 0.0
         self._start = 8.0
 
-    def update(self, batch: Any) -> None:
-        looks = self.doctor.step + 1 in (2, 6, 14, 28)
+    def _affords(self, before_ge: float, size: int) -> bool:
+        """Whether a critical step on this many samples fits, with what was spent before the updates."""
+        update = (self.cost_ge - self._along_ge) / max(1, self.doctor.step)
+        return before_ge + self._along_ge + FORWARDS * FORWARD_GE * size <= BESIDE * update
+
+    def update(self, batch: Any, before_ge: float) -> None:
+        size = _size(batch)
+        looks = self.doctor.step + 1 in LOOKS and self._affords(before_ge, size)
         named = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
         before = [p.detach().clone() for p in named.values()] if looks else []
         count = 0.0
@@ -211,7 +226,6 @@ class _Trial:
 
         stepped: Any = self.optimizer.step  # whose annotation wants a closure that returns a float
         loss = float(torch.as_tensor(stepped(closure)).detach())
-        size = _size(batch)
         self.cost_ge += count * size
         if not self.gradients:
             self.gradients = {n: float(p.grad.norm() / p.detach().norm().clamp_min(1e-12)) for n, p in named.items()
@@ -231,8 +245,11 @@ class _Trial:
         objective = Objective(
             self.model, self.loss_fn, [batch], data="first batches", mode="train", seed=self.seed
         )
-        found = critical_step(objective, moved, origin=before, initial_step=self._start, max_forwards=5)
+        found = critical_step(
+            objective, moved, origin=before, initial_step=self._start, max_forwards=FORWARDS
+        )
         self.cost_ge += found.cost_ge
+        self._along_ge += found.cost_ge
         self._start = min(max(found.step.value, 0.25), 1024.0) if found.step.value > 0 else 1.0
         t, rate = found.step.value, self.doctor.histories.fact("lr")
         length = (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 from optland import SAM
-from optland.doctor import Symptom, preflight
+from optland.doctor import Symptom, before_run, preflight
 
 
 def loss_fn(model: nn.Module, batch: Any) -> Tensor:
@@ -55,6 +56,18 @@ def test_a_sound_configuration_costs_sixty_updates_at_most(kind: str) -> None:
     passes = 2 if kind == "sam" else 1
     assert found.cost_ge <= 60 * 32 * passes
     assert found.gradients.keys() == {name for name, _ in model.named_parameters()}
+
+
+def test_a_critical_step_that_would_lead_beyond_the_cost_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, loader = task()
+    optimizer = torch.optim.SGD(model.parameters(), 0.01)
+    with_all = preflight(model, loss_fn, loader, optimizer)
+    monkeypatch.setattr(before_run, "BESIDE", 10.0)  # the spectrum alone has taken more
+    without = preflight(model, loss_fn, loader, optimizer)
+    assert math.isfinite(with_all.critical_lr)
+    assert math.isnan(without.critical_lr)
+    four = 4 * before_run.FORWARDS * 32 / 3
+    assert 0 < with_all.cost_ge - without.cost_ge <= four + 1e-6
 
 
 def state_of(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
