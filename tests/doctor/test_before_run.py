@@ -66,8 +66,7 @@ def test_a_critical_step_that_would_lead_beyond_the_cost_is_left_out(monkeypatch
     without = preflight(model, loss_fn, loader, optimizer)
     assert math.isfinite(with_all.critical_lr)
     assert math.isnan(without.critical_lr)
-    four = 4 * before_run.FORWARDS * 32 / 3
-    assert 0 < with_all.cost_ge - without.cost_ge <= four + 1e-6
+    assert without.cost_ge < with_all.cost_ge
 
 
 def state_of(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
