@@ -59,9 +59,16 @@ def _passes(passes: list[Pass]) -> list[str]:
         ("preflight: without faults that lie in the loop", "0.9", [_auc(p, "auc_given", "given") for p in passes]),
         ("preflight: cost in updates, median and most", "60", [_updates(p) for p in passes]),
     ]  # fmt: skip
-    head = " | ".join(f"rules {p['version']}" for p in passes)
+    head = " | ".join(_names(passes))
     lines = [f"| held-out tasks and architectures | bar | {head} |", f"|---|---|{'---|' * len(passes)}"]
     return [*lines, *(f"| {what} | {bar} | {' | '.join(found)} |" for what, bar, found in rows)]
+
+
+def _names(passes: list[Pass]) -> list[str]:
+    """The version of the rules of each pass; a version may have had more than one."""
+    versions = [p["version"] for p in passes]
+    again = [version in versions[:i] for i, version in enumerate(versions)]
+    return [f"rules {v}{', again' * more}" for v, more in zip(versions, again, strict=True)]
 
 
 def _points(ablation: dict[str, Any]) -> str:
@@ -94,7 +101,7 @@ def _beside(result: dict[str, Any]) -> list[str]:
         f"{part['healthy']} healthy ones" for part in result["development"]
     )  # fmt: skip
     return [
-        f"Rules {last['version']}: fixes that missed: {missed or 'none'}. Runs that did not train and that preflight "
+        f"{_names(result['passes'])[-1].capitalize()}: fixes that missed: {missed or 'none'}. Runs that did not train and that preflight "
         f"gave a chance below a half: {unseen or 'none'}. Everything was taken back bit for bit in "
         f"{'all of them' if start['taken_back'] else 'not all of them'}.",
         "",
@@ -104,9 +111,10 @@ def _beside(result: dict[str, Any]) -> list[str]:
 
 def _kinds(passes: list[Pass]) -> list[str]:
     last = passes[-1]
-    head = " | ".join(f"rules {p['version']}: first right" for p in passes)
+    names = _names(passes)
+    head = " | ".join(f"{name}: first right" for name in names)
     lines = [
-        f"| kind of fault | {head} | rules {last['version']}: first two | named first |",
+        f"| kind of fault | {head} | {names[-1]}: first two | named first |",
         f"|---|{'---:|' * len(passes)}---:|---|",
     ]
     for kind, row in last["by_kind"].items():
@@ -121,6 +129,7 @@ def _kinds(passes: list[Pass]) -> list[str]:
 def _calibration(passes: list[Pass]) -> list[str]:
     lines = ["| weight of the evidence | rules | first findings | right |", "|---|---|---:|---:|"]
     return [*lines, *(
-        f"| {row['from']:.2f} to {row['to']:.2f} | {p['version']} | {row['findings']} | "
-        f"{row['right'] / row['findings']:.0%} |" for p in passes for row in p["calibration"]
+        f"| {row['from']:.2f} to {row['to']:.2f} | {name.removeprefix('rules ')} | {row['findings']} | "
+        f"{row['right'] / row['findings']:.0%} |"
+        for name, p in zip(_names(passes), passes, strict=True) for row in p["calibration"]
     )]  # fmt: skip
