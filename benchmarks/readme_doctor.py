@@ -101,8 +101,8 @@ def _beside(result: dict[str, Any]) -> list[str]:
         f"{part['healthy']} healthy ones" for part in result["development"]
     )  # fmt: skip
     return [
-        f"{_names(result['passes'])[-1].capitalize()}: fixes that missed: {missed or 'none'}. Runs that did not train and that preflight "
-        f"gave a chance below a half: {unseen or 'none'}. Everything was taken back bit for bit in "
+        f"{_names(result['passes'])[-1].capitalize()}: fixes that missed: {missed or 'none'}. "
+        f"Runs that did not train and that preflight gave a chance below a half: {unseen or 'none'}. Everything was taken back bit for bit in "
         f"{'all of them' if start['taken_back'] else 'not all of them'}.",
         "",
         f"On the two sets of development runs the first finding is right in {development}.",
