@@ -102,7 +102,8 @@ def _beside(result: dict[str, Any]) -> list[str]:
     )  # fmt: skip
     return [
         f"{_names(result['passes'])[-1].capitalize()}: fixes that missed: {missed or 'none'}. "
-        f"Runs that did not train and that preflight gave a chance below a half: {unseen or 'none'}. Everything was taken back bit for bit in "
+        f"Runs that did not train and that preflight gave a chance below a half: {unseen or 'none'}. "
+        "Everything was taken back bit for bit in "
         f"{'all of them' if start['taken_back'] else 'not all of them'}.",
         "",
         f"On the two sets of development runs the first finding is right in {development}.",
