@@ -49,6 +49,10 @@ class Archived:
     def save(self, path: str | Path) -> None:
         """Write the result to ``path``.json and its arrays to ``path``.npz.
 
+        Args:
+            path: Without an ending, or with either of the two; folders that are missing are made. Files there are
+                replaced.
+
         Raises:
             TypeError: A field holds something that has no place in either file.
         """
@@ -57,6 +61,12 @@ class Archived:
     @classmethod
     def load(cls, path: str | Path) -> Self:
         """Read what :meth:`save` wrote.
+
+        Args:
+            path: As it was given to :meth:`save`.
+
+        Returns:
+            An object of this class, with all tensors on the CPU.
 
         Raises:
             FileNotFoundError: One of the two files is not there.
@@ -68,6 +78,12 @@ class Archived:
 
 def save(result: Any, path: str | Path) -> None:
     """Write ``result``, a frozen dataclass of this package, to ``path``.json and its arrays to ``path``.npz.
+
+    Args:
+        result: Fields may be numbers, words, tensors, arrays, other such dataclasses, and tuples, lists and
+            dictionaries of these.
+        path: Without an ending, or with either of the two; folders that are missing are made. Files there are replaced,
+            each in one step.
 
     Raises:
         TypeError: A field holds something that has no place in either file.
@@ -98,6 +114,10 @@ def save(result: Any, path: str | Path) -> None:
 
 def load(path: str | Path, cls: type[T]) -> T:
     """Read the result of type ``cls`` that :func:`save` wrote to ``path``.
+
+    Args:
+        path: As it was given to :func:`save`.
+        cls: The type that is expected; a result of a class derived from it is taken too.
 
     Raises:
         FileNotFoundError: One of the two files is not there.

@@ -79,7 +79,16 @@ def num_samples(batch: Any) -> int:
 
 
 def map_tensors(batch: Any, apply: Callable[[Tensor], Tensor]) -> Any:
-    """The batch with ``apply`` done to every tensor, its structure and types kept."""
+    """The batch with ``apply`` done to every tensor, its structure and types kept.
+
+    Args:
+        batch: Tensors, mappings, tuples, lists, dataclasses and packed sequences, nested in any way.
+        apply: Called once for each tensor; it must keep the number of samples.
+
+    Example:
+        >>> map_tensors({"x": torch.ones(2), "name": "a"}, lambda t: 2 * t)
+        {'x': tensor([2., 2.]), 'name': 'a'}
+    """
 
     def of_leaf(leaf: Leaf) -> Leaf:
         if isinstance(leaf, Tensor):
@@ -117,6 +126,13 @@ def split(batch: Any, num_parts: int) -> list[Any]:
     Tensors whose leading dimension is the number of samples are cut; everything else goes whole into each
     piece.
 
+    Args:
+        batch: Its first tensor says how many samples there are, see :func:`num_samples`.
+        num_parts: From 1 to the number of samples.
+
+    Returns:
+        Batches of the same type, in order, views of the memory of the whole.
+
     Raises:
         ValueError: The batch has fewer samples than ``num_parts``.
 
@@ -137,6 +153,9 @@ def join(batches: Sequence[Any]) -> Any:
 
     Tensors whose leading dimension is the number of samples are concatenated, lists of one entry per sample too; of
     everything else the first is taken.
+
+    Args:
+        batches: All of one structure, at least one.
 
     Raises:
         ValueError: Tensors of one place differ in more than their leading dimension.
@@ -194,6 +213,11 @@ def take(batch: Any, num_taken: int) -> Any:
 def rows(batch: Any, start: int, stop: int) -> Any:
     """The samples of a batch from ``start`` up to ``stop``, not copied.
 
+    Args:
+        batch: Of any type that this module knows.
+        start: First sample, from 0.
+        stop: The sample after the last.
+
     Example:
         >>> rows(torch.arange(5), 1, 3).tolist()
         [1, 2]
@@ -204,6 +228,10 @@ def rows(batch: Any, start: int, stop: int) -> Any:
 def thin(batch: Any, every: int) -> Any:
     """Every ``every``-th sample of a batch, the first one included.
 
+    Args:
+        batch: Of any type that this module knows.
+        every: The distance between two samples that are kept, 1 for all.
+
     Example:
         >>> thin(torch.arange(5), 2).tolist()
         [0, 2, 4]
@@ -213,6 +241,10 @@ def thin(batch: Any, every: int) -> Any:
 
 def portion(batch: Any, share: float) -> Any:
     """A share of the samples of a batch, evenly spaced, at least one; all of them at 1.
+
+    Args:
+        batch: Of any type that this module knows.
+        share: Of the samples; the number kept is rounded.
 
     Raises:
         ValueError: The share is not within (0, 1].
@@ -254,6 +286,9 @@ class BatchKind:
     Attributes:
         by_rows: Whether samples are the entries along the leading dimension.
 
+    Raises:
+        TypeError: ``num_samples`` or ``split`` is no function.
+
     Example:
         >>> packed = torch.arange(6)[None]  # two sequences of three tokens in one row
         >>> kind = BatchKind(lambda batch: batch.shape[1] // 3, lambda batch, parts: list(batch.tensor_split(parts, 1)))
@@ -282,6 +317,10 @@ class BatchKind:
     def cut(self, batch: Any, num_parts: int) -> list[Any]:
         """A batch in ``num_parts`` pieces, or as many as ``split`` makes of it.
 
+        Args:
+            batch: Of this kind.
+            num_parts: What ``split`` is asked for; it may make more or fewer.
+
         Raises:
             TypeError: Batches are counted by a function, and nothing says how they are cut.
             ValueError: Fewer samples than parts, or a ``split`` that loses some.
@@ -299,7 +338,15 @@ class BatchKind:
         return split(batch, num_parts)
 
     def first(self, batch: Any, num_taken: int) -> Any:
-        """About the first ``num_taken`` samples; of a type with a ``split`` of its own the first part of that size."""
+        """About the first ``num_taken`` samples; of a type with a ``split`` of its own the first part of that size.
+
+        Args:
+            batch: Of this kind.
+            num_taken: How many; a batch that holds fewer is copied whole.
+
+        Raises:
+            TypeError: Batches are counted by a function, and nothing says how they are cut.
+        """
         if self._split is not None:
             return self.cut(batch, max(self.count(batch) // num_taken, 1))[0]
         if num_taken >= self.count(batch):
@@ -320,7 +367,12 @@ class BatchKind:
 
 
 def to_device(batch: Any, device: torch.device | str) -> Any:
-    """The batch with every tensor on ``device``, and every other object that has a ``to`` of its own."""
+    """The batch with every tensor on ``device``, and every other object that has a ``to`` of its own.
+
+    Args:
+        batch: Of any type that this module knows.
+        device: Where to. Copies to a GPU are queued and not waited for.
+    """
 
     def moved(item: Any) -> Any:
         return item.to(device) if callable(getattr(item, "to", None)) else item
@@ -333,6 +385,10 @@ def to_device(batch: Any, device: torch.device | str) -> Any:
 def to_dtype(batch: Any, dtype: torch.dtype) -> Any:
     """The batch with every floating tensor in ``dtype``; integers such as labels and tokens stay.
 
+    Args:
+        batch: Of any type that this module knows.
+        dtype: A floating type, that of the model's weights.
+
     Example:
         >>> [t.dtype for t in to_dtype((torch.ones(2), torch.tensor([0, 1])), torch.float64)]
         [torch.float64, torch.int64]
@@ -341,7 +397,12 @@ def to_dtype(batch: Any, dtype: torch.dtype) -> Any:
 
 
 class Cast:
-    """Batches whose floating tensors are cast as they are read."""
+    """Batches whose floating tensors are cast as they are read.
+
+    Args:
+        batches: Read anew in every pass.
+        dtype: Of floating tensors; integers stay.
+    """
 
     def __init__(self, batches: Iterable[Any], dtype: torch.dtype) -> None:
         self.batches, self.dtype = batches, dtype

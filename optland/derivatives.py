@@ -49,7 +49,23 @@ def derivative(
     create_graph: bool = False,
     retain_graph: bool | None = None,
 ) -> list[Tensor]:
-    """Vector-Jacobian product by ``autograd.grad``, dense; zeros for inputs that the outputs do not depend on."""
+    """Vector-Jacobian product by ``autograd.grad``, dense; zeros for inputs that the outputs do not depend on.
+
+    Args:
+        outputs: Scalars, or tensors of any shape together with ``grad_outputs``.
+        inputs: Tensors with ``requires_grad`` that the graph was recorded for.
+        grad_outputs: The vector of the product, in the shapes of ``outputs``; ones for scalars.
+        create_graph: Record a graph of the result too, for second derivatives.
+        retain_graph: Keep the graph for another product; by default as ``create_graph``.
+
+    Returns:
+        One strided tensor for each input, in its shape and type.
+
+    Example:
+        >>> x = torch.tensor([1.0, 2.0], requires_grad=True)
+        >>> derivative((x**2).sum(), [x, torch.ones(1, requires_grad=True)])
+        [tensor([2., 4.]), tensor([0.])]
+    """
     found = torch.autograd.grad(
         outputs,
         list(inputs),
@@ -63,7 +79,21 @@ def derivative(
 
 
 def with_weights(model: nn.Module, weights: dict[str, Tensor], evaluate: Callable[[], T]) -> T:
-    """``evaluate()`` while these tensors stand in the model for its parameters of these names."""
+    """``evaluate()`` while these tensors stand in the model for its parameters of these names.
+
+    Args:
+        model: Its own parameters are not written to.
+        weights: By the names of ``model.named_parameters()``; parameters that are not named stay.
+        evaluate: Runs anything that uses the model, several forward passes or a loss of the user's included.
+
+    Returns:
+        What ``evaluate`` returned; a graph recorded in it leads to the tensors of ``weights``.
+
+    Example:
+        >>> model = nn.Linear(1, 1, bias=False)
+        >>> with_weights(model, {"weight": torch.tensor([[3.0]])}, lambda: model(torch.ones(1))).tolist()
+        [3.0]
+    """
     named = {f"model.{name}": w for name, w in weights.items()}
     result: T = functional_call(_Carrier(model), named, (evaluate,))
     return result
@@ -81,7 +111,14 @@ class _Carrier(nn.Module):
 
 
 def graph_of(*outputs: Tensor) -> Iterator[torch.autograd.graph.Node]:
-    """Every node behind the outputs, once."""
+    """Every node behind the outputs, once.
+
+    Args:
+        *outputs: Tensors with a graph; those without have no nodes.
+
+    Yields:
+        Nodes of ``torch.autograd``, parents after a child of theirs; the leaves' own nodes that add to ``.grad`` too.
+    """
     seen: set[torch.autograd.graph.Node] = set()
     waiting = [t.grad_fn for t in outputs]
     while waiting:
@@ -127,6 +164,14 @@ class Leaves:
 
     A loss that reads parameters itself and not through the model (a penalty on ``list(model.parameters())``) has two
     ways to one that is stood in for, and its derivative is the sum of both.
+
+    Args:
+        params: The parameters.
+        standing: What stands in the model for a parameter, by the ``id`` of that parameter.
+
+    Attributes:
+        params: The parameters, as given.
+        tensors: For each parameter what the model computes with: what stands for it, or itself.
     """
 
     def __init__(self, params: Vector, standing: Mapping[int, Tensor]) -> None:
@@ -144,7 +189,14 @@ class Leaves:
         create_graph: bool = False,
         retain_graph: bool | None = None,
     ) -> list[Tensor]:
-        """Vector-Jacobian product, dense, one tensor for each parameter; zeros where nothing depends on it."""
+        """Vector-Jacobian product, dense, one tensor for each parameter; zeros where nothing depends on it.
+
+        Args:
+            outputs: As for :func:`derivative`, and so are the others.
+            grad_outputs: The vector of the product.
+            create_graph: Record a graph of the result too.
+            retain_graph: Keep the graph for another product.
+        """
         found = self.used(outputs, grad_outputs, create_graph=create_graph, retain_graph=retain_graph)
         return [torch.zeros_like(p) if t is None else t for t, p in zip(found, self.params, strict=True)]
 
@@ -156,7 +208,17 @@ class Leaves:
         create_graph: bool = False,
         retain_graph: bool | None = None,
     ) -> list[Tensor | None]:
-        """The same, and None where nothing depends on a parameter."""
+        """The same, and None where nothing depends on a parameter.
+
+        Args:
+            outputs: As for :func:`derivative`, and so are the others.
+            grad_outputs: The vector of the product.
+            create_graph: Record a graph of the result too.
+            retain_graph: Keep the graph for another product.
+
+        Returns:
+            One entry for each parameter: the product summed over both of its ways into the loss, or None.
+        """
         found = torch.autograd.grad(
             outputs,
             [*self.tensors, *(self.params[i] for i in self._twice)],
@@ -180,6 +242,13 @@ def gradient(subject: Subject, loss: Tensor, again: Callable[[], Tensor]) -> lis
         subject: Its weights, and the notes in which ``backward`` then says why.
         loss: With its graph, which is consumed.
         again: Makes the loss and its graph once more.
+
+    Returns:
+        One dense tensor for each parameter; zeros where the loss does not depend on it. ``.grad`` is as it was.
+
+    Raises:
+        RuntimeError: Neither way works (what ``autograd.grad`` said is raised), or ``backward()`` is needed and would
+            run hooks on a parameter.
     """
     notes = subject.notes
     examine(subject, loss, again)
@@ -204,6 +273,11 @@ def examine(subject: Subject, loss: Tensor, again: Callable[[], Tensor]) -> None
 
     A backward written by hand may run a backward of its own inside: it refuses ``autograd.grad``, or adds to ``.grad``
     and returns nothing. A graph without one is only walked; one that has it is differentiated once or twice more.
+
+    Args:
+        subject: Its notes keep the answer for each mode, so that only one graph in each is asked.
+        loss: With its graph, which is kept.
+        again: Makes the loss and its graph once more, for the pass that is differentiated by ``backward()``.
     """
     notes = subject.notes
     if notes.backward or subject.mode in notes.tried or notes.standing is None or notes.replaced:
@@ -216,6 +290,11 @@ def examine(subject: Subject, loss: Tensor, again: Callable[[], Tensor]) -> None
 
 def require_grad(subject: Subject, loss: Tensor, again: Callable[[], Tensor]) -> None:
     """Ask the first graph of a mode whether second derivatives of it can be computed at all.
+
+    Args:
+        subject: As for :func:`examine`, and so are the others.
+        loss: With its graph, which is kept.
+        again: Makes the loss and its graph once more.
 
     Raises:
         RuntimeError: It holds a backward pass of its own.
@@ -267,6 +346,13 @@ def _by_backward(subject: Subject, loss: Tensor) -> list[Tensor]:
 
 def sharded_gradient(subject: Subject, loss: Tensor) -> list[Tensor]:
     """The gradient of FSDP2's own backward pass: the mean of what each process has; ``.grad`` is not touched.
+
+    Args:
+        subject: An objective on a model that FSDP2 shards.
+        loss: Of this process's part of the batch, with its graph, which is consumed.
+
+    Returns:
+        One ``DTensor`` for each parameter; this process holds its shard.
 
     Raises:
         RuntimeError: The backward pass left the gradients unreduced.

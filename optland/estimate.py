@@ -77,11 +77,19 @@ class Estimate(Archived):
         return math.isfinite(self.value)
 
     def with_note(self, note: str) -> Estimate:
-        """The same estimate with a sentence added."""
+        """The same estimate with a sentence added.
+
+        Args:
+            note: Put after what is there already.
+        """
         return replace(self, note=f"{self.note} {note}".strip())
 
     def to_dict(self) -> dict[str, Any]:
-        """A JSON-ready dictionary of all fields."""
+        """A JSON-ready dictionary of all fields.
+
+        Returns:
+            The fields by name; ``provenance`` is a dictionary of its own. NaN stays NaN.
+        """
         provenance = {name: getattr(self.provenance, name) for name in Provenance.__slots__}
         own = {name: getattr(self, name) for name in self.__slots__ if name != "provenance"}
         return {**own, "provenance": provenance}

@@ -34,6 +34,12 @@ _KINDS = ({(torch.float32, torch.strided, True)}, {(torch.float64, torch.strided
 def length(x: Tensor) -> Tensor:
     """Euclidean length of a tensor on the CPU, 0-d in float64; see the module docstring.
 
+    Args:
+        x: A tensor without a graph to record. In float32 from 8192 numbers on by rows of 1024, else in float64 at once.
+
+    Returns:
+        A 0-d float64 tensor. Where a square may have left the range of float32, all is taken again in float64.
+
     Example:
         >>> length(torch.full((3, 4096), 2.0)).item() == 2.0 * (3 * 4096) ** 0.5
         True
@@ -58,7 +64,12 @@ def _checked(found: Tensor, flat: Tensor) -> Tensor:
 
 
 def lie_together(tensors: Sequence[Tensor]) -> bool:
-    """Whether all of these are plain tensors of one type, float32 or float64, on the CPU."""
+    """Whether all of these are plain tensors of one type, float32 or float64, on the CPU.
+
+    Args:
+        tensors: Those of one list; a subclass of ``Tensor`` other than ``nn.Parameter`` is not plain. None of an empty
+            list.
+    """
     return _PLAIN.issuperset(map(type, tensors)) and set(map(_KIND, tensors)) in _KINDS
 
 
@@ -67,6 +78,9 @@ class FlatCopies:
 
     For plain tensors of one type on the CPU; of these the small ones lie together, and large ones are cloned. It is
     used where no graph is recorded.
+
+    Attributes:
+        held: Whether there are copies in it that :meth:`release` has not given back.
 
     Example:
         >>> copies = FlatCopies()
@@ -88,7 +102,14 @@ class FlatCopies:
         """Whether there are copies in it."""
 
     def take(self, tensors: Sequence[Tensor]) -> list[Tensor] | None:
-        """A copy of each, of use until :meth:`release`; None where they cannot lie together."""
+        """A copy of each, of use until :meth:`release`; None where they cannot lie together.
+
+        Args:
+            tensors: Of the shapes of the last call the room is used again; of others new room is made.
+
+        Returns:
+            Views of one piece of memory for those below :data:`LARGE` coordinates, clones of the others.
+        """
         if self.held or not self._lays_out(tensors):
             return None
         self._fill(tensors)
@@ -101,7 +122,11 @@ class FlatCopies:
         return copies
 
     def norm(self, tensors: Sequence[Tensor]) -> Tensor | None:
-        """Their Euclidean length together, 0-d in float32 or better; None where they cannot lie together."""
+        """Their Euclidean length together, 0-d in float32 or better; None where they cannot lie together.
+
+        Returns:
+            In the type of the tensors. None too while copies are held, since both use the same memory.
+        """
         if self.held or not self._lays_out(tensors):
             return None
         self._fill(tensors)

@@ -16,6 +16,9 @@ def mean_or_pair(loss: Any) -> Tensor | tuple[Tensor, Any]:
         loss: What ``loss_fn`` returned. Of a mapping or an object, such as the ``ModelOutput`` of transformers, its
             ``loss`` is the mean.
 
+    Returns:
+        A scalar tensor, the mean; or the pair of a tensor and a number, the sum over a batch and its count.
+
     Raises:
         TypeError: It is neither.
 
@@ -67,6 +70,21 @@ def _shape(item: Any) -> str:
 
 
 def mean_of(loss: Any) -> Tensor:
-    """The mean loss of one batch, whichever way it is returned."""
+    """The mean loss of one batch, whichever way it is returned.
+
+    Args:
+        loss: What ``loss_fn`` returned, as for :func:`mean_or_pair`.
+
+    Returns:
+        A scalar tensor with its graph.
+
+    Raises:
+        TypeError: It is neither a loss, nor a pair, nor does it hold a ``loss``.
+
+    Example:
+        >>> import torch
+        >>> mean_of((torch.tensor(6.0), 3))
+        tensor(2.)
+    """
     found = mean_or_pair(loss)
     return found if isinstance(found, Tensor) else found[0] / found[1]

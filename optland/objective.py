@@ -248,6 +248,9 @@ class Objective:
         train mode may draw other masks in another precision. Tensors that ``loss_fn`` holds itself are not
         cast: let it cast them to the type of the outputs.
 
+        Returns:
+            An objective of its own, on the same data and with the same cost meter.
+
         Raises:
             ValueError: ``dtype`` is not a real floating type, or the model cannot be copied.
 
@@ -328,6 +331,9 @@ class Objective:
         Args:
             work: Goes through :attr:`own_batches`; a failure in it is one on all processes.
 
+        Returns:
+            The sums, not divided, and the count of all batches; of several processes over all of them.
+
         Raises:
             ValueError: The count of all batches is 0.
             RuntimeError: ``work`` failed, on whichever of several processes; or the model is sharded.
@@ -382,6 +388,10 @@ class Objective:
         Args:
             batch: The batch.
             loss_fn: Stands in for the objective's own.
+
+        Raises:
+            TypeError: ``loss_fn`` returned neither a tensor, a pair nor a mapping with a loss.
+            ValueError: The loss is no scalar, is complex, or has no graph while gradients are on.
         """
         loss = mean_or_pair((loss_fn or self.loss_fn)(self.model, batch))
         if isinstance(loss, Tensor):
@@ -451,6 +461,12 @@ class Objective:
         """L at ``point`` (default: current weights), summed in float64.
 
         Cost: a third of a GE per sample.
+
+        Args:
+            point: Other weights, in the order and shapes of :attr:`params`.
+
+        Raises:
+            ValueError: The count of all batches is 0.
         """
 
         def added() -> tuple[list[Tensor], list[float]]:
@@ -484,6 +500,9 @@ class Objective:
         Returns:
             The mean loss over all samples and its gradient, as a list in the same order; 1 gradient evaluation per
             sample.
+
+        Raises:
+            ValueError: The count of all batches is 0, or the loss has no graph.
         """
 
         def added() -> tuple[list[Tensor], list[float]]:

@@ -23,7 +23,11 @@ _RESTARTS = "TORCHELASTIC_RESTART_COUNT"
 
 
 def asked() -> int:
-    """How many processes a launcher says that it has started; 1 without one."""
+    """How many processes a launcher says that it has started; 1 without one.
+
+    Returns:
+        ``WORLD_SIZE`` of the environment; what is no number counts as 1.
+    """
     told = os.environ.get("WORLD_SIZE", "1")
     return int(told) if told.isdigit() else 1
 
@@ -91,7 +95,14 @@ def dismiss() -> None:
 
 
 def gathered(value: T) -> list[T]:
-    """The values of all processes, in the order of their ranks; they are pickled."""
+    """The values of all processes, in the order of their ranks; they are pickled.
+
+    Args:
+        value: Of this process; of a type that all of them can import.
+
+    Returns:
+        A list of :func:`size` values; ``[value]`` in one alone.
+    """
     if size() == 1:
         return [value]
     held: list[Any] = [None] * size()
@@ -100,7 +111,15 @@ def gathered(value: T) -> list[T]:
 
 
 def maximum(values: Sequence[float]) -> list[float]:
-    """The largest of each number over the processes; one transfer of few bytes."""
+    """The largest of each number over the processes; one transfer of few bytes.
+
+    Args:
+        values: As many in every process.
+
+    Example:
+        >>> maximum([0.5, 2.0])  # one process alone
+        [0.5, 2.0]
+    """
     if size() == 1:
         return list(values)
     both = torch.tensor(values, dtype=torch.float64)
@@ -114,6 +133,9 @@ def from_first(work: Callable[[], T]) -> T:
 
     Args:
         work: Called in the first process alone.
+
+    Returns:
+        What ``work`` returned in the first process, pickled for the others.
 
     Raises:
         SystemExit: In the others, where it failed in the first, with the exit code that it will end with. There the

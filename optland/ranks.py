@@ -37,14 +37,26 @@ class Ranks:
         return self.replicas is None or bool(self.replicas.require_backward_grad_sync)
 
     def total(self, values: Sequence[float | Tensor], device: torch.device) -> list[float]:
-        """The sum of each value over all processes, in float64."""
+        """The sum of each value over all processes, in float64.
+
+        Args:
+            values: As many on every process. Tensors are scalars; numbers and tensors may be mixed.
+            device: Where the processes meet, one that their backend can use.
+
+        Returns:
+            One number for each value, the same on every process; one transfer and one host synchronisation for all.
+        """
         wide = torch.float64
         at_hand = [v.detach() if isinstance(v, Tensor) else torch.tensor(v, dtype=wide) for v in values]
         summed = self.added(torch.stack([v.to(device, wide) for v in at_hand]))
         return [float(v) for v in summed.tolist()]
 
     def added(self, values: Tensor) -> Tensor:
-        """The tensor, overwritten with its sum over all processes."""
+        """The tensor, overwritten with its sum over all processes.
+
+        Args:
+            values: Of the same shape and type on every process. The result is bit-identical on all of them.
+        """
         for group in self.groups:
             torch.distributed.all_reduce(values, group=group)
         return values
@@ -54,19 +66,44 @@ class Ranks:
         return nullcontext() if self.replicas is None else self.replicas.no_sync()
 
     def planned(self, here: float, parts: int) -> float:
-        """A count to divide by before the whole is known: this rank's own, where its gradients stay here."""
+        """A count to divide by before the whole is known: this rank's own, where its gradients stay here.
+
+        Args:
+            here: Samples that this process has counted.
+            parts: Pieces that the pass is cut into.
+
+        Returns:
+            ``here`` times the number of processes, where gradients stay on this rank until they are summed. Where FSDP2
+            averages in every backward pass the number of parts, since each part's mean is averaged there already.
+        """
         return here * self.size if self.replicas is not None else float(parts)
 
     def any(self, here: bool, device: torch.device) -> bool:
-        """Whether a flag is true in any of the processes."""
+        """Whether a flag is true in any of the processes.
+
+        Args:
+            here: The flag of this process.
+            device: Where the processes meet.
+        """
         return self.total([float(here)], device)[0] > 0
 
     def union(self, names: Iterable[str]) -> set[str]:
-        """The names that any of the processes has."""
+        """The names that any of the processes has.
+
+        Args:
+            names: Of this process; they may differ from those of the others.
+        """
         return {name for held in self.gathered(sorted(names)) for name in held}
 
     def gathered(self, value: Any) -> list[Any]:
-        """The values of all processes, in the order of their ranks."""
+        """The values of all processes, in the order of their ranks.
+
+        Args:
+            value: Pickled, so small and of types that every process can import.
+
+        Returns:
+            A list of ``size`` values, the same on every process.
+        """
         held = [value]
         for group in self.groups:
             lists: list[Any] = [None] * torch.distributed.get_world_size(group)
@@ -84,6 +121,10 @@ class Ranks:
         Args:
             work: What each process does on its own; no communication in it where weights are not sharded.
             like: Tensors of which the first says on which device the processes meet.
+
+        Returns:
+            The tensors in their shapes and the numbers in float64, the same on every process; neither is divided by a
+            count.
 
         Raises:
             RuntimeError: It failed on one of them.
@@ -109,6 +150,9 @@ class Ranks:
         Args:
             work: What each process does on its own, as for :meth:`sums`.
             like: Likewise.
+
+        Returns:
+            A tensor of all rows, (k_0 + k_1 + ..., ...), and the list of their numbers; k may differ between processes.
 
         Raises:
             RuntimeError: It failed on one of them.
@@ -136,7 +180,15 @@ class Ranks:
 
 
 def ranks_of(model: nn.Module) -> Ranks | None:
-    """The processes that train a model together; None for one alone."""
+    """The processes that train a model together; None for one alone.
+
+    Args:
+        model: Wrapped by DDP or by FSDP2's ``fully_shard`` itself, or with a module inside that is.
+
+    Returns:
+        None too where the group is of one process, or where no wrapper averages gradients: processes that only happen
+        to share a launcher do not train one model.
+    """
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return None
     from torch.distributed.fsdp import (

@@ -40,6 +40,9 @@ def holm(p_values: Sequence[float]) -> list[float]:
     Args:
         p_values: Those of the single tests, in any order.
 
+    Returns:
+        One for each, in the order given; at most 1.
+
     Raises:
         ValueError: One is not between 0 and 1.
 
@@ -62,6 +65,14 @@ def slope_t(values: Sequence[float], level: float = 0.05) -> tuple[float, float,
     A series without noise has t = ±inf, and 0 where it is constant; ``scipy.stats.linregress`` says neither, and this
     test runs inside steps.
 
+    Args:
+        values: At least three, evenly spaced; their errors independent of each other.
+        level: Of the one-sided test: how often a series without a trend has a t below the bound.
+
+    Returns:
+        The slope per index, its t, and the ``level``-quantile of Student's t with n - 2 degrees of freedom, which is
+        negative.
+
     Example:
         >>> slope, t, bound = slope_t([3.0, 2.1, 0.9, 0.0, -1.1, -2.0])
         >>> round(slope, 2), t < bound
@@ -78,7 +89,21 @@ def slope_t(values: Sequence[float], level: float = 0.05) -> tuple[float, float,
 
 
 def mean_interval(values: Sequence[float], level: float = 0.05) -> tuple[float, float]:
-    """Mean and half width of its confidence interval; batch means over sqrt(n) blocks account for correlation."""
+    """Mean and half width of its confidence interval; batch means over sqrt(n) blocks account for correlation.
+
+    Args:
+        values: At least two, in the order in which they were measured.
+        level: One minus the coverage: 0.05 for an interval that holds the mean in 95 % of cases.
+
+    Returns:
+        The mean of all values, and the half width: Student's quantile times the standard error of the block means.
+        Values after the last whole block are in the mean only.
+
+    Example:
+        >>> mean, half = mean_interval([1.0, 3.0])  # two blocks of one: the quantile 12.706 times 1
+        >>> round(mean, 3), round(half, 3)
+        (2.0, 12.706)
+    """
     size = max(math.isqrt(len(values)), 1)
     blocks = [values[k : k + size] for k in range(0, len(values) - size + 1, size)]
     means = [math.fsum(block) / size for block in blocks]
@@ -90,6 +115,10 @@ def step_noise(values: Sequence[float]) -> float:
     """Standard deviation of one value of a series that drifts: 1.4826 med |x_k - x_{k-1}| / sqrt(2).
 
     A slope hardly touches it, and a single jump not at all.
+
+    Args:
+        values: At least two, in order. The factor 1.4826 makes the standard deviation of normal values of their median
+            absolute deviation; a difference of two values has twice the variance of one.
 
     Example:
         >>> round(step_noise([0.0, 1.0, 0.0, 1.0, 50.0]), 3)
@@ -107,6 +136,9 @@ def trend_z(value: float, past: Sequence[float], least: float, recent: int = 16)
         past: The series before it.
         least: The smallest unit.
         recent: Values that the median is taken over.
+
+    Returns:
+        Positive above the median. ``least`` keeps a series that hardly moves from making every value an outlier.
 
     Example:
         >>> round(trend_z(10.0, [-0.1 * k for k in range(40)], least=0.5), 2)

@@ -58,6 +58,9 @@ def no_graph(function: Callable[_Given, _Result]) -> Callable[_Given, _Result]:
 def dense(x: Vector) -> list[Tensor]:
     """The entries with every coordinate stored; gradients of ``nn.Embedding(sparse=True)`` come without the zeros.
 
+    Returns:
+        The same tensors where they are strided already, so it costs nothing then.
+
     Example:
         >>> dense([torch.tensor([0.0, 2.0]).to_sparse()])[0].tolist()
         [0.0, 2.0]
@@ -151,6 +154,16 @@ def _is_uniform(x: Vector) -> bool:
 def dot(x: Vector, y: Vector) -> Tensor:
     """Inner product <x, y>, a 0-d tensor on the device of the first entry (no host synchronisation).
 
+    Args:
+        x: Its entries may be of other types and devices than those of ``y``, which are multiplied in a wider type.
+        y: As many tensors, in the same shapes.
+
+    Returns:
+        In float64 where an entry is, else in float32; 0 for two empty vectors.
+
+    Raises:
+        ValueError: One has more tensors than the other.
+
     Example:
         >>> float(dot([torch.ones(2), torch.ones(1)], [torch.ones(2), 3 * torch.ones(1)]))
         5.0
@@ -174,6 +187,9 @@ def dot(x: Vector, y: Vector) -> Tensor:
 @no_graph
 def norm(x: Vector) -> Tensor:
     """Euclidean norm ||x||_2, a 0-d tensor on the device of the first entry.
+
+    Returns:
+        In float64 where an entry is, else in float32; 0 for an empty vector, NaN where an entry is NaN.
 
     Example:
         >>> float(norm([torch.tensor([3.0]), torch.tensor([4.0])]))
@@ -199,7 +215,11 @@ def norm(x: Vector) -> Tensor:
 
 
 def accumulator(like: Vector) -> list[Tensor]:
-    """Zeros in the shapes of ``like``, in the type that sums accumulate in (see the module's first lines)."""
+    """Zeros in the shapes of ``like``, in the type that sums accumulate in (see the module's first lines).
+
+    Returns:
+        float64 tensors for float64 entries, float32 ones for all others.
+    """
     return [torch.zeros_like(t, dtype=_wide_type(t)) for t in like]
 
 
@@ -217,7 +237,12 @@ _foreach_clone = getattr(torch, "_foreach_clone", None)
 
 @no_graph
 def copy_(target: Vector, source: Vector) -> None:
-    """Overwrite ``target`` with ``source`` bit for bit, keeping the storage of ``target``."""
+    """Overwrite ``target`` with ``source`` bit for bit, keeping the storage of ``target``.
+
+    Args:
+        target: Tensors that are written to, in place.
+        source: One tensor for each, in the same shapes.
+    """
     if not target:
         return
     if _is_sharded(target):  # the fused copy has no sharding rule for DTensor
@@ -229,7 +254,13 @@ def copy_(target: Vector, source: Vector) -> None:
 
 @no_graph
 def axpy_(alpha: float | Tensor, x: Vector, y: Vector) -> None:
-    """In place y <- y + alpha x; a tensor ``alpha`` stays on its device."""
+    """In place y <- y + alpha x; a tensor ``alpha`` stays on its device.
+
+    Args:
+        alpha: A number, or a 0-d tensor, which costs no host synchronisation.
+        x: In the shapes of ``y``.
+        y: Written to, in place.
+    """
     if not y:
         return
     if isinstance(alpha, Tensor) and _is_uniform(x):
@@ -244,6 +275,14 @@ def axpy_(alpha: float | Tensor, x: Vector, y: Vector) -> None:
 @no_graph
 def add(x: Vector, alpha: float | Tensor | Sequence[float], y: Vector) -> list[Tensor]:
     """A new vector x + alpha y, alpha one number or one for each entry; a tensor ``alpha`` stays on its device.
+
+    Args:
+        x: Not written to.
+        alpha: One number, a 0-d tensor, or a number for each entry.
+        y: In the shapes of ``x``.
+
+    Returns:
+        Tensors in new memory, in the types that PyTorch's promotion gives.
 
     Example:
         >>> [t.tolist() for t in add([torch.ones(2)], -0.5, [torch.ones(2)])]
@@ -262,7 +301,16 @@ def add(x: Vector, alpha: float | Tensor | Sequence[float], y: Vector) -> list[T
 
 @no_graph
 def scaled(alpha: float | Tensor, x: Vector) -> list[Tensor]:
-    """A new vector alpha x."""
+    """A new vector alpha x.
+
+    Args:
+        alpha: A number, or a 0-d tensor, whose wider type the result then has.
+        x: Not written to.
+
+    Example:
+        >>> scaled(2.0, [torch.ones(2), torch.zeros(1)])
+        [tensor([2., 2.]), tensor([0.])]
+    """
     if x and _is_uniform(x) and not (isinstance(alpha, Tensor) and alpha.dtype != x[0].dtype):
         return list(torch._foreach_mul(list(x), alpha))
     return [t * alpha for t in x]
@@ -276,7 +324,19 @@ def subtract(x: Vector, y: Vector) -> list[Tensor]:
 
 @no_graph
 def combine(weights: Sequence[float], vectors: Sequence[Vector]) -> list[Tensor]:
-    """A new vector sum_i weights_i vectors_i (a Ritz vector from its basis, for example)."""
+    """A new vector sum_i weights_i vectors_i (a Ritz vector from its basis, for example).
+
+    Args:
+        weights: One for each vector; at least one.
+        vectors: All in the same shapes.
+
+    Raises:
+        ValueError: There are more weights than vectors, or fewer.
+
+    Example:
+        >>> combine([2.0, -1.0], [[torch.ones(2)], [torch.tensor([0.0, 1.0])]])
+        [tensor([2., 1.])]
+    """
     out = scaled(weights[0], vectors[0])
     for weight, vector in zip(weights[1:], vectors[1:], strict=True):
         axpy_(weight, vector, out)
@@ -285,6 +345,11 @@ def combine(weights: Sequence[float], vectors: Sequence[Vector]) -> list[Tensor]
 
 def require_shapes(x: Vector, like: Vector, name: str) -> list[Tensor]:
     """The vector, dense, where it is one of the same parameters.
+
+    Args:
+        x: What the user gave.
+        like: The trainable parameters.
+        name: What the messages call ``x``.
 
     Raises:
         ValueError: The shapes of ``x`` are not those of ``like``; the message calls it ``name``.
@@ -307,6 +372,10 @@ def require_shapes(x: Vector, like: Vector, name: str) -> list[Tensor]:
 def direction_length(x: Vector, name: str) -> float:
     """The norm of a vector that serves as a direction.
 
+    Args:
+        x: The direction; entries may be sparse.
+        name: What the messages call it.
+
     Raises:
         ValueError: It is zero or not finite; the message calls the vector ``name``.
         TypeError: An entry is complex.
@@ -320,12 +389,21 @@ def direction_length(x: Vector, name: str) -> float:
 
 
 def flatten(x: Vector) -> Tensor:
-    """One flat tensor (d,) in the accumulation type, on the device of the first entry; shards are put together."""
+    """One flat tensor (d,) in the accumulation type, on the device of the first entry; shards are put together.
+
+    Example:
+        >>> flatten([torch.ones(1, 2), torch.zeros(())])
+        tensor([1., 1., 0.])
+    """
     return torch.cat([_wide(_whole(t.detach())).reshape(-1).to(x[0].device) for t in x])
 
 
 def unflatten(flat: Tensor, like: Vector) -> list[Tensor]:
     """The flat tensor cut into the shapes, types and devices of ``like``, in new memory.
+
+    Args:
+        flat: (d,), d the number of coordinates of ``like``.
+        like: Tensors that give shapes, types and devices; of ``DTensor`` entries the sharding too.
 
     Example:
         >>> [t.tolist() for t in unflatten(torch.arange(3.0), [torch.zeros(1, 2), torch.zeros(())])]
@@ -357,6 +435,15 @@ def random_unit(like: Vector, seed: int) -> list[Tensor]:
 
     It is drawn on the CPU from its own generator, so the global random state is untouched and the same seed
     gives the same direction on every device.
+
+    Args:
+        like: Usually the parameters.
+        seed: Of the direction; the same on all processes, so that they draw the same one.
+
+    Example:
+        >>> u = random_unit([torch.zeros(3), torch.zeros(2, 2)], seed=0)
+        >>> [tuple(t.shape) for t in u], round(float(norm(u)), 6)
+        ([(3,), (2, 2)], 1.0)
     """
     generator = torch.Generator().manual_seed(seed)
     draws = [torch.randn(t.shape, generator=generator, dtype=torch.float64) for t in like]

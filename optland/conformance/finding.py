@@ -54,7 +54,11 @@ class Finding:
         return self.status in (Status.FAILED, Status.ERROR)
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON; figures that are not finite become None or a word."""
+        """For JSON; figures that are not finite become None or a word.
+
+        Returns:
+            One entry for each field; NaN is None, and an infinity of either sign ``"inf"``.
+        """
         return {
             "check": self.check,
             "kind": self.kind,
@@ -74,6 +78,10 @@ def _plain(value: float) -> float | str | None:
 @dataclass(frozen=True)
 class Report:
     """All findings on one subject.
+
+    Args:
+        subject: Its name.
+        findings: One for each check, in the order of the report.
 
     Example:
         >>> report = Report("mine", (Finding("step", "method", Status.PASSED, 1e-16, 1e-7),))
@@ -97,7 +105,11 @@ class Report:
         return not self.failures
 
     def count(self, kind: str | None = None) -> tuple[int, int]:
-        """(passed, applicable) checks of a kind, or of all kinds."""
+        """(passed, applicable) checks of a kind, or of all kinds.
+
+        Args:
+            kind: A key of :data:`KINDS`; None for all.
+        """
         chosen = [f for f in self.findings if kind in (None, f.kind) and f.status != Status.NOT_APPLICABLE]
         return sum(f.status == Status.PASSED for f in chosen), len(chosen)
 

@@ -39,6 +39,10 @@ def subject_at(path: str, claims: str | None = None) -> Subject:
         path: ``package.module:Name``.
         claims: The method that it claims to be; None takes its name in lower case, or no method.
 
+    Returns:
+        One that is named like the path. Of this package's own methods it is that of
+        :func:`~optland.conformance.ours.ours`.
+
     Raises:
         ValueError: No such path, module or name, no optimizer, one that cannot be built, or an unknown method.
 

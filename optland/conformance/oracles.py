@@ -2,6 +2,10 @@ r"""Slow, literal oracles: each method from the equations of its paper, in float
 
 Nothing of the package is used. An oracle is called with the weights and the gradient as a function of them,
 and returns what the base optimizer receives; its own state (a moving average, a cached gradient) is in it.
+
+The functions that make an oracle take ``o``, the method's parameters in the letters of its paper, and ``scaled``, a
+mask (d,) of the coordinates that an adaptive method scales (all others use it not). Letters that stand for a reading of
+the paper that is left open, such as ``start``, have a default here.
 """
 
 from __future__ import annotations
@@ -21,7 +25,12 @@ Gradient = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Handed:
-    """The gradient that one step hands to the base optimizer, and a correction after the base's step."""
+    """The gradient that one step hands to the base optimizer, and a correction after the base's step.
+
+    Attributes:
+        gradient: (d,).
+        correction: (d,), for methods with a decoupled part; w <- w - lr correction.
+    """
 
     gradient: Tensor
     correction: Tensor | None = None  # w -= lr * correction after the base's step
@@ -32,24 +41,44 @@ Oracle = Callable[[Tensor, Gradient, Tensor], Handed]
 
 
 def unit(g: Tensor) -> Tensor:
-    """The unit vector g / ||g||, and 0 for 0."""
+    """The unit vector g / ||g||, and 0 for 0.
+
+    Example:
+        >>> unit(torch.tensor([3.0, 4.0])), unit(torch.zeros(2))
+        (tensor([0.6000, 0.8000]), tensor([0., 0.]))
+    """
     length = math.sqrt(sum(x * x for x in g.tolist()))
     return g / length if length > 0 else torch.zeros_like(g)
 
 
 def sam(o: Mapping[str, Any], scaled: Tensor) -> Oracle:
-    """Foret et al. 2021: h = grad(w + rho g / ||g||)."""
+    """Foret et al. 2021: h = grad(w + rho g / ||g||).
+
+    Args:
+        o: ``rho``, the radius.
+        scaled: Not used.
+    """
     return lambda w, f, v: Handed(f(w + o["rho"] * unit(f(w))))
 
 
 def usam(o: Mapping[str, Any], scaled: Tensor) -> Oracle:
-    """Andriushchenko & Flammarion 2022: eps = rho (1 - lam + lam / ||g||) g; lam = 0 unless given."""
+    """Andriushchenko & Flammarion 2022: eps = rho (1 - lam + lam / ||g||) g; lam = 0 unless given.
+
+    Args:
+        o: ``rho``, the radius per unit of gradient, and ``lam``, the share of the normalised direction: 1 is SAM.
+        scaled: Not used.
+    """
     lam = o.get("lam", 0.0)
     return lambda w, f, v: Handed(f(w + o["rho"] * ((1 - lam) * f(w) + lam * unit(f(w)))))
 
 
 def asam(o: Mapping[str, Any], scaled: Tensor) -> Oracle:
-    """Kwon et al. 2021: eps = rho T^2 g / ||T g||, T = |w| + eta on the coordinates ``scaled``, else 1."""
+    """Kwon et al. 2021: eps = rho T^2 g / ||T g||, T = |w| + eta on the coordinates ``scaled``, else 1.
+
+    Args:
+        o: ``rho``, a radius relative to the weights, and ``eta``, which keeps a weight of 0 from standing still.
+        scaled: Where T is |w| + eta.
+    """
 
     def step(w: Tensor, f: Gradient, v: Tensor) -> Handed:
         T = torch.where(scaled, w.abs() + o["eta"], torch.ones_like(w))
@@ -59,7 +88,12 @@ def asam(o: Mapping[str, Any], scaled: Tensor) -> Oracle:
 
 
 def gsam(o: Mapping[str, Any], scaled: Tensor) -> Oracle:
-    """Zhuang et al. 2022: h - alpha (g - proj_h g)."""
+    """Zhuang et al. 2022: h - alpha (g - proj_h g).
+
+    Args:
+        o: ``rho``, the radius, and ``alpha``, the weight of the component of g across h.
+        scaled: Not used.
+    """
 
     def step(w: Tensor, f: Gradient, v: Tensor) -> Handed:
         g = f(w)
@@ -70,7 +104,12 @@ def gsam(o: Mapping[str, Any], scaled: Tensor) -> Oracle:
 
 
 def wsam(o: Mapping[str, Any], scaled: Tensor) -> Oracle:
-    """Yue et al. 2023: (1 - a) g + a h with a = gamma / (1 - gamma), or the base with g and then -lr a (h - g)."""
+    """Yue et al. 2023: (1 - a) g + a h with a = gamma / (1 - gamma), or the base with g and then -lr a (h - g).
+
+    Args:
+        o: ``rho``, the radius, ``gamma`` in [0, 1), where 1/2 is SAM and 0 the base, and ``decouple``.
+        scaled: Not used.
+    """
     a = o["gamma"] / (1.0 - o["gamma"])
 
     def step(w: Tensor, f: Gradient, v: Tensor) -> Handed:
@@ -82,7 +121,13 @@ def wsam(o: Mapping[str, Any], scaled: Tensor) -> Oracle:
 
 
 def looksam(o: Mapping[str, Any], scaled: Tensor) -> Oracle:
-    """Liu et al. 2022: every k-th step h, of which g_v = h - proj_g h is kept; else g + alpha ||g|| g_v / ||g_v||."""
+    """Liu et al. 2022: every k-th step h, of which g_v = h - proj_g h is kept; else g + alpha ||g|| g_v / ||g_v||.
+
+    Args:
+        o: ``rho``, the radius, ``k``, the steps from one refresh to the next, and ``alpha``, the weight of what is
+            reused.
+        scaled: Not used.
+    """
     kept: list[Tensor] = []
 
     def step(w: Tensor, f: Gradient, v: Tensor) -> Handed:
@@ -102,6 +147,11 @@ def fsam(o: Mapping[str, Any], scaled: Tensor) -> Oracle:
 
     The paper and its code differ in whether m holds this step's g yet and in where it starts; ``fresh`` and
     ``start`` choose.
+
+    Args:
+        o: ``rho``, the radius, ``sigma``, the share of m that is taken away, ``lam``, the decay of m; and the two
+            readings ``fresh`` (m with this step's g) and ``start`` (``"zero"``, or else the first g).
+        scaled: Not used.
     """
     held: list[Tensor] = []
 
@@ -120,7 +170,13 @@ def fsam(o: Mapping[str, Any], scaled: Tensor) -> Oracle:
 
 
 def vasso(o: Mapping[str, Any], scaled: Tensor) -> Oracle:
-    """Li & Giannakis 2023: eps along m <- (1 - theta) m + theta g, started at 0 or at the first g."""
+    """Li & Giannakis 2023: eps along m <- (1 - theta) m + theta g, started at 0 or at the first g.
+
+    Args:
+        o: ``rho``, the radius, ``theta``, the weight of the new gradient, where 1 is SAM; and ``start`` as in
+            :func:`fsam`.
+        scaled: Not used.
+    """
     held: list[Tensor] = []
 
     def step(w: Tensor, f: Gradient, v: Tensor) -> Handed:
@@ -133,12 +189,22 @@ def vasso(o: Mapping[str, Any], scaled: Tensor) -> Oracle:
 
 
 def msam(o: Mapping[str, Any], scaled: Tensor) -> Oracle:
-    """Becker et al. 2024: the one gradient is taken at w - rho v / ||v||, v the momentum before this step."""
+    """Becker et al. 2024: the one gradient is taken at w - rho v / ||v||, v the momentum before this step.
+
+    Args:
+        o: ``rho``, the radius.
+        scaled: Not used.
+    """
     return lambda w, f, v: Handed(f(w - o["rho"] * unit(v)))
 
 
 def lesam(o: Mapping[str, Any], scaled: Tensor) -> Oracle:
-    """SAM with the radius min(sigma / ||g||, rho): a fixed first-order rise of the loss."""
+    """SAM with the radius min(sigma / ||g||, rho): a fixed first-order rise of the loss.
+
+    Args:
+        o: ``sigma``, the rise in units of the loss, and ``rho``, the largest radius.
+        scaled: Not used.
+    """
 
     def step(w: Tensor, f: Gradient, v: Tensor) -> Handed:
         g = f(w)
@@ -148,7 +214,12 @@ def lesam(o: Mapping[str, Any], scaled: Tensor) -> Oracle:
 
 
 def fisher_sam(o: Mapping[str, Any], scaled: Tensor) -> Oracle:
-    """Kim et al. 2022: eps = rho F^-1 g / sqrt(g' F^-1 g), with F = 1 + eta g^2 on the diagonal."""
+    """Kim et al. 2022: eps = rho F^-1 g / sqrt(g' F^-1 g), with F = 1 + eta g^2 on the diagonal.
+
+    Args:
+        o: ``rho``, the radius in the metric F, and ``eta``, the weight of the squared gradient in it.
+        scaled: Not used.
+    """
 
     def step(w: Tensor, f: Gradient, v: Tensor) -> Handed:
         g = f(w)
@@ -159,7 +230,12 @@ def fisher_sam(o: Mapping[str, Any], scaled: Tensor) -> Oracle:
 
 
 def crsam(o: Mapping[str, Any], scaled: Tensor) -> Oracle:
-    """Wu et al. 2024: h+ + alpha (h+ + h- - 2 g) + beta (h+ - h-), h+- at w +- eps."""
+    """Wu et al. 2024: h+ + alpha (h+ + h- - 2 g) + beta (h+ - h-), h+- at w +- eps.
+
+    Args:
+        o: ``rho``, the radius, ``alpha``, the weight of the second difference, and ``beta``, that of the first.
+        scaled: Not used.
+    """
 
     def step(w: Tensor, f: Gradient, v: Tensor) -> Handed:
         g = f(w)
@@ -170,12 +246,22 @@ def crsam(o: Mapping[str, Any], scaled: Tensor) -> Oracle:
 
 
 def pgn(o: Mapping[str, Any], scaled: Tensor) -> Oracle:
-    """Zhao et al. 2022: (1 - a) g + a h."""
+    """Zhao et al. 2022: (1 - a) g + a h.
+
+    Args:
+        o: ``rho``, the radius, and ``a``, the share of h: 1 is SAM, 0 the base.
+        scaled: Not used.
+    """
     return lambda w, f, v: Handed((1 - o["a"]) * f(w) + o["a"] * f(w + o["rho"] * unit(f(w))))
 
 
 def stable_sam(o: Mapping[str, Any], scaled: Tensor) -> Oracle:
-    """Tan et al. 2025: along h with the length of g."""
+    """Tan et al. 2025: along h with the length of g.
+
+    Args:
+        o: ``rho``, the radius.
+        scaled: Not used.
+    """
 
     def step(w: Tensor, f: Gradient, v: Tensor) -> Handed:
         g = f(w)
@@ -185,7 +271,13 @@ def stable_sam(o: Mapping[str, Any], scaled: Tensor) -> Oracle:
 
 
 def sparse_sam(o: Mapping[str, Any], scaled: Tensor) -> Oracle:
-    """Mi et al. 2022: SAM's eps on the share 1 - s of coordinates with the largest g^2 at the last refresh."""
+    """Mi et al. 2022: SAM's eps on the share 1 - s of coordinates with the largest g^2 at the last refresh.
+
+    Args:
+        o: ``rho``, the radius before the mask, ``sparsity``, the share s that is left out, and ``refresh``, the steps
+            that a mask lasts.
+        scaled: Not used.
+    """
     masks: list[Tensor] = []
 
     def step(w: Tensor, f: Gradient, v: Tensor) -> Handed:
@@ -203,7 +295,12 @@ def sparse_sam(o: Mapping[str, Any], scaled: Tensor) -> Oracle:
 
 
 def adam_sam(o: Mapping[str, Any], scaled: Tensor) -> Oracle:
-    """Singh et al. 2025: eps along g / (sqrt(v-hat) + delta), with AdamW's second moment before this step."""
+    """Singh et al. 2025: eps along g / (sqrt(v-hat) + delta), with AdamW's second moment before this step.
+
+    Args:
+        o: ``rho``, the radius, and ``delta``, added to the root of the second moment.
+        scaled: Not used.
+    """
     received: list[Tensor] = []
 
     def step(w: Tensor, f: Gradient, v: Tensor) -> Handed:
@@ -219,7 +316,12 @@ def adam_sam(o: Mapping[str, Any], scaled: Tensor) -> Oracle:
 
 
 def eigensam(o: Mapping[str, Any], scaled: Tensor) -> Oracle:
-    """Luo et al. 2024, where the top eigenvector v is along (1, ..., 1): eps along ghat + alpha sign(ghat'v) v_perp."""
+    """Luo et al. 2024, where the top eigenvector v is along (1, ..., 1): eps along ghat + alpha sign(ghat'v) v_perp.
+
+    Args:
+        o: ``rho``, the radius, and ``alpha``, the weight of the top eigenvector's part across g.
+        scaled: Not used.
+    """
 
     def step(w: Tensor, f: Gradient, v: Tensor) -> Handed:
         g = unit(f(w))
@@ -239,7 +341,25 @@ ORACLES: dict[str, Callable[[Mapping[str, Any], Tensor], Oracle]] = {
 def sgd(
     w: Tensor, f: Gradient, method: Oracle, steps: int, lr: float, momentum: float = 0.0, decay: float = 0.0
 ) -> list[Tensor]:
-    """Heavy-ball SGD around a method: the weights after each step."""
+    """Heavy-ball SGD around a method: the weights after each step.
+
+    Args:
+        w: Start (d,) in float64.
+        f: The gradient at a point.
+        method: What each step hands over; its state goes on from one step to the next.
+        steps: How many.
+        lr: Learning rate.
+        momentum: v <- momentum v + d, without dampening; v is d in the first step, as in PyTorch.
+        decay: L2 penalty: decay w is added to what the method hands over.
+
+    Returns:
+        ``steps`` tensors (d,).
+
+    Example:
+        >>> plain = lambda w, f, v: Handed(f(w))
+        >>> sgd(torch.ones(1), lambda w: w, plain, 2, lr=0.5)
+        [tensor([0.5000]), tensor([0.2500])]
+    """
     v, path = torch.zeros_like(w), []
     for t in range(steps):
         handed = method(w, f, v)
@@ -253,7 +373,19 @@ def sgd(
 
 
 def adamw(w: Tensor, f: Gradient, method: Oracle, steps: int, lr: float, decay: float) -> list[Tensor]:
-    """AdamW (Loshchilov & Hutter 2019) with betas (0.9, 0.999) around a method: the weights after each step."""
+    """AdamW (Loshchilov & Hutter 2019) with betas (0.9, 0.999) around a method: the weights after each step.
+
+    Args:
+        w: Start (d,) in float64.
+        f: The gradient at a point.
+        method: What each step hands over; its state goes on from one step to the next.
+        steps: How many.
+        lr: Learning rate.
+        decay: Decoupled: w is multiplied by 1 - lr decay before the move.
+
+    Returns:
+        ``steps`` tensors (d,).
+    """
     m, s, path = torch.zeros_like(w), torch.zeros_like(w), []
     for t in range(1, steps + 1):
         handed = method(w, f, m)

@@ -57,6 +57,10 @@ def ours(form: Literal["closure", "phase"] = "closure") -> list[Subject]:
     Args:
         form: How they are driven; ``"phase"`` is a backward pass at each of ``passes()``, and ``step()``.
 
+    Returns:
+        One for each, in the registry's order, with the claim's options at values where every term of the method is
+        seen.
+
     Example:
         >>> sorted(subject.name for subject in ours())[:2]
         ['adam_sam', 'asam']

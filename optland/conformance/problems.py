@@ -26,12 +26,22 @@ __all__ = [
 
 
 def total(outputs: Tensor, target: Tensor) -> Tensor:
-    """The loss is the model's output."""
+    """The loss is the model's output.
+
+    Args:
+        outputs: Of any shape.
+        target: Not used.
+    """
     return outputs.sum()
 
 
 def cross_entropy(outputs: Tensor, target: Tensor) -> Tensor:
-    """Mean cross entropy of the batch."""
+    """Mean cross entropy of the batch.
+
+    Args:
+        outputs: Logits (n, classes).
+        target: Classes (n,).
+    """
     return nn.functional.cross_entropy(outputs, target)
 
 
@@ -63,16 +73,33 @@ class Problem:
         self.parts: list[slice] = [slice(None)]
 
     def judge(self, outputs: Tensor, target: Tensor) -> Tensor:
-        """The loss of these outputs; the weights are written down."""
+        """The loss of these outputs; the weights are written down.
+
+        Args:
+            outputs: Of the model, for a part of the batch.
+            target: The same part of ``y``.
+
+        Returns:
+            The mean loss times ``scale``, a scalar with its graph.
+        """
         self.points.append(self.flat())
         return self.criterion(outputs, target) * self.scale
 
     def loss(self, part: slice = slice(None)) -> Tensor:
-        """The mean loss of a part of the batch."""
+        """The mean loss of a part of the batch.
+
+        Args:
+            part: Samples of the batch.
+        """
         return self.judge(self.model(self.x[part]), self.y[part])
 
     def backward(self, transform: Callable[[Tensor], Tensor] = lambda loss: loss) -> Tensor:
-        """Add the gradient of the batch to ``.grad`` and return the loss, both as ``transform`` leaves them."""
+        """Add the gradient of the batch to ``.grad`` and return the loss, both as ``transform`` leaves them.
+
+        Args:
+            transform: What is done to each part's loss before its backward pass; ``scaler.scale`` under a
+                ``GradScaler``.
+        """
         losses = []
         for part in self.parts:
             loss = transform(self.loss(part) * (len(self.x[part]) / len(self.x)))
@@ -89,7 +116,14 @@ class Problem:
         return [p.detach().clone() for p in self.model.parameters()]
 
     def gradient(self, w: Tensor) -> Tensor:
-        """The gradient at ``w`` in float64, taken on a copy by autograd; with dropout or batch norm, not defined."""
+        """The gradient at ``w`` in float64, taken on a copy by autograd; with dropout or batch norm, not defined.
+
+        Args:
+            w: Weights (d,), in the order of ``model.parameters()``.
+
+        Returns:
+            (d,) in float64; :attr:`points` does not grow.
+        """
         values, offset = {}, 0
         for name, p in self.model.named_parameters():
             values[name] = w[offset : offset + p.numel()].reshape(p.shape).detach().requires_grad_()
@@ -110,7 +144,14 @@ class Problem:
 
 
 class Quadratic(nn.Module):
-    """The function w'Hw/2 over two tensors, (2, n/4) and the rest, so that norms for each tensor are seen."""
+    r"""The function w'Hw/2 over two tensors, (2, n/4) and the rest, so that norms for each tensor are seen.
+
+    .. math:: f(w) = \tfrac12 w^\top H w, \qquad \nabla f(w) = H w
+
+    Args:
+        H: Symmetric (d, d).
+        w: Start (d,), cut into a matrix of two rows and a vector.
+    """
 
     H: Tensor
 
@@ -128,7 +169,11 @@ class Quadratic(nn.Module):
 
 
 class Slope(nn.Module):
-    """The function c'w, whose gradient is c everywhere, so that every SAM step is a step of the base optimizer."""
+    """The function c'w, whose gradient is c everywhere, so that every SAM step is a step of the base optimizer.
+
+    Args:
+        dtype: Of weights and slope; d is 7.
+    """
 
     c: Tensor
 
@@ -144,7 +189,12 @@ class Slope(nn.Module):
 
 
 class Product(nn.Module):
-    """The function (w1 w2 - 1)^2, which does not see (c w1, w2 / c)."""
+    """The function (w1 w2 - 1)^2, which does not see (c w1, w2 / c).
+
+    Args:
+        c: The rescaling: the start is (1.5 c, 0.4 / c), at which f is 0.16 for every c.
+        dtype: Of the weights.
+    """
 
     def __init__(self, c: float, dtype: torch.dtype) -> None:
         super().__init__()
@@ -157,7 +207,12 @@ class Product(nn.Module):
 
 
 class Switch(nn.Module):
-    """A parameter that is used in every second evaluation only, the odd or the even ones."""
+    """A parameter that is used in every second evaluation only, the odd or the even ones.
+
+    Args:
+        used_in: 0 for the first, third, ... evaluation, 1 for the second, fourth, ...
+        dtype: Of the weights.
+    """
 
     def __init__(self, used_in: int, dtype: torch.dtype) -> None:
         super().__init__()
@@ -179,18 +234,38 @@ def _random(*shape: int, seed: int) -> Tensor:
 
 
 def coupled_quadratic(dtype: torch.dtype, d: int = 7) -> Problem:
-    """The quadratic w'Hw/2 with a full H, of eigenvalues up to about 3."""
+    """The quadratic w'Hw/2 with a full H, of eigenvalues up to about 3.
+
+    Args:
+        dtype: Of weights and H.
+        d: Number of weights; 7 are one matrix (2, 2) and a vector of 3.
+    """
     A = _random(d, d, seed=0)
     return on(Quadratic((A @ A.T / d).to(dtype), _random(d, seed=1).to(dtype)), dtype)
 
 
 def on(model: nn.Module, dtype: torch.dtype, scale: float = 1.0) -> Problem:
-    """The problem of a model that is its own loss."""
+    """The problem of a model that is its own loss.
+
+    Args:
+        model: Takes one number and returns the loss times it.
+        dtype: Of that number, 1.
+        scale: Constant factor of the loss.
+    """
     return Problem(model, torch.ones(1, dtype=dtype), torch.ones(1, dtype=dtype), total, scale)
 
 
 def network(dtype: torch.dtype, *layers: Any, inputs: int = 4) -> Problem:
-    """A small net on twelve samples of three classes; ``layers`` go between its two linear maps."""
+    """A small net on twelve samples of three classes; ``layers`` go between its two linear maps.
+
+    Args:
+        dtype: Of weights and inputs.
+        *layers: Modules that take and give (n, 8).
+        inputs: Features of each sample.
+
+    Returns:
+        The same net and data at every call; the random state of the caller is left alone.
+    """
     with torch.random.fork_rng():
         torch.manual_seed(1)
         model = nn.Sequential(nn.Linear(inputs, 8), *layers, nn.Tanh(), nn.Linear(8, 3)).to(dtype)

@@ -39,6 +39,10 @@ class Base:
 
     Calling it makes an instance; packages that take a class and options take :attr:`cls` and :attr:`options`.
 
+    Args:
+        name: Which one.
+        options: Keyword arguments of its constructor.
+
     Example:
         >>> type(Base("sgd", {"lr": 0.1})([nn.Parameter(torch.ones(1))])).__name__
         'SGD'
@@ -73,7 +77,15 @@ class Drive:
     """Whether ``step`` takes a closure."""
 
     def closure(self, optimizer: Any, problem: Problem) -> Callable[..., Tensor]:
-        """The closure that is passed to ``step``."""
+        """The closure that is passed to ``step``.
+
+        Args:
+            optimizer: Zeroed in it first.
+            problem: Its loss is evaluated and differentiated once per call.
+
+        Returns:
+            A function without arguments that returns the loss, with the gradient in ``.grad``.
+        """
 
         def closure() -> Tensor:
             optimizer.zero_grad()
@@ -82,10 +94,20 @@ class Drive:
         return closure
 
     def prepare(self, optimizer: Any, problem: Problem) -> None:
-        """The caller's part before ``step``."""
+        """The caller's part before ``step``.
+
+        Args:
+            optimizer: Under test.
+            problem: The loss.
+        """
 
     def step(self, optimizer: Any, problem: Problem) -> Any:
-        """Make one update; return what the optimizer's ``step`` returned."""
+        """Make one update; return what the optimizer's ``step`` returned.
+
+        Args:
+            optimizer: Under test.
+            problem: The loss.
+        """
         self.prepare(optimizer, problem)
         return optimizer.step(self.closure(optimizer, problem))
 

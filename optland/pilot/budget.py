@@ -35,6 +35,12 @@ class Budget:
         fraction: Share f of the training cost that probes may add, for example 0.05.
         weights: Probes in use, with their weights.
 
+    Attributes:
+        train_ge: Gradient evaluations of training so far, T.
+        shares: Part s_p of the whole of each probe in use; they sum to 1.
+        spent: Gradient evaluations of each probe so far, also of those no longer in use, and of ``loss_fn``.
+        advances: A_p of each probe, fixed when it declares its first finite cost.
+
     Raises:
         ValueError: ``fraction`` is negative or above 1, or a weight is not positive.
 
@@ -64,7 +70,14 @@ class Budget:
         self.use(weights or {})
 
     def use(self, weights: Mapping[str, float]) -> None:
-        """Divide the budget among these probes."""
+        """Divide the budget among these probes.
+
+        Args:
+            weights: Of each probe in use, relative to one another; what others have spent stays spent.
+
+        Raises:
+            ValueError: A weight is not above 0.
+        """
         if any(not weight > 0 for weight in weights.values()):
             raise ValueError(f"probe weights {dict(weights)} must all be above 0")
         total = sum(weights.values())
@@ -84,7 +97,14 @@ class Budget:
         return sum(self.advances.values()) + self.elsewhere
 
     def allowance(self, probe: str) -> float:
-        """The most that ``probe`` may have spent in total by now."""
+        """The most that ``probe`` may have spent in total by now.
+
+        Args:
+            probe: Its name.
+
+        Returns:
+            Gradient evaluations; 0 for a probe that is not in use, or where the budget is 0.
+        """
         share, f = self.shares.get(probe, 0.0), self.fraction
         ahead = min(
             self.advances.get(probe, 0.0), SPREAD * share * self.train_ge, EARLY * f * share * self.whole
@@ -97,17 +117,37 @@ class Budget:
         return sum(ge for name, ge in self.spent.items() if name not in self.shares)
 
     def affords(self, probe: str, declared_ge: float, *, ahead: int = 1) -> bool:
-        """Whether a probe that declares this cost fits now; ``ahead`` runs of its first cost are its advance."""
+        """Whether a probe that declares this cost fits now; ``ahead`` runs of its first cost are its advance.
+
+        Args:
+            probe: Its name.
+            declared_ge: The most that a run of it may cost now; infinite never fits.
+            ahead: Runs that may come before the share of training has grown to them.
+        """
         if probe not in self.advances and declared_ge < float("inf"):
             self.advances[probe] = ahead * declared_ge
         return self.spent.get(probe, 0.0) + declared_ge <= self.allowance(probe)
 
     def spend(self, probe: str, ge: float) -> None:
-        """Count the real cost of a probe that ran."""
+        """Count the real cost of a probe that ran.
+
+        Args:
+            probe: Its name, or that of anything else that costs passes, which then comes out of the parts of all.
+            ge: Gradient evaluations, as they were counted and not as declared.
+        """
         self.spent[probe] = self.spent.get(probe, 0.0) + ge
 
     def interval(self, probe: str, declared_ge: float, update_ge: float) -> float:
-        """Updates between two runs of the probe that the budget allows, at this cost of an update."""
+        """Updates between two runs of the probe that the budget allows, at this cost of an update.
+
+        Args:
+            probe: Its name.
+            declared_ge: Cost of a run of it.
+            update_ge: Training cost of an update, samples times evaluations.
+
+        Returns:
+            A real number; infinite where it has no part of the budget.
+        """
         rate = self.fraction * self.shares.get(probe, 0.0) * update_ge
         return declared_ge / rate if rate > 0 else float("inf")
 

@@ -30,6 +30,12 @@ Outcome = tuple[bool, str, dict[str, float]]
 def by_name(policies: Sequence[str | Policy]) -> list[Policy]:
     """Policy objects out of names and objects.
 
+    Args:
+        policies: Keys of :data:`~optland.pilot.policies.POLICIES`, or objects, in any mixture.
+
+    Returns:
+        In the same order; objects as they were given, names with their defaults.
+
     Raises:
         ValueError: A string in place of a list, or an unknown name.
     """
@@ -84,6 +90,12 @@ class Controls:
         history: What they read.
         act: Whether decisions are carried out; else they are only made.
 
+    Attributes:
+        readers: A view of the history for each policy.
+        reads: Signals that any of them reads.
+        turns: What any of them sets.
+        cool: Says whether something may grow again after a rewind.
+
     Raises:
         ValueError: Two policies set the same thing.
     """
@@ -123,6 +135,13 @@ class Controls:
     def begin(self, facts: HostFacts, step: int) -> list[Decision]:
         """Tell the policies of the run, hold what they turn against the host, and carry out what they ask for at once.
 
+        Args:
+            facts: What is known of the run.
+            step: The update at which that is, for the record.
+
+        Returns:
+            The decisions on what was asked for at once; caps that hold nothing back are in force and not among them.
+
         Raises:
             ValueError: Two policies set the same thing, or there is something that cannot be turned by anybody.
             TypeError: This host cannot turn something.
@@ -159,18 +178,45 @@ class Controls:
                 )
 
     def ask(self, *, before: bool) -> list[tuple[Policy, Proposal]]:
-        """The proposals of the policies now, before an update or after it."""
+        """The proposals of the policies now, before an update or after it.
+
+        Args:
+            before: Ask those that turn ``skip`` or ``rewind``, with the gradient there and not used; else all others.
+
+        Returns:
+            Pairs of a policy and one of its proposals, in the order of the policies; nothing has been carried out.
+
+        Raises:
+            ValueError: A policy asks for what it has not declared.
+        """
         found = [(policy, asked) for policy, reader in self._asked[before] for asked in policy.decide(reader)]
         for policy, proposal in found:
             _check_declared(policy, proposal)
         return found
 
     def cap(self, name: str) -> float:
-        """The least cap in force."""
+        """The least cap in force.
+
+        Args:
+            name: ``lr`` or ``lr_factor``.
+
+        Returns:
+            Infinite where nobody caps it.
+        """
         return min(self.caps.get(name, {}).values(), default=math.inf)
 
     def settle(self, policy: Policy, proposal: Proposal, step: int) -> Decision | None:
-        """Carry out a proposal within its bounds, and say what was done; None for a cap that holds nothing back yet."""
+        """Carry out a proposal within its bounds, and say what was done; None for a cap that holds nothing back yet.
+
+        Args:
+            policy: Whose proposal it is; it is told of the decision, unless that is about a cap.
+            proposal: What it asks for.
+            step: The update, for the record.
+
+        Returns:
+            The decision, with ``taken`` false where nothing was turned: in shadow mode, by a host that cannot, after a
+            rewind.
+        """
         name, old = proposal.actuator, self._present(proposal)
         if proposal.cap:
             return self._settle_cap(policy, proposal, step)
@@ -214,7 +260,12 @@ class Controls:
         return math.nan if found is None else found
 
     def rewound(self, decision: Decision, step: int) -> None:
-        """A rewind was made: every policy is told, and nothing grows for a while."""
+        """A rewind was made: every policy is told, and nothing grows for a while.
+
+        Args:
+            decision: On the rewind; nothing is held back where it was not carried out.
+            step: The update at which it was made.
+        """
         if decision.taken:
             self.cool.start(step)
         for policy in self.policies:

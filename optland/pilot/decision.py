@@ -52,6 +52,10 @@ class Turned:
     def within(self, old: float, new: float) -> float:
         """``new`` inside the bounds; what is not finite leaves the old value.
 
+        Args:
+            old: The present value; growth is bounded where it is above 0.
+            new: The value asked for.
+
         Example:
             >>> TURNED["lr_factor"].within(0.1, 5.0), TURNED["lr_factor"].within(1.0, 1e-9)
             (0.2, 0.0001)

@@ -24,6 +24,9 @@ def escape(host: Host, earlier: Sequence[Any], budget: Budget, seed: int) -> Out
         earlier: Batches that have to certify the curvature as negative.
         budget: What it is booked under.
         seed: Of the random part of the search.
+
+    Returns:
+        Whether the weights were moved; the reason in words; the curvature found and the loss after the move.
     """
     if not earlier:
         return False, "no earlier batch can certify it yet", {}

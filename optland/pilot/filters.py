@@ -18,6 +18,9 @@ class LogEMA:
     Args:
         beta: Weight of the past, in [0, 1); 0.9 averages about the last ten valid samples.
 
+    Raises:
+        ValueError: ``beta`` is outside [0, 1).
+
     Example:
         >>> ema = LogEMA(0.9)
         >>> for _ in range(3):
@@ -68,6 +71,9 @@ class RatioEMA:
     Args:
         beta: Weight of the past, in [0, 1).
 
+    Raises:
+        ValueError: ``beta`` is outside [0, 1).
+
     Example:
         >>> noise = RatioEMA(0.8)
         >>> noise.update(200.0, 1.0, scale=2.0)
@@ -92,7 +98,15 @@ class RatioEMA:
         scale: float = 1.0,
         errors: tuple[float, float] = (math.nan, math.nan),
     ) -> None:
-        """Take in one pair, both members and their errors divided by ``scale``; what is not finite is left out."""
+        """Take in one pair, both members and their errors divided by ``scale``; what is not finite is left out.
+
+        Args:
+            numerator: In its own unit.
+            denominator: In its own unit; may be negative.
+            scale: What both are divided by, above 0.
+            errors: Standard errors of numerator and denominator; NaN where unknown, and then those of the averages are
+                too.
+        """
         if not (
             math.isfinite(numerator) and math.isfinite(denominator) and math.isfinite(scale) and scale > 0
         ):
@@ -167,6 +181,9 @@ class Mean:
     Args:
         beta: Weight of the past, in [0, 1); None gives every sample the same weight.
 
+    Raises:
+        ValueError: ``beta`` is outside [0, 1).
+
     Example:
         >>> mean = Mean()
         >>> for x in (1.0, 2.0, math.nan, 6.0):
@@ -183,7 +200,12 @@ class Mean:
         self._weight = 0.0
 
     def update(self, x: float, weight: float = 1.0) -> None:
-        """Take in one sample, which stands for ``weight`` of them; one that is not finite is left out."""
+        """Take in one sample, which stands for ``weight`` of them; one that is not finite is left out.
+
+        Args:
+            x: The sample.
+            weight: How many samples it stands for, such as the updates since the last measurement.
+        """
         if not math.isfinite(x):
             return
         keep = 1.0 if self.beta is None else self.beta**weight

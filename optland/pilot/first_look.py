@@ -24,6 +24,12 @@ APART = 1.5
 def scalar(loss: Any) -> float | Tensor:
     """The loss of an update as it was given.
 
+    Args:
+        loss: A number, or a tensor of one entry.
+
+    Returns:
+        A 0-d tensor without a graph, which nobody waits for, or a float.
+
     Raises:
         TypeError: It is no single number.
     """
@@ -42,6 +48,13 @@ def try_loss_fn(host: Host, budget: Budget, given: float, seed: int) -> None:
     """Evaluate ``loss_fn`` once where the loop did, and hold the loss that was given against it; a forward pass.
 
     Of a step whose first pass is over a part of the batch, the loss may be that of the part.
+
+    Args:
+        host: Its batch is that of the first update, which has been made; its weights before it are used where they are
+            kept.
+        budget: What the pass is booked under, as ``loss_fn``.
+        given: The loss that the loop gave, of this rank.
+        seed: Of dropout masks.
 
     Raises:
         TypeError: It cannot be evaluated on the batch.

@@ -48,6 +48,8 @@ class RewindGuard:
         slack: Share of the first loss that noise may take; 0.05.
         errors: Standard errors of the averages that noise may take; 5, since b is the least of many averages.
         ceiling: Multiple of the first loss that is trouble at once; 3.
+        first: L_ref, the first finite loss; NaN before it.
+        best: b, the least average so far; infinite before the first.
     """
 
     beta: float = 0.9
@@ -69,7 +71,15 @@ class RewindGuard:
         return self._sum / self._weight if self._weight else math.nan
 
     def observe(self, loss: float) -> str | None:
-        """Take in the loss of a step; returns None, or the trouble in words."""
+        """Take in the loss of a step; returns None, or the trouble in words.
+
+        Args:
+            loss: The mean loss of the step's batch.
+
+        Returns:
+            A sentence with the figures, for the record. From the average there is none in the first seven losses; from
+            a loss that is not finite or above the ceiling there may be.
+        """
         if not math.isfinite(loss):
             return f"the loss is {loss}"
         if math.isnan(self.first):
@@ -104,7 +114,11 @@ class RewindGuard:
         return math.sqrt((1 - self.beta) / (1 + self.beta) * (1 + forgotten) / (1 - forgotten))
 
     def mark(self) -> dict[str, float]:
-        """The loss record that belongs to a snapshot of the weights."""
+        """The loss record that belongs to a snapshot of the weights.
+
+        Returns:
+            Plain numbers for :meth:`rewind`; the recent losses, which only tell the noise, are not in it.
+        """
         return {
             "best": self.best,
             "best_error": self._best_error,
@@ -114,7 +128,11 @@ class RewindGuard:
         }
 
     def rewind(self, mark: dict[str, float]) -> None:
-        """Go back to the loss record of a snapshot; the first loss stays."""
+        """Go back to the loss record of a snapshot; the first loss stays.
+
+        Args:
+            mark: As :meth:`mark` gave it when the snapshot was taken.
+        """
         self.best, self._best_error, self._sum = mark["best"], mark["best_error"], mark["sum"]
         self._weight, self._count = mark["weight"], int(mark["count"])
 
@@ -142,6 +160,10 @@ class CollapseGuard:
         trivial: Share of the first loss above which nothing has been learnt; 0.9.
         learnt: Share of the first loss below which a matrix may rest, since nothing is left to learn; 0.01.
         patience: Updates in a row that must say so; 10, since one batch may miss a layer by chance.
+        first: The loss of the first update whose loss and gradients were finite.
+        largest: Largest gradient norm so far.
+        votes: Updates in a row in which all of the gradient had vanished.
+        alive: Weight matrices that have had a gradient.
     """
 
     vanished: float = 1e-3
@@ -156,7 +178,15 @@ class CollapseGuard:
     alive: set[str] = field(default_factory=set, init=False)
 
     def observe(self, loss: float, norms: Mapping[str, float]) -> str | None:
-        """Take in the loss and the gradient's norm in each weight matrix; returns None, or the trouble in words."""
+        """Take in the loss and the gradient's norm in each weight matrix; returns None, or the trouble in words.
+
+        Args:
+            loss: The mean loss of the step's batch.
+            norms: Euclidean norm of the gradient of each weight matrix, by name.
+
+        Returns:
+            A sentence with the figures, for the record, after ``patience`` updates in a row.
+        """
         norm = math.hypot(*norms.values())
         if not norms or not (math.isfinite(loss) and math.isfinite(norm)):
             return None
@@ -213,6 +243,7 @@ class CoolDown:
 
     Attributes:
         steps: Length of the while; 20.
+        until: Last update of the while; 0 before any rewind.
     """
 
     steps: int = 20
@@ -223,7 +254,19 @@ class CoolDown:
         self.until = step + self.steps
 
     def allows(self, step: int, old: float, new: float) -> bool:
-        """Whether a change from ``old`` to ``new`` may be made at ``step``; a reduction always may."""
+        """Whether a change from ``old`` to ``new`` may be made at ``step``; a reduction always may.
+
+        Args:
+            step: The present update.
+            old: The present value.
+            new: The value asked for.
+
+        Example:
+            >>> cool = CoolDown()
+            >>> cool.start(100)
+            >>> cool.allows(110, 1.0, 2.0), cool.allows(110, 1.0, 0.5), cool.allows(121, 1.0, 2.0)
+            (False, True, True)
+        """
         return new <= old or step > self.until
 
 
@@ -235,6 +278,12 @@ class ClipWatch:
         window: Norms that are looked at; 16.
         many: How many of them have to be equal, and the largest; 12.
         rtol: Relative difference up to which two count as equal; 1e-4: clipping divides by the norm plus 1e-6.
+        norms: The last ones.
+
+    Example:
+        >>> watch = ClipWatch()
+        >>> [watch.observe(min(norm, 1.0)) for norm in (1.5, 0.8, *[2.0] * 12)][-1]
+        1.0
     """
 
     window: int = 16
@@ -243,7 +292,11 @@ class ClipWatch:
     norms: list[float] = field(default_factory=list, init=False)
 
     def observe(self, norm: float) -> float | None:
-        """Take in a norm; returns what the gradients are clipped to, None where they are not."""
+        """Take in a norm; returns what the gradients are clipped to, None where they are not.
+
+        Args:
+            norm: Of all gradients of an update, as the optimizer sees them; one that is not finite is left out.
+        """
         if not math.isfinite(norm):
             return None
         norms = self.norms = [*self.norms, norm][-self.window :]

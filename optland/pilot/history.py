@@ -56,7 +56,11 @@ class History:
         return Reader(self)
 
     def forget(self, names: Iterable[str]) -> None:
-        """Let go of measurements that say nothing of the present weights."""
+        """Let go of measurements that say nothing of the present weights.
+
+        Args:
+            names: Names of signals; those that are not there are no error.
+        """
         for name in names:
             self._last.pop(name, None)
 
@@ -72,7 +76,11 @@ class History:
 
 
 class Reader:
-    """The history as one policy sees it."""
+    """The history as one policy sees it.
+
+    Args:
+        history: Shared with the other policies; only what was seen is this reader's own.
+    """
 
     def __init__(self, history: History) -> None:
         self._history = history

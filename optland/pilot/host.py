@@ -326,7 +326,13 @@ class Host:
         return self.rate / peak if peak > 0 else 0.0
 
     def hold_rate(self, optimizer: Optimizer, rate: float, largest: float) -> None:
-        """Give the groups of one optimizer ``rate`` times their share of the user's ``largest``, until released."""
+        """Give the groups of one optimizer ``rate`` times their share of the user's ``largest``, until released.
+
+        Args:
+            optimizer: One of :attr:`inner`.
+            rate: That of the group whose rate is ``largest``.
+            largest: The largest rate over the groups of all optimizers; of 0 every group gets ``rate``.
+        """
         i = self.index(optimizer)
         self._held[i] = [
             lr.clone() if isinstance(lr := g["lr"], Tensor) else lr for g in optimizer.param_groups
@@ -488,6 +494,9 @@ class Host:
         """The weights before the update and the realised move, for every trainable parameter of the model in its order.
 
         None where the weights were not copied. A parameter that no optimizer holds has not moved.
+
+        Returns:
+            Two lists in the shapes of those parameters, w_before and w_after - w_before.
         """
         if not self.before:
             return None

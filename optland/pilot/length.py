@@ -46,7 +46,14 @@ class Lengths:
 
     @vectors.no_graph
     def measure(self, before: WeightsBefore) -> tuple[Number, Number]:
-        """Relative speed R and |d| / |w| of the update, with the weights left alone."""
+        """Relative speed R and |d| / |w| of the update, with the weights left alone.
+
+        Args:
+            before: The weights before the update, which has been made.
+
+        Returns:
+            Numbers where the weights live on the CPU, else tensors beside them; R counts weight matrices only.
+        """
         if (here := self._here(before.moves)) is not None:
             for moves in before.moves:
                 moves.forget()

@@ -44,7 +44,17 @@ def innermost_of(optimizer: Optimizer) -> Optimizer:
 
 
 def why_not_linear(optimizer: Optimizer) -> str | None:
-    """Why the move of this optimizer is not linear in the learning rate; None where it is, or has to be tried."""
+    """Why the move of this optimizer is not linear in the learning rate; None where it is, or has to be tried.
+
+    Args:
+        optimizer: Wrappers of this package are looked through.
+
+    Example:
+        >>> why_not_linear(torch.optim.SGD([torch.zeros(1)], lr=0.1)) is None
+        True
+        >>> why_not_linear(torch.optim.LBFGS([torch.zeros(1)]))
+        'its step is a line search'
+    """
     base = innermost_of(optimizer)
     name = type(base).__name__
     if name in NOT_LINEAR:

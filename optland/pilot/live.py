@@ -45,7 +45,12 @@ class Live:
         self._next = FIRST[0]
 
     def begin(self, groups: Sequence[Mapping[str, Any]], total_steps: int | None) -> None:
-        """Facts of the run, before its first update."""
+        """Facts of the run, before its first update.
+
+        Args:
+            groups: Parameter groups of the optimizers; of momentum, decay and rate the largest is taken.
+            total_steps: Updates of the whole run; None where it is unknown.
+        """
         held = [p for group in groups for p in group["params"]]
         facts = self.histories.facts
         facts |= facts_of_weights(self.host.model, held)
@@ -83,7 +88,13 @@ class Live:
         self.histories.put(step, row)
 
     def measured(self, step: int, loss: float | None, signals: Iterable[Signal]) -> None:
-        """What an update brought: its loss, once it is on the host, and what probes measured."""
+        """What an update brought: its loss, once it is on the host, and what probes measured.
+
+        Args:
+            step: The update.
+            loss: Its loss; None where it has not come to the host. With a watch it is the watch that has the losses.
+            signals: Those that are not valid are left out.
+        """
         row = {s.name: s.value for s in signals if s.valid}
         if loss is not None and self.watch is None:
             row["train/loss"] = loss
@@ -98,7 +109,15 @@ class Live:
         return {name: values[-1] for name, values in kept.items() if values} | self.spread.row()
 
     def told(self, batch: Any, loss: Any) -> AbstractContextManager[None]:
-        """Tell the watch of an update; what happens inside are the pilot's own passes, at which it does not look."""
+        """Tell the watch of an update; what happens inside are the pilot's own passes, at which it does not look.
+
+        Args:
+            batch: Of the update.
+            loss: Of the update.
+
+        Returns:
+            A context for the pilot's part of ``after_step``.
+        """
         if self.watch is None:
             return nullcontext()
         self.watch.after_step(batch, loss)
@@ -109,7 +128,15 @@ class Live:
         return diagnose(self.histories)
 
     def news(self, step: int, signals: Iterable[Signal]) -> list[Finding]:
-        """Take in what probes measured; findings that were not said yet, where it is time to look."""
+        """Take in what probes measured; findings that were not said yet, where it is time to look.
+
+        Args:
+            step: The update.
+            signals: Measured in it.
+
+        Returns:
+            Findings of a confidence of at least 0.6; one that went away and came back is said again.
+        """
         self.measured(step, None, signals)
         if step < self._next:
             return []

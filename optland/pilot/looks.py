@@ -79,13 +79,28 @@ class Looks:
         self.seconds = 0.0
 
     def is_due(self, probe: Probe, step: int) -> bool:
-        """Whether it runs at ``step``: often enough apart, and its declared cost fits the budget."""
+        """Whether it runs at ``step``: often enough apart, and its declared cost fits the budget.
+
+        Args:
+            probe: One of those in use.
+            step: The update.
+
+        Returns:
+            False too before the size of a batch is known, on which its cost depends.
+        """
         if step - self.last.get(probe.name, -probe.every) < probe.every or not self.host.knows_batch_size:
             return False
         return self.budget.affords(probe.name, probe.cost(self.host), ahead=probe.ahead)
 
     def plan(self, step: int) -> list[float]:
-        """Choose the probes that run at ``step``; 1 for each that does, 0 for each that does not."""
+        """Choose the probes that run at ``step``; 1 for each that does, 0 for each that does not.
+
+        Args:
+            step: The update that is about to be made.
+
+        Returns:
+            One number for each probe in use, to send to the other ranks; empty where there are none.
+        """
         if not self.probes:
             self.due = []
             return []
@@ -93,7 +108,11 @@ class Looks:
         return [float(p in self.due) for p in self.probes]
 
     def told(self, chosen: Sequence[float]) -> None:
-        """Take over what rank 0 has chosen."""
+        """Take over what rank 0 has chosen.
+
+        Args:
+            chosen: What :meth:`plan` gave on rank 0, for the same probes in the same order.
+        """
         if chosen or self.probes:
             self.due = [p for p, due in zip(self.probes, chosen, strict=True) if due]
 
@@ -109,7 +128,12 @@ class Looks:
         return any(self.ranks.measures(joint=p.joint) for p in reading)
 
     def run(self) -> list[Signal]:
-        """Run the probes that are due, and return what they measured."""
+        """Run the probes that are due, and return what they measured.
+
+        Returns:
+            Signals of all that ran, in the order of the probes. One that skipped this batch costs nothing and is due
+            again at the next update.
+        """
         if not self.probes:
             self.due = []
             return []

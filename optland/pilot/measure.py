@@ -104,6 +104,9 @@ def norms(tensors: Sequence[Tensor], *, simple: bool = False) -> Tensor:
     Args:
         tensors: The tensors.
         simple: They are known to share type, device and layout.
+
+    Returns:
+        A vector of as many numbers as tensors; empty for none.
     """
     if not tensors:
         return torch.zeros(0)
@@ -208,7 +211,11 @@ class WeightsBefore:
 
     @vectors.no_graph
     def take(self, params: list[Tensor]) -> None:
-        """Copy these weights; may be called for one optimizer after another, and again after a closure that raised."""
+        """Copy these weights; may be called for one optimizer after another, and again after a closure that raised.
+
+        Args:
+            params: Trained parameters of one optimizer.
+        """
         if not params:
             return
         for block in self._blocks:
@@ -244,7 +251,11 @@ class WeightsBefore:
         return bool(self.params)
 
     def of(self, params: Sequence[Tensor]) -> list[Tensor | None]:
-        """The copies of these parameters; None for one that was not trained in this update."""
+        """The copies of these parameters; None for one that was not trained in this update.
+
+        Args:
+            params: In any order.
+        """
         known = {id(p): c for p, c in zip(self.params, self.copies, strict=True)}
         return [known.get(id(p)) for p in params]
 
@@ -280,11 +291,13 @@ enters a mean over the run, and costs as much as all the rest that is measured o
 
 
 class Coherence:
-    """The cosine of an update's gradient and the one before it; keeps one copy of the gradients.
+    r"""The cosine of an update's gradient and the one before it; keeps one copy of the gradients.
 
     It reads what the step left in ``.grad``: under SAM the gradient at the perturbed weights. A change of the loss
     scale does not matter, since a cosine has no length. Where the optimizer's state has a second moment v (Adam and
     its kin), both gradients are divided by sqrt(v) + 1e-8: the metric in which it makes its steps.
+
+    .. math:: \gamma_k = \frac{\langle g_k, g_{k-1} \rangle}{\|g_k\| \, \|g_{k-1}\|}
     """
 
     def __init__(self) -> None:
@@ -315,7 +328,16 @@ class Coherence:
 
     @vectors.no_graph
     def observe(self, step: int, params: Sequence[Tensor], optimizers: Sequence[Optimizer]) -> Number | None:
-        """The cosine over the tensors that both updates have a dense gradient for; None where it is not due."""
+        """The cosine over the tensors that both updates have a dense gradient for; None where it is not due.
+
+        Args:
+            step: The update, from 0.
+            params: Trained parameters; ``.grad`` of each is what the step has left there.
+            optimizers: Whose state may hold a second moment of them; the metric is used where all of them have one.
+
+        Returns:
+            A number on the CPU, else a 0-d tensor that nobody waits for; NaN where a gradient is zero.
+        """
         measure, keep = self._fresh and self.due(step), self.due(step + 1)
         self._fresh = keep
         if not (measure or keep):

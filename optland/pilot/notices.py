@@ -8,7 +8,12 @@ __all__ = ["apart", "no_after_step", "no_update", "say_clipped", "say_not_finite
 
 
 def apart(step: int, rank: int) -> str:
-    """Ranks that have decided differently."""
+    """Ranks that have decided differently.
+
+    Args:
+        step: The update up to which they were compared.
+        rank: The first that differs.
+    """
     return (
         f"the ranks have decided differently up to update {step}: rank {rank} is apart from rank 0; give every rank "
         "the same policies, budget, lengths and seed"
@@ -16,7 +21,11 @@ def apart(step: int, rank: int) -> str:
 
 
 def no_after_step(optimizer: str) -> str:
-    """The mistake of a step without ``after_step`` since the one before."""
+    """The mistake of a step without ``after_step`` since the one before.
+
+    Args:
+        optimizer: Name of its class.
+    """
     return (
         "after_step(batch, loss) was not called since the last update; call it once after every "
         f"{optimizer}.step()"
@@ -24,7 +33,12 @@ def no_after_step(optimizer: str) -> str:
 
 
 def no_update(made: int, count: int) -> str:
-    """The mistake of an ``after_step`` without an update, when ``made`` of ``count`` optimizers have stepped."""
+    """The mistake of an ``after_step`` without an update, when ``made`` of ``count`` optimizers have stepped.
+
+    Args:
+        made: Optimizers that have stepped since the last call.
+        count: Optimizers of the pilot.
+    """
     if made:
         return f"after_step() after {made} of {count} optimizers; all of them have to step"
     return (
@@ -36,7 +50,13 @@ def no_update(made: int, count: int) -> str:
 
 
 def say_off(what: str, step: int, why: str) -> None:
-    """Something that is not training has failed and is off."""
+    """Something that is not training has failed and is off.
+
+    Args:
+        what: Which part, such as "the edge probe".
+        step: The update.
+        why: The exception in words.
+    """
     warnings.warn(
         f"{what} failed at update {step} and is switched off; training goes on ({why})",
         RuntimeWarning,
@@ -45,7 +65,11 @@ def say_off(what: str, step: int, why: str) -> None:
 
 
 def say_not_finite(step: int) -> None:
-    """The first gradient that is not finite."""
+    """The first gradient that is not finite.
+
+    Args:
+        step: The update.
+    """
     warnings.warn(
         f"the gradient of update {step} is not finite: the update is cancelled, here and whenever it happens again; "
         "pilot.lost counts them",
@@ -55,7 +79,12 @@ def say_not_finite(step: int) -> None:
 
 
 def say_clipped(limit: float, step: int) -> None:
-    """Gradients that were clipped before the step."""
+    """Gradients that were clipped before the step.
+
+    Args:
+        limit: The norm that they all have.
+        step: The update.
+    """
     warnings.warn(
         f"gradients come to the step clipped to a norm of {limit:.3g} (seen up to update {step}), which hides spikes: "
         "policies that read the gradient's norm go by the loss; let the pilot's `clip` cut them to have both",

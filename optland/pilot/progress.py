@@ -35,6 +35,9 @@ class Progress:
         total_samples: Samples that the whole run sees, epochs x size of the training set. One of the two, or neither.
         open_ended: Nobody knows the length; :meth:`decay` says when the end begins.
 
+    Attributes:
+        samples: Seen so far.
+
     Raises:
         ValueError: Both are given, or a length below 1.
     """
@@ -134,7 +137,12 @@ class Progress:
             )
 
     def at(self, step: int, batch_size: int) -> float | None:
-        """Share of the run done at the middle of update number ``step``, from 1; None when the length is unknown."""
+        """Share of the run done at the middle of update number ``step``, from 1; None when the length is unknown.
+
+        Args:
+            step: Number of the update.
+            batch_size: Its samples, of all ranks.
+        """
         if self.total_steps is not None:
             return (step - 0.5) / self.total_steps
         if self.total_samples is not None:
@@ -148,7 +156,12 @@ class Progress:
         return None if self.total_samples is None else self.samples / self.total_samples
 
     def count(self, samples: int, step: int) -> None:
-        """Take in the samples of an update; says once where the run passes its length."""
+        """Take in the samples of an update; says once where the run passes its length.
+
+        Args:
+            samples: Of the update, of all ranks.
+            step: Updates made, with this one.
+        """
         self.samples += samples
         done = self.done(step)
         if done is not None and done > LONG and not self._said:
@@ -179,6 +192,10 @@ class Progress:
     def decay(self, step: int, steps: int) -> None:
         """Begin the end of a run of unknown length.
 
+        Args:
+            step: Updates made.
+            steps: Updates from now to the end.
+
         Raises:
             ValueError: Fewer than one update.
             RuntimeError: The run has a length, or its end has begun.
@@ -192,7 +209,14 @@ class Progress:
         self._tail = (step, steps)
 
     def tail(self, step: int) -> float | None:
-        """Shape of a run of unknown length in the middle of update ``step``: 1 until its end has begun."""
+        """Shape of a run of unknown length in the middle of update ``step``: 1 until its end has begun.
+
+        Args:
+            step: Number of the update, from 1.
+
+        Returns:
+            1, then linear to 0; None for a run that was not begun with ``open_ended=True``.
+        """
         if self._tail is None:
             return 1.0 if self.open_ended else None
         begun, length = self._tail

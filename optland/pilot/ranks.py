@@ -72,6 +72,9 @@ class Ranks:
         Args:
             numbers: In the same order on every rank.
             sums: Likewise.
+
+        Returns:
+            Two float64 vectors where there are several ranks; as they were given where there is one.
         """
         if not self.several:
             return numbers, sums
@@ -81,7 +84,12 @@ class Ranks:
         return both[: len(numbers)], both[len(numbers) :]
 
     def any(self, here: bool, device: torch.device) -> bool:
-        """Whether it is so on any rank."""
+        """Whether it is so on any rank.
+
+        Args:
+            here: Whether it is so on this one.
+            device: Where the processes meet.
+        """
         if not self.several:
             return here
         flag = torch.tensor(float(here), device=device)

@@ -30,6 +30,9 @@ class Record:
         every: Updates between two rows; one with a probe or a decision is always written.
         writes: Whether this process is the one of several that does. All of them make the rows: what a row says of the
             batch is said of that of all.
+
+    Attributes:
+        decisions: The last ten thousand.
     """
 
     def __init__(self, log: Logger | None, every: int, *, writes: bool = True) -> None:
@@ -64,7 +67,12 @@ class Record:
         self._unsaid.append(decision)
 
     def found(self, step: int, findings: Iterable[Finding]) -> None:
-        """Take in what the doctor finds; it decides nothing, and ranks need not find the same."""
+        """Take in what the doctor finds; it decides nothing, and ranks need not find the same.
+
+        Args:
+            step: The update.
+            findings: Each goes into the log as an alarm of ``doctor`` that was not taken.
+        """
         for finding in findings:
             alarm = Decision(step, "doctor", "alarm", math.nan, math.nan, str(finding), False, {})
             self._found.append(alarm.to_dict())
@@ -94,7 +102,14 @@ class Record:
         return bool(self._every and (self._fresh or self._unsaid or step % self._every == 0))
 
     def write(self, step: int, row: dict[str, float] | None) -> None:
-        """Write what was decided, and the row."""
+        """Write what was decided, and the row.
+
+        Args:
+            step: The update.
+            row: What :func:`~optland.pilot.report.row_of` gave; None writes decisions alone. NaN is left out of the
+                log, and ``curv/eta_lambda``, the applied rate times the largest eigenvalue, is added where that was
+                measured.
+        """
         said, self._unsaid = self._unsaid, []
         found, self._found = self._found, []
         fresh, self._fresh = self._fresh, {}

@@ -12,7 +12,11 @@ __all__ = ["in_words", "row_of"]
 
 
 def in_words(pilot: Any) -> str:
-    """Mode, policies, applied rate, last decision, and the cost in gradients and in wall time."""
+    """Mode, policies, applied rate, last decision, and the cost in gradients and in wall time.
+
+    Args:
+        pilot: A :class:`~optland.pilot.pilot.Pilot`; asking for the applied rate waits for the device.
+    """
     names = ", ".join(p.name for p in pilot.controls.policies) or "none"
     done = pilot.progress.done(pilot.step)
     share = f", {done:.0%} of the run" if done is not None else ""
@@ -35,7 +39,15 @@ def in_words(pilot: Any) -> str:
 
 
 def row_of(pilot: Any, loss: float) -> dict[str, float]:
-    """Everything known about the last update under the names of the metric vocabulary; NaN where there is nothing."""
+    """Everything known about the last update under the names of the metric vocabulary; NaN where there is nothing.
+
+    Args:
+        pilot: A :class:`~optland.pilot.pilot.Pilot`.
+        loss: Of the update, of all ranks together.
+
+    Returns:
+        Numbers by ``group/name``, and ``step`` and ``samples``; times in milliseconds, costs in gradient evaluations.
+    """
     host, budget, steering = pilot.host, pilot.budget, pilot.steering
     applied, known, factor = steering.applied(), pilot.scalars.known(), steering.factor
     norm = pilot.history.last("update/grad_norm")

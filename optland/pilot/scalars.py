@@ -57,7 +57,11 @@ class Scalars:
         self.delivered: dict[str, float] = {}
 
     def put(self, **scalars: Tensor | float) -> None:
-        """Let these wait, under names with ``__`` for the slash."""
+        """Let these wait, under names with ``__`` for the slash.
+
+        Args:
+            **scalars: Numbers or tensors of one entry; a name that waits already is overwritten.
+        """
         for name, value in scalars.items():
             self._waiting[_keyed(name)] = value
 
@@ -125,7 +129,11 @@ class Scalars:
         return [math.nan] * n if flag > 0 else values[:n], values[n + w :]
 
     def of_all(self, loss: float | Tensor) -> float:
-        """The loss of the present update, of the samples of all ranks, for the log; waits for them."""
+        """The loss of the present update, of the samples of all ranks, for the log; waits for them.
+
+        Args:
+            loss: Of this rank, a mean over its ``samples``.
+        """
         here = float(loss)
         if not (self.ranks.several and self._met):
             return here
@@ -139,7 +147,11 @@ class Scalars:
         self._waiting = {}
 
     def known(self) -> dict[str, float]:
-        """Everything of the last update and the one before; waits for the device."""
+        """Everything of the last update and the one before; waits for the device.
+
+        Returns:
+            By ``group/name``; where both updates have a number, that of the last.
+        """
         self.flush()
         return self.delivered | {name: float(value) for name, value in self._waiting.items()}
 

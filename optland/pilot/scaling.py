@@ -26,6 +26,9 @@ def batch_gain(k: float, batch: float, noise_scale: float | None, *, adam: bool)
         noise_scale: B_n in samples; None (unknown) leaves the rate of SGD as it is, which is always safe.
         adam: Whether the optimizer divides by the root of a second moment.
 
+    Raises:
+        ValueError: ``k`` or ``batch`` is not above 0.
+
     Example:
         >>> batch_gain(4, 32, 96, adam=False), batch_gain(4, 32, None, adam=True)
         (2.2857142857142856, 2.0)
@@ -41,6 +44,13 @@ def batch_gain(k: float, batch: float, noise_scale: float | None, *, adam: bool)
 
 def adam_betas(betas: tuple[float, float], k: float) -> tuple[float, float]:
     """Adam's betas after the batch grew k-fold; a beta that would fall below 0 becomes 0.
+
+    Args:
+        betas: (beta_1, beta_2) at the old batch.
+        k: New over old batch; below 1 the betas grow.
+
+    Returns:
+        The pair at the new batch.
 
     Example:
         >>> [round(b, 4) for b in adam_betas((0.9, 0.999), 4)]

@@ -78,6 +78,14 @@ class Snapshots:
     def choose(self, step: int, dead_for: int = 0) -> dict[str, Any]:
         """The state to go back to from ``step``, where the net has been dead for so many updates.
 
+        Args:
+            step: Updates made.
+            dead_for: Updates that the net has been dead for, 0 where it is not.
+
+        Returns:
+            The recent one where it is older than 20 updates and than ``dead_for``, and no rewind has used it; else the
+            old one.
+
         Raises:
             RuntimeError: Nothing has been stored.
         """
@@ -98,7 +106,14 @@ class Snapshots:
         buffers: Mapping[str, Tensor],
         optimizers: Sequence[Optimizer],
     ) -> None:
-        """Write a snapshot back into the tensors of the run, in place; what it does not hold stays."""
+        """Write a snapshot back into the tensors of the run, in place; what it does not hold stays.
+
+        Args:
+            snapshot: One of :attr:`recent` and :attr:`old`.
+            params: Trained parameters by name, as they are now.
+            buffers: Floating-point buffers by name.
+            optimizers: Whose state of these parameters is written, or removed where there was none yet.
+        """
         for kind, present in (("params", params), ("buffers", buffers)):
             for name, kept in snapshot[kind].items():
                 if name in present and _local(present[name]).shape == kept.shape:
@@ -121,7 +136,15 @@ class Snapshots:
 
 
 def state_of(p: Tensor, optimizers: Sequence[Optimizer]) -> Mapping[str, Any]:
-    """The optimizers' state of a parameter."""
+    """The optimizers' state of a parameter.
+
+    Args:
+        p: The parameter.
+        optimizers: The first that has a state of it counts.
+
+    Returns:
+        The entry itself, not a copy; empty before the first step.
+    """
     return next((o.state[p] for o in optimizers if p in o.state), {})
 
 

@@ -69,6 +69,9 @@ class Steering:
     def set_rate(self, optimizer: Optimizer) -> None:
         """Give one optimizer the rate of this update, its gradient being there.
 
+        Args:
+            optimizer: One of the host's, just before its step. It keeps its rate where that is the user's own.
+
         Raises:
             ValueError: Lengths are to be set, and a trial shows that its move is not linear in the learning rate.
         """
@@ -103,7 +106,11 @@ class Steering:
             )
 
     def set_length(self, asked: float | None) -> None:
-        """Give the update the relative length that was asked for; without one, only note how long it is."""
+        """Give the update the relative length that was asked for; without one, only note how long it is.
+
+        Args:
+            asked: What a policy asks for, a relative length R; the factor on the rate applies to it too.
+        """
         target = None if asked is None else asked * self.factor
         if target is not None and self.act:
             self._rescale(target)

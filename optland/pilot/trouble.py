@@ -37,6 +37,11 @@ class Trouble:
     Attributes:
         lost: Updates that were cancelled, for whatever reason.
         withdrawn: Whether the present one has.
+        guard: Watches the loss.
+        collapse: Watches for dead layers.
+        clips: Watches for clipping by the user.
+        snapshots: The states to go back to.
+        buffers: Float buffers before the forward pass.
     """
 
     def __init__(self, host: Host, *, paces: bool) -> None:
@@ -66,7 +71,12 @@ class Trouble:
             optimizer.withdraw()
 
     def not_finite(self) -> str | None:
-        """Withdraw an update whose gradient is not finite; returns why the run has to go back, where it has to."""
+        """Withdraw an update whose gradient is not finite; returns why the run has to go back, where it has to.
+
+        Returns:
+            None for one bad batch; a reason where the weights themselves are not finite on some rank, or after ten
+            updates in a row.
+        """
         self.say_once()
         self.withdraw()
         self._in_a_row += 1
@@ -114,7 +124,15 @@ class Trouble:
     # ------------------------------------------------------------------ the run
 
     def seen(self, loss: float, norms: Mapping[str, float]) -> str | None:
-        """Look at the last loss and at the present gradients of the weight matrices; the trouble in words."""
+        """Look at the last loss and at the present gradients of the weight matrices; the trouble in words.
+
+        Args:
+            loss: Of the update before, as a number.
+            norms: Gradient norm of each weight matrix, by name.
+
+        Returns:
+            None where there is none.
+        """
         return self.guard.observe(loss) or self.collapse.observe(loss, norms)
 
     def begin_again(self) -> None:
@@ -134,7 +152,11 @@ class Trouble:
         self.buffers.take(host.buffers())
 
     def store_if_due(self, steps: int | None) -> None:
-        """Take a snapshot every twentieth of a run of so many updates, and not more often than every fifth update."""
+        """Take a snapshot every twentieth of a run of so many updates, and not more often than every fifth update.
+
+        Args:
+            steps: Updates of the whole run; None counts as 1000.
+        """
         if self.host.step % max(5, (steps or 1000) // 20) == 0:
             self.store()
 
@@ -179,7 +201,11 @@ class Trouble:
 
 
 def was_left_out(optimizer: Optimizer) -> bool:
-    """Whether a step has left the weights alone: told so by a GradScaler, or since a gradient was not finite."""
+    """Whether a step has left the weights alone: told so by a GradScaler, or since a gradient was not finite.
+
+    Args:
+        optimizer: After its ``step``.
+    """
     if isinstance(optimizer, TwoPass) and optimizer.last_skipped:
         return True
     found = getattr(optimizer, "found_inf", None)  # of a fused one
@@ -187,7 +213,15 @@ def was_left_out(optimizer: Optimizer) -> bool:
 
 
 def all_finite(tensors: Iterable[Tensor | None]) -> bool:
-    """Whether every number in these tensors is finite."""
+    """Whether every number in these tensors is finite.
+
+    Args:
+        tensors: Dense or sparse; None among them is skipped. One wait for the device each.
+
+    Example:
+        >>> all_finite([torch.ones(2), None]), all_finite([torch.tensor([1.0, float("inf")])])
+        (True, False)
+    """
     return all(
         bool(torch.isfinite(t.coalesce().values() if t.is_sparse else t).all())
         for t in tensors

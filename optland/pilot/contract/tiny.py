@@ -168,7 +168,12 @@ class TinyRun:
 
 
 def bits_of(model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> dict[str, Any]:
-    """Weights, buffers, gradients, modes, optimizer state and random state, as copies."""
+    """Weights, buffers, gradients, modes, optimizer state and random state, as copies.
+
+    Args:
+        model: Its weights, buffers, gradients and modes.
+        optimizers: Their state.
+    """
     return {
         "model": copy.deepcopy(model.state_dict()),
         "grad": {n: None if p.grad is None else p.grad.clone() for n, p in model.named_parameters()},

@@ -75,6 +75,10 @@ def horizon_factor(steps: int | None, longest: float = LONGEST) -> float:
     The exponent 1/3 lies between that of a straight path (1) and none at all. Above 1000 steps nothing was gained by
     going slower, so the factor stays 1.
 
+    Args:
+        steps: Updates of the whole run; the same for 0 as for None.
+        longest: Largest factor.
+
     Example:
         >>> [round(horizon_factor(n), 2) for n in (50, 125, 250, 1000, 100_000)]
         [2.2, 2.0, 1.59, 1.0, 1.0]
@@ -85,6 +89,10 @@ def horizon_factor(steps: int | None, longest: float = LONGEST) -> float:
 def noise_factor(coherence: float | None, coherent: float = COHERENT) -> float:
     """n(gamma): how much the noise of the gradients shortens a step (None: not known yet).
 
+    Args:
+        coherence: Mean cosine of the gradients of two updates in a row.
+        coherent: The coherence from which on a step is not shortened.
+
     Example:
         >>> [round(noise_factor(c), 2) for c in (0.5, 0.15, 0.075, -0.1)]
         [1.0, 1.0, 0.5, 0.25]
@@ -94,6 +102,10 @@ def noise_factor(coherence: float | None, coherent: float = COHERENT) -> float:
 
 def linear_shape(progress: float, warmup: float = 0.05) -> float:
     """Schedule shape s: linear 0 to 1 over the first ``warmup`` of the run, then linear to 0 at its end.
+
+    Args:
+        progress: Share of the run that is done; below 0 counts as 0, above 1 as 1.
+        warmup: Share of the run, in (0, 1).
 
     Example:
         >>> [round(linear_shape(p), 3) for p in (0.025, 0.05, 0.525, 1.0)]
@@ -113,6 +125,12 @@ class AutoLR(Policy):
         warmup: Share of the run over which the shape rises; 0.05.
         ceiling: The rate never exceeds this multiple of the averaged critical step; 1.0 is where a step raises the
             loss of its own batch. None, the default, caps nothing and needs no probe.
+
+    Attributes:
+        tau: Relative step at the peak now; a rewind halves it.
+        rewinds: How many there were.
+        coherence: The averaged coherence.
+        critical: The averaged critical step; empty without ``ceiling``.
 
     Raises:
         ValueError: A value outside its range.

@@ -101,6 +101,9 @@ class Policy:
         Returns:
             Proposals, each with its reason in words. The length of the step is turned at once, all else from the next
             update on.
+
+        Raises:
+            NotImplementedError: The subclass does not implement it.
         """
         raise NotImplementedError(
             f"{type(self).__name__} does not say what it asks for; implement decide(history)"
@@ -114,11 +117,19 @@ class Policy:
         """
 
     def metrics(self) -> dict[str, float]:
-        """Numbers for the log, under ``group/name`` keys."""
+        """Numbers for the log, under ``group/name`` keys.
+
+        Returns:
+            Of the present update; a key that has no value yet is left out.
+        """
         return {}
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain values for the checkpoint."""
+        """Plain values for the checkpoint.
+
+        Returns:
+            The attributes named in ``kept``: of filters their own state, of lists copies.
+        """
         return {name: _copied(getattr(self, name)) for name in self.kept}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

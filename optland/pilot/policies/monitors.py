@@ -83,7 +83,11 @@ class EdgeMonitor(Policy):
         self.alarmed = False
 
     def begin(self, host: HostFacts) -> list[Proposal]:
-        """Refuse Adam's metric where there is no Adam."""
+        """Refuse Adam's metric where there is no Adam.
+
+        Raises:
+            ValueError: Adam's metric was asked for, and the optimizer is no Adam.
+        """
         if self.signal == _RATIOS["adam"] and not host.adam:
             raise ValueError(
                 "EdgeMonitor(metric='adam') reads the preconditioner of Adam or AdamW, and the optimizer is neither; "
@@ -121,6 +125,9 @@ class NoiseMonitor(Policy):
     Args:
         factor: Ratio between noise scale and batch beyond which a word is due; 4.
         patience: Successive probes that must agree; 3.
+
+    Raises:
+        ValueError: ``factor`` is not above 1, or ``patience`` is below 1.
     """
 
     name = "noise_monitor"

@@ -52,6 +52,11 @@ class NoiseBatch(Policy):
         scale: Which noise scale: ``simple`` (B_simple = tr(Sigma) / |G|^2) or ``curvature`` (tr(H Sigma) / G'HG, which
             costs products with the Hessian).
 
+    Attributes:
+        votes: Probes in a row that say so.
+        last_change: Update of the last doubling.
+        follows: Whether the learning rate follows the batch in this run.
+
     Raises:
         ValueError: A value outside its range.
     """

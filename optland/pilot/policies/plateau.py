@@ -42,6 +42,12 @@ class Plateau(Policy):
         saddle: Negative-curvature ratio from which the plateau counts as a saddle; 0.3.
         least: Smallest factor on the rate; 1e-3.
 
+    Attributes:
+        losses: Of the present window.
+        terms: Of the present window, w'd - lr |d|^2 / 2 of each update, d the move per unit of learning rate.
+        slope: Of the last test, loss per update; NaN before it.
+        stat: Mean of the terms at the last test; NaN before it.
+
     Raises:
         ValueError: A value outside its range.
     """

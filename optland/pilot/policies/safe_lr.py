@@ -48,6 +48,11 @@ class SafeLR(Policy):
         growth: Largest factor by which the cap grows from one probe to the next; 16: three probes from a tiny cap to
             a usual rate. A budget that is kept at every update has four to spend at the start of a run.
 
+    Attributes:
+        critical: The averaged critical step.
+        limit: The cap before the schedule's shape.
+        rates: Learning rates of the last 20 updates, for the cap after a rewind.
+
     Raises:
         ValueError: A value outside its range.
 

@@ -54,6 +54,12 @@ class SpikeGuard(Policy):
         cut: Factor on the rate after ``num_spikes`` spikes in a row; 0.5.
         persist: Spikes in a row that call for a rewind; 50.
 
+    Attributes:
+        first: The first loss; None before it.
+        losses: log L of healthy updates, the last ``window``.
+        norms: Logarithm of the gradient norm of healthy updates, the last ``window``.
+        lambdas: The last two critical sharpnesses, where something measures them.
+
     Raises:
         ValueError: A value outside its range.
     """

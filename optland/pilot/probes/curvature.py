@@ -80,7 +80,18 @@ class CurvatureProbe(Probe):
         return math.inf if objective is None else self.tracker.next_cost(objective)
 
     def measure(self, host: Host) -> list[Signal]:
-        """Extreme eigenvalues with their residuals and whether they converged."""
+        """Extreme eigenvalues with their residuals and whether they converged.
+
+        Args:
+            host: Its weights are looked at, on the samples that were kept at the first update.
+
+        Returns:
+            Both ends with their residuals as errors, a flag beside each, the ratio -lambda_min / lambda_max, and the
+            products that it took.
+
+        Raises:
+            RuntimeError: No batch was seen yet.
+        """
         objective = self._on_the_set(host)
         if objective is None:
             raise RuntimeError("the probe set is not known yet; call see(host) first")

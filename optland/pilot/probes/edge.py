@@ -44,7 +44,17 @@ class EdgeProbe(Probe):
         return FORWARD_GE * FORWARDS * host.probed_batch_size
 
     def measure(self, host: Host) -> list[Signal]:
-        """The critical multiple of the step just made."""
+        """The critical multiple of the step just made.
+
+        Args:
+            host: Gives the weights before the update, the move, and the rate that it was made at.
+
+        Returns:
+            Nothing where the weights before are not known or the rate was 0. The critical multiple t of the move gives
+            ``edge/eta_c`` = t lr, ``edge/ratio`` = 1 / t and ``edge/lambda_c`` = 2 / (t lr), all valid where an edge
+            was met (``resolved``) or no trial rose (``unbounded``). Errors are the distance to the farther end of the
+            bracket.
+        """
         reach("probe.edge")
         self.spent = 0.0
         moved, rate = host.update(), host.applied

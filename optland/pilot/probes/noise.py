@@ -82,7 +82,15 @@ class NoiseProbe(_NoiseScale):
         return float(host.probed_batch_size)
 
     def measure(self, host: Host) -> list[Signal]:
-        """Noise and signal at the present weights; their ratio is one of averages."""
+        """Noise and signal at the present weights; their ratio is one of averages.
+
+        Args:
+            host: Its batch is cut into parts.
+
+        Returns:
+            ``noise/trace_cov`` and ``noise/grad_sq`` of this batch; ``noise/b_simple`` in samples, a ratio of averages
+            over about five probes, whose error reaches down to the end of its interval; ``noise/resolved`` 1 or 0.
+        """
         reach("probe.noise")
         self.spent, step, objective = 0.0, host.step, self._parted(host)
         if objective is None:
