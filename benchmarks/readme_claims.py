@@ -40,5 +40,7 @@ def _row(row: dict[str, Any]) -> str:
         f"{band['low']:.3g} or more" if band["high"] is None else f"{band['low']:.3g} to {band['high']:.3g}"
     )
     words = f"**{row['name']}**: {row['text'].rstrip('.')}. *{row['measured']}*"
+    if row.get("published"):
+        words += f" Published: {row['published']}."
     dead = f"{row['dead']} of {row['runs']}" if row["dead"] else ""
     return f"| {words} | {claimed}{times} | {found} | {row['p_value']:.2g} | {row['verdict']} | {dead} |"

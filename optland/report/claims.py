@@ -84,14 +84,15 @@ def write_claims(
     facts["seeds"] = f"{dial.seeds}, from 0; at the greatest depth ({dial.depth} layers) {dial.deep_seeds}"
     facts["data"] = f"{', '.join(dial.data)}, {dial.samples} training samples each"
     missing = [row for row in rows if row.missing]
-    notes = [f"{len(missing)} rows still miss runs; go on with --resume."] if missing else []
+    waits = "row still misses" if len(missing) == 1 else "rows still miss"
+    notes = [f"{len(missing)} {waits} runs; go on with --resume."] if missing else []
     columns, cells = claims_table(rows)
     parts = [
         Part(
             "All claims", [Block("Verdicts", HOW_TO_READ, {"Effects": _forest(rows)}, Table(columns, cells))]
         ),
-        Part("One by one", [_block(row) for row in rows if not row.claim.is_reproduction]),
-        Part("Published experiments repeated", [_block(row) for row in rows if row.claim.is_reproduction]),
+        Part("One by one", [_block(row) for row in rows if not row.claim.published]),
+        Part("Published experiments repeated", [_block(row) for row in rows if row.claim.published]),
     ]
     page = where / "report.html"
     write_whole(page, render("Claims about loss landscapes, decided by experiment", facts, notes, parts))
@@ -177,6 +178,8 @@ def _forest(rows: Sequence[Row]) -> Chart:
 def _block(row: Row) -> Block:
     claim, effect = row.claim, row.effect
     words = [f"{claim.text} ({claim.source}).", f"Measured: {claim.measured}.", f"Verdict: {row.verdict}."]
+    if claim.published:
+        words.append(f"Published: {claim.published}.")
     if effect.contradict:
         words.append("The data sets contradict each other.")
     if row.missing:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,7 @@ ROWS = [
     row("open", [4.0], Band(low=1.0), missing=3),
     row("wrong", [-2.0, -2.1, -1.9], Band(low=1.0)),
 ]
+ROWS[0] = replace(ROWS[0], claim=replace(ROWS[0].claim, published="a factor of 4.2"))
 
 
 def test_the_page_and_the_file_hold_every_row(tmp_path: Path) -> None:
@@ -47,12 +49,16 @@ def test_the_page_and_the_file_hold_every_row(tmp_path: Path) -> None:
         "text of wrong",
         "2 of 6 runs died",
         "3 of 6 runs are not there yet",
+        "Published: a factor of 4.2.",
     ):
         assert part in page
     assert "A &lt;note&gt;." in page
-    assert "1 rows still miss runs" in page
+    assert "1 row still misses runs" in page
+    apart = page.index("Published experiments repeated</h")
+    assert page.index("text of open") < apart < page.index("text of good (a source)")
     found = json.loads((tmp_path / "claims.json").read_text())
     assert [r["verdict"] for r in found["rows"]] == ["supported", "undecided at this scale", "opposite"]
+    assert [r["published"] for r in found["rows"]] == ["a factor of 4.2", "", ""]
     assert found["rows"][1]["effect"]["mean"] is None
     assert found["rows"][0]["effect"]["mean"] == pytest.approx(4.0, rel=0.01)
     assert found["dial"]["seeds"] == 3

@@ -82,7 +82,7 @@ class Claim:
         runs: The runs that it rests on.
         trials: The experiments that are no runs of the bank.
         look: How closely its runs have to be looked at.
-        is_reproduction: Whether a published experiment is repeated.
+        published: Where a published experiment is repeated, what was found there; else empty.
     """
 
     name: str
@@ -94,7 +94,7 @@ class Claim:
     runs: Callable[[Dial], list[BankRun]] = lambda dial: []
     trials: Callable[[Dial], list[Trial]] = lambda dial: []
     look: Look = "all"
-    is_reproduction: bool = False
+    published: str = ""
 
 
 def _number(found: Any, path: Sequence[str]) -> float:

@@ -62,11 +62,11 @@ def row(momentum: float, text: str, formula: str) -> Claim:
         name="edge of stability" if momentum == 0 else "edge of stability, momentum",
         text=text,
         source="Cohen et al. 2021, arXiv:2103.00065",
-        measured=f"median of lambda_max in the second half of training over {formula}; published: at 1 or just above",
+        measured=f"median of lambda_max in the second half of training over {formula}",
         band=Band(low=0.9, high=1.5, null=0.5, is_ratio=True),
         effect=at_the_edge(momentum),
         runs=everywhere(lambda dial, data, seed: [full_batch(dial, data, seed, momentum)]),
-        is_reproduction=True,
+        published="at 1 or just above it, on fully connected and convolutional nets",
     )
 
 

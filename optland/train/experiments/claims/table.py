@@ -52,6 +52,7 @@ class Row:
         """As a file of JSON has it."""
         claim, effect = self.claim, asdict(self.effect)
         given = {"name": claim.name, "text": claim.text, "source": claim.source, "measured": claim.measured}
+        given["published"] = claim.published
         counts = {"runs": self.runs, "missing": self.missing, "dead": self.dead, "cost_ge": self.cost_ge}
         found = {"beside": dict(self.found.beside), "note": self.found.note}
         values = {data: list(v) for data, v in self.found.values.items()}
