@@ -32,13 +32,29 @@ class FileSet:
 
 
 def data_root(files: FileSet) -> Path:
-    """The folder of the data: its ``root``, else ``OPTLAND_DATA``, else ``~/.cache/optland``."""
+    """The folder of the data: its ``root``, else ``OPTLAND_DATA``, else ``~/.cache/optland``.
+
+    Args:
+        files: The data set.
+
+    Example:
+        >>> data_root(FileSet("mnist", root="data/here")).as_posix()
+        'data/here'
+    """
     named = files.root or os.environ.get(ROOT_VARIABLE) or "~/.cache/optland"
     return Path(named).expanduser()
 
 
 def fetch_command(files: FileSet) -> str:
-    """The one command that fetches a data set and does nothing else."""
+    """The one command that fetches a data set and does nothing else.
+
+    Args:
+        files: The data set; its ``root`` is named in the command where it has one.
+
+    Example:
+        >>> print(fetch_command(FileSet("svhn")))
+        python -c "from optland.train import *; load_data(DataConfig('svhn', download=True))"
+    """
     root = "" if files.root is None else f", root={files.root!r}"
     arguments = f"{files.name!r}{root}, download=True"
     return f'python -c "from optland.train import *; load_data(DataConfig({arguments}))"'
@@ -81,12 +97,29 @@ def _fetch(files: FileSet, fetch: Callable[[Path], None]) -> None:
 
 
 def missing(files: FileSet, places: str) -> UserError:
-    """The error for a data set that is not there."""
+    """The error for a data set that is not there.
+
+    Args:
+        files: The data set.
+        places: Where it was looked for, in words.
+
+    Returns:
+        The error, to be raised.
+    """
     return UserError(f"{files.name} is not in {places}. Fetch it once with: {fetch_command(files)}")
 
 
 def damaged(files: FileSet, file: Path, reason: str) -> UserError:
-    """The error for a damaged file."""
+    """The error for a damaged file.
+
+    Args:
+        files: The data set.
+        file: The damaged file.
+        reason: How that was seen.
+
+    Returns:
+        The error, to be raised.
+    """
     return UserError(
         f"{files.name}: {file} is damaged ({reason}). Delete it and fetch it again with: {fetch_command(files)}"
     )

@@ -25,6 +25,9 @@ def image_folder(root: str | None, image_size: int | None) -> RawImages:
         root: The folder.
         image_size: Pixels per side; None takes 32.
 
+    Returns:
+        Images and labels; the label is the place of the folder in the alphabet, from 0.
+
     Raises:
         UserError: The folder or its images are not there, an image cannot be read, or the two splits have different
             classes.

@@ -59,6 +59,9 @@ def idx_images(name: str, root: str | None, download: bool) -> RawImages:
         root: The folder of the data that the configuration names; None where it names none.
         download: Whether to fetch them where they are not there.
 
+    Returns:
+        Images and labels 0 to 9, with the official test split; the validation split is carved from the others later.
+
     Raises:
         UserError: The files are not there, or one of them is damaged.
     """

@@ -59,7 +59,12 @@ class ImageData:
 
     @property
     def inputs(self) -> dict[str, str]:
-        """What a model trained on these data takes, in words, with the numbers that make it."""
+        """What a model trained on these data takes, in words, with the numbers that make it.
+
+        Returns:
+            ``input``, one sentence with the mean and deviation rounded; ``mean`` and ``std``, lists of numbers as text,
+            exact.
+        """
         mean, std = (getattr(self, name).flatten().tolist() for name in ("mean", "std"))
         unit = "pixels from 0 to 255" if self.train_x.dtype == torch.uint8 else "in the data set's own unit"
         words = " and ".join(f"{' '.join(f'{v:.4g}' for v in values)}" for values in (mean, std))
@@ -71,7 +76,14 @@ class ImageData:
         return self.crop or self.flip
 
     def normalise(self, x: Tensor) -> Tensor:
-        """Standardised float32 images: bytes are standardised, real numbers are so already."""
+        r"""Standardised float32 images: bytes are standardised, real numbers are so already.
+
+        Args:
+            x: Images ``(n, c, h, w)``, as the splits keep them.
+
+        Returns:
+            :math:`(x - \mu) / \sigma` per channel, of the training split's :math:`\mu` and :math:`\sigma`.
+        """
         if x.dtype != torch.uint8:
             return x
         return (x.to(torch.float32) - self.mean) / self.std
@@ -102,7 +114,11 @@ class ImageData:
         return self.normalise(x), y
 
     def size(self, split: Literal["train", "val", "test"]) -> int:
-        """Number of samples of a split."""
+        """Number of samples of a split.
+
+        Args:
+            split: ``train``, ``val`` or ``test``.
+        """
         return len(getattr(self, f"{split}_y"))
 
     def sample(
@@ -114,13 +130,23 @@ class ImageData:
             split: Which split; its labels are those that a run sees, noisy ones included. Nothing is augmented.
             num: How many; all of them, in their order, where there are no more.
             seed: Seed of the draw.
+
+        Returns:
+            Images ``(num, c, h, w)``, float32, and labels ``(num,)``.
+
+        Raises:
+            ValueError: ``num`` is below 1.
         """
         chosen = random_draw(self.size(split), num, seed).to(self.train_y.device)
         x, y = getattr(self, f"{split}_x"), getattr(self, f"{split}_y")
         return self.normalise(x[chosen]), y[chosen]
 
     def to(self, device: torch.device | str) -> ImageData:
-        """The same data on ``device``."""
+        """The same data on ``device``.
+
+        Args:
+            device: All tensors go there, mean and deviation too.
+        """
         moved: dict[str, Any] = {k: v.to(device) for k, v in vars(self).items() if isinstance(v, Tensor)}
         return replace(self, **moved)
 
@@ -136,6 +162,12 @@ def crop_and_flip(x: Tensor, generator: torch.Generator, *, padding: int, flip: 
 
     Returns:
         Images of the same shape and type.
+
+    Example:
+        >>> x = torch.arange(4.0).reshape(1, 1, 2, 2)
+        >>> seen = [crop_and_flip(x, torch.Generator().manual_seed(s), padding=0, flip=True) for s in range(20)]
+        >>> sorted({tuple(image.flatten().tolist()) for image in seen})
+        [(0.0, 1.0, 2.0, 3.0), (1.0, 0.0, 3.0, 2.0)]
     """
     n, _, h, w = x.shape
     place = generator.device

@@ -24,6 +24,14 @@ def own_reader(path: str) -> Callable[..., RawImages]:
     labels 0 to C - 1; or a :class:`RawImages`, with a test split of its own. It has a parameter for every setting of
     the data that it takes, by its name.
 
+    Args:
+        path: ``package.module:name``.
+
+    Returns:
+        A reader with the parameters of the function, which calls it and checks what it gives: a UserError names what is
+        wrong with its samples or labels. Without a test split of its own a fifth, drawn with the classes in proportion,
+        is the test.
+
     Raises:
         ValueError: There is nothing of that name, or nothing that can be called.
     """
@@ -42,6 +50,7 @@ def own_reader(path: str) -> Callable[..., RawImages]:
 
 
 def _raw(path: str, found: Any) -> RawImages:
+    """Samples and labels as a data set: rows of a table become images of one pixel per column, in one row."""
     if not isinstance(found, (tuple, list)) or len(found) != 2:
         raise UserError(f"{path} returned a {type(found).__name__}; return (x, y), samples and labels")
     x, y = _samples(path, found[0]), _labels(path, found[1])
@@ -56,6 +65,7 @@ def _raw(path: str, found: Any) -> RawImages:
 
 
 def _samples(path: str, given_x: Any) -> Tensor:
+    """The samples as float32, images of bytes as bytes; what is not finite or of another form is refused."""
     x = _tensor(path, "samples", given_x)
     if x.ndim not in (2, 3, 4) or not x.numel():
         raise UserError(
@@ -73,6 +83,7 @@ def _samples(path: str, given_x: Any) -> Tensor:
 
 
 def _labels(path: str, given_y: Any) -> Tensor:
+    """The labels as int64; they have to be 0 to C - 1 without a gap, because C is taken from the largest."""
     y = _tensor(path, "labels", given_y)
     if y.ndim != 1 or y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
         raise UserError(

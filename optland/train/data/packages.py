@@ -15,6 +15,9 @@ __all__ = ["digits", "mnist1d"]
 def digits() -> RawImages:
     """Images ``(1797, 1, 8, 8)`` with pixels in [0, 1], 197 of them for validation and 400 for the test.
 
+    Returns:
+        Images, float32, and labels 0 to 9; all splits are carved from them.
+
     Raises:
         UserError: scikit-learn is not installed.
     """
@@ -37,6 +40,9 @@ def mnist1d() -> RawImages:
     Greydanus and Kobak 2020, arXiv:2011.14439. The package makes the set from templates and its own seed (42), without
     a file or a download. Convolutional models put kernels of height 1 on it, so they are one-dimensional; an MLP
     sees 40 numbers.
+
+    Returns:
+        Signals, float32, as the package makes them, and labels 0 to 9, with the package's test split.
 
     Raises:
         UserError: mnist1d is not installed.

@@ -60,6 +60,12 @@ DATASETS: dict[str, DataSource] = {
 def source_of(name: str) -> DataSource:
     """The data set of a name, or the user's own at an import path.
 
+    Args:
+        name: A key of :data:`DATASETS`, or ``package.module:name``.
+
+    Returns:
+        How it is read. The user's own is neither cropped nor mirrored: what that would make of it is not known.
+
     Raises:
         KeyError: No data set has that name.
         ValueError: The import path leads nowhere.

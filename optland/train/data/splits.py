@@ -15,8 +15,22 @@ def stratified_split(labels: Tensor, sizes: tuple[int, ...], seed: int) -> list[
     proportion, to within about one sample, so the sets are consecutive stretches. A smaller first set is part of a
     larger one with the same seed.
 
+    Args:
+        labels: Classes ``(n,)``.
+        sizes: Samples of each set; what is left over is in none.
+        seed: Seed of the draw.
+
+    Returns:
+        For each size the indices, int64 in ascending order.
+
     Raises:
         ValueError: The sizes add up to more than there are samples.
+
+    Example:
+        >>> labels = torch.tensor([0] * 8 + [1] * 4)
+        >>> train, test = stratified_split(labels, (9, 3), seed=0)
+        >>> labels[train].bincount().tolist(), labels[test].bincount().tolist()
+        ([6, 3], [2, 1])
     """
     if sum(sizes) > len(labels):
         raise ValueError(f"a split into {sizes} needs {sum(sizes)} samples, but there are {len(labels)}")
@@ -30,7 +44,22 @@ def stratified_split(labels: Tensor, sizes: tuple[int, ...], seed: int) -> list[
 
 
 def add_label_noise(labels: Tensor, share: float, num_classes: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Replace a share of the labels by uniformly random ones; returns the new labels and the mask of redrawn ones."""
+    """Replace a share of the labels by uniformly random ones; returns the new labels and the mask of redrawn ones.
+
+    Args:
+        labels: Classes ``(n,)``; they are not changed.
+        share: Share of them to redraw, in [0, 1].
+        num_classes: C; a new label is uniform on 0 to C - 1, so one in C is the old one again.
+        seed: Seed of the choice and of the new labels.
+
+    Returns:
+        Labels ``(n,)``, and a mask ``(n,)``, true where one was redrawn.
+
+    Example:
+        >>> noisy, redrawn = add_label_noise(torch.zeros(10, dtype=torch.long), 0.3, num_classes=5, seed=0)
+        >>> int(redrawn.sum()), bool((noisy[~redrawn] == 0).all())
+        (3, True)
+    """
     generator = torch.Generator().manual_seed(seed)
     redrawn = torch.zeros(len(labels), dtype=torch.bool)
     redrawn[torch.randperm(len(labels), generator=generator)[: round(share * len(labels))]] = True
@@ -40,6 +69,11 @@ def add_label_noise(labels: Tensor, share: float, num_classes: int, seed: int) -
 
 def random_draw(size: int, num: int, seed: int) -> Tensor:
     """Indices of ``num`` of ``size`` samples, drawn without replacement and in ascending order; all where no more.
+
+    Args:
+        size: How many there are.
+        num: How many to draw.
+        seed: Seed of the draw.
 
     Raises:
         ValueError: ``num`` is below 1.

@@ -26,6 +26,9 @@ def teacher(image_size: int | None, num_samples: int | None, num_classes: int | 
         num_samples: Samples; None takes 5000.
         num_classes: Classes; None takes 10.
         seed: Seed.
+
+    Returns:
+        Images, float32, and labels; a fifth, drawn with the classes in proportion, is the test.
     """
     side, classes, n = image_size or TEACHER_SIZE, num_classes or NUM_CLASSES, num_samples or NUM_SAMPLES
     generator = torch.Generator().manual_seed(seed)
@@ -45,6 +48,9 @@ def fake(image_size: int | None, num_samples: int | None, num_classes: int | Non
         num_samples: Samples; None takes 5000.
         num_classes: Classes; None takes 10.
         seed: Seed.
+
+    Returns:
+        Images, uint8, and labels, independent of them: no net can be better than 1 / C on the test.
     """
     side, classes, n = image_size or FAKE_SIZE, num_classes or NUM_CLASSES, num_samples or NUM_SAMPLES
     generator = torch.Generator().manual_seed(seed)

@@ -53,6 +53,9 @@ class TextConfig:
         context: Tokens of a window.
         max_bytes: Most bytes that are kept.
         split_seed: Seed of the order in which files are dealt out.
+
+    Raises:
+        ValueError: A value that cannot be, or a window longer than the validation text can be.
     """
 
     paths: list[str] = field(default_factory=list)
@@ -121,13 +124,28 @@ class TextData:
         """Inputs and targets, each ``(windows, context)``; a target is the token that follows.
 
         Views, not copies.
+
+        Args:
+            split: ``train``, ``val`` or ``test``.
+
+        Returns:
+            Inputs and targets, int64. A rest of less than ``context`` tokens at the end of a split is left out.
+
+        Example:
+            >>> x, y = TextData("abc", 2, *3 * [torch.tensor([0, 1, 2, 0, 1])]).windows("train")
+            >>> x.tolist(), y.tolist()
+            ([[0, 1], [2, 0]], [[1, 2], [0, 1]])
         """
         tokens: Tensor = getattr(self, split)
         pieces = tokens.unfold(0, self.context + 1, self.context)
         return pieces[:, :-1], pieces[:, 1:]
 
     def size(self, split: Literal["train", "val", "test"]) -> int:
-        """Number of windows of a split."""
+        """Number of windows of a split.
+
+        Args:
+            split: ``train``, ``val`` or ``test``.
+        """
         return len(self.windows(split)[0])
 
     def sample(
@@ -139,19 +157,33 @@ class TextData:
             split: Which split.
             num: How many; all of them, in reading order, where there are no more.
             seed: Seed of the draw.
+
+        Raises:
+            ValueError: ``num`` is below 1.
         """
         x, y = self.windows(split)
         chosen = random_draw(len(x), num, seed).to(x.device)
         return x[chosen], y[chosen]
 
     def decode(self, tokens: Tensor) -> str:
-        """The text of some tokens."""
+        """The text of some tokens.
+
+        Args:
+            tokens: Numbers ``(n,)`` of one stretch of text.
+
+        Returns:
+            The text; bytes that are no UTF-8 become the replacement character.
+        """
         if self.alphabet is None:
             return bytes(tokens.tolist()).decode("utf-8", errors="replace")
         return "".join(self.alphabet[t] for t in tokens.tolist())
 
     def to(self, device: torch.device | str) -> TextData:
-        """The same data on ``device``."""
+        """The same data on ``device``.
+
+        Args:
+            device: The tokens of all splits go there.
+        """
         moved = {name: getattr(self, name).to(device) for name in ("train", "val", "test")}
         return replace(self, **moved)
 
@@ -289,6 +321,10 @@ def evaluate_text(model: nn.Module, windows: tuple[Tensor, Tensor], batch_size: 
         model: Maps tokens ``(n, context)`` to logits ``(n, context, vocabulary)``; its modes are restored.
         windows: Inputs and targets, :meth:`TextData.windows`.
         batch_size: Windows at a time.
+
+    Returns:
+        ``loss`` in nats, ``bpc`` in bits per token, and ``perplexity``; all over the tokens, whatever the size of a
+        batch.
     """
     x, y = windows
     total = 0.0
@@ -306,7 +342,16 @@ class TextHistory(Records):
     """Evaluations of a language model; the best is the one of lowest validation loss."""
 
     def measure(self, model: nn.Module, data: TextData, epoch: int) -> dict[str, float]:
-        """Evaluate on the validation and test text, in the first process of a run; returns a row of the vocabulary."""
+        """Evaluate on the validation and test text, in the first process of a run; returns a row of the vocabulary.
+
+        Args:
+            model: What the run evaluates: the net, or its average.
+            data: Its text.
+            epoch: Epochs made.
+
+        Returns:
+            ``epoch``, and ``loss``, ``bpc`` and ``perplexity`` under ``val/`` and ``test/``.
+        """
 
         def measured() -> dict[str, float]:
             values = {split: evaluate_text(model, data.windows(split)) for split in ("val", "test")}
@@ -337,6 +382,10 @@ def summarise_text(
         data: The text.
         rows: Its logged rows.
         events: Its logged decisions.
+
+    Returns:
+        The table in the order in which it is shown. ``bpc`` is bits per token, a character or a byte; what every kind
+        of run has is that of :func:`optland.train.runs.summary.what_it_took`.
     """
     last, best = history.last, history.best
     return {

@@ -22,6 +22,9 @@ def cifar(name: str, root: str | None, download: bool) -> RawImages:
         root: The folder of the data that the configuration names; None where it names none.
         download: Whether to fetch them where they are not there.
 
+    Returns:
+        Images and labels, with the official test split.
+
     Raises:
         UserError: The files are not there, or one of them is damaged.
     """
@@ -47,6 +50,9 @@ def svhn(root: str | None, download: bool) -> RawImages:
     Args:
         root: The folder of the data that the configuration names; None where it names none.
         download: Whether to fetch them where they are not there.
+
+    Returns:
+        Images and labels 0 to 9, with the official test split; the 531,131 easier extra images are left out.
 
     Raises:
         UserError: The files are not there, or one of them is damaged.

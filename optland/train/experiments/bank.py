@@ -59,10 +59,19 @@ class Watcher(Protocol):
     """What looks on from inside one run. Random state and modes are put back after every look."""
 
     def after_step(self, model: nn.Module, step: int) -> None:
-        """Look at the net, which still has the gradient of this step; weights and buffers must be left as they are."""
+        """Look at the net, which still has the gradient of this step; weights and buffers must be left as they are.
+
+        Args:
+            model: The net after the step, in whatever mode.
+            step: Steps so far, this one included.
+        """
 
     def found(self) -> Mapping[str, Any]:
-        """What was seen so far: also of a run that died."""
+        """What was seen so far: also of a run that died.
+
+        Returns:
+            Numbers, lists and mappings of them by name, as :class:`Bank` writes them under ``along``.
+        """
 
 
 MakeWatcher = Callable[[BankRun, Splits], Watcher]
@@ -108,7 +117,15 @@ class Bank:
         self._read: dict[Path, tuple[int, dict[str, dict[str, Any]]]] = {}
 
     def find(self, run: BankRun) -> dict[str, Any] | None:
-        """The line of a run that has all measures; None where there is none."""
+        """The line of a run that has all measures; None where there is none.
+
+        Args:
+            run: What is looked for, by its key.
+
+        Returns:
+            The line, as the module says; that of a run that died counts as whole. Of two files this process's own comes
+            first.
+        """
         for found in (self.kept.done.get(run.key), self._elsewhere(run.key)):
             if found is not None and (found["dead"] or self._is_whole(found)):
                 return found
@@ -116,6 +133,12 @@ class Bank:
 
     def of(self, run: BankRun) -> dict[str, Any]:
         """The line of a run.
+
+        Args:
+            run: What is looked for.
+
+        Returns:
+            The line, as the module says.
 
         Raises:
             KeyError: It is not there yet.
@@ -125,7 +148,14 @@ class Bank:
         return found
 
     def missing(self, runs: Iterable[BankRun]) -> list[BankRun]:
-        """Those that are not there, each once."""
+        """Those that are not there, each once.
+
+        Args:
+            runs: The runs that shall be there.
+
+        Returns:
+            In the order given.
+        """
         return list({run.key: run for run in runs if self.find(run) is None}.values())
 
     def make(self, runs: Iterable[BankRun], minutes: float = math.inf) -> bool:
@@ -137,6 +167,9 @@ class Bank:
 
         Returns:
             Whether all of them are there.
+
+        Raises:
+            ValueError: A run whose ``method`` is not in the table, or that did not cost what it declares.
         """
         end = time.monotonic() + 60.0 * minutes
         waiting = self.missing(runs)
@@ -215,7 +248,10 @@ def _measured(measures: Mapping[str, Measure], model: nn.Module, splits: Splits,
 
 
 def _plain(value: Any) -> Any:
-    """As JSON has it: no NaN, and no more digits than a float32 has."""
+    """As JSON has it: no NaN, and no more digits than a float32 has.
+
+    A number that is not finite becomes null, which readers of a line take as NaN.
+    """
     if isinstance(value, Mapping):
         return {name: _plain(inner) for name, inner in value.items()}
     if isinstance(value, list | tuple):
@@ -229,6 +265,14 @@ def score(split: str, num: int | None = None) -> Measure:
     """The measure of loss and accuracy (in per cent) on the first ``num`` samples of a split (all by default).
 
     Of a text they are those of a token.
+
+    Args:
+        split: ``train``, ``val`` or ``test``.
+        num: Samples from the split's beginning; None for all.
+
+    Returns:
+        A measure of ``loss``, the mean cross-entropy in nats, and ``acc``. It takes the net in the mode that it is in;
+        the bank sets evaluation mode before.
     """
 
     @torch.no_grad()

@@ -99,7 +99,10 @@ class BankRun:
 
     @property
     def cost(self) -> float:
-        """Gradient evaluations per sample and step."""
+        """Gradient evaluations per sample and step.
+
+        One for a base; 2 for SAM; by the method's card. A gate is not known to it, hence ``passes``.
+        """
         if self.passes is not None:
             return self.passes
         return next((float(card.gradients) for card in CARDS if card.name == self.optimizer.name), 1.0)
@@ -110,12 +113,23 @@ class BankRun:
         return max(self.batch_size, round(self.budget / self.cost))
 
     def steps(self, num_samples: int) -> int:
-        """Updates of the run on a training set of this size, whose last batch of an epoch may be smaller."""
+        """Updates of the run on a training set of this size, whose last batch of an epoch may be smaller.
+
+        Args:
+            num_samples: Size of the training set.
+
+        Returns:
+            Optimizer steps. A run may end inside an epoch; the rest of it is cut into batches as a whole epoch is.
+        """
         whole, rest = divmod(self.samples, num_samples)
         return whole * -(-num_samples // self.batch_size) + -(-rest // self.batch_size)
 
     def given(self) -> dict[str, Any]:
-        """All that is not at its default, nested: what a line of the bank says of the run."""
+        """All that is not at its default, nested: what a line of the bank says of the run.
+
+        Returns:
+            Plain values, for JSON. A part with a name, such as the net, has it beside what differs.
+        """
         return _given(self)
 
     @property
@@ -123,6 +137,9 @@ class BankRun:
         """By which the run is found again: it depends on what is not at its default, and on nothing else.
 
         A setting that comes later, with a default that changes nothing, leaves the keys of older runs as they are.
+
+        Returns:
+            16 hexadecimal digits of the SHA-256 of :meth:`given`.
         """
         return hashlib.sha256(json.dumps(self.given(), sort_keys=True).encode()).hexdigest()[:16]
 
@@ -151,6 +168,9 @@ def _given(config: Any) -> dict[str, Any]:
 class Splits:
     """The data of a run, ready for its net: pairs of inputs and targets.
 
+    Inputs are float32 images ``(n, c, h, w)``, standardised, or int64 windows ``(n, context)``; targets int64 classes
+    ``(n,)``, or the windows one token later. All lie on the CPU, and nothing is augmented.
+
     Attributes:
         train: All training data.
         val: Validation data; never trained on.
@@ -168,12 +188,28 @@ class Splits:
     def batches(
         self, split: SplitName, batch_size: int = 256, num: int | None = None
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Batches of the first ``num`` samples of a split (all by default), in their order."""
+        """Batches of the first ``num`` samples of a split (all by default), in their order.
+
+        Args:
+            split: ``train``, ``val`` or ``test``.
+            batch_size: Samples at a time; memory alone depends on it.
+            num: Samples from the split's beginning; None for all.
+        """
         x, y = (t[:num] for t in getattr(self, split))
         yield from zip(torch.split(x, batch_size), torch.split(y, batch_size), strict=True)
 
     def build(self, run: BankRun) -> nn.Module:
-        """A fresh net for these data from torch's present random state."""
+        """A fresh net for these data from torch's present random state.
+
+        Args:
+            run: Says which net.
+
+        Returns:
+            The net on the CPU, in training mode.
+
+        Raises:
+            ConfigError: The images do not fit the net.
+        """
         x = self.train[0]
         if run.text is not None:
             return run.transformer.build(self.num_outputs, x.shape[1])
@@ -182,13 +218,36 @@ class Splits:
 
 
 def cross_entropy(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
-    """Mean cross-entropy of a batch of images, or of the tokens of windows of a text."""
+    """Mean cross-entropy of a batch of images, or of the tokens of windows of a text.
+
+    Args:
+        model: Maps inputs to logits ``(n, classes)``, or ``(n, context, vocabulary)``.
+        batch: Inputs and targets.
+
+    Returns:
+        A scalar in nats.
+
+    Example:
+        >>> logits = torch.log(torch.tensor([[0.5, 0.25, 0.25]]))
+        >>> round(float(cross_entropy(nn.Identity(), (logits, torch.tensor([0])))), 4)  # -log(0.5)
+        0.6931
+    """
     logits = model(batch[0])
     return F.cross_entropy(logits.flatten(0, -2), batch[1].flatten())
 
 
 def load_splits(run: BankRun) -> Splits:
-    """The data of a run; those of the last few are kept, since the next run mostly has the same."""
+    """The data of a run; those of the last few are kept, since the next run mostly has the same.
+
+    Args:
+        run: Its ``data`` or ``text``, ``halved`` and ``turned`` decide.
+
+    Returns:
+        Shared by all runs on these data: its tensors must not be changed.
+
+    Raises:
+        UserError: The data are not there.
+    """
     if run.text is not None:
         return _text(json.dumps(_given(run.text)))
     return _images(json.dumps(_given(run.data) | {"name": run.data.name}), run.halved, run.turned)

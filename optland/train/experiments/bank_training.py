@@ -48,7 +48,7 @@ class Trained:
 
 
 class _Consumed:
-    """What a schedule reads: a run that ends inside an epoch."""
+    """What a schedule reads: a run that ends inside an epoch, whereas the loader's length is of whole ones."""
 
     def __init__(self, loader: BatchLoader, total_samples: int) -> None:
         self.loader, self.total_samples = loader, total_samples
@@ -75,6 +75,10 @@ def train_run(
         at_start: Called with the fresh net.
         after_step: Called after each step with the net, which still has the gradient of that step, and the number of
             steps so far.
+
+    Returns:
+        The net and its averages as the last step left them, in training mode, and what it took. A run that died is no
+        error: it is ``dead``.
 
     Raises:
         ValueError: ``run.method`` is not in ``methods``, or the run missed its budget by more than 5 % and a step.
@@ -141,6 +145,8 @@ def _maker(run: BankRun, methods: Mapping[str, MakeOptimizer]) -> MakeOptimizer:
 def _closure(
     optimizer: Any, model: nn.Module, batch: tuple[Tensor, ...], clip: float | None
 ) -> Callable[..., Tensor]:
+    """Zeroes, forward, backward and clipping of one batch; of its part, where a method asks for one."""
+
     def closure(share: float = 1.0) -> Tensor:
         optimizer.zero_grad()
         x, y = portion(batch, share)
@@ -154,6 +160,7 @@ def _closure(
 
 
 def _end(losses: list[float]) -> float:
+    """Mean of the loss over the last :data:`LAST` of the steps, one of them at least."""
     tail = losses[-max(1, round(LAST * len(losses))) :]
     return sum(tail) / len(tail)
 

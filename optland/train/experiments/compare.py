@@ -47,6 +47,9 @@ class CompareConfig:
         tune_seeds: Seeds that settings are chosen on, from the config's seed on.
         seeds: Fresh seeds after those, which are reported.
         equal: ``epochs``, ``ge`` (gradient evaluations), or both.
+
+    Raises:
+        ValueError: An empty list, a value twice, or one that cannot be.
     """
 
     lrs: list[float] = field(default_factory=lambda: [0.02, 0.05, 0.1, 0.2])
@@ -82,6 +85,10 @@ class ComparedRunConfig(ValidatedRunConfig):
 
     Attributes:
         compare: What is tuned and compared; null trains the one run that the other keys say.
+
+    Raises:
+        ValueError: As :class:`ValidatedRunConfig`; a pilot that steers, early stopping, a base alone, or radii for a
+            method without one, in a comparison.
     """
 
     compare: CompareConfig | None = field(default_factory=CompareConfig)
@@ -121,7 +128,12 @@ Config = TypeVar("Config", bound=ComparedRunConfig)
 
 @dataclass(frozen=True)
 class Arm:
-    """One side of the comparison: an optimizer with its settings, and for how long it trains."""
+    """One side of the comparison: an optimizer with its settings, and for how long it trains.
+
+    Attributes:
+        optimizer: The method, or its base alone.
+        epochs: Passes over the training data.
+    """
 
     optimizer: OptimizerConfig
     epochs: int
@@ -207,7 +219,16 @@ class Comparison(Generic[Config]):
     # The runs ---------------------------------------------------------------------------------------
 
     def runs(self) -> Iterator[tuple[Config, RunFolder, bool]]:
-        """The runs still to be trained: configuration, open folder, and whether it was begun before."""
+        """The runs still to be trained: configuration, open folder, and whether it was begun before.
+
+        The next run is chosen by the results of those before, so each has to be trained before the next is taken.
+
+        Returns:
+            An iterator of triples. The folder is closed when the next one is asked for.
+
+        Raises:
+            UserError: A run has ended without a result: the disk took no summary.
+        """
         if self.config.compare is None:
             yield self.config, self.folder, self.resume
             return
@@ -230,7 +251,11 @@ class Comparison(Generic[Config]):
             self._unwritten += [f"{out.name}: {line}" for line in run.unwritten.lines()]
 
     def describe(self, run: RunFolder) -> str:
-        """One line about a run that has ended."""
+        """One line about a run that has ended.
+
+        Args:
+            run: The folder of a run that has its summary.
+        """
         found = run.summary or summary_of(run.path)
         return (
             f"{run.path.name:<34} val {found[SCORE]:5.1f} %  test {found[BEST]:5.1f} %  last {found[LAST]:5.1f} %  "
@@ -238,7 +263,10 @@ class Comparison(Generic[Config]):
         )
 
     def _plan(self) -> Generator[tuple[Arm, int], None, None]:
-        """Every run, in an order in which each depends on earlier ones alone."""
+        """Every run, in an order in which each depends on earlier ones alone.
+
+        It reads the summaries of the runs that it has given out, so each has to end before the next is asked for.
+        """
         method, base, epochs = self.config.optimizer, self.config.optimizer.alone(), self.config.epochs
         rates = [replace(base, lr=lr) for lr in self.compare.lrs]
         chosen = yield from self._tuned([Arm(rate, epochs) for rate in rates])

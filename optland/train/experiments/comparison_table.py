@@ -43,21 +43,43 @@ class Side:
     folders: Sequence[Path]
 
     def values(self, key: str) -> list[float]:
-        """A number of the summaries, one per seed."""
+        """A number of the summaries, one per seed.
+
+        Args:
+            key: A name of the summary, such as :data:`BEST`.
+
+        Returns:
+            In the order of the folders; NaN for what was not finite.
+        """
         return [float(summary_of(folder)[key]) for folder in self.folders]
 
     def mean(self, key: str) -> float:
-        """Their mean."""
+        """Their mean.
+
+        Args:
+            key: A name of the summary.
+        """
         return statistics.fmean(self.values(key))
 
     def telemetry(self) -> dict[str, float]:
-        """The method's own measurements at the end of training, averaged over seeds; empty for a base alone."""
+        """The method's own measurements at the end of training, averaged over seeds; empty for a base alone.
+
+        Returns:
+            Of :data:`TELEMETRY` what every seed has.
+        """
         ends = [telemetry_at_the_end(folder) for folder in self.folders]
         shared = [key for key in TELEMETRY if all(key in end for end in ends)]
         return {key: statistics.fmean(end[key] for end in ends) for key in shared}
 
     def curve(self, folder: Path) -> list[tuple[float, float]]:
-        """Gradient evaluations and test accuracy at every evaluation of a run."""
+        """Gradient evaluations and test accuracy at every evaluation of a run.
+
+        Args:
+            folder: A run's folder.
+
+        Returns:
+            Pairs (gradient evaluations so far, test accuracy in percent), in the order of training.
+        """
         rows = read_jsonl(folder / "log.jsonl", kind="row")
         return [(float(row["budget/ge"]), float(row["test/acc"])) for row in rows if "test/acc" in row]
 
@@ -83,7 +105,12 @@ class ComparisonTable:
         ]
 
     def cells(self) -> list[list[str]]:
-        """The table as people read it, line by line."""
+        """The table as people read it, line by line.
+
+        Returns:
+            Lines of as many cells as there are columns, the first one the line's name; empty where a side has no such
+            number.
+        """
         ends = [side.telemetry() for side in self.sides]
         lines = {
             "epochs": [str(side.epochs) for side in self.sides],
@@ -99,7 +126,12 @@ class ComparisonTable:
         return [[name, *cells] for name, cells in lines.items()]
 
     def numbers(self) -> list[dict[str, Any]]:
-        """Every side in full: the numbers of all seeds, and the gain of the method over it."""
+        """Every side in full: the numbers of all seeds, and the gain of the method over it.
+
+        Returns:
+            One dictionary for each side, the method first; accuracies in percent, seconds of wall time. A ``gain`` has
+            the fields of :class:`Gain`, its NaN as null, and is null for the method itself.
+        """
         return [
             {
                 "method": side.label,
@@ -118,7 +150,12 @@ class ComparisonTable:
         ]
 
     def summary(self) -> dict[str, float]:
-        """Gain and final values of the method, the main number first."""
+        """Gain and final values of the method, the main number first.
+
+        Returns:
+            Gains in points of accuracy with their error (half the 95 % interval), for each base that the method is
+            compared with; then means over seeds of the method.
+        """
         ours, found = self.sides[0], {}
         for side in self.sides[1:]:
             for which, key in (("best", BEST), ("last", LAST)):
@@ -136,18 +173,37 @@ class ComparisonTable:
         }
 
     def gain(self, side: Side, key: str) -> Gain | None:
-        """The gain of the method over a base; None for the method itself."""
+        """The gain of the method over a base; None for the method itself.
+
+        Args:
+            side: One of the table's sides.
+            key: A name of the summary.
+        """
         return paired_gain(self.sides[0].values(key), side.values(key)) if side.equal else None
 
 
 def summary_of(folder: Path) -> dict[str, Any]:
-    """The content of a finished run's ``summary.json``; a null there, a number that was not finite, is NaN again."""
+    """The content of a finished run's ``summary.json``; a null there, a number that was not finite, is NaN again.
+
+    Args:
+        folder: The folder of a run that has ended.
+
+    Raises:
+        FileNotFoundError: It has no summary yet.
+    """
     found: dict[str, Any] = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
     return {key: math.nan if value is None else value for key, value in found.items()}
 
 
 def telemetry_at_the_end(folder: Path) -> dict[str, float]:
-    """The median of each telemetry key over the last rows of a run that have it."""
+    """The median of each telemetry key over the last rows of a run that have it.
+
+    Args:
+        folder: A run's folder.
+
+    Returns:
+        Of :data:`TELEMETRY` what the run logged, over its last 10 rows with it; empty for a base alone.
+    """
     rows = read_jsonl(folder / "log.jsonl", kind="row")
     series = {key: [float(row[key]) for row in rows if key in row] for key in TELEMETRY}
     return {key: statistics.median(values[-ROWS_AT_THE_END:]) for key, values in series.items() if values}

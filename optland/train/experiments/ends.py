@@ -84,7 +84,11 @@ class End:
     test: Tensor
 
     def row(self) -> dict[str, float]:
-        """Its figures, for a table."""
+        """Its figures, for a table.
+
+        Returns:
+            Losses and rises of the loss in nats per sample, each name led by that of the end.
+        """
         return {
             f"{self.name}: test loss": self.clean,
             f"{self.name}: predicted rise": self.told.predicted.value,
@@ -99,6 +103,10 @@ class End:
         Args:
             other: Measured on the same samples.
             split: ``val`` or ``test``.
+
+        Returns:
+            The mean over samples of the other's loss less its own, in nats, and the standard error of that mean. The
+            losses of one sample under two nets are paired, and their common part cancels.
         """
         gain = getattr(other, split) - getattr(self, split)
         return float(gain.mean()), float(gain.std() / math.sqrt(len(gain)))
@@ -113,6 +121,10 @@ def end_of(name: str, model: nn.Module, loss_fn: LossFn, data: ProbeData, spec: 
         loss_fn: Mean cross-entropy of a batch.
         data: Its data, see :class:`~optland.train.runs.trained_run.ProbeData`.
         spec: The damage.
+
+    Returns:
+        Its losses before and after the damage, and what was predicted. Costs a few passes over the validation samples
+        for each draw of the damage.
     """
     model.eval()
     L = probe_objective(model, loss_fn, data, split_name="val", num_samples=SAMPLES, seed=0, batch_size=512)
@@ -127,6 +139,10 @@ def choose(ends: Sequence[End]) -> tuple[End, str]:
 
     Args:
         ends: At least one, the one to be taken in case of doubt first.
+
+    Returns:
+        The end, and one sentence. To be taken, another end has to be better than the first by more than one standard
+        error of the paired difference.
     """
     best = min(ends, key=lambda end: _or_inf(float(end.val.mean())))
     if best is ends[0]:
@@ -144,6 +160,7 @@ def choose(ends: Sequence[End]) -> tuple[End, str]:
 
 @torch.no_grad()
 def _losses(model: nn.Module, batch: Any, spec: DamageSpec | None) -> Tensor:
+    """Loss of every sample ``(n,)``, in nats: as the net is with None, else the mean over the draws of a damage."""
     found = []
     for weights in spec.weights(model) if spec else [{}]:
         with damaged(model, weights):

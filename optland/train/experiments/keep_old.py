@@ -36,6 +36,15 @@ LEAST = 0.01
 def longest(a: float, c: float, b: float) -> float:
     """The largest t with a t + c t^2 / 2 <= b on all of (0, t]; infinity where there is no limit.
 
+    Args:
+        a: Slope of the old loss along the update, in loss per update.
+        c: Curvature along it, in loss per update squared.
+        b: What the update may cost, in loss.
+
+    Returns:
+        t in units of the full update. 0 where nothing may be spent and the loss rises; infinity where the parabola
+        never reaches b.
+
     Example:
         >>> longest(1.0, 2.0, 2.0), longest(2.0, 0.0, 1.0), longest(-1.0, 0.0, 0.0)
         (1.0, 0.5, inf)
@@ -82,7 +91,13 @@ class KeepOld:
         self._before: list[Tensor] | None = None
 
     def step(self, optimizer: Any, closure: Callable[[], Tensor]) -> Tensor:
-        """``optimizer.step(closure)`` with a look along it where one is due; returns the loss."""
+        """``optimizer.step(closure)`` with a look along it where one is due; returns the loss.
+
+        Args:
+            optimizer: Steps the parameters of ``objective``; its learning rate is the caller's to multiply by
+                :attr:`factor`.
+            closure: Zeroes the gradients, goes backward and returns the loss.
+        """
         self.before_step()
         loss: Tensor = optimizer.step(closure)
         self.after_step()
@@ -94,7 +109,10 @@ class KeepOld:
             self._before = vectors.clone(self.objective.params)
 
     def after_step(self) -> None:
-        """Look along the update that was made, and set :attr:`factor` for the next ones."""
+        """Look along the update that was made, and set :attr:`factor` for the next ones.
+
+        Where the old loss is not finite on the way the factor is halved, and not left below :data:`LEAST`.
+        """
         self.done += 1
         if self._before is None:
             return

@@ -20,7 +20,14 @@ __all__ = ["Kept", "kept_lines"]
 
 
 def kept_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The results in a file; of a torn line it is told that it is left out, and a file that is not there has none."""
+    """The results in a file; of a torn line it is told that it is left out, and a file that is not there has none.
+
+    Args:
+        path: A file of JSON lines.
+
+    Returns:
+        An iterator over the results, oldest first; a warning for each torn line.
+    """
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
         try:
             yield json.loads(line)
@@ -60,13 +67,25 @@ class Kept:
             write_whole(self.path, whole)  # anew: the next line must not be glued to a torn one
 
     def add(self, found: dict[str, Any]) -> None:
-        """Keep one more result."""
+        """Keep one more result.
+
+        Args:
+            found: Values that JSON has; under the key of an older result it takes its place.
+        """
         self.done[self.key(found)] = found
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(found) + "\n")
 
     def of(self, key: str, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """The result of that key, measured now if it is not there."""
+        """The result of that key, measured now if it is not there.
+
+        Args:
+            key: What the result is found by, the ``key`` of its line.
+            measure: Called where the result is not there; what it gives is kept.
+
+        Returns:
+            The result without its key.
+        """
         if key not in self.done:
             self.add({"key": key, **measure()})
         return {name: value for name, value in self.done[key].items() if name != "key"}

@@ -78,6 +78,9 @@ def paired_gain(ours: Sequence[float], theirs: Sequence[float], confidence: floa
         theirs: Those of the other method, for the same seeds in the same order.
         confidence: Between 0 and 1.
 
+    Returns:
+        The mean difference and half the width of its interval; with one seed the error is NaN.
+
     Raises:
         ValueError: The numbers are not pairs, or there are none.
 
@@ -104,6 +107,9 @@ def best_setting(scores: Mapping[Setting, Sequence[float]]) -> Setting:
     Args:
         scores: Clean validation accuracy of every setting, one number per seed. One that is not finite counts as the
             worst there is: a setting under which a seed dies is not chosen while another lives.
+
+    Returns:
+        The setting; where all have a score that is not finite, the first.
 
     Raises:
         ValueError: There is no setting, or one has no score.

@@ -124,6 +124,9 @@ class DatasetLoader(ResumableLoader):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue where :meth:`state_dict` was taken; call it before iterating.
 
+        Args:
+            state: With the sizes of the batches that were on their way to the loop, which are served with them again.
+
         Raises:
             ValueError: The state is of a data set of another size.
         """

@@ -80,6 +80,7 @@ class Ema:
         self._average.n_averaged.zero_()
 
     def _restart_when_loaded(self) -> None:
+        """Start anew when a state is loaded into the model; the hook holds this object weakly, and goes with it."""
         hook = _RestartWhenLoaded(weakref.ref(self))
         handle = self.source.register_load_state_dict_post_hook(hook)
         weakref.finalize(self, handle.remove).atexit = False
@@ -89,7 +90,13 @@ class Ema:
         return {"average": self._average.state_dict(), "updates": self.updates}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue where :meth:`state_dict` was taken; in a checkpoint the model has to come before."""
+        """Continue where :meth:`state_dict` was taken; in a checkpoint the model has to come before.
+
+        Loading the model's own state starts a new average, so the other order would throw away what is loaded here.
+
+        Args:
+            state: Of a model with the same parameters and buffers.
+        """
         self._average.load_state_dict(state["average"])
         self.updates = state["updates"]
 

@@ -36,6 +36,16 @@ def evaluate(
         batch_size: Samples in one forward pass; memory alone depends on it.
         normalise: Makes a batch of ``x`` what the model takes, such as :meth:`ImageData.normalise`; by default
             ``x`` is that already.
+
+    Returns:
+        ``loss``, the mean cross-entropy in nats, and ``acc`` in percent; both over all labels, so that the last smaller
+        batch weighs less.
+
+    Example:
+        >>> x, y = torch.tensor([[4.0, 0.0], [0.0, 4.0]]), torch.tensor([0, 0])
+        >>> found = evaluate(nn.Identity(), x, y)
+        >>> found["acc"], round(found["loss"], 3)  # the mean of log(1 + e^-4) and log(1 + e^4)
+        (50.0, 2.018)
     """
     loss, correct = 0.0, 0
     with preserve_modes(model):
@@ -51,6 +61,13 @@ class Records:
     """The latest and the best of a run's evaluations: what the histories of images and of text have in common.
 
     The others are in the log: a run of many short epochs would otherwise grow with every one of them.
+
+    Example:
+        >>> history = History()
+        >>> for epoch, acc in enumerate([90.0, 92.0, 91.0]):
+        ...     history.add({"epoch": float(epoch), "val/acc": acc, "val/loss": 0.1})
+        >>> history.best["val/acc"], history.last["val/acc"], history.stalled(patience=1)
+        (92.0, 91.0, True)
     """
 
     def __init__(self) -> None:
@@ -58,20 +75,28 @@ class Records:
 
     @property
     def last(self) -> dict[str, float]:
-        """The latest evaluation."""
+        """The latest evaluation; KeyError before the first."""
         return self._kept["last"]
 
     @property
     def best(self) -> dict[str, float]:
-        """The evaluation that early stopping on the validation split would have kept."""
+        """The evaluation that early stopping on the validation split would have kept; KeyError before the first."""
         return self._kept["best"]
 
     def rank(self, row: Mapping[str, float]) -> tuple[float, ...]:
-        """The key by which the best evaluation is the highest; of equal ones the first is the best."""
+        """The key by which the best evaluation is the highest; of equal ones the first is the best.
+
+        Args:
+            row: An evaluation, as :meth:`add` takes it.
+        """
         raise NotImplementedError
 
     def add(self, row: dict[str, float]) -> None:
-        """Take an evaluation in."""
+        """Take an evaluation in.
+
+        Args:
+            row: Its numbers by name, with the number of the ``epoch``.
+        """
         if not self._kept or self.rank(row) > self.rank(self.best):
             self._kept["best"] = row
         self._kept["last"] = row
@@ -94,7 +119,11 @@ class Records:
                 return
 
     def stalled(self, patience: int | None) -> bool:
-        """Whether the best evaluation is ``patience`` epochs old or older; never with None or 0."""
+        """Whether the best evaluation is ``patience`` epochs old or older; never with None or 0.
+
+        Args:
+            patience: Epochs without a better evaluation that are borne.
+        """
         return bool(patience and self._kept) and self.last["epoch"] - self.best["epoch"] >= (patience or 0)
 
     def state_dict(self) -> dict[str, Any]:
@@ -113,6 +142,14 @@ class History(Records):
         """Evaluate on the validation and test splits; returns a row of the metric vocabulary.
 
         Of several processes of a run the first does, with the statistics that its normalisation layers have.
+
+        Args:
+            model: What the run evaluates: the net, or its average.
+            data: Its data.
+            epoch: Epochs made.
+
+        Returns:
+            ``epoch``, and ``loss`` and ``acc`` (in percent) under ``val/`` and ``test/``.
         """
 
         def measured() -> dict[str, float]:

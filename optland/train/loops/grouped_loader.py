@@ -156,6 +156,10 @@ class GroupedLoader(ResumableLoader):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue where :meth:`state_dict` was taken; call it before iterating.
 
+        Args:
+            state: Of a loader with the same batches: those of the present epoch that were served are read again and
+                dropped.
+
         Raises:
             ValueError: The state is of a data set of another size.
         """

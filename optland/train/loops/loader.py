@@ -36,6 +36,12 @@ Transform = Callable[[Any, torch.Generator], Any]
 def seed_of(*key: int | str) -> int:
     """A seed that is a pure function of ``key``; neighbouring keys give unrelated seeds.
 
+    Args:
+        key: Numbers and texts; a first text that says what the seed is for keeps two uses with equal numbers apart.
+
+    Returns:
+        A whole number from 0 to 2^63 - 1, which every generator takes.
+
     Example:
         >>> seed_of("transform", 0, 1, 64) == seed_of("transform", 0, 1, 64) != seed_of("transform", 0, 1, 65)
         True
@@ -53,6 +59,13 @@ class ResumableLoader:
         epochs: Passes over the data.
         seed: Seed of the order and of the augmentation.
         transform: Called on every batch with a generator seeded by (seed, epoch, position in the epoch).
+
+    Attributes:
+        batch_size: Samples per batch from the next one on.
+        epoch: Epochs that have been served whole.
+        position: Samples served of the present epoch.
+        served: Samples of the last batch, of all processes together.
+        own: Of them, those of this process.
 
     Raises:
         ValueError: No samples, or a size or count below 1.
@@ -82,6 +95,9 @@ class ResumableLoader:
 
         Args:
             batch_size: Samples per update, however many micro-batches it is taken in and processes share it.
+
+        Raises:
+            ValueError: Fewer samples than one for each process of the run.
         """
         if batch_size < processes.size():
             over = f": one for each of {processes.size()} processes" if processes.size() > 1 else ""
@@ -90,7 +106,13 @@ class ResumableLoader:
 
     @property
     def weight(self) -> float:
-        """What the mean loss of the last batch counts in the mean over processes: 1 where they have as many samples."""
+        r"""What the mean loss of the last batch counts in the mean over processes: 1 where they have as many samples.
+
+        .. math:: \frac{n_r R}{n}
+
+        for :math:`n_r` of the batch's n samples on this one of R processes: what makes the plain mean over processes,
+        which is how gradients are averaged, the mean over samples.
+        """
         return self.own * processes.size() / self.served if self.served else 1.0
 
     @property
@@ -153,6 +175,9 @@ class ResumableLoader:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue where :meth:`state_dict` was taken; call it before iterating.
 
+        Args:
+            state: Its seed takes the place of this loader's, so that the order goes on.
+
         Raises:
             ValueError: The state is of a data set of another size.
         """
@@ -169,12 +194,19 @@ def part_of(count: int) -> tuple[int, int]:
     """This process's part of so many samples, cut as :func:`optland.batches.split` cuts a batch.
 
     At the end of an epoch there may be none left for it: it gets the first sample, which then weighs nothing.
+
+    Args:
+        count: Samples of the whole batch.
+
+    Returns:
+        Where the part begins, and where the next one would.
     """
     start, stop = _edges(count)
     return (start, stop) if stop > start else (0, 1)
 
 
 def _edges(count: int) -> tuple[int, int]:
+    """Where this process's part of ``count`` samples begins and ends; parts differ by one sample at most."""
     here, of = processes.rank(), processes.size()
     return -(-count * here // of), -(-count * (here + 1) // of)
 
@@ -189,6 +221,9 @@ class BatchLoader(ResumableLoader):
         seed: Seed of the order and of the augmentation.
         transform: ``transform(batch, generator)``, called on every batch. The generator lives on the tensors' device
             and is seeded by (seed, epoch, position in the epoch): a resumed run draws the same numbers.
+
+    Attributes:
+        tensors: The data; they are not copied.
 
     Raises:
         ValueError: Tensors of different lengths, no samples, or a size or count below 1.

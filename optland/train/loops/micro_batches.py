@@ -94,6 +94,9 @@ class MicroBatches:
             look: Whether the model may be evaluated now; not in the second pass of a step in phases.
             weight: Factor on the gradient of a mean loss, for a rank with more or fewer samples than others.
 
+        Returns:
+            The mean loss of the batch, a scalar on the model's device; of all ranks where the loss is counted.
+
         Raises:
             ValueError: Every count was 0.
         """
@@ -141,12 +144,14 @@ class MicroBatches:
         return terms.mean()
 
     def _parameters(self, model: nn.Module) -> list[Tensor]:
+        """All that may get a gradient, each once: a parameter of the optimizer's need not be one of the model's."""
         held = (p for group in self.optimizer.param_groups for p in group["params"])
         return list(dict.fromkeys([*held, *model.parameters()]))
 
     # Whether the loss is a mean over samples --------------------------------------------------------
 
     def _is_due(self) -> bool:
+        """Whether this call is one of 1, 2, 4, 8 ...: so few checks, however long the run."""
         self._calls += 1
         if self._calls < self._due:
             return False
@@ -191,7 +196,11 @@ class MicroBatches:
         return {"one_piece": self.one_piece, "calls": self._calls, "due": self._due}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue where :meth:`state_dict` was taken."""
+        """Continue where :meth:`state_dict` was taken.
+
+        Args:
+            state: A loss that was found to be no mean is taken in one piece from the first batch of the resumed run on.
+        """
         self.one_piece, self._calls, self._due = state["one_piece"], state["calls"], state["due"]
 
 
@@ -244,6 +253,13 @@ class _Terms:
         return self._shares[0] if len(self._shares) == 1 else torch.stack(self._shares).sum()
 
     def _of_sum(self, total: Tensor, count: float, k: int) -> Tensor:
+        r"""The share of a counted loss; the count of the whole batch is known with the last micro-batch alone.
+
+        .. math:: \frac{R\, S_k}{\hat c}
+
+        with :math:`\hat c` planned from the first micro-batch, R the ranks over which gradients are averaged
+        afterwards. The gradients of all but the last are put right by :attr:`rescale`.
+        """
         self._sums.append(total.detach())
         self._count += count
         size = 1 if self.ranks is None else self.ranks.size

@@ -90,6 +90,9 @@ class PrecisionConfig:
         accumulation: Micro-batches that a batch is cut into.
         micro_batch: Most samples in one of them; null for no limit. A batch that grows is cut into more.
         ema: Decay of the average of the weights that is evaluated, for example 0.999; null for none.
+
+    Raises:
+        ValueError: A value that cannot be.
     """
 
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
@@ -119,6 +122,14 @@ class PrecisionConfig:
         Of several processes that a launcher has started for a run it averages the gradients; random numbers, those of
         dropout for one, are others in each of them.
 
+        Args:
+            model: The model, on its device; its weights are changed in their layout alone, or made those of the first
+                process.
+
+        Returns:
+            The model itself, or what calls it: compiled, under DDP, or both. Probes, checkpoints and the average of the
+            weights take the model itself.
+
         Raises:
             UserError: ``compile`` on a CPU without a C++ compiler, or ``channels_last`` on the CPU with a layer that
                 PyTorch's kernels cannot do.
@@ -140,11 +151,26 @@ class PrecisionConfig:
         return compiled
 
     def build(self, optimizer: Optimizer, device: torch.device | str = "cpu") -> Precision:
-        """The primitives of the loop for this optimizer."""
+        """The primitives of the loop for this optimizer.
+
+        Args:
+            optimizer: The optimizer of the loop.
+            device: Where the model is; autocast and the loss scale are of its kind.
+
+        Returns:
+            What the loop calls for a backward pass and for a step.
+
+        Raises:
+            TypeError: fp16 with a wrapper that evaluates closures by itself.
+        """
         return Precision(self, optimizer, device)
 
     def build_ema(self, model: nn.Module) -> Ema | None:
-        """The averaged twin of the model; None where none is asked for."""
+        """The averaged twin of the model; None where none is asked for.
+
+        Args:
+            model: What is trained.
+        """
         return None if self.ema is None else Ema(model, self.ema)
 
 
@@ -190,6 +216,12 @@ class Precision:
         optimizer: Any optimizer; of one with a ``base``, the gradient that the base receives is clipped.
         device: Where the model is.
 
+    Attributes:
+        scaler: The loss scale of fp16; disabled in other precisions.
+        dtype: The type of autocast; None in float32.
+        clip: Largest global norm of the gradient; None for none.
+        micro_batch: Most samples of a micro-batch; None for no limit.
+
     Raises:
         TypeError: fp16 with a wrapper that evaluates closures by itself.
     """
@@ -225,6 +257,9 @@ class Precision:
 
         Args:
             accumulation: Micro-batches per update. The batch stays: this trades memory for time, nothing else.
+
+        Raises:
+            ValueError: Fewer than one.
         """
         _check_accumulation(accumulation)
         self.accumulation = int(accumulation)
@@ -271,6 +306,9 @@ class Precision:
             closure: Zeroes the gradients, calls :meth:`backward` and returns its loss. Under ``ascent_share`` it may
                 take the share of the batch that a pass is over; for one that does not, :meth:`backward` takes that part
                 of the batch.
+
+        Returns:
+            What the closure returned at the weights before the step.
         """
         if self._in_part and not takes_share(closure):
             closure = functools.partial(self._call_for_part, closure)
@@ -323,6 +361,7 @@ class Precision:
         return loss
 
     def _second_pass(self, closure: Callable[..., Any]) -> None:
+        """Pass two of a two-pass method: its gradient, scaled, stays in ``.grad``, and the weights are put back."""
         optimizer: Any = self.optimizer
         optimizer.perturb(loss_scale=self.scaler.get_scale())
         try:
@@ -346,7 +385,11 @@ class Precision:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue where :meth:`state_dict` was taken."""
+        """Continue where :meth:`state_dict` was taken.
+
+        Args:
+            state: Of the same precision: an empty loss scale is none that fp16 could go on with.
+        """
         self.set_accumulation(state["accumulation"])
         self._micro.load_state_dict(state["micro"])
         self.scaler.load_state_dict(state["scaler"])
@@ -362,6 +405,7 @@ def _is_perturbed(optimizer: Any) -> bool:
 
 
 def _innermost(optimizer: Optimizer) -> Optimizer:
+    """The optimizer that makes the update, inside all wrappers."""
     while isinstance(optimizer, Delegating):  # others may have something else under that name
         optimizer = optimizer.base
     return optimizer

@@ -121,6 +121,18 @@ def _share_after(progress: float, warmup: float) -> float:
 def shape(name: str, progress: float, warmup: float) -> float:
     """The factor of a schedule at a share ``progress`` of the run; beyond its ends that of the ends.
 
+    Args:
+        name: A name of the table but ``none``.
+        progress: Share of the run's samples that are consumed.
+        warmup: Share of the run over which the factor rises from 0 on a straight line; ``one_cycle`` rises on its own
+            curve.
+
+    Returns:
+        The factor on the peak rate, from 0 to 1.
+
+    Raises:
+        KeyError: The name is not known.
+
     Example:
         >>> [round(shape("wsd", p, warmup=0.1), 3) for p in (0.05, 0.1, 0.8, 0.9, 1.0)]
         [0.5, 1.0, 1.0, 0.5, 0.0]
@@ -193,7 +205,19 @@ def schedule_by_name(
 
 
 def cosine_schedule(optimizer: Optimizer, loader: Consumption, warmup: float = WARMUP) -> LambdaLR:
-    """Cosine decay with warm-up: :func:`schedule_by_name` for ``cosine``."""
+    """Cosine decay with warm-up: :func:`schedule_by_name` for ``cosine``.
+
+    Args:
+        optimizer: Its learning rates are the peak.
+        loader: What is consumed.
+        warmup: Share of the run over which the rate rises, in [0, 1).
+
+    Returns:
+        The scheduler, to be stepped once after every optimizer step.
+
+    Raises:
+        ValueError: A warm-up out of range.
+    """
     scheduler = schedule_by_name("cosine", optimizer, loader, warmup)
     assert scheduler is not None
     return scheduler

@@ -15,6 +15,13 @@ def seed_everything(seed: int) -> None:
 
     Args:
         seed: The seed of all three.
+
+    Example:
+        >>> seed_everything(0)
+        >>> first = torch.rand(2).tolist(), random.random()
+        >>> seed_everything(0)
+        >>> first == (torch.rand(2).tolist(), random.random())
+        True
     """
     torch.manual_seed(seed)
     np.random.seed(seed % 2**32)  # noqa: NPY002 - user code may draw from the global generator
@@ -22,7 +29,11 @@ def seed_everything(seed: int) -> None:
 
 
 def seed_host(seed: int) -> None:
-    """Seed the generators that code on the CPU draws from: reading data must not start CUDA, as torch's own would."""
+    """Seed the generators that code on the CPU draws from: reading data must not start CUDA, as torch's own would.
+
+    Args:
+        seed: The seed of all three; NumPy takes its last 32 bits.
+    """
     torch.default_generator.manual_seed(seed)
     random.seed(seed)
     np.random.seed(seed % 2**32)  # noqa: NPY002 - datasets draw from the global generator

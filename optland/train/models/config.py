@@ -79,7 +79,12 @@ class ModelConfig:
             raise ValueError(f"name: model {self.name!r} is not known; choose from {known}.{hint}")
 
     def plan(self) -> Plan:
-        """The net's size with the architecture's own values where none are given."""
+        """The net's size with the architecture's own values where none are given.
+
+        Returns:
+            What a family of :data:`MODELS` is built from. A model of torchvision's or of one's own has no plan
+            (KeyError).
+        """
         own = MODELS[self.name]
         return Plan(
             width=own.width if self.width is None else self.width,
@@ -90,7 +95,11 @@ class ModelConfig:
         )
 
     def settings(self) -> dict[str, Any]:
-        """What a model of one's own may have a parameter for, beside the shape of the data."""
+        """What a model of one's own may have a parameter for, beside the shape of the data.
+
+        Returns:
+            Values by the name of the parameter; None where the configuration says nothing.
+        """
         return {key: getattr(self, key) for key in ("width", "depth", "norm", "skips", "dropout")}
 
     def _check_torchvision(self) -> None:

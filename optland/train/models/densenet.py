@@ -22,7 +22,14 @@ BLOCKS = 3
 
 
 class DenseLayer(nn.Module):
-    """One 3 x 3 convolution of all maps so far, put beside them."""
+    """One 3 x 3 convolution of all maps so far, put beside them.
+
+    Args:
+        shape: Channels, height and width of the net's images, which say along which axes the kernel reaches.
+        channels: Maps so far.
+        growth: Maps that it adds.
+        norm: Normalisation before the convolution.
+    """
 
     def __init__(self, shape: ImageShape, channels: int, growth: int, norm: Norm) -> None:
         super().__init__()
@@ -35,7 +42,14 @@ class DenseLayer(nn.Module):
 
 
 class Transition(nn.Module):
-    """Fewer channels, and half the pixels of each side."""
+    """Fewer channels, and half the pixels of each side.
+
+    Args:
+        shape: Channels, height and width of the net's images; an axis of one pixel is not pooled.
+        channels: Maps that come in.
+        kept: Maps that go on.
+        norm: Normalisation before the convolution.
+    """
 
     def __init__(self, shape: ImageShape, channels: int, kept: int, norm: Norm) -> None:
         super().__init__()
@@ -49,7 +63,13 @@ class Transition(nn.Module):
 
 
 class DenseNet(nn.Module):
-    """A stem, three dense blocks with transitions between them, the mean over the image, and a linear layer."""
+    """A stem, three dense blocks with transitions between them, the mean over the image, and a linear layer.
+
+    Args:
+        shape: Channels, height and width of the images.
+        classes: Outputs.
+        plan: Its size; ``width`` is the growth rate.
+    """
 
     def __init__(self, shape: ImageShape, classes: int, plan: Plan) -> None:
         super().__init__()

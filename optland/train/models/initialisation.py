@@ -37,8 +37,18 @@ INITIALISATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 def parse_scheme(scheme: str) -> Callable[[Tensor], Tensor] | None:
     """The filling function of a scheme; None for ``default``.
 
+    Args:
+        scheme: ``default``, a key of :data:`INITIALISATIONS`, or ``normal:STD``.
+
+    Returns:
+        A function that fills a tensor in place from PyTorch's global random state.
+
     Raises:
         ValueError: No scheme of this name, or a deviation that is not a number above 0.
+
+    Example:
+        >>> parse_scheme("default") is None, parse_scheme("normal:0.5").keywords
+        (True, {'std': 0.5})
     """
     if scheme == "default":
         return None

@@ -43,6 +43,13 @@ def along(shape: ImageShape, size: int) -> tuple[int, int]:
     A signal is an image of height 1. A kernel of height 3 would see zeros above and below it, and two thirds of its
     weights would be flat directions of the loss.
 
+    Args:
+        shape: Channels, height and width of the images.
+        size: Pixels of a kernel, a stride or a pool.
+
+    Returns:
+        Pixels along height and along width.
+
     Example:
         >>> along((1, 28, 28), 3), along((1, 1, 40), 3)
         ((3, 3), (1, 3))
@@ -52,7 +59,19 @@ def along(shape: ImageShape, size: int) -> tuple[int, int]:
 
 
 def convolution(shape: ImageShape, inputs: int, outputs: int, norm: Norm, stride: int = 1) -> nn.Conv2d:
-    """A 3 x 3 convolution that keeps the size (or divides it by ``stride``); a norm brings its own bias."""
+    """A 3 x 3 convolution that keeps the size (or divides it by ``stride``); a norm brings its own bias.
+
+    Args:
+        shape: Channels, height and width of the net's images, which say along which axes the kernel reaches.
+        inputs: Channels that come in.
+        outputs: Channels that go out.
+        norm: The normalisation that follows; under any the bias would be taken out again, so there is none.
+        stride: Pixels from one place of the kernel to the next.
+
+    Example:
+        >>> convolution((1, 1, 40), 1, 8, "batch")
+        Conv2d(1, 8, kernel_size=(1, 3), stride=(1, 1), padding=(0, 1), bias=False)
+    """
     return nn.Conv2d(
         inputs,
         outputs,
@@ -69,7 +88,12 @@ def _border(shape: ImageShape) -> tuple[int, int]:
 
 
 def normalisation(norm: Norm, channels: int) -> nn.Module:
-    """BatchNorm, GroupNorm with :data:`GROUPS` groups (Wu and He 2018, arXiv:1803.08494), or nothing."""
+    """BatchNorm, GroupNorm with :data:`GROUPS` groups (Wu and He 2018, arXiv:1803.08494), or nothing.
+
+    Args:
+        norm: ``batch``, ``group`` or ``none``.
+        channels: Channels of the maps; under ``group`` a multiple of :data:`GROUPS`.
+    """
     if norm == "batch":
         return nn.BatchNorm2d(channels)
     if norm == "group":
@@ -79,6 +103,10 @@ def normalisation(norm: Norm, channels: int) -> nn.Module:
 
 def spread(total: int, parts: int) -> list[int]:
     """``total`` layers over ``parts`` stages as evenly as they go, earlier stages first.
+
+    Args:
+        total: Layers.
+        parts: Stages.
 
     Example:
         >>> spread(7, 3)

@@ -54,6 +54,10 @@ def narrow(model: nn.Module, scope: Scope, rank: int = 4) -> nn.Module:
             layer (not those inside PyTorch's own attention, which does not call them).
         rank: Of the factors.
 
+    Returns:
+        The same module. Under ``lora`` each linear layer is replaced by a :class:`LowRank`, so the names of its weights
+        change; a layer under two parents is replaced in both, with factors of its own in each.
+
     Raises:
         ValueError: An unknown scope, a rank below 1, or ``lora`` without a linear layer.
 

@@ -19,6 +19,10 @@ __all__ = ["build_own", "check_own"]
 def check_own(name: str, settings: Mapping[str, Any]) -> None:
     """Refuse what is not there or cannot be called, and a setting that it has no parameter for.
 
+    Args:
+        name: ``package.module:name``.
+        settings: Values of the configuration's section, by name; one that is None, 0 or False is not asked for.
+
     Raises:
         ValueError: With the fix; it starts with the setting's name.
     """
@@ -40,6 +44,15 @@ def build_own(name: str, settings: Mapping[str, Any], shape: ImageShape, classes
 
     It has a parameter for what it wants to know, by name: ``image_shape``, ``num_classes``, ``width``, ``depth``,
     ``norm``, ``skips``, ``dropout``.
+
+    Args:
+        name: ``package.module:name``.
+        settings: Values of the configuration's section, by name; the function gets those that it has a parameter for.
+        shape: Channels, height and width of a sample; a table of f columns comes as (1, 1, f).
+        classes: Outputs that the net must have.
+
+    Returns:
+        The module, in the modes in which it was made.
 
     Raises:
         ConfigError: It gives no module, or one that does not fit the data.

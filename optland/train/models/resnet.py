@@ -21,7 +21,15 @@ STAGES = 3
 
 
 class ResidualBlock(nn.Module):
-    """Two 3 x 3 convolutions, each with its normalisation, and a skip connection over both."""
+    """Two 3 x 3 convolutions, each with its normalisation, and a skip connection over both.
+
+    Args:
+        shape: Channels, height and width of the net's images, which say along which axes kernels reach.
+        channels_in: Maps that come in.
+        channels: Maps that go out.
+        stride: Of the first convolution; 2 halves the sides.
+        plan: Says which normalisation, and whether there is a skip.
+    """
 
     def __init__(self, shape: ImageShape, channels_in: int, channels: int, stride: int, plan: Plan) -> None:
         super().__init__()
@@ -42,7 +50,13 @@ class ResidualBlock(nn.Module):
 
 
 class ResNet(nn.Module):
-    """A stem, three stages of blocks, the mean over the image, and a linear layer."""
+    """A stem, three stages of blocks, the mean over the image, and a linear layer.
+
+    Args:
+        shape: Channels, height and width of the images.
+        classes: Outputs.
+        plan: Its size; ``width`` is the number of channels of the first stage, ``depth`` counts the weight layers.
+    """
 
     def __init__(self, shape: ImageShape, classes: int, plan: Plan) -> None:
         super().__init__()

@@ -19,6 +19,9 @@ _SEVERAL_OUTPUTS = ("googlenet", "inception_v3")
 def check_name(name: str) -> None:
     """Refuse what torchvision does not have, and what does not fit a loss on one output.
 
+    Args:
+        name: With :data:`PREFIX`, such as ``torchvision:resnet18``.
+
     Raises:
         ValueError: With the fix.
     """
@@ -35,6 +38,14 @@ def check_name(name: str) -> None:
 
 def build_torchvision(name: str, shape: ImageShape, classes: int) -> nn.Module:
     """The classifier with ``classes`` outputs, tried on one image of this shape.
+
+    Args:
+        name: With :data:`PREFIX`.
+        shape: Channels, height and width of the images; one channel is given to the net three times.
+        classes: Outputs.
+
+    Returns:
+        The net with random weights from PyTorch's present random state.
 
     Raises:
         ConfigError: Images of this shape do not fit the net.
@@ -62,7 +73,11 @@ def build_torchvision(name: str, shape: ImageShape, classes: int) -> nn.Module:
 
 
 class GreyToColour(nn.Module):
-    """A net for colour images on grey ones: the one channel is given three times."""
+    """A net for colour images on grey ones: the one channel is given three times.
+
+    Args:
+        model: Takes images of three channels.
+    """
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()

@@ -39,6 +39,9 @@ class TransformerConfig:
         heads: Attention heads of a block.
         dropout: Probability of dropout on embeddings, attention weights and both branches, in [0, 1).
         tied: Whether the output layer shares the token embedding's weights.
+
+    Raises:
+        ValueError: A value that cannot be.
     """
 
     depth: int = 4
@@ -68,12 +71,21 @@ class TransformerConfig:
             )
 
     def build(self, vocabulary: int, context: int) -> Transformer:
-        """The initialised model (seed the random state before)."""
+        """The initialised model (seed the random state before).
+
+        Args:
+            vocabulary: Number of tokens.
+            context: Longest input, in tokens.
+        """
         return Transformer(self, vocabulary, context)
 
 
 class Attention(nn.Module):
-    """Causal self-attention of several heads."""
+    """Causal self-attention of several heads.
+
+    Args:
+        config: Its width, heads and dropout; dropout acts in training alone.
+    """
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
@@ -93,7 +105,11 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and a two-layer network, each normalised before and added to its input."""
+    """Attention and a two-layer network, each normalised before and added to its input.
+
+    Args:
+        config: Its width, heads and dropout.
+    """
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()

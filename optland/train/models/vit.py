@@ -26,6 +26,9 @@ HEAD = 16
 def patch_size(side: int) -> int:
     """Pixels of a patch along an axis: 4, or 2 where the axis is short, or 1 where there is one pixel.
 
+    Args:
+        side: Pixels of the image along the axis.
+
     Example:
         >>> [patch_size(side) for side in (32, 28, 8, 1)]
         [4, 4, 2, 1]
@@ -34,7 +37,11 @@ def patch_size(side: int) -> int:
 
 
 class Block(nn.Module):
-    """Self-attention and an MLP of four times the width, each on normalised input and added to it."""
+    """Self-attention and an MLP of four times the width, each on normalised input and added to it.
+
+    Args:
+        width: Length of a token's vector, a multiple of :data:`HEAD`.
+    """
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -58,7 +65,13 @@ class Block(nn.Module):
 
 
 class VisionTransformer(nn.Module):
-    """Patches, positions, ``depth`` blocks, a last normalisation, the mean token and a linear layer."""
+    """Patches, positions, ``depth`` blocks, a last normalisation, the mean token and a linear layer.
+
+    Args:
+        shape: Channels, height and width of the images; height and width are multiples of their :func:`patch_size`.
+        classes: Outputs.
+        plan: Its size.
+    """
 
     def __init__(self, shape: ImageShape, classes: int, plan: Plan) -> None:
         super().__init__()

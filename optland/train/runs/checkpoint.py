@@ -48,10 +48,18 @@ class Stateful(Protocol):
     """Anything with a state: module, optimizer, scheduler, loader, pilot, gradient scaler, logger."""
 
     def state_dict(self) -> Mapping[str, Any]:
-        """The state."""
+        """The state: tensors and plain Python values, nested in dictionaries and lists.
+
+        What else it holds can be saved, and is refused when it is loaded (``weights_only``).
+        """
 
     def load_state_dict(self, state_dict: Any) -> Any:
-        """Put the state back."""
+        """Put the state back.
+
+        Args:
+            state_dict: What :meth:`state_dict` gave, its tensors on the device that they came from, or on the CPU
+                without CUDA.
+        """
 
 
 # Files ---------------------------------------------------------------------------------------------
@@ -95,7 +103,11 @@ def save_checkpoint(path: str | Path, state: Mapping[str, Any], *, num_kept: int
 
 
 def _with_sum(state: Mapping[str, Any]) -> memoryview:
-    """The archive with its sum as its comment."""
+    """The archive with its sum as its comment.
+
+    The sum is over the archive with the comment's length already in its last two bytes, so every byte but the comment's
+    own is covered.
+    """
     buffer = io.BytesIO()
     torch.save(dict(state), buffer)
     archive = buffer.getbuffer()
@@ -151,6 +163,7 @@ def _put_in_place(aside: Path, path: Path, keep: int) -> None:
 
 
 def _second_name(path: Path, name: Path) -> None:
+    """Give a file a second name, at no cost in time or room where the file system has hard links."""
     try:
         os.link(path, name)
     except OSError:  # a file system without links
@@ -192,6 +205,10 @@ def load_checkpoint(
         path: The file that :func:`save_checkpoint` was given.
         accept: Called with each candidate's state; raises :class:`CheckpointError` to refuse it.
 
+    Returns:
+        The state as it was saved. Tensors lie on the device that they were saved from; on the CPU where there is no
+        CUDA; of several processes of a run each has those of ``cuda:0`` on its own device.
+
     Raises:
         CheckpointError: None can be used; the message says why for each.
     """
@@ -214,6 +231,7 @@ def _for_all(path: Path, accept: Callable[[dict[str, Any]], None] | None) -> tup
 def _newest_usable(
     path: Path, accept: Callable[[dict[str, Any]], None] | None
 ) -> tuple[Path, dict[str, Any]]:
+    """The first candidate that can be read and is accepted; a warning says what was wrong with the newest one."""
     problems = []
     for candidate in _candidates(path):
         try:
@@ -237,6 +255,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _decoded(content: bytes) -> dict[str, Any]:
+    """The state in a file's bytes, after its sum has been found right."""
     archive, summed, found = _taken_apart(content)
     if hashlib.sha256(summed).hexdigest().encode() != found:
         raise CheckpointError("its checksum does not match: the file is damaged or cut short")
@@ -320,7 +339,14 @@ class Checkpoint:
         self._saved_at = time.monotonic()
 
     def after_step(self, step: int) -> None:
-        """Save when an interval has passed; and let all processes of a run know that one of them is to stop."""
+        """Save when an interval has passed; and let all processes of a run know that one of them is to stop.
+
+        All processes of a run have to call it after the same step: it exchanges two numbers between them, and the clock
+        of the first alone decides whether the time has come.
+
+        Args:
+            step: Steps made, this one included.
+        """
         waited = time.monotonic() - self._saved_at
         due = self.every_seconds is not None and waited >= self.every_seconds and processes.leads()
         by_time, asked = processes.maximum([float(due), float(stop_asked())])
@@ -331,6 +357,9 @@ class Checkpoint:
 
     def save(self, step: int) -> int | None:
         """Save now; a disk that does not take it costs a warning, and the checkpoint before it stays.
+
+        Args:
+            step: Steps made, which is where a resume goes on.
 
         Returns:
             The step that a resume would go on from: this one, or that of the last save that succeeded, if any.
@@ -355,6 +384,13 @@ class Checkpoint:
 
         A run that died before its first save was whole has no checkpoint and nothing to lose: it begins anew.
 
+        Args:
+            resume: Whether the run is resumed. False saves over what is there; the checkpoint of before is kept behind
+                it.
+
+        Returns:
+            Steps made: 0, or the step of the checkpoint that was loaded.
+
         Raises:
             CheckpointError: There are checkpoints, and none can be used.
         """
@@ -369,6 +405,9 @@ class Checkpoint:
 
         Nothing is changed before the whole checkpoint is known to fit. A newest file that cannot be used is kept as
         ``<name>.unusable``: in its place, the next save would push the last good checkpoint out behind it.
+
+        Returns:
+            The step that the checkpoint was taken after; the run's next step is the one after it.
 
         Raises:
             CheckpointError: No readable checkpoint, or one of another model or another set of parts.

@@ -45,7 +45,15 @@ class Keeps(Protocol):
     """Anything that can save a run, such as :class:`~optland.train.runs.checkpoint.Checkpoint`."""
 
     def save(self, step: int) -> int | None:
-        """Save; returns the step that a resume would go on from, None without a checkpoint."""
+        """Save the run as it is.
+
+        Args:
+            step: Steps made.
+
+        Returns:
+            The step that a resume would go on from: ``step`` where the save succeeded, an earlier one where it did not,
+            None without a checkpoint.
+        """
 
 
 class GracefulStop:
@@ -149,7 +157,10 @@ class GracefulStop:
 
 
 def stop_asked() -> bool:
-    """Whether a signal to this process, or its own code, has asked for the end of the run."""
+    """Whether a signal to this process, or its own code, has asked for the end of the run.
+
+    True from the signal on, also where :attr:`GracefulStop.requested` has to wait until the other processes know.
+    """
     return any(stop.asked_at is not None for stop in _heeding)
 
 

@@ -21,7 +21,12 @@ _RUN = "TORCHELASTIC_RUN_ID"
 
 
 def candidates(out: Path) -> Iterator[Path]:
-    """The folders ``out``, ``out-2``, ``out-3`` ..."""
+    """The folders ``out``, ``out-2``, ``out-3`` ..., without end.
+
+    Example:
+        >>> [folder.name for folder in itertools.islice(candidates(Path("runs/digits")), 3)]
+        ['digits', 'digits-2', 'digits-3']
+    """
     yield out
     yield from (out.with_name(f"{out.name}-{number}") for number in itertools.count(2))
 
@@ -33,7 +38,14 @@ def mark(folder: Path) -> None:
 
 
 def begun(out: str | Path) -> bool:
-    """Whether the newest folder of this name is one that the present launcher has begun."""
+    """Whether the newest folder of this name is one that the present launcher has begun.
+
+    Args:
+        out: The folder that was asked for, without a number.
+
+    Returns:
+        False where no folder of the name holds a run, and where another launcher, or none, has begun the newest.
+    """
     held = list(itertools.takewhile(lambda folder: (folder / "config.yaml").exists(), candidates(Path(out))))
     noted = held[-1] / _FILE if held else None
     return noted is not None and noted.exists() and noted.read_text(encoding="utf-8") == _launcher()

@@ -22,8 +22,14 @@ _NO_LOCKS = -1
 def lock_folder(folder: Path) -> int | None:
     """Lock a folder for this process.
 
+    Args:
+        folder: An existing folder; the empty file ``.lock`` is left in it.
+
     Returns:
         A handle for :func:`release`; None where another process holds the folder.
+
+    Raises:
+        OSError: The file cannot be made.
 
     Example:
         >>> import tempfile
@@ -47,13 +53,24 @@ def lock_folder(folder: Path) -> int | None:
 
 
 def release(handle: int | None) -> None:
-    """Give the folder free again."""
+    """Give the folder free again.
+
+    POSIX drops a process's lock on a file with the first handle of it that is closed, whichever that is: a process must
+    not ask :func:`is_locked` of a folder that it has locked itself.
+
+    Args:
+        handle: From :func:`lock_folder`; None, and the mark of a system without locks, do nothing.
+    """
     if handle is not None and handle != _NO_LOCKS:
         os.close(handle)
 
 
 def is_locked(folder: Path) -> bool:
-    """Whether another process is writing to the folder now; a process does not see its own lock."""
+    """Whether another process is writing to the folder now; a process does not see its own lock.
+
+    Args:
+        folder: The folder; one without a ``.lock`` is free.
+    """
     if not (folder / _FILE).exists():
         return False
     handle = lock_folder(folder)

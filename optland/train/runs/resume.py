@@ -29,7 +29,14 @@ _MISSING = object()
 
 @dataclass(frozen=True)
 class Change:
-    """A setting that has changed."""
+    """A setting that has changed.
+
+    Attributes:
+        key: Full key, such as ``pilot.mode``.
+        before: The value that the run was started with.
+        now: The value it is resumed with. Of a setting that one side lacks, that side has a mark of its own, which is
+            not None: null is a value.
+    """
 
     key: str
     before: Any
@@ -49,6 +56,14 @@ class Change:
 
 def training_changes(saved: str, text: str) -> list[Change]:
     r"""The training settings that differ between two resolved configurations, by key.
+
+    Args:
+        saved: The run's own ``config.yaml``.
+        text: The configuration to compare it with, as YAML, resolved: a default that is left out counts as gone.
+
+    Returns:
+        The differences in the order of ``text``, those that are gone last. Values of different types differ: ``1`` is
+        not ``1.0``.
 
     Example:
         >>> [str(c) for c in training_changes("seed: 0\nlog: {every: 1}", "seed: 1\nlog: {every: 5}")]
@@ -131,7 +146,11 @@ class Resumption:
 
 
 def named_on_the_command_line(recipe: str) -> list[str] | None:
-    """Keys of the ``key=value`` items, where this process runs the recipe's script; None elsewhere."""
+    """Keys of the ``key=value`` items, where this process runs the recipe's script; None elsewhere.
+
+    Args:
+        recipe: The recipe's name: a script of another name is not its command line.
+    """
     script, *arguments = sys.argv or [""]
     if not (script.endswith(".py") and recipe_name(script) == recipe):
         return None

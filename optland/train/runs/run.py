@@ -211,28 +211,53 @@ class RunFolder:
         return self.path / "summary.json"
 
     def rows(self) -> list[dict[str, Any]]:
-        """The rows logged so far."""
+        """The rows logged so far.
+
+        Returns:
+            Dictionaries with ``step`` and the metric names of :mod:`optland.log.vocabulary`, oldest first; in every
+            process of the run those that the first has read.
+        """
         return processes.from_first(lambda: self.jsonl.read("row"))
 
     def events(self) -> list[dict[str, Any]]:
-        """The decisions logged so far."""
+        """The decisions logged so far.
+
+        Returns:
+            Dictionaries of the decisions' fields, oldest first; in every process those that the first has read.
+        """
         return processes.from_first(lambda: self.jsonl.read("event"))
 
     def saved(self) -> dict[str, Any]:
-        """The state that :meth:`save` kept; empty before the first."""
+        """The state that :meth:`save` kept; empty before the first.
+
+        Returns:
+            The newest state that can be read.
+
+        Raises:
+            CheckpointError: There are files of one, and none can be read.
+        """
         before = f"{self.checkpoint.name}.previous*"
         there = processes.from_first(lambda: self.checkpoint.exists() or any(self.path.glob(before)))
         return load_checkpoint(self.checkpoint) if there else {}
 
     def save(self, state: Mapping[str, Any]) -> None:
-        """Keep what a recipe without a :class:`Checkpoint` has so far; a full disk does not end it."""
+        """Keep what a recipe without a :class:`Checkpoint` has so far; a full disk does not end it.
+
+        Args:
+            state: Tensors and plain Python values.
+        """
         if not processes.leads():
             return
         with self.unwritten.attempt(self.checkpoint.name):
             save_checkpoint(self.checkpoint, state)
 
     def checkpoints(self, config: RunConfig, **parts: Any) -> Checkpoint:
-        """The run's checkpoint, as often as the configuration says; ``parts`` as for :class:`Checkpoint`."""
+        """The run's checkpoint, as often as the configuration says; ``parts`` as for :class:`Checkpoint`.
+
+        Args:
+            config: Says how often, in steps and in seconds.
+            parts: Objects with a state, by the name that it is saved under.
+        """
         every, seconds = config.checkpoint_every, config.checkpoint_seconds
         return Checkpoint(
             self.checkpoint, every=every, every_seconds=seconds, unwritten=self.unwritten, **parts
@@ -254,6 +279,9 @@ class RunFolder:
         """Keep the result and show it; ``summary.json`` marks the run as done.
 
         Pictures and reports come after it, each in an :meth:`attempt`; the log is closed with the run.
+
+        Args:
+            summary: The closing table. Numbers that are not finite are written as null, and shown as they are.
         """
         if not self._member:
             processes.dismiss()
@@ -273,6 +301,9 @@ class RunFolder:
     @contextlib.contextmanager
     def attempt(self, name: str) -> Iterator[Path]:
         """A block that makes the file ``name`` beside the result: its failure is noted, whatever it is.
+
+        Args:
+            name: File name in the run's folder.
 
         Returns:
             A context manager that gives the file's path.
@@ -353,6 +384,7 @@ def _newest(out: Path) -> tuple[Path, int | None]:
 
 
 def _unusable(folder: Path, error: Exception) -> UserError:
+    """The error for a folder that cannot be made, read or locked."""
     return UserError(f"out: '{str(folder)[:200]}' cannot be used ({error}); name a folder that can be")
 
 

@@ -107,6 +107,13 @@ class OptimizerConfig:
         Args:
             model: What is trained.
             total_steps: Updates in the run, for a gate such as ``tail(share=0.25)`` that counts from its end.
+
+        Returns:
+            The optimizer with one parameter group, the method around its base.
+
+        Raises:
+            UserError: Several processes share the run, and the model does not average their gradients.
+            ValueError: A gate that counts from the end of the run, and no ``total_steps``.
         """
         if processes.size() > 1 and ranks_of(model) is None:
             raise UserError(
@@ -129,7 +136,12 @@ class OptimizerConfig:
         return ", ".join([*parts, *(f"{key} {value}" for key, value in self.options.items())])
 
     def alone(self) -> OptimizerConfig:
-        """The base without the method, with the same settings: what the method is compared with."""
+        """The base without the method, with the same settings: what the method is compared with.
+
+        Example:
+            >>> OptimizerConfig(rho=0.1, options={"nesterov": True}).alone().in_words()
+            'sgd, momentum 0.9, nesterov True'
+        """
         base = self._base
         kept = {key: value for key, value in self.options.items() if key in options_of("none", base)}
         return replace(self, name=base, base=base, rho=None, options=kept)
@@ -139,6 +151,7 @@ class OptimizerConfig:
         return self.name if self.name in BASES else self.base
 
     def _create(self, params: list[nn.Parameter], steps: int | None = None, **more: Any) -> Optimizer:
+        """The optimizer of this section on some parameters; a gate's text needs the run's length."""
         options: dict[str, Any] = {"lr": self.lr, "weight_decay": self.weight_decay}
         if self._base in _WITH_MOMENTUM:
             options["momentum"] = self.momentum
@@ -185,6 +198,13 @@ class PilotConfig:
         budget: Probe cost as a share of training cost.
         tau: Relative step of ``auto_lr``; null takes its default.
         max_batch: Largest batch of ``noise_batch``; null takes an eighth of the training set.
+
+    Raises:
+        ValueError: An unknown policy, a value out of range, or two policies that turn the same thing.
+
+    Example:
+        >>> PilotConfig(tau=0.01).sets_the_rate, PilotConfig(mode="monitor").sets_the_rate
+        (True, False)
     """
 
     mode: Literal["off", "monitor", "shadow", "control"] = "control"
@@ -221,7 +241,11 @@ class PilotConfig:
         return self.mode == "control" and "auto_lr" in self.policies
 
     def build_policies(self) -> list[Policy]:
-        """The policy objects with this section's constants."""
+        """The policy objects with this section's constants.
+
+        Returns:
+            New objects, one for each name, in the order of ``policies``; a name that is given twice is taken once.
+        """
         made: dict[str, Policy] = {
             "auto_lr": AutoLR(tau=self.tau),
             "noise_batch": NoiseBatch(max_batch=self.max_batch),
@@ -240,6 +264,9 @@ class LogConfig:
         tags: Labels in wandb.
         every: Steps between two logged rows; rows with a probe, decision or evaluation are always written.
         console: Whether to show the run on the console.
+
+    Raises:
+        ValueError: An interval below 1, or a project, group or tag that wandb would refuse in the middle of the run.
     """
 
     wandb: Literal["offline", "online", "disabled"] = "offline"
@@ -273,8 +300,15 @@ class LogConfig:
 def choose_device(asked: Literal["auto", "cpu", "cuda"]) -> str:
     """``cuda`` where it is asked for or, by ``auto``, where there is one; else ``cpu``.
 
+    Args:
+        asked: What the configuration says.
+
     Raises:
         ValueError: ``cuda`` is asked for and not available.
+
+    Example:
+        >>> choose_device("cpu")
+        'cpu'
     """
     there = torch.cuda.is_available()
     if asked == "cuda" and not there:
@@ -367,6 +401,9 @@ class RunConfig:
 
         Args:
             rate: Median of the learning rates that were used, where it is known.
+
+        Returns:
+            Texts under ``optimizer``, ``learning rate`` and ``training``.
 
         Example:
             >>> RunConfig(epochs=3).in_words()["learning rate"]

@@ -22,6 +22,12 @@ def summarise(
         history: Its evaluations; at least one.
         rows: Its logged rows.
         events: Its logged decisions.
+
+    Returns:
+        The table in the order in which it is shown: accuracies in percent, ``train/seconds`` of wall time,
+        ``budget/ge`` in gradient evaluations, ``budget/probe_frac`` as a share of the training cost,
+        ``budget/probe_ms`` of wall time. ``summary/advice`` and ``ctl/lost`` are there only where there is something to
+        say.
     """
     last, best = history.last, history.best
     return {
@@ -44,6 +50,9 @@ def what_it_took(
         pilot: The run's pilot.
         rows: Its logged rows.
         events: Its logged decisions.
+
+    Returns:
+        Part of a table, as :func:`summarise` gives it.
     """
     found = advise(rows, events, pilot.budget.fraction, pilot.budget.used)
     return {

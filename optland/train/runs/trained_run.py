@@ -59,10 +59,20 @@ class ProbeData(Protocol):
     """Data that a run can be probed on: :class:`ImageData`, :class:`TextData`, or a recipe's own."""
 
     def size(self, split: Split) -> int:
-        """Number of samples of a split."""
+        """Number of samples of a split.
+
+        Args:
+            split: ``train``, ``val`` or ``test``.
+        """
 
     def sample(self, split: Split, num: int, seed: int = 0) -> Any:
-        """A batch of random samples of a split, as ``loss_fn`` takes it; all of them where there are no more."""
+        """A batch of random samples of a split, as ``loss_fn`` takes it; all of them where there are no more.
+
+        Args:
+            split: ``train``, ``val`` or ``test``.
+            num: How many samples to draw, without replacement.
+            seed: Seed of the draw: the same one gives the same samples.
+        """
 
 
 @dataclass(frozen=True)
@@ -101,6 +111,13 @@ class TrainedRun:
 
 def find_checkpoint(path: Path) -> Path:
     """The checkpoint of a run folder, or the file itself.
+
+    Args:
+        path: A run folder, or a file of any name.
+
+    Returns:
+        The file. Of a folder ``checkpoint.pt``, which need not be there itself: an older one beside it is enough for
+        :func:`load_run`.
 
     Raises:
         UserError: There is nothing of that name, or a folder without a checkpoint.
@@ -209,13 +226,16 @@ def probe_objective(
     """The loss on random samples of a split, without augmentation and in evaluation mode.
 
     Args:
-        model: The model.
+        model: The model, on the device of the data.
         loss_fn: The run's loss.
         data: The run's data.
         split_name: Which split.
         num_samples: Samples; all where there are no more.
         seed: Seed of the draw.
         batch_size: Samples at a time; memory alone depends on it.
+
+    Returns:
+        An objective whose ``data`` says how many samples of which split it is over, for every estimate made on it.
 
     Example:
         >>> from optland.train.data import DataConfig, load_data
@@ -239,6 +259,15 @@ def disagreement(run: TrainedRun, loss_fn: LossFn, data: ProbeData, batch_size: 
 
     The proof that what is probed is what was trained: a recipe that was edited, or data that changed, show here. Costs
     a forward pass over the validation split, and nothing where the run logged no loss at the checkpoint's step.
+
+    Args:
+        run: The run as it was loaded; its evaluated weights are taken.
+        loss_fn: The loss of the recipe as it is now.
+        data: The data of the recipe as they are now.
+        batch_size: Samples at a time; memory alone depends on it.
+
+    Returns:
+        Empty where the two losses agree to a relative 1e-3, and where none was logged.
     """
     if run.val_loss is None or not math.isfinite(run.val_loss):
         return ""
@@ -276,6 +305,7 @@ def _accept(saved: Mapping[str, Any]) -> None:
 
 
 def _fill(model: nn.Module, state: Mapping[str, Any], checkpoint: Path) -> None:
+    """Load weights into a freshly built model; PyTorch's list of what does not fit becomes its first line."""
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
@@ -339,6 +369,7 @@ def _scores(rows: list[dict[str, Any]], step: int) -> dict[str, float]:
 
 
 def _rates(rows: list[dict[str, Any]]) -> dict[str, float]:
+    """Last, median and highest of the logged learning rates; what is not finite or below 0 does not count."""
     logged = [float(row["lr/applied"]) for row in rows if row.get("lr/applied") is not None]
     used = [rate for rate in logged if math.isfinite(rate) and rate >= 0]
     return {"last": used[-1], "median": statistics.median(used), "peak": max(used)} if used else {}

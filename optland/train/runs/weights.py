@@ -89,6 +89,14 @@ def _taken_apart(model: nn.Module) -> tuple[dict[str, torch.Tensor], dict[str, s
 def about_weights(path: str | Path) -> dict[str, str]:
     """The metadata of a safetensors file.
 
+    Args:
+        path: The file; its header alone is read.
+
+    Returns:
+        The texts by name: ``format``; what :func:`save_weights` was given; for a tensor that is stored under another
+        name, that name. The files of a run have ``epoch`` and its evaluation, ``weights`` (themselves or an average),
+        ``input`` and ``optland``, the version.
+
     Raises:
         OSError: The file is not there or cannot be read.
         ValueError: It is no safetensors file.
@@ -137,12 +145,19 @@ class Weights:
         self._about = {"optland": __version__, "weights": self._kind, **inputs}
 
     def keep(self) -> None:
-        """Write ``best.safetensors`` if the evaluation that was just made is the best; call it at each epoch's end."""
+        """Write ``best.safetensors`` if the evaluation that was just made is the best; call it at each epoch's end.
+
+        Only the first process of a run writes.
+        """
         if self._history.best["epoch"] == self._history.last["epoch"]:
             self._write(BEST)
 
     def finish(self) -> None:
-        """Write ``model.safetensors``, and make sure that ``best.safetensors`` is of the best epoch."""
+        """Write ``model.safetensors``, and make sure that ``best.safetensors`` is of the best epoch.
+
+        A run that was resumed after its best epoch and ended otherwise than before may have another best; its file is
+        then named as missing, because those weights are gone.
+        """
         self._write(LAST)
         if not processes.leads() or BEST in self._unwritten.missing:
             return
@@ -169,6 +184,10 @@ class Weights:
 
         Args:
             name: Which of the two files.
+
+        Returns:
+            The imports, the model in evaluation mode, and the loading of the weights. Fields of a configuration that
+            have their default are left out; a function of the recipe's own script is taken out of its file.
         """
         code = _Code()
         made, file = code.call(self._make, self._arguments), repr(str(self._folder / name))

@@ -16,7 +16,16 @@ READ = ("lambda_max", "adaptive", "relative", "kappa", "norm", "test_acc", "epoc
 
 
 def deep(dial: Dial, data: str, seed: int) -> dict[str, BankRun]:
-    """The three kinds of net at the greatest depth, with batch normalisation."""
+    """The three kinds of net at the greatest depth, with batch normalisation.
+
+    Args:
+        dial: Sizes.
+        data: Data set.
+        seed: Of weights and order.
+
+    Returns:
+        Runs by kind: ``plain``, ``ResNet`` and ``DenseNet``. Plain and ResNet differ in the skips alone.
+    """
     return {
         "plain": residual(dial, data, seed, depth=dial.depth, skips=False),
         "ResNet": residual(dial, data, seed, depth=dial.depth, skips=True),
@@ -25,7 +34,13 @@ def deep(dial: Dial, data: str, seed: int) -> dict[str, BankRun]:
 
 
 def shallow_plain(dial: Dial, data: str, seed: int) -> BankRun:
-    """The plain net with 8 weight layers."""
+    """The plain net with 8 weight layers.
+
+    Args:
+        dial: Sizes.
+        data: Data set.
+        seed: Of weights and order.
+    """
     return residual(dial, data, seed, depth=8, skips=False)
 
 
@@ -33,7 +48,16 @@ deep_everywhere = everywhere(lambda dial, data, seed: list(deep(dial, data, seed
 
 
 def compared(one: str, other: str, name: str) -> Callable[[Evidence, Dial], Found]:
-    """``name`` at equal training loss, of one kind of net over that of another."""
+    """``name`` at equal training loss, of one kind of net over that of another.
+
+    Args:
+        one: Kind whose value is above the line.
+        other: Kind below it.
+        name: What is read at the level of the loss.
+
+    Returns:
+        An effect: the ratio for each of ``deep_seeds``, NaN where a net never came to the level.
+    """
 
     def effect(evidence: Evidence, dial: Dial) -> Found:
         found: dict[str, list[dict[str, float]]] = {one: [], other: []}

@@ -37,34 +37,77 @@ class Found:
 
 
 class Evidence:
-    """What has been measured so far: banks of runs, by how closely they were looked at, and the trials beside them."""
+    """What has been measured so far: banks of runs, by how closely they were looked at, and the trials beside them.
+
+    Args:
+        banks: Runs by the look that they were measured with; a closer look has all that the others have.
+        trials: The experiments that are no runs.
+    """
 
     def __init__(self, banks: Mapping[Look, Bank], trials: Trials) -> None:
         self.banks, self.trials = banks, trials
 
     def line(self, run: BankRun) -> Mapping[str, Any]:
-        """The line of a run, the one that says most; empty where it is not there yet."""
+        """The line of a run, the one that says most; empty where it is not there yet.
+
+        Args:
+            run: What is looked for.
+
+        Returns:
+            The line as :class:`~optland.train.experiments.bank.Bank` keeps it, of the closest look that there is.
+        """
         lines = (self.banks[look].find(run) for look in LOOKS[::-1] if look in self.banks)
         return next((line for line in lines if line is not None), {})
 
     def number(self, run: BankRun, *path: str) -> float:
-        """A number of a run's line, such as ``"along", "watch", "level", "lambda_max"``; NaN where there is none."""
+        """A number of a run's line, such as ``"along", "watch", "level", "lambda_max"``; NaN where there is none.
+
+        Args:
+            run: What is looked for.
+            path: Names in the line from the outside in.
+        """
         return _number(self.line(run), path)
 
     def at_level(self, run: BankRun, name: str) -> float:
-        """What was measured when the run's training loss reached the level of the dial."""
+        """What was measured when the run's training loss reached the level of the dial.
+
+        Args:
+            run: What is looked for.
+            name: A name of :func:`~optland.train.experiments.claims.measures.at_level`, or ``epochs``.
+
+        Returns:
+            NaN also for a run that never came to the level: what is compared at equal loss has no value there.
+        """
         return self.number(run, "along", "watch", "level", name)
 
     def at_end(self, run: BankRun, name: str) -> float:
-        """What was measured at the end of training."""
+        """What was measured at the end of training.
+
+        Args:
+            run: What is looked for.
+            name: A name of :func:`~optland.train.experiments.claims.measures.at_end`.
+
+        Returns:
+            NaN where there is none, as of a run that died.
+        """
         return self.number(run, "end", "point", name)
 
     def trial(self, trial: Trial, name: str) -> float:
-        """A number of a trial; NaN where it is not there yet."""
+        """A number of a trial; NaN where it is not there yet.
+
+        Args:
+            trial: What is looked for.
+            name: A name of what its ``make`` gives.
+        """
         return _number(self.trials.find(trial) or {}, (name,))
 
     def listed(self, trial: Trial, name: str) -> list[Any]:
-        """A list of a trial, NaN for what was not finite; empty where it is not there yet."""
+        """A list of a trial, NaN for what was not finite; empty where it is not there yet.
+
+        Args:
+            trial: What is looked for.
+            name: A name of what its ``make`` gives.
+        """
         return [math.nan if v is None else v for v in (self.trials.find(trial) or {}).get(name, [])]
 
 

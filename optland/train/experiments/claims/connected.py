@@ -21,7 +21,14 @@ OTHER = 1000
 
 
 def pair(dial: Dial, data: str, seed: int, width: int) -> Trial:
-    """The trial of one width."""
+    """The trial of one width.
+
+    Args:
+        dial: Sizes.
+        data: Data set.
+        seed: Of the first net; the second has :data:`OTHER` more.
+        width: Units of both hidden layers.
+    """
     uses = ("samples", "epochs", "probed", "curve_steps")
     return Trial("connection", data, seed, dial, between, uses, width)
 
@@ -32,7 +39,12 @@ def pairs(dial: Dial) -> list[Trial]:
 
 
 def between(trial: Trial) -> dict[str, Any]:
-    """Barriers over the larger end, and how good both ends are."""
+    """Barriers over the larger end, and how good both ends are.
+
+    Returns:
+        ``line`` and ``curve``, the barriers in nats; ``ends``, the larger training loss; ``worst_acc`` and ``drop`` in
+        points; the losses along both ways; ``ge``. Without a trained curve the line stands for it.
+    """
     dial = trial.dial
     first, splits, cost = trained_net(half(trial, trial.seed))
     second, _, more = trained_net(half(trial, trial.seed + OTHER))

@@ -38,7 +38,12 @@ def searches(dial: Dial) -> list[Trial]:
 
 
 def searched(trial: Trial) -> dict[str, Any]:
-    """Where minimising |g| ends from points of a training path and around them: loss, index and kind."""
+    """Where minimising |g| ends from points of a training path and around them: loss, index and kind.
+
+    Returns:
+        Lists over the points that are critical: ``loss``, ``index`` (share of negative eigenvalues) and ``kinds``; the
+        share ``saddles``, NaN without a point; ``not_critical``, searches that ended elsewhere; ``ge``.
+    """
     splits = load_splits(plain(trial.dial, trial.data, trial.seed))
     x, y = (t[:POINTS] for t in splits.train)
     torch.manual_seed(trial.seed)

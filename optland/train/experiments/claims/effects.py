@@ -15,7 +15,13 @@ __all__ = ["by_data", "mean", "rank_correlation", "ratio"]
 def by_data(
     dial: Dial, effect: Callable[[str, int], float], seeds: int | None = None
 ) -> dict[str, list[float]]:
-    """The effect for each seed, by data set."""
+    """The effect for each seed, by data set.
+
+    Args:
+        dial: Names the data sets.
+        effect: ``effect(data, seed)``, a number or NaN.
+        seeds: How many; None takes ``dial.seeds``.
+    """
     values: dict[str, list[float]] = {data: [] for data in dial.data}
     for data, seed in each(dial, seeds):
         values[data].append(effect(data, seed))
@@ -23,13 +29,23 @@ def by_data(
 
 
 def mean(values: Iterable[float]) -> float:
-    """The mean of those that are finite; NaN where there are none."""
+    """The mean of those that are finite; NaN where there are none.
+
+    Example:
+        >>> mean([1.0, 3.0, float("nan")]), mean([])
+        (2.0, nan)
+    """
     kept = [v for v in values if math.isfinite(v)]
     return statistics.fmean(kept) if kept else math.nan
 
 
 def ratio(a: float, b: float) -> float:
-    """The quotient a / b; NaN where one is not positive."""
+    """The quotient a / b; NaN where one is not positive.
+
+    Example:
+        >>> ratio(3.0, 2.0), ratio(3.0, 0.0)
+        (1.5, nan)
+    """
     return a / b if a > 0 and b > 0 else math.nan
 
 
@@ -37,6 +53,13 @@ def rank_correlation(x: Sequence[float], y: Sequence[float]) -> float:
     """Spearman's: Pearson's correlation of the ranks, ties sharing theirs; NaN with fewer than three pairs or no order.
 
     A pair with a NaN is left out; infinity is the last rank.
+
+    Args:
+        x: Numbers.
+        y: As many.
+
+    Returns:
+        From -1 to 1.
 
     Example:
         >>> rank_correlation([1.0, 2.0, 3.0], [1.0, 8.0, float("inf")])

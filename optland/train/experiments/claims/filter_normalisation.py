@@ -57,7 +57,7 @@ def rescale(net: nn.Module) -> None:
 
 
 def rise(objective: Objective, kind: Normalisation, seed: int) -> float:
-    """Mean rise of the loss, over both ways along each direction."""
+    """Mean rise of the loss, over both ways along each direction, so that the slope drops out."""
     base, rises = objective.value(), []
     for k in range(DRAWS):
         d = random_direction(objective, normalise=kind, seed=1000 * seed + k)

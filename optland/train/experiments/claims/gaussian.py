@@ -23,7 +23,10 @@ def counted(dial: Dial, seed: int) -> Trial:
 
 
 def shares(trial: Trial) -> dict[str, Any]:
-    """Saddles for each minimum, by dimension, and the growth of that for each further one."""
+    """Saddles for each minimum, by dimension, and the growth of that for each further one.
+
+    The growth is the exponential of the slope of a line through log ratio against dimension, by least squares.
+    """
     ratios = []
     for d in DIMENSIONS:
         by_index = index_shares(d, trial.dial.draws, seed=trial.seed * 100 + d)

@@ -33,7 +33,11 @@ def tickets(dial: Dial) -> list[Trial]:
 
 
 def drawn(trial: Trial) -> dict[str, Any]:
-    """Test accuracy of the whole net, of the ticket, and of as many weights at random from another start."""
+    """Test accuracy of the whole net, of the ticket, and of as many weights at random from another start.
+
+    The ticket is drawn in :data:`ROUNDS` rounds, each of which goes back to the start (Frankle and Carbin 2019,
+    arXiv:1803.03635). The random masks have as many weights in every layer as the ticket's.
+    """
     run = plain(trial.dial, trial.data, trial.seed, times=0.5)
     splits = load_splits(run)
     whole = trained(run, splits, {}, trial.seed)
@@ -54,6 +58,12 @@ def drawn(trial: Trial) -> dict[str, Any]:
 
 def trained(run: BankRun, splits: Splits, masks: dict[str, Tensor], start: int) -> nn.Module:
     """The net of a run from the start of a seed, where the weights outside of the masks stay 0.
+
+    Args:
+        run: What is trained; its own seed decides the order of the data.
+        splits: Its data.
+        masks: By the name of the weight, 1 where it lives; weights without a mask all live.
+        start: Seed of the initial weights.
 
     Raises:
         RuntimeError: The loss was not finite.
@@ -78,7 +88,13 @@ def trained(run: BankRun, splits: Splits, masks: dict[str, Tensor], start: int) 
 
 
 def largest(model: nn.Module, masks: dict[str, Tensor], share: float) -> dict[str, Tensor]:
-    """Masks of the largest share of the weights of all layers together; biases are kept."""
+    """Masks of the largest share of the weights of all layers together; biases are kept.
+
+    Args:
+        model: The trained net.
+        masks: Of the rounds before: what they took away counts as 0, and stays away.
+        share: Of all weights, those of the rounds before included.
+    """
     weights = {name: p.detach().abs() for name, p in model.named_parameters() if p.ndim > 1}
     every = torch.cat([(w * masks.get(name, torch.ones(()))).flatten() for name, w in weights.items()])
     least = every.sort(descending=True).values[max(0, round(share * len(every)) - 1)]

@@ -42,14 +42,31 @@ BOX = 5e-4
 
 
 def objective_of(model: nn.Module, splits: Splits, num: int) -> Objective:
-    """The loss on the first training samples."""
+    """The loss on the first training samples.
+
+    Args:
+        model: The net, in eval mode; the objective keeps it so.
+        splits: Its data.
+        num: Samples from the beginning: the same ones for every net, so that nets are compared on them.
+    """
     return Objective(model, cross_entropy, list(splits.batches("train", num=num)), data="training")
 
 
 def spectrum(
     model: nn.Module, splits: Splits, num: int, *, ends: Literal["top", "both"] = "top"
 ) -> dict[str, float]:
-    """The largest eigenvalue of the Hessian; with both ends the smallest too, to a tenth of its size."""
+    """The largest eigenvalue of the Hessian; with both ends the smallest too, to a tenth of its size.
+
+    Args:
+        model: The net.
+        splits: Its data.
+        num: Training samples that curvature is measured on.
+        ends: ``both`` costs up to three times as many products.
+
+    Returns:
+        ``lambda_max`` and ``lambda_error``, its error; with both ends also ``lambda_min``, NaN where it did not
+        converge within its products, and ``lambda_min_error``.
+    """
     with hessian(objective_of(model, splits, num)) as H:
         top = lanczos(H, k=1, ends="top", rtol=0.02, max_matvecs=PRODUCTS).top
         found = {"lambda_max": top.value, "lambda_error": top.error}
@@ -60,7 +77,12 @@ def spectrum(
 
 
 def sharpness(model: nn.Module, splits: Splits, num: int) -> dict[str, float]:
-    """Sharpness in three senses."""
+    """Sharpness in three senses.
+
+    Returns:
+        Those of :func:`spectrum`; ``relative``, times the squared norm of the weights; ``adaptive`` with its error;
+        ``norm`` of the weights and their number ``dim``.
+    """
     objective = objective_of(model, splits, num)
     params = [p.detach() for p in objective.params]
     norm = float(vectors.norm(params))
@@ -78,7 +100,12 @@ def sharpness(model: nn.Module, splits: Splits, num: int) -> dict[str, float]:
 
 
 def conditioning(model: nn.Module, splits: Splits, num: int) -> dict[str, float]:
-    """The conditioning kappa with its error; NaN where the trace is not positive."""
+    r"""The conditioning kappa with its error; NaN where the trace is not positive.
+
+    Returns:
+        ``kappa``, the module's :math:`\kappa`, and ``kappa_error``, from the relative errors of eigenvalue and trace
+        added in quadrature.
+    """
     objective = objective_of(model, splits, num)
     with ggn(objective) as G:
         top = lanczos(G, k=1, ends="top", rtol=0.02, max_matvecs=PRODUCTS).top
@@ -103,7 +130,15 @@ TRAIN, TEST = score("train"), score("test")
 
 
 def at_start(look: Look, num: int) -> dict[str, Measure]:
-    """Measures of the fresh net."""
+    """Measures of the fresh net.
+
+    Args:
+        look: How closely; ``scores`` leaves the spectrum out.
+        num: Training samples that curvature is measured on.
+
+    Returns:
+        One measure, ``point``.
+    """
 
     def measure(model: nn.Module, splits: Splits) -> dict[str, float]:
         found = scores(model, splits)
@@ -113,7 +148,12 @@ def at_start(look: Look, num: int) -> dict[str, Measure]:
 
 
 def at_level(look: Look, num: int) -> Measure:
-    """The measure of a net that has just reached the level of the loss."""
+    """The measure of a net that has just reached the level of the loss.
+
+    Args:
+        look: How closely; anything but ``all`` measures losses and accuracies alone.
+        num: Training samples that curvature is measured on.
+    """
 
     def measure(model: nn.Module, splits: Splits) -> dict[str, float]:
         found = scores(model, splits)
@@ -125,7 +165,16 @@ def at_level(look: Look, num: int) -> Measure:
 
 
 def at_end(look: Look, num: int) -> dict[str, Measure]:
-    """Measures of the trained net."""
+    """Measures of the trained net.
+
+    Args:
+        look: How closely.
+        num: Training samples that curvature is measured on.
+
+    Returns:
+        ``point``; with ``all`` also ``shift``, the accuracy under changed inputs, and ``box``, the sharpness of Keskar
+        et al.
+    """
 
     def measure(model: nn.Module, splits: Splits) -> dict[str, float]:
         found = scores(model, splits)
@@ -136,7 +185,16 @@ def at_end(look: Look, num: int) -> dict[str, Measure]:
 
 @torch.no_grad()
 def shift(model: nn.Module, splits: Splits) -> Mapping[str, float]:
-    """Test accuracy under noise, a move by one pixel, and half the contrast."""
+    """Test accuracy under noise, a move by one pixel, and half the contrast.
+
+    Args:
+        model: The net, in eval mode.
+        splits: Its data; standardised, so that noise of deviation 0.5 is half of a pixel's.
+
+    Returns:
+        Accuracies in percent: ``noise``, ``moved``, ``contrast``, ``clean``; and ``drop``, the points lost in the mean
+        of the three.
+    """
     x, y = splits.test
     noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
     changed = {"noise": x + 0.5 * noise, "moved": x.roll(1, dims=-1), "contrast": 0.5 * x}
@@ -146,7 +204,10 @@ def shift(model: nn.Module, splits: Splits) -> Mapping[str, float]:
 
 
 def box(num: int) -> Measure:
-    """The sharpness of Keskar et al. 2017: 100 (max - L) / (1 + L) over a box around the weights."""
+    """The sharpness of Keskar et al. 2017 (arXiv:1609.04836): 100 (max - L) / (1 + L) over a box around the weights.
+
+    The maximum is sought by 10 steps from the weights without restarts, so it is a lower bound.
+    """
 
     def measure(model: nn.Module, splits: Splits) -> dict[str, float]:
         objective = objective_of(model, splits, num)

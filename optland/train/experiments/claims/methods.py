@@ -14,12 +14,27 @@ TIMES = 8
 
 
 def large_batch(dial: Dial, data: str, seed: int) -> BankRun:
-    """Batch 512, or half of the data where that is less, with eight times the passes."""
+    """Batch 512, or half of the data where that is less, with eight times the passes.
+
+    Args:
+        dial: Sizes.
+        data: Data set.
+        seed: Of weights and order.
+    """
     return plain(dial, data, seed, times=TIMES, batch_size=min(LARGE, dial.samples // 2))
 
 
 def temperatures(dial: Dial, data: str, seed: int) -> list[BankRun]:
-    """Rate and batch, crossed: 0.025 or 0.1, 32 or 128, and the large batch."""
+    """Rate and batch, crossed: 0.025 or 0.1, 32 or 128, and the large batch.
+
+    Args:
+        dial: Sizes.
+        data: Data set.
+        seed: Of weights and order.
+
+    Returns:
+        Five runs, with more passes where the steps are smaller or fewer: all have to come to the level of the loss.
+    """
     return [
         plain(dial, data, seed),
         plain(dial, data, seed, times=4, optimizer=sgd(0.025)),
@@ -30,7 +45,16 @@ def temperatures(dial: Dial, data: str, seed: int) -> list[BankRun]:
 
 
 def methods(dial: Dial, data: str, seed: int) -> dict[str, BankRun]:
-    """All of them, by name."""
+    """All of them, by name.
+
+    Args:
+        dial: Sizes.
+        data: Data set.
+        seed: Of weights and order.
+
+    Returns:
+        The five of :func:`temperatures`, ``SAM`` and ``Adam``.
+    """
     names = ("plain", "low rate", "batch 128", "batch 128, low rate", "large batch")
     found = dict(zip(names, temperatures(dial, data, seed), strict=True))
     found["SAM"] = plain(dial, data, seed, optimizer=sam())

@@ -67,7 +67,14 @@ def raced(trial: Trial) -> dict[str, Any]:
 
 
 def steps_of(trial: Trial, make: Make, lr: float, limit: int) -> int:
-    """Steps until half way down; ``limit`` where it takes as many, or the loss is not finite."""
+    """Steps until half way down; ``limit`` where it takes as many, or the loss is not finite.
+
+    Args:
+        trial: Says at which saddle, and from which random move off it.
+        make: Makes the optimizer from parameters and rate.
+        lr: Its rate.
+        limit: Steps after which there is nothing to be learned: another rate was faster.
+    """
     objective, bottom = places()[trial.data]
     generator = torch.Generator().manual_seed(trial.seed)
     with torch.no_grad():

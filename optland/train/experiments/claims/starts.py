@@ -21,7 +21,17 @@ HALF = 50.0
 
 
 def from_starts(dial: Dial, data: str, seed: int, inits: tuple[str, ...] = INITS) -> list[BankRun]:
-    """The runs of one data set and seed."""
+    """The runs of one data set and seed.
+
+    Args:
+        dial: Sizes.
+        data: Data set.
+        seed: Of weights and order.
+        inits: Schemes of the initial weights, of :data:`INITS`.
+
+    Returns:
+        For each start a run at each of :data:`RATES`.
+    """
     return [
         plain(dial, data, seed, times=0.5, net=stacked(32, 6, init), optimizer=sgd(lr))
         for init, lr in itertools.product(inits, RATES)
@@ -32,7 +42,12 @@ from_starts_everywhere = everywhere(from_starts)
 
 
 def trained(evidence: Evidence, run: BankRun) -> float:
-    """1 or 0; NaN where the run is not there yet. A run that died was not trained."""
+    """1 or 0; NaN where the run is not there yet. A run that died was not trained.
+
+    Args:
+        evidence: What is there.
+        run: What is asked about.
+    """
     line = evidence.line(run)
     if not line:
         return math.nan

@@ -49,7 +49,11 @@ class Row:
     cost_ge: float
 
     def plain(self) -> dict[str, Any]:
-        """As a file of JSON has it."""
+        """As a file of JSON has it.
+
+        Returns:
+            Plain values by name, nested; five digits, and null for what is not finite.
+        """
         claim, effect = self.claim, asdict(self.effect)
         given = {"name": claim.name, "text": claim.text, "source": claim.source, "measured": claim.measured}
         given["published"] = claim.published
@@ -102,7 +106,11 @@ class Work:
         return Bank(path, measures, start=start, along=along, watch=watch)
 
     def pieces(self) -> list[tuple[Look, BankRun] | Trial]:
-        """All of the work, each once, in its order; a run with how closely the claims have to look at it."""
+        """All of the work, each once, in its order; a run with how closely the claims have to look at it.
+
+        Returns:
+            Pairs (look, run), and trials; the order in which they are to be made.
+        """
         runs: dict[str, tuple[Look, BankRun]] = {}
         trials: dict[str, Trial] = {}
         for look in LOOKS:  # the closest look at a run stays
@@ -118,7 +126,11 @@ class Work:
         return [piece for piece in self.pieces() if not self._is_there(piece)]
 
     def make(self, piece: tuple[Look, BankRun] | Trial) -> None:
-        """Do one piece of it."""
+        """Do one piece of it.
+
+        Args:
+            piece: One of :meth:`pieces`.
+        """
         if isinstance(piece, Trial):
             self.evidence.trials.make(piece)
         else:
@@ -143,7 +155,16 @@ def _turn(piece: tuple[Look, BankRun] | Trial) -> tuple[bool, int]:
 
 
 def rows(claims: Sequence[Claim], evidence: Evidence, dial: Dial) -> list[Row]:
-    """A row for each claim, corrected over all of them: one that cannot be decided counts in the correction too."""
+    """A row for each claim, corrected over all of them: one that cannot be decided counts in the correction too.
+
+    Args:
+        claims: What is decided.
+        evidence: What is there; a claim whose runs are missing is undecided.
+        dial: Sizes.
+
+    Returns:
+        In the order of the claims, with p corrected after Holm (1979) over all of them.
+    """
     found = [claim.effect(evidence, dial) for claim in claims]
     effects = [effect_of(f.values, claim.band) for f, claim in zip(found, claims, strict=True)]
     corrected = holm([effect.p_value for effect in effects])

@@ -13,6 +13,12 @@ __all__ = ["trained_net"]
 def trained_net(run: BankRun) -> tuple[nn.Module, Splits, float]:
     """The net of a run, its data, and the gradient evaluations that it took.
 
+    Args:
+        run: What is trained, now: the bank keeps no weights.
+
+    Returns:
+        The net in eval mode without gradients, its splits, and the gradient evaluations.
+
     Raises:
         RuntimeError: The run died; a trial chooses settings that do not.
     """

@@ -47,26 +47,49 @@ class Trial:
 
     @property
     def key(self) -> str:
-        """By which the result is found again."""
+        """By which the result is found again.
+
+        Only the settings of the dial in ``uses`` count, so that turning another one leaves the result where it is.
+        """
         return hashlib.sha256(json.dumps(self.settings, sort_keys=True).encode()).hexdigest()[:16]
 
 
 class Trials:
-    """Results of trials in a file of JSON lines."""
+    """Results of trials in a file of JSON lines.
+
+    Args:
+        path: The file; one process at a time.
+        watch: Told of every trial in a line of text.
+    """
 
     def __init__(self, path: str | Path, watch: Callable[[str], None] | None = None) -> None:
         self.kept, self.watch = Kept(Path(path)), watch
 
     def find(self, trial: Trial) -> dict[str, Any] | None:
-        """What a trial found; None where it was not made."""
+        """What a trial found; None where it was not made.
+
+        Args:
+            trial: What is looked for, by its key.
+
+        Returns:
+            What its ``make`` gave, with ``trial`` and ``seconds`` of the processor; null for what was not finite.
+        """
         return self.kept.done.get(trial.key)
 
     def missing(self, trials: Iterable[Trial]) -> list[Trial]:
-        """Those that were not made, each once."""
+        """Those that were not made, each once.
+
+        Args:
+            trials: Those that shall be there.
+        """
         return list({trial.key: trial for trial in trials if self.find(trial) is None}.values())
 
     def make(self, trial: Trial) -> None:
-        """Make one, and keep it."""
+        """Make one, and keep it.
+
+        Args:
+            trial: What is made, whether it is there or not.
+        """
         began = time.process_time()
         found = dict(trial.make(trial))
         seconds = round(time.process_time() - began, 3)

@@ -76,7 +76,15 @@ class Band:
             raise ValueError(f"is_ratio: low {self.low} must be 0 or more and null {self.null} above 0")
 
     def claimed_side(self, value: float) -> bool:
-        """Whether a value lies on the side of the null on which the band lies."""
+        """Whether a value lies on the side of the null on which the band lies.
+
+        Args:
+            value: An effect, in its own unit, not its logarithm.
+
+        Example:
+            >>> Band(low=2.0, null=1.0, is_ratio=True).claimed_side(1.1), Band(low=-1.0, high=-0.5).claimed_side(0.1)
+            (True, False)
+        """
         return value > self.null if self.low > self.null else value < self.null
 
 
@@ -105,6 +113,13 @@ class Effect:
 
 def effect_of(values: Mapping[str, Sequence[float]], band: Band) -> Effect:
     """The effect of the values of each data set; those that are not finite are left out.
+
+    Args:
+        values: One effect for each seed, by data set.
+        band: Says whether effects are ratios, what the null is, and the grain of a single value.
+
+    Returns:
+        Mean, 95 % interval and p; all NaN, and p 1, where a data set has fewer than two finite values.
 
     Example:
         >>> found = effect_of({"digits": [1.9, 2.1, 2.0], "mnist1d": [2.2, 1.8, 2.0]}, Band(low=1.0))
@@ -165,7 +180,12 @@ def _error(values: Sequence[float], resolution: float) -> float:
 
 
 def _combined(groups: Sequence[Sequence[float]], resolution: float) -> tuple[float, float, int]:
-    """Mean over data sets, its error, and the degrees of freedom."""
+    r"""Mean over data sets, its error, and the degrees of freedom.
+
+    .. math:: \nu = \frac{\bigl(\sum_k s_k^2\bigr)^2}{\sum_k s_k^4 / (n_k - 1)}
+
+    rounded down, one at least (Welch 1947; Satterthwaite 1946).
+    """
     errors = [_error(xs, resolution) ** 2 for xs in groups]
     total = sum(errors)
     mean = statistics.fmean(statistics.fmean(xs) for xs in groups)
@@ -181,6 +201,7 @@ def _interval(values: Sequence[float], resolution: float) -> tuple[float, float]
 
 
 def _p_value(distance: float, error: float, dof: int) -> float:
+    """Two-sided p of Student's t at a distance of the mean from the null; without any spread 0 or 1."""
     from scipy.special import stdtr  # a tenth of a second
 
     if error == 0.0:

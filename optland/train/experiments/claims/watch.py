@@ -53,7 +53,12 @@ class Watch:
         self.sharpness: list[float] = []
 
     def after_step(self, model: nn.Module, step: int) -> None:
-        """Keep the gradient of this step, and look at the net where it is time to."""
+        """Keep the gradient of this step, and look at the net where it is time to.
+
+        Args:
+            model: The net with the gradient of the step; it may be left in eval mode, which the bank puts back.
+            step: Steps so far, this one included.
+        """
         if self.look == "all" and step in self._keep:
             kept = [p.grad.detach().flatten() for p in model.parameters() if p.grad is not None]
             self._gradients.append(torch.cat(kept))
@@ -64,7 +69,13 @@ class Watch:
             self._check(model, step)
 
     def found(self) -> dict[str, Any]:
-        """What was seen."""
+        """What was seen.
+
+        Returns:
+            ``level`` and ``early`` as the class says; ``losses`` at the checks, ``sharpness`` of a run without noise;
+            ``dimension`` with ``k90``, the directions that hold 90 % of the gradients' variance, its ``share`` of the
+            weights, and how many gradients it is of. It is empty with fewer than four finite gradients.
+        """
         return {
             "level": self.level,
             "early": self.early,

@@ -12,7 +12,14 @@ WIDTHS = (4, 8, 64, 256)
 
 
 def of_width(dial: Dial, data: str, seed: int, width: int) -> BankRun:
-    """The run of a width."""
+    """The run of a width.
+
+    Args:
+        dial: Sizes.
+        data: Data set.
+        seed: Of weights and order.
+        width: Units of both hidden layers, of :data:`WIDTHS`.
+    """
     return plain(dial, data, seed, net=stacked(width, 2))
 
 
