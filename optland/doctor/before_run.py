@@ -10,7 +10,7 @@ with q the largest share of runs with one of the findings that did not train, co
 share of the loss of knowing nothing that is gone, of which a healthy run loses Delta_0 in that time.
 
 Cost: 32 updates, up to four critical steps of five forward passes, and up to six Hessian products of one batch: at most
-60 updates, since a critical step that would lead beyond is left out.
+60 updates, since a critical step that would lead beyond is left out, and so are updates where the spectrum took more.
 
 When: before a long run. When not: a run that takes minutes anyway.
 
@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -144,7 +145,7 @@ def preflight(
         loss_fn: ``loss_fn(model, batch)``, the training loss.
         loader: What gives the batches.
         optimizer: As the run will begin with it.
-        num_steps: Updates that are tried; 32.
+        num_steps: Updates that are tried, at most; 32.
         seed: Seed of everything random inside; the global generators are left alone.
 
     Returns:
@@ -177,7 +178,8 @@ def preflight(
             raise ValueError("the loader gave no batch; give one that can be read")
         ncr, spent = _spectrum(model, loss_fn, first, seed)
         tried = _Trial(model, loss_fn, optimizer, loader, seed)
-        for batch in itertools.islice(itertools.chain([first], batches), num_steps):
+        beyond = math.ceil(spent / _size(first) - BESIDE)  # a spectrum that took too much takes updates away
+        for batch in itertools.islice(itertools.chain([first], batches), max(10, num_steps - max(0, beyond))):
             tried.update(batch, spent)
         tried.doctor.close()
     run = tried.doctor.histories
