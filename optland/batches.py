@@ -51,11 +51,6 @@ def _length(leaf: Leaf) -> int | None:
     return leaf.shape[0] if leaf.ndim > 0 else None
 
 
-def holds_packed(batch: Any) -> bool:
-    """Whether packed sequences are among what the batch holds."""
-    return any(isinstance(leaf, PackedSequence) for leaf in _leaves(batch))
-
-
 def num_samples(batch: Any) -> int:
     """Number of samples: the leading dimension of the first tensor in the batch, or its packed sequences.
 

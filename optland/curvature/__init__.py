@@ -7,7 +7,7 @@ matrices            :func:`hessian`, :func:`ggn`, :func:`fisher`; of them :func:
 eigenvalues         :func:`lanczos`, :class:`SpectrumTracker` in a training loop, :func:`power_iteration` as baseline
 whole spectrum      :func:`trace`, :func:`trace_per_layer`, :func:`diagonal`, :func:`frobenius`, :func:`density`,
                     :func:`spectral_summary`
-lines               :func:`critical_step`, :func:`curvature_along`, :func:`batch_sharpness`
+lines               :func:`critical_step`, :func:`batch_sharpness`
 noise               :func:`gradient_noise`, :func:`noise_scale`
 stability           :func:`stability_threshold`, :func:`stability_ratio`, :func:`stable_rate`
 critical points     :func:`classify`, :func:`find_critical_points`, :func:`certify` on independent batches
@@ -25,7 +25,7 @@ from optland.curvature.eigen.power import power_iteration
 from optland.curvature.eigen.spectrum import Spectrum
 from optland.curvature.eigen.tracker import SpectrumTracker
 from optland.curvature.lines.critical_step import CriticalStep, critical_step
-from optland.curvature.lines.line import batch_sharpness, curvature_along
+from optland.curvature.lines.line import batch_sharpness
 from optland.curvature.noise.gradient_noise import GradientNoise, gradient_noise
 from optland.curvature.noise.noise_scale import NoiseScale, noise_scale
 from optland.curvature.operators.fisher import fisher
@@ -67,7 +67,6 @@ __all__ = [
     "certify",
     "classify",
     "critical_step",
-    "curvature_along",
     "density",
     "diagonal",
     "find_critical_points",

@@ -16,9 +16,7 @@ from optland.landscape.directions import (
     Direction,
     difference,
     eigenvector_direction,
-    gradient_direction,
     random_direction,
-    update_direction,
 )
 from optland.landscape.minima import MinimaComparison, Minimum, compare_minima
 from optland.landscape.paths import PathLoss, linear_path
@@ -61,7 +59,6 @@ __all__ = [
     "difference",
     "effective_dimension",
     "eigenvector_direction",
-    "gradient_direction",
     "gradient_smoothness",
     "line",
     "linear_path",
@@ -77,6 +74,5 @@ __all__ = [
     "sam_sharpness",
     "shaken",
     "trajectory_plane",
-    "update_direction",
     "worst_sharpness",
 ]

@@ -39,10 +39,8 @@ __all__ = [
     "difference",
     "eigenvector_direction",
     "filter_normalised",
-    "gradient_direction",
     "layer_normalised",
     "random_direction",
-    "update_direction",
 ]
 
 Normalisation = Literal["filter", "layer", "unit", "none"]
@@ -185,14 +183,6 @@ def _scaled_to(d: Tensor, wanted: Tensor, length: Tensor) -> Tensor:
     return d * torch.where(length > 0, wanted / length, torch.zeros_like(length))
 
 
-def gradient_direction(objective: Objective) -> Direction:
-    """The gradient at the present weights; a step downhill is a negative distance along it.
-
-    Cost: 1 GE per sample.
-    """
-    return made(objective, objective.gradient(), "gradient")
-
-
 def difference(objective: Objective, target: Vector, kind: str = "checkpoint difference") -> Direction:
     """``target`` minus the present weights: distance 1 along it is the other checkpoint.
 
@@ -236,25 +226,6 @@ def eigenvector_direction(objective: Objective, spectrum: Spectrum, index: int =
     value = spectrum.values[index]
     mark = "" if value.converged else ", not converged"
     return made(objective, spectrum.vectors[index], f"eigenvector of {value.value:.4g}{mark}")
-
-
-def update_direction(objective: Objective, before: Vector) -> Direction:
-    """The update that an optimizer has just made: the present weights minus those before it.
-
-    Distance 0 is where the step ended and -1 where it began, whatever the optimizer did in between: momentum, decay,
-    clipping, SAM.
-
-    Args:
-        objective: The loss, at the weights after the step.
-        before: Copies of the weights before it.
-
-    Raises:
-        ValueError: ``before`` does not fit, or nothing has moved.
-    """
-    there = weights_of(objective, before)
-    return made(
-        objective, [p.detach() - t for t, p in zip(there, objective.params, strict=True)], "realised update"
-    )
 
 
 def cosine(a: Direction | Vector, b: Direction | Vector) -> float:

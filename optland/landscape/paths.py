@@ -102,12 +102,6 @@ class PathLoss(Archived):
         return float(torch.trapezoid(self.loss, self.t))
 
     @property
-    def arc_mean(self) -> float:
-        """Mean loss, uniform in arc length."""
-        total = float(self.length[-1])
-        return float(torch.trapezoid(self.loss, self.length)) / total if total > 0 else float(self.loss[0])
-
-    @property
     def connected(self) -> bool:
         """Whether the loss stays below ``threshold`` times the larger end everywhere."""
         return bool(self.highest <= self.threshold * max(self.ends))

@@ -20,7 +20,6 @@ from optland.curvature import (
     certify,
     classify,
     critical_step,
-    curvature_along,
     density,
     diagonal,
     find_critical_points,
@@ -56,12 +55,6 @@ PROBES: dict[str, Callable[[Objective], Any]] = {
     ),
     "gradient noise": lambda L: gradient_noise(L, num_parts=3),
     "noise scale": lambda L: noise_scale(L, num_parts=4, method="double_backward"),
-    "curvature along": lambda L: curvature_along(
-        L, vectors.random_unit(L.params, 0), method="double_backward"
-    ),
-    "curvature along, forward only": lambda L: curvature_along(
-        L, vectors.random_unit(L.params, 0), method="forward"
-    ),
     "batch sharpness": lambda L: batch_sharpness(L, method="double_backward"),
     "certificate": lambda L: certify(vectors.random_unit(L.params, 0), L, method="double_backward"),
     "trace": lambda L: trace(hessian(L, method="double_backward"), max_matvecs=12),

@@ -13,9 +13,8 @@ PAGE = (Path(__file__).resolve().parents[2] / "docs/reference/probes.md").read_t
 TABLE = re.search(r"<!-- begin probes -->\n(.*?)<!-- end probes -->", PAGE, flags=re.S)
 ROWS = set(re.findall(r"^\| `(\w+)` \|", TABLE[1], flags=re.M)) if TABLE else set()
 MAKERS = {
-    "bits_by_layer", "checkpoint_plane", "damaged", "difference", "eigenvector_direction", "gradient_direction",
+    "bits_by_layer", "checkpoint_plane", "damaged", "difference", "eigenvector_direction",
     "pruned", "random_direction", "random_sharpness", "rank_correlations", "rounded", "ruggedness", "shaken",
-    "update_direction",
 }  # fmt: skip
 
 

@@ -49,7 +49,6 @@ from torch import Tensor, nn
 from optland.curvature import (
     SpectrumTracker,
     critical_step,
-    curvature_along,
     gradient_noise,
     hessian,
     lanczos,
@@ -222,7 +221,7 @@ def test_08_same_and_fresh_batch_edges_give_the_noise_scale() -> None:
         batch, other = Objective(model, loss_fn, [noise]), Objective(model, loss_fn, [clean])
         u = [-v for v in batch.gradient()]
         steps = [critical_step(L, u, max_forwards=80, rtol=1e-9) for L in (batch, other)]
-        curvature.append(curvature_along(batch, u).value * float(u[0] @ u[0]))
+        curvature.append(float((hessian(batch) @ u)[0] @ u[0]))
         own.append(steps[0].step.value * curvature[-1])
         fresh.append(steps[1].step.value * curvature[-1])
     b_simple, b_noise = s.sum() / (g @ g), (LAM * s).sum() / (g @ H @ g)

@@ -93,16 +93,6 @@ class Certificate(Archived):
         """Whether the sign is certain enough to act on."""
         return self.verdict is CertificateVerdict.CERTIFIED
 
-    @property
-    def lambda_max_at_least(self) -> float:
-        """A bound below the largest eigenvalue of the whole loss, true with probability ``confidence``."""
-        return self.lower
-
-    @property
-    def lambda_min_at_most(self) -> float:
-        """A bound above the smallest eigenvalue of the whole loss, true with probability ``confidence``."""
-        return self.upper
-
     def __str__(self) -> str:
         return (
             f"{self.sign} curvature {self.verdict} at {self.confidence:.4g}: {self.curvature} on {len(self.values)} "

@@ -12,7 +12,7 @@ import errno
 import os
 from pathlib import Path
 
-__all__ = ["is_locked", "lock_folder", "release"]
+__all__ = ["lock_folder", "release"]
 
 _FILE = ".lock"
 _TAKEN = (errno.EACCES, errno.EAGAIN)
@@ -36,7 +36,7 @@ def lock_folder(folder: Path) -> int | None:
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     handle = lock_folder(Path(folder))
         ...     release(handle)
-        ...     is_locked(Path(folder))
+        ...     handle is None
         False
     """
     try:
@@ -55,24 +55,10 @@ def lock_folder(folder: Path) -> int | None:
 def release(handle: int | None) -> None:
     """Give the folder free again.
 
-    POSIX drops a process's lock on a file with the first handle of it that is closed, whichever that is: a process must
-    not ask :func:`is_locked` of a folder that it has locked itself.
+    POSIX drops a process's lock on a file with the first handle of it that is closed, whichever that is.
 
     Args:
         handle: From :func:`lock_folder`; None, and the mark of a system without locks, do nothing.
     """
     if handle is not None and handle != _NO_LOCKS:
         os.close(handle)
-
-
-def is_locked(folder: Path) -> bool:
-    """Whether another process is writing to the folder now; a process does not see its own lock.
-
-    Args:
-        folder: The folder; one without a ``.lock`` is free.
-    """
-    if not (folder / _FILE).exists():
-        return False
-    handle = lock_folder(folder)
-    release(handle)
-    return handle is None

@@ -92,9 +92,9 @@ def test_bounds_lie_inside_the_true_spectrum() -> None:
     objective = linear_regression(X, torch.zeros(2000, 1, dtype=D), sizes=[50] * 40)
     eigenvalues, vectors = torch.linalg.eigh(2 * X.T @ X / 2000)
     top = certify([vectors[:, -1].reshape(1, 4)], objective)
-    assert 0.8 * eigenvalues[-1] < top.lambda_max_at_least < eigenvalues[-1]
+    assert 0.8 * eigenvalues[-1] < top.lower < eigenvalues[-1]
     bottom = certify([vectors[:, 0].reshape(1, 4)], objective)
-    assert eigenvalues[0] < bottom.lambda_min_at_most < 1.2 * eigenvalues[0]
+    assert eigenvalues[0] < bottom.upper < 1.2 * eigenvalues[0]
 
 
 def test_too_few_batches_certify_nothing() -> None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from optland.train.experiments.bank_run import BankRun
-from optland.train.experiments.claims.cells import everywhere, residual
+from optland.train.experiments.claims.cells import residual
 from optland.train.experiments.claims.claim import Evidence, Found
 from optland.train.experiments.claims.dial import Dial
 from optland.train.experiments.claims.effects import by_data, mean, ratio
 
-__all__ = ["compared", "deep", "deep_everywhere", "shallow_plain"]
+__all__ = ["compared", "deep", "shallow_plain"]
 
 READ = ("lambda_max", "adaptive", "relative", "kappa", "norm", "test_acc", "epochs")
 
@@ -42,9 +42,6 @@ def shallow_plain(dial: Dial, data: str, seed: int) -> BankRun:
         seed: Of weights and order.
     """
     return residual(dial, data, seed, depth=8, skips=False)
-
-
-deep_everywhere = everywhere(lambda dial, data, seed: list(deep(dial, data, seed).values()), "deep_seeds")
 
 
 def compared(one: str, other: str, name: str) -> Callable[[Evidence, Dial], Found]:
