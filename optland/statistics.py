@@ -7,6 +7,12 @@ import math
 import statistics
 from collections.abc import Sequence
 
+LEVEL = 0.05
+"""Of the tests here: how often they speak where there is nothing."""
+
+RECENT = 16
+"""Values that the median of :func:`trend_z` is taken over."""
+
 
 def student_quantile(probability: float, dof: int) -> float:
     """The value that Student's t with ``dof`` degrees of freedom stays below with this probability.
@@ -59,8 +65,8 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return [max(scaled[: order.index(i) + 1]) for i in range(len(order))]
 
 
-def slope_t(values: Sequence[float], level: float = 0.05) -> tuple[float, float, float]:
-    """Least-squares slope against the index, its t statistic, and the bound below which it is significantly negative.
+def slope_t(values: Sequence[float]) -> tuple[float, float, float]:
+    """Least-squares slope against the index, its t statistic, and the bound below which it is negative at 95 %.
 
     A series without noise has t = ±inf, and 0 where it is constant; ``scipy.stats.linregress`` says neither, and this
     test runs inside steps.
@@ -85,15 +91,14 @@ def slope_t(values: Sequence[float], level: float = 0.05) -> tuple[float, float,
     rest = math.fsum((y - y_mean - slope * (k - x_mean)) ** 2 for k, y in enumerate(values))
     error = math.sqrt(rest / (n - 2) / sxx)
     t = slope / error if error > 0 else math.copysign(math.inf, slope) if slope else 0.0
-    return slope, t, student_quantile(level, n - 2)
+    return slope, t, student_quantile(LEVEL, n - 2)
 
 
-def mean_interval(values: Sequence[float], level: float = 0.05) -> tuple[float, float]:
-    """Mean and half width of its confidence interval; batch means over sqrt(n) blocks account for correlation.
+def mean_interval(values: Sequence[float]) -> tuple[float, float]:
+    """Mean and half width of its 95 % interval; batch means over sqrt(n) blocks account for correlation.
 
     Args:
         values: At least two, in the order in which they were measured.
-        level: One minus the coverage: 0.05 for an interval that holds the mean in 95 % of cases.
 
     Returns:
         The mean of all values, and the half width: Student's quantile times the standard error of the block means.
@@ -107,7 +112,7 @@ def mean_interval(values: Sequence[float], level: float = 0.05) -> tuple[float, 
     size = max(math.isqrt(len(values)), 1)
     blocks = [values[k : k + size] for k in range(0, len(values) - size + 1, size)]
     means = [math.fsum(block) / size for block in blocks]
-    half = student_quantile(1 - level / 2, len(means) - 1) * statistics.stdev(means) / math.sqrt(len(means))
+    half = student_quantile(1 - LEVEL / 2, len(means) - 1) * statistics.stdev(means) / math.sqrt(len(means))
     return math.fsum(values) / len(values), half
 
 
@@ -128,14 +133,13 @@ def step_noise(values: Sequence[float]) -> float:
     return 1.4826 * statistics.median(steps) / math.sqrt(2.0)
 
 
-def trend_z(value: float, past: Sequence[float], least: float, recent: int = 16) -> float:
+def trend_z(value: float, past: Sequence[float], least: float) -> float:
     """Distance of ``value`` from the recent median of a series that drifts, in units of its :func:`step_noise`.
 
     Args:
         value: What is judged.
         past: The series before it.
         least: The smallest unit.
-        recent: Values that the median is taken over.
 
     Returns:
         Positive above the median. ``least`` keeps a series that hardly moves from making every value an outlier.
@@ -144,5 +148,5 @@ def trend_z(value: float, past: Sequence[float], least: float, recent: int = 16)
         >>> round(trend_z(10.0, [-0.1 * k for k in range(40)], least=0.5), 2)
         26.3
     """
-    middle = statistics.median(past[-recent:])
+    middle = statistics.median(past[-RECENT:])
     return (value - middle) / max(step_noise(past), least)

@@ -59,19 +59,18 @@ class DamageSpec:
             raise ValueError(f"{text!r} is out of range; use {_FORMS}")
         return cls(kind, amount)
 
-    def weights(self, model: nn.Module, *, num_draws: int = 4, seed: int = 0) -> list[dict[str, Tensor]]:
-        """The weights after it, by parameter name: one set, or ``num_draws`` of noise.
+    def weights(self, model: nn.Module, *, seed: int = 0) -> list[dict[str, Tensor]]:
+        """The weights after it, by parameter name: one set, or four of noise.
 
         Args:
             model: The net; it stays as it is.
-            num_draws: Draws of a random damage.
-            seed: Of the first; the others have the numbers after it.
+            seed: Of the first draw; the others have the numbers after it.
         """
         if self.kind == "int":
             return [rounded(model, int(self.amount))]
         if self.kind == "prune":
             return [pruned(model, self.amount)]
-        return [shaken(model, self.amount, seed=seed + k) for k in range(num_draws)]
+        return [shaken(model, self.amount, seed=seed + k) for k in range(4)]
 
     def __str__(self) -> str:
         return f"int{int(self.amount)}" if self.kind == "int" else f"{self.kind}={self.amount:g}"

@@ -151,8 +151,8 @@ class GradientSketch:
                 )
         self.kept.append(found / math.sqrt(self.size))
 
-    def dimension(self, *, centred: bool = False) -> EffectiveDimension:
+    def dimension(self) -> EffectiveDimension:
         """:func:`effective_dimension` of what was kept."""
         if not self.kept:
             raise ValueError("no gradient was added yet")
-        return effective_dimension(torch.stack(self.kept), centred=centred, sketch_size=self.size)
+        return effective_dimension(torch.stack(self.kept), sketch_size=self.size)

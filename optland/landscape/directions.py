@@ -183,19 +183,19 @@ def _scaled_to(d: Tensor, wanted: Tensor, length: Tensor) -> Tensor:
     return d * torch.where(length > 0, wanted / length, torch.zeros_like(length))
 
 
-def difference(objective: Objective, target: Vector, kind: str = "checkpoint difference") -> Direction:
+def difference(objective: Objective, target: Vector) -> Direction:
     """``target`` minus the present weights: distance 1 along it is the other checkpoint.
 
     Args:
         objective: The loss at the weights to start from.
         target: The other weights, in the order and shapes of the parameters.
-        kind: What it is, in words, for the record and the axis of a picture.
 
     Returns:
         A direction whose ``norm`` is the distance between the two.
     """
     there = weights_of(objective, target)
-    return made(objective, [t - p.detach() for t, p in zip(there, objective.params, strict=True)], kind)
+    apart = [t - p.detach() for t, p in zip(there, objective.params, strict=True)]
+    return made(objective, apart, "checkpoint difference")
 
 
 def eigenvector_direction(objective: Objective, spectrum: Spectrum, index: int = 0) -> Direction:

@@ -12,8 +12,8 @@ that disagree are the finding, not a fault. A radius in the adaptive metric is r
 number is a ball of another size there. Noise of the average has the length of the radius, not that deviation in each
 weight.
 
-**Cost.** For each minimum a Lanczos run and a trace of at most ``max_matvecs`` Hessian products each, and for each
-radius and metric ``2 pairs + 1`` forwards, one SAM step, and ``restarts + 1`` ascents of ``steps`` gradients.
+**Cost.** For each minimum a Lanczos run and a trace of at most 40 Hessian products each, and for each
+radius and metric ``2 num_pairs + 1`` forwards, one SAM step, and two ascents of ``num_steps`` gradients.
 """
 
 from __future__ import annotations
@@ -33,6 +33,9 @@ from optland.objective import Objective
 __all__ = ["MinimaComparison", "Minimum", "compare_minima"]
 
 METRICS: tuple[Metric, ...] = ("identity", "adaptive")
+
+MATVECS = 40
+"""Most Hessian products of the eigenvalue, and of the trace."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,10 +134,8 @@ def compare_minima(
     radii: Sequence[float] = (0.05, 0.2),
     others: Mapping[str, Objective] | None = None,
     metrics: Sequence[Metric] = METRICS,
-    max_matvecs: int = 40,
     num_pairs: int = 25,
     num_steps: int = 20,
-    num_restarts: int = 1,
     seed: int = 0,
     progress: Callable[[int, int, float], None] | None = None,
 ) -> MinimaComparison:
@@ -145,10 +146,8 @@ def compare_minima(
         radii: Of the sharpness, each used in every metric.
         others: The loss on other data (test) at each, by the same names, for the gap.
         metrics: ``identity``, ``adaptive``, or both.
-        max_matvecs: Most Hessian products of the eigenvalue, and of the trace.
         num_pairs: Of the average sharpness.
         num_steps: Of each ascent.
-        num_restarts: Random starts of the ascent after the centre.
         seed: Of everything random, the same for each minimum.
         progress: Told (minima done, of how many, seconds left).
 
@@ -170,8 +169,8 @@ def compare_minima(
     for name, objective in minima.items():
         before = objective.cost_ge
         with hessian(objective) as H:
-            spectrum = lanczos(H, ends="top", max_matvecs=max_matvecs, seed=seed)
-            total = trace(H, max_matvecs=max_matvecs, seed=seed)
+            spectrum = lanczos(H, ends="top", max_matvecs=MATVECS, seed=seed)
+            total = trace(H, max_matvecs=MATVECS, seed=seed)
         sharpness: list[Sharpness] = []
         # A deviation of each weight that gives noise the length of the radius: the ball of the other two.
         dim = sum(p.numel() for p in objective.params)
@@ -183,14 +182,7 @@ def compare_minima(
                         objective, radius / root, metric=metric, num_pairs=num_pairs, seed=seed
                     ),
                     sam_sharpness(objective, radius, metric=metric),
-                    worst_sharpness(
-                        objective,
-                        radius,
-                        metric=metric,
-                        num_steps=num_steps,
-                        num_restarts=num_restarts,
-                        seed=seed,
-                    ),
+                    worst_sharpness(objective, radius, metric=metric, num_steps=num_steps, seed=seed),
                 ]
         loss = objective.value()
         gap = others[name].value() - loss if others and name in others else math.nan

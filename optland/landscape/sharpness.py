@@ -145,14 +145,13 @@ def average_sharpness(
 
 
 def random_sharpness(
-    objective: Objective, radius: float, *, metric: Metric = "identity", num_draws: int = 100, seed: int = 0
+    objective: Objective, radius: float, *, num_draws: int = 100, seed: int = 0
 ) -> Sharpness:
     """Largest rise over random directions of length ``radius``: a lower bound, and a weak one in high dimension.
 
     Args:
         objective: The loss; its batches are evaluated for every draw.
-        radius: Length of the move, in the units of the metric.
-        metric: ``"identity"``, or ``"adaptive"``, which measures each weight in units of its size.
+        radius: Length of the move.
         num_draws: Directions; the largest rise grows with their number, so compare at equal ones.
         seed: Seed of the directions.
 
@@ -162,24 +161,19 @@ def random_sharpness(
     Raises:
         ValueError: A radius that is not positive, or fewer than one draw.
     """
-    _check(radius, metric)
+    _check(radius, "identity")
     if num_draws < 1:
         raise ValueError(f"num_draws {num_draws} must be at least 1")
     generator = torch.Generator().manual_seed(seed)
     before = objective.cost_ge
-    T, base = scale(objective, metric), objective.value()
-    best = -math.inf
+    base, best = objective.value(), -math.inf
     for _ in range(num_draws):
         u = _gaussian(objective, generator)
-        length = float(vectors.norm(u))
-        best = max(
-            best,
-            objective.value(objective.displaced([t * x for t, x in zip(T, u, strict=True)], radius / length)),
-        )
+        best = max(best, objective.value(objective.displaced(u, radius / float(vectors.norm(u)))))
     cost = objective.cost_ge - before
     provenance = objective.provenance(f"best of {num_draws} random directions", seed)
     rise = Estimate(best - base, math.nan, "none", True, cost, provenance, "A lower bound of the worst case.")
-    return Sharpness(rise, "random", None, radius, 2.0, metric)
+    return Sharpness(rise, "random", None, radius, 2.0, "identity")
 
 
 def sam_sharpness(

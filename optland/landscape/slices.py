@@ -198,11 +198,7 @@ def checkpoint_plane(
     second: Sequence[Tensor],
     third: Sequence[Tensor],
     *,
-    margin: float = 0.25,
     num_points: int = 25,
-    others: Mapping[str, Objective] | None = None,
-    partial: str | Path | None = None,
-    progress: Progress | None = None,
 ) -> Slice:
     """The plane through the present weights and two other checkpoints, in an orthonormal basis (Gram-Schmidt).
 
@@ -210,11 +206,7 @@ def checkpoint_plane(
         objective: The loss, at the first checkpoint.
         second: Weights of the second.
         third: Weights of the third.
-        margin: Room around the three, as a share of their extent.
-        num_points: Along each axis.
-        others: Further surfaces.
-        partial: File that an interrupted slice continues from.
-        progress: Told how far it is.
+        num_points: Along each axis, which has a quarter of the extent of the three as room around them.
 
     Returns:
         A slice whose markers are the three checkpoints, in units of the distance between weights.
@@ -231,11 +223,10 @@ def checkpoint_plane(
         raise ValueError("the three checkpoints lie on a line; draw a line slice instead")
     v = vectors.scaled(1.0 / height, rest)
     places = {"first": (0.0, 0.0), "second": (to_second.norm, 0.0), "third": (along, height)}
-    ranges = around(list(places.values()), margin)
+    ranges = around(list(places.values()), 0.25)
     return plane(
         objective, made(objective, u, "first to second checkpoint"), made(objective, v, "towards the third"),
-        ranges=ranges, num_points=num_points, others=others, markers=places, with_curvature=False, partial=partial,
-        progress=progress,
+        ranges=ranges, num_points=num_points, markers=places, with_curvature=False,
     )  # fmt: skip
 
 

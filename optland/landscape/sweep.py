@@ -60,7 +60,6 @@ def sweep(
     directions: Sequence[Vector],
     places: Sequence[Sequence[float]],
     *,
-    origin: Vector | None = None,
     together: int = 1,
     partial: str | Path | None = None,
     progress: Progress | None = None,
@@ -71,7 +70,6 @@ def sweep(
         objective: The loss.
         directions: d_i, each in the shapes of the parameters.
         places: Multiples t_i, one for each direction.
-        origin: w; default the present weights.
         together: Points in one call of the model, see :mod:`~optland.landscape.together`; 1 by default, which every
             model can do; 32 suits nets whose forward takes less than a millisecond or two.
         partial: File (without ending) that an interrupted sweep continues from; removed when done.
@@ -85,7 +83,7 @@ def sweep(
     """
     if together < 1:
         raise ValueError(f"together {together}: at least one point at a time; use 1, or 32 for a small net")
-    base = vectors.clone([p.detach() for p in objective.params] if origin is None else list(origin))
+    base = vectors.clone([p.detach() for p in objective.params])
     values = torch.full((len(places),), math.nan, dtype=torch.float64)
     key = _key(objective, directions, places, base) if partial is not None else ""
     first = _continue(partial, key, values)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +14,8 @@ from optland.curvature.points.search import FoundPoint
 from optland.curvature.stochastic.density import Curve
 from optland.curvature.stochastic.spectral_summary import SpectralSummary
 from optland.estimate import Estimate
-from optland.plots.figure import COLOURS, figure, fitted, save
-from optland.plots.result import in_words, plot
+from optland.plots.figure import COLOURS, figure, fitted, rows, save
+from optland.plots.result import in_words, one_panel, plot
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -125,7 +125,7 @@ def _layers(axis: Any, trace: Trace | Diagonal) -> None:
     largest = sorted(trace.per_layer, key=lambda name: -abs(trace.per_layer[name].value))[:_LAYERS_SHOWN]
     names = [name for name in trace.per_layer if name in largest]
     short = [name if len(name) < 44 else f"...{name[-40:]}" for name in names]
-    _rows(axis, short, [trace.per_layer[name] for name in names], COLOURS["green"], size=8)
+    rows(axis, short, [trace.per_layer[name] for name in names], COLOURS["green"], size=8)
     total, left = trace.total, len(trace.per_layer) - len(names)
     state = "" if total.converged else ", NOT CONVERGED"
     axis.set_title(f"trace by layer, in all {total.value:.4g} ± {total.error:.2g}{state}", fontsize=10)
@@ -133,42 +133,22 @@ def _layers(axis: Any, trace: Trace | Diagonal) -> None:
     axis.set_xlabel(f"trace (hollow: not known to a tenth{rest})")
 
 
-def _rows(axis: Any, names: Sequence[str], parts: Sequence[Estimate], colour: str, *, size: int) -> None:
-    """A bar for each estimate with its error, the first on top; hollow where it did not converge."""
-    errors = [part.error if math.isfinite(part.error) else 0.0 for part in parts]
-    faces = [colour if part.converged else "none" for part in parts]
-    axis.barh(range(len(parts)), [part.value for part in parts], xerr=errors, color=faces, capsize=3,
-              edgecolor=colour, ecolor=COLOURS["grey"])  # fmt: skip
-    axis.set_yticks(range(len(parts)), list(names), fontsize=size)
-    axis.invert_yaxis()
-    axis.axvline(0.0, color=COLOURS["grey"], linewidth=0.8, linestyle=":")
-    axis.grid(alpha=0.25, axis="x")
-
-
 # One result, one picture -------------------------------------------------------------------------------------
 
 
-@plot.register(Portrait)
-def _(result: Portrait, path: str | Path | None = None, *, title: str = "") -> Figure:
-    return plot_portrait(result, path, title=title)
+plot.register(Portrait, plot_portrait)
 
 
-@plot.register(Density)
-def _(result: Density, path: str | Path | None = None, *, title: str = "") -> Figure:
-    page = figure(7.5, 4.2)
-    axis = page.subplots()
+@one_panel(Density)
+def _(axis: Any, result: Density) -> str:
     _density(axis, result)
-    page.suptitle(fitted(page, title or in_words(result.provenance)), fontsize=9)
-    return save(page, path)
+    return in_words(result.provenance)
 
 
-@plot.register(Spectrum)
-def _(result: Spectrum, path: str | Path | None = None, *, title: str = "") -> Figure:
-    page = figure(max(4.5, 0.8 * len(result.values) + 2.0), 4.2)
-    axis = page.subplots()
+@one_panel(Spectrum, size=lambda result: (max(4.5, 0.8 * len(result.values) + 2.0), 4.2))
+def _(axis: Any, result: Spectrum) -> str:
     _extremes(axis, result)
-    page.suptitle(fitted(page, title or in_words(result.provenance)), fontsize=9)
-    return save(page, path)
+    return in_words(result.provenance)
 
 
 @plot.register(Tracked)
@@ -177,98 +157,71 @@ def _(result: Tracked, path: str | Path | None = None, *, title: str = "") -> Fi
     return plot(result.spectrum, path, title=title or f"{in_words(result.spectrum.provenance)}{why}")
 
 
-@plot.register(Trace)
-@plot.register(Diagonal)
-def _(result: Trace | Diagonal, path: str | Path | None = None, *, title: str = "") -> Figure:
-    rows = min(len(result.per_layer), _LAYERS_SHOWN)
-    page = figure(7.5, 1.8 + 0.28 * max(rows, 3))
-    _layers(page.subplots(), result)
-    page.suptitle(fitted(page, title or in_words(result.provenance)), fontsize=9)
-    return save(page, path)
+def _room(result: Trace | Diagonal) -> tuple[float, float]:
+    return 7.5, 1.8 + 0.28 * max(min(len(result.per_layer), _LAYERS_SHOWN), 3)
 
 
-@plot.register(Curve)
-def _(result: Curve, path: str | Path | None = None, *, title: str = "") -> Figure:
-    page = figure(7.5, 4.2)
-    axis = page.subplots()
+@one_panel(Trace, Diagonal, size=_room, grid="x")
+def _(axis: Any, result: Trace | Diagonal) -> str:
+    _layers(axis, result)
+    return in_words(result.provenance)
+
+
+@one_panel(Curve)
+def _(axis: Any, result: Curve) -> str:
     axis.plot(result.grid, result.value, color=COLOURS["blue"])
     axis.fill_between(result.grid, result.value - result.error, result.value + result.error,
                       color=COLOURS["blue"], alpha=0.2, linewidth=0)  # fmt: skip
     log = result.scale == "log"
     axis.set_xlabel("logarithm of the size of the eigenvalue, base 10" if log else "eigenvalue")
     axis.set_ylabel("density")
-    page.suptitle(fitted(page, title or "density of eigenvalues, band: standard error", size=10), fontsize=10)
-    axis.grid(alpha=0.25)
-    return save(page, path)
+    return "density of eigenvalues, band: standard error"
 
 
-@plot.register(CriticalStep)
-def _(result: CriticalStep, path: str | Path | None = None, *, title: str = "") -> Figure:
+@one_panel(CriticalStep)
+def _(axis: Any, result: CriticalStep) -> str:
     """The loss at every trial, the level it started from, and the step that was found."""
-    page = figure(7.0, 4.2)
-    axis = page.subplots()
     trials = sorted((t, loss) for t, loss in result.losses if math.isfinite(loss))
     if trials:
         axis.plot(*zip(*trials, strict=True), ".-", color=COLOURS["blue"], label="loss of the batch")
-        axis.axhline(
-            result.losses[0][1],
-            color=COLOURS["grey"],
-            linewidth=0.9,
-            linestyle="--",
-            label="where it started",
-        )
+        axis.axhline(result.losses[0][1], color=COLOURS["grey"], linewidth=0.9, linestyle="--",
+                     label="where it started")  # fmt: skip
     if result.step.finite:
         axis.axvline(result.step.value, color=COLOURS["red"], linewidth=1.0, label="critical step",
                      linestyle="-" if result.step.converged else ":")  # fmt: skip
     axis.set_xlabel("multiple of the direction")
     axis.set_ylabel("loss")
-    page.suptitle(fitted(page, title or str(result), size=10), fontsize=10)
-    axis.grid(alpha=0.25)
-    if axis.get_legend_handles_labels()[0]:
-        axis.legend(frameon=False, fontsize=9)
-    return save(page, path)
+    return str(result)
 
 
-@plot.register(FoundPoint)
-def _(result: FoundPoint, path: str | Path | None = None, *, title: str = "") -> Figure:
-    page = figure(6.5, 4.2)
-    axis = page.subplots()
+@one_panel(FoundPoint)
+def _(axis: Any, result: FoundPoint) -> str:
     axis.plot(range(len(result.grad_norms)), result.grad_norms, ".-", color=COLOURS["blue"])
     if any(norm > 0 for norm in result.grad_norms):
         axis.set_yscale("log")
     axis.set_xlabel("step of the search")
     axis.set_ylabel("norm of the gradient")
-    words = f"{result.critical_point.verdict}, loss {result.loss:.4g}: {result.reason}"
-    page.suptitle(fitted(page, title or words), fontsize=9)
-    axis.grid(alpha=0.25)
-    return save(page, path)
+    return f"{result.critical_point.verdict}, loss {result.loss:.4g}: {result.reason}"
 
 
-@plot.register(SpectralSummary)
-def _(result: SpectralSummary, path: str | Path | None = None, *, title: str = "") -> Figure:
+@one_panel(SpectralSummary, size=(7.0, 3.4), grid="x")
+def _(axis: Any, result: SpectralSummary) -> str:
     named = {"largest": result.largest, "smallest": result.smallest, "mean": result.mean, "median": result.median,
              "standard deviation": result.std}  # fmt: skip
-    return _bars(named, "eigenvalue", path, title or f"{result.dim} eigenvalues: {result.sign}")
+    _bars(axis, named, "eigenvalue")
+    return f"{result.dim} eigenvalues: {result.sign}"
 
 
-@plot.register(StableRate)
-def _(result: StableRate, path: str | Path | None = None, *, title: str = "") -> Figure:
+@one_panel(StableRate, size=lambda result: (7.0, 1.4 + 0.4 * len(result.ratios)), grid="x")
+def _(axis: Any, result: StableRate) -> str:
     """Every rate in units of the largest stable one, which stands at 1."""
     named = {f"{name}, {result.rates[name]:.3g}": found.ratio for name, found in result.ratios.items()}
-    title = title or f"largest stable rate {result.largest}\n{result.rule}"
-    unit = "sharpness over the largest stable one: above 1 a full-batch step is unstable"
-    return _bars(named, unit, path, title, limit=1.0)
+    _bars(axis, named, "sharpness over the largest stable one: above 1 a full-batch step is unstable")
+    axis.axvline(1.0, color=COLOURS["red"], linewidth=1.2)
+    return f"largest stable rate {result.largest}\n{result.rule}"
 
 
-def _bars(
-    named: Mapping[str, Estimate], unit: str, path: str | Path | None, title: str, *, limit: float = math.nan
-) -> Figure:
-    page = figure(7.0, 1.4 + 0.4 * len(named))
-    axis = page.subplots()
-    _rows(axis, list(named), list(named.values()), COLOURS["blue"], size=9)
-    if math.isfinite(limit):
-        axis.axvline(limit, color=COLOURS["red"], linewidth=1.2)
+def _bars(axis: Any, named: Mapping[str, Estimate], unit: str) -> None:
+    rows(axis, list(named), list(named.values()), COLOURS["blue"], size=9)
     converged = all(e.converged for e in named.values())
     axis.set_xlabel(unit if converged else f"{unit} (hollow: NOT CONVERGED)")
-    page.suptitle(fitted(page, title, size=10), fontsize=10)
-    return save(page, path)

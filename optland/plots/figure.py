@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import functools
 import io
+import math
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from optland.config import UserError
+from optland.estimate import Estimate
 from optland.files import write_whole
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["COLOURS", "figure", "fitted", "save", "tidy_depth"]
+__all__ = ["COLOURS", "figure", "fitted", "rows", "save", "tidy_depth"]
 
 _DPI = 110
 COLOURS = {"blue": "#2b6cb0", "red": "#c53030", "green": "#2f855a", "grey": "#718096", "orange": "#c05621"}
@@ -52,12 +55,24 @@ def fitted(page: Figure, text: str, *, size: float = 9) -> str:
     return "\n".join(textwrap.fill(line, letters) for line in text.splitlines())
 
 
-def tidy_depth(axis: Any, *, size: float = 8) -> None:
+def tidy_depth(axis: Any) -> None:
     """Few small figures on the axes of a surface, or they run into each other."""
     for one in (axis.xaxis, axis.yaxis, axis.zaxis):
         one.set_major_locator(_few())
-        one.set_tick_params(labelsize=size)
+        one.set_tick_params(labelsize=8)
     axis.zaxis.labelpad = 8
+
+
+def rows(axis: Any, names: Sequence[str], parts: Sequence[Estimate], colour: str, *, size: int) -> None:
+    """A bar for each estimate with its error, the first on top; hollow where it did not converge."""
+    errors = [part.error if math.isfinite(part.error) else 0.0 for part in parts]
+    faces = [colour if part.converged else "none" for part in parts]
+    axis.barh(range(len(parts)), [part.value for part in parts], xerr=errors, color=faces, capsize=3,
+              edgecolor=colour, ecolor=COLOURS["grey"])  # fmt: skip
+    axis.set_yticks(range(len(parts)), list(names), fontsize=size)
+    axis.invert_yaxis()
+    axis.axvline(0.0, color=COLOURS["grey"], linewidth=0.8, linestyle=":")
+    axis.grid(alpha=0.25, axis="x")
 
 
 def _few() -> Any:

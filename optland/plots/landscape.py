@@ -24,8 +24,8 @@ from optland.landscape.correlation import RankCorrelation
 from optland.landscape.minima import Minimum
 from optland.landscape.rate import RateSensitivity
 from optland.landscape.trajectory import TrajectoryPlane
-from optland.plots.figure import COLOURS, figure, fitted, save, tidy_depth
-from optland.plots.result import plot
+from optland.plots.figure import COLOURS, figure, fitted, rows, save, tidy_depth
+from optland.plots.result import one_panel, plot
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -33,35 +33,29 @@ if TYPE_CHECKING:
 __all__ = ["plot"]
 
 
-@plot.register(Slice)
-def _(result: Slice, path: str | Path | None = None, *, title: str = "") -> Figure:
-    draw = _line if len(result.coordinates) == 1 else _plane
-    return draw(result, path, title)
-
-
-def _line(found: Slice, path: str | Path | None, title: str) -> Figure:
-    page = figure(7.5, 4.2)
-    axis = page.subplots()
-    x = found.weight_units[0].tolist()
+@one_panel()
+def _line(axis: Any, found: Slice) -> str:
+    x, several = found.weight_units[0].tolist(), len(found.surfaces) > 1
     for (name, values), colour in zip(found.surfaces.items(), COLOURS.values(), strict=False):
-        axis.plot(x, values.tolist(), color=colour, linewidth=1.8, label=name)
+        axis.plot(x, values.tolist(), color=colour, linewidth=1.8, label=name if several else None)
     axis.axvline(0.0, color=COLOURS["grey"], linewidth=0.8)
     axis.set_xlabel(f"distance along the {found.directions[0].kind} direction, in units of |w|")
     axis.set_ylabel("loss")
-    page.suptitle(fitted(page, title or _stamp(found), size=10), fontsize=10)
-    axis.grid(alpha=0.25)
-    if len(found.surfaces) > 1:
-        axis.legend(frameon=False)
-    return save(page, path)
+    return _stamp(found)
+
+
+@plot.register(Slice)
+def _(result: Slice, path: str | Path | None = None, *, title: str = "") -> Figure:
+    return _line(result, path, title=title) if len(result.coordinates) == 1 else _plane(result, path, title)
 
 
 def _plane(found: Slice, path: str | Path | None, title: str) -> Figure:
     """The surface in three dimensions, and as a map with the centre and the markers."""
     page = figure(12, 5)
-    rows, columns = found.weight_units
+    across, up = found.weight_units
     z = found.loss
     shown = torch.where(torch.isfinite(z), z, torch.full_like(z, math.nan))
-    grid_x, grid_y = torch.meshgrid(rows, columns, indexing="ij")
+    grid_x, grid_y = torch.meshgrid(across, up, indexing="ij")
     surface = page.add_subplot(1, 2, 1, projection="3d")
     surface.plot_surface(
         grid_x.numpy(), grid_y.numpy(), shown.numpy(), cmap="viridis", linewidth=0, alpha=0.95
@@ -114,25 +108,21 @@ def _stamp(found: Slice) -> str:
     return "; ".join(words)
 
 
-@plot.register(PathLoss)
-def _(result: PathLoss, path: str | Path | None = None, *, title: str = "") -> Figure:
-    page = figure(7.5, 4.2)
-    axis = page.subplots()
+@one_panel(PathLoss)
+def _(axis: Any, result: PathLoss) -> str:
     _path(axis, result, "blue")
-    _finish(page, axis, result, title or str(result))
-    return save(page, path)
+    _finish(axis, result)
+    return str(result)
 
 
-@plot.register(Connection)
-def _(result: Connection, path: str | Path | None = None, *, title: str = "") -> Figure:
-    page = figure(7.5, 4.2)
-    axis = page.subplots()
+@one_panel(Connection)
+def _(axis: Any, result: Connection) -> str:
     _path(axis, result.linear, "red")
     if result.curve is not None:
         _path(axis, result.curve, "blue")
+    _finish(axis, result.linear)
     word = "connected" if result.connected else "not connected"
-    _finish(page, axis, result.linear, title or f"{word} at {result.linear.threshold:g} times the larger end")
-    return save(page, path)
+    return f"{word} at {result.linear.threshold:g} times the larger end"
 
 
 def _path(axis: Any, found: PathLoss, colour: str) -> None:
@@ -140,48 +130,30 @@ def _path(axis: Any, found: PathLoss, colour: str) -> None:
     axis.plot(found.t.tolist(), found.loss.tolist(), ".-", color=COLOURS[colour], label=label, markersize=4)
 
 
-def _finish(page: Any, axis: Any, found: PathLoss, title: str) -> None:
+def _finish(axis: Any, found: PathLoss) -> None:
     limit, label = found.threshold * max(found.ends), f"{found.threshold:g} times the larger end"
     axis.axhline(limit, color=COLOURS["grey"], linewidth=0.9, linestyle="--", label=label)
     axis.set_xlabel("t, from the first to the second minimum")
     axis.set_ylabel("loss")
-    page.suptitle(fitted(page, title), fontsize=9)
-    axis.grid(alpha=0.25)
-    axis.legend(frameon=False)
 
 
-@plot.register(Rays)
-def _(result: Rays, path: str | Path | None = None, *, title: str = "") -> Figure:
-    page = figure(5.5, 5)
-    axis = page.subplots()
+@one_panel(Rays, size=(5.5, 5.0))
+def _(axis: Any, result: Rays) -> str:
     exact = [ray[2] for ray in result.per_ray]
     for index, (colour, label) in enumerate((("blue", f"h = {result.h:.3g}"), ("orange", "h / 2"))):
-        axis.plot(
-            exact, [ray[index] for ray in result.per_ray], "o", color=COLOURS[colour], label=label, alpha=0.8
-        )
+        seen = [ray[index] for ray in result.per_ray]
+        axis.plot(exact, seen, "o", color=COLOURS[colour], label=label, alpha=0.8)
     low, high = min(exact), max(exact)
     axis.plot([low, high], [low, high], color=COLOURS["grey"], linewidth=0.9)
     axis.set_xlabel("Hessian, u'Hu")
     axis.set_ylabel("second difference along the ray")
-    axis.set_title(
-        title or ("kinks: the rays are not the Hessian's" if result.kinks else "rays and Hessian agree")
-    )
-    axis.grid(alpha=0.25)
-    axis.legend(frameon=False)
-    return save(page, path)
+    return "kinks: the rays are not the Hessian's" if result.kinks else "rays and Hessian agree"
 
 
-@plot.register(RateSensitivity)
-def _(result: RateSensitivity, path: str | Path | None = None, *, title: str = "") -> Figure:
-    page = figure(7.5, 4.2)
-    axis = page.subplots()
-    axis.plot(
-        result.rates.tolist(),
-        result.losses.tolist(),
-        ".-",
-        color=COLOURS["blue"],
-        label="loss after one step",
-    )
+@one_panel(RateSensitivity)
+def _(axis: Any, result: RateSensitivity) -> str:
+    rates, losses = result.rates.tolist(), result.losses.tolist()
+    axis.plot(rates, losses, ".-", color=COLOURS["blue"], label="loss after one step")
     axis.axhline(result.centre, color=COLOURS["grey"], linewidth=0.9, linestyle="--", label="loss before it")
     for rate, colour, name in (
         (result.best, "green", "best rate"),
@@ -189,44 +161,34 @@ def _(result: RateSensitivity, path: str | Path | None = None, *, title: str = "
     ):
         if math.isfinite(rate):
             axis.axvline(rate, color=COLOURS[colour], linewidth=1.0, label=f"{name} {rate:.2g}")
-    finite = [v for v in result.losses.tolist() if math.isfinite(v)]
-    gain = result.centre - min([*finite, result.centre])
+    gain = result.centre - min([*filter(math.isfinite, losses), result.centre])
     top = result.centre + max(2 * gain, 0.05 * abs(result.centre), 1e-12)
     axis.set_ylim(result.centre - 1.2 * gain - 0.01 * abs(result.centre), top)
     axis.set_xscale("log")
     axis.set_xlabel("learning rate")
     axis.set_ylabel("loss")
-    axis.set_title(title or str(result), fontsize=10)
-    axis.grid(alpha=0.25)
-    axis.legend(frameon=False, fontsize=9)
-    return save(page, path)
+    return str(result)
 
 
-@plot.register(EffectiveDimension)
-def _(result: EffectiveDimension, path: str | Path | None = None, *, title: str = "") -> Figure:
-    page = figure(6.5, 4.2)
-    axis = page.subplots()
+@one_panel(EffectiveDimension, size=(6.5, 4.2))
+def _(axis: Any, result: EffectiveDimension) -> str:
     share = (result.values.cumsum(0) / result.values.sum()).tolist()
     axis.plot(range(1, len(share) + 1), share, ".-", color=COLOURS["blue"])
     axis.axhline(0.9, color=COLOURS["grey"], linewidth=0.9, linestyle="--")
     axis.axvline(result.k90, color=COLOURS["red"], linewidth=0.9)
     axis.set_xlabel("directions")
     axis.set_ylabel("share of the squared length")
-    page.suptitle(fitted(page, title or str(result), size=10), fontsize=10)
-    axis.grid(alpha=0.25)
-    return save(page, path)
+    return str(result)
 
 
-@plot.register(dict)
-def _(result: Mapping[str, RankCorrelation], path: str | Path | None = None, *, title: str = "") -> Figure:
+@one_panel(dict, size=lambda result: (7.5, 1.4 + 0.32 * len(result)), grid="x")
+def _(axis: Any, result: Mapping[str, RankCorrelation]) -> str:
     """Tau of every measure with its interval, as :func:`optland.landscape.rank_correlations` gives them."""
     strange = [type(r).__name__ for r in result.values() if not isinstance(r, RankCorrelation)]
     if strange or not result:
         raise TypeError(
             f"a mapping to draw holds rank correlations; this one holds {strange[:1] or 'nothing'}; draw its values"
         )
-    page = figure(7.5, 1.4 + 0.32 * len(result))
-    axis = page.subplots()
     for row, found in enumerate(result.values()):
         axis.plot([found.low, found.high], [row, row], color=COLOURS["grey"], linewidth=1.4)
         axis.plot([found.tau], [row], "o", color=COLOURS["blue"])
@@ -235,35 +197,17 @@ def _(result: Mapping[str, RankCorrelation], path: str | Path | None = None, *, 
     axis.set_xlim(-1.05, 1.05)
     axis.axvline(0.0, color=COLOURS["grey"], linewidth=0.8)
     axis.set_xlabel("Kendall's tau with the gap, bar: 95 % interval over resampled runs")
-    num_runs = next(iter(result.values())).num_runs
-    page.suptitle(
-        fitted(page, title or f"do the measures order {num_runs} runs as the gap does?", size=10), fontsize=10
-    )
-    axis.grid(alpha=0.25, axis="x")
-    return save(page, path)
+    return f"do the measures order {next(iter(result.values())).num_runs} runs as the gap does?"
 
 
-@plot.register(list)
-@plot.register(tuple)
-def _(result: Sequence[Sharpness], path: str | Path | None = None, *, title: str = "") -> Figure:
+@one_panel(list, tuple, size=lambda result: (8.5, 1.2 + 0.45 * len(result)), grid="x")
+def _(axis: Any, result: Sequence[Sharpness]) -> str:
     strange = [type(r).__name__ for r in result if not isinstance(r, Sharpness)]
     if strange or not result:
         raise TypeError(f"a list to draw holds sharpness values; this one holds {strange[:1] or 'nothing'}")
-    page = figure(8.5, 1.2 + 0.45 * len(result))
-    axis = page.subplots()
-    errors = [0.0 if math.isnan(r.rise.error) else r.rise.error for r in result]
-    places = range(len(result))
-    axis.barh(
-        places, [r.rise.value for r in result], xerr=errors, color=COLOURS["blue"], ecolor=COLOURS["grey"]
-    )
-    axis.set_yticks(places, [r.in_words() for r in result], fontsize=8)
-    axis.invert_yaxis()
-    axis.set_xlabel("rise of the loss")
-    page.suptitle(
-        fitted(page, title or "rise of the loss around the weights, bar: its error", size=10), fontsize=10
-    )
-    axis.grid(alpha=0.25, axis="x")
-    return save(page, path)
+    rows(axis, [r.in_words() for r in result], [r.rise for r in result], COLOURS["blue"], size=8)
+    axis.set_xlabel("rise of the loss (hollow: not converged)")
+    return "rise of the loss around the weights, bar: its error"
 
 
 @plot.register(Sharpness)
@@ -276,15 +220,13 @@ def _(result: Minimum, path: str | Path | None = None, *, title: str = "") -> Fi
     return plot(MinimaComparison((result,)), path, title=title)
 
 
-@plot.register(Damage)
-def _(result: Damage, path: str | Path | None = None, *, title: str = "") -> Figure:
+@one_panel(Damage, size=lambda result: (8.5, 2.36 + 0.32 * len(result.per_layer)), grid="x")
+def _(axis: Any, result: Damage) -> str:
     """The rise measured and predicted, and under it each layer's part of the trace form; hollow: not converged."""
     rises = {
         "measured": result.measured, "second order": result.predicted, "from traces": result.trace_form,
         **{f"  {name}": part for name, part in result.per_layer.items()},
     }  # fmt: skip
-    page = figure(8.5, 1.4 + 0.32 * len(rises))
-    axis = page.subplots()
     for row, (name, e) in enumerate(rises.items()):
         colour = COLOURS["grey" if name.startswith(" ") else "red" if name == "measured" else "blue"]
         error = e.error if math.isfinite(e.error) else 0.0
@@ -295,27 +237,17 @@ def _(result: Damage, path: str | Path | None = None, *, title: str = "") -> Fig
     axis.set_ylim(len(rises) - 0.5, -0.5)
     axis.axvline(0.0, color=COLOURS["grey"], linewidth=0.8)
     axis.set_xlabel(f"rise of the loss of {result.loss:.4g}")
-    page.suptitle(
-        fitted(page, title or f"{result.verdict}: measured against predicted, bar: its error", size=10),
-        fontsize=10,
-    )
-    axis.grid(alpha=0.25, axis="x")
-    return save(page, path)
+    return f"{result.verdict}: measured against predicted, bar: its error"
 
 
-@plot.register(TrajectoryPlane)
-def _(result: TrajectoryPlane, path: str | Path | None = None, *, title: str = "") -> Figure:
-    page = figure(6.0, 5.0)
-    axis = page.subplots()
+@one_panel(TrajectoryPlane, size=(6.0, 5.0))
+def _(axis: Any, result: TrajectoryPlane) -> str:
     x, y = zip(*result.coordinates, strict=True)
     axis.plot(x, y, ".-", color=COLOURS["blue"])
     axis.plot([x[-1]], [y[-1]], "o", color=COLOURS["red"], markersize=7, label="the last checkpoint")
-    for name, axis_share in zip(("x", "y"), result.explained, strict=True):
-        getattr(axis, f"set_{name}label")(f"principal component, {axis_share:.0%} of the variance")
-    page.suptitle(fitted(page, title or f"path of {len(x)} checkpoints", size=10), fontsize=10)
-    axis.grid(alpha=0.25)
-    axis.legend(frameon=False, fontsize=9)
-    return save(page, path)
+    for name, share in zip(("x", "y"), result.explained, strict=True):
+        getattr(axis, f"set_{name}label")(f"principal component, {share:.0%} of the variance")
+    return f"path of {len(x)} checkpoints"
 
 
 @plot.register(MinimaComparison)

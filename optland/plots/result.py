@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import math
 import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,7 @@ from optland.plots.figure import COLOURS, figure, fitted, save
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["plot"]
+__all__ = ["one_panel", "plot"]
 
 
 @functools.singledispatch
@@ -75,6 +75,39 @@ def plot(result: Any, path: str | Path | None = None, *, title: str = "") -> Fig
         f"there is no picture of a {type(result).__name__}; pass what a function of optland returned, such as a "
         "spectrum, a density or a slice, or a list of sharpness values"
     )
+
+
+Draw = Callable[[Any, Any], str]
+Inches = tuple[float, float]
+
+
+def one_panel(
+    *kinds: type, size: Inches | Callable[[Any], Inches] = (7.5, 4.2), grid: str = "both"
+) -> Callable[[Draw], Callable[..., Figure]]:
+    """Make ``draw(axis, result)``, which draws on one axis and gives the title, the picture of these kinds of result.
+
+    Args:
+        kinds: Types of result.
+        size: Width and height in inches, or what gives them for a result.
+        grid: Axis of the grid lines: ``x``, ``y`` or ``both``.
+    """
+
+    def registered(draw: Draw) -> Callable[..., Figure]:
+        def picture(result: Any, path: str | Path | None = None, *, title: str = "") -> Figure:
+            page = figure(*(size(result) if callable(size) else size))
+            axis = page.subplots()
+            words = draw(axis, result)
+            page.suptitle(fitted(page, title or words, size=10), fontsize=10)
+            axis.grid(alpha=0.25, axis=grid)
+            if axis.get_legend_handles_labels()[0]:
+                axis.legend(frameon=False, fontsize=9)
+            return save(page, path)
+
+        for kind in kinds:
+            plot.register(kind, picture)
+        return picture
+
+    return registered
 
 
 _MOST = 40

@@ -49,12 +49,10 @@ LOG_FROM = 100.0
 """A surface whose top is this many times its bottom is shown by the logarithm, or the basin would be one colour."""
 
 
-def surface(
-    found: Slice, *, line: Sequence[tuple[float, float]] = (), name: str = "loss", log: bool | None = None
-) -> Chart:
+def surface(found: Slice, *, line: Sequence[tuple[float, float]] = (), log: bool | None = None) -> Chart:
     """A surface to turn, with a point at the weights and at every marker; ``log`` as :func:`is_log` by default."""
     x, y = _axes(found)
-    z, title = _height(found.surfaces[name], name, is_log([found], name) if log is None else log)
+    z, title = _height(found.loss, is_log([found]) if log is None else log)
     data: list[dict[str, Any]] = [
         {
             "type": "surface", "x": _plain(x), "y": _plain(y), "z": _grid(z), "colorscale": "Viridis",
@@ -85,12 +83,10 @@ def surface(
     }
 
 
-def contour(
-    found: Slice, *, line: Sequence[tuple[float, float]] = (), name: str = "loss", log: bool | None = None
-) -> Chart:
+def contour(found: Slice, *, line: Sequence[tuple[float, float]] = (), log: bool | None = None) -> Chart:
     """The same as a map."""
     x, y = _axes(found)
-    z, title = _height(found.surfaces[name], name, is_log([found], name) if log is None else log)
+    z, title = _height(found.loss, is_log([found]) if log is None else log)
     data: list[dict[str, Any]] = [
         {
             "type": "contour", "x": _plain(x), "y": _plain(y), "z": _grid(z), "colorscale": "Viridis",
@@ -109,11 +105,11 @@ def contour(
     return {"data": data, "layout": _layout(_label(found, 0), _label(found, 1), height=420)}
 
 
-def is_log(slices: Sequence[Slice], name: str = "loss") -> bool:
+def is_log(slices: Sequence[Slice]) -> bool:
     """Whether surfaces that are to be compared are shown by their logarithm, all of them or none."""
     if not slices:
         return False
-    seen = torch.cat([found.surfaces[name].flatten() for found in slices])
+    seen = torch.cat([found.loss.flatten() for found in slices])
     low, high = torch.aminmax(seen[torch.isfinite(seen)])
     return bool(low > 0 and high > LOG_FROM * low)
 
@@ -358,8 +354,8 @@ def _at(z: Tensor, found: Slice, place: Sequence[float]) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _height(values: Tensor, name: str, log: bool) -> tuple[Tensor, str]:
-    return (values.log10(), f"log10 of {name}") if log else (values, name)
+def _height(loss: Tensor, log: bool) -> tuple[Tensor, str]:
+    return (loss.log10(), "log10 of loss") if log else (loss, "loss")
 
 
 def _grid(values: Tensor) -> list[list[float | None]]:

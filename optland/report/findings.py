@@ -72,12 +72,14 @@ class Findings(Archived):
         return MinimaComparison(tuple(s.minimum for s in self.surveys))
 
 
+LR = 0.005
+"""Learning rate of the curves between two checkpoints."""
+
+
 def connections(
     objectives: Mapping[str, Objective],
     *,
     num_steps: int = 300,
-    lr: float = 0.005,
-    threshold: float = 1.1,
     seed: int = 0,
     partial: str | Path | None = None,
 ) -> dict[str, Connection]:
@@ -86,8 +88,6 @@ def connections(
     Args:
         objectives: By name: the same loss at each checkpoint.
         num_steps: Training steps of each curve; 0 for lines alone.
-        lr: Their learning rate.
-        threshold: Of the verdict.
         seed: Of the curves.
         partial: Folder for the paths that are done; an interrupted search goes on from there.
 
@@ -95,12 +95,10 @@ def connections(
         ValueError: Two of them are of different architectures.
     """
     found: dict[str, Connection] = {}
-    settings = {"steps": num_steps, "lr": lr, "threshold": threshold, "seed": seed}
+    settings = {"steps": num_steps, "seed": seed}
     for (one, first), (two, second) in itertools.combinations(objectives.items(), 2):
         store = Store(partial, f"{one} to {two}", key_of(settings, first, second))
-        make = functools.partial(
-            connect, first, second.model, num_steps=num_steps, lr=lr, threshold=threshold, seed=seed
-        )
+        make = functools.partial(connect, first, second.model, num_steps=num_steps, lr=LR, seed=seed)
         try:
             found[f"{one} to {two}"] = store.of("connection", Connection, make)
         except ValueError as error:
@@ -108,16 +106,13 @@ def connections(
     return found
 
 
-def follow(
-    objective: Objective, checkpoints: Mapping[str, Vector], *, num_points: int = 21, margin: float = 0.2
-) -> Trajectory:
+def follow(objective: Objective, checkpoints: Mapping[str, Vector], *, num_points: int = 21) -> Trajectory:
     """The loss over the plane of a training path.
 
     Args:
         objective: The loss.
         checkpoints: Weights by name, at least three, in the order of training; the last is the origin of the plane.
         num_points: Of a side.
-        margin: Room around the path, as a share of its extent.
 
     Raises:
         ValueError: Fewer than three checkpoints, or they lie on a line.
@@ -126,7 +121,7 @@ def follow(
     path = trajectory_plane(objective, weights)
     with objective.at(list(weights[-1])):
         surface = plane(
-            objective, *path.directions, ranges=around(path.coordinates, margin), num_points=num_points,
+            objective, *path.directions, ranges=around(path.coordinates, 0.2), num_points=num_points,
             markers=dict(zip(checkpoints, path.coordinates, strict=True)), with_curvature=False,
         )  # fmt: skip
     return Trajectory(path, surface, tuple(checkpoints))

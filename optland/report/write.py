@@ -19,13 +19,12 @@ from optland.report.survey import Survey
 __all__ = ["log_report", "write_report"]
 
 
-def write_report(findings: Findings, folder: str | Path, *, name: str = "report") -> Path:
+def write_report(findings: Findings, folder: str | Path) -> Path:
     """Write ``report.html``, and beside it a PNG of every chart and the findings themselves (``Findings.load``).
 
     Args:
         findings: What was measured.
         folder: Where to; made where it is missing.
-        name: Of the page, without its ending.
 
     Returns:
         The page.
@@ -40,7 +39,7 @@ def write_report(findings: Findings, folder: str | Path, *, name: str = "report"
     text = render(findings.title, findings.about, findings.notes, parts, list(_cards(findings)))
     for _ in _pictures(findings, where):
         continue
-    page = where / f"{name}.html"
+    page = where / "report.html"
     write_whole(page, text)
     return page
 

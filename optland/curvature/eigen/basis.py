@@ -1,10 +1,10 @@
-r"""The basis v_1, ..., v_m of a Krylov space in R^d: rows stored in blocks, in any type, on any device.
+r"""The basis v_1, ..., v_m of a Krylov space in R^d: rows stored in blocks, in any type.
 
 .. math:: c = V w, \qquad w \leftarrow w - V^\top c, \qquad V \leftarrow S^\top V
 
 Memory is taken in blocks as rows come in, so that a run that ends after five products holds six rows and not the
-forty-one it might have needed. Rows may be stored in a narrower type or on another device than the arithmetic: a
-block is then brought over, one at a time, whenever it is used. What the narrower type loses of a row is measured
+forty-one it might have needed. Rows may be stored in a narrower type than the arithmetic: a block is then
+brought over, one at a time, whenever it is used. What the narrower type loses of a row is measured
 when the row is put in, because the error of an eigenpair has to contain it.
 """
 
@@ -39,7 +39,6 @@ class Basis:
     Args:
         like: A flat vector (d,) of the arithmetic: its type, device and length.
         dtype: Type of the stored rows; that of ``like`` by default.
-        device: Device of the stored rows; that of ``like`` by default.
 
     Example:
         >>> V = Basis(torch.zeros(3))
@@ -50,11 +49,9 @@ class Basis:
         ([5.0], [0.0, 2.0, 1.0])
     """
 
-    def __init__(
-        self, like: Tensor, dtype: torch.dtype | None = None, device: torch.device | str | None = None
-    ) -> None:
+    def __init__(self, like: Tensor, dtype: torch.dtype | None = None) -> None:
         self.like = like.new_empty(0)
-        self.store = torch.empty(0, dtype=dtype or like.dtype, device=device or like.device)
+        self.store = torch.empty(0, dtype=dtype or like.dtype, device=like.device)
         self.narrow = self.store.dtype != like.dtype
         self.d = like.numel()
         self.block_rows = max(1, min(BLOCK_ROWS, BLOCK_SIZE // self.d))

@@ -9,7 +9,7 @@ for the same products: the ends with a certificate, a lower bound of the numbers
 (Gauss quadrature, whose error the Chebyshev-Markov-Stieltjes inequality encloses).
 
 **Cost.** d products where d is at most ``DENSE_DIM`` and the budget allows it, otherwise up to the budget: it stops
-early once the certificate and the residuals of both ends are below ``resolution`` times ||H||.
+early once the certificate and the residuals of both ends are below a hundredth of ||H||.
 
 **Caveats.** The share of eigenvalues below a level is resolved to about the weight of two nodes. One start draws the
 share p with a standard error of sqrt(2 p (1 - p) / d).
@@ -57,6 +57,9 @@ FLOOR = 0.1
 
 ASYMMETRY = 4.0
 """Rounding of a product is random, so that what it leaves of asymmetry is a part of it, of unknown size."""
+
+RESOLUTION = 1e-2
+"""Curvature, relative to ||H||, down to which products are made and an estimate counts as converged."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,22 +121,19 @@ def budget(dim: int, max_matvecs: int | None) -> int:
     return min(dim, DEFAULT_PRODUCTS if max_matvecs is None else max_matvecs)
 
 
-def eigenvalues(
-    H: SymmetricOperator, *, max_matvecs: int | None = None, resolution: float = 1e-2, seed: int = 0
-) -> Eigenvalues:
+def eigenvalues(H: SymmetricOperator, *, max_matvecs: int | None = None, seed: int = 0) -> Eigenvalues:
     """All eigenvalues of ``H``, or the estimates that the budget allows.
 
     Args:
         H: The operator.
         max_matvecs: Most products; by default d for d up to 1000, else 200.
-        resolution: Curvature, relative to ||H||, down to which a random start is taken if the budget allows.
         seed: Seed of the random start.
 
     Returns:
         An :class:`Eigenvalues`.
 
     Raises:
-        ValueError: ``max_matvecs`` is below 1, or ``resolution`` is not positive.
+        ValueError: ``max_matvecs`` is below 1.
 
     Example:
         >>> from optland.curvature import hessian
@@ -142,12 +142,10 @@ def eigenvalues(
         >>> seen.values.tolist(), seen.exact
         ([-2.0, 2.0], True)
     """
-    if not resolution > 0:
-        raise ValueError(f"resolution={resolution} must be positive: it is relative to the largest curvature")
     limit = budget(H.dim, max_matvecs)
     if takes_dense(H.dim, max_matvecs):
         return _dense(H)
-    return _from_random_start(H, limit, resolution, seed)
+    return _from_random_start(H, limit, seed)
 
 
 def _dense(H: SymmetricOperator) -> Eigenvalues:
@@ -185,7 +183,7 @@ def _dense(H: SymmetricOperator) -> Eigenvalues:
     )
 
 
-def _from_random_start(H: SymmetricOperator, limit: int, resolution: float, seed: int) -> Eigenvalues:
+def _from_random_start(H: SymmetricOperator, limit: int, seed: int) -> Eigenvalues:
     """Ritz pairs of one Krylov space; after it has become invariant, of more starts, to see multiplicities."""
     before = H.num_matvecs
     space, starts, first = Krylov(H, limit), 0, 0
@@ -197,7 +195,7 @@ def _from_random_start(H: SymmetricOperator, limit: int, resolution: float, seed
             starts += 1
             if space.size < limit:
                 space.start(vectors.random_unit(H.like, seed + starts))
-        elif not starts and _settled(space, resolution):
+        elif not starts and _settled(space):
             break
     m = space.size
     if m == 0:
@@ -242,12 +240,12 @@ def _nothing(H: SymmetricOperator, num_matvecs: int, seed: int) -> Eigenvalues:
     )
 
 
-def _settled(space: Krylov, resolution: float) -> bool:
+def _settled(space: Krylov) -> bool:
     """Whether nothing that more products could show at the ends would exceed the resolution."""
-    if random_start_certificate(space.H.dim, space.size) > resolution:  # cheap, and false for most of the run
+    if random_start_certificate(space.H.dim, space.size) > RESOLUTION:  # cheap, and false for most of the run
         return False
     ritz = space.ritz()
-    wanted = resolution * ritz.scale
+    wanted = RESOLUTION * ritz.scale
     ends = max(float(ritz.residual[0]), float(ritz.residual[-1]))
     return ends <= wanted and _absolute(ritz.theta, space.H.dim, space.size) <= wanted
 
@@ -286,12 +284,12 @@ def share_below(seen: Eigenvalues, level: float) -> tuple[float, float]:
 
 
 def counts(
-    seen: Eigenvalues, error: float, resolution: float, cost: float, source: Provenance
+    seen: Eigenvalues, error: float, cost: float, source: Provenance
 ) -> tuple[Estimate, Estimate, Estimate]:
     """Numbers of eigenvalues below -error, within it of 0 and above it.
 
     Exact counts carry no error. Estimated ones come from quadrature, are rounded to no integer, and never lie below
-    what interlacing makes sure of; they are converged when known to ``resolution`` times d.
+    what interlacing makes sure of; they are converged when known to a hundredth of d.
     """
     values, d = seen.values, seen.dim
     if seen.failed:
@@ -315,7 +313,7 @@ def counts(
     near = counted(d - negative - positive)
 
     def estimate(number: float, share_error: float, note: str) -> Estimate:
-        known = share_error <= resolution
+        known = share_error <= RESOLUTION
         return Estimate(number, d * share_error, "bracket", known, cost, source, f"by quadrature{note}")
 
     return (
@@ -325,13 +323,13 @@ def counts(
     )
 
 
-def end(seen: Eigenvalues, i: int, resolution: float, cost: float, source: Provenance) -> Estimate:
+def end(seen: Eigenvalues, i: int, cost: float, source: Provenance) -> Estimate:
     """The smallest (``i`` = 0) or largest (-1) value with its error."""
     value, residual = float(seen.values[i]), float(seen.residuals[i])
     if seen.failed:
         return Estimate(math.nan, math.nan, "none", False, cost, source)
     if seen.exact:
         return Estimate(value, seen.rounding, "residual", True, cost, source)
-    known = residual <= resolution * max(abs(value), FLOOR * seen.scale)
+    known = residual <= RESOLUTION * max(abs(value), FLOOR * seen.scale)
     note = "A Ritz value: inside of the spectrum, at most the certificate from its end."
     return Estimate(value, residual, "residual", known, cost, source, note)

@@ -70,7 +70,6 @@ class Krylov:
         H: The operator.
         capacity: Most basis vectors; their memory is taken as they come.
         dtype: Type that the basis is stored in; that of the arithmetic by default.
-        device: Device that the basis is stored on; that of the parameters by default.
 
     Attributes:
         size: Basis vectors that have been multiplied, m.
@@ -84,7 +83,6 @@ class Krylov:
         capacity: int,
         *,
         dtype: torch.dtype | None = None,
-        device: torch.device | str | None = None,
     ) -> None:
         self.H = H
         self.like = H.like
@@ -92,7 +90,7 @@ class Krylov:
         self.sizes = [t.numel() for t in self.like]
         sample = vectors.flatten(self.like)
         self.rounding = BREAKDOWN * torch.finfo(sample.dtype).eps
-        self.basis = Basis(sample, dtype, device)
+        self.basis = Basis(sample, dtype)
         self.h: Array = np.zeros((capacity + 1, capacity))  # row m: coefficients in the vector next in line
         self.lost: Array = np.zeros(capacity)  # bound on the part of H v_j outside all basis vectors
         self.scale = 0.0  # largest ||H v_j||

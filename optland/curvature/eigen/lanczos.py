@@ -30,7 +30,7 @@ relative error. ``max_matvecs`` 40: in d = 10^7 a random start then is within 3 
 
 **Memory.** ``basis_dtype=torch.bfloat16`` halves the basis of a float32 model. Each stored vector then is off by
 about 1e-3 of its length; what that does to a pair is bounded and counted in its residual, which therefore ends
-near 1e-3 ||H||, and higher after restarts. ``basis_device="cpu"`` keeps it beside an accelerator.
+near 1e-3 ||H||, and higher after restarts.
 
 **Caveats.** A residual shows that *some* eigenvalue is near. That it is the extreme one is only certified,
 with probability, by a random start: repeat a cold start now and then, and compare. On a minibatch the top is
@@ -117,7 +117,6 @@ def lanczos(
     max_matvecs: int = 40,
     max_basis: int | None = None,
     basis_dtype: torch.dtype | None = None,
-    basis_device: torch.device | str | None = None,
     seed: int = 0,
 ) -> Spectrum:
     """Compute the k largest and/or k smallest eigenvalues of ``H``.
@@ -136,7 +135,6 @@ def lanczos(
         max_matvecs: Most products with ``H``, never exceeded.
         max_basis: Most vectors of the basis (and one more in line); by default what fits into 4 GiB.
         basis_dtype: Type that the basis is stored in; by default that of the arithmetic.
-        basis_device: Device that the basis is stored on; by default that of the parameters.
         seed: Seed of the random start, or of the random part of a warm one.
 
     Returns:
@@ -161,7 +159,7 @@ def lanczos(
         warm, random_share = [turned], coarse.ADMIXTURE
     num_pairs = min(H.dim, 2 * k if ends == "both" else k)
     rows = _rows(H, num_pairs, max_matvecs, max_basis, basis_dtype)
-    space = Krylov(H, rows, dtype=basis_dtype, device=basis_device)
+    space = Krylov(H, rows, dtype=basis_dtype)
     cold = not warm or turned is not None
     run = _Run(space, k, ends, rtol, stop, num_pairs, cold=cold, max_matvecs=max_matvecs)
     run.random_share = 1.0 if turned is None else random_share / (1.0 + random_share)

@@ -38,7 +38,15 @@ from torch import Tensor
 
 from optland import vectors
 from optland.curvature.cost import costs
-from optland.curvature.eigen.eigenvalues import Eigenvalues, budget, counts, eigenvalues, end, takes_dense
+from optland.curvature.eigen.eigenvalues import (
+    RESOLUTION,
+    Eigenvalues,
+    budget,
+    counts,
+    eigenvalues,
+    end,
+    takes_dense,
+)
 from optland.curvature.noise.gradient_noise import gradient_noise
 from optland.curvature.operators.hessian import (
     CurvatureOperator,
@@ -70,6 +78,9 @@ SHIFT = 3.0
 REACH = 0.1
 """Longest step, relative to 1 + |w|, over which the change of curvature is measured."""
 
+FLAT = 1e-3
+"""|Hg| relative to ||H|| |g| up to which a gradient is flat; generic gradients have 0.1 and more."""
+
 NEWTON_PRODUCTS = 30
 """Products for the Newton step where the matrix is not formed."""
 
@@ -98,8 +109,6 @@ def classify(
     atol: float | None = None,
     is_sample: bool = False,
     max_matvecs: int | None = None,
-    resolution: float = 1e-2,
-    flat_rtol: float = 1e-3,
     method: Method = "auto",
     seed: int = 0,
 ) -> CriticalPoint:
@@ -112,9 +121,6 @@ def classify(
         is_sample: Whether the data are a sample of those that matter, so that a gradient within two standard errors of
             0 counts as 0. Off by default: the loss on these data is the function in question.
         max_matvecs: Budget for the eigenvalues; by default d for d up to 1000 (exact), else 200.
-        resolution: Curvature relative to ||H|| that has to be told from 0 before a point is called degenerate rather
-            than unknown.
-        flat_rtol: |Hg| relative to ||H|| |g| up to which a gradient is flat; generic gradients have 0.1 and more.
         method: How products are computed.
         seed: Seed of the random start.
 
@@ -122,7 +128,7 @@ def classify(
         A :class:`CriticalPoint`.
 
     Raises:
-        ValueError: ``atol`` is negative, ``max_matvecs`` below 1, or ``resolution`` or ``flat_rtol`` not positive.
+        ValueError: ``atol`` is negative, or ``max_matvecs`` below 1.
 
     Example:
         >>> from optland.problems import monkey_saddle, saddle
@@ -135,10 +141,11 @@ def classify(
         >>> classify(monkey_saddle()).verdict
         'degenerate'
     """
-    _check(atol, resolution, flat_rtol)
+    if atol is not None and not atol >= 0:
+        raise ValueError(f"atol={atol} must not be negative: it is a norm of the gradient")
     spent = objective.cost_ge
     with objective.at(point):
-        look = _Look(objective, atol, is_sample, resolution, flat_rtol, method, seed)
+        look = _Look(objective, atol, is_sample, method, seed)
         return look.at_the_point(max_matvecs, spent)
 
 
@@ -150,13 +157,10 @@ class _Look:
         L: Objective,
         atol: float | None,
         is_sample: bool,
-        resolution: float,
-        flat_rtol: float,
         method: Method,
         seed: int,
     ) -> None:
         self.L, self.atol, self.is_sample, self.method, self.seed = L, atol, is_sample, method, seed
-        self.resolution, self.flat_rtol = resolution, flat_rtol
         self.loss, self.g = L.value_and_gradient()
         self.grad_norm = float(vectors.norm(self.g))
         self.weight_norm = float(vectors.norm([p.detach() for p in L.params]))
@@ -169,7 +173,7 @@ class _Look:
     def at_the_point(self, max_matvecs: int | None, spent: float) -> CriticalPoint:
         L = self.L
         with hessian(L, method=self.method) as H:
-            seen = eigenvalues(H, max_matvecs=max_matvecs, resolution=self.resolution, seed=self.seed)
+            seen = eigenvalues(H, max_matvecs=max_matvecs, seed=self.seed)
             Hg = self._along_gradient(H)
             rounding = self._rounding(seen)
             floor, kind = self._floor(rounding)
@@ -256,7 +260,7 @@ class _Look:
             self.notes.append("The loss, its gradient or a product with the Hessian is not finite.")
             return PointKind.UNKNOWN
         if not self.critical:
-            return PointKind.GRADIENT_FLAT if Hg <= self.flat_rtol * seen.scale else PointKind.NOT_CRITICAL
+            return PointKind.GRADIENT_FLAT if Hg <= FLAT * seen.scale else PointKind.NOT_CRITICAL
         error = _error(tau_parts)
         tau, bottom, top = tau_parts["certificate"] + error, float(seen.values[0]), float(seen.values[-1])
         if top < -tau:
@@ -272,7 +276,7 @@ class _Look:
 
     def _lacking(self, seen: Eigenvalues, tau_parts: dict[str, float]) -> str:
         """What would have to be better before an eigenvalue near 0 can be called one; empty when nothing."""
-        wanted = max(self.resolution * seen.scale, ROUNDING * self.eps * seen.scale)
+        wanted = max(RESOLUTION * seen.scale, ROUNDING * self.eps * seen.scale)
         rounding = tau_parts["rounding"]
         vanishes = tau_parts["shift"] >= seen.scale  # on the way to the critical point, as at a monkey saddle
         short = {
@@ -302,7 +306,7 @@ class _Look:
         flat = Hg / seen.scale if seen.scale > 0 else 0.0 * Hg
         length = float(vectors.norm(step)) if step is not None and seen.exact else self.grad_norm / Hg
         length = 0.0 if self.grad_norm == 0 else length
-        numbers = counts(seen, error, self.resolution, cost, source)
+        numbers = counts(seen, error, cost, source)
 
         def estimate(value: float, size: float, known: bool = True, note: str = "") -> Estimate:
             return Estimate(value, size, "residual" if size else "none", known, cost, source, note)
@@ -318,8 +322,8 @@ class _Look:
             floor_kind=kind,
             newton_step=estimate(length, 0.0, seen.exact or self.grad_norm == 0, bound),
             flatness=estimate(flat, 0.0, math.isfinite(flat)),
-            smallest=end(seen, 0, self.resolution, cost, source),
-            largest=end(seen, -1, self.resolution, cost, source),
+            smallest=end(seen, 0, cost, source),
+            largest=end(seen, -1, cost, source),
             tau=tau,
             tau_parts=tau_parts,
             negative=numbers[0],
@@ -340,12 +344,3 @@ class _Look:
 def _error(tau_parts: dict[str, float]) -> float:
     """Error of an eigenvalue that was seen; what was not seen is the certificate's part of tau."""
     return max(tau_parts["rounding"], tau_parts["shift"], tau_parts["data"])
-
-
-def _check(atol: float | None, resolution: float, flat_rtol: float) -> None:
-    if atol is not None and not atol >= 0:
-        raise ValueError(f"atol={atol} must not be negative: it is a norm of the gradient")
-    if not (resolution > 0 and flat_rtol > 0):
-        raise ValueError(
-            f"resolution={resolution} and flat_rtol={flat_rtol} must be positive: both are relative"
-        )

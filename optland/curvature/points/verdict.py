@@ -10,7 +10,7 @@ verdict                   what holds
                           certify is one too
 ``degenerate``            critical, the smallest eigenvalue lies within tau of 0: a flat valley, a minimum or a saddle
                           of higher order, which second derivatives cannot tell apart
-``gradient-flat``         not critical, but Hg = 0 to ``flat_rtol``: where minimising |g| gets stuck (Frye et al. 2021)
+``gradient-flat``         not critical, but Hg = 0 to a thousandth: where minimising |g| gets stuck (Frye et al. 2021)
 ``not critical``          the gradient exceeds its floor
 ``unknown``               too few products to tell, or numbers that are not finite
 ========================  ===========================================================================================
@@ -59,7 +59,7 @@ class CriticalPoint(Archived):
         floor_kind: What the floor is.
         newton_step: Length of the Newton step to the critical point; where no full decomposition was made, the lower
             bound |g|^2 / |Hg|.
-        flatness: |Hg| / (||H|| |g|), below ``flat_rtol`` at a gradient-flat point; NaN when g = 0.
+        flatness: |Hg| / (||H|| |g|), below 1e-3 at a gradient-flat point; NaN when g = 0.
         smallest: Smallest eigenvalue seen.
         largest: Largest eigenvalue seen.
         tau: Curvature that cannot be told from 0 here; inf when nothing is certified.

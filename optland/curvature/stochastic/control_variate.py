@@ -9,8 +9,6 @@ Whatever U and lambda are, the sums are right; where they are the eigenpairs of 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
@@ -18,7 +16,6 @@ from optland import vectors
 from optland.curvature.eigen.spectrum import Spectrum
 from optland.curvature.operators.linear_operator import SymmetricOperator
 from optland.curvature.stochastic.deflation import Deflation
-from optland.vectors import Vector
 
 __all__ = ["Products"]
 
@@ -79,17 +76,10 @@ class Products:
             return square
         return square + 2 * float(self.known(w) @ product) + float(self.lam.square().sum())
 
-    def warm(self, start: Spectrum | Sequence[Vector]) -> None:
-        """Take the eigenpairs of a spectrum, at no cost, or those of A on the span of vectors, at a product each."""
-        rows = [vectors.flatten(v) for v in (start.vectors if isinstance(start, Spectrum) else start)]
-        if not rows:
-            return
-        Q = torch.linalg.qr(torch.stack(rows).T).Q.T.contiguous()
-        if isinstance(start, Spectrum):
+    def warm(self, start: Spectrum) -> None:
+        """Take the eigenpairs of a spectrum, at no cost."""
+        if start.vectors:
+            rows = torch.stack([vectors.flatten(v) for v in start.vectors])
             # Orthonormal vectors, whose order and signs the factorisation keeps up to the sign.
-            self.U = Q
+            self.U = torch.linalg.qr(rows.T).Q.T.contiguous()
             self.lam = self.flat.new_tensor([value.value for value in start.values])
-            return
-        T = Q @ torch.stack([self.plain(q) for q in Q]).T
-        self.lam, S = torch.linalg.eigh((T + T.T) / 2)
-        self.U = S.T @ Q

@@ -20,7 +20,6 @@ the sum of squares; use ``per_layer``. A diagonal matrix takes one Rademacher ve
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -29,7 +28,6 @@ from torch import Tensor
 from optland import vectors
 from optland.archive import Archived
 from optland.curvature.cost import costs
-from optland.curvature.eigen.spectrum import Spectrum
 from optland.curvature.operators.hessian import Method
 from optland.curvature.operators.linear_operator import SymmetricOperator
 from optland.curvature.stochastic.probing import (
@@ -97,7 +95,6 @@ def diagonal(
     *,
     method: TraceMethod = "auto",
     max_matvecs: int = 30,
-    start: Spectrum | Sequence[Vector] | None = None,
     seed: int = 0,
 ) -> Diagonal:
     """Estimate the diagonal of ``H``.
@@ -106,14 +103,13 @@ def diagonal(
         H: The operator.
         method: ``"auto"``, ``"krylov"``, ``"hutchinson"`` or ``"hutch++"``, as for the trace.
         max_matvecs: Most products with ``H``.
-        start: Eigenpairs of the same parameters as a control variate, as for the trace.
         seed: Seed of the test vectors.
 
     Returns:
         A :class:`Diagonal`, entries NaN where a product was not finite or no sample fits the budget.
 
     Raises:
-        ValueError: An argument is out of range, or ``start`` has other shapes.
+        ValueError: An argument is out of range.
 
     Example:
         >>> from optland.curvature import hessian
@@ -123,21 +119,12 @@ def diagonal(
         >>> found.values[0].tolist()
         [1.0, 2.0, -3.0]
     """
-    check_probing(H, method, max_matvecs, None, 0.95, start)
+    check_probing(H, method, max_matvecs)
     spent, already = H.cost_ge, H.num_matvecs
-    samples = probe(
-        H,
-        method=method,
-        max_matvecs=max_matvecs,
-        rtol=None,
-        confidence=0.95,
-        start=start,
-        seed=seed,
-        want_diagonal=True,
-    )
+    samples = probe(H, method=method, max_matvecs=max_matvecs, seed=seed, want_diagonal=True)
     source = H.provenance(f"{method} diagonal, rademacher", seed)
     cost = H.cost_ge - spent
-    layers, total, _ = estimates(samples, H.names, cost, source, None, 0.95)
+    layers, total, _ = estimates(samples, H.names, cost, source)
     values, errors = _entries(samples, H.like)
     return Diagonal(values, errors, layers, total, samples.num, H.num_matvecs - already, cost, source)
 

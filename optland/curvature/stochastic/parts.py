@@ -119,17 +119,16 @@ class Parts:
         return product
 
 
-def parts_of(H: SymmetricOperator, largest: int = PARTS) -> Parts | None:
+def parts_of(H: SymmetricOperator) -> Parts | None:
     """The matrices whose mean ``H`` is, after a first product with it; None where its data cannot be cut.
 
     Args:
         H: The matrix of all data.
-        largest: Most parts.
     """
     objective, d = H.objective, vectors.numel(H.like)
     if objective is None:
         return None
-    most = min(largest, NUMBERS // (2 * d))
+    most = min(PARTS, NUMBERS // (2 * d))
     if objective.mode != "eval" or H.method == "finite_difference" or H.product_error > 0 or most < 2:
         return None
     if objective.ranks is not None:

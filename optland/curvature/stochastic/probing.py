@@ -52,7 +52,6 @@ from optland.curvature.stochastic.parts import FEWEST_PRODUCTS, SETUP_GE, Parts,
 from optland.curvature.stochastic.random_vectors import RandomVectors
 from optland.objective import Objective
 from optland.statistics import student_quantile
-from optland.vectors import Vector
 
 __all__ = [
     "MIN_SAMPLES",
@@ -125,14 +124,15 @@ class DiagonalSamples:
         """The trace according to every sample."""
         return [float(sums.sum()) for sums in self.layers]
 
-    def within(self, rtol: float, confidence: float) -> bool:
+    def within(self, rtol: float) -> bool:
         """Whether the interval of the trace is narrower than ``rtol`` of it."""
         value, error = self.mean_and_error(self.totals)
-        return self.quantile(confidence) * error <= rtol * abs(value)
+        return self.quantile * error <= rtol * abs(value)
 
-    def quantile(self, confidence: float) -> float:
-        """Half an interval of this confidence in standard errors: Student's t."""
-        return student_quantile((1 + confidence) / 2, max(1, self.num - 1))
+    @property
+    def quantile(self) -> float:
+        """Half a 95 % interval in standard errors: Student's t."""
+        return student_quantile(0.975, max(1, self.num - 1))
 
 
 def _sum_type(x: Tensor) -> torch.dtype:
@@ -144,9 +144,8 @@ def probe(
     *,
     method: TraceMethod,
     max_matvecs: int,
-    rtol: float | None,
-    confidence: float,
-    start: Spectrum | Sequence[Vector] | None,
+    rtol: float | None = None,
+    start: Spectrum | None = None,
     seed: int,
     want_diagonal: bool = False,
 ) -> DiagonalSamples:
@@ -162,9 +161,7 @@ def probe(
             if A.failed:
                 break
             samples.add(x, square)
-            if samples.exact or (
-                rtol is not None and samples.num >= MIN_SAMPLES and samples.within(rtol, confidence)
-            ):
+            if samples.exact or (rtol is not None and samples.num >= MIN_SAMPLES and samples.within(rtol)):
                 break
     samples.failed, samples.inexact = A.failed, H.product_error
     return samples
@@ -309,9 +306,8 @@ def check_probing(
     H: SymmetricOperator,
     method: str,
     max_matvecs: int,
-    rtol: float | None,
-    confidence: float,
-    start: Spectrum | Sequence[Vector] | None,
+    rtol: float | None = None,
+    start: Spectrum | None = None,
 ) -> None:
     """Refuse arguments that no probing can use."""
     if method not in get_args(TraceMethod):
@@ -322,13 +318,6 @@ def check_probing(
         raise ValueError(
             f"rtol={rtol} must be positive (relative to the trace), or None to use every product"
         )
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence={confidence} must lie between 0 and 1, for example 0.95")
-    warm = list(start.vectors if isinstance(start, Spectrum) else start or [])
     shapes = [p.shape for p in H.like]
-    if any([t.shape for t in y] != shapes for y in warm):
+    if start is not None and any([t.shape for t in y] != shapes for y in start.vectors):
         raise ValueError("start belongs to other parameters: its vectors have other shapes")
-    if len(warm) and not isinstance(start, Spectrum) and len(warm) >= max_matvecs:
-        raise ValueError(
-            f"start has {len(warm)} vectors, a product each, of max_matvecs={max_matvecs}; raise it"
-        )

@@ -29,6 +29,7 @@ from optland import vectors
 from optland.archive import Archived
 from optland.curvature.cost import costs
 from optland.curvature.eigen.eigenvalues import (
+    RESOLUTION,
     Eigenvalues,
     budget,
     counts,
@@ -133,21 +134,20 @@ def _cost(objective: Objective, max_matvecs: int | None = None, *, method: Metho
 
 @costs(_cost)
 def spectral_summary(
-    H: SymmetricOperator, *, max_matvecs: int | None = None, resolution: float = 1e-2, seed: int = 0
+    H: SymmetricOperator, *, max_matvecs: int | None = None, seed: int = 0
 ) -> SpectralSummary:
     """Summarise the spectrum of ``H``.
 
     Args:
         H: The operator.
         max_matvecs: Most products; by default d for d up to 1000 (exact), else 200.
-        resolution: Relative error at which an estimate counts as converged.
         seed: Seed of the random starts.
 
     Returns:
         A :class:`SpectralSummary`.
 
     Raises:
-        ValueError: ``max_matvecs`` is below 1, or ``resolution`` is not positive.
+        ValueError: ``max_matvecs`` is below 1.
 
     Example:
         >>> import torch
@@ -161,22 +161,20 @@ def spectral_summary(
     total = budget(H.dim, max_matvecs)
     dense = takes_dense(H.dim, max_matvecs)
     long = total if dense else max(1, total - SHORT * (total // (2 * SHORT)))
-    seen = eigenvalues(H, max_matvecs=long, resolution=resolution, seed=seed)
+    seen = eigenvalues(H, max_matvecs=long, seed=seed)
     left = (total - seen.num_matvecs) // SHORT if not dense else 0
     moments = _short_starts(H, left, seed) if not (seen.exact or seen.failed) else np.empty((0, 3))
     method = "all eigenvalues" if seen.exact else f"Krylov spaces of {1 + len(moments)} random starts"
-    view = _View(seen, moments, resolution, H.cost_ge - spent, H.provenance(method, seed))
+    view = _View(seen, moments, H.cost_ge - spent, H.provenance(method, seed))
     mean, frobenius = view.mean(), view.frobenius()
     return SpectralSummary(
-        smallest=end(seen, 0, resolution, view.cost, view.source),
-        largest=end(seen, -1, resolution, view.cost, view.source),
+        smallest=end(seen, 0, view.cost, view.source),
+        largest=end(seen, -1, view.cost, view.source),
         mean=mean,
         median=view.median(),
         std=view.std(mean, frobenius),
         condition=view.condition(),
-        fraction_negative=view.scaled(
-            counts(seen, seen.rounding, resolution, view.cost, view.source)[0], 1 / H.dim
-        ),
+        fraction_negative=view.scaled(counts(seen, seen.rounding, view.cost, view.source)[0], 1 / H.dim),
         trace=view.scaled(mean, H.dim),
         frobenius=frobenius,
         sign=view.sign(),
@@ -200,10 +198,8 @@ def _short_starts(H: SymmetricOperator, number: int, seed: int) -> Array:
 class _View:
     """The numbers of the summary from eigenvalues, or from nodes and moments."""
 
-    def __init__(
-        self, seen: Eigenvalues, moments: Array, resolution: float, cost: float, source: Provenance
-    ) -> None:
-        self.seen, self.resolution, self.cost, self.source = seen, resolution, cost, source
+    def __init__(self, seen: Eigenvalues, moments: Array, cost: float, source: Provenance) -> None:
+        self.seen, self.cost, self.source = seen, cost, source
         self.d = seen.dim
         own = [float(seen.weights @ seen.values**p) for p in (1, 2, 4)]
         self.moments = np.vstack([np.array([own]), moments])  # (starts, 3)
@@ -214,7 +210,7 @@ class _View:
             return Estimate(math.nan, math.nan, "none", False, self.cost, self.source)
         if self.seen.exact:
             return Estimate(value, error, "residual", True, self.cost, self.source)
-        known = error <= self.resolution * abs(value)
+        known = error <= RESOLUTION * abs(value)
         return Estimate(value, error, "standard_error", known, self.cost, self.source)
 
     def scaled(self, x: Estimate, factor: float) -> Estimate:
@@ -255,7 +251,7 @@ class _View:
         k = int(np.searchsorted(np.cumsum(self.seen.weights), 0.5))
         k = min(k, len(values) - 1)
         low, high = float(values[max(k - 1, 0)]), float(values[min(k + 1, len(values) - 1)])
-        known = not self.seen.failed and (high - low) / 2 <= self.resolution * self.seen.scale
+        known = not self.seen.failed and (high - low) / 2 <= RESOLUTION * self.seen.scale
         value = math.nan if self.seen.failed else float(values[k])
         return Estimate(value, (high - low) / 2, "bracket", known, self.cost, self.source, "by quadrature")
 
@@ -274,7 +270,7 @@ class _View:
         if self.seen.exact:
             return self.estimate(far / near, (error + error * far / near) / near)
         worst = (far + tau) / (near - tau)
-        known = worst - far / near <= self.resolution * far / near
+        known = worst - far / near <= RESOLUTION * far / near
         note = "A lower bound, with the certificate at both ends as error."
         return Estimate(far / near, worst - far / near, "certificate", known, self.cost, self.source, note)
 
@@ -289,7 +285,7 @@ class _View:
             return Definiteness.POSITIVE_DEFINITE
         if high < -tau:
             return Definiteness.NEGATIVE_DEFINITE
-        if tau > max(self.resolution * seen.scale, error):
+        if tau > max(RESOLUTION * seen.scale, error):
             return Definiteness.UNKNOWN
         if high > error:
             return Definiteness.POSITIVE_SEMIDEFINITE

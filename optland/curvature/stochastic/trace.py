@@ -16,7 +16,6 @@ the bulk holds as much as the outliers (transformers, label noise, an early stop
 **Defaults.** ``max_matvecs`` 30. ``method="auto"``: every column where d <= ``max_matvecs``; two Rademacher probes,
 which show a diagonal (or zero) matrix to be one; else a Krylov space and probes outside it, with a test vector of its
 own for each of 16 parts of the data where they can be cut (see :mod:`~optland.curvature.stochastic.parts`).
-``confidence`` 0.95.
 
 **Caveats.** Probing stops when the interval is narrower than ``rtol``, never because the running mean rests: a mean of
 n samples moves by 1 / n of their spread and rests long before it is right. ``error`` is one standard error; from a
@@ -48,7 +47,6 @@ from optland.curvature.stochastic.probing import (
 from optland.estimate import Estimate, Provenance
 from optland.objective import Objective
 from optland.statistics import student_quantile
-from optland.vectors import Vector
 
 __all__ = ["Trace", "frobenius", "trace", "trace_per_layer"]
 
@@ -110,8 +108,7 @@ def trace(
     method: TraceMethod = "auto",
     max_matvecs: int = 30,
     rtol: float | None = None,
-    confidence: float = 0.95,
-    start: Spectrum | Sequence[Vector] | None = None,
+    start: Spectrum | None = None,
     seed: int = 0,
 ) -> Estimate:
     """Estimate tr H.
@@ -120,10 +117,9 @@ def trace(
         H: The operator.
         method: ``"auto"``, ``"krylov"``, ``"hutchinson"`` or ``"hutch++"``.
         max_matvecs: Most products with ``H``, never exceeded.
-        rtol: Wanted half width of the interval relative to the trace; None uses every product.
-        confidence: Confidence of that interval.
+        rtol: Wanted half width of the 95 % interval relative to the trace; None uses every product.
         start: Eigenpairs of a spectrum of the same parameters, however old, as a control variate: it costs nothing
-            and leaves the estimate unbiased. Vectors alone cost one product each.
+            and leaves the estimate unbiased.
         seed: Seed of the test vectors.
 
     Returns:
@@ -140,15 +136,8 @@ def trace(
         >>> print(trace(hessian(quadratic(torch.diag(torch.arange(100.0))))))     # diagonal: exact
         4950 ± 0 (standard_error)
     """
-    return trace_per_layer(
-        H,
-        method=method,
-        max_matvecs=max_matvecs,
-        rtol=rtol,
-        confidence=confidence,
-        start=start,
-        seed=seed,
-    ).total
+    found = trace_per_layer(H, method=method, max_matvecs=max_matvecs, rtol=rtol, start=start, seed=seed)
+    return found.total
 
 
 @costs(_cost)
@@ -158,8 +147,7 @@ def trace_per_layer(
     method: TraceMethod = "auto",
     max_matvecs: int = 30,
     rtol: float | None = None,
-    confidence: float = 0.95,
-    start: Spectrum | Sequence[Vector] | None = None,
+    start: Spectrum | None = None,
     seed: int = 0,
 ) -> Trace:
     r"""Estimate tr H, the trace of every layer's block, and |H|_F^2, all from the products of :func:`trace`.
@@ -179,41 +167,24 @@ def trace_per_layer(
           weight  2 ± 0 (standard_error)
           ||A||_F^2 2 ± 0 (standard_error)
     """
-    check_probing(H, method, max_matvecs, rtol, confidence, start)
+    check_probing(H, method, max_matvecs, rtol, start)
     spent, already = H.cost_ge, H.num_matvecs
-    samples = probe(
-        H,
-        method=method,
-        max_matvecs=max_matvecs,
-        rtol=rtol,
-        confidence=confidence,
-        start=start,
-        seed=seed,
-    )
+    samples = probe(H, method=method, max_matvecs=max_matvecs, rtol=rtol, start=start, seed=seed)
     source = H.provenance(f"{method} trace, rademacher", seed)
     cost = H.cost_ge - spent
-    layers, total, square = estimates(samples, H.names, cost, source, rtol, confidence)
+    layers, total, square = estimates(samples, H.names, cost, source, rtol)
     return Trace(
         total, layers, square, samples.num, samples.basis_size, H.num_matvecs - already, cost, source
     )
 
 
 @costs(_cost)
-def frobenius(
-    H: SymmetricOperator,
-    *,
-    method: TraceMethod = "auto",
-    max_matvecs: int = 30,
-    seed: int = 0,
-) -> Estimate:
+def frobenius(H: SymmetricOperator, *, max_matvecs: int = 30, seed: int = 0) -> Estimate:
     r"""Estimate ||H||_F^2 = sum of the squared eigenvalues, as the mean of ||Hw||^2 around a known part.
-
-    Args and errors are those of :func:`trace`.
 
     Args:
         H: The operator, symmetric.
-        method: As for the trace; ``"auto"`` is exact where d <= ``max_matvecs``.
-        max_matvecs: Most products with ``H``, never exceeded; 30 gives a few per cent on trained nets.
+        max_matvecs: Most products with ``H``, never exceeded; 30 gives a few per cent on trained nets, d are exact.
         seed: Seed of the test vectors.
 
     Returns:
@@ -229,7 +200,7 @@ def frobenius(
         >>> print(frobenius(hessian(quadratic(torch.diag(torch.tensor([3.0, -4.0]))))))
         25 ± 0 (standard_error)
     """
-    return trace_per_layer(H, method=method, max_matvecs=max_matvecs, seed=seed).frobenius
+    return trace_per_layer(H, max_matvecs=max_matvecs, seed=seed).frobenius
 
 
 def estimates(
@@ -237,11 +208,10 @@ def estimates(
     names: Sequence[str],
     cost: float,
     source: Provenance,
-    rtol: float | None,
-    confidence: float,
+    rtol: float | None = None,
 ) -> tuple[dict[str, Estimate], Estimate, Estimate]:
     """The trace by layer, in all, and the squared Frobenius norm, from their samples."""
-    t = samples.quantile(confidence)
+    t = samples.quantile
     # Errors of the products, independent from one coordinate to the next.
     d = sum(samples.sizes)
     length = math.sqrt(max(0.0, samples.mean_and_error(samples.squares)[0])) if samples.squares else 0.0

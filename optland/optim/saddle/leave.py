@@ -44,8 +44,6 @@ def leave_saddle(
     max_matvecs: int = 20,
     radius: float | None = None,
     seed: int = 0,
-    step: int = 0,
-    reason: str = "asked for",
 ) -> Event:
     """Look at the point that the parameters are at, and move them off it if it is a saddle.
 
@@ -55,8 +53,6 @@ def leave_saddle(
         max_matvecs: Hessian products of the look; 20. In d dimensions d of them see everything.
         radius: First length tried; None takes 1 % of the weights' norm, at least 1e-3.
         seed: Of the random part of the search.
-        step: Of training, for the event.
-        reason: Why one looks, for the event.
 
     Returns:
         What was found and done; ``calls`` are gradient evaluations of all samples of ``objective``, rounded up.
@@ -85,7 +81,7 @@ def leave_saddle(
     spent = sum(o.cost_ge for o in (objective, check) if o is not None) - cost
     calls = math.ceil(spent / objective.num_samples)
     return carry_out(
-        seen, space, verdict, move, loss, kind=kind, step=step, calls=calls, reason=f"{reason}; {why}"
+        seen, space, verdict, move, loss, kind=kind, step=0, calls=calls, reason=f"asked for; {why}"
     )
 
 

@@ -67,13 +67,16 @@ def _search(
     return best, made
 
 
+KICKS = 10
+"""Random directions that a kick is looked for along."""
+
+
 def kick_search(
     seen: Evaluations,
     loss: float,
     *,
     radius: float,
     generator: torch.Generator,
-    tries: int = 10,
     most: int = 40,
     in_all: int | None = None,
 ) -> Move | None:
@@ -84,12 +87,11 @@ def kick_search(
         loss: At the point.
         radius: First length tried along a direction.
         generator: Of the directions.
-        tries: Directions.
         most: Losses along a direction, either way.
-        in_all: Losses over all directions; None leaves it to ``tries`` and ``most``.
+        in_all: Losses over all directions; None allows ``most`` along each.
     """
-    left = 2 * most * tries if in_all is None else in_all
-    for _ in range(tries):
+    left = 2 * most * KICKS if in_all is None else in_all
+    for _ in range(KICKS):
         if left < 2:
             return None
         u = uniform_in_ball(seen.params, 1.0, generator)

@@ -31,8 +31,7 @@ class _NoiseScale(Probe):
     every = 10
     joint = True
 
-    def __init__(self, seed: int = 0) -> None:
-        self.seed = seed
+    def __init__(self) -> None:
         self.scale = RatioEMA(0.8)
         self._said = False
 
@@ -50,7 +49,7 @@ class _NoiseScale(Probe):
             self._said = True
             return None
         # In train mode BatchNorm would see other statistics in a part than in the whole batch.
-        return host.over(parts, seed=self.seed + host.step, joint=joint)
+        return host.over(parts, seed=host.step, joint=joint)
 
     def _ratio(self, name: str, step: int) -> Signal:
         value = self.scale.value
@@ -68,11 +67,7 @@ class _NoiseScale(Probe):
 
 
 class NoiseProbe(_NoiseScale):
-    """``noise/b_simple``, tr(Sigma) / |G|^2 in samples, from the two-batch-size estimator of gradients of parts.
-
-    Args:
-        seed: Of the dropout masks inside.
-    """
+    """``noise/b_simple``, tr(Sigma) / |G|^2 in samples, from the two-batch-size estimator of gradients of parts."""
 
     name = "noise"
     yields = frozenset({"noise/b_simple", "noise/trace_cov", "noise/grad_sq"})
@@ -117,18 +112,14 @@ class NoiseProbe(_NoiseScale):
 
 
 class CurvatureNoiseProbe(_NoiseScale):
-    """``noise/b_curvature``, tr(H Sigma) / G'HG in samples: noise weighted by the curvature that it meets.
-
-    Args:
-        seed: Of the dropout masks inside.
-    """
+    """``noise/b_curvature``, tr(H Sigma) / G'HG in samples: noise weighted by the curvature that it meets."""
 
     name = "curvature_noise"
     yields = frozenset({"noise/b_curvature"})
     weight = 2.0
 
-    def __init__(self, seed: int = 0) -> None:
-        super().__init__(seed)
+    def __init__(self) -> None:
+        super().__init__()
         self.each = math.inf  # cost per sample
 
     def see(self, host: Host) -> None:

@@ -134,7 +134,7 @@ def test_basis_operations_over_several_blocks_and_slices(
     monkeypatch.setattr("optland.curvature.eigen.basis.BLOCK_ROWS", 2)
     monkeypatch.setattr("optland.curvature.eigen.basis.SLICE", 7)
     Q = torch.linalg.qr(torch.randn(40, 7, generator=torch.Generator().manual_seed(0), dtype=D))[0].T
-    basis = Basis(Q[0], torch.float32 if narrow else None, "cpu")
+    basis = Basis(Q[0], torch.float32 if narrow else None)
     lost = [basis.put(j, Q[j]) for j in range(7)]
     assert (max(lost) > 0) == narrow
     tol = 1e-6 if narrow else 1e-14
