@@ -8,7 +8,7 @@ from optland.train.experiments.bank_run import BankRun
 from optland.train.experiments.claims.cells import residual
 from optland.train.experiments.claims.claim import Evidence, Found
 from optland.train.experiments.claims.dial import Dial
-from optland.train.experiments.claims.effects import by_data, mean, ratio
+from optland.train.experiments.claims.effects import at_equal_loss, ratio
 
 __all__ = ["compared", "deep", "shallow_plain"]
 
@@ -56,24 +56,8 @@ def compared(one: str, other: str, name: str) -> Callable[[Evidence, Dial], Foun
         An effect: the ratio for each of ``deep_seeds``, NaN where a net never came to the level.
     """
 
-    def effect(evidence: Evidence, dial: Dial) -> Found:
-        found: dict[str, list[dict[str, float]]] = {one: [], other: []}
+    def runs(dial: Dial, data: str, seed: int) -> tuple[BankRun, BankRun]:
+        nets = deep(dial, data, seed)
+        return nets[one], nets[other]
 
-        def value(data: str, seed: int) -> float:
-            nets = deep(dial, data, seed)
-            for kind, seen in found.items():
-                seen.append({what: evidence.at_level(nets[kind], what) for what in READ})
-                seen[-1]["dim"] = evidence.at_end(nets[kind], "dim")
-                seen[-1][f"{name} at the end"] = evidence.at_end(nets[kind], name)
-            return ratio(found[one][-1][name], found[other][-1][name])
-
-        values = by_data(dial, value, dial.deep_seeds)
-        beside = {
-            f"{kind}: {what}": mean(entry[what] for entry in seen)
-            for kind, seen in found.items()
-            for what in seen[0]
-        }
-        points = [(b[name], a[name]) for a, b in zip(found[one], found[other], strict=True)]
-        return Found(values, beside, {"seeds": points}, (f"{name}, {other}", f"{name}, {one}"))
-
-    return effect
+    return at_equal_loss(runs, (one, other), name, ratio, READ, at_end=("dim", name), seeds="deep_seeds")

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 
+from optland.train.experiments.bank_run import BankRun
 from optland.train.experiments.claims.cells import each
+from optland.train.experiments.claims.claim import Evidence, Found
 from optland.train.experiments.claims.dial import Dial
 
-__all__ = ["by_data", "mean", "rank_correlation", "ratio"]
+__all__ = ["at_equal_loss", "by_data", "mean", "rank_correlation", "ratio", "two_sides"]
 
 
 def by_data(
@@ -72,3 +75,78 @@ def rank_correlation(x: Sequence[float], y: Sequence[float]) -> float:
         return math.nan
     ranks = [rankdata(side) for side in zip(*pairs, strict=True)]
     return round(statistics.correlation(list(map(float, ranks[0])), list(map(float, ranks[1]))), 12)
+
+
+def two_sides(
+    dial: Dial,
+    sides: Callable[[str, int], tuple[float, float]],
+    effect: Callable[[float, float], float],
+    names: tuple[str, str],
+    *,
+    seeds: int | None = None,
+    beside: Mapping[str, float] | None = None,
+    note: str = "",
+) -> Found:
+    """The effect of two numbers of each seed, whose means are told beside it and which are drawn against each other.
+
+    Args:
+        dial: Sizes.
+        sides: Both numbers of a data set and seed.
+        effect: Of both, in their order.
+        names: Of both.
+        seeds: How many; those of the dial by default.
+        beside: What else is told.
+        note: One sentence where something needs saying.
+    """
+    pairs: list[tuple[float, float]] = []
+
+    def one(data: str, seed: int) -> float:
+        pairs.append(sides(data, seed))
+        return effect(*pairs[-1])
+
+    values = by_data(dial, one, seeds)
+    told = {name: mean(pair[k] for pair in pairs) for k, name in enumerate(names)}
+    return Found(values, told | dict(beside or {}), {"seeds": pairs}, names, note)
+
+
+def at_equal_loss(
+    runs: Callable[[Dial, str, int], tuple[BankRun, BankRun]],
+    kinds: tuple[str, str],
+    name: str,
+    effect: Callable[[float, float], float],
+    read: Sequence[str],
+    at_end: Sequence[str] = (),
+    seeds: str = "seeds",
+) -> Callable[[Evidence, Dial], Found]:
+    """An effect of two runs of each seed, when each has reached the level of the training loss.
+
+    Args:
+        runs: Both runs of a data set and seed.
+        kinds: What they are called.
+        name: What is compared.
+        effect: Of the two values of it, in the order of the runs.
+        read: What else is told of them at the level of the loss.
+        at_end: What is told of them at the end of training.
+        seeds: The setting of the dial that says how many.
+    """
+
+    def found(evidence: Evidence, dial: Dial) -> Found:
+        pairs = []
+
+        def sides(data: str, seed: int) -> tuple[float, float]:
+            pairs.append(runs(dial, data, seed))
+            one, other = (evidence.at_level(run, name) for run in pairs[-1])
+            return one, other
+
+        names = (f"{kinds[0]}: {name}", f"{kinds[1]}: {name}")
+        seen = two_sides(dial, sides, effect, names, seeds=getattr(dial, seeds))
+        beside = dict(seen.beside)
+        for k, kind in enumerate(kinds):
+            beside |= {f"{kind}: {what}": mean(evidence.at_level(p[k], what) for p in pairs) for what in read}
+            beside |= {
+                f"{kind}: {what} at the end": mean(evidence.at_end(p[k], what) for p in pairs)
+                for what in at_end
+            }
+        return replace(seen, beside=beside)
+
+    return found

@@ -8,13 +8,13 @@ from optland.train.experiments.bank_run import BankRun
 from optland.train.experiments.claims.cells import everywhere, residual
 from optland.train.experiments.claims.claim import Claim, Evidence, Found
 from optland.train.experiments.claims.dial import Dial
-from optland.train.experiments.claims.effects import by_data, mean, ratio
+from optland.train.experiments.claims.effects import ratio, two_sides
 from optland.train.experiments.claims.verdicts import Band
 
 RATES = (0.03, 0.1, 0.3, 1.0, 3.0)
 DEEP_RATES = (0.01, 0.1)
 HALF = 50.0
-NORMS = ("batch", "none")
+NORMS = ("none", "batch")
 
 
 def shallow(dial: Dial, data: str, seed: int, norm: str) -> list[BankRun]:
@@ -45,18 +45,14 @@ def largest(evidence: Evidence, runs: list[BankRun]) -> float:
 
 def rate(evidence: Evidence, dial: Dial) -> Found:
     """Largest rate with normalisation over the largest without."""
-    found: dict[str, list[float]] = {norm: [] for norm in NORMS}
 
-    def one(data: str, seed: int) -> float:
-        for norm in NORMS:
-            found[norm].append(largest(evidence, shallow(dial, data, seed, norm)))
-        return ratio(found["batch"][-1], found["none"][-1])
+    def sides(data: str, seed: int) -> tuple[float, float]:
+        none, batch = (largest(evidence, shallow(dial, data, seed, norm)) for norm in NORMS)
+        return none, batch
 
-    values = by_data(dial, one)
-    beside = {f"largest rate, norm {norm}": mean(rates) for norm, rates in found.items()}
-    series = {"seeds": list(zip(found["none"], found["batch"], strict=True))}
+    names = ("largest rate, norm none", "largest rate, norm batch")
     note = f"Rates of the grid {RATES}: a factor of three apart."
-    return Found(values, beside, series, ("largest rate without", "largest rate with"), note)
+    return two_sides(dial, sides, lambda none, batch: ratio(batch, none), names, note=note)
 
 
 def time(evidence: Evidence, dial: Dial) -> Found:
@@ -64,38 +60,35 @@ def time(evidence: Evidence, dial: Dial) -> Found:
 
     So the saving is a lower bound where the net without normalisation never arrived.
     """
-    found: dict[str, list[float]] = {norm: [] for norm in NORMS}
 
-    def one(data: str, seed: int) -> float:
-        for norm in NORMS:
-            runs = shallow(dial, data, seed, norm)
-            if any(math.isnan(accuracy(evidence, run)) for run in runs):
-                found[norm].append(math.nan)
-                continue
-            epochs = [evidence.at_level(run, "epochs") for run in runs]
-            found[norm].append(min((e for e in epochs if math.isfinite(e)), default=float(dial.deep_epochs)))
-        return 100.0 * (1.0 - found["batch"][-1] / found["none"][-1])
+    def fewest(data: str, seed: int, norm: str) -> float:
+        runs = shallow(dial, data, seed, norm)
+        if any(math.isnan(accuracy(evidence, run)) for run in runs):
+            return math.nan
+        epochs = [evidence.at_level(run, "epochs") for run in runs]
+        return min((e for e in epochs if math.isfinite(e)), default=float(dial.deep_epochs))
 
-    values = by_data(dial, one)
-    beside = {f"epochs to the loss, norm {norm}": mean(epochs) for norm, epochs in found.items()}
-    series = {"seeds": list(zip(found["none"], found["batch"], strict=True))}
-    return Found(values, beside, series, ("epochs without", "epochs with"))
+    def sides(data: str, seed: int) -> tuple[float, float]:
+        none, batch = (fewest(data, seed, norm) for norm in NORMS)
+        return none, batch
+
+    names = ("epochs to the loss, norm none", "epochs to the loss, norm batch")
+    return two_sides(dial, sides, lambda none, batch: 100.0 * (1.0 - batch / none), names)
 
 
 def depth(evidence: Evidence, dial: Dial) -> Found:
     """Best training accuracy with normalisation less that without, at the greatest depth."""
-    found: dict[str, list[float]] = {norm: [] for norm in NORMS}
 
-    def one(data: str, seed: int) -> float:
-        for norm in NORMS:
-            reached = [accuracy(evidence, run) for run in far(dial, data, seed, norm)]
-            found[norm].append(math.nan if any(map(math.isnan, reached)) else max(reached))
-        return found["batch"][-1] - found["none"][-1]
+    def best(data: str, seed: int, norm: str) -> float:
+        reached = [accuracy(evidence, run) for run in far(dial, data, seed, norm)]
+        return math.nan if any(map(math.isnan, reached)) else max(reached)
 
-    values = by_data(dial, one, dial.deep_seeds)
-    beside = {f"training accuracy, norm {norm}": mean(accs) for norm, accs in found.items()}
-    series = {"seeds": list(zip(found["none"], found["batch"], strict=True))}
-    return Found(values, beside, series, ("training accuracy without", "training accuracy with"))
+    def sides(data: str, seed: int) -> tuple[float, float]:
+        none, batch = (best(data, seed, norm) for norm in NORMS)
+        return none, batch
+
+    names = ("training accuracy, norm none", "training accuracy, norm batch")
+    return two_sides(dial, sides, lambda none, batch: batch - none, names, seeds=dial.deep_seeds)
 
 
 GRID = everywhere(lambda dial, data, seed: [run for norm in NORMS for run in shallow(dial, data, seed, norm)])

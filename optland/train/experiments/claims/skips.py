@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from optland.train.experiments.bank_run import BankRun
 from optland.train.experiments.claims.blocks import compared, deep, shallow_plain
 from optland.train.experiments.claims.cells import everywhere
 from optland.train.experiments.claims.claim import Claim, Evidence, Found
 from optland.train.experiments.claims.dial import Dial
-from optland.train.experiments.claims.effects import by_data, mean, ratio
+from optland.train.experiments.claims.effects import ratio, two_sides
 from optland.train.experiments.claims.verdicts import Band
 
 
@@ -18,32 +20,30 @@ def dimension(evidence: Evidence, run: BankRun) -> float:
 
 def of_skips(evidence: Evidence, dial: Dial) -> Found:
     """k90 of the plain net over that of the ResNet."""
-    pairs = []
 
-    def one(data: str, seed: int) -> float:
+    def sides(data: str, seed: int) -> tuple[float, float]:
         nets = deep(dial, data, seed)
-        pairs.append((dimension(evidence, nets["ResNet"]), dimension(evidence, nets["plain"])))
-        return ratio(pairs[-1][1], pairs[-1][0])
+        return dimension(evidence, nets["ResNet"]), dimension(evidence, nets["plain"])
 
-    values = by_data(dial, one, dial.deep_seeds)
-    beside = {"k90 with skips": mean(a for a, _ in pairs), "k90 without": mean(b for _, b in pairs)}
-    beside["gradients kept"] = float(dial.gradients)
-    return Found(values, beside, {"seeds": pairs}, ("k90 with skips", "k90 without"))
+    return against_gradients(dial, sides, ("k90 with skips", "k90 without"))
 
 
 def of_depth(evidence: Evidence, dial: Dial) -> Found:
     """k90 of the deep plain net over that of the shallow one."""
-    pairs = []
 
-    def one(data: str, seed: int) -> float:
+    def sides(data: str, seed: int) -> tuple[float, float]:
         shallow, far = shallow_plain(dial, data, seed), deep(dial, data, seed)["plain"]
-        pairs.append((dimension(evidence, shallow), dimension(evidence, far)))
-        return ratio(pairs[-1][1], pairs[-1][0])
+        return dimension(evidence, shallow), dimension(evidence, far)
 
-    values = by_data(dial, one, dial.deep_seeds)
-    beside = {"k90 of 8 layers": mean(a for a, _ in pairs), f"k90 of {dial.depth}": mean(b for _, b in pairs)}
-    beside["gradients kept"] = float(dial.gradients)
-    return Found(values, beside, {"seeds": pairs}, ("k90 of 8 layers", f"k90 of {dial.depth} layers"))
+    return against_gradients(dial, sides, ("k90 of 8 layers", f"k90 of {dial.depth}"))
+
+
+def against_gradients(
+    dial: Dial, sides: Callable[[str, int], tuple[float, float]], names: tuple[str, str]
+) -> Found:
+    """The second dimension over the first, told with the number of gradients that it was taken from."""
+    kept = {"gradients kept": float(dial.gradients)}
+    return two_sides(dial, sides, lambda a, b: ratio(b, a), names, seeds=dial.deep_seeds, beside=kept)
 
 
 def both(dial: Dial, data: str, seed: int) -> list[BankRun]:

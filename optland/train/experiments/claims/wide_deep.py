@@ -8,7 +8,7 @@ from optland.train.experiments.bank_run import BankRun
 from optland.train.experiments.claims.cells import everywhere, plain, sgd, stacked
 from optland.train.experiments.claims.claim import Claim, Evidence, Found
 from optland.train.experiments.claims.dial import Dial
-from optland.train.experiments.claims.effects import by_data, mean, ratio
+from optland.train.experiments.claims.effects import ratio, two_sides
 from optland.train.experiments.claims.verdicts import Band
 
 RATES = (0.01, 0.03, 0.1, 0.3)
@@ -29,16 +29,12 @@ def at_base(dial: Dial, data: str, seed: int, shape: tuple[int, int]) -> BankRun
 
 def conditioning(evidence: Evidence, dial: Dial) -> Found:
     """Conditioning at equal training loss, deep over wide."""
-    pairs = []
 
-    def one(data: str, seed: int) -> float:
+    def sides(data: str, seed: int) -> tuple[float, float]:
         wide, deep = (evidence.at_level(at_base(dial, data, seed, s), "kappa") for s in (WIDE, DEEP))
-        pairs.append((wide, deep))
-        return ratio(deep, wide)
+        return wide, deep
 
-    values = by_data(dial, one)
-    beside = {"kappa of wide": mean(a for a, _ in pairs), "kappa of deep": mean(b for _, b in pairs)}
-    return Found(values, beside, {"seeds": pairs}, ("kappa of wide", "kappa of deep"))
+    return two_sides(dial, sides, lambda wide, deep: ratio(deep, wide), ("kappa of wide", "kappa of deep"))
 
 
 def trained_share(evidence: Evidence, found: list[BankRun]) -> float:
@@ -51,37 +47,26 @@ def trained_share(evidence: Evidence, found: list[BankRun]) -> float:
 
 def sensitivity(evidence: Evidence, dial: Dial) -> Found:
     """Share of the rates that train, wide less deep."""
-    pairs = []
 
-    def one(data: str, seed: int) -> float:
+    def sides(data: str, seed: int) -> tuple[float, float]:
         wide, deep = (trained_share(evidence, runs(dial, data, seed, s)) for s in (WIDE, DEEP))
-        pairs.append((wide, deep))
-        return wide - deep
+        return wide, deep
 
-    values = by_data(dial, one)
-    beside = {
-        "rates that train wide": mean(a for a, _ in pairs),
-        "rates that train deep": mean(b for _, b in pairs),
-    }
-    return Found(values, beside, {"seeds": pairs}, ("share of rates, wide", "share of rates, deep"))
+    names = ("rates that train wide", "rates that train deep")
+    return two_sides(dial, sides, lambda wide, deep: wide - deep, names)
 
 
 def dimension(evidence: Evidence, dial: Dial) -> Found:
     """k90 of the gradients, wide over deep."""
-    pairs = []
+    place = ("along", "watch", "dimension", "k90")
 
-    def one(data: str, seed: int) -> float:
-        wide, deep = (
-            evidence.number(at_base(dial, data, seed, s), "along", "watch", "dimension", "k90")
-            for s in (WIDE, DEEP)
-        )
-        pairs.append((deep, wide))
-        return ratio(wide, deep)
+    def sides(data: str, seed: int) -> tuple[float, float]:
+        deep, wide = (evidence.number(at_base(dial, data, seed, s), *place) for s in (DEEP, WIDE))
+        return deep, wide
 
-    values = by_data(dial, one)
-    beside = {"k90 of wide": mean(b for _, b in pairs), "k90 of deep": mean(a for a, _ in pairs)}
-    beside["gradients kept"] = float(dial.gradients)
-    return Found(values, beside, {"seeds": pairs}, ("k90 of deep", "k90 of wide"))
+    kept = {"gradients kept": float(dial.gradients)}
+    names = ("k90 of deep", "k90 of wide")
+    return two_sides(dial, sides, lambda deep, wide: ratio(wide, deep), names, beside=kept)
 
 
 EVERY = everywhere(
