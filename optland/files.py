@@ -1,10 +1,13 @@
-"""Write files atomically: beside their place, then moved into it in one step, with nothing left behind."""
+"""Write files atomically (beside their place, then moved into it in one step), and values as JSON has them."""
 
 from __future__ import annotations
 
 import contextlib
+import math
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 ASIDE = ".writing"
 """Ending of a file that is not whole yet; what has it was left by a process that was killed."""
@@ -41,3 +44,23 @@ def write_whole(path: str | Path, content: bytes | memoryview | str, *, flush: b
         with contextlib.suppress(OSError):  # the first failure is the one to tell
             aside.unlink(missing_ok=True)
         raise
+
+
+def for_json(value: Any, digits: int = 17) -> Any:
+    """The same value with None for numbers that JSON does not have, lists for tuples, and no more digits than these.
+
+    Args:
+        value: Mappings, lists, numbers, texts.
+        digits: Significant ones; 17 leave every float as it is.
+
+    Example:
+        >>> for_json({"a": (float("nan"), 1 / 3)}, digits=3)
+        {'a': [None, 0.333]}
+    """
+    if isinstance(value, Mapping):
+        return {str(name): for_json(inner, digits) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [for_json(inner, digits) for inner in value]
+    if isinstance(value, float):
+        return float(f"{value:.{digits}g}") if math.isfinite(value) else None
+    return value

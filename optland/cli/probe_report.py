@@ -15,6 +15,7 @@ from optland.curvature.stability.ratio import StabilityRatio
 from optland.curvature.stability.stable_rate import StableRate
 from optland.curvature.stochastic.density import Density
 from optland.estimate import Estimate
+from optland.files import for_json
 from optland.report.words import curvature_in_words, point_in_words
 
 __all__ = ["Report"]
@@ -144,7 +145,7 @@ class Report:
             },
             "stability": None if self.stability is None else _stability(self.stability),
         }  # fmt: skip
-        plain: dict[str, Any] = _finite(content)
+        plain: dict[str, Any] = for_json(content)
         return plain
 
 
@@ -179,14 +180,3 @@ def _stability(found: StableRate) -> dict[str, Any]:
 
 def _and(parts: list[str]) -> str:
     return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
-
-
-def _finite(value: Any) -> Any:
-    """The same with null for what JSON has no number for."""
-    if isinstance(value, Mapping):
-        return {str(key): _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    return value

@@ -18,7 +18,7 @@ from optland.cli.probe import writable
 from optland.cli.release_options import check
 from optland.cli.terminal import DONE, FAILED, complain, say, table_console
 from optland.config import UserError
-from optland.files import write_whole
+from optland.files import for_json, write_whole
 from optland.landscape import Damage, DamageSpec, bits_by_layer, damage, damaged, rounded
 from optland.landscape.bits import num_products
 from optland.log.unwritten import Unwritten
@@ -128,7 +128,7 @@ class _Release:
             "optland": __version__, "run": str(self.opened.trained.folder), "step": self.opened.trained.step,
             "checkpoint": self.opened.checkpoint.name, "for": str(self.spec), "taken": best,
             "samples": self.val.num_samples, "test_samples": self.test.num_samples, "seed": a.seed,
-            "loss": _number(found[best].loss), "test_rise": _number(tested),
+            "loss": for_json(found[best].loss), "test_rise": for_json(tested),
             "ways": {name: _plain(d) for name, d in found.items()}, "bits": dict(bits),
             "cost_ge": self.val.cost_ge + self.test.cost_ge, "notes": self.notes,
         }  # fmt: skip
@@ -166,14 +166,10 @@ def damage_on(objective: Objective, weights: Sequence[Weights]) -> float:
 
 def _plain(found: Damage) -> dict[str, Any]:
     return {
-        name: [_number(e.value), _number(e.error)]
+        name: [for_json(e.value), for_json(e.error)]
         for name, e in (("predicted", found.predicted), ("measured", found.measured))
     } | {"order": str(found.verdict)}
 
 
 def _or_inf(value: float) -> float:
     return value if math.isfinite(value) else math.inf
-
-
-def _number(value: float) -> float | None:
-    return value if math.isfinite(value) else None

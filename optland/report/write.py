@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from pathlib import Path
 
-from optland.files import write_whole
+from optland.files import for_json, write_whole
 from optland.landscape import Slice
 from optland.log import Logger
 from optland.plots import plot
@@ -58,25 +58,21 @@ def log_report(findings: Findings, folder: str | Path, log: Logger) -> None:
     labels = findings.comparison.minima[0].labels
     log.table(
         "landscape/sharpness", ["in words", *columns],
-        [[labels.get(row[0], row[0]), *(_cell(x) for x in row)] for row in rows],
+        [[labels.get(row[0], row[0]), *(for_json(x) for x in row)] for row in rows],
     )  # fmt: skip
     named = ["point", "quantity", "value", "error", "kind", "converged"]
     estimates = [
-        [s.name, what, _cell(e.value), _cell(e.error), e.error_kind, e.converged]
+        [s.name, what, for_json(e.value), for_json(e.error), e.error_kind, e.converged]
         for s in findings.surveys
         for what, e in s.portrait.estimates()
     ]
     log.table("landscape/curvature", named, estimates)
     if findings.connections:
         paths = [
-            [name, c.linear.above, _cell(math.nan if c.curve is None else c.curve.above), c.connected]
+            [name, c.linear.above, for_json(math.nan if c.curve is None else c.curve.above), c.connected]
             for name, c in findings.connections.items()
         ]
         log.table("landscape/connections", ["between", "barrier", "barrier of the curve", "connected"], paths)
-
-
-def _cell(value: object) -> object:
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 # The page --------------------------------------------------------------------------------------------------

@@ -57,25 +57,25 @@ PRODUCTS = 8
 
 
 class AdamEdgeProbe(CurvatureProbe):
-    """``edge/ratio_precond``, and ``curv/lambda_max_precond`` where all groups have one threshold."""
+    """``edge/ratio_precond``, and ``curv/lambda_max_precond`` where all groups have one threshold.
+
+    Args:
+        seed: Seed of the Lanczos start vectors.
+    """
 
     name = "adam_edge"
     yields = frozenset({"edge/ratio_precond", "curv/lambda_max_precond"})
     reads_rate = True
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, seed: int = 0) -> None:
+        super().__init__(seed)
         self._followed: list[str] = []  # names of what Adam had made steps with at the last look
 
     def _tracker(self) -> SpectrumTracker:
         return SpectrumTracker(
-            ends="top",
-            rtol=TOL,
-            max_matvecs=PRODUCTS,
-            audit_every=AUDIT_EVERY,
-            audit_jumps="next",
+            ends="top", rtol=TOL, max_matvecs=PRODUCTS, audit_every=AUDIT_EVERY, audit_jumps="next", seed=self.seed,
             store="cpu",
-        )
+        )  # fmt: skip
 
     def _on_the_set(self, host: Host) -> Objective | None:
         """The loss on the probe set as a function of what an Adam has made steps with."""

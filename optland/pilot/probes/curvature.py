@@ -26,6 +26,9 @@ class CurvatureProbe(Probe):
     """``curv/lambda_max``, ``curv/lambda_min`` and their negative ratio ``curv/ncr``.
 
     The two eigenvectors, two copies of the trained parameters, wait in the host's memory for the next run.
+
+    Args:
+        seed: Seed of the Lanczos start vectors.
     """
 
     name = "curvature"
@@ -34,7 +37,8 @@ class CurvatureProbe(Probe):
     weight = 2.0
     whole_batches = False
 
-    def __init__(self) -> None:
+    def __init__(self, seed: int = 0) -> None:
+        self.seed = seed
         self.batch: Any = None
         self.tracker = self._tracker()
         self._objective: Objective | None = None
@@ -43,7 +47,12 @@ class CurvatureProbe(Probe):
     def _tracker(self) -> SpectrumTracker:
         # Jumps are audited with the probe that follows, so that what a probe declares is what it can cost.
         return SpectrumTracker(
-            rtol=TOL, max_matvecs=PRODUCTS, audit_every=AUDIT_EVERY, audit_jumps="next", store="cpu"
+            rtol=TOL,
+            max_matvecs=PRODUCTS,
+            audit_every=AUDIT_EVERY,
+            audit_jumps="next",
+            seed=self.seed,
+            store="cpu",
         )
 
     def see(self, host: Host) -> None:
@@ -62,7 +71,7 @@ class CurvatureProbe(Probe):
         if self._names not in ([], list(present)):
             self.tracker = self._tracker()
         self._names = list(present)
-        self._objective = host.over([self.batch], data="probe set", seed=0)
+        self._objective = host.over([self.batch], data="probe set", seed=self.seed)
         return self._objective
 
     def cost(self, host: Host) -> float:

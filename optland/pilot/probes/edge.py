@@ -21,7 +21,11 @@ faster than the momentum builds up that makes the same rate a longer step."""
 
 
 class EdgeProbe(Probe):
-    """``edge/eta_c`` and what follows from it: the sharpness 2 / eta_c and the edge ratio, rate over eta_c."""
+    """``edge/eta_c`` and what follows from it: the sharpness 2 / eta_c and the edge ratio, rate over eta_c.
+
+    Args:
+        seed: Of the dropout masks inside.
+    """
 
     name = "edge"
     yields = frozenset({"edge/eta_c", "edge/ratio", "edge/lambda_c"})
@@ -30,7 +34,8 @@ class EdgeProbe(Probe):
     every = BURN_EVERY
     ahead = 4  # enough for a cap to find its edge within a warm-up
 
-    def __init__(self) -> None:
+    def __init__(self, seed: int = 0) -> None:
+        self.seed = seed
         self.start = 1.0
         self.count = 0
 
@@ -56,7 +61,7 @@ class EdgeProbe(Probe):
         if moved is None or not rate > 0:
             return []
         origin, update = moved
-        objective = host.objective(host.batch, mode="train", seed=host.step, joint=True)
+        objective = host.objective(host.batch, mode="train", seed=self.seed + host.step, joint=True)
         found = critical_step(
             objective, update, origin=origin, initial_step=self.start, max_forwards=FORWARDS
         )

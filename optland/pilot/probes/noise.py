@@ -31,7 +31,8 @@ class _NoiseScale(Probe):
     every = 10
     joint = True
 
-    def __init__(self) -> None:
+    def __init__(self, seed: int = 0) -> None:
+        self.seed = seed
         self.scale = RatioEMA(0.8)
         self._said = False
 
@@ -49,7 +50,7 @@ class _NoiseScale(Probe):
             self._said = True
             return None
         # In train mode BatchNorm would see other statistics in a part than in the whole batch.
-        return host.over(parts, seed=host.step, joint=joint)
+        return host.over(parts, seed=self.seed + host.step, joint=joint)
 
     def _ratio(self, name: str, step: int) -> Signal:
         value = self.scale.value
@@ -67,7 +68,11 @@ class _NoiseScale(Probe):
 
 
 class NoiseProbe(_NoiseScale):
-    """``noise/b_simple``, tr(Sigma) / |G|^2 in samples, from the two-batch-size estimator of gradients of parts."""
+    """``noise/b_simple``, tr(Sigma) / |G|^2 in samples, from the two-batch-size estimator of gradients of parts.
+
+    Args:
+        seed: Of the dropout masks inside.
+    """
 
     name = "noise"
     yields = frozenset({"noise/b_simple", "noise/trace_cov", "noise/grad_sq"})
@@ -112,14 +117,18 @@ class NoiseProbe(_NoiseScale):
 
 
 class CurvatureNoiseProbe(_NoiseScale):
-    """``noise/b_curvature``, tr(H Sigma) / G'HG in samples: noise weighted by the curvature that it meets."""
+    """``noise/b_curvature``, tr(H Sigma) / G'HG in samples: noise weighted by the curvature that it meets.
+
+    Args:
+        seed: Of the dropout masks inside.
+    """
 
     name = "curvature_noise"
     yields = frozenset({"noise/b_curvature"})
     weight = 2.0
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, seed: int = 0) -> None:
+        super().__init__(seed)
         self.each = math.inf  # cost per sample
 
     def see(self, host: Host) -> None:

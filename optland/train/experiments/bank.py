@@ -44,6 +44,7 @@ from torch import nn
 
 from optland.context.modules import preserve_modes
 from optland.context.rng import preserve_rng
+from optland.files import for_json
 from optland.train.experiments.bank_run import BankRun, Splits, load_splits
 from optland.train.experiments.bank_training import MakeOptimizer, train_run
 from optland.train.experiments.kept import Kept, kept_lines
@@ -230,7 +231,7 @@ class Bank:
         line = {"key": run.key, "run": run.given(), "dead": trained.dead, "facts": trained.facts}
         along = {name: dict(watcher.found()) for name, watcher in watchers.items()}
         found = {**line, "start": fresh, "along": along, "end": end, "averages": averages, **seconds}
-        return dict(_plain(found))
+        return dict(for_json(found, digits=7))  # no more than a float32 has
 
 
 def _measured(measures: Mapping[str, Measure], model: nn.Module, splits: Splits, seed: int) -> dict[str, Any]:
@@ -245,20 +246,6 @@ def _measured(measures: Mapping[str, Measure], model: nn.Module, splits: Splits,
         model.load_state_dict(kept)
         model.zero_grad(set_to_none=True)
     return found
-
-
-def _plain(value: Any) -> Any:
-    """As JSON has it: no NaN, and no more digits than a float32 has.
-
-    A number that is not finite becomes null, which readers of a line take as NaN.
-    """
-    if isinstance(value, Mapping):
-        return {name: _plain(inner) for name, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(inner) for inner in value]
-    if isinstance(value, float):
-        return float(f"{value:.7g}") if math.isfinite(value) else None
-    return value
 
 
 def score(split: str, num: int | None = None) -> Measure:

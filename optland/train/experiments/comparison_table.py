@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from optland.files import for_json
 from optland.log import read_jsonl
 from optland.train.experiments.seed_differences import Gain, paired_gain
 
@@ -142,8 +143,8 @@ class ComparisonTable:
                 "seconds": side.values("train/seconds"),
                 "last": side.values(LAST),
                 "best": side.values(BEST),
-                "gain last": _plain(self.gain(side, LAST)),
-                "gain best": _plain(self.gain(side, BEST)),
+                "gain last": _numbers(self.gain(side, LAST)),
+                "gain best": _numbers(self.gain(side, BEST)),
                 "telemetry": side.telemetry(),
             }
             for side in self.sides
@@ -214,8 +215,5 @@ def _range(values: Sequence[float]) -> str:
     return mean if len(values) == 1 else f"{mean} ({min(values):.1f} to {max(values):.1f})"
 
 
-def _plain(gain: Gain | None) -> dict[str, Any] | None:
-    """As JSON has it: no NaN."""
-    if gain is None:
-        return None
-    return {key: None if isinstance(v, float) and math.isnan(v) else v for key, v in asdict(gain).items()}
+def _numbers(gain: Gain | None) -> dict[str, Any] | None:
+    return None if gain is None else for_json(asdict(gain))

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from optland.files import for_json
 from optland.statistics import holm
 from optland.train.experiments.bank import Bank
 from optland.train.experiments.bank_run import BankRun
@@ -70,7 +70,7 @@ class Row:
             **counts,
             **found,
         }
-        return dict(_finite(whole))
+        return dict(for_json(whole, digits=5))
 
 
 class Work:
@@ -182,13 +182,3 @@ def _row(claim: Claim, evidence: Evidence, dial: Dial, found: Found, effect: Eff
     dead = sum(bool(line) and line["dead"] for line in lines)
     verdict = verdict_of(effect, claim.band, p_value)
     return Row(claim, effect, found, p_value, verdict, len(lines) + len(made), missing, dead, cost)
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _finite(inner) for name, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(inner) for inner in value]
-    if isinstance(value, float):
-        return float(f"{value:.5g}") if math.isfinite(value) else None
-    return value

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from optland.files import for_json
 from optland.train.experiments.claims.dial import Dial
 from optland.train.experiments.kept import Kept
 
@@ -93,17 +93,6 @@ class Trials:
         began = time.process_time()
         found = dict(trial.make(trial))
         seconds = round(time.process_time() - began, 3)
-        self.kept.add({"key": trial.key, "trial": trial.settings, "seconds": seconds, **_plain(found)})
+        self.kept.add({"key": trial.key, "trial": trial.settings, "seconds": seconds, **for_json(found)})
         if self.watch is not None:
             self.watch(f"{trial.name}, {trial.data}, seed {trial.seed}: {seconds:.1f} s")
-
-
-def _plain(found: Mapping[str, Any]) -> dict[str, Any]:
-    """As JSON has it: no NaN."""
-
-    def plain(value: Any) -> Any:
-        if isinstance(value, list):
-            return [plain(inner) for inner in value]
-        return None if isinstance(value, float) and not math.isfinite(value) else value
-
-    return {name: plain(value) for name, value in found.items()}
