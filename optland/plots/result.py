@@ -12,7 +12,7 @@ import math
 import textwrap
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from optland.archive import Archived
 from optland.estimate import Estimate, Provenance
@@ -79,10 +79,11 @@ def plot(result: Any, path: str | Path | None = None, *, title: str = "") -> Fig
 
 Draw = Callable[[Any, Any], str]
 Inches = tuple[float, float]
+Grid = Literal["both", "x", "y"]
 
 
 def one_panel(
-    *kinds: type, size: Inches | Callable[[Any], Inches] = (7.5, 4.2), grid: str = "both"
+    *kinds: type, size: Inches | Callable[[Any], Inches] = (7.5, 4.2), grid: Grid = "both"
 ) -> Callable[[Draw], Callable[..., Figure]]:
     """Make ``draw(axis, result)``, which draws on one axis and gives the title, the picture of these kinds of result.
 
