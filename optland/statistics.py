@@ -73,11 +73,10 @@ def slope_t(values: Sequence[float]) -> tuple[float, float, float]:
 
     Args:
         values: At least three, evenly spaced; their errors independent of each other.
-        level: Of the one-sided test: how often a series without a trend has a t below the bound.
 
     Returns:
-        The slope per index, its t, and the ``level``-quantile of Student's t with n - 2 degrees of freedom, which is
-        negative.
+        The slope per index, its t, and the 5 % quantile of Student's t with n - 2 degrees of freedom, which is
+        negative: a series without a trend has a t below it in 5 % of cases.
 
     Example:
         >>> slope, t, bound = slope_t([3.0, 2.1, 0.9, 0.0, -1.1, -2.0])
