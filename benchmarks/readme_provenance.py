@@ -34,7 +34,7 @@ COMMANDS = {
     "curvature_nets": "curvature_nets.py",
     "damage": "damage.py",
     "demo": "demo.py --seeds 1 2 3 4 5 --result benchmarks/results/demo.json",
-    "doctor": "doctor.py --report fourth --version 4",
+    "doctor": "doctor.py --report fifth --version 4",
     "doctor_cost": "doctor_cost.py",
     "finetune": "finetune.py",
     "gpu": "gpu.py",
