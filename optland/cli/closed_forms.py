@@ -168,4 +168,4 @@ CLOSED_FORMS = dict(
         looking_changes_nothing,
     )
 )  # fmt: skip
-"""The checks by name; each takes a device."""
+"""The checks by name; each takes a device, and the first lines of its docstring are shown beside its figure."""

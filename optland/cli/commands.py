@@ -109,6 +109,7 @@ class _Parser(argparse.ArgumentParser):
         super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **options)
 
     def error(self, message: str) -> NoReturn:
+        """Raise what argparse would print and exit on, with the command that was meant."""
         message = message.replace(", key=value", "")  # argparse counts it among the required ones
         raise UserError(f"{message}.{_meant(message)} See: {self.prog} --help")
 
@@ -179,6 +180,8 @@ def _main(argv: Sequence[str] | None) -> int:
 def run_script(file: str, argv: Sequence[str] | None = None) -> int:
     """Run a recipe as its script: read its config, then call its ``main``.
 
+    Where a launcher has started several processes it does not return: each leaves with the code at once.
+
     Args:
         file: The script's ``__file__``.
         argv: ``CONFIG [key=value ...] [--resume | --dry-run]``; those of the process by default.
@@ -198,6 +201,10 @@ def run_script(file: str, argv: Sequence[str] | None = None) -> int:
 
 
 def _run_script(file: str, argv: Sequence[str] | None) -> int:
+    """The work of :func:`run_script`; the script's ``Config`` and ``main`` are taken from ``__main__``, which it is.
+
+    Of several processes of a launcher the first alone speaks, so that a refusal is printed once.
+    """
     recipe = Recipe(Path(file).resolve())
     parser = _Parser(prog=Path(file).name, description=recipe.summary)
     _add_config(parser)
@@ -241,6 +248,7 @@ def _interrupted(config: object, command: Sequence[str]) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
+    """All commands with their arguments; PyTorch is not loaded for it."""
     parser = _Parser(
         prog="optland",
         description="Train PyTorch models with the loss landscape in view.",
@@ -374,6 +382,11 @@ def _answered(code: int, output: Outcome, arguments: Sequence[str]) -> int:
 
 
 def _refuse(error: UserError) -> int:
+    """Say why nothing was done, and give exit code 2.
+
+    Until the processes of a launcher have met the first one speaks for all; after that an error may be this one's
+    alone.
+    """
     if speaks():
         complain(f"optland: {error}")
     elif has_joined():  # it may be this one's alone

@@ -17,7 +17,12 @@ __all__ = ["CostProgress"]
 
 
 class CostProgress:
-    """Shows what is being measured: a bar of the declared cost on a terminal, a line per part elsewhere."""
+    """Shows what is being measured: a bar of the declared cost on a terminal, a line per part elsewhere.
+
+    Args:
+        declared: Gradient evaluations that the measurement can take at most.
+        spent: Those spent so far; it is asked five times a second from another thread, so it must only read.
+    """
 
     def __init__(self, declared: float, spent: Callable[[], float]) -> None:
         self.declared, self.spent, self.part = declared, spent, ""

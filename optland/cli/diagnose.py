@@ -118,6 +118,7 @@ def _preflight(arguments: argparse.Namespace, failing: list[str]) -> int:
 
 
 def _read(run: str) -> Log:
+    """The log of a run or of another tool; what cannot be read is the user's to mend."""
     try:
         return read_log(run)
     except ValueError as error:
@@ -125,7 +126,16 @@ def _read(run: str) -> Log:
 
 
 def in_words(log: Log, found: Diagnosis) -> str:
-    """The verdict, and at most three findings with one command each."""
+    """The verdict, and at most three findings with one command each.
+
+    Args:
+        log: What was read.
+        found: What the rules say of it.
+
+    Returns:
+        Lines of at most 110 letters. ``right in ... %`` is how often such a finding was right on tasks that the rules
+        were not made on; only alarms have it.
+    """
     lines = [f"{log.path} ({log.kind}, {found.step} updates)", _paragraph(f"Verdict: {found.verdict}")]
     for number, finding in enumerate(found.findings[:SHOWN], start=1):
         sure = f", right in {100 * finding.right:.0f} % of such findings" if finding.alarm else ""
@@ -141,7 +151,13 @@ def in_words(log: Log, found: Diagnosis) -> str:
 
 
 def command_for(log: Log, finding: Finding) -> str:
-    """One command: the run again with the change, or the page that explains the number."""
+    """One command: the run again with the change, or the page that explains the number.
+
+    Args:
+        log: What was read; of a run folder of optland the command is complete, of another tool's log it is the flag to
+            change.
+        finding: What is to be done.
+    """
     key, _, value = finding.action.partition("=")
     if log.kind == "optland" and value:
         config = log.path.parent / "config.yaml"
@@ -157,6 +173,7 @@ def command_for(log: Log, finding: Finding) -> str:
 
 
 def _recipe_of(config: Path) -> str | None:
+    """The recipe that a saved configuration names; None where there is none."""
     if not config.is_file():
         return None
     line = re.search(r"^recipe: *(\S.*?)\s*$", config.read_text(encoding="utf-8"), flags=re.MULTILINE)

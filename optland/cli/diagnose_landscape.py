@@ -45,11 +45,21 @@ class Around:
 
     @property
     def ncr(self) -> float:
-        """The negative-curvature ratio."""
+        r"""The negative-curvature ratio.
+
+        .. math:: -\lambda_{\min} / \lambda_{\max}
+
+        About 0 at a minimum and 1 where curvature goes as far down as up; NaN where the largest eigenvalue is not
+        positive.
+        """
         return -self.smallest.value / self.largest.value if self.largest.value > 0 else float("nan")
 
     def row(self) -> dict[str, float]:
-        """The values under the keys that the rules read; an eigenvalue that has not converged is a bound alone."""
+        """The values under the keys that the rules read; an eigenvalue that has not converged is a bound alone.
+
+        Returns:
+            ``curv/lambda_max``, ``curv/lambda_min``, and, where both have converged, ``curv/ncr``.
+        """
         found = {"curv/lambda_max": self.largest.value, "curv/lambda_min": self.smallest.value}
         sure = self.largest.converged and self.smallest.converged
         return found | ({"curv/ncr": self.ncr} if sure and self.ncr == self.ncr else {})
@@ -66,7 +76,11 @@ class Around:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
+        """Plain values, for JSON.
+
+        Returns:
+            Step, data, ``cost_ge``, and for each estimate its value, error and whether it converged.
+        """
         parts = {"largest": self.largest, "smallest": self.smallest, "sam": self.sam}
         values = {
             name: {"value": e.value, "error": e.error, "converged": e.converged} for name, e in parts.items()
@@ -86,6 +100,10 @@ def look_around(log: Log, samples: int, seed: int = 0) -> Around:
         log: Of a run folder of optland; its checkpoint and configuration lie beside it.
         samples: Training samples to measure on.
         seed: Of the samples and of the estimators.
+
+    Returns:
+        Both ends of the spectrum within 60 Hessian products, and the rise of the loss along a SAM step of length 0.05,
+        at the weights that the run was evaluated with.
 
     Raises:
         UserError: The log is that of another tool, or the run cannot be opened.
@@ -133,7 +151,11 @@ class Order:
         return f"Sharpness (largest eigenvalue, {where}) and {what}: {found}; {says}."
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
+        """Plain values, for JSON.
+
+        Returns:
+            The error's key, whether sharpness was measured, and tau with its interval, p and number of runs.
+        """
         c = self.correlation
         return {"error": self.error, "measured": self.measured, "tau": c.tau, "low": c.low, "high": c.high,
                 "p_value": c.p_value, "num_runs": c.num_runs}  # fmt: skip
@@ -145,6 +167,9 @@ def order_of(runs: Sequence[Histories], *, measured: bool) -> Order | None:
     Args:
         runs: Their histories.
         measured: Whether their sharpness was measured at the checkpoints.
+
+    Returns:
+        Kendall's tau over the last values of each run, with the best of :data:`ERRORS` that three runs have.
     """
     for key in ERRORS:
         pairs = [(sharp[-1], ends[-1]) for run in runs

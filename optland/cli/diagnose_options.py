@@ -53,6 +53,13 @@ def add_diagnose_arguments(parser: argparse.ArgumentParser) -> None:
 def check_diagnose(arguments: argparse.Namespace, symptoms: list[str]) -> list[str]:
     """The symptoms of ``--fail-on``.
 
+    Args:
+        arguments: As parsed.
+        symptoms: All that there are.
+
+    Returns:
+        Their names; all of them for ``any``, none where it is not given.
+
     Raises:
         UserError: One is not known, or options do not go together.
     """

@@ -80,7 +80,14 @@ class Member:
             return {}
 
     def check(self, resolved: str) -> None:
-        """Refuse a folder that holds a run of another configuration."""
+        """Refuse a folder that holds a run of another configuration.
+
+        Args:
+            resolved: The configuration of now, as YAML.
+
+        Raises:
+            UserError: A setting of the training differs; device, threads, log and checkpoints may.
+        """
         if self.state == "new":
             return
         from optland.train.runs.resume import training_changes
@@ -121,6 +128,9 @@ class Grid:
             overrides: ``key=value`` items.
             items: ``key=a,b,c`` items of ``--grid``.
             seeds: Count of ``--seeds``, as it was written; None is one seed, the config's own.
+
+        Returns:
+            The grid; the axes in the order written, the last one fastest, all seeds of a point together.
 
         Raises:
             UserError: Something of it cannot be used, or a folder holds a run of another configuration.
@@ -169,6 +179,9 @@ def run_grid(grid: Grid, *, dry_run: bool = False) -> int:
     Returns:
         0 where all members have finished, 1 where some have failed or something could not be written, 75 where it was
         stopped.
+
+    Raises:
+        UserError: The folder cannot be made.
     """
     members = grid.members
     if dry_run:
@@ -315,6 +328,7 @@ def _finite(value: Any) -> float | None:
 
 
 def _axes(items: Sequence[str]) -> dict[str, list[str]]:
+    """Values by key, from the items of ``--grid``."""
     axes: dict[str, list[str]] = {}
     for item in items:
         key, equals, text = (part.strip() for part in item.partition("="))

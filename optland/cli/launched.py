@@ -85,6 +85,9 @@ def leave(code: int) -> None:
     """End this process with this exit code, if it shared a run with others; else nothing happens.
 
     Taking a process group down may hang, or abort a process that has done all its work.
+
+    Args:
+        code: Exit code. Nothing that is registered for the interpreter's end runs.
     """
     if not has_joined():
         return
@@ -96,6 +99,7 @@ def leave(code: int) -> None:
 
 @contextlib.contextmanager
 def _joined() -> Iterator[None]:
+    """The processes of the launcher, connected; what goes wrong in it is the user's environment."""
     from optland import processes
 
     with contextlib.ExitStack() as together:

@@ -27,6 +27,9 @@ _CAN_DO_WITHOUT = ("optland.plots",)
 def check_needs(script: ModuleType) -> None:
     """Say what a recipe's script will lack.
 
+    Args:
+        script: The recipe's module, after its imports.
+
     Raises:
         UserError: It lacks what it is for.
     """

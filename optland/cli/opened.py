@@ -40,6 +40,9 @@ def measuring(work: Callable[[], int], interrupted: str) -> int:
         work: Returns the exit code.
         interrupted: What Ctrl-C leaves.
 
+    Returns:
+        What ``work`` returned; 130 after Ctrl-C.
+
     Raises:
         UserError: The memory does not suffice.
     """
@@ -61,6 +64,13 @@ def exact_enough(objective: Objective) -> tuple[Objective, str]:
     """The objective, or its float64 copy where products in its own precision are off, and a note that says so.
 
     At a loss that is all but zero float32 has hardly a digit of the curvature left.
+
+    Args:
+        objective: The loss, in the precision of the run.
+
+    Returns:
+        What to measure on, and one sentence where that is the copy, else an empty text. Costs one Hessian product with
+        its check.
     """
     with hessian(objective) as H:
         product = H.matvec(vectors.random_unit(objective.params, seed=0))
@@ -83,6 +93,15 @@ class OpenedRun:
         recipe: Its recipe; by default the one that the config names.
         device: Where to.
         batch_size: Samples at a time; the run's by default.
+
+    Attributes:
+        checkpoint: The file that was found.
+        recipe: The recipe that made the run.
+        script: Its definitions.
+        config: The run's configuration, with ``device`` as asked here.
+        data: The run's data, with ``size`` and ``sample``.
+        trained: Weights, optimizer and what the run logged.
+        batch_size: Samples at a time.
 
     Raises:
         UserError: Something is missing, or does not fit.
@@ -112,7 +131,15 @@ class OpenedRun:
     def objective(
         self, model: nn.Module, split: Split, *, samples: int, seed: int, double: bool
     ) -> Objective:
-        """The run's loss on random samples of a split, at the weights of ``model``."""
+        """The run's loss on random samples of a split, at the weights of ``model``.
+
+        Args:
+            model: One with the run's architecture: the last weights, the averaged ones, or another run's.
+            split: ``train``, ``val`` or ``test``.
+            samples: How many; all where there are no more.
+            seed: Seed of the draw: the same one gives the same samples for every run on these data.
+            double: Whether to measure on a float64 copy.
+        """
         objective = probe_objective(
             model,
             self.script.loss_fn,
@@ -172,6 +199,14 @@ class ConfiguredStart:
         config: A YAML file, or the bare name of a shipped one.
         overrides: Changes, ``key=value``.
 
+    Attributes:
+        config: The configuration.
+        model: The fresh net, on its device.
+        loss_fn: The recipe's loss.
+        optimizer: The optimizer on the net.
+        batches: Up to 32 batches of random training samples, without augmentation.
+        batch_size: Samples of one of them.
+
     Raises:
         UserError: The recipe lacks what it takes, or the configuration cannot be used.
     """
@@ -219,6 +254,7 @@ def _definitions(recipe: Recipe) -> types.ModuleType:
 
 
 def _built(script: types.ModuleType, config: Any, device: str, recipe: Recipe) -> tuple[nn.Module, ProbeData]:
+    """What the recipe's ``build`` gives, checked: a module, and data that can be sampled."""
     built = script.build(config, device)
     shape = isinstance(built, tuple) and len(built) == 2 and isinstance(built[0], nn.Module)
     if not shape or not all(callable(getattr(built[1], name, None)) for name in ("size", "sample")):

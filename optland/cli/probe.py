@@ -129,6 +129,7 @@ class _Probe:
         ]
 
     def _declared(self) -> float:
+        """Most gradient evaluations that the probe can take, of both objectives together."""
         a = self.arguments
         cost = portrait.cost(
             self.objective, max_matvecs=a.max_matvecs, with_density=a.density, is_sample=self._is_sample
@@ -139,11 +140,13 @@ class _Probe:
 
     def _spent(self) -> float:
         # An objective of its own, where there is one, has a meter of its own.
+        """Gradient evaluations so far, of both objectives together."""
         return sum(
             objective.cost_ge for objective in {id(o): o for o in (self.objective, self.stepped)}.values()
         )
 
     def _stability(self, point: Portrait) -> StableRate | None:
+        """Learning rates against the edge; None, with a note, where the optimizer has no known rule."""
         if self.trained.optimizer is None:
             self.notes.append("There is no optimizer, so there is no stability ratio.")
             return None
@@ -197,7 +200,17 @@ class _Probe:
 
 
 def writable(folder: Path) -> Path:
-    """The folder, made where missing: found out before anything is measured."""
+    """The folder, made where missing: found out before anything is measured.
+
+    Args:
+        folder: Where the command is to write.
+
+    Returns:
+        The folder.
+
+    Raises:
+        UserError: It cannot be made or written to.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         trial = folder / ".optland-trial"

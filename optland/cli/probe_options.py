@@ -91,6 +91,10 @@ def check(arguments: argparse.Namespace) -> None:
 def refuse_too_small(arguments: argparse.Namespace, least: Mapping[str, int]) -> None:
     """Refuse whole numbers below the least that each may be.
 
+    Args:
+        arguments: As parsed; an option that was not given, None, is passed over.
+        least: The least value of each, by its name in ``arguments``.
+
     Raises:
         UserError: One of them is too small.
     """

@@ -48,7 +48,12 @@ class Report:
     notes: tuple[str, ...]
 
     def rows(self) -> Iterator[tuple[str, Estimate]]:
-        """Every number of the table by its name."""
+        """Every number of the table by its name.
+
+        Returns:
+            Pairs in the order of the table: those of the portrait, the five largest layers of the trace, the stability
+            ratios.
+        """
         trace = self.portrait.trace
         for name, estimate in self.portrait.estimates():
             if name != "gradient norm":  # its error is a floor, which has words of its own
@@ -69,7 +74,11 @@ class Report:
             yield f"stability ratio at the {name} rate {self.stability.rates[name]:.3g}", found.ratio
 
     def table(self) -> Table:
-        """The rows, with what they were measured on as a caption."""
+        """The rows, with what they were measured on as a caption.
+
+        Returns:
+            A table for a rich console; rows that have not converged are yellow and say so.
+        """
         source = self.portrait.point.provenance
         where = f"{source.data}, {source.mode} mode, seed {source.seed}, {source.dtype}"
         caption = f"on {where}; errors: the estimators' own"
@@ -90,7 +99,11 @@ class Report:
     # The verdict -----------------------------------------------------------------------------------
 
     def verdict(self) -> str:
-        """The point, its curvature and its stability in a few sentences."""
+        """The point, its curvature and its stability in a few sentences.
+
+        Returns:
+            Sentences on the kind of point, its curvature and the rates that it bears; last, what has not converged.
+        """
         words = [point_in_words(self.portrait), curvature_in_words(self.portrait)]
         sentences = [*words, self._edge(), self._unconverged()]
         return " ".join(sentence for sentence in sentences if sentence)
@@ -123,7 +136,12 @@ class Report:
     # probe.json ------------------------------------------------------------------------------------
 
     def content(self) -> dict[str, Any]:
-        """Everything as JSON can hold it; a number that is not finite becomes null."""
+        """Everything as JSON can hold it; a number that is not finite becomes null.
+
+        Returns:
+            Nested plain values; each estimate with all its fields: value, error and its kind, whether it converged,
+            cost, provenance.
+        """
         spectrum, point = self.portrait.spectrum, self.portrait.point
         content = {
             **self.about,

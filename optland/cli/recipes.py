@@ -65,7 +65,11 @@ class Recipe:
         return {path.stem: path for path in [*filter(self.owns, beside), *shipped]}
 
     def owns(self, config: Path) -> bool:
-        """Whether a config that lies with this recipe is for it, whatever recipe it was copied from."""
+        """Whether a config that lies with this recipe is for it, whatever recipe it was copied from.
+
+        Args:
+            config: A YAML file; its ``recipe:`` line decides, and one without that line is for nobody.
+        """
         if config.resolve().parent not in self._folders():
             return False
         text = config.read_text(encoding="utf-8", errors="replace")
@@ -80,6 +84,9 @@ class Recipe:
 
     def find_config(self, named: str) -> Path:
         """A config by path or by bare name.
+
+        Args:
+            named: A path, or a bare name with or without ``.yaml``. A file of that name comes before a shipped config.
 
         Raises:
             UserError: There is no such config; the message lists those there are.
@@ -97,6 +104,9 @@ class Recipe:
 
     def definitions(self) -> ModuleType:
         """The definitions of the script: it is run under a name of its own, so that its last lines do not start a run.
+
+        Returns:
+            The module, which :data:`sys.modules` keeps under ``optland_recipe_NAME``.
 
         Raises:
             UserError: It defines no ``Config``.
@@ -140,7 +150,11 @@ class Recipe:
 
 
 def roots() -> list[Path]:
-    """Folders that hold ``recipes/`` and ``configs/``: the user's own, then what the package ships."""
+    """Folders that hold ``recipes/`` and ``configs/``: the user's own, then what the package ships.
+
+    Raises:
+        UserError: :data:`ROOT_VARIABLE` names a folder that is not there.
+    """
     return _roots(_PACKAGE)
 
 
@@ -167,6 +181,13 @@ def local_recipes() -> dict[str, Recipe]:
 
 def find_recipe(named: str) -> Recipe:
     """A recipe by name, by the path of its script, or by the folder that it is alone in.
+
+    Args:
+        named: ``landscape_train``, ``mine/recipe.py`` or ``mine``.
+
+    Returns:
+        By name, in this order: the user's own in ``./recipes`` before a shipped one, any known one, the recipe of the
+        folder, one that lies in a folder here.
 
     Raises:
         UserError: There is no such recipe.
@@ -211,7 +232,14 @@ def _is_recipe(script: Path) -> bool:
 
 
 def first_comment(path: Path) -> str:
-    """The first comment of a config, without the launch command on top of it."""
+    """The first comment of a config, without the launch command on top of it.
+
+    Args:
+        path: A YAML file.
+
+    Returns:
+        The text after ``#``; empty without one.
+    """
     comments = (
         line.lstrip("# ") for line in path.read_text(encoding="utf-8").splitlines() if line[:1] == "#"
     )

@@ -86,7 +86,11 @@ class _Release:
         return self.opened.objective(self.model, split, samples=a.samples, seed=a.seed, double=False)
 
     def _ways(self) -> tuple[dict[str, list[Weights]], dict[str, dict[str, int]]]:
-        """The weights after the damage, by the name of each way to do it, and the bits of each rounding."""
+        """The weights after the damage, by the name of each way to do it, and the bits of each rounding.
+
+        A rounding has two ways, the same bits everywhere and bits by layer, unless dealing them out would take more
+        Hessian products than are allowed.
+        """
         weights = self.spec.weights(self.model, seed=self.arguments.seed)
         if self.spec.kind != "int":
             return {str(self.spec): list(weights)}, {}
@@ -156,7 +160,15 @@ class _Release:
 
 
 def damage_on(objective: Objective, weights: Sequence[Weights]) -> float:
-    """Mean rise of the loss."""
+    """Mean rise of the loss.
+
+    Args:
+        objective: The loss; the model has its own weights again afterwards.
+        weights: For each draw of the damage the damaged tensors by name.
+
+    Returns:
+        In nats per sample.
+    """
     before, rises = objective.value(), []
     for one in weights:
         with damaged(objective.model, one):

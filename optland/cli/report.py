@@ -176,6 +176,7 @@ def _result(run: OpenedRun) -> dict[str, str]:
 
 
 def _settings(a: argparse.Namespace) -> SurveySettings:
+    """The settings of the survey; what they refuse names the option."""
     try:
         return SurveySettings(
             num_points=a.points,

@@ -45,7 +45,12 @@ def say(text: str) -> None:
 
 
 def hanging(text: str, indent: int) -> str:
-    """A long line broken at the terminal's width, its other lines set in; whole in a file, where it is searched for."""
+    """A long line broken at the terminal's width, its other lines set in; whole in a file, where it is searched for.
+
+    Args:
+        text: One line.
+        indent: Columns by which its other lines are set in.
+    """
     if not sys.stdout.isatty():
         return text
     width = max(shutil.get_terminal_size().columns, indent + 30)

@@ -85,6 +85,7 @@ def _measured(name: str, device: str) -> Finding:
 
 
 def _subject(arguments: argparse.Namespace) -> Subject:
+    """The optimizer of an import path, looked for also in the present folder, and what it claims to be."""
     sys.path.insert(0, str(Path.cwd()))  # as of a script that is run here
     try:
         return subject_at(arguments.optimizer, arguments.claims)
@@ -93,6 +94,7 @@ def _subject(arguments: argparse.Namespace) -> Subject:
 
 
 def _line(of: str, finding: Finding) -> str:
+    """A finding as a line: status, of what, check, figure and its largest that passes, and what went wrong."""
     figure = "" if finding.figure != finding.figure else f"{finding.figure:.1e} of {finding.tolerance:.1e}"
     detail = "" if finding.status == Status.PASSED else finding.detail
     return f"{finding.status:15}{of:24}{finding.check:26}{figure:20} {detail}".rstrip()

@@ -95,6 +95,18 @@ def to_yaml(config: object, *, recipe: str | None = None, secrets: bool = True) 
         config: An instance of a schema dataclass.
         recipe: Written as the top-level key ``recipe`` where given, which makes the text a complete config.
         secrets: False hides API keys, passwords and the like, for a text that is kept or shown.
+
+    Returns:
+        Every key with its value, defaults included.
+
+    Example:
+        >>> import dataclasses
+        >>> @dataclasses.dataclass(frozen=True)
+        ... class Config:
+        ...     lr: float = 0.1
+        >>> print(to_yaml(Config(), recipe="mine"), end="")
+        recipe: mine
+        lr: 0.1
     """
     from omegaconf import OmegaConf
 

@@ -27,6 +27,10 @@ RENAMED = {"products": "max_matvecs", "max_products": "max_matvecs"}
 def closest(name: str, choices: Iterable[str]) -> str | None:
     """The choice that ``name`` was renamed to, or else is most like it; None when nothing is close.
 
+    Args:
+        name: What was written, with or without dashes.
+        choices: What could have been meant.
+
     Example:
         >>> closest("desity", ["points", "density"]), closest("products", ["points", "max_matvecs"])
         ('density', 'max_matvecs')
@@ -48,6 +52,9 @@ def did_you_mean(name: str, choices: Iterable[str]) -> str:
     Args:
         name: What was written.
         choices: What could have been meant.
+
+    Returns:
+        To be appended to the message of an error.
 
     Example:
         >>> did_you_mean("epoch", ["epochs", "seed"])

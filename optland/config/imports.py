@@ -25,6 +25,10 @@ _used: list[Path] = []
 def is_import_path(name: str) -> bool:
     """Whether a name has the form ``package.module:name``.
 
+    Args:
+        name: What the configuration says; a prefix of the package's own, such as ``torchvision:``, has to be asked for
+            before.
+
     Example:
         >>> is_import_path("mine.nets:build"), is_import_path("cnn"), is_import_path("torchvision:resnet18")
         (True, False, True)
@@ -34,7 +38,11 @@ def is_import_path(name: str) -> bool:
 
 @contextmanager
 def importing_from(folders: Sequence[Path]) -> Iterator[None]:
-    """Look for modules in these folders before the current one, while a config is read."""
+    """Look for modules in these folders before the current one, while a config is read.
+
+    Args:
+        folders: In the order in which they are searched; within one context in one thread or task.
+    """
     token = _before_here.set(tuple(folder.resolve() for folder in folders))
     try:
         yield
@@ -43,7 +51,11 @@ def importing_from(folders: Sequence[Path]) -> Iterator[None]:
 
 
 def imported_from() -> list[Path]:
-    """The folders that modules of the user's own were found in so far."""
+    """The folders that modules of the user's own were found in so far.
+
+    Returns:
+        In the order of their first use in this process, also for runs that have ended.
+    """
     return list(_used)
 
 
@@ -52,6 +64,9 @@ def imported(path: str) -> Any:
 
     Args:
         path: ``package.module:name``.
+
+    Returns:
+        The function, class or value; the module is run where it has not been imported yet.
 
     Raises:
         ValueError: No such path, module or name, or another module of that name is in use.
@@ -95,6 +110,9 @@ def given(path: str, function: Callable[..., Any], offered: Mapping[str, Any]) -
         path: Its import path, for the errors.
         function: The function or class.
         offered: Values by parameter name.
+
+    Returns:
+        Keyword arguments for the function. A function with ``**kwargs`` gets no more than the parameters that it names.
 
     Raises:
         ValueError: A parameter without a default gets no value.

@@ -33,7 +33,21 @@ class Builder:
     root: Any
 
     def section(self, schema: Any, value: Any, key: str, default: Any = None) -> Any:
-        """One dataclass; what is not given comes from ``default``, else from the fields' own defaults."""
+        """One dataclass; what is not given comes from ``default``, else from the fields' own defaults.
+
+        Args:
+            schema: A dataclass.
+            value: What the file and overrides have for it; None counts as empty.
+            key: Its full key; empty for the whole.
+            default: An instance whose fields stand for what is not given.
+
+        Returns:
+            An instance of the schema.
+
+        Raises:
+            ConfigError: An unknown key, a value of another type, a missing one, or one that the schema's own check
+                refuses.
+        """
         value = {} if value is None else value  # a heading whose lines are all commented out
         if not isinstance(value, Mapping):
             raise self._wrong(key, value, describe(schema))
@@ -70,7 +84,22 @@ class Builder:
         )
 
     def convert(self, kind: Any, value: Any, key: str, default: Any, nonfinite: bool) -> Any:
-        """One value as the annotation ``kind`` wants it."""
+        """One value as the annotation ``kind`` wants it.
+
+        Args:
+            kind: The annotation.
+            value: Plain data.
+            key: Its full key, for the errors.
+            default: What stands in a section for keys that are not given.
+            nonfinite: Whether NaN and infinity may be.
+
+        Returns:
+            The value, a list or tuple as the annotation says.
+
+        Raises:
+            ConfigError: The value is not of that type.
+            TypeError: A config cannot hold that type, which is a fault of the schema.
+        """
         origin, members = get_origin(kind), get_args(kind)
         if dataclasses.is_dataclass(kind):
             return self.section(kind, value, key, default if type(default) is kind else None)
@@ -108,6 +137,7 @@ class Builder:
             yield name, self.convert(member, item, join(key, name), None, nonfinite)
 
     def _union(self, members: tuple[Any, ...], value: Any, key: str, default: Any, nonfinite: bool) -> Any:
+        """The first member that takes the value; one of exactly the value's type is tried before the others."""
         if value is None and type(None) in members:
             return None
         concrete = [member for member in members if member is not type(None)]
@@ -180,7 +210,14 @@ class Builder:
 
 
 def plain(value: Any) -> Any:
-    """Dataclasses, tuples and paths as YAML knows them; ``${`` in a text stays a text."""
+    """Dataclasses, tuples and paths as YAML knows them; ``${`` in a text stays a text.
+
+    Args:
+        value: An instance of a schema, or any part of one.
+
+    Returns:
+        Nested dictionaries, lists and scalars.
+    """
     if dataclasses.is_dataclass(value):
         return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value) if f.init}
     if isinstance(value, Mapping):
@@ -193,7 +230,12 @@ def plain(value: Any) -> Any:
 
 
 def describe(kind: Any) -> str:
-    """An annotation in words."""
+    """An annotation in words.
+
+    Example:
+        >>> describe(float | None), describe(list[int]), describe(Literal["sgd", "adam"])
+        ('a number or null', 'a list of a whole number', 'one of sgd, adam')
+    """
     origin, members = get_origin(kind), get_args(kind)
     if origin is Literal:
         return "one of " + ", ".join(str(choice) for choice in members)

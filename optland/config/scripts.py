@@ -26,6 +26,12 @@ _PACKAGE = Path(__file__).resolve().parent.parent
 def roots(package: Path = _PACKAGE) -> list[Path]:
     """Folders that hold ``recipes/`` and ``configs/``: the user's own, then what the package ships.
 
+    Args:
+        package: Folder of the package; beside it lies a checkout's ``recipes``, or inside it ``_bundled``.
+
+    Returns:
+        One or two folders; a recipe of the first comes before one of the same name in the second.
+
     Raises:
         UserError: The environment names a folder that is not there.
     """
@@ -44,6 +50,13 @@ def recipe_name(script: str | Path) -> str:
 
     A copy that has kept the file name of a known recipe is called by its folder: ``mine/landscape_train.py`` is the
     recipe ``mine``.
+
+    Args:
+        script: Its path, from the present folder.
+
+    Example:
+        >>> recipe_name("recipes/mine.py"), recipe_name("anywhere/other.py")
+        ('mine', 'other')
     """
     path = Path(script).resolve()
     known = any((root / "recipes" / path.name).is_file() for root in roots())
@@ -75,7 +88,12 @@ class ScriptRecord:
 
     @classmethod
     def of(cls, script: Path, folder: Path) -> ScriptRecord:
-        """The record of a script for a run folder."""
+        """The record of a script for a run folder.
+
+        Args:
+            script: The recipe's script.
+            folder: The run folder; paths are kept as seen from it, so that run and project can be moved together.
+        """
         path, name = script.resolve(), recipe_name(script)
         imports = tuple(place for used in imported_from() for place in _places(used, folder))
         if path.parent.parent == roots()[-1]:
@@ -103,16 +121,27 @@ class ScriptRecord:
         """The script, wherever the run or the project has been moved to; None where it is not there.
 
         One with the text that made the run comes first, then one that was edited since.
+
+        Args:
+            folder: The run folder, where it lies now.
         """
         there = [path for path in self._candidates(folder) if path.is_file()]
         return next((path for path in there if self.is_text_of(path)), there[0] if there else None)
 
     def is_text_of(self, script: Path) -> bool:
-        """Whether the script reads as it did."""
+        """Whether the script reads as it did.
+
+        Args:
+            script: A file that is there.
+        """
         return _sum(script) == self.sha256
 
     def imports_from(self, folder: Path) -> list[Path]:
-        """The folders that modules were imported from, wherever run and project have been moved to together."""
+        """The folders that modules were imported from, wherever run and project have been moved to together.
+
+        Args:
+            folder: The run folder, where it lies now.
+        """
         return [folder / place for place in self.imports]
 
     def _candidates(self, folder: Path) -> Iterator[Path]:

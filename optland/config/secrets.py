@@ -33,6 +33,9 @@ _SHORTEST = 8  # a shorter value would be found inside ordinary words
 def is_secret(key: str) -> bool:
     """Whether the last part of a dotted key is the name of a secret.
 
+    Args:
+        key: A key with dots between its parts, or the name of an option without dashes.
+
     Example:
         >>> [is_secret(key) for key in ("log.api_key", "hf_token", "token", "model.pad_token", "model.key_dim")]
         [True, True, True, False, False]
@@ -42,6 +45,12 @@ def is_secret(key: str) -> bool:
 
 def redact(tree: Any) -> Any:
     """A configuration as plain data with every secret text hidden.
+
+    Args:
+        tree: Nested mappings, lists and scalars; it is not changed.
+
+    Returns:
+        The same with :data:`HIDDEN` for secrets; tuples become lists.
 
     Example:
         >>> redact({"lr": 0.1, "hub": {"token": "hf_abcdefgh", "url": "https://me:pass@host/x"}})
@@ -57,7 +66,15 @@ def redact(tree: Any) -> Any:
 
 
 def redact_item(item: str) -> str:
-    """A ``key=value`` item of a command line, the value hidden where the key names a secret."""
+    """A ``key=value`` item of a command line, the value hidden where the key names a secret.
+
+    Args:
+        item: As it stands on the command line, with dashes or without.
+
+    Example:
+        >>> redact_item("hub.token=abc"), redact_item("epochs=3")
+        ('hub.token=[redacted]', 'epochs=3')
+    """
     key, equals, value = item.partition("=")
     if equals and value and is_secret(key.lstrip("-+")):
         return f"{key}={HIDDEN}"
@@ -65,7 +82,15 @@ def redact_item(item: str) -> str:
 
 
 def redact_text(text: str) -> str:
-    """A text without passwords in URLs and without the values of secret environment variables."""
+    """A text without passwords in URLs and without the values of secret environment variables.
+
+    Args:
+        text: Any text. A value shorter than 8 letters is not looked for: it would be found inside ordinary words.
+
+    Example:
+        >>> redact_text("from https://me:pass@host/data")
+        'from https://[redacted]@host/data'
+    """
     for name, value in os.environ.items():
         if len(value) >= _SHORTEST and value in text and _ENVIRONMENT_NAME.match(name):
             text = text.replace(value, HIDDEN)

@@ -32,7 +32,17 @@ class Sources:
     overrides: dict[str, str] = field(default_factory=dict)
 
     def read(self, overrides: Sequence[str]) -> dict[str, Any]:
-        """The file with the overrides merged in and every ``${...}`` replaced by what it refers to."""
+        """The file with the overrides merged in and every ``${...}`` replaced by what it refers to.
+
+        Args:
+            overrides: ``key=value`` items, applied in order.
+
+        Returns:
+            Nested dictionaries, lists and scalars, as YAML 1.1 reads them; ``???`` stays as it is.
+
+        Raises:
+            ConfigError: No such file, no valid YAML, an override that is none, or a reference that leads nowhere.
+        """
         from omegaconf import OmegaConf
         from omegaconf.errors import OmegaConfBaseException
 
@@ -51,7 +61,12 @@ class Sources:
         return key in self.lines or key in self.overrides
 
     def error(self, key: str, message: str) -> ConfigError:
-        """A ConfigError that starts with the place that wrote ``key``, or the nearest section around it."""
+        """A ConfigError that starts with the place that wrote ``key``, or the nearest section around it.
+
+        Args:
+            key: A full key; empty for the whole file.
+            message: What is wrong there, and its fix.
+        """
         return ConfigError(f"{self._place(key)}: {message}")
 
     def _place(self, key: str) -> str:
@@ -155,7 +170,16 @@ class Sources:
 
 
 def join(key: str, name: object) -> str:
-    """A full key, one level deeper."""
+    """A full key, one level deeper.
+
+    Args:
+        key: A full key; empty at the top.
+        name: Name of an entry, or place in a list.
+
+    Example:
+        >>> join("optimizer", "lr"), join("", "seed"), join("policies", 0)
+        ('optimizer.lr', 'seed', 'policies.0')
+    """
     return f"{key}.{name}" if key else str(name)
 
 

@@ -79,6 +79,12 @@ class SAMModule:
     ) -> None:
         """Make all passes, and hand Lightning a closure that has nothing left to do.
 
+        Args:
+            epoch: As Lightning has it.
+            batch_idx: As Lightning has it.
+            optimizer: The module's optimizer, wrapped by Lightning.
+            optimizer_closure: Lightning's forward and backward of the last micro-batch.
+
         Raises:
             RuntimeError: ``configure_callbacks`` of the module leaves out that of the mixin.
         """

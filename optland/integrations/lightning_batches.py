@@ -28,6 +28,10 @@ class MicroBatches(Callback):  # type: ignore[misc,unused-ignore]  # Any, where 
 
     MSAM goes to w + eps before its only pass. It does so for each micro-batch, and the eps of all is the same; between
     them the weights are at w, for validation and checkpoints.
+
+    Attributes:
+        kept: Arguments of ``training_step`` for each micro-batch of the update, and the random state before it.
+        clones: Stand-ins for the module's metrics in further passes.
     """
 
     def __init__(self) -> None:
@@ -36,7 +40,12 @@ class MicroBatches(Callback):  # type: ignore[misc,unused-ignore]  # Any, where 
         self._losses = 0  # micro-batches of this update that had one
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
-        """Refuse what cannot be run again."""
+        """Refuse what cannot be run again.
+
+        Raises:
+            ValueError: Manual optimization, a ``training_step`` that takes its batches itself, or a strategy that steps
+                by itself.
+        """
         name = type(pl_module).__name__
         if not pl_module.automatic_optimization:
             raise ValueError(

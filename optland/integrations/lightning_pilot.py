@@ -72,7 +72,11 @@ class PilotCallback(Callback):  # type: ignore[misc,unused-ignore]  # Any, where
         self._steps = 0
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        """Make the pilot, or the one that a checkpoint holds."""
+        """Make the pilot, or the one that a checkpoint holds.
+
+        Raises:
+            TypeError: Manual optimization without ``loss_fn``, or a policy in control that turns the batch size.
+        """
         if self._loss_fn is None and not pl_module.automatic_optimization:
             raise TypeError(
                 "training_step of manual optimization steps, so that probes cannot run it; give "
@@ -102,7 +106,11 @@ class PilotCallback(Callback):  # type: ignore[misc,unused-ignore]  # Any, where
     def on_train_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """After the last micro-batch of an update: its batches, and their mean loss, undone by accumulation."""
+        """After the last micro-batch of an update: its batches, and their mean loss, undone by accumulation.
+
+        Raises:
+            ValueError: ``training_step`` has returned no loss for the first update.
+        """
         self._batches.append(batch)
         self._losses.append(loss_of(outputs))
         if trainer.global_step == self._steps:
@@ -140,5 +148,9 @@ class PilotCallback(Callback):  # type: ignore[misc,unused-ignore]  # Any, where
             return {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Keep the state of a checkpoint until there are optimizers."""
+        """Keep the state of a checkpoint until there are optimizers.
+
+        Args:
+            state_dict: From :meth:`state_dict`; an empty one lets the pilot begin anew.
+        """
         self._loaded = state_dict or None

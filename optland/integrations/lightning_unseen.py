@@ -24,12 +24,22 @@ __all__ = ["UnseenLoss", "arguments", "loss_of", "unseen"]
 
 
 def loss_of(output: Any) -> Any:
-    """The loss of what a training step returned: itself, or what stands under ``loss``; None for a skipped one."""
+    """The loss of what a training step returned: itself, or what stands under ``loss``; None for a skipped one.
+
+    Args:
+        output: A tensor, a dictionary, or None.
+    """
     return output.get("loss") if isinstance(output, Mapping) else output
 
 
 def arguments(module: Any, batch: Any, batch_idx: int) -> tuple[Any, ...]:
-    """What Lightning gives to ``training_step``: the batch, and its number where it is asked for."""
+    """What Lightning gives to ``training_step``: the batch, and its number where it is asked for.
+
+    Args:
+        module: A LightningModule.
+        batch: The batch.
+        batch_idx: Its number.
+    """
     found = inspect.signature(module.training_step).parameters.values()
     return (
         (batch, batch_idx) if len(found) > 1 or any(p.kind is p.VAR_POSITIONAL for p in found) else (batch,)

@@ -40,6 +40,9 @@ def read_state(folder: str | Path | None, rank: int) -> dict[str, Any] | None:
 
     Returns:
         The state; None without a checkpoint, and with a warning for one that holds none.
+
+    Raises:
+        UnpicklingError: The file holds more than tensors and plain values.
     """
     if folder is None:
         return None

@@ -16,7 +16,11 @@ __all__ = ["back_at_w", "begin_anew", "begin_passes", "called_off", "come_home",
 
 @contextmanager
 def back_at_w(optimizer: TwoPass) -> Iterator[None]:
-    """Run passes of a step; where they break off, the weights are put back and the step is called off."""
+    """Run passes of a step; where they break off, the weights are put back and the step is called off.
+
+    Args:
+        optimizer: The one whose passes are run; its gradients are lost where they break off.
+    """
     try:
         yield
     finally:
@@ -27,7 +31,11 @@ def back_at_w(optimizer: TwoPass) -> Iterator[None]:
 
 @contextmanager
 def called_off(optimizer: TwoPass) -> Iterator[None]:
-    """Run a part of a pass, after which the step goes on; where it fails, the step is called off."""
+    """Run a part of a pass, after which the step goes on; where it fails, the step is called off.
+
+    Args:
+        optimizer: The one whose pass it is; it may stay perturbed where the part succeeds.
+    """
     try:
         yield
     except BaseException:
@@ -36,7 +44,11 @@ def called_off(optimizer: TwoPass) -> Iterator[None]:
 
 
 def come_home(*optimizers: Optimizer) -> None:
-    """Put the weights back where a trainer's loop has left an update in the middle of a pass."""
+    """Put the weights back where a trainer's loop has left an update in the middle of a pass.
+
+    Args:
+        optimizers: Any; those of one pass are left alone.
+    """
     for optimizer in optimizers:
         if isinstance(optimizer, TwoPass):
             with back_at_w(optimizer):
@@ -44,7 +56,11 @@ def come_home(*optimizers: Optimizer) -> None:
 
 
 def begin_anew(optimizer: TwoPass) -> None:
-    """Drop what a step that a GradScaler has left out began; ``.grad`` stays, for trainers that zero it later."""
+    """Drop what a step that a GradScaler has left out began; ``.grad`` stays, for trainers that zero it later.
+
+    Args:
+        optimizer: The one whose next step begins.
+    """
     params = [p for group in optimizer.param_groups for p in group["params"]]
     kept = [p.grad for p in params]
     optimizer.zero_grad()

@@ -45,6 +45,9 @@ def create_optimizer_v2(model_or_params: Any, opt: str = "sam_sgd", **options: A
         **options: Those of the method (``rho``) and of timm (``lr``, ``weight_decay``, ``layer_decay``), told apart by
             their names.
 
+    Returns:
+        timm's optimizer, within the method where the name begins with one.
+
     Raises:
         ImportError: timm is not installed.
         ValueError: A name or an option is not known.
@@ -165,7 +168,11 @@ class NativeScaler:
         return self.scaler.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over what :meth:`state_dict`, here or in timm, has returned."""
+        """Take over what :meth:`state_dict`, here or in timm, has returned.
+
+        Args:
+            state: Of a GradScaler.
+        """
         self.scaler.load_state_dict(state)
 
 

@@ -17,11 +17,22 @@ class TrainerHost(Host):
     fixed = frozenset({"batch_size"})
 
     def can_turn(self, name: str) -> bool:
-        """As a plain loop, but for the batch size and the end."""
+        """As a plain loop, but for the batch size and the end.
+
+        Args:
+            name: A name of :class:`~optland.pilot.host.Host`'s, such as ``step_length``.
+        """
         return name == "stop" or (name not in self.fixed and super().can_turn(name))
 
     def lacking(self, name: str) -> str:
-        """As in a plain loop, but for the batch size."""
+        """As in a plain loop, but for the batch size.
+
+        Args:
+            name: What cannot be turned.
+
+        Returns:
+            Why, and what to do, for the message of an error.
+        """
         if name not in self.fixed:
             return super().lacking(name)
         return (
@@ -30,7 +41,11 @@ class TrainerHost(Host):
         )
 
     def pieces(self, batch: Any) -> list[Any]:
-        """The micro-batches of an update, single tensors among them; see :func:`together`."""
+        """The micro-batches of an update, single tensors among them; see :func:`together`.
+
+        Args:
+            batch: From :func:`together`, or a batch of the user's.
+        """
         return list(batch) if isinstance(batch, _Several) else super().pieces(batch)
 
 
@@ -42,6 +57,12 @@ def together(micro_batches: list[Any]) -> Any:
     """The batch of an update, of the micro-batches that a trainer has made of it.
 
     A list of tensors is one batch elsewhere, so that micro-batches that are tensors are marked as several.
+
+    Args:
+        micro_batches: At least one, as the trainer's loader gave them.
+
+    Returns:
+        The one micro-batch itself, or a list that the pilot takes for several.
     """
     if len(micro_batches) == 1:
         return micro_batches[0]

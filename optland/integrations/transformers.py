@@ -115,7 +115,16 @@ class SAMTrainer(Trainer):  # type: ignore[misc]  # transformers is not there wh
         return optimizer
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
-        """Train as the trainer does; a pilot goes on from the same checkpoint."""
+        """Train as the trainer does; a pilot goes on from the same checkpoint.
+
+        Args:
+            resume_from_checkpoint: A folder; True for the last one of ``output_dir``.
+            *args: As for the trainer.
+            **kwargs: As for the trainer.
+
+        Returns:
+            What the trainer returns.
+        """
         last = resume_from_checkpoint is True
         self.resumed_from = (
             get_last_checkpoint(self.args.output_dir) if last else str(resume_from_checkpoint or "") or None
@@ -125,7 +134,16 @@ class SAMTrainer(Trainer):  # type: ignore[misc]  # transformers is not there wh
     def training_step(
         self, model: nn.Module, inputs: Any, num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
-        """Forward and backward of a micro-batch; after the last one of an update, of all of them at w + eps."""
+        """Forward and backward of a micro-batch; after the last one of an update, of all of them at w + eps.
+
+        Args:
+            model: The model, as the trainer has wrapped it.
+            inputs: A micro-batch; it is kept until the update is made.
+            num_items_in_batch: Items (tokens) of the whole update; None where the trainer does not count them.
+
+        Returns:
+            The loss of pass one, detached, as the trainer divides it.
+        """
         optimizer = unwrapped(self.optimizer)
         kept = copy(inputs)  # what is done to the dictionary is not done to the one that comes again
         if not isinstance(optimizer, TwoPass):

@@ -39,7 +39,20 @@ class TrainerLoss:
         return self.trainer.get_batch_samples(iter([inputs]), 1, self.trainer.args.device)[1]
 
     def own(self, parts: list[Any]) -> Tensor:
-        """The mean over this process's part of the update, whatever the trainer divides by."""
+        r"""The mean over this process's part of the update, whatever the trainer divides by.
+
+        .. math:: \frac{N \sum_i \ell_i}{P \sum_i n_i}
+
+        for losses :math:`\ell_i` that the model has divided by the N items of the whole update, and :math:`n_i` items
+        in this process's micro-batches. P is the number of processes where the trainer counts items over all of them,
+        else 1. Of losses that are means it is their mean; where the trainer counts no items, their sum.
+
+        Args:
+            parts: This process's micro-batches of the update.
+
+        Returns:
+            A scalar.
+        """
         args, items = self.trainer.args, self.trainer.last_update[0][1]
         total: Tensor = torch.stack([loss for _, _, loss in self.trainer.last_update]).sum()
         if items is None:

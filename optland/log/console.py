@@ -53,6 +53,9 @@ class ConsoleLogger:
         every: Steps between two plain lines; evaluations and decisions are always shown.
         file: Where to write; standard output by default. Whether it is a terminal decides the form.
         console: A rich console to use in place of ``file``.
+
+    Raises:
+        ValueError: ``every`` is below 1.
     """
 
     def __init__(
@@ -88,7 +91,11 @@ class ConsoleLogger:
         self._task = self._progress.add_task("train", total=total_samples)
 
     def log(self, row: Mapping[str, Scalar]) -> None:
-        """Take the scalars of one step and show them when it is time."""
+        """Take the scalars of one step and show them when it is time.
+
+        Args:
+            row: With ``step``; ``samples`` moves the progress bar.
+        """
         step = int(row[STEP])
         self._latest.update(row)
         self._taken_at.update(dict.fromkeys(row, step))
@@ -113,7 +120,13 @@ class ConsoleLogger:
         self._print(f"{name}: {path}")
 
     def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-        """Print a table."""
+        """Print a table.
+
+        Args:
+            name: Its title.
+            columns: A name for each column.
+            rows: Cells of each row; numbers are shown with four digits.
+        """
         table = Table(title=self._text(name))
         for column in columns:
             table.add_column(self._text(column), overflow="fold")  # a name is never cut
@@ -122,7 +135,12 @@ class ConsoleLogger:
         self._console.print(table)
 
     def finish(self, summary: Mapping[str, object], exit_code: int = 0) -> None:
-        """Close the live display and print the summary, with the verdict as a paragraph and what to try on a line."""
+        """Close the live display and print the summary, with the verdict as a paragraph and what to try on a line.
+
+        Args:
+            summary: Closing values; what is no verdict and no advice is a row of the table.
+            exit_code: Other than 0 stands in the title.
+        """
         self._stop()
         ending = "stopped" if "summary/stopped" in summary else "failed"
         title = "Summary" if exit_code == 0 else f"Summary ({ending}, exit code {exit_code})"
@@ -269,7 +287,16 @@ def _duration(seconds: float) -> str:
 
 
 def describe_event(event: Mapping[str, object]) -> str:
-    """A decision in one line: who changed what, from what to what, and why."""
+    """A decision in one line: who changed what, from what to what, and why.
+
+    Args:
+        event: As :meth:`optland.log.Logger.event` has it.
+
+    Example:
+        >>> change = {"actuator": "batch_size", "old": 32, "new": 64}
+        >>> describe_event({"step": 7, "policy": "noise_batch", **change, "reason": "noise scale 80"})
+        'step 7: noise_batch: batch_size 32 -> 64: noise scale 80'
+    """
     values = (_number(event.get(name)) for name in ("old", "new"))
     change = change_in_words(event.get("actuator"), *values, taken=bool(event.get("taken", True)))
     return f"step {event.get(STEP)}: {event.get('policy')}: {change}: {event.get('reason')}"

@@ -18,7 +18,11 @@ Alert = tuple[str, str, str]
 
 
 def event_row(event: Mapping[str, object]) -> list[object]:
-    """A decision under :data:`EVENT_COLUMNS`: the step a number, ``taken`` a boolean, all else text."""
+    """A decision under :data:`EVENT_COLUMNS`: the step a number, ``taken`` a boolean, all else text.
+
+    Args:
+        event: As :meth:`optland.log.Logger.event` has it.
+    """
     return [
         event.get(column) if column in (STEP, "taken") else redact_text(str(event.get(column)))
         for column in EVENT_COLUMNS
@@ -26,7 +30,15 @@ def event_row(event: Mapping[str, object]) -> list[object]:
 
 
 def event_alert(event: Mapping[str, object], step: int) -> Alert | None:
-    """The alert of a decision: a rewind has one, and a finding of the doctor's."""
+    """The alert of a decision: a rewind has one, and a finding of the doctor's.
+
+    Args:
+        event: As :meth:`optland.log.Logger.event` has it.
+        step: The update, for the title.
+
+    Returns:
+        Title, text and level; None for all other decisions.
+    """
     if event.get("policy") == "doctor":
         symptom, _, text = str(event.get("reason")).partition(": ")
         return f"doctor: {symptom} at step {step}", text, "WARN"
@@ -36,7 +48,15 @@ def event_alert(event: Mapping[str, object], step: int) -> Alert | None:
 
 
 def loss_alert(row: Mapping[str, Scalar], step: int) -> Alert | None:
-    """The alert of a row: a loss that is not finite has one."""
+    """The alert of a row: a loss that is not finite has one.
+
+    Args:
+        row: The scalars of one step.
+        step: The update, for the title.
+
+    Returns:
+        Title, text and level; None where the loss is finite or not there.
+    """
     loss = row.get("train/loss")
     if not isinstance(loss, float) or math.isfinite(loss):
         return None
@@ -45,6 +65,10 @@ def loss_alert(row: Mapping[str, Scalar], step: int) -> Alert | None:
 
 def as_markdown(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     r"""A table as Markdown, for those who show text alone.
+
+    Args:
+        columns: A name for each column.
+        rows: Cells of each row; a bar in one is escaped.
 
     Example:
         >>> as_markdown(["step", "reason"], [[3, "a|b"]]).splitlines()

@@ -29,6 +29,9 @@ class Guest:
     Args:
         whose: The run in words, for warnings.
         prefix: What is put before every key.
+
+    Raises:
+        TypeError: The prefix is no text.
     """
 
     def __init__(self, whose: str, prefix: str) -> None:
@@ -46,7 +49,12 @@ class Guest:
     # ------------------------------------------------------------------ what a subclass writes
 
     def write(self, row: Row, step: int) -> None:
-        """Write one row, whose keys have their prefix."""
+        """Write one row, whose keys have their prefix.
+
+        Args:
+            row: Numbers, texts and truths by key.
+            step: The update, for runs that want it beside the row.
+        """
         raise NotImplementedError
 
     def write_image(self, name: str, path: Path) -> None:
@@ -65,7 +73,11 @@ class Guest:
     # ------------------------------------------------------------------ the interface of loggers
 
     def log(self, row: Mapping[str, Scalar]) -> None:
-        """Write the scalars of one step."""
+        """Write the scalars of one step.
+
+        Args:
+            row: As :meth:`optland.log.Logger.log` has it; without ``step`` it counts as of the step before.
+        """
         self._step = int(row.get(STEP, self._step))
         self._safely(lambda: self.write(self._prefixed(row), self._step))
 
@@ -103,7 +115,11 @@ class Guest:
         return {"events": [list(event) for event in self._events]}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on with the decisions of the run before."""
+        """Go on with the decisions of the run before.
+
+        Args:
+            state: From :meth:`state_dict`; the table of :meth:`close` has these decisions too.
+        """
         self._events = [list(event) for event in state["events"]]
 
     def _prefixed(self, row: Mapping[str, object]) -> Row:
@@ -130,6 +146,9 @@ class Guest:
 
 def numbers(row: Mapping[str, Any]) -> dict[str, float]:
     """What of a row is a number; truth counts as 1 and 0.
+
+    Args:
+        row: Values by key.
 
     Example:
         >>> numbers({"edge/ratio": 0.5, "edge/resolved": True, "summary/advice": "none"})

@@ -31,6 +31,9 @@ class JsonlLogger:
     Args:
         path: The file; its folder is made where missing, and an existing file is continued.
 
+    Attributes:
+        path: The file.
+
     Example:
         >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
@@ -61,12 +64,22 @@ class JsonlLogger:
         self._write("image", {"step": self._step, "name": name, "path": path})
 
     def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-        """Write a table as one object per row, so that its numbers keep their names."""
+        """Write a table as one object per row, so that its numbers keep their names.
+
+        Args:
+            name: Its key.
+            columns: A name for each column.
+            rows: As many cells each as there are columns.
+        """
         named = [dict(zip(columns, row, strict=True)) for row in rows]
         self._write("table", {"step": self._step, "name": name, "rows": named})
 
     def finish(self, summary: Mapping[str, object], exit_code: int = 0) -> None:
         """Write the summary.
+
+        Args:
+            summary: Closing values.
+            exit_code: Kept under ``exit_code``.
 
         Raises:
             OSError: Lines of the record could not be written, and this was the last attempt.
@@ -76,7 +89,14 @@ class JsonlLogger:
             self._append()
 
     def read(self, kind: str | None = None) -> list[dict[str, Any]]:
-        """The record as :func:`read_jsonl` reads it, with the lines that are not on the disk yet."""
+        """The record as :func:`read_jsonl` reads it, with the lines that are not on the disk yet.
+
+        Args:
+            kind: Only lines of this kind, such as ``"row"``; None for all.
+
+        Returns:
+            In the order in which they were logged.
+        """
         waiting = [_decode(json.loads(line)) for line in self._waiting]
         return read_jsonl(self.path, kind) + [item for item in waiting if kind in (None, item["kind"])]
 
@@ -86,7 +106,11 @@ class JsonlLogger:
         return {"lines": count + len(self._waiting)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Drop every line that was written after the state was taken: the resumed run writes it again."""
+        """Drop every line that was written after the state was taken: the resumed run writes it again.
+
+        Args:
+            state: From :meth:`state_dict`; lines are counted, so that two rows of one step are told apart.
+        """
         self._keep(lambda index, _: index < int(state["lines"]))
 
     def truncate_after(self, step: int) -> None:
@@ -148,6 +172,9 @@ def read_jsonl(path: str | Path, kind: str | None = None) -> list[dict[str, Any]
         path: The file. A last line that a crash cut short is left out.
         kind: Only lines of this kind, such as ``"row"``.
 
+    Returns:
+        In the order of the file; none where there is no file.
+
     Raises:
         ValueError: If a line other than the last is not JSON: the file is then damaged, not cut short.
     """
@@ -156,7 +183,10 @@ def read_jsonl(path: str | Path, kind: str | None = None) -> list[dict[str, Any]
 
 
 def _lines(path: Path) -> list[str]:
-    """The complete lines of a record; the last is complete only if it parses."""
+    """The complete lines of a record; the last is complete only if it parses.
+
+    A write that a crash cut short leaves a last line that does not, which is no fault of the file.
+    """
     if not path.exists():
         return []
     *lines, tail = path.read_text(encoding="utf-8", errors="replace").split("\n")

@@ -119,7 +119,11 @@ class LoggerGroup:
         self._members = _named(loggers)
 
     def only(self, *loggers: Logger | None) -> LoggerGroup:
-        """A group of those of its members that still work."""
+        """A group of those of its members that still work.
+
+        Args:
+            loggers: The same objects, not equal ones; None is passed over.
+        """
         kept = (member for member in self._members.values() if any(member is one for one in loggers))
         return LoggerGroup(list(kept))
 
@@ -148,7 +152,11 @@ class LoggerGroup:
         self._each(lambda _, member: member.close() if isinstance(member, Guest) else None)
 
     def state_dict(self) -> dict[str, Any]:
-        """The states of the members that work, by class name."""
+        """The states of the members that work, by class name.
+
+        Returns:
+            By ``WandbLogger``, ``WandbLogger-2`` ..., in the order of the members.
+        """
         states: dict[str, Any] = {}
 
         def save(name: str, member: Logger) -> None:

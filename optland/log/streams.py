@@ -73,7 +73,11 @@ def steady() -> Iterator[Outcome]:
 
 
 def let_go(stream: IO[str]) -> None:
-    """Send what a stream whose reader has left still holds, and all that comes after it, to the null device."""
+    """Send what a stream whose reader has left still holds, and all that comes after it, to the null device.
+
+    Args:
+        stream: A text stream with a descriptor; any other is left as it is.
+    """
     with contextlib.suppress(OSError, ValueError):  # a stream of the user's own that has no descriptor
         _discard(stream.fileno())
 
@@ -100,6 +104,7 @@ def _null() -> TextIO:
 
 
 def _discard(descriptor: int) -> None:
+    """Point a descriptor at the null device, so that what buffers above it still hold is written without an error."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, descriptor)
     os.close(nowhere)

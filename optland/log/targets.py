@@ -50,6 +50,9 @@ def into(log: Any, *, prefix: str = "optland/", commit: bool | None = None, aler
             raise an alert. An alert is a mail or a message to a team's channel, so in somebody's own run it is sent
             only where asked for.
 
+    Returns:
+        The logger of the kind in the table of the module.
+
     Raises:
         TypeError: Nothing can be written into ``log``.
         ValueError: ``log`` is None: there is no run yet.
@@ -100,6 +103,10 @@ def as_logger(log: Any) -> Logger:
 
     Args:
         log: A :class:`~optland.log.Logger`, or what :func:`into` takes.
+
+    Raises:
+        TypeError: Nothing can be written into ``log``.
+        ValueError: ``log`` is None.
 
     Example:
         >>> from optland.log import NullLogger

@@ -48,6 +48,9 @@ class Unwritten:
             name: The file, as the user knows it.
             kinds: What else than ``OSError`` is no reason to end.
             left: What is there instead.
+
+        Returns:
+            A context manager; a failure of another kind goes through it.
         """
         return _Attempt(self, name, (OSError, *kinds), left)
 
@@ -68,7 +71,11 @@ class Unwritten:
             warnings.warn(message, RuntimeWarning, stacklevel=3)  # where it was to be written
 
     def wrote(self, name: str) -> None:
-        """Take down that a file which failed before is there now."""
+        """Take down that a file which failed before is there now.
+
+        Args:
+            name: The file, as the user knows it.
+        """
         if name in self._files:
             self._files[name].missing = False
 

@@ -32,6 +32,9 @@ def key_of(name: str) -> Key | None:
     Args:
         name: As it is logged, without a prefix; ``_error`` and a word after a space belong to the key.
 
+    Returns:
+        The entry; of a pattern such as ``probe/age_<probe>`` that of the pattern.
+
     Example:
         >>> key_of("edge/ratio_error").name, key_of("probe/age_edge").name, key_of("edge/ration")
         ('edge/ratio', 'probe/age_<probe>', None)

@@ -45,12 +45,25 @@ _PATIENCE = 30.0  # seconds; a wandb that takes longer to be imported is asked n
 
 
 def without_empty(environment: Mapping[str, str]) -> dict[str, str]:
-    """The environment without those of wandb's variables that are set to nothing."""
+    """The environment without those of wandb's variables that are set to nothing.
+
+    Args:
+        environment: Variables by name; it is not changed.
+
+    Example:
+        >>> without_empty({"WANDB_MODE": " ", "WANDB_NAME": "mine", "HOME": ""})
+        {'WANDB_NAME': 'mine', 'HOME': ''}
+    """
     return {k: v for k, v in environment.items() if v.strip() or not k.startswith(PREFIX)}
 
 
 def setting(variable: str, value: object) -> object:
-    """The environment's word where it says anything, read here because wandb reads its variables once per process."""
+    """The environment's word where it says anything, read here because wandb reads its variables once per process.
+
+    Args:
+        variable: Name of an environment variable.
+        value: What counts where it is unset or empty.
+    """
     return os.environ.get(variable, "").strip() or value
 
 
@@ -76,6 +89,7 @@ def check_environment() -> None:
 
 
 def _fault(name: str, value: str) -> str:
+    """What is wrong with a variable that is checked here; empty where nothing is, or where wandb has to be asked."""
     rule = _RULES.get(name.removeprefix(PREFIX))
     return rule(value) if rule is not None else ""
 

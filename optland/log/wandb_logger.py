@@ -115,7 +115,11 @@ class WandbLogger:
         return None if self._run is None else self._run.folder
 
     def view_command(self) -> str | None:
-        """The shell command that shows the run in the terminal; None where there is nothing to show."""
+        """The shell command that shows the run in the terminal; None where there is nothing to show.
+
+        Returns:
+            A line to be typed in the folder that this process was started in.
+        """
         folder = self.run_dir
         if folder is None:
             return None
@@ -124,7 +128,16 @@ class WandbLogger:
         return f"{shlex.quote(program)} leet {shlex.quote(os.path.relpath(folder))}"
 
     def log(self, row: Mapping[str, Scalar]) -> None:
-        """Write the scalars of one step; the first loss that is not finite also raises an alert."""
+        """Write the scalars of one step; the first loss that is not finite also raises an alert.
+
+        Args:
+            row: The scalars of one step; what names a secret is hidden.
+
+        Raises:
+            RuntimeError: wandb has failed before, the run is over, or this process was forked from the run's own.
+            TimeoutError: Too many rows are waiting for wandb.
+            PermissionError: The folder cannot be written to.
+        """
         self._note_step(row)
         self._send("log", {STEP: self._step, **redact(row)})
         alert = loss_alert(row, self._step)
@@ -143,6 +156,10 @@ class WandbLogger:
     def image(self, name: str, path: Path) -> None:
         """Upload an image.
 
+        Args:
+            name: Its key.
+            path: The file, read by the run's thread later: it has to stay there.
+
         Raises:
             FileNotFoundError: There is no such file.
         """
@@ -151,11 +168,21 @@ class WandbLogger:
         self._send("image", self._step, name, os.path.abspath(path))
 
     def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-        """Upload a table."""
+        """Upload a table.
+
+        Args:
+            name: Its key.
+            columns: A name for each column.
+            rows: Cells of each row; what names a secret is hidden.
+        """
         self._send("table", self._step, name, list(columns), redact([list(row) for row in rows]))
 
     def finish(self, summary: Mapping[str, object], exit_code: int = 0) -> None:
         """Write the decisions and the summary, and wait for wandb, at most ``timeout`` seconds.
+
+        Args:
+            summary: Closing values.
+            exit_code: Other than 0 marks the run as failed.
 
         Raises:
             TimeoutError: wandb did not answer in that time.
@@ -184,7 +211,14 @@ class WandbLogger:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on with the same run id."""
+        """Go on with the same run id.
+
+        Args:
+            state: From :meth:`state_dict`.
+
+        Raises:
+            RuntimeError: A row was logged before.
+        """
         if self._started:
             raise RuntimeError("the wandb run has started already: load its state before the first row")
         self._run_id = state["run_id"]

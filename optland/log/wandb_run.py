@@ -113,6 +113,9 @@ class Run:
             directory: Folder under which wandb makes its own.
             argv: The command line to record.
             options: Everything else for ``wandb.init``.
+
+        Raises:
+            TimeoutError: The run was closed before it had begun.
         """
         _open.add(self)
         self._mode, self._options = mode, {"dir": directory, **options}
@@ -206,6 +209,7 @@ class Run:
         self._mode = "offline"
 
     def _init(self) -> Any:
+        """Begin the run in wandb, without its console capture and without questions."""
         import wandb
 
         if self._closed:
@@ -241,7 +245,11 @@ class Run:
 
 
 def new_id() -> str:
-    """A fresh id of a run."""
+    """A fresh id of a run.
+
+    Returns:
+        Eight hexadecimal digits, as wandb's own.
+    """
     return uuid.uuid4().hex[:8]
 
 
@@ -285,6 +293,7 @@ def _command_line(argv: Sequence[str]) -> Iterator[None]:
 
 
 def _teardown() -> None:
+    """End wandb's service; what wandb says where it is gone already is no news."""
     import wandb
 
     # Where the service is gone, wandb says so by whatever exception comes first: that is no news here.

@@ -61,7 +61,11 @@ class Worker:
             raise TimeoutError(f"it does not answer: orders of {waiting} characters are waiting")
 
     def ended(self, seconds: float) -> bool:
-        """Whether the thread ends within so many seconds: the last order is obeyed, or one has failed."""
+        """Whether the thread ends within so many seconds: the last order is obeyed, or one has failed.
+
+        Args:
+            seconds: How long to wait; 0 or less only looks.
+        """
         self._thread.join(max(0.0, seconds))
         return not self._thread.is_alive()
 

@@ -36,7 +36,11 @@ class Descent:
     escapes: Sequence[tuple[float, float]] = ()
 
     def left(self, surface: Surface | None = None) -> bool:
-        """Whether it ended below its start and every saddle of the surface, by more than rounding."""
+        """Whether it ended below its start and every saddle of the surface, by more than rounding.
+
+        Args:
+            surface: What it went over; without one the loss at its start is the level.
+        """
         points = surface.points if surface is not None else ()
         saddles = [surface.objective(*p.at).value() for p in points if surface and p.kind != "minimum"]
         level = min([self.loss[0], *saddles])
@@ -71,6 +75,7 @@ def plot_escapes(
 
 
 def _style(number: int) -> dict[str, Any]:
+    """Colour and dashes of the line with this number; eight colours, then the next dashes."""
     return {"color": _WHEEL[number % len(_WHEEL)], "linestyle": _LINES[number // len(_WHEEL) % len(_LINES)]}
 
 

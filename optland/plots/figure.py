@@ -30,6 +30,10 @@ COLOURS = {"blue": "#2b6cb0", "red": "#c53030", "green": "#2f855a", "grey": "#71
 def figure(width: float, height: float) -> Figure:
     """An empty figure through the object interface: no display, no change to the user's own pyplot.
 
+    Args:
+        width: In inches.
+        height: In inches.
+
     Raises:
         UserError: matplotlib is not installed.
     """
@@ -47,6 +51,11 @@ def figure(width: float, height: float) -> Figure:
 def fitted(page: Figure, text: str, *, size: float = 9) -> str:
     r"""A title broken into lines that the figure has room for; the lines that it has stay.
 
+    Args:
+        page: The figure, whose width decides.
+        text: The title.
+        size: Of its letters, in points.
+
     Example:
         >>> fitted(figure(3, 2), "one two three four five six seven eight nine ten")
         'one two three four five six seven eight\nnine ten'
@@ -56,7 +65,11 @@ def fitted(page: Figure, text: str, *, size: float = 9) -> str:
 
 
 def tidy_depth(axis: Any) -> None:
-    """Few small figures on the axes of a surface, or they run into each other."""
+    """Few small figures on the axes of a surface, or they run into each other.
+
+    Args:
+        axis: A three-dimensional axis.
+    """
     for one in (axis.xaxis, axis.yaxis, axis.zaxis):
         one.set_major_locator(_few())
         one.set_tick_params(labelsize=8)
@@ -104,8 +117,18 @@ def save(page: Figure, path: str | Path | None) -> Figure:
         page: The figure.
         path: Where to; None writes nothing.
 
+    Returns:
+        The same figure.
+
     Raises:
         OSError: It could not be written; nothing is left behind.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = save(figure(3, 2), Path(folder) / "empty.svg")
+        ...     [file.name for file in Path(folder).iterdir()]
+        ['empty.svg']
     """
     if path is None:
         return page

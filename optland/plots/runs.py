@@ -120,7 +120,10 @@ def _several(panels: Mapping[str, Mapping[str, Sequence[Curve]]]) -> bool:
 
 
 def _series(rows: Sequence[Row], key: str) -> tuple[list[float], list[float]]:
-    """Steps and values of the rows that have ``key`` with a finite value."""
+    """Steps and values of the rows that have ``key`` with a finite value.
+
+    Two keys of one row may so have series of different lengths.
+    """
     pairs = [(r["step"], r[key]) for r in rows if r.get(key) is not None and math.isfinite(r[key])]
     return [float(s) for s, _ in pairs], [float(v) for _, v in pairs]
 
@@ -235,13 +238,26 @@ def _shown(sizes: Sequence[float]) -> tuple[float, float]:
 
 
 def gradient_layers(rows: Sequence[Row]) -> list[str]:
-    """The layers whose gradients were logged, in the order of the model."""
+    """The layers whose gradients were logged, in the order of the model.
+
+    Args:
+        rows: Logged rows; the quantiles have keys of their own for each layer.
+    """
     found = (key.partition(" ")[2] for row in rows for key in row if key.startswith("layer/grad_q50 "))
     return list(dict.fromkeys(found))
 
 
 def gradient_bands(rows: Sequence[Row], layer: str) -> tuple[list[float], list[list[float]]]:
-    """Updates, and for each quantile its values."""
+    """Updates, and for each quantile its values.
+
+    Args:
+        rows: Logged rows.
+        layer: One of :func:`gradient_layers`.
+
+    Returns:
+        Steps, and a list for each of :data:`QUANTILES`, of the sizes of the layer's gradient entries; values that are
+        not finite are left out.
+    """
     series = [_series(rows, gradient_key(layer, q)) for q in QUANTILES]
     return series[0][0], [values for _, values in series]
 

@@ -50,7 +50,16 @@ LOG_FROM = 100.0
 
 
 def surface(found: Slice, *, line: Sequence[tuple[float, float]] = (), log: bool | None = None) -> Chart:
-    """A surface to turn, with a point at the weights and at every marker; ``log`` as :func:`is_log` by default."""
+    """A surface to turn, with a point at the weights and at every marker; ``log`` as :func:`is_log` by default.
+
+    Args:
+        found: A plane.
+        line: Places of a path in multiples of the directions, drawn in place of the markers.
+        log: Whether heights are shown by their logarithm.
+
+    Returns:
+        Axes are in units of the weights' norm; points without a finite loss stay empty, and six digits are kept.
+    """
     x, y = _axes(found)
     z, title = _height(found.loss, is_log([found]) if log is None else log)
     data: list[dict[str, Any]] = [
@@ -84,7 +93,13 @@ def surface(found: Slice, *, line: Sequence[tuple[float, float]] = (), log: bool
 
 
 def contour(found: Slice, *, line: Sequence[tuple[float, float]] = (), log: bool | None = None) -> Chart:
-    """The same as a map."""
+    """The same as a map.
+
+    Args:
+        found: A plane.
+        line: Places of a path in multiples of the directions, drawn in place of the markers.
+        log: Whether heights are shown by their logarithm.
+    """
     x, y = _axes(found)
     z, title = _height(found.loss, is_log([found]) if log is None else log)
     data: list[dict[str, Any]] = [
@@ -106,7 +121,14 @@ def contour(found: Slice, *, line: Sequence[tuple[float, float]] = (), log: bool
 
 
 def is_log(slices: Sequence[Slice]) -> bool:
-    """Whether surfaces that are to be compared are shown by their logarithm, all of them or none."""
+    """Whether surfaces that are to be compared are shown by their logarithm, all of them or none.
+
+    Args:
+        slices: Planes that are looked at beside each other.
+
+    Returns:
+        True where all values are positive and the largest is over 100 times the smallest.
+    """
     if not slices:
         return False
     seen = torch.cat([found.loss.flatten() for found in slices])
@@ -115,7 +137,11 @@ def is_log(slices: Sequence[Slice]) -> bool:
 
 
 def align(charts: Sequence[Chart]) -> None:
-    """Give charts of one kind the same axes and colours, so that they can be compared by eye."""
+    """Give charts of one kind the same axes and colours, so that they can be compared by eye.
+
+    Args:
+        charts: Of one kind; they are changed in place. Where one has set a range, that stands for its data.
+    """
     if len(charts) < 2:
         return
     for axis in ("x", "y", "z"):
@@ -216,7 +242,11 @@ def extremes(portrait: Portrait) -> Chart:
 
 
 def rays(found: Rays) -> Chart:
-    """Second differences against the Hessian along each ray."""
+    """Second differences against the Hessian along each ray.
+
+    Args:
+        found: Second differences at h and h / 2, and the Hessian's curvature, of each ray.
+    """
     exact = [r[2] for r in found.per_ray]
     data: list[dict[str, Any]] = [
         {
@@ -260,7 +290,11 @@ def rate(found: RateSensitivity) -> Chart:
 
 
 def sharpness(found: MinimaComparison) -> Chart:
-    """Rise of the loss in every sense, a group of bars for each minimum."""
+    """Rise of the loss in every sense, a group of bars for each minimum.
+
+    Args:
+        found: One minimum or several, with the same measures.
+    """
     colours = (BLUE, ORANGE, GREEN, RED, GREY)
     labels = [label.replace(", ", "<br>") for label in found.minima[0].labels.values()]
     data = [
@@ -301,7 +335,11 @@ def paths(found: Connection) -> Chart:
 
 
 def dimension(found: EffectiveDimension) -> Chart:
-    """Share of the squared length of the gradients in their first directions."""
+    """Share of the squared length of the gradients in their first directions.
+
+    Args:
+        found: The squared lengths of the gradients along their principal directions.
+    """
     share = (found.values.cumsum(0) / found.values.sum()).tolist()
     places = list(range(1, len(share) + 1))
     data = [

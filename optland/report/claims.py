@@ -53,7 +53,15 @@ NAMES = {
 def claims_table(
     rows: Sequence[Row], columns: Sequence[str] = COLUMNS
 ) -> tuple[list[str], list[list[str | float]]]:
-    """Columns and rows of the table, as text and numbers; of the columns that are asked for."""
+    """Columns and rows of the table, as text and numbers; of the columns that are asked for.
+
+    Args:
+        rows: The table.
+        columns: Some of :data:`COLUMNS`, in the order in which they shall stand.
+
+    Returns:
+        The columns, and a list of cells for each row; p is a number, all else text.
+    """
     kept = [COLUMNS.index(name) for name in columns]
     return list(columns), [[cells[k] for k in kept] for cells in map(_cells, rows)]
 
@@ -105,6 +113,9 @@ def plot_claims(rows: Sequence[Row], path: str | Path | None = None) -> Figure:
     Args:
         rows: The table.
         path: Where to write the picture as well; None writes nothing.
+
+    Returns:
+        The figure; what lies beyond three times the nearer end is drawn at three.
 
     Raises:
         UserError: matplotlib is not installed.

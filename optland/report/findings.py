@@ -91,6 +91,9 @@ def connections(
         seed: Of the curves.
         partial: Folder for the paths that are done; an interrupted search goes on from there.
 
+    Returns:
+        By ``"first to second"``.
+
     Raises:
         ValueError: Two of them are of different architectures.
     """
@@ -113,6 +116,9 @@ def follow(objective: Objective, checkpoints: Mapping[str, Vector], *, num_point
         objective: The loss.
         checkpoints: Weights by name, at least three, in the order of training; the last is the origin of the plane.
         num_points: Of a side.
+
+    Returns:
+        The plane of the two principal components of the path, the loss over it, and the names.
 
     Raises:
         ValueError: Fewer than three checkpoints, or they lie on a line.

@@ -55,6 +55,9 @@ def investigate(
         results: What stands first in its summary, by checkpoint and name: accuracy, optimizer, learning rate, verdict.
         rows: By checkpoint, those that its run logged up to there.
 
+    Returns:
+        The findings, for :func:`~optland.report.write_report`. Each objective has its own weights again.
+
     Raises:
         ValueError: A pair of different architectures, a path of fewer than three points, or settings that cannot be.
     """

@@ -16,7 +16,12 @@ __all__ = ["Block", "Card", "Named", "Part", "Table", "render"]
 
 @dataclass(frozen=True)
 class Named:
-    """A cell: a name to read, and the complete one below it."""
+    """A cell: a name to read, and the complete one below it.
+
+    Attributes:
+        words: The name to read.
+        exact: The complete name.
+    """
 
     words: str
     exact: str
@@ -24,7 +29,12 @@ class Named:
 
 @dataclass(frozen=True)
 class Card:
-    """One checkpoint in the summary: its name, and facts by their names."""
+    """One checkpoint in the summary: its name, and facts by their names.
+
+    Attributes:
+        title: Name of the checkpoint.
+        facts: Texts by their names, in the order in which they stand.
+    """
 
     title: str
     facts: Mapping[str, str]
@@ -32,7 +42,12 @@ class Card:
 
 @dataclass(frozen=True)
 class Table:
-    """Columns and rows; numbers are shown with four digits."""
+    """Columns and rows; numbers are shown with four digits.
+
+    Attributes:
+        columns: A name for each column.
+        rows: As many cells each as there are columns; NaN leaves a cell empty, and a :class:`Named` has two lines.
+    """
 
     columns: Sequence[str]
     rows: Sequence[Sequence[object]]
@@ -57,7 +72,13 @@ class Block:
 
 @dataclass(frozen=True)
 class Part:
-    """A heading of the first order and what belongs under it."""
+    """A heading of the first order and what belongs under it.
+
+    Attributes:
+        title: The heading.
+        blocks: Findings.
+        lead: A sentence before them.
+    """
 
     title: str
     blocks: Sequence[Block]
@@ -79,6 +100,9 @@ def render(
         notes: Sentences about what is not as it should be.
         parts: The findings.
         summary: What comes first, a card for each checkpoint; without one, ``about`` does.
+
+    Returns:
+        HTML with plotly's script in it, some 5 MB; texts are escaped, and numbers of charts must be finite or None.
 
     Raises:
         UserError: plotly, whose script the page carries, is not installed.

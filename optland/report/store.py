@@ -23,6 +23,10 @@ class Store:
         folder: Where; None keeps nothing.
         name: Of the subject.
         key: What else decides the results, see :func:`key_of`.
+
+    Attributes:
+        folder: Where; None keeps nothing.
+        stem: What the names of its files begin with.
     """
 
     def __init__(self, folder: str | Path | None, name: str, key: str) -> None:
@@ -36,7 +40,13 @@ class Store:
         return None if self.folder is None else self.folder / f"{self.stem}-{part}"
 
     def of(self, part: str, kind: type[T], make: Callable[[], T]) -> T:
-        """The result of that part, made now if it is not there, or was torn by an interruption."""
+        """The result of that part, made now if it is not there, or was torn by an interruption.
+
+        Args:
+            part: Name of the part.
+            kind: Its type, by which it is read again.
+            make: Measures it.
+        """
         path = self.path(part)
         if path is None:
             return make()
@@ -50,7 +60,12 @@ class Store:
 
 
 def key_of(settings: Mapping[str, object], *objectives: Objective) -> str:
-    """Eight digits that distinguish subjects by weights, data and settings."""
+    """Eight digits that distinguish subjects by weights, data and settings.
+
+    Args:
+        settings: What else decides the results, by name.
+        objectives: The losses at their present weights; of each parameter sum and norm count, not every entry.
+    """
     sums = [
         [(float(p.detach().double().sum()), float(p.detach().double().norm())) for p in o.params]
         for o in objectives

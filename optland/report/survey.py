@@ -58,6 +58,9 @@ class SurveySettings:
         radii: Of the sharpness.
         num_gradients: Batch gradients for the effective dimension; 0 leaves it out.
         seed: Of everything random.
+
+    Raises:
+        ValueError: A value that cannot be.
     """
 
     num_points: int = 21
@@ -155,6 +158,10 @@ def survey(
         partial: Folder for the parts that are done; an interrupted survey goes on from there.
         watch: Called with the name of each part before it begins.
 
+    Returns:
+        What was measured; the weights are those of before. At most ``survey.cost(objective, settings)`` gradient
+        evaluations.
+
     Raises:
         ValueError: Settings that cannot be, or a test loss of another model.
     """
@@ -207,7 +214,13 @@ def _random_pair(objective: Objective, settings: SurveySettings) -> tuple[Direct
 def _eigen_plane(
     objective: Objective, point: Portrait, random: Slice, settings: SurveySettings, store: Store
 ) -> Slice | None:
-    """The plane of both extreme eigenvectors, as far as the loss rises over half of the random plane."""
+    r"""The plane of both extreme eigenvectors, as far as the loss rises over half of the random plane.
+
+    .. math:: t = \min\Bigl(\sqrt{2 \Delta / |\lambda|},\; \tfrac12 \lVert w \rVert\Bigr)
+
+    along each, with :math:`\Delta` the median rise over the random plane: where a parabola of that curvature has risen
+    so far, and never farther than half of the weights' norm.
+    """
     spectrum = point.spectrum
     if len(spectrum.vectors) < 2:
         return None

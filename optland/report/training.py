@@ -24,7 +24,14 @@ _COLOURS = {RED: "214,69,69", GREEN: "58,157,106", BLUE: "59,130,196"}
 
 
 def training_of(rows: Sequence[Mapping[str, Any]]) -> Series:
-    """The values of a log that the report draws, by key: pairs of update and value."""
+    """The values of a log that the report draws, by key: pairs of update and value.
+
+    Args:
+        rows: Logged rows.
+
+    Returns:
+        Finite values alone; of a series of more than :data:`MOST` points every second, third ... one.
+    """
     found: dict[str, list[tuple[float, float]]] = {}
     for row in rows:
         for key, value in row.items():
@@ -35,7 +42,11 @@ def training_of(rows: Sequence[Mapping[str, Any]]) -> Series:
 
 
 def edge_chart(series: Series) -> Chart | None:
-    """The edge ratio over the updates, with the edge; None where it was not logged."""
+    """The edge ratio over the updates, with the edge; None where it was not logged.
+
+    Args:
+        series: From :func:`training_of`.
+    """
     shown = {key: series[key] for key in _EDGE if key in series}
     if not shown:
         return None
@@ -56,7 +67,14 @@ def edge_chart(series: Series) -> Chart | None:
 
 
 def gradient_chart(series: Series) -> Chart | None:
-    """Of the first, a middle and the last layer the median entry, a band of half of them, and where 5 % are above."""
+    """Of the first, a middle and the last layer the median entry, a band of half of them, and where 5 % are above.
+
+    Args:
+        series: From :func:`training_of`.
+
+    Returns:
+        None where the log has no quantiles of gradients.
+    """
     rows = _rows(series)
     layers = gradient_layers(rows)
     chosen = list(dict.fromkeys([*layers[:1], *layers[len(layers) // 2 :][:1], *layers[-1:]]))
@@ -82,7 +100,14 @@ def gradient_chart(series: Series) -> Chart | None:
 
 
 def training_in_words(series: Series) -> str:
-    """How near to the edge the run was, and how far apart its layers' gradients are at the end."""
+    """How near to the edge the run was, and how far apart its layers' gradients are at the end.
+
+    Args:
+        series: From :func:`training_of`.
+
+    Returns:
+        One or two sentences; empty where neither was logged.
+    """
     said = []
     ratios = sorted(v for _, v in series.get("edge/ratio", ()))
     if ratios:

@@ -35,7 +35,14 @@ __all__ = [
 
 
 def summary_of(one: Survey) -> dict[str, str]:
-    """The few numbers of a survey that come first, by name."""
+    """The few numbers of a survey that come first, by name.
+
+    Args:
+        one: The survey.
+
+    Returns:
+        Texts under ``loss``, ``test loss`` where one was given, ``largest eigenvalue`` and ``kind of point``.
+    """
     point, top = one.portrait.point, one.portrait.spectrum.top
     facts = {"loss": f"{point.loss:.4g} on {point.provenance.data}"}
     if math.isfinite(one.minimum.gap):
@@ -92,7 +99,12 @@ def curvature_in_words(portrait: Portrait) -> str:
 
 
 def plane_in_words(found: Slice, dim: int) -> str:
-    """How far the loss rises over a plane, how rough it is, and what the plane cannot show."""
+    """How far the loss rises over a plane, how rough it is, and what the plane cannot show.
+
+    Args:
+        found: The plane.
+        dim: Number of weights.
+    """
     loss, centre = found.loss, found.centre["loss"]
     finite = loss[torch.isfinite(loss)]
     low = float(finite.min())
@@ -159,7 +171,12 @@ def comparison_in_words(found: MinimaComparison) -> str:
 
 
 def connection_in_words(name: str, found: Connection) -> str:
-    """Whether two minima lie in one valley, and what the line and the curve say."""
+    """Whether two minima lie in one valley, and what the line and the curve say.
+
+    Args:
+        name: The pair, with which the text begins.
+        found: The line, and the curve where one was trained.
+    """
     linear, curve = found.linear, found.curve
     limit = f"{linear.threshold:g} times the loss of the worse end"
     text = f"{name}: on the straight line the loss rises by {linear.above:.3g} over the worse end"

@@ -114,11 +114,7 @@ class ImageData:
         return self.normalise(x), y
 
     def size(self, split: Literal["train", "val", "test"]) -> int:
-        """Number of samples of a split.
-
-        Args:
-            split: ``train``, ``val`` or ``test``.
-        """
+        """Number of samples of a split."""
         return len(getattr(self, f"{split}_y"))
 
     def sample(

@@ -125,9 +125,6 @@ class TextData:
 
         Views, not copies.
 
-        Args:
-            split: ``train``, ``val`` or ``test``.
-
         Returns:
             Inputs and targets, int64. A rest of less than ``context`` tokens at the end of a split is left out.
 
@@ -141,11 +138,7 @@ class TextData:
         return pieces[:, :-1], pieces[:, 1:]
 
     def size(self, split: Literal["train", "val", "test"]) -> int:
-        """Number of windows of a split.
-
-        Args:
-            split: ``train``, ``val`` or ``test``.
-        """
+        """Number of windows of a split."""
         return len(self.windows(split)[0])
 
     def sample(

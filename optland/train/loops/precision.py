@@ -166,11 +166,7 @@ class PrecisionConfig:
         return Precision(self, optimizer, device)
 
     def build_ema(self, model: nn.Module) -> Ema | None:
-        """The averaged twin of the model; None where none is asked for.
-
-        Args:
-            model: What is trained.
-        """
+        """The averaged twin of the model; None where none is asked for."""
         return None if self.ema is None else Ema(model, self.ema)
 
 

@@ -59,11 +59,7 @@ class ProbeData(Protocol):
     """Data that a run can be probed on: :class:`ImageData`, :class:`TextData`, or a recipe's own."""
 
     def size(self, split: Split) -> int:
-        """Number of samples of a split.
-
-        Args:
-            split: ``train``, ``val`` or ``test``.
-        """
+        """Number of samples of a split."""
 
     def sample(self, split: Split, num: int, seed: int = 0) -> Any:
         """A batch of random samples of a split, as ``loss_fn`` takes it; all of them where there are no more.

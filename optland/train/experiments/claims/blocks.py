@@ -18,11 +18,6 @@ READ = ("lambda_max", "adaptive", "relative", "kappa", "norm", "test_acc", "epoc
 def deep(dial: Dial, data: str, seed: int) -> dict[str, BankRun]:
     """The three kinds of net at the greatest depth, with batch normalisation.
 
-    Args:
-        dial: Sizes.
-        data: Data set.
-        seed: Of weights and order.
-
     Returns:
         Runs by kind: ``plain``, ``ResNet`` and ``DenseNet``. Plain and ResNet differ in the skips alone.
     """
@@ -34,13 +29,7 @@ def deep(dial: Dial, data: str, seed: int) -> dict[str, BankRun]:
 
 
 def shallow_plain(dial: Dial, data: str, seed: int) -> BankRun:
-    """The plain net with 8 weight layers.
-
-    Args:
-        dial: Sizes.
-        data: Data set.
-        seed: Of weights and order.
-    """
+    """The plain net with 8 weight layers."""
     return residual(dial, data, seed, depth=8, skips=False)
 
 

@@ -14,23 +14,12 @@ TIMES = 8
 
 
 def large_batch(dial: Dial, data: str, seed: int) -> BankRun:
-    """Batch 512, or half of the data where that is less, with eight times the passes.
-
-    Args:
-        dial: Sizes.
-        data: Data set.
-        seed: Of weights and order.
-    """
+    """Batch 512, or half of the data where that is less, with eight times the passes."""
     return plain(dial, data, seed, times=TIMES, batch_size=min(LARGE, dial.samples // 2))
 
 
 def temperatures(dial: Dial, data: str, seed: int) -> list[BankRun]:
     """Rate and batch, crossed: 0.025 or 0.1, 32 or 128, and the large batch.
-
-    Args:
-        dial: Sizes.
-        data: Data set.
-        seed: Of weights and order.
 
     Returns:
         Five runs, with more passes where the steps are smaller or fewer: all have to come to the level of the loss.
@@ -46,11 +35,6 @@ def temperatures(dial: Dial, data: str, seed: int) -> list[BankRun]:
 
 def methods(dial: Dial, data: str, seed: int) -> dict[str, BankRun]:
     """All of them, by name.
-
-    Args:
-        dial: Sizes.
-        data: Data set.
-        seed: Of weights and order.
 
     Returns:
         The five of :func:`temperatures`, ``SAM`` and ``Adam``.

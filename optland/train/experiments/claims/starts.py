@@ -42,12 +42,7 @@ from_starts_everywhere = everywhere(from_starts)
 
 
 def trained(evidence: Evidence, run: BankRun) -> float:
-    """1 or 0; NaN where the run is not there yet. A run that died was not trained.
-
-    Args:
-        evidence: What is there.
-        run: What is asked about.
-    """
+    """1 or 0; NaN where the run is not there yet. A run that died was not trained."""
     line = evidence.line(run)
     if not line:
         return math.nan

@@ -77,11 +77,7 @@ class Trials:
         return self.kept.done.get(trial.key)
 
     def missing(self, trials: Iterable[Trial]) -> list[Trial]:
-        """Those that were not made, each once.
-
-        Args:
-            trials: Those that shall be there.
-        """
+        """Those that were not made, each once."""
         return list({trial.key: trial for trial in trials if self.find(trial) is None}.values())
 
     def make(self, trial: Trial) -> None:
