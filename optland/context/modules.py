@@ -23,7 +23,14 @@ SMALL = 2**20
 
 
 def every_module(model: nn.Module) -> list[nn.Module]:
-    """All modules once; ``model.modules()`` and its nested generators take longer than a small net's layer."""
+    """All modules once; ``model.modules()`` and its nested generators take longer than a small net's layer.
+
+    Args:
+        model: Comes first.
+
+    Returns:
+        Parents before their children, level by level; a module that stands in several places is in it once.
+    """
     every, seen = [model], {id(model)}
     for module in every:  # which grows meanwhile
         for child in module._modules.values():
@@ -35,6 +42,9 @@ def every_module(model: nn.Module) -> list[nn.Module]:
 
 def reshard(model: nn.Module) -> bool:
     """Free the whole weights that a forward pass of FSDP2 left behind, so that the shards are read by the next one.
+
+    Args:
+        model: Of any kind; without FSDP2 nothing is done.
 
     Returns:
         Whether there was anything that is sharded.
@@ -50,14 +60,23 @@ def reshard(model: nn.Module) -> bool:
 
 
 def set_modes(model: nn.Module, *, training: bool) -> None:
-    """Set the ``training`` flag of every module, without calling user overrides of ``train()``."""
+    """Set the ``training`` flag of every module, without calling user overrides of ``train()``.
+
+    Args:
+        model: All modules in it, whatever mode each was in.
+        training: True for train mode.
+    """
     for module in every_module(model):
         module.training = training
 
 
 @contextmanager
 def preserve_modes(model: nn.Module) -> Iterator[None]:
-    """Restore each module's own train/eval flag (a frozen BatchNorm in a training model stays frozen)."""
+    """Restore each module's own train/eval flag (a frozen BatchNorm in a training model stays frozen).
+
+    Args:
+        model: Modules that are added inside the block keep their flag.
+    """
     flags = [(module, module.training) for module in every_module(model)]
     try:
         yield
@@ -122,7 +141,11 @@ class BufferSnapshot:
 
 @contextmanager
 def preserve_buffers(model: nn.Module) -> Iterator[None]:
-    """Restore every buffer after the block."""
+    """Restore every buffer after the block.
+
+    Args:
+        model: A buffer that was replaced inside the block is the old tensor again; one that was added stays.
+    """
     saved = BufferSnapshot(model)
     try:
         yield

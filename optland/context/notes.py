@@ -70,6 +70,9 @@ class Notes:
             kind: Of derivative.
             names: Of the parameters.
             graphs: Of the kernels; None asks whether any graph by these parameters was found right.
+
+        Returns:
+            The first that settles it, right or wrong; None where the comparison has to be made.
         """
         asked, made_of = frozenset(names), None if graphs is None else frozenset(graphs)
         for known in self.verdicts.get(kind, []):
@@ -80,11 +83,20 @@ class Notes:
         return None
 
     def keep(self, kind: str, verdict: Verdict) -> None:
-        """Remember a verdict."""
+        """Remember a verdict.
+
+        Args:
+            kind: Of derivative.
+            verdict: Asked before those that are remembered later.
+        """
         self.verdicts.setdefault(kind, []).append(verdict)
 
     def state_dict(self) -> dict[str, Any]:
-        """The verdicts as plain values, so that a resumed run pays for no look that the unbroken one has had."""
+        """The verdicts as plain values, so that a resumed run pays for no look that the unbroken one has had.
+
+        Returns:
+            Lists of tuples by kind of derivative; everything else in the notes is asked anew, which costs little.
+        """
         return {
             kind: [(sorted(v.names), sorted(v.graphs), v.fault, v.note, v.rounding, v.of_loss) for v in found]
             for kind, found in self.verdicts.items()
@@ -102,7 +114,11 @@ _NOTES: weakref.WeakKeyDictionary[nn.Module, Notes] = weakref.WeakKeyDictionary(
 
 
 def notes_of(model: nn.Module) -> Notes:
-    """The notes on this very module; a copy of it begins with none."""
+    """The notes on this very module; a copy of it begins with none.
+
+    Args:
+        model: Held by a weak reference, so that its notes go when it does.
+    """
     found = _NOTES.get(model)
     if found is None:
         found = _NOTES[model] = Notes()

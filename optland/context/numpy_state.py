@@ -28,6 +28,10 @@ _BYTES = 4 * _WORDS + 4  # the words and a position
 class NumpyState:
     """The state at one moment.
 
+    Args:
+        full: As ``np.random.get_state(legacy=False)`` gives it.
+        raw: The bytes of the words and the position, or None.
+
     Attributes:
         full: As NumPy gives it out.
         raw: Its bytes, where they tell the whole of it; None for other bit generators and where a number waits.

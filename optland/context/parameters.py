@@ -44,6 +44,15 @@ def has_hooks(tensor: Tensor) -> bool:
     """Whether a hook waits for this tensor's gradient.
 
     PyTorch has no public way to ask; the attributes are those that its own ``register_..._hook`` methods fill.
+
+    Args:
+        tensor: A parameter; hooks on modules do not count.
+
+    Example:
+        >>> w = torch.zeros(1, requires_grad=True)
+        >>> handle = w.register_hook(lambda gradient: None)
+        >>> has_hooks(w), has_hooks(torch.zeros(1))
+        (True, False)
     """
     return bool(tensor._backward_hooks or getattr(tensor, "_post_accumulate_grad_hooks", None))
 

@@ -44,6 +44,12 @@ def share_right(symptom: str) -> float:
 
     Of a symptom that was never found that is a half: nothing is known of it.
 
+    Args:
+        symptom: The value of a :class:`~optland.doctor.finding.Symptom`.
+
+    Returns:
+        (right + 1) / (found + 2), the mean of the posterior under a uniform prior: between 0 and 1, neither included.
+
     Example:
         >>> share_right("never_found")
         0.5

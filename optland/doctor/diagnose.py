@@ -42,7 +42,11 @@ class Diagnosis:
         return f"{first.title.capitalize() if first.title[:3] != 'SAM' else first.title}: {first.evidence}"
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
+        """Plain values, for JSON.
+
+        Returns:
+            ``verdict``, ``step``, ``findings`` and ``notes``, each finding a dictionary of its own.
+        """
         return {
             "verdict": self.verdict, "step": self.step,
             "findings": [f.to_dict() for f in self.findings], "notes": [f.to_dict() for f in self.notes],

@@ -133,7 +133,11 @@ class Finding:
         return self.symptom.value.replace("_", " ").replace("sam ", "SAM ")
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
+        """Plain values, for JSON.
+
+        Returns:
+            One entry for each field; the symptom as its text.
+        """
         return {**asdict(self), "symptom": self.symptom.value}
 
     def __str__(self) -> str:

@@ -23,6 +23,10 @@ class Histories:
     Args:
         facts: What does not change: numbers, words and lists by name.
 
+    Attributes:
+        facts: As given, and as others add to them.
+        step: Largest update so far.
+
     Example:
         >>> run = Histories()
         >>> run.put(1, {"train/loss": 2.3})
@@ -40,7 +44,16 @@ class Histories:
     def from_rows(
         cls, rows: Iterable[Mapping[str, Any]], facts: Mapping[str, Any] | None = None
     ) -> Histories:
-        """Histories of logged rows, which carry their update under ``step``."""
+        """Histories of logged rows, which carry their update under ``step``.
+
+        Args:
+            rows: In order. What is no number is left out; a row without ``step`` has its place for its update, from 1.
+            facts: What does not change.
+
+        Example:
+            >>> Histories.from_rows([{"step": 5, "train/loss": 2.0, "note": "x"}]).names()
+            ['train/loss']
+        """
         run = cls(facts)
         for count, row in enumerate(rows, start=1):
             numbers = {
@@ -50,7 +63,12 @@ class Histories:
         return run
 
     def put(self, step: int, values: Mapping[str, float]) -> None:
-        """Take in what was measured at an update."""
+        """Take in what was measured at an update.
+
+        Args:
+            step: The update; not below those before it, since parts of a run are found by bisection.
+            values: Numbers by metric key.
+        """
         self.step = max(self.step, step)
         for name, value in values.items():
             series = self._series.get(name)
@@ -71,7 +89,23 @@ class Histories:
         return self._series.get(name, ([], []))[0]
 
     def values(self, name: str, begin: float = 0.0, end: float = 1.0) -> list[float]:
-        """The finite values of a part of the run, given as shares of its updates."""
+        """The finite values of a part of the run, given as shares of its updates.
+
+        Args:
+            name: A metric key.
+            begin: Share of the updates so far at which the part begins, included.
+            end: Share at which it ends, included.
+
+        Returns:
+            In order; empty for a name without values.
+
+        Example:
+            >>> run = Histories()
+            >>> for step in range(1, 11):
+            ...     run.put(step, {"train/loss": float(step)})
+            >>> run.values("train/loss", 0.8)
+            [8.0, 9.0, 10.0]
+        """
         steps, kept = self._series.get(name, ([], []))
         low, high = bisect_left(steps, begin * self.step), bisect_right(steps, end * self.step)
         return [v for v in kept[low:high] if math.isfinite(v)]
@@ -81,12 +115,23 @@ class Histories:
         return self._series.get(name, ([], []))[1]
 
     def median(self, name: str, begin: float = 0.0, end: float = 1.0) -> float:
-        """Median of the finite values of a part of the run; NaN where there is none."""
+        """Median of the finite values of a part of the run; NaN where there is none.
+
+        Args:
+            name: A metric key.
+            begin: Share of the updates so far at which the part begins.
+            end: Share at which it ends.
+        """
         found = self.values(name, begin, end)
         return statistics.median(found) if found else math.nan
 
     def fact(self, name: str, default: Any = math.nan) -> Any:
-        """A fact; NaN where it is unknown, so that every comparison with it is false."""
+        """A fact; NaN where it is unknown, so that every comparison with it is false.
+
+        Args:
+            name: Its name.
+            default: In place of NaN, for facts that are no numbers.
+        """
         return self.facts.get(name, default)
 
     def state_dict(self) -> dict[str, Any]:

@@ -21,7 +21,17 @@ DEAD_SAMPLES = 256
 
 
 def facts_of_weights(model: nn.Module, held: Sequence[Tensor]) -> dict[str, Any]:
-    """Which weights train, and which an optimizer holds."""
+    """Which weights train, and which an optimizer holds.
+
+    Args:
+        model: The module that is trained.
+        held: All tensors in the groups of its optimizers.
+
+    Returns:
+        ``weights``, how many numbers are trained; ``not_held``, names of trained tensors in no optimizer, and
+        ``not_held_share``, their share of those numbers; ``held`` and ``stale``, how many tensors the optimizers hold,
+        and how many of these are not in the model; ``frozen``, names.
+    """
     named = dict(model.named_parameters())
     mine, theirs = {id(p) for p in named.values()}, {id(p) for p in held}
     trained = {name: p for name, p in named.items() if p.requires_grad}
@@ -38,7 +48,14 @@ def facts_of_weights(model: nn.Module, held: Sequence[Tensor]) -> dict[str, Any]
 
 
 def gradient_matrices(model: nn.Module) -> list[tuple[str, Tensor]]:
-    """Weights of linear and convolutional layers that have a gradient, in the model's order."""
+    """Weights of linear and convolutional layers that have a gradient, in the model's order.
+
+    Args:
+        model: In its order, the first layer is the one nearest to the inputs where modules were added in that order.
+
+    Returns:
+        Pairs of a name and the weight itself; without embeddings, normalisation and biases.
+    """
     found = [(f"{name}.weight", m.weight) for name, m in model.named_modules() if isinstance(m, _LAYERS)]
     return [(name, w) for name, w in found if isinstance(w.grad, Tensor) and w.grad.layout is torch.strided]
 
@@ -48,6 +65,13 @@ def norms_of(matrices: Sequence[tuple[str, Tensor]]) -> dict[str, float]:
 
     A gradient that shrinks by the same factor in every layer on its way back makes the first one small; one that
     explodes makes it large.
+
+    Args:
+        matrices: What :func:`gradient_matrices` gave.
+
+    Returns:
+        ``layer/depth``, how many they are; ``layer/first_over_last``, without unit; ``layer/rel_grad``, the largest
+        norm of a gradient over that of its weight. Empty for fewer than two.
     """
     gradients = [w.grad for _, w in matrices if w.grad is not None]
     if len(gradients) < 2:
@@ -74,7 +98,16 @@ class Dead:
         self._seen: dict[int, Tensor] = {}
 
     def look(self, matrices: Sequence[tuple[str, Tensor]], samples: int) -> dict[str, float]:
-        """The largest and the total share of dead units over the layers."""
+        """The largest and the total share of dead units over the layers.
+
+        Args:
+            matrices: What :func:`gradient_matrices` gave, after a backward pass.
+            samples: How many that pass was over.
+
+        Returns:
+            ``layer/dead_max`` and ``layer/dead``; a unit counts once 256 samples in a row have left it without a
+            gradient. Empty without hidden layers.
+        """
         shares, units, dead = [], 0, 0
         for _, w in matrices[:-1]:
             if w.grad is None:
@@ -93,7 +126,14 @@ class Dead:
 
 
 def symmetric(matrices: Sequence[tuple[str, Tensor]]) -> list[str]:
-    """Hidden layers whose units are all equal in weights and in gradient, so that they will stay equal."""
+    """Hidden layers whose units are all equal in weights and in gradient, so that they will stay equal.
+
+    Args:
+        matrices: What :func:`gradient_matrices` gave; the last is the output and is left out.
+
+    Returns:
+        Names of weights; rows that differ by less than 1e-6 of the largest entry are equal.
+    """
     return [
         name for name, w in matrices[:-1] if len(w) > 1 and _equal_rows(w.detach()) and _equal_rows(w.grad)
     ]
@@ -107,7 +147,19 @@ def _equal_rows(x: Tensor | None) -> bool:
 
 
 def facts_of_inputs(x: Any) -> dict[str, float]:
-    """Size of the inputs, and how far their features are apart; nothing where they are no numbers."""
+    """Size of the inputs, and how far their features are apart; nothing where they are no numbers.
+
+    Args:
+        x: The first input of a forward pass, samples first.
+
+    Returns:
+        ``input_rms`` and ``input_mean`` over all numbers; ``input_spread``, the ratio of the 90 % to the 10 % quantile
+        of the features' standard deviations. Of each sample the first 4096 numbers.
+
+    Example:
+        >>> facts_of_inputs(torch.tensor([[3.0, 0.0], [-3.0, 0.0]]))["input_rms"] == 4.5**0.5
+        True
+    """
     if not isinstance(x, Tensor) or not x.is_floating_point() or x.ndim < 2 or len(x) < 2:
         return {}
     rows = x.detach().flatten(1)[:, :4096].double()
@@ -143,7 +195,11 @@ class Labels:
         self._distinct.append((len(y), len(values)))
 
     def facts(self) -> dict[str, float]:
-        """Labels in a batch on average, and how many a random batch of that size would have."""
+        """Labels in a batch on average, and how many a random batch of that size would have.
+
+        Returns:
+            Empty before five batches with labels, or where there is a single label.
+        """
         total = sum(self._counts.values())
         if len(self._distinct) < 5 or len(self._counts) < 2:
             return {}
@@ -169,7 +225,15 @@ def _labels_of(batch: Any) -> Tensor | None:
 
 
 def replicas_apart(model: nn.Module) -> float:
-    """How far the norms of the weights are apart between processes, relative to them; a collective call of all."""
+    """How far the norms of the weights are apart between processes, relative to them; a collective call of all.
+
+    Args:
+        model: The same on every process; of its weights the first 32 tensors are compared.
+
+    Returns:
+        Largest difference of a norm over the largest of that norm, the same on every process; 0 where all agree.
+        Weights that differ and have one norm are not seen.
+    """
     weights = [p.detach() for p in model.parameters() if p.requires_grad and type(p) is nn.Parameter][:32]
     mine = torch.stack(torch._foreach_norm(weights)).double()
     everyones = [torch.empty_like(mine) for _ in range(dist.get_world_size())]

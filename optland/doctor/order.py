@@ -72,7 +72,12 @@ class Order:
         return torch.cat([tokens[:, :1].double(), tokens.double().mean(1, keepdim=True), counted], 1)
 
     def facts(self) -> dict[str, float]:
-        """The largest F, and the number of batches; nothing while there are too few."""
+        """The largest F, and the number of batches; nothing while there are too few.
+
+        Returns:
+            ``order_ratio``, about 1 for shuffled samples, and ``order_batches``. Empty before five batches, for batches
+            of texts of several lengths, and where nothing varies.
+        """
         if not self._on or len(self._means) < 5:
             return {}
         rows = torch.tensor(self._rows, dtype=torch.float64, device=self._means[0].device)[:, None]

@@ -99,6 +99,14 @@ def watch(
 class Watch:
     """What :func:`watch` returns; see there.
 
+    Args:
+        model: As for :func:`watch`, and so are the others.
+        optimizer: Its optimizer, or several.
+        loader: What gives the batches.
+        scheduler: The learning rate's schedule.
+        total_steps: Updates of the whole run.
+        replicas: Whether weights are compared between processes; without a process group nothing is.
+
     Attributes:
         histories: What was seen.
         on: False while it is paused, and for good after a look that failed.
@@ -159,7 +167,7 @@ class Watch:
         Args:
             batch: Of the update; a list of micro-batches where several were accumulated.
             loss: Its loss.
-            **values: Further values under their metric keys, with ``__`` for the slash.
+            **values: Further values under their metric keys, with ``__`` for the slash: ``train__acc=91.0``.
         """
         if self.on:
             self._safely(lambda: self._take_in(batch, loss, values))

@@ -17,6 +17,10 @@ __all__ = [
 def saddle(x: float = 0.0, y: float = 0.0) -> Objective:
     """L(x, y) = x^2 - y^2: a strict saddle at the origin, Hessian diag(2, -2), unbounded below along y.
 
+    Args:
+        x: Where to stand; the default is the saddle itself.
+        y: The same along the direction of negative curvature.
+
     Example:
         >>> saddle(1.0, 2.0).value()
         -3.0
@@ -27,6 +31,10 @@ def saddle(x: float = 0.0, y: float = 0.0) -> Objective:
 
 def two_factor(a: float, b: float) -> Objective:
     """L(a, b) = (ab - 1)^2 / 2: the smallest deep linear network, with a valley of minima on ab = 1.
+
+    Args:
+        a: Where to stand.
+        b: The same of the other factor. At (0, 0) there is a strict saddle of curvature -1.
 
     Example:
         >>> L = two_factor(2.0, 0.5)
@@ -42,6 +50,10 @@ def monkey_saddle(x: float = 0.0, y: float = 0.0) -> Objective:
 
     The Hessian is [[6x, -6y], [-6y, -6x]], with eigenvalues +-6 sqrt(x^2 + y^2): degenerate at the origin, a saddle
     of index 1 in shape everywhere else.
+
+    Args:
+        x: Where to stand; the default is the degenerate point itself.
+        y: The same of the other variable.
 
     Example:
         >>> monkey_saddle().gradient()[0].tolist(), monkey_saddle(-1.0).value()

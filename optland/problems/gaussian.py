@@ -71,6 +71,9 @@ def gaussian_hessians(d: int, num_draws: int, *, seed: int = 0) -> Tensor:
         num_draws: How many.
         seed: Of the draws.
 
+    Returns:
+        Independent draws in float64, not conditioned on a critical point: the gradient is independent of them.
+
     Example:
         >>> H = gaussian_hessians(2, 100_000)
         >>> [round(float((H[:, 0, 0] * H[:, i, i]).mean()), 1) for i in (0, 1)]  # 3 and 1
@@ -89,6 +92,9 @@ def index_shares(d: int, num_draws: int, *, seed: int = 0) -> Tensor:
         d: Dimensions.
         num_draws: Random Hessians; the relative error of a share p is about 1 / sqrt(p num_draws).
         seed: Of the draws.
+
+    Returns:
+        (d + 1,) in float64, which sum to 1.
 
     Raises:
         ValueError: Fewer than one dimension or draw.

@@ -79,7 +79,15 @@ def linear_regression(
 
 
 def linear_regression_hessian(X: Tensor, outputs: int) -> Tensor:
-    """Hessian of :func:`linear_regression` in the order of ``weight`` (k, p): 2/(nk) I_k (x) X'X."""
+    """Hessian of :func:`linear_regression` in the order of ``weight`` (k, p): 2/(nk) I_k (x) X'X.
+
+    Args:
+        X: Inputs (n, p).
+        outputs: Number k of targets of a sample.
+
+    Returns:
+        (kp, kp) in the type of ``X``.
+    """
     gram = 2.0 / (X.shape[0] * outputs) * (X.T @ X)
     return torch.kron(torch.eye(outputs, dtype=X.dtype), gram)
 
@@ -93,6 +101,9 @@ def matrix_factorisation(M: Tensor, rank: int) -> Objective:
     Args:
         M: The target, (out, in).
         rank: Columns of U, at least 1.
+
+    Raises:
+        ValueError: ``rank`` is below 1.
 
     Example:
         >>> matrix_factorisation(2.0 * torch.eye(2, dtype=torch.float64), 1).value()

@@ -39,6 +39,14 @@ class Octopus:
         stable: L; half the curvature across.
         unstable: gamma; half the size of the curvature along which a saddle is left.
         tau: The unit of length.
+
+    Raises:
+        ValueError: ``d`` is below 1, or one of the others is not above 0.
+
+    Example:
+        >>> f = Octopus(2)
+        >>> float(f(f.saddle(1))) == -f.drop, float(f(torch.full((2,), 4.0, dtype=torch.float64))) == f.minimum
+        (True, True)
     """
 
     d: int
@@ -65,7 +73,14 @@ class Octopus:
         return -self.d * self.drop
 
     def saddle(self, k: int) -> Tensor:
-        """The k-th saddle, k from 0: loss -k nu, curvature -2 gamma along coordinate k and 2L across."""
+        """The k-th saddle, k from 0: loss -k nu, curvature -2 gamma along coordinate k and 2L across.
+
+        Args:
+            k: From 0 to d - 1; k = d is the minimum.
+
+        Returns:
+            (d,) in float64.
+        """
         w = torch.zeros(self.d, dtype=torch.float64)
         w[:k] = 4 * self.tau
         return w
@@ -99,6 +114,15 @@ class Octopus:
 
 def octopus(d: int, start: Tensor | None = None, *, stable: float = 1.0, unstable: float = 0.5) -> Objective:
     """The octopus with d saddles, at ``start`` (default: the first saddle, the origin).
+
+    Args:
+        d: Number of saddles, and of dimensions.
+        start: Where to stand, (d,).
+        stable: L; half the curvature across.
+        unstable: gamma; half the size of the curvature along which a saddle is left.
+
+    Raises:
+        ValueError: ``d`` is below 1, or one of the curvatures is not above 0.
 
     Example:
         >>> L = octopus(3)

@@ -32,6 +32,13 @@ class Point(nn.Module):
 def function_objective(loss: Callable[[Tensor], Tensor], start: Tensor) -> Objective:
     """The objective of a loss that is a function of the weights alone; its data is one empty sample.
 
+    Args:
+        loss: Of a tensor in the shape of ``start``, to a scalar; made of operations that autograd knows.
+        start: Where to stand; copied.
+
+    Returns:
+        An objective with one sample, so that a gradient costs 1 GE.
+
     Example:
         >>> function_objective(lambda w: w.square().sum(), torch.ones(3)).value()
         3.0
@@ -45,6 +52,13 @@ def function_objective(loss: Callable[[Tensor], Tensor], start: Tensor) -> Objec
 
 def with_spectrum(eigenvalues: Sequence[float], *, seed: int = 0) -> Tensor:
     """A dense symmetric float64 matrix with these eigenvalues and random orthogonal eigenvectors.
+
+    Args:
+        eigenvalues: d of them, in any order.
+        seed: Of the eigenvectors.
+
+    Returns:
+        (d, d) in float64.
 
     Example:
         >>> A = with_spectrum([5.0, 4.0, -8.0])
@@ -60,6 +74,10 @@ def with_spectrum(eigenvalues: Sequence[float], *, seed: int = 0) -> Tensor:
 
 def quadratic(A: Tensor, start: Tensor | None = None) -> Objective:
     """L(w) = w'Aw / 2 at ``start`` (default: all ones): gradient Aw, Hessian A everywhere.
+
+    Args:
+        A: Symmetric, (d, d); of another the symmetric part is the Hessian.
+        start: Where to stand, (d,), in the type of ``A``.
 
     Example:
         >>> L = quadratic(torch.diag(torch.tensor([2.0, -4.0])))

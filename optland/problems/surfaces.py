@@ -55,11 +55,23 @@ class Surface:
     points: tuple[CriticalPoint, ...]
 
     def objective(self, x: float = 0.0, y: float = 0.0) -> Objective:
-        """The objective at (x, y)."""
+        """The objective at (x, y).
+
+        Args:
+            x: Where to stand.
+            y: The same of the other variable.
+        """
         return function_objective(self.function, torch.tensor([x, y], dtype=torch.float64))
 
     def grid(self, num_points: int = 101) -> tuple[Tensor, Tensor]:
-        """The axis of the window and the values over it, x along the rows."""
+        """The axis of the window and the values over it, x along the rows.
+
+        Args:
+            num_points: Of the axis.
+
+        Returns:
+            (num_points,) and (num_points, num_points), the latter with entry [i, j] at x = axis[i], y = axis[j].
+        """
         axis = torch.linspace(*self.window, num_points, dtype=torch.float64)
         places = torch.cartesian_prod(axis, axis)
         return axis, torch.stack([self.function(p) for p in places]).reshape(num_points, num_points)
@@ -106,6 +118,10 @@ def stable_ridge(x: float, y: float) -> Objective:
     """L(x, y) = x^2/2 - y^2/2 + y^4/4: on y = 0 every gradient method runs into the saddle at the origin, and stays.
 
     The saddle has the Hessian diag(1, -1), the minima (0, 1) and (0, -1) have the loss -1/4 and diag(1, 2).
+
+    Args:
+        x: Where to stand.
+        y: The same of the other variable.
 
     Example:
         >>> stable_ridge(0.0, 1.0).value()

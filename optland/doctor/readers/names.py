@@ -24,6 +24,10 @@ def canonical(name: str) -> str | None:
     Args:
         name: As it stands in the log; a key of ours is returned as it is, also with a prefix ``optland/``.
 
+    Returns:
+        ``train/``, ``val/`` or ``test/`` with ``loss`` or ``acc``, ``lr/applied``, ``update/grad_norm``, or a key of
+        ours.
+
     Example:
         >>> [canonical(name) for name in ("eval_loss", "train/loss", "Accuracy/valid", "lr-AdamW", "my - val_acc")]
         ['val/loss', 'train/loss', 'val/acc', 'lr/applied', 'val/acc']

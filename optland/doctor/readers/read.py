@@ -56,6 +56,9 @@ def read_log(path: str | Path) -> Log:
     Args:
         path: A file, or a folder that holds one.
 
+    Returns:
+        Of several files of a kind the newest, in the folder or up to two below it; accuracies in percent.
+
     Raises:
         ValueError: There is no log that can be read, or nothing in it that the rules could use.
 

@@ -50,6 +50,12 @@ class Shape:
 def shape_of(run: Histories) -> Shape:
     """The shape of a run's training loss.
 
+    Args:
+        run: Its ``train/loss``, and the fact ``chance``, the loss of knowing nothing, where that is known.
+
+    Returns:
+        With fewer than five finite losses a shape that no rule speaks on: nothing gained, no rise, no jump.
+
     Example:
         >>> run = Histories({"chance": 2.3})
         >>> for step in range(1, 101):

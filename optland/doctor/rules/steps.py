@@ -25,7 +25,13 @@ MOVES_ADAM, MOVES_SGD = 0.02, 0.03
 
 
 def above_edge(run: Histories, shape: Shape) -> Finding | None:
-    """A learning rate above the edge: the loss rises, jumps or dies after a start that was in order."""
+    """A learning rate above the edge: the loss rises, jumps or dies after a start that was in order.
+
+    Args:
+        run: ``edge/ratio``, ``edge/not_descent``, ``lr/user`` (else the fact ``lr``), ``layer/dead_max`` and
+            ``layer/rel_grad``; facts ``optimizer`` and ``paced``, with which it says nothing.
+        shape: Of the training loss, which alone is enough where it rose.
+    """
     if run.fact("paced", False):
         return None
     ratio, rises = run.median("edge/ratio"), _share(run.values("edge/not_descent"))
@@ -77,7 +83,13 @@ def _moved_at_first(run: Histories) -> bool:
 
 
 def below_edge(run: Histories, shape: Shape) -> Finding | None:
-    """A learning rate so far below the edge that the run does not move."""
+    """A learning rate so far below the edge that the run does not move.
+
+    Args:
+        run: ``edge/ratio``, ``update/rel``, ``layer/dead_max`` and ``layer/first_over_last``; facts ``optimizer`` and
+            ``paced``, with which it says nothing. One of the first two is needed.
+        shape: Of the training loss, from 30 updates on.
+    """
     if run.fact("paced", False):
         return None
     ratio, moved = run.median("edge/ratio"), run.median("update/rel", 0.1)
@@ -105,7 +117,12 @@ def below_edge(run: Histories, shape: Shape) -> Finding | None:
 
 
 def momentum(run: Histories, shape: Shape) -> Finding | None:
-    """A momentum that remembers gradients of places long left."""
+    """A momentum that remembers gradients of places long left.
+
+    Args:
+        run: The fact ``momentum``, Adam's first beta included, and ``edge/not_descent`` as evidence.
+        shape: Of the training loss.
+    """
     beta, rises = run.fact("momentum", 0.0), _share(run.values("edge/not_descent"))
     if not beta >= HIGH_BETA:
         return None
@@ -121,7 +138,12 @@ def momentum(run: Histories, shape: Shape) -> Finding | None:
 
 
 def small_batch(run: Histories, shape: Shape) -> Finding | None:
-    """A batch so far below the noise scale that the gradient is noise."""
+    """A batch so far below the noise scale that the gradient is noise.
+
+    Args:
+        run: The fact ``rows``, samples of an update (else ``noise/b_current``), and ``noise/b_simple`` as evidence.
+        shape: Of the training loss, whose noise per nat gained makes the confidence.
+    """
     rows, scale = run.fact("rows"), run.median("noise/b_simple", 0.3)
     batch = rows if rows > 0 else run.median("noise/b_current")
     per_nat = shape.noise / max(0.05, -math.log(max(1e-6, 1 - shape.gained)))
@@ -140,7 +162,12 @@ def small_batch(run: Histories, shape: Shape) -> Finding | None:
 
 
 def noise_floor(run: Histories, shape: Shape) -> Finding | None:
-    """A loss that has stopped falling and jitters."""
+    """A loss that has stopped falling and jitters.
+
+    Args:
+        run: Only for the record.
+        shape: Of the training loss, from 60 updates on; needs no other signal.
+    """
     if shape.count < 60 or abs(shape.drift) > 0.1 or not shape.gained > 0.2 or not shape.noise > 0.4:
         return None
     return Finding(
@@ -155,7 +182,13 @@ def noise_floor(run: Histories, shape: Shape) -> Finding | None:
 
 
 def large_batch(run: Histories, shape: Shape) -> Finding | None:
-    """A batch far above the noise scale, which leaves few updates."""
+    """A batch far above the noise scale, which leaves few updates.
+
+    Args:
+        run: Facts ``rows``, ``batch``, ``total_steps``, ``batches_per_epoch`` and ``calls``, and ``noise/b_simple``.
+            With micro-batches it says nothing.
+        shape: Of the training loss; one that was learnt to 97 % asks for nothing.
+    """
     batch, scale = run.fact("rows"), run.median("noise/b_simple")
     total, epoch = run.fact("total_steps", run.step), run.fact("batches_per_epoch")
     if not batch >= 256 or run.fact("calls", 1) > 1:
@@ -177,7 +210,12 @@ def large_batch(run: Histories, shape: Shape) -> Finding | None:
 
 
 def sam(run: Histories, shape: Shape) -> Finding | None:
-    """A perturbation of SAM that leaves the neighbourhood, or none to speak of."""
+    """A perturbation of SAM that leaves the neighbourhood, or none to speak of.
+
+    Args:
+        run: ``sam/loss_gap``, ``sam/cos`` and ``sam/rho`` of a two-pass optimizer, after the first fifth.
+        shape: Of the training loss, for the loss of knowing nothing.
+    """
     gaps, losses = run.values("sam/loss_gap", 0.2), run.values("train/loss", 0.2)
     if not gaps or not losses:
         return None
@@ -213,7 +251,12 @@ def _usual(rho: float) -> str:
 
 
 def conditioning(run: Histories, shape: Shape) -> Finding | None:
-    """Steps near the edge that nevertheless make slow progress."""
+    """Steps near the edge that nevertheless make slow progress.
+
+    Args:
+        run: ``edge/ratio`` after the first fifth; ``curv/lambda_max`` as evidence.
+        shape: Of the training loss, from 60 updates on.
+    """
     ratio, top = run.median("edge/ratio", 0.2), run.median("curv/lambda_max", 0.2)
     if not (0.3 < ratio < 1.0 and 0.05 < shape.gained < 0.6 and shape.count >= 60):
         return None

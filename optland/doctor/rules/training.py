@@ -24,7 +24,11 @@ DEEP = 6
 
 
 def stuck(shape: Shape) -> bool:
-    """Whether the loss is about where it began."""
+    """Whether the loss is about where it began.
+
+    Args:
+        shape: Of the training loss; stuck with less than 6 % of the loss of knowing nothing gone.
+    """
     return shape.gained < 0.06
 
 
@@ -42,7 +46,12 @@ def rate_action(run: Histories, factor: float, most: float = math.inf) -> str:
 
 
 def exploding(run: Histories, shape: Shape) -> Finding | None:
-    """A first loss far above that of knowing nothing."""
+    """A first loss far above that of knowing nothing.
+
+    Args:
+        run: Has the fact ``chance``; without it the rule says nothing.
+        shape: Of the training loss; its first one is judged, before any step.
+    """
     known = run.fact("chance") > 0
     if not known or not (shape.first > _steep(shape.chance)):
         return None
@@ -76,7 +85,12 @@ def _tiny(run: Histories, shape: Shape) -> bool:
 
 
 def vanishing(run: Histories, shape: Shape) -> Finding | None:
-    """Gradients that shrink from layer to layer of a deep net."""
+    """Gradients that shrink from layer to layer of a deep net.
+
+    Args:
+        run: ``layer/first_over_last``, ``layer/depth`` and ``update/grad_norm`` of its first part.
+        shape: Of the training loss; above half of it gone the finding is hardly an alarm.
+    """
     ratio, depth = run.median("layer/first_over_last", 0.0, 0.5), run.median("layer/depth")
     norm, tiny = run.median("update/grad_norm", 0.0, 0.2), _tiny(run, shape)
     if not (depth >= DEEP and (ratio < 0.02 or tiny)):
@@ -96,7 +110,12 @@ def vanishing(run: Histories, shape: Shape) -> Finding | None:
 
 
 def saddle(run: Histories, shape: Shape) -> Finding | None:
-    """A loss that stays where it was because the weights are near zero: the saddle at the origin."""
+    """A loss that stays where it was because the weights are near zero: the saddle at the origin.
+
+    Args:
+        run: The same signals as for :func:`vanishing`, of fewer than six layers, and ``curv/ncr`` as evidence.
+        shape: Of the training loss.
+    """
     ratio, depth = run.median("layer/first_over_last", 0.0, 0.5), run.median("layer/depth")
     ncr = max(run.values("curv/ncr"), default=math.nan)
     small = depth < DEEP and ratio < 0.02 and shape.gained < 0.5
@@ -124,7 +143,13 @@ def _dead_from_the_start(run: Histories) -> bool:
 
 
 def dead(run: Histories, shape: Shape) -> Finding | None:
-    """Units that never fire."""
+    """Units that never fire.
+
+    Args:
+        run: ``layer/dead_max``, and ``layer/rel_grad`` of the first tenth: 0 there is a net that was dead from the
+            start.
+        shape: Of the training loss.
+    """
     most = (run.values("layer/dead_max") or [0.0])[-1]
     first = _dead_from_the_start(run)
     early = max(run.values("layer/dead_max", 0.0, 0.2), default=0.0)
@@ -142,7 +167,13 @@ def dead(run: Histories, shape: Shape) -> Finding | None:
 
 
 def regularised(run: Histories, shape: Shape) -> Finding | None:
-    """Weight decay or dropout that leaves nothing to learn with."""
+    """Weight decay or dropout that leaves nothing to learn with.
+
+    Args:
+        run: Facts ``weight_decay``, ``lr`` and ``dropout``; ``lr/user`` in place of the fact, and ``train/eval``, the
+            training loss in eval mode, where they are logged.
+        shape: Of the training loss, with dropout.
+    """
     decay, rate, drop = run.fact("weight_decay", 0.0), run.fact("lr"), run.fact("dropout", 0.0)
     rates = run.values("lr/user")
     rate = max(rates) if rates else rate
@@ -171,7 +202,12 @@ def regularised(run: Histories, shape: Shape) -> Finding | None:
 
 
 def corrupt(run: Histories, shape: Shape) -> Finding | None:
-    """Single batches that are not like the others."""
+    """Single batches that are not like the others.
+
+    Args:
+        run: ``data/input_max`` of each update, and the fact ``rows``: of batches below 8 samples jumps are usual.
+        shape: Of the training loss, for its jumps.
+    """
     sizes = run.values("data/input_max")
     usual = sorted(sizes)[len(sizes) // 2] if sizes else math.nan
     strange = sum(size > 12 * usual for size in sizes)
@@ -198,7 +234,13 @@ def corrupt(run: Histories, shape: Shape) -> Finding | None:
 
 
 def wrong_labels(run: Histories, shape: Shape) -> Finding | None:
-    """Training data that are fitted far worse than clean ones that the net has not seen."""
+    """Training data that are fitted far worse than clean ones that the net has not seen.
+
+    Args:
+        run: ``train/eval`` and ``val/loss`` at the end, and the fact ``chance``; the validation labels are taken for
+            clean.
+        shape: Of the training loss.
+    """
     train, val = run.median("train/eval", 0.7), run.median("val/loss", 0.7)
     chance = shape.chance
     if not (run.fact("chance") > 0 and val < 0.9 * chance and train > val):
@@ -218,7 +260,12 @@ def wrong_labels(run: Histories, shape: Shape) -> Finding | None:
 
 
 def generalisation(run: Histories, shape: Shape) -> Finding | None:
-    """A training loss far below the validation loss."""
+    """A training loss far below the validation loss.
+
+    Args:
+        run: ``val/loss``, ``train/eval`` (else the training loss itself), and both accuracies in percent.
+        shape: Of the training loss.
+    """
     train, val = run.median("train/eval", 0.7), run.median("val/loss", 0.7)
     if math.isnan(train):
         train = shape.end
@@ -240,7 +287,12 @@ def generalisation(run: Histories, shape: Shape) -> Finding | None:
 
 
 def plateau(run: Histories, shape: Shape) -> Finding | None:
-    """A loss that stays where it was, for no reason that another rule has."""
+    """A loss that stays where it was, for no reason that another rule has.
+
+    Args:
+        run: Only for its number of updates.
+        shape: Of the training loss, from 30 updates on. Rules with a cause have a higher confidence and stand first.
+    """
     if shape.count < 30 or not stuck(shape) or shape.highest > 1.5:
         return None
     return Finding(
@@ -254,7 +306,12 @@ def plateau(run: Histories, shape: Shape) -> Finding | None:
 
 
 def not_finite(run: Histories, shape: Shape) -> Finding | None:
-    """A loss that is not finite."""
+    """A loss that is not finite.
+
+    Args:
+        run: Its learning rate, for the action.
+        shape: Of the training loss. The rule of the rate has a higher confidence where the loss was rising.
+    """
     if not shape.broken:
         return None
     return Finding(
