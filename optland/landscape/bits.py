@@ -53,7 +53,12 @@ def _cost(objective: Objective, max_mean_bits: float, *, method: Method = "auto"
 
 
 def num_products(model: nn.Module, max_mean_bits: float) -> int:
-    """Hessian products that :func:`bits_by_layer` takes: one for each matrix and number of bits."""
+    """Hessian products that :func:`bits_by_layer` takes: one for each matrix and number of bits.
+
+    Args:
+        model: The net.
+        max_mean_bits: As for :func:`bits_by_layer`.
+    """
     return len(matrices(model)) * len(_choices(max_mean_bits))
 
 
@@ -65,6 +70,10 @@ def bits_by_layer(objective: Objective, max_mean_bits: float, *, method: Method 
         objective: The loss of the net as it is; on validation data, as for a damage.
         max_mean_bits: Most bits per weight on average over all matrices, from 2 to 8.
         method: How products are computed.
+
+    Returns:
+        Bits by parameter name, for :func:`~optland.landscape.damages.rounded`; the loss with them is never
+        above that with ``int(max_mean_bits)`` bits for all.
 
     Raises:
         ValueError: An average out of range, or a matrix of the net that is no trainable parameter of the objective.

@@ -60,6 +60,9 @@ def rank_correlations(
         gaps: The generalisation gap of each run, in the same order.
         seed: Of the resamples.
 
+    Returns:
+        By name; positive where the gap rises with the measure. All measures share the resampled runs' seed.
+
     Raises:
         ValueError: Fewer than 3 runs, lists of other lengths, or a value that is not a number.
 

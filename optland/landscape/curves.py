@@ -81,7 +81,16 @@ class Connection(Archived):
 
 
 def weights_on(kind: Kind, t: float, n: int) -> list[float]:
-    """b_0 ... b_n at t: Bernstein polynomials, or hat functions on n equal pieces."""
+    """b_0 ... b_n at t: Bernstein polynomials, or hat functions on n equal pieces.
+
+    Args:
+        kind: ``bezier`` or ``chain``.
+        t: Where on the curve, from 0 to 1.
+        n: Number of control points, less one.
+
+    Returns:
+        n + 1 weights that sum to 1.
+    """
     if kind == "bezier":
         return [math.comb(n, i) * t**i * (1 - t) ** (n - i) for i in range(n + 1)]
     return [max(0.0, 1.0 - abs(n * t - i)) for i in range(n + 1)]
@@ -89,6 +98,11 @@ def weights_on(kind: Kind, t: float, n: int) -> list[float]:
 
 def curve_point(kind: Kind, t: float, controls: Sequence[Vector]) -> list[Tensor]:
     """phi(t) of the curve with these control points, both ends included.
+
+    Args:
+        kind: ``bezier`` or ``chain``.
+        t: Where on the curve, from 0 to 1.
+        controls: Vectors in the shapes of the parameters, two or more.
 
     Example:
         >>> ends = [[torch.tensor([0.0])], [torch.tensor([1.0])], [torch.tensor([0.0])]]

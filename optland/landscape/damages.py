@@ -42,6 +42,9 @@ def rounded(model: nn.Module, bits: int | Mapping[str, int]) -> dict[str, Tensor
         model: The net; it stays as it is.
         bits: Bits per weight, 2 to 16: one number, or by parameter name; a matrix that is not named stays as it is.
 
+    Returns:
+        By parameter name, the matrices only, in the type of the weights.
+
     Raises:
         ValueError: Bits out of range, a name that is no matrix of the net, or weights that are not finite.
 
@@ -60,9 +63,18 @@ def rounded(model: nn.Module, bits: int | Mapping[str, int]) -> dict[str, Tensor
 
 
 def rounding_steps(model: nn.Module, bits: int | Mapping[str, int]) -> dict[str, Tensor]:
-    """The step s of every output channel, in a shape that spreads over its matrix; 0 for a channel of zeros.
+    r"""The step s of every output channel, in a shape that spreads over its matrix; 0 for a channel of zeros.
 
     Args and errors are those of :func:`rounded`.
+
+    .. math:: s = \max_j |w_j| \,/\, (2^{b - 1} - 1)
+
+    Args:
+        model: The net.
+        bits: As for :func:`rounded`.
+
+    Raises:
+        ValueError: As for :func:`rounded`.
     """
     chosen = dict.fromkeys(matrices(model), bits) if isinstance(bits, int) else dict(bits)
     known = _finite_matrices(model)
@@ -84,6 +96,9 @@ def pruned(model: nn.Module, share: float) -> dict[str, Tensor]:
     Args:
         model: The net; it stays as it is.
         share: Share of the weights of its matrices that goes, from 0 to 1; of equal ones the first go.
+
+    Returns:
+        By parameter name, the matrices only.
 
     Raises:
         ValueError: A share out of range, or weights that are not finite.
@@ -111,6 +126,9 @@ def shaken(model: nn.Module, sigma: float, *, seed: int = 0) -> dict[str, Tensor
         model: The net; it stays as it is.
         sigma: Relative size, 0.2 for a fifth.
         seed: The noise depends on it and on the shapes alone.
+
+    Returns:
+        By parameter name, the matrices only.
 
     Raises:
         ValueError: A size that is negative or not finite, or weights that are not finite.

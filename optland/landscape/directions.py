@@ -80,6 +80,12 @@ class Direction(Archived):
 def made(objective: Objective, tensors: Vector, kind: str, seed: int | None = None) -> Direction:
     """A :class:`Direction` for ``objective``, checked.
 
+    Args:
+        objective: Gives shapes, names and the norm of the weights.
+        tensors: The direction.
+        kind: In words, for messages and legends.
+        seed: Of a random one; None for others.
+
     Raises:
         ValueError: The shapes are not those of the parameters, or the direction is zero or not finite.
     """
@@ -141,7 +147,16 @@ def random_direction(
 
 
 def normalised(objective: Objective, d: Vector, normalise: Normalisation) -> tuple[list[Tensor], str]:
-    """``d`` normalised, and the words that say so."""
+    """``d`` normalised, and the words that say so.
+
+    Args:
+        objective: Gives the weights.
+        d: The direction.
+        normalise: ``filter``, ``layer``, ``unit`` or ``none``.
+
+    Raises:
+        ValueError: Another word.
+    """
     if normalise == "filter":
         return filter_normalised(objective, d), ", filter-normalised"
     if normalise == "layer":
@@ -154,7 +169,16 @@ def normalised(objective: Objective, d: Vector, normalise: Normalisation) -> tup
 
 
 def filter_normalised(objective: Objective, direction: Vector) -> list[Tensor]:
-    """Every filter of ``direction`` with the norm of its weights; zero for gains, biases and filters of zero."""
+    r"""Every filter of ``direction`` with the norm of its weights; zero for gains, biases and filters of zero.
+
+    .. math:: d_f \leftarrow \frac{\|w_f\|}{\|d_f\|} \, d_f
+
+    for each filter f, after Li et al. 2018, arXiv:1712.09913. A filter of d that is zero stays zero.
+
+    Args:
+        objective: Gives the weights w, and which of their dimensions numbers the filters.
+        direction: In the shapes of the parameters.
+    """
     axes = filter_axes(objective.model, objective.params)
     return [
         _matched(t, p.detach(), axis) for t, p, axis in zip(direction, objective.params, axes, strict=True)
@@ -162,7 +186,12 @@ def filter_normalised(objective: Objective, direction: Vector) -> list[Tensor]:
 
 
 def layer_normalised(objective: Objective, direction: Vector) -> list[Tensor]:
-    """Every tensor of ``direction`` with the norm of its weights; gains and biases do not move."""
+    """Every tensor of ``direction`` with the norm of its weights; gains and biases do not move.
+
+    Args:
+        objective: Gives the weights.
+        direction: In the shapes of the parameters.
+    """
     axes = filter_axes(objective.model, objective.params)
     return [
         torch.zeros_like(t) if axis is None else _scaled_to(t, p.detach().norm(), t.norm())
@@ -230,6 +259,13 @@ def eigenvector_direction(objective: Objective, spectrum: Spectrum, index: int =
 
 def cosine(a: Direction | Vector, b: Direction | Vector) -> float:
     """Cosine of the angle between two directions.
+
+    Args:
+        a: In the shapes of the parameters, of any length.
+        b: Likewise.
+
+    Returns:
+        From -1 to 1, in float64.
 
     Raises:
         ValueError: One of them is zero, and has no angle.

@@ -16,7 +16,12 @@ _NORMS = (
 
 
 def filter_axes(model: nn.Module, params: Vector) -> list[int | None]:
-    """By parameter: the dimension that numbers its filters; None for biases and gains, which have none."""
+    """By parameter: the dimension that numbers its filters; None for biases and gains, which have none.
+
+    Args:
+        model: Whose layers say which dimension that is; for a transposed convolution it is the second.
+        params: Parameters of it, in any order.
+    """
     owner: dict[int, nn.Module] = {}
     for module in model.modules():
         for p in module.parameters(recurse=False):
@@ -25,7 +30,11 @@ def filter_axes(model: nn.Module, params: Vector) -> list[int | None]:
 
 
 def matrices(model: nn.Module) -> dict[str, tuple[Tensor, int]]:
-    """The parameters that have filters, by name, each with the dimension that numbers them; a tied one once."""
+    """The parameters that have filters, by name, each with the dimension that numbers them; a tied one once.
+
+    Args:
+        model: Its parameters, trained or frozen.
+    """
     named = list(model.named_parameters())
     axes = filter_axes(model, [p for _, p in named])
     return {name: (p.detach(), axis) for (name, p), axis in zip(named, axes, strict=True) if axis is not None}

@@ -159,7 +159,22 @@ def along(
     threshold: float = THRESHOLD,
     refine: int = 0,
 ) -> PathLoss:
-    """The loss along any curve t -> weights; more points are put around the highest one (``refine``)."""
+    """The loss along any curve t -> weights; more points are put around the highest one (``refine``).
+
+    Args:
+        objective: Loss and data; in eval mode a net with running statistics has them taken anew at each point.
+        curve: t in [0, 1] to weights in the shapes of the parameters.
+        kind: What it is, for the record.
+        points: Evenly spaced ones, both ends included.
+        threshold: Factor on the larger end up to which a path counts as free of a barrier.
+        refine: Further points within one spacing on both sides of the highest one.
+
+    Returns:
+        Losses at all of them, ordered by t, with the arc length along the polygon through them.
+
+    Raises:
+        ValueError: Fewer than three points, or a threshold that is not above 1.
+    """
     if points < 3:
         raise ValueError(f"num_points {points}: a path needs at least 3")
     if not threshold > 1:
@@ -201,6 +216,10 @@ def recalibrated(objective: Objective, point: Vector) -> Iterator[None]:
     The running mean becomes the mean over the data of the batch means, the running variance likewise, both weighted by
     what each layer saw of the batch (samples times positions); ``momentum=None`` weighs a ragged last batch as a full
     one.
+
+    Args:
+        objective: Loss and data.
+        point: In the shapes of the parameters.
     """
     model = objective.model
     layers = [m for m in model.modules() if isinstance(m, BATCH_NORMS) and m.track_running_stats]
@@ -236,6 +255,10 @@ def recalibrated(objective: Objective, point: Vector) -> Iterator[None]:
 
 def weights_of(objective: Objective, other: Checkpoint) -> list[Tensor]:
     """The trainable weights of a checkpoint in the order, type and place of the objective's parameters.
+
+    Args:
+        objective: Gives names, shapes, types and devices.
+        other: A module, a mapping of names to tensors, or tensors in the order of the objective's parameters.
 
     Raises:
         ValueError: A parameter is missing, or has another shape.

@@ -42,7 +42,13 @@ _FLATTENING: set[Any] = {torch.flatten, "flatten"}
 
 @dataclass(frozen=True)
 class Axis:
-    """One axis of one tensor of the state dict, numbered in blocks of ``block`` entries."""
+    """One axis of one tensor of the state dict, numbered in blocks of ``block`` entries.
+
+    Attributes:
+        name: Of the tensor in the state dict.
+        axis: Which of its dimensions.
+        block: Entries of a unit: more than 1 where a flattened image stands behind a channel.
+    """
 
     name: str
     axis: int
@@ -51,7 +57,12 @@ class Axis:
 
 @dataclass
 class Symmetry:
-    """Axes that are renumbered together, and how many units there are."""
+    """Axes that are renumbered together, and how many units there are.
+
+    Attributes:
+        size: Number of units.
+        axes: Renumbered together, so that the net computes the same.
+    """
 
     size: int
     axes: list[Axis] = field(default_factory=list)
@@ -93,6 +104,9 @@ def find_symmetries(model: nn.Module, example: Tensor) -> list[Symmetry]:
         model: Linear and convolutional layers without groups, batch normalisation, activations, pooling, flattening,
             additions: MLPs, CNNs, ResNets.
         example: An input, to see shapes with.
+
+    Returns:
+        One for each set of units; outputs and inputs of the net have none, since their order has a meaning.
 
     Raises:
         TypeError: The model cannot be traced, or holds an operation whose numbering is not known.

@@ -311,7 +311,15 @@ def _in_ball(u: Vector, radius: float, p: float, *, always: bool = False) -> lis
 
 
 def scale(objective: Objective, metric: Metric) -> list[Tensor]:
-    """The diagonal of T."""
+    """The diagonal of T.
+
+    Args:
+        objective: Gives the weights.
+        metric: ``identity``, or else |w| with a floor, as in adaptive sharpness.
+
+    Returns:
+        In the shapes of the parameters.
+    """
     params = [p.detach() for p in objective.params]
     if metric == "identity":
         return [torch.ones_like(p) for p in params]

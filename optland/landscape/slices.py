@@ -233,7 +233,12 @@ def checkpoint_plane(
 def around(
     places: Sequence[tuple[float, float]], margin: float
 ) -> tuple[tuple[float, float], tuple[float, float]]:
-    """(low, high) of both coordinates of some places, with room around them as a share of their extent."""
+    """(low, high) of both coordinates of some places, with room around them as a share of their extent.
+
+    Args:
+        places: Pairs of coordinates, at least one.
+        margin: Share of the extent of each coordinate, on both sides.
+    """
     found = []
     for along in zip(*places, strict=True):
         low, high = min(along), max(along)

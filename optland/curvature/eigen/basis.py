@@ -67,7 +67,15 @@ class Basis:
         return self.blocks[j // self.block_rows][j % self.block_rows].to(self.like)
 
     def put(self, j: int, v: Tensor) -> float:
-        """Store ``v`` as row j, and say how much of it the storage lost: ||v - stored||."""
+        """Store ``v`` as row j, and say how much of it the storage lost: ||v - stored||.
+
+        Args:
+            j: At most the number of rows so far; a row that is there is overwritten.
+            v: Of unit length, orthogonal to the other rows.
+
+        Returns:
+            0.0 where rows are stored in the type of the arithmetic.
+        """
         if j // self.block_rows == len(self.blocks):
             self.blocks.append(self.store.new_empty((self.block_rows, self.d)))
         row = self.blocks[j // self.block_rows][j % self.block_rows]
@@ -75,13 +83,22 @@ class Basis:
         return float(vectors.norm([v - row.to(self.like)])) if self.narrow else 0.0
 
     def project_out(self, w: Tensor, rows: int) -> Tensor:
-        """Remove from ``w``, in place, its part in the first rows; returns its coefficients (rows,). Twice is safe."""
+        """Remove from ``w``, in place, its part in the first rows; returns its coefficients (rows,). Twice is safe.
+
+        Args:
+            w: (d,), written to.
+            rows: How many of the first rows.
+        """
         if rows == 0:
             return w.new_empty(0)
         return self._take_out(w, rows).add_(self._take_out(w, rows))
 
     def combine(self, s: Array) -> Tensor:
-        """The vector sum_j s_j v_j (d,)."""
+        """The vector sum_j s_j v_j (d,).
+
+        Args:
+            s: As many coefficients as rows, (m,).
+        """
         weights, total = torch.as_tensor(s).to(self.like), self.like.new_zeros(self.d)
         for start, block in self._used(len(s)):
             total.addmv_(block.T, weights[start : start + len(block)])

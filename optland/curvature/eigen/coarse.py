@@ -60,6 +60,9 @@ def coarse_start(H: SymmetricOperator, k: int, seed: int) -> list[Tensor] | None
         H: The operator; what is spent is added to its cost.
         k: How many pairs are wanted.
         seed: Seed of the random start on the part; the random part a xi is the caller's to add, from another seed.
+
+    Returns:
+        In the shapes of ``H.like``, of unit length, or None.
     """
     part = None if H.objective is None else _thinned(H.objective)
     twin = None if part is None else H.on(part)

@@ -36,7 +36,14 @@ BREAKDOWN = 100.0
 
 @dataclass(frozen=True, slots=True)
 class RitzPairs:
-    """Eigenpairs of T: approximate eigenpairs of H, with the norms of their residuals ||H y - theta y||."""
+    """Eigenpairs of T: approximate eigenpairs of H, with the norms of their residuals ||H y - theta y||.
+
+    Attributes:
+        theta: Ritz values, ascending, (m,).
+        s: (m, m), whose columns are the coordinates of the Ritz vectors in the basis.
+        residual: Norms of the residuals, (m,).
+        floor: The part of each that more products cannot remove, from the errors of products and storage, (m,).
+    """
 
     theta: Array  # (m,) ascending
     s: Array  # (m, m), columns are coordinates in the basis
@@ -160,7 +167,14 @@ class Krylov:
         return RitzPairs(theta, s, residual, self.H.product_error + lost)
 
     def vector(self, s: Array) -> list[Tensor]:
-        """The unit vector of R^d with coordinates s in the basis."""
+        """The unit vector of R^d with coordinates s in the basis.
+
+        Args:
+            s: (m,), a column of :attr:`RitzPairs.s` for a Ritz vector.
+
+        Returns:
+            In the shapes and types of the parameters.
+        """
         y = self.basis.combine(s)
         return vectors.unflatten(y / vectors.norm([y]), self.like)
 

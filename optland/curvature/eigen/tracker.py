@@ -324,7 +324,11 @@ class SpectrumTracker:
         self._last = self._wanted(tracked.spectrum) if finite else []
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that the next probe depends on; a resumed tracker probes as the unbroken one would."""
+        """Everything that the next probe depends on; a resumed tracker probes as the unbroken one would.
+
+        Returns:
+            Counts, and the eigenvectors as copies; settings such as ``rtol`` are those of the constructor.
+        """
         return {
             "num_probes": self.num_probes,
             "num_matvecs": self.num_matvecs,

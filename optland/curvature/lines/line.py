@@ -103,6 +103,10 @@ def _along_gradient(
 def divided(x: Vector, preconditioner: Vector) -> list[Tensor]:
     """P^-1 x for a diagonal P, entry by entry.
 
+    Args:
+        x: In the shapes of the parameters.
+        preconditioner: P, entries above 0, in the same shapes.
+
     Raises:
         ValueError: P has other shapes than x.
     """

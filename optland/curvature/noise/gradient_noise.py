@@ -133,6 +133,10 @@ def gradient_noise(
 def scales(objective: Objective, preconditioner: Vector | None) -> list[Tensor] | None:
     """P^-1/2 in the shapes of the parameters; None for the identity.
 
+    Args:
+        objective: Gives the shapes.
+        preconditioner: P, entries above 0; None for the identity.
+
     Raises:
         ValueError: ``preconditioner`` has other shapes than the parameters.
     """
@@ -148,6 +152,14 @@ def part_gradients(
 
     To be run inside the objective's context, where the random state goes on from part to part: parts with the same
     dropout masks would not be independent.
+
+    Args:
+        objective: Of which each own batch is cut.
+        parts: Number of parts of each batch.
+        scale: What :func:`scales` gave.
+
+    Yields:
+        The mean gradient of a part, the number of its losses, and that of its samples.
     """
     for batch in objective.own_batches:
         for part, size in cut(objective, batch, parts):
@@ -180,7 +192,16 @@ def _parts(objective: Objective, parts: int, scale: Vector | None) -> tuple[Tens
 def flat_gradients(
     objective: Objective, parts: int, scale: Vector | None
 ) -> Iterator[tuple[Tensor, tuple[float, int]]]:
-    """Flat gradient, count and samples of every part; of those of all processes, where each has its own batches."""
+    """Flat gradient, count and samples of every part; of those of all processes, where each has its own batches.
+
+    Args:
+        objective: Outside of its context, which is entered here.
+        parts: Number of parts of each batch.
+        scale: What :func:`scales` gave.
+
+    Yields:
+        (d,) in the accumulation type, and the pair of counts.
+    """
 
     def own(part: Objective) -> Iterator[tuple[Tensor, tuple[float, int]]]:
         with part.context(), torch.enable_grad():
@@ -229,7 +250,19 @@ def from_terms(
     cost: float,
     source: Provenance,
 ) -> GradientNoise:
-    """Both terms, each a value with its standard error (NaN when unknown), and the scale where it is resolved."""
+    """Both terms, each a value with its standard error (NaN when unknown), and the scale where it is resolved.
+
+    Args:
+        trace_cov: tr Sigma of one sample's gradient, and its error.
+        grad_sq: |G|^2 without bias, and its error.
+        micro_batch: Samples of a part.
+        large_batch: Samples of all.
+        cost: Gradient evaluations.
+        source: Of the numbers.
+
+    Returns:
+        ``b_simple`` is None unless |G|^2 is positive by two standard errors.
+    """
 
     def estimate(value: float, error: float) -> Estimate:
         known = math.isfinite(error)

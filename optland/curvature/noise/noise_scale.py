@@ -87,7 +87,15 @@ class NoiseScale(Archived):
     _terms: Tensor  # (1 + k, 4): all four terms, of all parts and with each part left out
 
     def step_at(self, batch_size: float) -> Estimate:
-        """eta_opt(B), the best learning rate for one step from a batch of ``batch_size`` samples.
+        r"""eta_opt(B), the best learning rate for one step from a batch of ``batch_size`` samples.
+
+        Args:
+            batch_size: B in samples.
+
+        Returns:
+            .. math:: \eta_\mathrm{opt}(B) = \frac{|G|^2}{G^\top H G + \mathrm{tr}(H \Sigma) / B},
+
+            not converged where the ratio is not resolved, or its denominator not positive.
 
         Raises:
             ValueError: ``batch_size`` is not positive.

@@ -34,6 +34,13 @@ def each_batch(objective: Objective) -> Iterator[Objective]:
 def each_part(objective: Objective, parts: int) -> Iterator[Objective]:
     """Every batch cut into ``parts`` contiguous parts (single samples where it has fewer), as objectives.
 
+    Args:
+        objective: Its batches must be here, and not in other processes, unless the model is sharded.
+        parts: Number of parts of each batch.
+
+    Yields:
+        Views on the same model and cost meter.
+
     Raises:
         ValueError: ``parts`` is less than 1.
     """
@@ -45,7 +52,16 @@ def each_part(objective: Objective, parts: int) -> Iterator[Objective]:
 
 
 def cut(objective: Objective, batch: Any, parts: int) -> list[tuple[Any, int]]:
-    """Contiguous parts of a batch with their samples; one part is the batch itself, of whatever type it is."""
+    """Contiguous parts of a batch with their samples; one part is the batch itself, of whatever type it is.
+
+    Args:
+        objective: Says how its batches are counted and cut.
+        batch: One of them.
+        parts: How many; single samples where it has fewer.
+
+    Raises:
+        ValueError: Processes of a sharded model would have other numbers of parts.
+    """
     if parts == 1:
         return [(batch, _size(objective, batch))]
     kind = objective.kind
@@ -80,6 +96,10 @@ def mean_and_error(values: Sequence[float], weights: Sequence[float] | None = No
     With weights w_i that sum to 1 and k values the squared error is k / (k - 1) sum w_i^2 (x_i - mean)^2, for equal
     weights the usual s^2 / k.
 
+    Args:
+        values: One of each piece of data.
+        weights: Of each, such as its samples, in any unit; equal by default.
+
     Example:
         >>> mean_and_error([1.0, 3.0, 5.0, 3.0])[0], mean_and_error([1.0, 4.0], [2.0, 1.0])[0]
         (3.0, 2.0)
@@ -94,7 +114,17 @@ def mean_and_error(values: Sequence[float], weights: Sequence[float] | None = No
 
 
 def jackknife(left_out: Tensor) -> Tensor:
-    """Standard error of a statistic from its values with each of k pieces left out in turn, (k, ...) to (...)."""
+    r"""Standard error of a statistic from its values with each of k pieces left out in turn, (k, ...) to (...).
+
+    .. math:: \mathrm{SE} = \sqrt{\tfrac{k - 1}{k} \textstyle\sum_i (\hat\theta_{(i)} - \bar\theta)^2}
+
+    Example:
+        Of a mean it is the usual standard error, s / sqrt(k).
+
+        >>> x = torch.tensor([1.0, 3.0, 5.0])
+        >>> round(float(jackknife((x.sum() - x) / 2)) ** 2, 4)  # s^2 = 4 over k = 3
+        1.3333
+    """
     return ((len(left_out) - 1) * left_out.var(dim=0, correction=0)).sqrt()
 
 

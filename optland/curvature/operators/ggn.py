@@ -68,12 +68,26 @@ def ggn(objective: Objective, *, split: Split | None = None, method: Method = "a
 
 
 def declared_product_cost(objective: Objective, num_matvecs: int, *, method: Method = "auto") -> float:
-    """The most that ``num_matvecs`` products can cost in gradient evaluations, set-up and fallback included."""
+    """The most that ``num_matvecs`` products can cost in gradient evaluations, set-up and fallback included.
+
+    Args:
+        objective: Its samples are the unit.
+        num_matvecs: How many.
+        method: How they are computed.
+    """
     return linearised(KIND, _loss_hessian, None).declared(objective, num_matvecs, method)
 
 
 def loss_hessian(piece: Piece, u: list[Tensor]) -> list[Tensor]:
-    """Product of u with the Hessian of the loss sum in the outputs."""
+    """Product of u with the Hessian of the loss sum in the outputs.
+
+    Args:
+        piece: One batch, split; the loss is differentiated twice by its ``leaves``.
+        u: In the shapes of the outputs.
+
+    Returns:
+        In the same shapes; of the sum over the batch, not the mean.
+    """
     return _loss_hessian(0, piece)(u)
 
 

@@ -91,18 +91,42 @@ class Family:
     difference_ge: float
 
     def check_ge(self, objective: Objective, method: str) -> float:
-        """The most that the comparison with differences costs in all, which each kind of graph gets once."""
+        """The most that the comparison with differences costs in all, which each kind of graph gets once.
+
+        Args:
+            objective: Its samples are the unit; the comparison uses a part of its data where that is large.
+            method: One of the ways.
+
+        Returns:
+            Gradient evaluations, not per sample.
+        """
         second = max(3 * self.difference_ge + self.first_ge(method), self.first_ge("finite_difference"))
         part = a_part(objective)
         samples = objective.num_samples if part is None else part.num_samples
         return (self.first_ge(method) + self.difference_ge + second + MORE_GE) * samples
 
     def first_ge(self, method: str) -> float:
-        """Cost of the first product."""
+        """Cost of the first product.
+
+        Args:
+            method: One of the ways.
+
+        Returns:
+            Gradient evaluations per sample, set-up included.
+        """
         return self.setup_ge[method] + self.product_ge[method]
 
     def declared(self, objective: Objective, num_matvecs: int, method: Method) -> float:
-        """The most that ``num_matvecs`` products can cost, set-up, comparison and fallbacks included."""
+        """The most that ``num_matvecs`` products can cost, set-up, comparison and fallbacks included.
+
+        Args:
+            objective: Its samples are the unit.
+            num_matvecs: How many.
+            method: One of the ways, or ``"auto"``.
+
+        Returns:
+            Gradient evaluations; without the comparison where this kind of graph has been found right before.
+        """
         chosen = _choose(objective)[0] if method == "auto" else method
         check = 0.0 if self._is_trusted(objective, chosen) else self.check_ge(objective, chosen)
         cost = self._run_ge(chosen, num_matvecs)
@@ -169,7 +193,13 @@ def hessian(objective: Objective, *, method: Method = "auto") -> CurvatureOperat
 
 
 def declared_product_cost(objective: Objective, num_matvecs: int, *, method: Method = "auto") -> float:
-    """The most that ``num_matvecs`` products can cost in gradient evaluations, set-up and fallback included."""
+    """The most that ``num_matvecs`` products can cost in gradient evaluations, set-up and fallback included.
+
+    Args:
+        objective: Its samples are the unit.
+        num_matvecs: How many.
+        method: How they are computed.
+    """
     return HESSIAN.declared(objective, num_matvecs, method)
 
 
@@ -343,6 +373,10 @@ class CurvatureOperator(SymmetricOperator):
 
 class InFloat32(Product):
     """Products of weights in half precision, computed on a float32 copy of the model; only their result is rounded.
+
+    Args:
+        objective: In half precision.
+        way: Makes the product on the copy.
 
     Raises:
         ValueError: The loss cannot be evaluated on a float32 copy.

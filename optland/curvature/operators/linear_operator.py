@@ -142,7 +142,12 @@ class SymmetricOperator(ABC):
         return vectors.numel(self.like)
 
     def provenance(self, method: str, seed: int | None = None) -> Provenance:
-        """The provenance of a number that ``method`` computed from products with this operator."""
+        """The provenance of a number that ``method`` computed from products with this operator.
+
+        Args:
+            method: The estimator, such as ``lanczos``.
+            seed: Of its own randomness; None where it has none.
+        """
         words = f"{method} on the {self.kind} by {self.method} ({self.reason})"
         if self.objective is None:
             return Provenance(words, seed=seed, dtype=str(self.like[0].dtype).removeprefix("torch."))
@@ -150,6 +155,9 @@ class SymmetricOperator(ABC):
 
     def matvec(self, v: Vector) -> list[Tensor]:
         """A v, a new vector in the shapes of :attr:`like`.
+
+        Args:
+            v: Tensors in the shapes of :attr:`like`; sparse ones are made dense.
 
         Raises:
             ValueError: ``v`` has other shapes than :attr:`like`, or the product that a subclass computed has.
@@ -253,6 +261,9 @@ class SymmetricOperator(ABC):
 
     def to_dense(self) -> Tensor:
         """The matrix itself, (d, d), from d products: for tests and very small models.
+
+        Returns:
+            In the accumulation type. Columns are products as they come, so it is symmetric to their rounding only.
 
         Raises:
             ValueError: d is above 5000.

@@ -59,7 +59,16 @@ LINEARISED_SETUP_GE = {
 
 
 def linearised(kind: str, middle: Middle, split: Split | None) -> Family:
-    """The ways to multiply by J' M J for this M and this split of the loss."""
+    """The ways to multiply by J' M J for this M and this split of the loss.
+
+    Args:
+        kind: Which matrix, in words.
+        middle: Makes M for the batch of a number and its piece.
+        split: The model and the loss of its outputs, where the user has given them apart; None finds them.
+
+    Returns:
+        With the costs of Gauss-Newton products, and differences of outputs to compare with.
+    """
     return Family(
         kind,
         {
@@ -125,7 +134,17 @@ class _Linearisation:
 
 
 def transposed(piece: Piece, leaves: Leaves, u: Vector, *, keep: bool) -> list[Tensor]:
-    """J'u; NaN where the loss is NaN."""
+    """J'u; NaN where the loss is NaN.
+
+    Args:
+        piece: One batch, split.
+        leaves: The weights to differentiate by.
+        u: In the shapes of the outputs.
+        keep: Keep the graph for another product.
+
+    Returns:
+        In the shapes of the parameters.
+    """
     return poisoned(leaves.derivative(piece.outputs, u, retain_graph=keep), piece.loss.detach())
 
 
@@ -219,7 +238,17 @@ class OutputDifference(_Linearised):
         return vectors.scaled(length, product)
 
     def through(self, u: Vector, h: float, *, reach: float = 1.0, strict: bool = False) -> list[Tensor]:
-        """The product with a unit vector, with this step, and ``reach`` times the usual one on the outputs."""
+        """The product with a unit vector, with this step, and ``reach`` times the usual one on the outputs.
+
+        Args:
+            u: Unit vector in the shapes of the parameters.
+            h: Step along it, in the unit of the weights.
+            reach: Factor on the step along the outputs.
+            strict: Whether a forward that writes its parameters is refused.
+
+        Returns:
+            J' M J u in the shapes of the parameters.
+        """
         L, parts = self.objective, []
         ahead, behind = self._outputs(u, h, strict), self._outputs(u, -h, strict)
         with L.context(), torch.enable_grad():

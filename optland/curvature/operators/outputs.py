@@ -58,12 +58,20 @@ class Piece:
     kind: BatchKind = field(default_factory=BatchKind)
 
     def gradient(self, *, create_graph: bool = False) -> list[Tensor]:
-        """Derivative of the loss sum by the outputs."""
+        """Derivative of the loss sum by the outputs.
+
+        Args:
+            create_graph: Record a graph of it, for second derivatives of the loss.
+        """
         return derivative(self.loss, self.leaves, create_graph=create_graph, retain_graph=True)
 
 
 def pieces(objective: Objective, split: Split | None) -> Iterator[Piece]:
     """Every batch, split; run it inside the objective's context.
+
+    Args:
+        objective: Model, loss and data.
+        split: The model and the loss of its outputs, where the user has given them apart; None watches one call.
 
     Raises:
         ValueError: The loss is no function of the outputs of one call of the model.
@@ -73,7 +81,17 @@ def pieces(objective: Objective, split: Split | None) -> Iterator[Piece]:
 
 
 def evaluate(objective: Objective, split: Split | None, batch: Any) -> Piece:
-    """Split one batch."""
+    """Split one batch.
+
+    Args:
+        objective: Model and loss; inside its context.
+        split: As for :func:`pieces`.
+        batch: The batch.
+
+    Raises:
+        ValueError: The loss is no function of the outputs of one call of the model, or the model returns the loss
+            itself.
+    """
     capture = _Capture()
     total, count = _captured(objective, split, batch, capture)
     if not torch.is_grad_enabled():
@@ -91,7 +109,17 @@ def evaluate(objective: Objective, split: Split | None, batch: Any) -> Piece:
 def shifted_gradient(
     objective: Objective, split: Split | None, piece: Piece, shifts: list[Tensor]
 ) -> list[Tensor]:
-    """Derivative of the loss sum of a batch by its outputs, where these are moved by ``shifts``."""
+    """Derivative of the loss sum of a batch by its outputs, where these are moved by ``shifts``.
+
+    Args:
+        objective: Model and loss; inside its context.
+        split: As for :func:`pieces`.
+        piece: One batch, split; the model is run once more for its loss alone.
+        shifts: One tensor for each output, in its shape.
+
+    Returns:
+        In the shapes of the outputs; zeros where the loss depends on none of them.
+    """
     values = [z.detach() + s for z, s in zip(piece.leaves, shifts, strict=True)]
     capture = _Capture(values)
     total, _ = _captured(objective, split, piece.batch, capture)

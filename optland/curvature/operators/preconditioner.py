@@ -76,7 +76,14 @@ def preconditioner(optimizer: Any, objective: Objective) -> list[Tensor]:
 
 
 def innermost(optimizer: Any) -> Optimizer:
-    """The optimizer that owns the state, below wrappers that keep theirs in ``base`` or ``optimizer``."""
+    """The optimizer that owns the state, below wrappers that keep theirs in ``base`` or ``optimizer``.
+
+    Args:
+        optimizer: Such as a SAM around it, or what a trainer has wrapped it in.
+
+    Raises:
+        TypeError: There is no optimizer at the bottom.
+    """
     while True:
         inner = next(
             (

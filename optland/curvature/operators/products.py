@@ -218,7 +218,15 @@ class ForwardOverReverse(Product):
 
 @contextmanager
 def dual_weights(params: Vector, v: Vector) -> Iterator[list[Tensor]]:
-    """Copies of the weights that carry ``v`` as their tangents."""
+    """Copies of the weights that carry ``v`` as their tangents.
+
+    Args:
+        params: The weights; they themselves carry nothing.
+        v: In their shapes, cast to their types.
+
+    Yields:
+        Dual tensors of leaves that record a graph, in the order of the weights; of no use outside of the block.
+    """
     with forward_ad.dual_level():
         with warnings.catch_warnings():
             # The first dual tensor loads torch's own rules, which torch compiles through an interface
@@ -273,7 +281,11 @@ def kinks(loss: Tensor) -> set[str]:
 
 @contextmanager
 def counted_forwards() -> Iterator[list[str]]:
-    """Names the modules that are run inside the block."""
+    """Names the modules that are run inside the block.
+
+    Yields:
+        A list that grows, names of classes in the order of their calls; of every model, since the hook is a global one.
+    """
     seen: list[str] = []
 
     def note(module: nn.Module, inputs: object) -> None:
@@ -292,7 +304,12 @@ def _poison(loss: Tensor) -> Tensor | None:
 
 
 def poisoned(product: list[Tensor], loss: Tensor) -> list[Tensor]:
-    """The product; NaN where the loss is not finite, decided on the device."""
+    """The product; NaN where the loss is not finite, decided on the device.
+
+    Args:
+        product: In the shapes of the parameters.
+        loss: A scalar.
+    """
     zero_or_nan = 0.0 * loss
     return [t + zero_or_nan.to(device=t.device, dtype=t.dtype) for t in product]
 

@@ -103,14 +103,25 @@ class Ways:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """A verdict (None where numbers that are not finite tell nothing) and what it took, in GE per sample."""
+    """A verdict (None where numbers that are not finite tell nothing) and what it took, in GE per sample.
+
+    Attributes:
+        verdict: None where it has to be made again.
+        cost_ge: Gradient evaluations per sample of the data it was made on.
+    """
 
     verdict: Verdict | None
     cost_ge: float
 
 
 def kind_of(objective: Objective, matrix: str, derived: str) -> str:
-    """The key of a verdict: matrix, way, mode, type and device."""
+    """The key of a verdict: matrix, way, mode, type and device.
+
+    Args:
+        objective: Gives mode, type and device.
+        matrix: Which matrix, in words.
+        derived: How its products are derived.
+    """
     device = objective.params[0].device.type
     return f"{matrix}, {derived}, {objective.mode}, {objective.dtype}, {device}"
 
@@ -130,7 +141,16 @@ def a_part(objective: Objective) -> Objective | None:
 
 
 def compare(product: Product, ways: Ways) -> Comparison:
-    """Hold a product against differences; one product and one difference of it are not in the cost."""
+    """Hold a product against differences; one product and one difference of it are not in the cost.
+
+    Args:
+        product: One of the exact ways.
+        ways: The differences to hold it against.
+
+    Returns:
+        Right where both agree or are below rounding, and, with a note, where differences are too inexact to tell; else
+        a fault in words, after a second look in float64 or with shorter steps.
+    """
     L, u = product.objective, _direction(product.objective)
     if u is None:
         return Comparison(_right(product, "not confirmed: the forward writes all of its parameters"), 0.0)

@@ -49,13 +49,29 @@ class NewtonModel:
         return float(np.abs(self.theta).max(initial=0.0))
 
     def step(self, mu: float) -> list[Tensor]:
-        """s_mu; without damping, eigenvalues that are 0 are left out."""
+        r"""s_mu; without damping, eigenvalues that are 0 are left out.
+
+        .. math:: s_\mu = -\sum_i \frac{\theta_i c_i}{\theta_i^2 + \mu^2} \, y_i
+
+        Args:
+            mu: Damping, a curvature; 0 is the Newton step.
+
+        Returns:
+            In the shapes of the parameters; towards the critical point, of whatever index.
+        """
         denominator = self.theta**2 + mu**2
         y = np.divide(-self.theta * self.c, denominator, out=np.zeros_like(self.c), where=denominator > 0)
         return self.lift(y)
 
     def newton(self, level: float) -> tuple[list[Tensor], float]:
-        """The Newton step over eigenvalues above ``level`` in magnitude, and the size of the gradient outside."""
+        """The Newton step over eigenvalues above ``level`` in magnitude, and the size of the gradient outside.
+
+        Args:
+            level: Curvature that cannot be told from 0.
+
+        Returns:
+            The step, and the norm of the gradient's part along the eigenvalues that were left out.
+        """
         live = np.abs(self.theta) > level
         y = np.divide(-self.c, self.theta, out=np.zeros_like(self.c), where=live)
         return self.lift(y), float(np.linalg.norm(self.c[~live]))
@@ -63,6 +79,10 @@ class NewtonModel:
 
 def from_eigenvalues(seen: Eigenvalues, g: Vector) -> NewtonModel:
     """The exact model, from a full eigendecomposition.
+
+    Args:
+        seen: With its ``basis``.
+        g: The gradient, in the shapes of the parameters.
 
     Raises:
         ValueError: ``seen`` holds no eigenbasis.
@@ -89,6 +109,11 @@ def from_eigenvalues(seen: Eigenvalues, g: Vector) -> NewtonModel:
 
 def from_gradient(H: SymmetricOperator, g: Vector, *, max_matvecs: int = 30) -> NewtonModel:
     """The model in the Krylov space of g, which must not be 0.
+
+    Args:
+        H: The Hessian.
+        g: The gradient, in the shapes of the parameters.
+        max_matvecs: Most products, and dimension of the space; 30.
 
     Raises:
         ValueError: The gradient is 0 or not finite.

@@ -70,7 +70,11 @@ class Portrait(Archived):
         return self.point.loss
 
     def estimates(self) -> Iterator[tuple[str, Estimate]]:
-        """Every number with a name of its own, in the order of a table."""
+        """Every number with a name of its own, in the order of a table.
+
+        Yields:
+            Pairs of a name and an estimate, NaN where it could not be had.
+        """
         top, count = self.spectrum.num_top, len(self.spectrum.values)
         for i, value in enumerate(self.spectrum.values):
             yield f"largest eigenvalue {i + 1}" if i < top else f"smallest eigenvalue {count - i}", value

@@ -249,6 +249,9 @@ def starts_around(
         num_starts: Random directions at every radius above 0.
         seed: Seed of the directions.
 
+    Returns:
+        For each centre in turn and each radius in turn; copies, in the shapes of the centre.
+
     Raises:
         ValueError: A radius is negative, or ``num_starts`` is below 1.
 

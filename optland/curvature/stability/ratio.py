@@ -164,7 +164,18 @@ def stability_ratio(
 
 
 def thresholds_of(objective: Objective, optimizer: Optimizer) -> tuple[list[Tensor], list[Threshold]]:
-    """D^-1/2, the metric in which the largest eigenvalue of H is the ratio, and the threshold of every parameter."""
+    """D^-1/2, the metric in which the largest eigenvalue of H is the ratio, and the threshold of every parameter.
+
+    Args:
+        objective: Gives the parameters.
+        optimizer: That trains them, at its present rate and state.
+
+    Returns:
+        D^-1/2 in the shapes of the parameters, and as many thresholds, the same object for parameters of one group.
+
+    Raises:
+        ValueError: The optimizer does not hold a parameter, or weight decay alone is beyond the edge in its group.
+    """
     own = _of_parameters(objective, optimizer, stability_threshold(optimizer))
     return _scale(objective, optimizer, own), own
 

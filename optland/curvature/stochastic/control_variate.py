@@ -66,12 +66,25 @@ class Products:
         return diagonal
 
     def known_square(self, K: Deflation) -> float:
-        """||M||_F^2 + 2 <M, K>."""
+        """||M||_F^2 + 2 <M, K>.
+
+        Args:
+            K: A part of B that is known by its products.
+        """
         along = sum(float(lam * (u @ K.times(u))) for lam, u in zip(self.lam, self.U, strict=True))
         return float(self.lam.square().sum()) + 2 * along
 
     def square(self, w: Tensor, product: Tensor, square: float) -> float:
-        """A sample of ||A||_F^2 from one of ||B||_F^2: ||A||^2 = ||B||^2 + 2 <M, B> + ||M||^2."""
+        """A sample of ||A||_F^2 from one of ||B||_F^2: ||A||^2 = ||B||^2 + 2 <M, B> + ||M||^2.
+
+        Args:
+            w: The test vector, (d,).
+            product: B w.
+            square: The sample of ||B||_F^2 that it gave.
+
+        Returns:
+            ``square`` itself where nothing is known of A.
+        """
         if not len(self.lam):
             return square
         return square + 2 * float(self.known(w) @ product) + float(self.lam.square().sum())

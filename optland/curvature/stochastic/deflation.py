@@ -61,7 +61,11 @@ class Deflation:
         return self._Q[: self.size]
 
     def orthonormal(self, w: Tensor) -> Tensor | None:
-        """The direction of ``w`` outside the rows, a unit vector; None where only rounding is left of it."""
+        """The direction of ``w`` outside the rows, a unit vector; None where only rounding is left of it.
+
+        Args:
+            w: (d,); taken out of the rows twice, since once leaves rounding of the size of w.
+        """
         before = float(vectors.norm([w]))
         for _ in range(2):
             w = w - (self.Q @ w) @ self.Q
@@ -69,7 +73,12 @@ class Deflation:
         return w / length if length > self._eps * before else None
 
     def take(self, q: Tensor, product: Tensor) -> None:
-        """Take in the unit vector ``q``, orthogonal to the rows, and ``product`` = A q."""
+        """Take in the unit vector ``q``, orthogonal to the rows, and ``product`` = A q.
+
+        Args:
+            q: (d,), as :meth:`orthonormal` gave it.
+            product: (d,); the part of it outside the rows is kept until the next row takes it in.
+        """
         m = self.size
         for j in list(self._tails):
             self._leave(j, self._tails[j] - (q @ self._tails[j]) * q)
@@ -126,7 +135,12 @@ class Deflation:
         return float((self._T[: self.size, : self.size] ** 2).sum()) + 2 * outside
 
     def rest(self, w: Tensor, product: Tensor) -> Tensor:
-        """P A P w from ``product`` = A w, (d,)."""
+        """P A P w from ``product`` = A w, (d,).
+
+        Args:
+            w: (d,), orthogonal to the rows where P w = w is meant.
+            product: A w, (d,).
+        """
         if self.size == 0:
             return product
         inside = self.Q @ w

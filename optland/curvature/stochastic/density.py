@@ -155,6 +155,13 @@ class Density(Archived):
 
         A node of the bulk stands for eigenvalues on both sides of it, so the share rises from node to node; at a
         resolved eigenvalue it jumps. With ``x`` = -tau, the fraction of negative directions.
+
+        Args:
+            x: A curvature.
+
+        Returns:
+            Between 0 and 1. A quarter of the mean weight of the nearest node of the bulk is in the error; from a single
+            start it is never converged.
         """
         bulk, weights = self._bulk()
         sharp = sum(spike.masses * (spike.value.value < x) for spike in self.spikes)
@@ -164,6 +171,9 @@ class Density(Archived):
 
     def index(self, tau: float = 0.0) -> Estimate:
         """Number of eigenvalues below -tau, d times the share; an estimate, not a count.
+
+        Args:
+            tau: Curvature that cannot be told from 0.
 
         Raises:
             ValueError: ``tau`` is negative.
@@ -179,6 +189,12 @@ class Density(Archived):
     def moment(self, p: int) -> Estimate:
         """tr(H^p) / d, exact in each start's own measure for p <= 2m - 1.
 
+        Args:
+            p: 1 for the mean eigenvalue, 2 for ||H||_F^2 / d.
+
+        Returns:
+            The mean over the starts, with their standard error; NaN error from one start.
+
         Raises:
             ValueError: ``p`` is negative.
         """
@@ -190,6 +206,12 @@ class Density(Archived):
 
     def quantile(self, q: float) -> Estimate:
         """The value that the share ``q`` of the eigenvalues lies below.
+
+        Args:
+            q: 0.5 for the median.
+
+        Returns:
+            Linear between the nodes of each start, then the mean over starts with its standard error.
 
         Raises:
             ValueError: ``q`` is not within [0, 1].

@@ -74,12 +74,23 @@ class Parts:
         return len(self.weights)
 
     def together(self, w: Tensor) -> Tensor:
-        """A w by parts, (d,)."""
+        """A w by parts, (d,).
+
+        Args:
+            w: (d,).
+
+        Returns:
+            The same as a product with H up to rounding, and counted as one.
+        """
         self.H.num_matvecs += 1
         return self._rows([w] * len(self)).sum(0)
 
     def apart(self, W: Tensor) -> Tensor:
-        """The rows omega_b A_b w_b, (B, d), for the rows w_b of ``W``."""
+        """The rows omega_b A_b w_b, (B, d), for the rows w_b of ``W``.
+
+        Args:
+            W: (B, d), a row for each part.
+        """
         self.H.num_matvecs += 1
         return self._rows(W)
 
@@ -197,7 +208,14 @@ def _counts(pieces: Sequence[Objective]) -> list[float]:
 
 
 def agree(w: Tensor, product: Tensor, v: Tensor, by_parts: Tensor) -> bool:
-    """Whether v'Aw as a whole is w'Av by parts, for independent random v and w."""
+    """Whether v'Aw as a whole is w'Av by parts, for independent random v and w.
+
+    Args:
+        w: (d,).
+        product: A w, as a whole.
+        v: (d,), drawn independently.
+        by_parts: A v, by parts.
+    """
     size = float(vectors.norm([by_parts]))
     rounding = 10 * torch.finfo(w.dtype).eps * math.sqrt(len(w))
     apart = abs(float(v @ product) - float(w @ by_parts))
@@ -217,6 +235,9 @@ def sample(
         draws: A test vector for each.
         project: P on rows.
         known: M on a vector.
+
+    Returns:
+        Unbiased each, given the parts: the diagonal, the squared Frobenius norm and the inner product with M.
     """
     W = torch.stack(list(draws))
     Z = project(W)

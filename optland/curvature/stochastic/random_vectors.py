@@ -41,7 +41,11 @@ class RandomVectors:
         self._generator = torch.Generator().manual_seed(seed)
 
     def next(self) -> Tensor:
-        """The next vector, (d,), in the type and on the device of the arithmetic."""
+        """The next vector, (d,), in the type and on the device of the arithmetic.
+
+        Returns:
+            Entries +1 or -1, each with probability 1/2; drawn on the CPU, so the same on every device.
+        """
         signs = torch.randint(0, 2, (self._d,), generator=self._generator, dtype=torch.int8) * 2 - 1
         return self._target.new_empty(self._d).copy_(signs)
 

@@ -40,7 +40,12 @@ class Spike(Archived):
     places: tuple[int, ...]
 
     def holds(self, start: int, node: int) -> bool:
-        """Whether the node with this index belongs to it."""
+        """Whether the node with this index belongs to it.
+
+        Args:
+            start: Number of the start.
+            node: Index among its nodes, ascending.
+        """
         return self.places[start] == node
 
     def few(self, d: int) -> bool:
@@ -64,6 +69,9 @@ def spikes(
         weights: Their weights.
         residuals: Their residuals.
         estimate: Mean and error of one number per start.
+
+    Returns:
+        Those whose residual in every start is below a share of the width of the spectrum, and whose intervals meet.
     """
     if not nodes:
         return ()
