@@ -17,6 +17,12 @@ def instances(*kinds: type[_Kind]) -> list[_Kind]:
     what happens once in a run. (A walk over ``gc.get_objects()`` would also take hold of tensors that C++ owns, which
     torch 2.6 does not survive.)
 
+    Args:
+        *kinds: Classes.
+
+    Returns:
+        In no particular order; each holds its instance alive for as long as the list does.
+
     Example:
         >>> class Kind:
         ...     pass

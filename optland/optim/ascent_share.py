@@ -66,6 +66,10 @@ def takes_share(closure: Callable[..., Any]) -> bool:
 def require_share(closure: Callable[..., Any], name: str) -> Callable[..., Any]:
     """The closure, if it takes the share of the batch that it is called for.
 
+    Args:
+        closure: ``closure(share=1.0)``; its signature is looked at, it is not called.
+        name: Of the method, for the message.
+
     Raises:
         TypeError: It does not, and would run over all of the batch.
     """

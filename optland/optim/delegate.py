@@ -163,6 +163,9 @@ class Delegating(Optimizer):
     def state_dict(self) -> dict[str, Any]:
         """The base's state dict; hyper-parameters such as rho travel in its groups.
 
+        Returns:
+            What ``base`` alone can load too: ``state`` and ``param_groups``.
+
         Raises:
             RuntimeError: The weights are perturbed: a checkpoint taken now would hold w + eps.
         """

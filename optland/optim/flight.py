@@ -71,7 +71,15 @@ MOVES: Mapping[Phase, frozenset[Phase]] = {
 
 @dataclass(slots=True)
 class Ascent:
-    """The values of pass one that the return to w needs."""
+    """The values of pass one that the return to w needs.
+
+    Attributes:
+        moved: The perturbed parameters.
+        weights: Their values at w, bit for bit.
+        length: ||eps|| as asked for, where telemetry wants it.
+        gradients: g of every parameter, None where there was none.
+        beyond: h, once the weights have gone on to w - eps.
+    """
 
     moved: list[Tensor]  # the perturbed parameters
     weights: list[Tensor]  # their values at w, bit for bit
@@ -171,7 +179,16 @@ class Flight:
         self.measuring = every == 1 or (every > 1 and self.period != self.telemetry.period)
 
     def begin(self, loss_scale: float | Tensor | None = None, share: float = 1.0) -> None:
-        """Begin a step, or its next micro-batch, with its first gradients in ``.grad``."""
+        """Begin a step, or its next micro-batch, with its first gradients in ``.grad``.
+
+        Args:
+            loss_scale: What a GradScaler has multiplied the loss by; None for 1, and for what was not told.
+            share: The part of the batch that this micro-batch is, by which its loss was multiplied.
+
+        Raises:
+            TypeError: A gradient is sparse or complex.
+            RuntimeError: Pass one ran under ``no_sync()``, and the method remembers its gradients.
+        """
         self.units.take(loss_scale, share, matters_to=self.name if self.method.shares_matter else "")
         self.to(Phase.IDLE)
         g = present(self.params)
@@ -193,13 +210,28 @@ class Flight:
 
     @vectors.no_graph
     def length_of(self, x: list[Tensor | None]) -> Tensor:
-        """The length of the tensors that are there, in memory that is there for the weights a moment later."""
+        """The length of the tensors that are there, in memory that is there for the weights a moment later.
+
+        Args:
+            x: Gradients, None where a parameter has none.
+
+        Returns:
+            A 0-d tensor on the device of the first; of sharded gradients over all shards.
+        """
         found = [t for t in x if t is not None]
         together = self._copies.norm(found)
         return vectors.norm(found) if together is None else together
 
     def at(self, g: list[Tensor | None], *, perturbed_only: bool = False) -> Gradients:
-        """The parameters that have a gradient in this step, in the order of the groups."""
+        """The parameters that have a gradient in this step, in the order of the groups.
+
+        Args:
+            g: For every parameter in the order of the groups, None where it has none.
+            perturbed_only: Leave out those that are not perturbed.
+
+        Returns:
+            Entries of the same length, without the None.
+        """
         params, groups = self.params, self.base.param_groups
         groups = groups * len(params) if len(groups) == 1 else [g for g in groups for _ in g["params"]]
         gradients = [x for x in g if x is not None]
@@ -254,7 +286,15 @@ class Flight:
 
     @vectors.no_graph
     def climb(self, g: list[Tensor | None], g_norm: Tensor | None = None) -> Ascent:
-        """Move the weights to w + eps; ``g_norm`` is the length of all of g, where it is known."""
+        """Move the weights to w + eps; ``g_norm`` is the length of all of g, where it is known.
+
+        Args:
+            g: For every parameter in the order of the groups, None where it has none.
+            g_norm: Of all of g; None where it has to be taken.
+
+        Returns:
+            What the way back needs; the weights are there already.
+        """
         at = self.at(g, perturbed_only=True)
         as_they_are = at.g
         if self.method.true_units or self.method.remembers:
@@ -276,7 +316,13 @@ class Flight:
 
     @contextmanager
     def visiting(self, g: list[Tensor | None], g_norm: Tensor, loss_scale: float | Tensor) -> Iterator[None]:
-        """Run a block at w + eps that is part of no step, given the present gradients and their length."""
+        """Run a block at w + eps that is part of no step, given the present gradients and their length.
+
+        Args:
+            g: For every parameter, None where it has none; put back into ``.grad`` at the end.
+            g_norm: Their length.
+            loss_scale: What a GradScaler has multiplied the loss by.
+        """
         units, phase = self.units, self.phase
         told = units.loss_scale, units.share
         with self.guard.unrecorded():
@@ -331,7 +377,11 @@ class Flight:
         return any(not is_spent(g) for p in self.params if (g := p.grad) is not None)
 
     def come_back(self) -> None:
-        """Return to w with the combined gradient, or cancel the step where a pass is missing."""
+        """Return to w with the combined gradient, or cancel the step where a pass is missing.
+
+        Raises:
+            RuntimeError: The method takes three passes, and the third is missing.
+        """
         if not self.seen():
             self.abandon()
             return
@@ -457,7 +507,11 @@ class Flight:
     # Finite or not -----------------------------------------------------------------------------------
 
     def finite(self) -> Tensor:
-        """Whether all gradients of this step are finite, without waiting for the device."""
+        """Whether all gradients of this step are finite, without waiting for the device.
+
+        Returns:
+            A 0-d boolean tensor; true where no pass has been measured.
+        """
         norms = self._norms or [torch.zeros(())]
         return torch.stack([n.to(norms[0].device) for n in norms]).isfinite().all()
 

@@ -50,7 +50,11 @@ __all__ = [
 
 
 class StepState(Protocol):
-    """The part of an optimizer that a gate may read, between pass one and the decision."""
+    """The part of an optimizer that a gate may read, between pass one and the decision.
+
+    Attributes:
+        param_groups: In whose entries a gate keeps what it remembers.
+    """
 
     @property
     def steps(self) -> int:
@@ -132,7 +136,14 @@ def _call(text: str) -> ast.Call:
 
 
 def gate_state(gate: Gate | None) -> dict[str, float]:
-    """The state of a gate, with its values at the start: ``gate_*`` names of :mod:`optland.optim.keys`."""
+    """The state of a gate, with its values at the start: ``gate_*`` names of :mod:`optland.optim.keys`.
+
+    Args:
+        gate: None, or one without a ``state``, has nothing to keep.
+
+    Returns:
+        A copy.
+    """
     return dict(getattr(gate, "state", {}))
 
 

@@ -25,6 +25,10 @@ _MARK = "_optland_spent"
 def require_dense(gradients: Iterable[Tensor | None], what: str = "a two-pass step") -> None:
     """Refuse gradients that a global norm cannot be taken over, for ``what`` needs it.
 
+    Args:
+        gradients: None among them is skipped.
+        what: For the message.
+
     Raises:
         TypeError: A gradient is sparse or complex.
     """
@@ -43,7 +47,14 @@ def is_shared(gradient: Tensor) -> bool:
 
 
 def present(params: list[Tensor]) -> list[Tensor | None]:
-    """The gradient of each parameter, None where it has none."""
+    """The gradient of each parameter, None where it has none.
+
+    Args:
+        params: In the order of the groups.
+
+    Returns:
+        The tensors themselves, not copies.
+    """
     return [p.grad for p in params]
 
 
@@ -53,6 +64,13 @@ def own(params: list[Tensor], gradients: list[Tensor | None]) -> list[Tensor | N
 
     They are taken rather than copied where nobody else writes to their memory. DDP's may be views of its buckets, and
     FSDP2's are shards that it may reduce into again: of these, copies are kept, and the originals zeroed.
+
+    Args:
+        params: Whose ``.grad`` is emptied.
+        gradients: What :func:`present` gave for them.
+
+    Returns:
+        For every parameter, None where it had none; nobody else writes to their memory.
     """
     kept: list[Tensor | None] = []
     for p, g in zip(params, gradients, strict=True):
@@ -104,6 +122,10 @@ def recorded(closure: Closure) -> Any:
 
 def call_alone(closure: Closure, params: list[Tensor]) -> Any:
     """Call the closure of pass one, and make sure that ``.grad`` then holds its gradient and nothing else.
+
+    Args:
+        closure: Zeroes gradients, runs forward and backward, returns the loss.
+        params: Whose ``.grad`` is looked at.
 
     Returns:
         What the closure returned.

@@ -34,7 +34,15 @@ def key(name: str) -> str:
 
 
 def setting(group: dict[str, Any], name: str) -> Any:
-    """The present value of one of the wrapper's hyper-parameters in a group."""
+    """The present value of one of the wrapper's hyper-parameters in a group.
+
+    Args:
+        group: A parameter group of the base.
+        name: Without the prefix.
+
+    Raises:
+        KeyError: The group has none; one that is added later gets the default from ``add_param_group``.
+    """
     return group[key(name)]
 
 
@@ -55,6 +63,9 @@ class GroupKeys:
 
     def values(self, group: dict[str, Any]) -> dict[str, Any]:
         """The wrapper's hyper-parameters that a given group sets, by name.
+
+        Args:
+            group: As the user gives it, with short names such as ``rho`` or with the prefix.
 
         Raises:
             ValueError: It has one of them under both names.

@@ -28,6 +28,15 @@ def original_names(
 ) -> tuple[Any, Callable[..., Optimizer] | None]:
     """Parameters and class, also where they were given under the original's names; those leave ``options``.
 
+    Args:
+        method: Name of the class, for messages.
+        base: What came first by position, or None.
+        base_class: What came second by position, or None.
+        options: All further keywords; written to.
+
+    Returns:
+        The optimizer or parameters, and the class of the base or None.
+
     Raises:
         TypeError: One of them was given twice, or neither an optimizer nor parameters.
     """
@@ -56,6 +65,13 @@ def make_base(
 ) -> Optimizer | Any:
     """The base optimizer of either form: the instance as given, or one made from parameters and a class.
 
+    Args:
+        method: Name of the class, for messages.
+        base: An optimizer, or parameters in the class form.
+        base_class: Makes one of parameters; None in the instance form.
+        adaptive: The original's switch to adaptive radii.
+        options: Of the base optimizer, in the class form.
+
     Raises:
         TypeError: Arguments of the two forms were mixed.
     """
@@ -82,6 +98,12 @@ def without_copies(state: dict[Any, dict[str, Any]]) -> dict[Any, dict[str, Any]
     """State of a checkpoint of the original, without its copies of a step in flight.
 
     No entry at all where nothing else is in it: to many optimizers an entry means that theirs is complete.
+
+    Args:
+        state: ``state_dict()["state"]``, by number of the parameter.
+
+    Returns:
+        New dictionaries; an entry that was empty before stays.
     """
     kept = {
         i: {name: value for name, value in entry.items() if name not in _COPIES} for i, entry in state.items()

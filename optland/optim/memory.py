@@ -81,7 +81,15 @@ class Memory:
         return found
 
     def recall(self, name: str, params: Sequence[Tensor]) -> list[Tensor]:
-        """The remembered value of each parameter, zeros where nothing was; never write into it."""
+        """The remembered value of each parameter, zeros where nothing was; never write into it.
+
+        Args:
+            name: One of ``names``.
+            params: In any order.
+
+        Returns:
+            In the shapes and types of the parameters. What this step proposes goes before what was written down.
+        """
         proposed, its = self._proposed.get(name, {}), key(name)
         if proposed:
             found = [proposed[p] if p in proposed else self.state_of(p).get(its) for p in params]
@@ -91,7 +99,12 @@ class Memory:
         return [torch.zeros_like(p) if x is None else x for x, p in zip(found, params, strict=True)]
 
     def is_new(self, name: str, group: dict[str, Any]) -> bool:
-        """Whether no update has written anything down under this name in this group; the name has to be dated."""
+        """Whether no update has written anything down under this name in this group; the name has to be dated.
+
+        Args:
+            name: One of ``names``.
+            group: A parameter group of the base.
+        """
         return int(group[key(dated(name))]) == 0
 
     def is_stale(self, name: str, updates: int) -> bool:
@@ -99,6 +112,13 @@ class Memory:
 
         The name has to be dated: a hyper-parameter :func:`dated` of it, 0 at the start. Counting from the last time,
         and not in multiples of ``updates``, is right also where a gate leaves out just that step.
+
+        Args:
+            name: One of ``names``.
+            updates: Age from which on it is, the ``k`` or ``refresh`` of a method.
+
+        Returns:
+            False once this step has proposed a value, so that all micro-batches of a step share one answer.
         """
         if self._proposed.get(name):
             return False
@@ -110,12 +130,24 @@ class Memory:
         return self._proposed.get(name, {})
 
     def remember(self, name: str, params: Sequence[Tensor], values: Sequence[Tensor]) -> None:
-        """Propose values, which the next update writes down."""
+        """Propose values, which the next update writes down.
+
+        Args:
+            name: One of ``names``.
+            params: The parameters.
+            values: In their shapes; kept as they are, not copied.
+        """
         assert name in self.names, f"{name!r} is not among the names that the method says it remembers"
         self._proposed.setdefault(name, {}).update(zip(params, values, strict=True))
 
     def add(self, name: str, params: Sequence[Tensor], values: Sequence[Tensor]) -> None:
-        """Propose values that add up over the micro-batches of a step, where each has an eps of its own."""
+        """Propose values that add up over the micro-batches of a step, where each has an eps of its own.
+
+        Args:
+            name: One of ``names``.
+            params: The parameters.
+            values: In their shapes; added to what this step has proposed so far.
+        """
         known = self._proposed.get(name, {})
         self.remember(
             name, params, [known[p] + x if p in known else x for p, x in zip(params, values, strict=True)]

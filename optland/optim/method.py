@@ -73,17 +73,30 @@ class Gradients:
     unrecorded: Callable[[], AbstractContextManager[None]] = nullcontext
 
     def of(self, name: str) -> list[float]:
-        """The method's hyper-parameter of this name, entry by entry."""
+        """The method's hyper-parameter of this name, entry by entry.
+
+        Args:
+            name: Without the prefix, such as ``rho``.
+        """
         its = key(name)
         return [float(group[its]) for group in self.groups]
 
     def unscaled(self, x: list[Tensor]) -> list[Tensor]:
-        """Gradients without the loss scale, but with the share: what adds up to the whole batch's."""
+        """Gradients without the loss scale, but with the share: what adds up to the whole batch's.
+
+        Args:
+            x: g, h or opposite.
+        """
         return divided(x, self.loss_scale)
 
 
 def divided(x: list[Tensor], scale: float | Tensor) -> list[Tensor]:
-    """The tensors over a number, and they themselves where that is 1."""
+    """The tensors over a number, and they themselves where that is 1.
+
+    Args:
+        x: Tensors.
+        scale: A number, or a 0-d tensor beside them.
+    """
     return x if isinstance(scale, float) and scale == 1.0 else [t / scale for t in x]
 
 
@@ -162,15 +175,37 @@ class Method:
         return -self.sign if group.get("maximize") else self.sign
 
     def direction(self, at: Gradients) -> list[Tensor]:
-        """Ascent direction d of the perturbed parameters; never write into ``at.g``."""
+        """Ascent direction d of the perturbed parameters; never write into ``at.g``.
+
+        Args:
+            at: With ``g`` of the perturbed parameters.
+
+        Returns:
+            In the shapes of ``at.g``; its length does not matter, since the radius is set afterwards.
+        """
         return at.g
 
     def metric(self, p: Tensor, g: Tensor, group: dict[str, Any]) -> Tensor | None:
-        """Diagonal of T in the shape of ``p``; None is the identity."""
+        """Diagonal of T in the shape of ``p``; None is the identity.
+
+        Args:
+            p: The parameter, at w.
+            g: Its gradient.
+            group: Its group.
+
+        Returns:
+            Entries at or above 0, in units that rho then is measured against: eps = rho T (T d) / ||T d||.
+        """
         return None
 
     def radius(self, group: dict[str, Any], length: Tensor) -> Tensor | float:
-        """The radius rho of a group, given the length of T d that its perturbation is divided by."""
+        """The radius rho of a group, given the length of T d that its perturbation is divided by.
+
+        Args:
+            group: With its hyper-parameters.
+            length: A 0-d tensor on the device of the weights, with the loss scale and the share in it, unless
+                the method has ``true_units`` or remembers something.
+        """
         rho: Tensor | float = setting(group, "rho")
         return rho
 
@@ -178,11 +213,24 @@ class Method:
         """The gradient for the base optimizer; never write into what is given.
 
         All gradients may carry the same loss scale, so the result has to scale with them.
+
+        Args:
+            at: With ``g``, ``h``, and ``opposite`` where the method looks there.
+
+        Returns:
+            In the shapes of ``at.h``; by default h itself.
         """
         return at.h
 
     def reuse(self, at: Gradients) -> list[Tensor]:
-        """The gradient for the base optimizer in a step without a second pass; there is no ``at.h`` then."""
+        """The gradient for the base optimizer in a step without a second pass; there is no ``at.h`` then.
+
+        Args:
+            at: With ``g`` alone.
+
+        Returns:
+            By default g itself, so that a step that a gate leaves out is the base's own.
+        """
         return at.g
 
     def due(self, step: int) -> bool:
@@ -199,6 +247,13 @@ class Method:
         """The one number c with eps = c g, where there is one and the host has it at hand; None where not.
 
         Then eps need not be made, which saves a copy of the weights and an operation on every tensor.
+
+        Args:
+            at: With ``g_norm`` where it is known on the host.
+
+        Returns:
+            rho / ||g|| with its sign; None for methods with a metric, a direction of their own, groups of several
+            radii, or half precision.
         """
         length = at.g_norm
         if length is None or not length.is_cpu:
@@ -222,10 +277,19 @@ class Method:
 
     @vectors.no_graph
     def perturbation(self, at: Gradients) -> list[Tensor]:
-        """The perturbation eps of each entry, 0 where d is zero or not finite.
+        r"""The perturbation eps of each entry, 0 where d is zero or not finite.
 
         By default there is one norm over all entries: with a norm for each tensor, the radius of the whole would grow
         with the square root of their number.
+
+        .. math:: \epsilon = \rho \, \frac{T \, \mathrm{sign}(x) |x|^{q-1}}{\|x\|_q^{q-1}}, \qquad x = T d, \quad
+                  \tfrac1p + \tfrac1q = 1
+
+        Args:
+            at: With ``g`` of the perturbed parameters.
+
+        Returns:
+            In the types of the parameters; for p = 2 eps = rho T^2 d / ||T d||.
         """
         T: list[Tensor | None] = [None] * len(at.g)
         if self.has_metric(at.groups):

@@ -27,7 +27,12 @@ class GradientSum:
 
     @vectors.no_graph
     def take(self, params: list[Tensor], *, apart: bool = False) -> None:
-        """Add what is in ``.grad``, and empty it; ``apart`` says whether it is this rank's own."""
+        """Add what is in ``.grad``, and empty it; ``apart`` says whether it is this rank's own.
+
+        Args:
+            params: Whose ``.grad`` is taken.
+            apart: Whether it was not averaged over the ranks; once that is so of a part, it is so of the sum.
+        """
         self._apart = self._apart or apart
         for p in params:
             if p.grad is None:
@@ -85,6 +90,10 @@ class BackwardWatch:
 
     def during(self, closure: Closure, params: list[Tensor]) -> Any:
         """Call a closure that has nothing to do any more, as the gradient is in hand.
+
+        Args:
+            closure: The user's.
+            params: Of which the first with a gradient is watched.
 
         Returns:
             What it returned.

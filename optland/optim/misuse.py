@@ -51,6 +51,11 @@ TRAINERS = (
 def refuse_base(name: str, base: Any, model: Any) -> None:
     """Refuse a base that no two-pass optimizer of this name can wrap.
 
+    Args:
+        name: Of the method, for messages.
+        base: An optimizer, or what was given in its place, which others refuse.
+        model: The module, or None.
+
     Raises:
         ValueError: The base is differentiable.
         TypeError: ``model`` is no module.
@@ -66,6 +71,10 @@ def refuse_base(name: str, base: Any, model: Any) -> None:
 
 def refuse_scaler(optimizer: Optimizer, what: str) -> None:
     """Raise when a GradScaler is the caller.
+
+    Args:
+        optimizer: A GradScaler leaves ``found_inf`` on it while it calls ``step``.
+        what: The beginning of the message.
 
     Raises:
         RuntimeError: It is.
@@ -115,6 +124,12 @@ def _accelerated(optimizer: Optimizer) -> Any:
 def note_no_gradient(optimizer: Optimizer, params: list[Tensor], notices: Notices, *, meant: bool) -> None:
     """Say once that a closure has brought no gradient, unless that is meant: as in PyTorch, nothing is trained then.
 
+    Args:
+        optimizer: For the message.
+        params: Whose ``.grad`` is looked at, after the closure.
+        notices: Those given so far.
+        meant: Whether there is a reason for it, such as a closure that had nothing to do.
+
     Raises:
         RuntimeError: The parameters are sharded, and FSDP2 has kept the gradient back.
     """
@@ -159,7 +174,12 @@ def lost_in_hand() -> str:
 
 
 def needs_loss(optimizer: Optimizer, base: Optimizer) -> str:
-    """Words on the phase form over a base that reads the loss."""
+    """Words on the phase form over a base that reads the loss.
+
+    Args:
+        optimizer: The two-pass optimizer.
+        base: The one inside.
+    """
     return (
         f"{type(base).__name__}.step() needs a closure, which tells it the loss, and the phase form has "
         f"none to give; use {type(optimizer).__name__}.step(closure), or accumulate(closure) and step()"
@@ -167,7 +187,12 @@ def needs_loss(optimizer: Optimizer, base: Optimizer) -> str:
 
 
 def plain_step(optimizer: Optimizer, base: Optimizer) -> str:
-    """Words on a step whose gradient never saw the second pass."""
+    """Words on a step whose gradient never saw the second pass.
+
+    Args:
+        optimizer: The two-pass optimizer.
+        base: The one inside.
+    """
     return (
         f"{type(optimizer).__name__}.step() without a second pass would be a plain step of "
         f"{type(base).__name__}. {USAGES} {TRAINERS}"

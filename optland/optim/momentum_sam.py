@@ -235,7 +235,12 @@ class MSAM(TwoPass):
 
     @uncompiled
     def accumulate(self, closure: Closure | None = None, *, share: float = 1.0) -> Any:
-        """Add the gradient of one micro-batch to a sum for :meth:`step`; see :meth:`TwoPass.accumulate`."""
+        """Add the gradient of one micro-batch to a sum for :meth:`step`; see :meth:`TwoPass.accumulate`.
+
+        Args:
+            closure: Evaluated once, at w + eps; None takes what is in ``.grad``.
+            share: The part of the batch that this micro-batch is.
+        """
         if closure is None:
             self._note_flat_pass()
         return super().accumulate(closure, share=share)
@@ -250,7 +255,15 @@ class MSAM(TwoPass):
 
     @uncompiled
     def passes(self, *, loss_scale: float | Tensor | None = None, share: float = 1.0) -> Iterator[int]:
-        """The one pass of a step, at w + eps."""
+        """The one pass of a step, at w + eps.
+
+        Args:
+            loss_scale: What a GradScaler multiplies the loss by.
+            share: The part of the batch that this micro-batch is.
+
+        Yields:
+            0, once: a forward and backward pass is wanted here.
+        """
         self.perturb(loss_scale=loss_scale, share=share)
         yield 0
 

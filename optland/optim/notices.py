@@ -22,7 +22,12 @@ class Notices:
         self._given: set[str] = set()
 
     def once(self, about: str, message: str) -> None:
-        """Warn, unless this optimizer has done so already."""
+        """Warn, unless this optimizer has done so already.
+
+        Args:
+            about: What tells notices apart.
+            message: In words.
+        """
         if about not in self._given:
             self._given.add(about)
             warnings.warn(message, RuntimeWarning, stacklevel=_level())

@@ -17,6 +17,13 @@ _ROUNDING = 32.0
 def across(x: list[Tensor], y: list[Tensor]) -> list[Tensor]:
     """The rest x - (<x, y> / |y|^2) y, of all tensors; zero where x is parallel to y up to rounding, or y is zero.
 
+    Args:
+        x: Tensors.
+        y: In the same shapes.
+
+    Returns:
+        New tensors in the types of x; nothing waits for a device.
+
     Example:
         >>> across([torch.tensor([3.0, 4.0])], [torch.tensor([2.0, 0.0])])
         [tensor([0., 4.])]

@@ -26,6 +26,10 @@ Scope = Literal["global", "group", "tensor"]
 def check_ball(p: float, scope: str) -> None:
     """Refuse an unknown norm or scope.
 
+    Args:
+        p: Of the norm; ``math.inf`` is allowed.
+        scope: ``global``, ``group`` or ``tensor``.
+
     Raises:
         ValueError: ``p`` is not above 1, or ``scope`` is not known.
     """
@@ -38,7 +42,20 @@ def check_ball(p: float, scope: str) -> None:
 
 
 def scopes(groups: Sequence[dict[str, Any]], scope: Scope) -> Iterator[list[int]]:
-    """Indices of the entries that share one norm, given the group of each entry."""
+    """Indices of the entries that share one norm, given the group of each entry.
+
+    Args:
+        groups: The group of each entry; told apart by identity.
+        scope: What shares one norm.
+
+    Yields:
+        Ascending; every index once.
+
+    Example:
+        >>> one, two = {"rho": 0.1}, {"rho": 0.2}
+        >>> [list(scopes([one, two, one], s)) for s in ("global", "group", "tensor")]
+        [[[0, 1, 2]], [[0, 2], [1]], [[0], [1], [2]]]
+    """
     if scope == "tensor":
         yield from ([i] for i in range(len(groups)))
     elif scope == "group":
@@ -49,7 +66,17 @@ def scopes(groups: Sequence[dict[str, Any]], scope: Scope) -> Iterator[list[int]
 
 
 def dual_norm(x: Sequence[Tensor], p: float) -> Tensor:
-    """The q-norm of x with 1/p + 1/q = 1, a 0-d tensor: the rise of <x, u> over the unit ball of the p-norm."""
+    """The q-norm of x with 1/p + 1/q = 1, a 0-d tensor: the rise of <x, u> over the unit ball of the p-norm.
+
+    Args:
+        x: Tensors treated as one vector.
+        p: Above 1; of ``math.inf`` the dual norm is the sum of magnitudes.
+
+    Example:
+        >>> x = [torch.tensor([3.0]), torch.tensor([-4.0])]
+        >>> float(dual_norm(x, 2)), round(float(dual_norm(x, math.inf)), 5)
+        (5.0, 7.0)
+    """
     if p == 2:
         return vectors.norm(x)
     q = _conjugate(p)
@@ -58,7 +85,12 @@ def dual_norm(x: Sequence[Tensor], p: float) -> Tensor:
 
 
 def steepest(x: list[Tensor], p: float) -> list[Tensor]:
-    """sign(x) |x|^(q-1): x itself for p = 2, its sign for p = inf."""
+    """sign(x) |x|^(q-1): x itself for p = 2, its sign for p = inf.
+
+    Args:
+        x: Tensors.
+        p: Above 1, with 1/p + 1/q = 1.
+    """
     if p == 2:
         return x
     if p == math.inf:
@@ -70,6 +102,15 @@ def times(x: list[Tensor], radius: Tensor | float, length: Tensor, p: float) -> 
     """Radius * x / length^(q-1), zero where the length is zero or not finite.
 
     On the CPU that is decided by the host, at once. On a device it is decided there, without waiting.
+
+    Args:
+        x: What :func:`steepest` gave.
+        radius: With its sign.
+        length: What :func:`dual_norm` gave, a 0-d tensor.
+        p: Above 1, with 1/p + 1/q = 1.
+
+    Returns:
+        New tensors, at least in float32.
     """
     power = 1.0 if p == 2 else _conjugate(p) - 1
     wide = [

@@ -54,6 +54,12 @@ _FORM_ARGUMENTS = {"self", "base", "base_class", "adaptive", "params"}
 def available(pattern: str = "*") -> list[str]:
     """Names that :func:`create` knows and that match a shell pattern, sorted.
 
+    Args:
+        pattern: As :mod:`fnmatch` has it; case matters.
+
+    Returns:
+        Methods, saddle wrappers, second-order solvers, bases, and ``none``.
+
     Example:
         >>> available("[ul]*sam"), available("*newton")
         (['lesam', 'looksam', 'usam'], ['cubic_newton', 'saddle_free_newton', 'trust_region_newton'])
@@ -142,6 +148,10 @@ def options_of(name: str, base: str = "sgd") -> list[str]:
     Args:
         name: A name of :func:`available`.
         base: The base optimizer; the name itself where that is a base alone.
+
+    Returns:
+        Where both have one of a name, the method's is written as in the groups, ``sam_alpha``, and the base's is left
+        out.
 
     Example:
         >>> "rho" in options_of("sam"), "rho" in options_of("adamw", "adamw"), "betas" in options_of("sam", "adamw")

@@ -62,7 +62,12 @@ class Replicas:
         self._searches = 2
 
     def find(self, params: Sequence[Tensor], model: nn.Module | None) -> None:
-        """Look for the wrappers, unless they are known."""
+        """Look for the wrappers, unless they are known.
+
+        Args:
+            params: Of the optimizer.
+            model: Looked through first; None looks through all wrappers that are alive, in a process group.
+        """
         if self._nets or not self._searches:
             return
         self._searches -= 1
@@ -84,7 +89,12 @@ class Replicas:
 
     @torch.no_grad()
     def mean(self, params: Sequence[Tensor], values: Sequence[Tensor | None]) -> list[Tensor | None]:
-        """The mean over the ranks of something that parameters have; None stays where no rank has it, else it is 0."""
+        """The mean over the ranks of something that parameters have; None stays where no rank has it, else it is 0.
+
+        Args:
+            params: The parameters.
+            values: One for each, in its shape; the same ones have to be asked for on every rank.
+        """
         means = list(values)
         for net, _ in self._nets:
             own = {id(p) for p in net.parameters()}

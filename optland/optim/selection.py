@@ -41,6 +41,9 @@ def selected(selection: Selection, params: list[Tensor], model: nn.Module | None
         params: Parameters of the optimizer.
         model: Their module: needed to tell names and normalisation layers.
 
+    Returns:
+        Parameters by identity.
+
     Raises:
         ValueError: ``selection`` is not known, needs a model, or leaves nothing.
         TypeError: ``selection`` is neither a name nor callable.

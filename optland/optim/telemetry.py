@@ -62,7 +62,11 @@ class Telemetry:
         self._kept, self._age, self.period = dict(self._raw), 0, period
 
     def state_dict(self) -> dict[str, Any]:
-        """The last measurement, as plain numbers: a resumed run's log goes on with it."""
+        """The last measurement, as plain numbers: a resumed run's log goes on with it.
+
+        Returns:
+            The numbers by name, their age in updates, and the period of the measurements.
+        """
         return {"kept": _to_host(self._kept), "age": self._age, "period": self.period}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

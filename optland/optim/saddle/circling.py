@@ -75,7 +75,12 @@ class Circling:
         self._losses, self._distances = [], []
 
     def see(self, anchor: Sequence[Tensor] | None, params: Sequence[Tensor]) -> None:
-        """Take in a first pass, given the weights at the anchor and now, without making the host wait."""
+        """Take in a first pass, given the weights at the anchor and now, without making the host wait.
+
+        Args:
+            anchor: Weights at the anchor, None where the trigger has none.
+            params: The weights now, whose ``.grad`` is that of the first pass.
+        """
         if anchor is None or not (self._waits or self.slope is not None):
             return
         g = [torch.zeros_like(p) if p.grad is None else p.grad for p in params]

@@ -49,7 +49,11 @@ class Evaluations:
         self._rng = rng_state()
 
     def here(self) -> tuple[float, list[Tensor]]:
-        """Loss and gradient at the present weights, as training sees them: buffers and random state move on."""
+        """Loss and gradient at the present weights, as training sees them: buffers and random state move on.
+
+        Returns:
+            The loss, for which the host waits, and copies of the gradients.
+        """
         return self._call(), self.gradients()
 
     def gradients(self) -> list[Tensor]:
@@ -62,7 +66,14 @@ class Evaluations:
         return [torch.zeros_like(p) if p.grad is None else p.grad.detach().clone() for p in self.params]
 
     def at(self, point: Vector) -> tuple[float, list[Tensor]]:
-        """Loss and gradient at ``point``; the weights are put back bit for bit."""
+        """Loss and gradient at ``point``; the weights are put back bit for bit.
+
+        Args:
+            point: In the shapes of the weights.
+
+        Returns:
+            With the random numbers of the first call, and buffers put back, so that every call sees one function.
+        """
         with self._looking(), self._moved(point):
             return self._call(), self.gradients()
 
@@ -71,15 +82,35 @@ class Evaluations:
         return self.at(point)[0]
 
     def displaced(self, direction: Vector, t: float) -> list[Tensor]:
-        """The point w + t d."""
+        """The point w + t d.
+
+        Args:
+            direction: d, in the shapes of the weights.
+            t: How far, in multiples of it.
+        """
         return [p.detach() + t * d for p, d in zip(self.params, direction, strict=True)]
 
     def doubt(self, v: Vector, curvature: float) -> float:
-        """Error of a curvature v'Hv: what it changes by at twice the distance. Two calls."""
+        """Error of a curvature v'Hv: what it changes by at twice the distance. Two calls.
+
+        Args:
+            v: Unit vector.
+            curvature: v'Hv, as found at the usual distance.
+        """
         return abs(float(vectors.dot(v, self.product(v, stretch=2.0))) - curvature)
 
     def product(self, v: Vector, stretch: float = 1.0) -> list[Tensor]:
-        """H v by a central difference at ``stretch`` times the usual distance: two calls."""
+        r"""H v by a central difference at ``stretch`` times the usual distance: two calls.
+
+        .. math:: H v \approx \frac{\nabla L(w + h v) - \nabla L(w - h v)}{2 h}
+
+        Args:
+            v: Of any length; zero gives zeros, without a call.
+            stretch: Factor on h.
+
+        Returns:
+            In the shapes of the weights; an error of order h^2.
+        """
         h = stretch * self._distance(v, 1 / 3)
         if h == 0.0:
             return [torch.zeros_like(t) for t in v]
@@ -88,7 +119,12 @@ class Evaluations:
         return vectors.scaled(0.5 / h, vectors.subtract(forth, back))
 
     def forward_product(self, v: Vector, g: Vector) -> list[Tensor]:
-        """H v by a forward difference from the known gradient ``g``: one call, an error of order h."""
+        """H v by a forward difference from the known gradient ``g``: one call, an error of order h.
+
+        Args:
+            v: Of any length; zero gives zeros, without a call.
+            g: The gradient at the present weights.
+        """
         h = self._distance(v, 1 / 2)
         if h == 0.0:
             return [torch.zeros_like(t) for t in v]
@@ -158,6 +194,9 @@ class OnObjective(Evaluations):
 def loss_value(loss: Any) -> float | Tensor:
     """The loss that a closure returned, as one number; on a GPU the host does not wait for it.
 
+    Args:
+        loss: A number, or a tensor of one entry.
+
     Raises:
         ValueError: There is none, or there are several.
     """
@@ -177,5 +216,15 @@ def loss_value(loss: Any) -> float | Tensor:
 
 
 def is_lower(new: float, old: float, rounding: float) -> bool:
-    """Whether a loss has fallen by more than rounding."""
+    """Whether a loss has fallen by more than rounding.
+
+    Args:
+        new: One that is not finite is never lower.
+        old: Infinite for none.
+        rounding: Relative.
+
+    Example:
+        >>> is_lower(0.9, 1.0, 1e-6), is_lower(1.0 - 1e-9, 1.0, 1e-6)
+        (True, False)
+    """
     return math.isfinite(new) and (old == math.inf or new < old - rounding * max(abs(old), 1e-300))

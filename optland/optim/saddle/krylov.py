@@ -57,7 +57,14 @@ class Krylov:
     complete: bool
 
     def vector(self, coefficients: Tensor) -> list[Tensor]:
-        """The vector with these coefficients in the eigenvectors of B."""
+        """The vector with these coefficients in the eigenvectors of B.
+
+        Args:
+            coefficients: (k,).
+
+        Returns:
+            In the shapes of the weights, of the length of the coefficients.
+        """
         return vectors.combine((self.mixes @ coefficients).tolist(), self.basis)
 
     @property
@@ -84,6 +91,10 @@ class Krylov:
         """The tau such that no eigenvalue lies below -tau: exact in the whole space, else with probability 99 %.
 
         None where too few products were made to say anything.
+
+        Args:
+            dim: Number of weights d.
+            rounding: Relative error of a curvature.
         """
         exact = max(0.0, -self.lowest) + rounding * self.size
         if self.complete:

@@ -33,6 +33,9 @@ class KrylovSolver(Optimizer):
         radius: First length tried when leaving a critical point.
         model: The module, where buffers change in a forward pass.
         seed: Of the random part of the space.
+
+    Raises:
+        ValueError: ``lr`` is outside (0, 1], ``max_matvecs`` below 2, or ``tol`` or ``radius`` not above 0.
     """
 
     def __init__(

@@ -86,7 +86,13 @@ def leave_saddle(
 
 
 def declared_cost(objective: Objective, check: Objective | None = None, *, max_matvecs: int = 20) -> float:
-    """The most that a look can cost, in gradient evaluations."""
+    """The most that a look can cost, in gradient evaluations.
+
+    Args:
+        objective: Of the look.
+        check: Independent data that certify the curvature and confirm the fall; None for none.
+        max_matvecs: Hessian products of the look.
+    """
     n = objective.num_samples
     look = declared_product_cost(objective, max_matvecs) + n + FORWARD_GE * max(2 * MOST, IN_ALL) * n
     if check is None:

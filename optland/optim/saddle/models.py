@@ -31,6 +31,14 @@ TINY = 1e-12
 def saddle_free_step(values: Tensor, slope: Tensor, damping: float) -> Tensor:
     """-(|L| + damping)^-1 c.
 
+    Args:
+        values: Eigenvalues L of the compressed Hessian, (k,).
+        slope: The gradient c in their eigenvectors, (k,).
+        damping: Above 0 where an eigenvalue may be 0.
+
+    Returns:
+        (k,).
+
     Example:
         >>> t = torch.tensor
         >>> saddle_free_step(t([-2.0, 4.0]).double(), t([2.0, 4.0]).double(), 0.0).tolist()
@@ -41,6 +49,14 @@ def saddle_free_step(values: Tensor, slope: Tensor, damping: float) -> Tensor:
 
 def cubic_step(values: Tensor, slope: Tensor, sigma: float) -> Tensor:
     """The global minimiser of c's + s'Ls/2 + (sigma/3) ||s||^3.
+
+    Args:
+        values: Eigenvalues L, ascending, (k,).
+        slope: The gradient c in their eigenvectors, (k,).
+        sigma: Weight of the cubic term, above 0.
+
+    Returns:
+        (k,); in the hard case, c across the lowest eigenvector, one of the two minimisers.
 
     Example:
         >>> cubic_step(torch.tensor([-2.0]).double(), torch.tensor([0.0]).double(), 3.0).abs().tolist()
@@ -55,6 +71,14 @@ def cubic_step(values: Tensor, slope: Tensor, sigma: float) -> Tensor:
 
 def trust_region_step(values: Tensor, slope: Tensor, radius: float) -> Tensor:
     """The global minimiser of c's + s'Ls/2 in the ball of this radius.
+
+    Args:
+        values: Eigenvalues L, ascending, (k,).
+        slope: The gradient c in their eigenvectors, (k,).
+        radius: Of the ball.
+
+    Returns:
+        (k,); in the hard case, c across the lowest eigenvector, one of the two minimisers.
 
     Example:
         >>> trust_region_step(torch.tensor([4.0]).double(), torch.tensor([2.0]).double(), 1.0).tolist()
@@ -105,5 +129,20 @@ def _hard_case(soft: Tensor, wanted: float) -> Tensor:
 
 
 def model_change(values: Tensor, slope: Tensor, s: Tensor, sigma: float = 0.0) -> float:
-    """The change c's + s'Ls/2 + (sigma/3) ||s||^3 that the model predicts."""
+    """The change c's + s'Ls/2 + (sigma/3) ||s||^3 that the model predicts.
+
+    Args:
+        values: Eigenvalues L, (k,).
+        slope: The gradient c in their eigenvectors, (k,).
+        s: The step, (k,).
+        sigma: Weight of the cubic term; 0 for the quadratic model.
+
+    Returns:
+        Negative where the model falls.
+
+    Example:
+        >>> t = torch.tensor
+        >>> model_change(t([4.0]).double(), t([2.0]).double(), t([-0.5]).double())
+        -0.5
+    """
     return float(slope @ s + 0.5 * (values * s * s).sum() + sigma / 3.0 * s.norm() ** 3)

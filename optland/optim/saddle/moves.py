@@ -24,7 +24,13 @@ Check = Callable[[Vector], float]
 
 @dataclass(frozen=True)
 class Move:
-    """An accepted move: the point, its loss, and the length of the way there."""
+    """An accepted move: the point, its loss, and the length of the way there.
+
+    Attributes:
+        point: In the shapes of the weights.
+        loss: There.
+        length: Of the way.
+    """
 
     point: list[Tensor]
     loss: float
@@ -38,6 +44,13 @@ def forward_search(
 
     Where the first step does not fall it is made four times shorter, a few times. None where no step lowers the loss.
     At most ``most`` losses either way.
+
+    Args:
+        seen: The loss; the weights are where they were afterwards.
+        direction: Unit vector; its opposite is tried where the loss falls nowhere along it.
+        loss: At the weights.
+        start: First length.
+        most: Lengths tried either way.
     """
     return _search(seen, direction, loss, start=start, most=most)[0]
 
@@ -104,7 +117,13 @@ def kick_search(
 
 
 def uniform_in_ball(params: Vector, radius: float, generator: torch.Generator) -> list[Tensor]:
-    """A point drawn uniformly from the ball of this radius: a Gaussian direction, length radius U^(1/d)."""
+    """A point drawn uniformly from the ball of this radius: a Gaussian direction, length radius U^(1/d).
+
+    Args:
+        params: Give shapes, types and devices.
+        radius: Of the ball.
+        generator: On the CPU; drawn from in float64, so that all devices get the same point.
+    """
     draw = [torch.randn(p.shape, generator=generator, dtype=torch.float64) for p in params]
     length = float(torch.sqrt(sum((t.square().sum() for t in draw), torch.zeros((), dtype=torch.float64))))
     share = float(torch.rand((), generator=generator, dtype=torch.float64)) ** (1.0 / vectors.numel(draw))

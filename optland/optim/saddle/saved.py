@@ -34,7 +34,11 @@ def encoded(known: dict[str, Any]) -> str:
 
 
 def decoded(text: str) -> dict[str, Any]:
-    """The value that was :func:`encoded`."""
+    """The value that was :func:`encoded`.
+
+    Args:
+        text: JSON.
+    """
     known: dict[str, Any] = json.loads(text)
     return {
         k: _unpacked(v["bytes"]) if isinstance(v, dict) and v.keys() == {"bytes"} else v

@@ -48,6 +48,13 @@ class SaddleFreeNewton(KrylovSolver):
 
     Along negative curvature the step goes on while the loss falls.
 
+    Args:
+        params: As for :class:`KrylovSolver`.
+        damping: The first delta, a curvature; 1e-3.
+        **options: As for :class:`KrylovSolver`.
+
+    References: Dauphin et al. 2014, arXiv:1406.2572.
+
     Example:
         >>> import torch
         >>> w = torch.nn.Parameter(torch.tensor([1.0, 1e-6], dtype=torch.float64))   # near the ridge of a saddle
@@ -226,6 +233,11 @@ class CubicNewton(_RatioSolver):
 
 class TrustRegionNewton(_RatioSolver):
     """The model's minimiser in a ball, by Lanczos (GLTR), hard case included.
+
+    Args:
+        params: As for :class:`KrylovSolver`.
+        trust: The first radius, in the unit of the weights; 1.
+        **options: As for :class:`KrylovSolver`.
 
     Example:
         >>> import torch

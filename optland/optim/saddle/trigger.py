@@ -152,6 +152,10 @@ class Trigger:
 
         One that led off a point is free where training is steady. On minibatches each is booked: there an escape that
         holds on independent data may still gain little, and many of them would cost more than the training.
+
+        Args:
+            calls: Of the closure, that it took.
+            moved: Whether it led off the point.
         """
         self.spent += 0 if moved and self.steady else calls
         self.wait = 1 if moved else min(2 * max(self.wait, self.patience // 2), 100_000)

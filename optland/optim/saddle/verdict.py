@@ -50,7 +50,14 @@ class Event:
         return self.kind in ("escape", "kick")
 
     def to_log(self, name: str) -> dict[str, Any]:
-        """As a decision of a logger, by the optimizer of that name."""
+        """As a decision of a logger, by the optimizer of that name.
+
+        Args:
+            name: Of the optimizer.
+
+        Returns:
+            The fields of a :class:`~optland.pilot.decision.Decision`, with losses as old and new value.
+        """
         return {
             "step": self.step, "policy": name, "actuator": self.kind, "old": self.loss, "new": self.loss_after,
             "reason": self.reason, "taken": self.taken, "signals": {"curv/lambda_min": self.curvature},
@@ -72,6 +79,11 @@ def judge(space: Krylov, dim: int, *, rounding: float) -> PointKind:
     ``strict saddle`` needs a Ritz value that is negative beyond its residual and rounding; ``minimum up to tau`` a
     certificate that tau is small; ``degenerate`` one that the smallest eigenvalue is zero for all that can be told.
     Everything else is ``unknown``.
+
+    Args:
+        space: The curvature there.
+        dim: Number of weights d.
+        rounding: Relative error of a curvature.
     """
     size = space.size
     floor = max(rounding * size, 2.0 * space.error)

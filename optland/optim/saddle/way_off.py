@@ -85,7 +85,12 @@ def _confirmed(move: Move | None, check: Objective | None) -> Move | None:
 
 
 def first_length(weights: Vector, radius: float | None = None) -> float:
-    """``radius``, or 1 % of the weights' norm and at least 1e-3."""
+    """``radius``, or 1 % of the weights' norm and at least 1e-3.
+
+    Args:
+        weights: The present ones.
+        radius: What the user gave; None for the default.
+    """
     if radius is not None:
         return radius
     size = float(vectors.norm([p.detach() for p in weights]))
@@ -93,7 +98,15 @@ def first_length(weights: Vector, radius: float | None = None) -> float:
 
 
 def outcome(verdict: PointKind, move: Move | None) -> tuple[str, str]:
-    """Kind of the event, and why in words."""
+    """Kind of the event, and why in words.
+
+    Args:
+        verdict: Of the point.
+        move: The accepted one, None where there is none.
+
+    Returns:
+        ``escape``, ``kick``, ``rejected`` or ``probe``, and a sentence.
+    """
     if move is not None:
         kind = "escape" if verdict == PointKind.STRICT_SADDLE else "kick"
         return kind, f"{verdict}: moved by {move.length:.3g}"
@@ -114,7 +127,19 @@ def carry_out(
     calls: int,
     reason: str,
 ) -> Event:
-    """Make the move, if there is one, and say what was found and done."""
+    """Make the move, if there is one, and say what was found and done.
+
+    Args:
+        seen: Moves the weights.
+        space: The curvature at the point.
+        verdict: Of the point.
+        move: The accepted one, None where there is none.
+        loss: At the point.
+        kind: As :func:`outcome` has it.
+        step: Number of the step.
+        calls: Of the closure, that all of it took.
+        reason: In words.
+    """
     after, length = (loss, 0.0) if move is None else (move.loss, move.length)
     if move is not None:
         seen.move(move.point)
@@ -124,6 +149,10 @@ def carry_out(
 
 def require(max_matvecs: int, radius: float | None = None) -> None:
     """Refuse what no look can be made with.
+
+    Args:
+        max_matvecs: Hessian products of a look.
+        radius: First length tried; None for the default.
 
     Raises:
         ValueError: ``max_matvecs`` below 2, or a radius that is not positive.

@@ -32,6 +32,12 @@ __all__ = ["SaddleWrapper"]
 class SaddleWrapper(Delegating):
     """Steps as ``base`` does, bit for bit, until a sign shows; then :meth:`_act` looks or moves first.
 
+    Args:
+        base: Any optimizer, a two-pass one included.
+        model: The module, where buffers change in a forward pass; None for none.
+        trigger: Says when to look; None for the default.
+        seed: Of looks and kicks.
+
     Attributes:
         verdict: Of the last point that was looked at.
         events: What was done, each with its reason.
