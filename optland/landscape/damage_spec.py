@@ -65,6 +65,9 @@ class DamageSpec:
         Args:
             model: The net; it stays as it is.
             seed: Of the first draw; the others have the numbers after it.
+
+        Returns:
+            Matrices and kernels alone; other parameters are not named, and stay.
         """
         if self.kind == "int":
             return [rounded(model, int(self.amount))]

@@ -65,13 +65,14 @@ def rounded(model: nn.Module, bits: int | Mapping[str, int]) -> dict[str, Tensor
 def rounding_steps(model: nn.Module, bits: int | Mapping[str, int]) -> dict[str, Tensor]:
     r"""The step s of every output channel, in a shape that spreads over its matrix; 0 for a channel of zeros.
 
-    Args and errors are those of :func:`rounded`.
-
     .. math:: s = \max_j |w_j| \,/\, (2^{b - 1} - 1)
 
     Args:
         model: The net.
         bits: As for :func:`rounded`.
+
+    Returns:
+        By parameter name, in the type of the weights, with 1 in every dimension but that of the channels.
 
     Raises:
         ValueError: As for :func:`rounded`.

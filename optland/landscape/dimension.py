@@ -152,7 +152,11 @@ class GradientSketch:
         self.kept.append(found / math.sqrt(self.size))
 
     def dimension(self) -> EffectiveDimension:
-        """:func:`effective_dimension` of what was kept."""
+        """:func:`effective_dimension` of what was kept.
+
+        Raises:
+            ValueError: No gradient was added yet.
+        """
         if not self.kept:
             raise ValueError("no gradient was added yet")
         return effective_dimension(torch.stack(self.kept), sketch_size=self.size)

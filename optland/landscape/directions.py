@@ -154,6 +154,9 @@ def normalised(objective: Objective, d: Vector, normalise: Normalisation) -> tup
         d: The direction.
         normalise: ``filter``, ``layer``, ``unit`` or ``none``.
 
+    Returns:
+        The vector, and the end of a legend.
+
     Raises:
         ValueError: Another word.
     """

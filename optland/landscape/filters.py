@@ -21,6 +21,9 @@ def filter_axes(model: nn.Module, params: Vector) -> list[int | None]:
     Args:
         model: Whose layers say which dimension that is; for a transposed convolution it is the second.
         params: Parameters of it, in any order.
+
+    Returns:
+        One for each parameter, in their order.
     """
     owner: dict[int, nn.Module] = {}
     for module in model.modules():
@@ -34,6 +37,9 @@ def matrices(model: nn.Module) -> dict[str, tuple[Tensor, int]]:
 
     Args:
         model: Its parameters, trained or frozen.
+
+    Returns:
+        By name, the detached parameter itself, not a copy, and its dimension.
     """
     named = list(model.named_parameters())
     axes = filter_axes(model, [p for _, p in named])

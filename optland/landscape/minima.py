@@ -98,7 +98,12 @@ class MinimaComparison(Archived):
     minima: tuple[Minimum, ...]
 
     def table(self) -> tuple[list[str], list[list[Any]]]:
-        """Column names and rows: a measure per row, a value and its error for each minimum, and the flattest's name."""
+        """Column names and rows: a measure per row, a value and its error for each minimum, and the flattest's name.
+
+        Returns:
+            Rows as long as the columns; the last column says ``not resolved`` where the two smallest are within two
+            errors of each other, and nothing for the loss and the gap.
+        """
         columns = ["measure"]
         for m in self.minima:
             columns += [m.name, f"error of {m.name}"]

@@ -48,7 +48,13 @@ class _Part(Archived):
 
 @dataclass(frozen=True, slots=True)
 class Sweep:
-    """Losses at points, and the number of forward passes over the data that they took."""
+    """Losses at points, and the number of forward passes over the data that they took.
+
+    Attributes:
+        values: A loss for each place, float64; NaN and infinities stay.
+        num_forwards: Passes over the data in this call; what an interrupted sweep had found is not counted again.
+        cost_ge: Gradient evaluations of these.
+    """
 
     values: Tensor
     num_forwards: int
@@ -77,6 +83,7 @@ def sweep(
 
     Raises:
         ValueError: ``together`` is below 1, or more than the model or its mode can do.
+        ValueError: ``partial`` is the file of a sweep of other points, weights or data.
 
     Returns:
         Losses in float64, NaN or infinite where the loss is.

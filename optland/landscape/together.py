@@ -44,6 +44,10 @@ def stacked(
         base: w.
         directions: d_i.
 
+    Returns:
+        (n, k) multiples of the k directions to n losses, in float64 on the CPU; a ValueError of it names a model that
+        cannot be run with a stack of weights.
+
     Raises:
         ValueError: The objective is in train mode, whose masks and statistics would have to be those of each point.
     """

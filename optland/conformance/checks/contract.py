@@ -131,6 +131,9 @@ def schedulers(bench: Bench) -> Measured:
     """Cosine, OneCycle (which cycles the momentum too), plateau, warm restarts, on a linear loss.
 
     Figure: largest deviation from the base under the same schedule, over the distance travelled.
+
+    Raises:
+        ViolationError: PyTorch warned of a schedule, for example of one stepped before the optimizer.
     """
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -208,7 +211,11 @@ def _through_checkpoint(bench: Bench, before: int) -> Measured:
 
 @check("checkpoint-first", "contract", "distributed checkpoints before the first step", variants="one")
 def checkpoint_first(bench: Bench) -> Measured:
-    """``get_optimizer_state_dict`` makes the state by a step with zero gradients. Figure: entries that differ."""
+    """``get_optimizer_state_dict`` makes the state by a step with zero gradients. Figure: entries that differ.
+
+    Raises:
+        NotApplicableError: The subject needs AdamW.
+    """
     if "sgd" not in bench.bases:
         raise NotApplicableError("AdamW counts that step, also without a method around it")
     return _through_checkpoint(bench, 0)
@@ -222,7 +229,11 @@ def checkpoint_later(bench: Bench) -> Measured:
 
 @check("added-group", "contract", "a group added later is trained", variants="one")
 def added_group(bench: Bench) -> Measured:
-    """``add_param_group`` on the wrapper reaches the base. Figure: 1 when its parameters did not move."""
+    """``add_param_group`` on the wrapper reaches the base. Figure: 1 when its parameters did not move.
+
+    Raises:
+        NotApplicableError: It has no ``add_param_group``.
+    """
     problem = network(bench.dtype)
     params = list(problem.model.parameters())
     optimizer = bench.build(problem, params=params[:2])

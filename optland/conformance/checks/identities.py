@@ -134,7 +134,11 @@ def asam_radius(bench: Bench) -> Measured:
 
 @check("gsam-orthogonal", "method", "what is taken from h is orthogonal to h", methods={"gsam"})
 def gsam_orthogonal(bench: Bench) -> Measured:
-    """Section 7.7: (out - h)'h = 0, and out differs from h. Figure: cosine of the two."""
+    """Section 7.7: (out - h)'h = 0, and out differs from h. Figure: cosine of the two.
+
+    Raises:
+        ViolationError: Less than a thousandth of h is taken from it, so that the method is plain SAM.
+    """
     step, problem = one_step(bench)
     h = problem.gradient(step.points[1])
     taken = step.received(LR) - h

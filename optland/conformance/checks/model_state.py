@@ -38,6 +38,10 @@ def batchnorm_statistics(bench: Bench) -> Measured:
     """Section 7.19: as the original has it, only pass one, at w, writes them, and the layer is as before.
 
     Figure: relative deviation of mean and variance after four steps with lr = 0 from four forward passes.
+
+    Raises:
+        NotApplicableError: The method's one pass is at w + eps.
+        ViolationError: The layer's momentum was changed and not put back.
     """
     if bench.subject.claim.method == "msam":
         raise NotApplicableError("its one pass is not at the weights")
@@ -68,6 +72,9 @@ def dropout_masks(bench: Bench) -> Measured:
     """Section 7.19: with new masks, h - g is the difference of two networks rather than curvature.
 
     Figure: share of units that were dropped in one pass and not in the other, over three steps.
+
+    Raises:
+        NotApplicableError: A step has one pass.
     """
     drop = nn.Dropout(0.5)
     problem = network(bench.dtype, drop)

@@ -17,7 +17,11 @@ HALVES = [slice(0, 5), slice(5, 12)]
 
 @check("accumulation", "safety", "two micro-batches in each pass are the full batch")
 def accumulation(bench: Bench) -> Measured:
-    """Both passes over the same micro-batches. Figure: relative deviation of three steps from the full batch."""
+    """Both passes over the same micro-batches. Figure: relative deviation of three steps from the full batch.
+
+    Raises:
+        NotApplicableError: The optimizer makes the backward pass itself.
+    """
     if not bench.subject.drive.takes_parts:
         raise NotApplicableError("takes one batch, and makes the backward pass itself")
     ends = []
@@ -36,6 +40,9 @@ def accumulation_misuse(bench: Bench) -> Measured:
 
     An exception that leaves the weights alone is right, and so is the step of the full batch. Figure:
     relative deviation from the latter, and 0 for an exception.
+
+    Raises:
+        NotApplicableError: ``step`` takes no closure.
     """
     if not bench.subject.drive.takes_closure:
         raise NotApplicableError("is not driven by a closure")
@@ -67,6 +74,10 @@ def m_sharpness(bench: Bench) -> Measured:
 
     Of other methods: the mean of what their oracle hands over for each sample. One part with the whole batch is
     the plain step. Figure: relative deviation of what SGD receives.
+
+    Raises:
+        NotApplicableError: No use with micro-batches is documented, the method climbs along a momentum, or it cannot do
+            with SGD.
     """
     micro = bench.subject.micro
     if micro is None:
@@ -144,6 +155,9 @@ def interrupted_step(bench: Bench) -> Measured:
     """Out of memory, or Ctrl-C, happens in a forward pass; the handler then saves a checkpoint of the weights.
 
     The two-call conventions give control to the caller, and are exempt. Figure: entries that differ from w.
+
+    Raises:
+        NotApplicableError: The step is made of two calls, or has one pass.
     """
     if bench.subject.halves is not None and not bench.subject.drive.takes_closure:
         raise NotApplicableError("between its two calls the caller is in control")
@@ -173,6 +187,9 @@ def call_order(bench: Bench) -> Measured:
 
     The first would climb twice, the second would be a plain step of the base, the third a checkpoint in the
     middle of a step. Figure: mistakes that pass silently.
+
+    Raises:
+        NotApplicableError: A step has no halves.
     """
     if bench.subject.halves is None:
         raise NotApplicableError("has no halves")

@@ -31,6 +31,9 @@ def scaler_misuse(bench: Bench) -> Measured:
     An exception is right, and so is the step of the unscaled run. The gradients of the step before are there,
     as they are in a loop whose closure zeroes them. Figure: length of the step over that of the unscaled
     one, minus 1, and 0 for an exception.
+
+    Raises:
+        NotApplicableError: ``step`` takes no closure.
     """
     if not bench.subject.drive.takes_closure:
         raise NotApplicableError("step takes no closure")
@@ -65,7 +68,11 @@ def _misused(bench: Bench, optimizer: Any, problem: Problem) -> bool:
 
 @check("scaler-step", "safety", "under a GradScaler it makes the unscaled run's steps")
 def scaler_step(bench: Bench) -> Measured:
-    """Section 7.17: three steps in the documented way. Figure: relative deviation of the path."""
+    """Section 7.17: three steps in the documented way. Figure: relative deviation of the path.
+
+    Raises:
+        NotApplicableError: No use with a scaler is documented.
+    """
     scaled_step = bench.subject.scaled
     if scaled_step is None:
         raise NotApplicableError("documents no use with a GradScaler")

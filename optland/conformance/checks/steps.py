@@ -118,7 +118,11 @@ def step(bench: Bench) -> Measured:
     variants="float64",
 )
 def step_adamw(bench: Bench) -> Measured:
-    """Six steps over AdamW on a net of four tensors against the oracle; figure as for ``step``."""
+    """Six steps over AdamW on a net of four tensors against the oracle; figure as for ``step``.
+
+    Raises:
+        NotApplicableError: The claim has no AdamW among its bases.
+    """
     if "adamw" not in bench.bases:
         raise NotApplicableError("is not made for AdamW")
     # Adam divides by small numbers, which enlarges rounding.
@@ -163,6 +167,9 @@ def rho_zero(bench: Bench) -> Measured:
 
     Methods that mix two gradients may do arithmetic on equal ones: there rounding is allowed. Figure: largest
     difference of a weight after five steps.
+
+    Raises:
+        NotApplicableError: The claim has no ``off``.
     """
     claim = bench.subject.claim
     if claim.off is None:
@@ -208,7 +215,12 @@ def exact_restore(bench: Bench) -> Measured:
 
 @check("returned-loss", "contract", "step(closure) returns the loss at the weights")
 def returned_loss(bench: Bench) -> Measured:
-    """The closure's value at w, not at w + eps, as ``torch.optim`` has it. Figure: relative deviation."""
+    """The closure's value at w, not at w + eps, as ``torch.optim`` has it. Figure: relative deviation.
+
+    Raises:
+        NotApplicableError: The caller computes the first loss, or the one gradient is taken elsewhere than at w.
+        ViolationError: ``step(closure)`` returned None.
+    """
     if not bench.subject.drive.returns_loss:
         raise NotApplicableError("the caller computes the first loss himself")
     problem = coupled_quadratic(bench.dtype)

@@ -85,7 +85,11 @@ class Tied(nn.Module):
 
 @check("tied", "method", "a shared weight is perturbed once", methods=ALL)
 def tied(bench: Bench) -> Measured:
-    """Figure: as for ``step``, on a net with one weight in two layers, which it must still have afterwards."""
+    """Figure: as for ``step``, on a net with one weight in two layers, which it must still have afterwards.
+
+    Raises:
+        ViolationError: The layers no longer share their weight.
+    """
     data = network(bench.dtype)
     model = Tied(bench.dtype)
     problem = Problem(model, data.x, data.y, cross_entropy)

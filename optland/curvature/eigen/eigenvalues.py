@@ -104,12 +104,24 @@ class Eigenvalues:
 
 
 def takes_dense(dim: int, max_matvecs: int | None) -> bool:
-    """Whether :func:`eigenvalues` forms the matrix: d is small, and d products are within the budget."""
+    """Whether :func:`eigenvalues` forms the matrix: d is small, and d products are within the budget.
+
+    Args:
+        dim: d.
+        max_matvecs: The budget; None is the default one, with which the dense form is free to be chosen.
+    """
     return dim <= DENSE_DIM and (max_matvecs is None or max_matvecs >= dim)
 
 
 def budget(dim: int, max_matvecs: int | None) -> int:
     """The most products that :func:`eigenvalues` spends.
+
+    Args:
+        dim: d.
+        max_matvecs: Most products; None for d where the matrix is formed, else 200.
+
+    Returns:
+        Never more than d, after which the space is invariant.
 
     Raises:
         ValueError: ``max_matvecs`` is below 1.
@@ -263,6 +275,13 @@ def _eps(H: SymmetricOperator) -> float:
 def share_below(seen: Eigenvalues, level: float) -> tuple[float, float]:
     """Share of the eigenvalues below ``level``, and its error (99 %): that of the start's draw plus half the bracket.
 
+    Args:
+        seen: What :func:`eigenvalues` gave.
+        level: A curvature; eigenvalues equal to it are not below.
+
+    Returns:
+        Both between 0 and 1; the error is 0 where all eigenvalues are known.
+
     Example:
         >>> from optland.curvature import hessian
         >>> from optland.problems import saddle
@@ -290,6 +309,15 @@ def counts(
 
     Exact counts carry no error. Estimated ones come from quadrature, are rounded to no integer, and never lie below
     what interlacing makes sure of; they are converged when known to a hundredth of d.
+
+    Args:
+        seen: What :func:`eigenvalues` gave.
+        error: Size of a curvature that cannot be told from 0.
+        cost: Gradient evaluations, for the record.
+        source: Of the numbers.
+
+    Returns:
+        Three estimates, negative, near zero, positive; NaN where a product failed.
     """
     values, d = seen.values, seen.dim
     if seen.failed:
@@ -324,7 +352,17 @@ def counts(
 
 
 def end(seen: Eigenvalues, i: int, cost: float, source: Provenance) -> Estimate:
-    """The smallest (``i`` = 0) or largest (-1) value with its error."""
+    """The smallest (``i`` = 0) or largest (-1) value with its error.
+
+    Args:
+        seen: What :func:`eigenvalues` gave.
+        i: 0 or -1.
+        cost: Gradient evaluations, for the record.
+        source: Of the number.
+
+    Returns:
+        With the residual as its error, and the rounding in its place where all eigenvalues are known.
+    """
     value, residual = float(seen.values[i]), float(seen.residuals[i])
     if seen.failed:
         return Estimate(math.nan, math.nan, "none", False, cost, source)

@@ -146,6 +146,10 @@ def certified_tau(smallest: float, largest: float, certificate: float | None) ->
         largest: Largest Ritz value.
         certificate: The epsilon of :func:`random_start_certificate`, or None after a warm start.
 
+    Returns:
+        0 where even the certified bound is positive; None after a warm start, and from 1/2 on, where the seen width
+        says nothing of the true one.
+
     Example:
         >>> certified_tau(1.0, 9.0, 0.1), certified_tau(0.0, 9.0, 0.1), certified_tau(0.0, 9.0, None)
         (0.0, 1.125, None)

@@ -59,6 +59,9 @@ def cut(objective: Objective, batch: Any, parts: int) -> list[tuple[Any, int]]:
         batch: One of them.
         parts: How many; single samples where it has fewer.
 
+    Returns:
+        Pairs of a part and its number of samples, in order.
+
     Raises:
         ValueError: Processes of a sharded model would have other numbers of parts.
     """
@@ -99,6 +102,9 @@ def mean_and_error(values: Sequence[float], weights: Sequence[float] | None = No
     Args:
         values: One of each piece of data.
         weights: Of each, such as its samples, in any unit; equal by default.
+
+    Returns:
+        The mean and its standard error.
 
     Example:
         >>> mean_and_error([1.0, 3.0, 5.0, 3.0])[0], mean_and_error([1.0, 4.0], [2.0, 1.0])[0]

@@ -77,7 +77,21 @@ MIN_SAMPLES = 8
 
 @dataclass
 class DiagonalSamples:
-    """Running statistics of samples of diag A."""
+    """Running statistics of samples of diag A.
+
+    Attributes:
+        sizes: Coordinates of every layer.
+        want_diagonal: Whether the entries are averaged too, which takes two vectors (d,).
+        layers: Of every sample, its sums over the layers.
+        squares: Of every sample, its value of ||A||_F^2.
+        mean: Mean of the samples, (d,); None unless wanted.
+        spread: Sum of squared deviations from it, (d,).
+        exact: Whether the one sample is the diagonal itself.
+        inexact: Error of a product with a unit vector.
+        failed: Whether a product was not finite.
+        basis_size: Directions in which A is known exactly.
+        note: What the record should say.
+    """
 
     sizes: list[int]  # coordinates of every layer
     want_diagonal: bool
@@ -92,7 +106,12 @@ class DiagonalSamples:
     note: str = ""
 
     def add(self, x: Tensor, square: float) -> None:
-        """Take in one sample."""
+        """Take in one sample.
+
+        Args:
+            x: A sample of the diagonal, (d,).
+            square: The sample of ||A||_F^2 from the same products.
+        """
         sums = torch.stack([part.sum(dtype=_sum_type(x)) for part in torch.split(x, self.sizes)])
         self.layers.append(sums.to("cpu", torch.float64).numpy())
         self.squares.append(square)
@@ -111,7 +130,14 @@ class DiagonalSamples:
         return len(self.layers)
 
     def mean_and_error(self, values: Sequence[float]) -> tuple[float, float]:
-        """Mean of one number per sample, and its standard error; NaN where one sample tells no spread."""
+        """Mean of one number per sample, and its standard error; NaN where one sample tells no spread.
+
+        Args:
+            values: A number of each sample.
+
+        Returns:
+            Error 0 where the samples are exact; NaN for both where a product failed.
+        """
         if self.failed or not values:
             return math.nan, math.nan
         if self.exact:
@@ -125,7 +151,11 @@ class DiagonalSamples:
         return [float(sums.sum()) for sums in self.layers]
 
     def within(self, rtol: float) -> bool:
-        """Whether the interval of the trace is narrower than ``rtol`` of it."""
+        """Whether the interval of the trace is narrower than ``rtol`` of it.
+
+        Args:
+            rtol: Relative to the trace.
+        """
         value, error = self.mean_and_error(self.totals)
         return self.quantile * error <= rtol * abs(value)
 
@@ -149,7 +179,17 @@ def probe(
     seed: int,
     want_diagonal: bool = False,
 ) -> DiagonalSamples:
-    """Samples of diag H from at most ``max_matvecs`` products; the arguments are those of ``trace``."""
+    """Samples of diag H from at most ``max_matvecs`` products; the arguments are those of ``trace``.
+
+    Args:
+        H: The matrix.
+        method: The estimator; ``"auto"`` takes the columns where d products are within the budget.
+        max_matvecs: Most products.
+        rtol: Stop once the interval of the trace is narrower than this share of it; None uses every product.
+        start: Eigenpairs of an earlier matrix, as a control variate.
+        seed: Of the test vectors.
+        want_diagonal: Whether the entries are averaged too.
+    """
     A, draws = Products(H, max_matvecs), RandomVectors(H.like, seed)
     samples = DiagonalSamples([t.numel() for t in H.like], want_diagonal)
     if method == "auto" and H.dim <= max_matvecs:
@@ -297,7 +337,16 @@ def _columns(A: Products, samples: DiagonalSamples) -> None:
 
 
 def probing_cost(objective: Objective, max_matvecs: int, method: Method) -> float:
-    """The most that :func:`probe` on a fresh Hessian of ``objective`` can cost, in gradient evaluations."""
+    """The most that :func:`probe` on a fresh Hessian of ``objective`` can cost, in gradient evaluations.
+
+    Args:
+        objective: Its samples are the unit.
+        max_matvecs: Most products.
+        method: How they are computed.
+
+    Returns:
+        With what a mean over parts of the data costs beside its products, where these are enough for it.
+    """
     parts = SETUP_GE * objective.num_samples if max_matvecs >= FEWEST_PRODUCTS else 0.0
     return declared_product_cost(objective, max_matvecs, method=method) + parts
 
@@ -309,7 +358,18 @@ def check_probing(
     rtol: float | None = None,
     start: Spectrum | None = None,
 ) -> None:
-    """Refuse arguments that no probing can use."""
+    """Refuse arguments that no probing can use.
+
+    Args:
+        H: The matrix.
+        method: The estimator.
+        max_matvecs: Most products.
+        rtol: Relative to the trace, or None.
+        start: Eigenpairs of an earlier matrix, or None.
+
+    Raises:
+        ValueError: An unknown estimator, a number outside its range, or vectors of other shapes.
+    """
     if method not in get_args(TraceMethod):
         raise ValueError(f"method {method!r} is not known; use {', '.join(map(repr, get_args(TraceMethod)))}")
     if max_matvecs < 1:

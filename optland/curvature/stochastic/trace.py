@@ -78,6 +78,13 @@ class Trace(Archived):
     def interval(self, confidence: float = 0.95, *, layer: str | None = None) -> tuple[float, float]:
         """Interval that holds the trace (of ``layer``, where named) with this confidence, by Student's t.
 
+        Args:
+            confidence: In (0, 1), two-sided.
+            layer: Name of a parameter tensor; None for all.
+
+        Returns:
+            (low, high); a point where the trace is exact, NaN where one sample tells no spread.
+
         Raises:
             ValueError: No layer has that name.
         """
@@ -152,7 +159,13 @@ def trace_per_layer(
 ) -> Trace:
     r"""Estimate tr H, the trace of every layer's block, and |H|_F^2, all from the products of :func:`trace`.
 
-    Args and errors are those of :func:`trace`; ``rtol`` is that of the total.
+    Args:
+        H: The operator, symmetric.
+        method: As for :func:`trace`.
+        max_matvecs: Most products with ``H``, never exceeded.
+        rtol: Stop once the interval of the total is narrower than this share of it; the layers' may still be wide.
+        start: As for :func:`trace`.
+        seed: Seed of the test vectors.
 
     Returns:
         A :class:`Trace`; the values of its ``per_layer`` add up to ``total``, and each has its own standard error.
@@ -210,7 +223,18 @@ def estimates(
     source: Provenance,
     rtol: float | None = None,
 ) -> tuple[dict[str, Estimate], Estimate, Estimate]:
-    """The trace by layer, in all, and the squared Frobenius norm, from their samples."""
+    """The trace by layer, in all, and the squared Frobenius norm, from their samples.
+
+    Args:
+        samples: What :func:`~optland.curvature.stochastic.probing.probe` gave.
+        names: Of the layers.
+        cost: Gradient evaluations, for the record.
+        source: Of the numbers.
+        rtol: Relative error at which one has converged; None counts every finite error.
+
+    Returns:
+        By name, the total, and ||A||_F^2; standard errors include those of the products.
+    """
     t = samples.quantile
     # Errors of the products, independent from one coordinate to the next.
     d = sum(samples.sizes)
