@@ -73,7 +73,11 @@ class Member:
         return "begun" if os.path.exists(self.folder / "config.yaml") else "new"
 
     def summary(self) -> dict[str, Any]:
-        """The content of the run's ``summary.json``; empty where it cannot be read."""
+        """The content of the run's ``summary.json``; empty where it cannot be read.
+
+        Returns:
+            The closing table by name; null for a number that was not finite.
+        """
         try:
             return dict(json.loads((self.folder / "summary.json").read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError):

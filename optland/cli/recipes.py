@@ -168,7 +168,11 @@ def all_recipes() -> dict[str, Recipe]:
 
 
 def local_recipes() -> dict[str, Recipe]:
-    """The user's own in ``./recipes``, beside it, and in folders here, by name: scripts that end as a recipe does."""
+    """The user's own in ``./recipes``, beside it, and in folders here, by name: scripts that end as a recipe does.
+
+    Returns:
+        The first of each name: ``./recipes`` before the present folder, that before the folders in it.
+    """
     here = Path.cwd()
     below = [path for path in sorted(here.glob("[!.]*")) if path.is_dir() and path.name != "recipes"]
     is_root = Path(os.environ.get(ROOT_VARIABLE) or "/").resolve() == here  # whose recipes are known

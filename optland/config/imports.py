@@ -41,7 +41,7 @@ def importing_from(folders: Sequence[Path]) -> Iterator[None]:
     """Look for modules in these folders before the current one, while a config is read.
 
     Args:
-        folders: In the order in which they are searched; within one context in one thread or task.
+        folders: In the order in which they are searched; other threads do not see them.
     """
     token = _before_here.set(tuple(folder.resolve() for folder in folders))
     try:

@@ -70,6 +70,7 @@ class Sources:
         return ConfigError(f"{self._place(key)}: {message}")
 
     def _place(self, key: str) -> str:
+        """Where ``key`` was written: its own line or override, else that of the nearest section around it."""
         if key and key not in self.lines:  # a section that only an override made
             for known, item in self.overrides.items():
                 if known.startswith(f"{key}."):

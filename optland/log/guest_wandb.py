@@ -124,7 +124,7 @@ class WandbGuest(Guest):
         self._begin().summary.update(summary)
 
     def _begin(self) -> Any:
-        """The user's run, asked for at the first row: it may have begun after the pilot was made."""
+        """The user's run, asked for at the first row: a logger of Lightning's makes it when it is asked."""
         if self._run is None:
             run = self._find()
             if run.settings.mode == "shared":  # where several processes write, each row stands for itself

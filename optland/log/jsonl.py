@@ -101,7 +101,11 @@ class JsonlLogger:
         return read_jsonl(self.path, kind) + [item for item in waiting if kind in (None, item["kind"])]
 
     def state_dict(self) -> dict[str, Any]:
-        """How many lines the record has now."""
+        """How many lines the record has now.
+
+        Returns:
+            The count under ``lines``; those that wait for the disk count too.
+        """
         count = len(_lines(self.path)) if self._count is None else self._count
         return {"lines": count + len(self._waiting)}
 

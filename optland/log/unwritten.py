@@ -85,7 +85,11 @@ class Unwritten:
         return [name for name, failures in self._files.items() if failures.missing]
 
     def lines(self) -> list[str]:
-        """One for each file that failed, those that are missing first."""
+        """One for each file that failed, those that are missing first.
+
+        Returns:
+            Empty where every file was written at its first attempt.
+        """
         lost = [f"NOT WRITTEN  {name}: {self._files[name].reason}" for name in self.missing]
         late = [
             f"written late {name}: {failures.count} earlier attempts failed ({failures.reason})"

@@ -204,7 +204,11 @@ class WandbLogger:
             self._close()
 
     def state_dict(self) -> dict[str, Any]:
-        """The run's id and the decisions so far."""
+        """The run's id and the decisions so far.
+
+        Returns:
+            ``run_id``, that of the run as wandb knows it (going offline may have changed it), and ``events``.
+        """
         return {
             "run_id": self._run.run_id if self._run else self._run_id,
             "events": [list(event) for event in self._events],

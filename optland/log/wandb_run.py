@@ -153,11 +153,21 @@ class Run:
         self.log({STEP: step, name: wandb.Table(columns=columns, data=rows, allow_mixed_types=True)})
 
     def alert(self, title: str, text: str, level: str) -> None:
-        """Notify the user."""
+        """Notify the user.
+
+        Args:
+            title: What has happened.
+            text: The details.
+            level: ``INFO``, ``WARN`` or ``ERROR``.
+        """
         self._run.alert(title=title, text=text, level=level)
 
     def finish(self, summary: Mapping[str, Any], exit_code: int) -> None:
         """Write the summary, close the run, and look whether it is on the disk.
+
+        Args:
+            summary: Closing values.
+            exit_code: Other than 0 marks the run as failed.
 
         Raises:
             OSError: wandb's file is shorter than what was logged, or its disk is full.

@@ -77,7 +77,15 @@ def tidy_depth(axis: Any) -> None:
 
 
 def rows(axis: Any, names: Sequence[str], parts: Sequence[Estimate], colour: str, *, size: int) -> None:
-    """A bar for each estimate with its error, the first on top; hollow where it did not converge."""
+    """A bar for each estimate with its error, the first on top; hollow where it did not converge.
+
+    Args:
+        axis: A plain axis.
+        names: One for each estimate.
+        parts: The estimates; an error that is not finite is drawn as none.
+        colour: Of the bars.
+        size: Of the names, in points.
+    """
     errors = [part.error if math.isfinite(part.error) else 0.0 for part in parts]
     faces = [colour if part.converged else "none" for part in parts]
     axis.barh(range(len(parts)), [part.value for part in parts], xerr=errors, color=faces, capsize=3,

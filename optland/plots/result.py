@@ -91,6 +91,9 @@ def one_panel(
         kinds: Types of result.
         size: Width and height in inches, or what gives them for a result.
         grid: Axis of the grid lines: ``x``, ``y`` or ``both``.
+
+    Returns:
+        A decorator. The picture that it makes takes ``(result, path=None, *, title="")``, as :func:`plot` does.
     """
 
     def registered(draw: Draw) -> Callable[..., Figure]:

@@ -242,6 +242,10 @@ def gradient_layers(rows: Sequence[Row]) -> list[str]:
 
     Args:
         rows: Logged rows; the quantiles have keys of their own for each layer.
+
+    Example:
+        >>> gradient_layers([{"step": 1, "layer/grad_q50 fc1": 0.1, "layer/grad_q50 fc2": 0.2, "train/loss": 1.0}])
+        ['fc1', 'fc2']
     """
     found = (key.partition(" ")[2] for row in rows for key in row if key.startswith("layer/grad_q50 "))
     return list(dict.fromkeys(found))

@@ -65,6 +65,9 @@ def key_of(settings: Mapping[str, object], *objectives: Objective) -> str:
     Args:
         settings: What else decides the results, by name.
         objectives: The losses at their present weights; of each parameter sum and norm count, not every entry.
+
+    Returns:
+        Eight hexadecimal digits of a SHA-256.
     """
     sums = [
         [(float(p.detach().double().sum()), float(p.detach().double().norm())) for p in o.params]

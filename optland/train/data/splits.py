@@ -75,6 +75,9 @@ def random_draw(size: int, num: int, seed: int) -> Tensor:
         num: How many to draw.
         seed: Seed of the draw.
 
+    Returns:
+        Indices, int64. A larger ``num`` with the same seed draws those of a smaller one and more.
+
     Raises:
         ValueError: ``num`` is below 1.
 

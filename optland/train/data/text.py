@@ -151,6 +151,9 @@ class TextData:
             num: How many; all of them, in reading order, where there are no more.
             seed: Seed of the draw.
 
+        Returns:
+            Inputs and targets, int64, on the device of the text.
+
         Raises:
             ValueError: ``num`` is below 1.
         """

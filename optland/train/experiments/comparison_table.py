@@ -167,7 +167,11 @@ class ComparisonTable:
         return found | {f"{key} at the end": value for key, value in ours.telemetry().items()}
 
     def curves(self) -> dict[str, list[list[tuple[float, float]]]]:
-        """By heading, for every seed: pairs (gradient evaluations, test accuracy in percent); the method last."""
+        """By heading, for every seed: pairs (gradient evaluations, test accuracy in percent); the method last.
+
+        Returns:
+            For :func:`optland.plots.plot_comparison`; points in the order of training.
+        """
         named = list(zip(self.columns[1:], self.sides, strict=True))
         return {
             name: [side.curve(folder) for folder in side.folders] for name, side in [*named[1:], named[0]]
@@ -188,6 +192,9 @@ def summary_of(folder: Path) -> dict[str, Any]:
 
     Args:
         folder: The folder of a run that has ended.
+
+    Returns:
+        The closing table by name, as :func:`optland.train.runs.summary.summarise` makes it.
 
     Raises:
         FileNotFoundError: It has no summary yet.

@@ -127,7 +127,11 @@ class Records:
         return bool(patience and self._kept) and self.last["epoch"] - self.best["epoch"] >= (patience or 0)
 
     def state_dict(self) -> dict[str, Any]:
-        """The latest and the best."""
+        """The latest and the best.
+
+        Returns:
+            Rows under ``last`` and ``best``; empty before the first evaluation.
+        """
         return {name: dict(row) for name, row in self._kept.items()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

@@ -163,7 +163,10 @@ class ResumableLoader:
         return self.transform(batch, generator)
 
     def state_dict(self) -> dict[str, Any]:
-        """Position, sizes and seed."""
+        """Position, sizes and seed.
+
+        Taken between two batches: what was handed out counts as served.
+        """
         return {
             "epoch": self.epoch,
             "position": self.position,

@@ -150,6 +150,9 @@ def named_on_the_command_line(recipe: str) -> list[str] | None:
 
     Args:
         recipe: The recipe's name: a script of another name is not its command line.
+
+    Returns:
+        The part before ``=`` of every item, in order; options do not count.
     """
     script, *arguments = sys.argv or [""]
     if not (script.endswith(".py") and recipe_name(script) == recipe):

@@ -267,7 +267,19 @@ class RunFolder:
         self, model: nn.Module, average: Ema | None, history: Records, inputs: Mapping[str, str],
         make: Callable[..., nn.Module], *arguments: Any,
     ) -> Weights:  # fmt: skip
-        """Give the weights of this run away; the arguments are those of :class:`optland.train.runs.weights.Weights`."""
+        """Give the weights of this run away, from now on.
+
+        Args:
+            model: The module that is trained.
+            average: The average of its weights that the run evaluates instead, if any.
+            history: Its evaluations.
+            inputs: What the model takes, in words, under ``input``, and what is needed to make it.
+            make: Makes such a model.
+            *arguments: What it was given.
+
+        Returns:
+            The two files; the loop calls ``keep`` at every epoch's end, and :meth:`finish` writes the last.
+        """
         self.weights = Weights(self.path, self.unwritten, model, average, history, inputs, make, *arguments)
         return self.weights
 

@@ -21,7 +21,12 @@ Pair = tuple[float, float, float]
 
 
 def judged(judge: Callable[[list[Pair]], float]) -> Callable[[Evidence, Dial], Found]:
-    """An effect of the pairs (barrier of the line, accuracy of the worse end, accuracy lost to a shift) of a seed."""
+    """An effect of the pairs (barrier of the line, accuracy of the worse end, accuracy lost to a shift) of a seed.
+
+    Args:
+        judge: From the pairs of a seed, one for each width, to the effect; NaN where the kinds that it compares do not
+            both occur.
+    """
 
     def effect(evidence: Evidence, dial: Dial) -> Found:
         points: dict[str, list[tuple[float, float]]] = {data: [] for data in dial.data}
@@ -55,19 +60,37 @@ def judged(judge: Callable[[list[Pair]], float]) -> Callable[[Evidence, Dial], F
 
 
 def robust(found: list[Pair]) -> float:
-    """Accuracy that a shift costs, pairs with a barrier of 1 or more less those below."""
+    """Accuracy that a shift costs, pairs with a barrier of 1 or more less those below.
+
+    Args:
+        found: Barrier in nats, accuracy and loss of accuracy in percent, of each pair.
+
+    Example:
+        >>> robust([(2.0, 80.0, 9.0), (0.1, 95.0, 4.0), (0.2, 95.0, 6.0)])
+        4.0
+    """
     return mean(drop for line, _, drop in found if line >= 1) - mean(
         drop for line, _, drop in found if line < 1
     )
 
 
 def both_good(found: list[Pair]) -> float:
-    """Share of the pairs below 0.5 of which both ends are above 90 %."""
+    """Share of the pairs below 0.5 of which both ends are above 90 %.
+
+    Example:
+        >>> both_good([(0.1, 95.0, 0.0), (0.2, 85.0, 0.0), (3.0, 50.0, 0.0)])
+        0.5
+    """
     return mean(float(acc > 90) for line, acc, _ in found if line < 0.5)
 
 
 def one_bad(found: list[Pair]) -> float:
-    """Share of the pairs above 2 of which an end is below 85 %."""
+    """Share of the pairs above 2 of which an end is below 85 %.
+
+    Example:
+        >>> one_bad([(0.1, 95.0, 0.0), (2.5, 84.0, 0.0), (3.0, 90.0, 0.0)])
+        0.5
+    """
     return mean(float(acc < 85) for line, acc, _ in found if line > 2)
 
 

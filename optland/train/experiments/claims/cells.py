@@ -41,7 +41,7 @@ def sgd(lr: float = RATE, momentum: float = 0.9) -> OptimizerConfig:
     """SGD, with momentum where nothing else is said.
 
     Args:
-        lr: Learning rate; 0.1 trains the small nets of these claims on all data sets.
+        lr: Learning rate; that of the plain run by default.
         momentum: Of the running mean of gradients.
     """
     return OptimizerConfig("sgd", lr=lr, momentum=momentum)

@@ -70,12 +70,23 @@ def searched(trial: Trial) -> dict[str, Any]:
 
 
 def decayed(model: nn.Module, batch: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-    """Cross-entropy with weight decay."""
+    r"""Cross-entropy with weight decay.
+
+    .. math:: L(w) + \tfrac12 \, 0.01 \, \lVert w \rVert^2
+    """
     return cross_entropy(model, batch) + 0.5 * DECAY * sum(p.square().sum() for p in model.parameters())
 
 
 def descended(objective: Objective, count: int) -> list[list[torch.Tensor]]:
-    """Points of a path of gradient descent, evenly spaced, the start among them."""
+    """Points of a path of gradient descent, evenly spaced, the start among them.
+
+    Args:
+        objective: The loss, whose weights stay where they are.
+        count: Points, of :data:`STEPS` steps at the rate 0.5.
+
+    Returns:
+        For each point a tensor for each parameter.
+    """
     w, path = [p.detach().clone() for p in objective.params], []
     for step in range(STEPS):
         if step % (STEPS // count) == 0:

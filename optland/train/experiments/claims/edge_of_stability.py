@@ -30,7 +30,16 @@ def full_batch(dial: Dial, data: str, seed: int, momentum: float) -> BankRun:
 
 
 def at_the_edge(momentum: float) -> Callable[[Evidence, Dial], Found]:
-    """Median of lambda_max over the second half of the run, over the threshold."""
+    r"""Median of lambda_max over the second half of the run, over the threshold.
+
+    .. math:: \lambda_{\max} = \frac{2 + 2 \beta}{\eta}
+
+    is the largest curvature at which gradient descent with momentum beta is stable (Cohen et al. 2021,
+    arXiv:2103.00065).
+
+    Args:
+        momentum: Beta, a key of :data:`SETTINGS`.
+    """
     threshold = (2 + 2 * momentum) / SETTINGS[momentum]
 
     def effect(evidence: Evidence, dial: Dial) -> Found:

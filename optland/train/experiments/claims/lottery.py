@@ -94,6 +94,16 @@ def largest(model: nn.Module, masks: dict[str, Tensor], share: float) -> dict[st
         model: The trained net.
         masks: Of the rounds before: what they took away counts as 0, and stays away.
         share: Of all weights, those of the rounds before included.
+
+    Returns:
+        For each matrix and kernel a mask of its shape, 1 for the weights that are kept. Equal sizes at the edge are all
+        kept.
+
+    Example:
+        >>> net = nn.Linear(4, 1)
+        >>> _ = net.weight.data.copy_(torch.tensor([[0.1, -3.0, 0.2, 2.0]]))
+        >>> largest(net, {}, 0.5)["weight"].tolist()
+        [[0.0, 1.0, 0.0, 1.0]]
     """
     weights = {name: p.detach().abs() for name, p in model.named_parameters() if p.ndim > 1}
     every = torch.cat([(w * masks.get(name, torch.ones(()))).flatten() for name, w in weights.items()])

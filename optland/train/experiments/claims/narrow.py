@@ -19,6 +19,10 @@ def deviations(values: list[float]) -> list[float]:
     """Distances from the median, after Brown and Forsythe 1974: what a test of equal spread compares.
 
     Of fewer than three values they are NaN: the median of two lies between them, whatever they are.
+
+    Example:
+        >>> deviations([1.0, 2.0, 4.0]), deviations([1.0, 2.0])
+        ([1.0, 0.0, 2.0], [nan, nan])
     """
     middle = statistics.median(values) if len(values) > 2 else math.nan
     return [abs(v - middle) for v in values]

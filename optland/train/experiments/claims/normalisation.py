@@ -36,7 +36,11 @@ def accuracy(evidence: Evidence, run: BankRun) -> float:
 
 
 def largest(evidence: Evidence, runs: list[BankRun]) -> float:
-    """Largest rate at which half of the training samples are right at the end; NaN where a run is missing."""
+    """Largest rate at which half of the training samples are right at the end; NaN where a run is missing.
+
+    Returns:
+        NaN also where no rate trains: there is no ratio then, whatever the other side does.
+    """
     found = [(run.optimizer.lr, accuracy(evidence, run)) for run in runs]
     if any(math.isnan(acc) for _, acc in found):
         return math.nan
