@@ -385,6 +385,12 @@ def adamw(w: Tensor, f: Gradient, method: Oracle, steps: int, lr: float, decay: 
 
     Returns:
         ``steps`` tensors (d,).
+
+    Example:
+        >>> plain = lambda w, f, v: Handed(f(w))
+        >>> w = adamw(torch.ones(1), lambda w: w, plain, 1, lr=0.1, decay=0.5)[0]
+        >>> round(float(w), 4)  # 1 (1 - 0.05) - 0.1
+        0.85
     """
     m, s, path = torch.zeros_like(w), torch.zeros_like(w), []
     for t in range(1, steps + 1):

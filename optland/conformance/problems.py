@@ -239,6 +239,11 @@ def coupled_quadratic(dtype: torch.dtype, d: int = 7) -> Problem:
     Args:
         dtype: Of weights and H.
         d: Number of weights; 7 are one matrix (2, 2) and a vector of 3.
+
+    Example:
+        >>> problem = coupled_quadratic(torch.float64)
+        >>> [tuple(p.shape) for p in problem.model.parameters()]
+        [(2, 2), (3,)]
     """
     A = _random(d, d, seed=0)
     return on(Quadratic((A @ A.T / d).to(dtype), _random(d, seed=1).to(dtype)), dtype)
@@ -265,6 +270,11 @@ def network(dtype: torch.dtype, *layers: Any, inputs: int = 4) -> Problem:
 
     Returns:
         The same net and data at every call; the random state of the caller is left alone.
+
+    Example:
+        >>> problem = network(torch.float64, nn.ReLU())
+        >>> tuple(problem.model(problem.x).shape)
+        (12, 3)
     """
     with torch.random.fork_rng():
         torch.manual_seed(1)

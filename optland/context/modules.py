@@ -30,6 +30,11 @@ def every_module(model: nn.Module) -> list[nn.Module]:
 
     Returns:
         Parents before their children, level by level; a module that stands in several places is in it once.
+
+    Example:
+        >>> net = nn.Sequential(nn.Sequential(nn.ReLU()), nn.Tanh())
+        >>> [type(module).__name__ for module in every_module(net)]
+        ['Sequential', 'Sequential', 'Tanh', 'ReLU']
     """
     every, seen = [model], {id(model)}
     for module in every:  # which grows meanwhile
@@ -76,6 +81,13 @@ def preserve_modes(model: nn.Module) -> Iterator[None]:
 
     Args:
         model: Modules that are added inside the block keep their flag.
+
+    Example:
+        >>> net = nn.Dropout()
+        >>> with preserve_modes(net):
+        ...     _ = net.eval()
+        >>> net.training
+        True
     """
     flags = [(module, module.training) for module in every_module(model)]
     try:
@@ -145,6 +157,13 @@ def preserve_buffers(model: nn.Module) -> Iterator[None]:
 
     Args:
         model: A buffer that was replaced inside the block is the old tensor again; one that was added stays.
+
+    Example:
+        >>> norm = nn.BatchNorm1d(2)
+        >>> with preserve_buffers(norm):
+        ...     _ = norm(torch.randn(4, 2))
+        >>> norm.num_batches_tracked
+        tensor(0)
     """
     saved = BufferSnapshot(model)
     try:

@@ -118,6 +118,11 @@ def notes_of(model: nn.Module) -> Notes:
 
     Args:
         model: Held by a weak reference, so that its notes go when it does.
+
+    Example:
+        >>> model = nn.Linear(1, 1)
+        >>> notes_of(model) is notes_of(model)
+        True
     """
     found = _NOTES.get(model)
     if found is None:

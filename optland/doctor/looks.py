@@ -31,6 +31,12 @@ def facts_of_weights(model: nn.Module, held: Sequence[Tensor]) -> dict[str, Any]
         ``weights``, how many numbers are trained; ``not_held``, names of trained tensors in no optimizer, and
         ``not_held_share``, their share of those numbers; ``held`` and ``stale``, how many tensors the optimizers hold,
         and how many of these are not in the model; ``frozen``, names.
+
+    Example:
+        >>> layer = nn.Linear(2, 3)
+        >>> found = facts_of_weights(layer, [layer.weight])
+        >>> found["weights"], found["not_held"], found["not_held_share"]
+        (9, ['bias'], 0.3333333333333333)
     """
     named = dict(model.named_parameters())
     mine, theirs = {id(p) for p in named.values()}, {id(p) for p in held}
@@ -72,6 +78,14 @@ def norms_of(matrices: Sequence[tuple[str, Tensor]]) -> dict[str, float]:
     Returns:
         ``layer/depth``, how many they are; ``layer/first_over_last``, without unit; ``layer/rel_grad``, the largest
         norm of a gradient over that of its weight. Empty for fewer than two.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(1, 1, bias=False), nn.Linear(1, 1, bias=False))
+        >>> net[0].weight.data.fill_(2.0), net[1].weight.data.fill_(1.0)  # of w2 w1: gradients 1 and 2
+        (tensor([[2.]]), tensor([[1.]]))
+        >>> net(torch.ones(1)).backward()
+        >>> norms_of(gradient_matrices(net))
+        {'layer/depth': 2.0, 'layer/first_over_last': 0.5, 'layer/rel_grad': 2.0}
     """
     gradients = [w.grad for _, w in matrices if w.grad is not None]
     if len(gradients) < 2:
@@ -133,6 +147,14 @@ def symmetric(matrices: Sequence[tuple[str, Tensor]]) -> list[str]:
 
     Returns:
         Names of weights; rows that differ by less than 1e-6 of the largest entry are equal.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(2, 3, bias=False), nn.Linear(3, 1, bias=False))
+        >>> for layer in net:
+        ...     _ = nn.init.constant_(layer.weight, 0.5)
+        >>> net(torch.ones(2)).backward()
+        >>> symmetric(gradient_matrices(net))
+        ['0.weight']
     """
     return [
         name for name, w in matrices[:-1] if len(w) > 1 and _equal_rows(w.detach()) and _equal_rows(w.grad)
@@ -244,6 +266,11 @@ def replicas_apart(model: nn.Module) -> float:
 
 
 def is_sequential(loader: Any) -> bool:
-    """Whether a PyTorch loader reads a data set of several batches in its own order."""
+    """Whether a PyTorch loader reads a data set of several batches in its own order.
+
+    Example:
+        >>> is_sequential(torch.utils.data.DataLoader([1, 2])), is_sequential([1, 2])
+        (True, False)
+    """
     sampler = getattr(loader, "sampler", None)
     return isinstance(sampler, torch.utils.data.SequentialSampler)

@@ -73,7 +73,7 @@ def behind_classes(scores: Tensor, gradient: Tensor) -> Behind | None:
         gradient: Of the loss with respect to them.
 
     Returns:
-        With ``share`` 1 for a mean over the rows that count: those with a gradient, or fitted to a probability of 0.96.
+        With ``share`` 1 for a mean over the rows that count: those with a gradient, or fitted to 0.9998.
 
     Example:
         >>> scores = torch.tensor([[2.0, 0.0, 1.0], [0.0, 1.0, 3.0]], requires_grad=True)

@@ -76,6 +76,12 @@ def rounding_steps(model: nn.Module, bits: int | Mapping[str, int]) -> dict[str,
 
     Raises:
         ValueError: As for :func:`rounded`.
+
+    Example:
+        >>> net = nn.Linear(2, 2, bias=False)
+        >>> _ = net.weight.data.copy_(torch.tensor([[1.0, -3.0], [0.0, 0.0]]))
+        >>> rounding_steps(net, 3)["weight"].tolist()
+        [[1.0], [0.0]]
     """
     chosen = dict.fromkeys(matrices(model), bits) if isinstance(bits, int) else dict(bits)
     known = _finite_matrices(model)

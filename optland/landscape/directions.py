@@ -181,6 +181,13 @@ def filter_normalised(objective: Objective, direction: Vector) -> list[Tensor]:
     Args:
         objective: Gives the weights w, and which of their dimensions numbers the filters.
         direction: In the shapes of the parameters.
+
+    Example:
+        >>> from optland.problems import linear_regression
+        >>> L = linear_regression(torch.ones(1, 2), torch.ones(1, 2))
+        >>> _ = L.params[0].data.copy_(torch.tensor([[3.0, 4.0], [0.0, 2.0]]))  # filters of norm 5 and 2
+        >>> filter_normalised(L, [torch.tensor([[1.0, 0.0], [0.0, 4.0]])])[0].tolist()
+        [[5.0, 0.0], [0.0, 2.0]]
     """
     axes = filter_axes(objective.model, objective.params)
     return [

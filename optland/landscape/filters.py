@@ -24,6 +24,11 @@ def filter_axes(model: nn.Module, params: Vector) -> list[int | None]:
 
     Returns:
         One for each parameter, in their order.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
+        >>> filter_axes(net, list(net.parameters()))
+        [0, None, None, None]
     """
     owner: dict[int, nn.Module] = {}
     for module in model.modules():
@@ -40,6 +45,10 @@ def matrices(model: nn.Module) -> dict[str, tuple[Tensor, int]]:
 
     Returns:
         By name, the detached parameter itself, not a copy, and its dimension.
+
+    Example:
+        >>> {name: axis for name, (_, axis) in matrices(nn.ConvTranspose1d(2, 3, 5)).items()}
+        {'weight': 1}
     """
     named = list(model.named_parameters())
     axes = filter_axes(model, [p for _, p in named])

@@ -29,7 +29,18 @@ two steps of schedule-free optimizers both of their points are still the same.""
 
 
 def total(losses: list[Any]) -> Any:
-    """The loss of an update, given those of its micro-batches, each with its share in it; UNTOLD where one is."""
+    """The loss of an update, given those of its micro-batches, each with its share in it; UNTOLD where one is.
+
+    Args:
+        losses: Numbers or tensors, None where a closure returned none.
+
+    Returns:
+        The sum, None where one is None; a single one as it is.
+
+    Example:
+        >>> total([1.0, 0.5]), total([1.0, None])
+        (1.5, None)
+    """
     if len(losses) == 1:
         return losses[0]
     if not losses or any(loss is UNTOLD for loss in losses):

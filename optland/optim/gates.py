@@ -143,6 +143,10 @@ def gate_state(gate: Gate | None) -> dict[str, float]:
 
     Returns:
         A copy.
+
+    Example:
+        >>> gate_state(None)
+        {}
     """
     return dict(getattr(gate, "state", {}))
 

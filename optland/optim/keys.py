@@ -42,6 +42,10 @@ def setting(group: dict[str, Any], name: str) -> Any:
 
     Raises:
         KeyError: The group has none; one that is added later gets the default from ``add_param_group``.
+
+    Example:
+        >>> setting({"sam_rho": 0.05}, "rho")
+        0.05
     """
     return group[key(name)]
 

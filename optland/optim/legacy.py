@@ -104,6 +104,10 @@ def without_copies(state: dict[Any, dict[str, Any]]) -> dict[Any, dict[str, Any]
 
     Returns:
         New dictionaries; an entry that was empty before stays.
+
+    Example:
+        >>> without_copies({0: {"old_p": 1.0, "momentum_buffer": 2.0}, 1: {"old_p": 3.0}})
+        {0: {'momentum_buffer': 2.0}}
     """
     kept = {
         i: {name: value for name, value in entry.items() if name not in _COPIES} for i, entry in state.items()

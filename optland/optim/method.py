@@ -96,6 +96,10 @@ def divided(x: list[Tensor], scale: float | Tensor) -> list[Tensor]:
     Args:
         x: Tensors.
         scale: A number, or a 0-d tensor beside them.
+
+    Example:
+        >>> divided([torch.tensor([4.0])], 2.0)
+        [tensor([2.])]
     """
     return x if isinstance(scale, float) and scale == 1.0 else [t / scale for t in x]
 

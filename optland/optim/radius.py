@@ -90,6 +90,10 @@ def steepest(x: list[Tensor], p: float) -> list[Tensor]:
     Args:
         x: Tensors.
         p: Above 1, with 1/p + 1/q = 1.
+
+    Example:
+        >>> steepest([torch.tensor([3.0, -4.0])], math.inf)
+        [tensor([ 1., -1.])]
     """
     if p == 2:
         return x
@@ -111,6 +115,10 @@ def times(x: list[Tensor], radius: Tensor | float, length: Tensor, p: float) -> 
 
     Returns:
         New tensors, at least in float32.
+
+    Example:
+        >>> times([torch.tensor([3.0, 4.0])], 1.0, torch.tensor(5.0), 2.0)
+        [tensor([0.6000, 0.8000])]
     """
     power = 1.0 if p == 2 else _conjugate(p) - 1
     wide = [

@@ -47,6 +47,11 @@ def selected(selection: Selection, params: list[Tensor], model: nn.Module | None
     Raises:
         ValueError: ``selection`` is not known, needs a model, or leaves nothing.
         TypeError: ``selection`` is neither a name nor callable.
+
+    Example:
+        >>> layer = nn.Linear(2, 1)
+        >>> selected("weights", list(layer.parameters()), None) == {layer.weight}
+        True
     """
     if selection == "all":
         return None

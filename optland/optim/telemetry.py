@@ -112,7 +112,15 @@ def _derived(scalars: dict[str, Scalar], keys: Iterable[str]) -> dict[str, float
 
 
 def largest(values: list[Scalar]) -> Scalar:
-    """The largest value, without waiting for the device when there are tensors among them."""
+    """The largest value, without waiting for the device when there are tensors among them.
+
+    Args:
+        values: At least one.
+
+    Example:
+        >>> largest([1.0, 3.0]), largest([1.0, torch.tensor(3.0)])
+        (3.0, tensor(3.))
+    """
     if len(values) == 1 and not isinstance(values[0], Tensor):
         return values[0]
     if any(isinstance(value, Tensor) for value in values):

@@ -38,6 +38,10 @@ def by_name(policies: Sequence[str | Policy]) -> list[Policy]:
 
     Raises:
         ValueError: A string in place of a list, or an unknown name.
+
+    Example:
+        >>> [policy.name for policy in by_name(["safe_lr", "plateau"])]
+        ['safe_lr', 'plateau']
     """
     if isinstance(policies, str):
         raise ValueError(f"policies is the string {policies!r}; use a list: [{policies!r}]")

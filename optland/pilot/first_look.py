@@ -32,6 +32,10 @@ def scalar(loss: Any) -> float | Tensor:
 
     Raises:
         TypeError: It is no single number.
+
+    Example:
+        >>> scalar(2), scalar(torch.tensor([2.0]))
+        (2.0, tensor(2.))
     """
     if isinstance(loss, Tensor) and loss.numel() == 1 and not loss.is_complex():
         return loss.detach().reshape(())

@@ -37,7 +37,14 @@ _TRIED = 4
 
 
 def innermost_of(optimizer: Optimizer) -> Optimizer:
-    """The optimizer below all wrappers of this package."""
+    """The optimizer below all wrappers of this package.
+
+    Example:
+        >>> from optland.optim import SAM
+        >>> base = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=0.1)
+        >>> innermost_of(SAM(base)) is base
+        True
+    """
     while isinstance(optimizer, Delegating):
         optimizer = optimizer.base
     return optimizer

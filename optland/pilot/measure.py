@@ -107,6 +107,10 @@ def norms(tensors: Sequence[Tensor], *, simple: bool = False) -> Tensor:
 
     Returns:
         A vector of as many numbers as tensors; empty for none.
+
+    Example:
+        >>> norms([torch.tensor([3.0, 4.0]), torch.ones(2, 2)])
+        tensor([5., 2.])
     """
     if not tensors:
         return torch.zeros(0)

@@ -87,6 +87,10 @@ def linear_regression_hessian(X: Tensor, outputs: int) -> Tensor:
 
     Returns:
         (kp, kp) in the type of ``X``.
+
+    Example:
+        >>> linear_regression_hessian(torch.tensor([[1.0], [2.0]]), 1)  # 2/n x'x
+        tensor([[5.]])
     """
     gram = 2.0 / (X.shape[0] * outputs) * (X.T @ X)
     return torch.kron(torch.eye(outputs, dtype=X.dtype), gram)

@@ -109,6 +109,10 @@ def takes_dense(dim: int, max_matvecs: int | None) -> bool:
     Args:
         dim: d.
         max_matvecs: The budget; None is the default one, with which the dense form is free to be chosen.
+
+    Example:
+        >>> takes_dense(500, None), takes_dense(500, 100), takes_dense(10**6, None)
+        (True, False, False)
     """
     return dim <= DENSE_DIM and (max_matvecs is None or max_matvecs >= dim)
 
@@ -125,6 +129,10 @@ def budget(dim: int, max_matvecs: int | None) -> int:
 
     Raises:
         ValueError: ``max_matvecs`` is below 1.
+
+    Example:
+        >>> budget(500, None), budget(500, 100), budget(10**6, None)
+        (500, 100, 200)
     """
     if max_matvecs is not None and max_matvecs < 1:
         raise ValueError(f"max_matvecs={max_matvecs} must be at least 1, or None for the default")

@@ -43,6 +43,12 @@ def each_part(objective: Objective, parts: int) -> Iterator[Objective]:
 
     Raises:
         ValueError: ``parts`` is less than 1.
+
+    Example:
+        >>> from optland.problems import linear_regression
+        >>> L = linear_regression(torch.eye(3), torch.ones(3, 1))
+        >>> [part.num_samples for part in each_part(L, 2)]
+        [2, 1]
     """
     if parts < 1:
         raise ValueError(f"parts={parts} must be at least 1")

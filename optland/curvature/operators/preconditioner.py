@@ -83,6 +83,12 @@ def innermost(optimizer: Any) -> Optimizer:
 
     Raises:
         TypeError: There is no optimizer at the bottom.
+
+    Example:
+        >>> from optland.optim import SAM
+        >>> base = SGD([torch.nn.Parameter(torch.ones(1))], lr=0.1)
+        >>> innermost(SAM(base)) is base
+        True
     """
     while True:
         inner = next(

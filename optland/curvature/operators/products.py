@@ -240,7 +240,13 @@ def dual_weights(params: Vector, v: Vector) -> Iterator[list[Tensor]]:
 
 
 def tangent(t: Tensor) -> Tensor:
-    """The tangent that a tensor carries; zero where it carries none."""
+    """The tangent that a tensor carries; zero where it carries none.
+
+    Example:
+        >>> with dual_weights([torch.ones(1)], [torch.full((1,), 2.0)]) as (w,):
+        ...     tangent(w * w), tangent(torch.ones(1))
+        (tensor([4.]), tensor([0.]))
+    """
     found = forward_ad.unpack_dual(t).tangent
     return torch.zeros_like(primal(t)) if found is None else found.detach()
 
@@ -285,6 +291,12 @@ def counted_forwards() -> Iterator[list[str]]:
 
     Yields:
         A list that grows, names of classes in the order of their calls; of every model, since the hook is a global one.
+
+    Example:
+        >>> with counted_forwards() as seen:
+        ...     _ = nn.Sequential(nn.ReLU())(torch.ones(1))
+        >>> seen
+        ['Sequential', 'ReLU']
     """
     seen: list[str] = []
 
@@ -309,6 +321,10 @@ def poisoned(product: list[Tensor], loss: Tensor) -> list[Tensor]:
     Args:
         product: In the shapes of the parameters.
         loss: A scalar.
+
+    Example:
+        >>> poisoned([torch.ones(1)], torch.tensor(float("inf")))
+        [tensor([nan])]
     """
     zero_or_nan = 0.0 * loss
     return [t + zero_or_nan.to(device=t.device, dtype=t.dtype) for t in product]

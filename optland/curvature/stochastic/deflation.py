@@ -138,7 +138,7 @@ class Deflation:
         """P A P w from ``product`` = A w, (d,).
 
         Args:
-            w: (d,), orthogonal to the rows where P w = w is meant.
+            w: (d,); its part in the rows need not be taken out first.
             product: A w, (d,).
         """
         if self.size == 0:

@@ -215,6 +215,12 @@ def agree(w: Tensor, product: Tensor, v: Tensor, by_parts: Tensor) -> bool:
         product: A w, as a whole.
         v: (d,), drawn independently.
         by_parts: A v, by parts.
+
+    Example:
+        >>> A = torch.tensor([[2.0, 1.0], [1.0, 3.0]])
+        >>> w, v = torch.tensor([1.0, -1.0]), torch.tensor([1.0, 1.0])
+        >>> agree(w, A @ w, v, A @ v), agree(w, A @ w, v, 2 * A @ v)
+        (True, False)
     """
     size = float(vectors.norm([by_parts]))
     rounding = 10 * torch.finfo(w.dtype).eps * math.sqrt(len(w))

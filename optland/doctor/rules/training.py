@@ -39,6 +39,10 @@ def rate_action(run: Histories, factor: float, most: float = math.inf) -> str:
         run: What is known of it.
         factor: Times the rate given.
         most: No rate above this one.
+
+    Example:
+        >>> rate_action(Histories({"lr": 0.5}), 0.1), rate_action(Histories(), 0.1)
+        ('optimizer.lr=0.05', '')
     """
     rates = run.values("lr/user") or run.values("lr/applied")
     rate = max(rates, default=float(run.fact("lr")))

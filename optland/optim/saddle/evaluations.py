@@ -197,8 +197,15 @@ def loss_value(loss: Any) -> float | Tensor:
     Args:
         loss: A number, or a tensor of one entry.
 
+    Returns:
+        A float, or the tensor without its graph.
+
     Raises:
         ValueError: There is none, or there are several.
+
+    Example:
+        >>> loss_value(2)
+        2.0
     """
     if loss is None:
         raise ValueError("the closure returned None; return the loss: def closure(): ...; return loss")

@@ -124,6 +124,13 @@ def explore(
         tol: Relative residual of the smallest Ritz pair at which it counts as known.
         until_negative: Stop as soon as a surely negative direction is known.
         doubt: (v, v'Hv) -> error of that curvature, for products that are not exact; asked once, at the end.
+
+    Example:
+        >>> A = torch.diag(torch.tensor([3.0, -1.0], dtype=torch.float64))
+        >>> at_rest = [torch.zeros(2, dtype=torch.float64)]
+        >>> found = explore(lambda v: [A @ v[0]], at_rest, budget=2, generator=torch.Generator().manual_seed(0))
+        >>> round(found.lowest, 6), found.complete
+        (-1.0, True)
     """
     dim = vectors.numel(g)
     budget = min(budget, dim)

@@ -51,6 +51,14 @@ def forward_search(
         loss: At the weights.
         start: First length.
         most: Lengths tried either way.
+
+    Example:
+        >>> from optland.optim.saddle.evaluations import OnObjective
+        >>> from optland.problems import saddle  # x^2 - y^2
+        >>> up = [torch.tensor([0.0, 1.0], dtype=torch.float64)]
+        >>> found = forward_search(OnObjective(saddle()), up, 0.0, start=1.0, most=3)
+        >>> found.loss, found.length  # after 1, 2 and 4
+        (-16.0, 4.0)
     """
     return _search(seen, direction, loss, start=start, most=most)[0]
 
@@ -123,6 +131,11 @@ def uniform_in_ball(params: Vector, radius: float, generator: torch.Generator) -
         params: Give shapes, types and devices.
         radius: Of the ball.
         generator: On the CPU; drawn from in float64, so that all devices get the same point.
+
+    Example:
+        >>> x = uniform_in_ball([torch.zeros(3)], 0.5, torch.Generator().manual_seed(0))
+        >>> bool(x[0].norm() <= 0.5)
+        True
     """
     draw = [torch.randn(p.shape, generator=generator, dtype=torch.float64) for p in params]
     length = float(torch.sqrt(sum((t.square().sum() for t in draw), torch.zeros((), dtype=torch.float64))))

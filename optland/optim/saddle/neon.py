@@ -33,6 +33,15 @@ def neon(product: Callable[[Vector], Vector], g: Vector, *, steps: int, generato
         g: The gradient.
         steps: Products.
         generator: Of the first direction.
+
+    Returns:
+        A space of one direction, whose curvature is a Rayleigh quotient, and which rules nothing out.
+
+    Example:
+        >>> A = torch.diag(torch.tensor([1.0, -1.0], dtype=torch.float64))
+        >>> g = [torch.zeros(2, dtype=torch.float64)]
+        >>> round(neon(lambda v: [A @ v[0]], g, steps=5, generator=torch.Generator().manual_seed(0)).lowest, 6)
+        -1.0
     """
     u = [torch.randn(t.shape, generator=generator, dtype=torch.float64).to(t) for t in g]
     u = vectors.scaled(1.0 / float(vectors.norm(u)), u)

@@ -90,6 +90,10 @@ def first_length(weights: Vector, radius: float | None = None) -> float:
     Args:
         weights: The present ones.
         radius: What the user gave; None for the default.
+
+    Example:
+        >>> round(first_length([torch.tensor([30.0, 40.0])]), 6), first_length([torch.zeros(2)])
+        (0.5, 0.001)
     """
     if radius is not None:
         return radius
