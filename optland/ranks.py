@@ -73,8 +73,9 @@ class Ranks:
             parts: Pieces that the pass is cut into.
 
         Returns:
-            ``here`` times the number of processes, where gradients stay on this rank until they are summed. Where FSDP2
-            averages in every backward pass the number of parts, since each part's mean is averaged there already.
+            ``here`` times the number of processes, where gradients stay on this rank until they are summed. Where
+            shards are shared in every backward pass it has to be the same number on all of them, which the number of
+            parts is.
         """
         return here * self.size if self.replicas is not None else float(parts)
 

@@ -118,7 +118,12 @@ class GradientFirst(Drive):
     returns_loss = False
 
     def prepare(self, optimizer: Any, problem: Problem) -> None:
-        """The first gradient."""
+        """The first gradient.
+
+        Args:
+            optimizer: Zeroed first.
+            problem: The loss.
+        """
         self.closure(optimizer, problem)()
 
 
@@ -129,7 +134,15 @@ class FirstSecond(Drive):
     takes_closure = False
 
     def step(self, optimizer: Any, problem: Problem) -> Any:
-        """Backward, first_step, backward, second_step."""
+        """Backward, first_step, backward, second_step.
+
+        Args:
+            optimizer: Has both methods.
+            problem: The loss.
+
+        Returns:
+            None: the caller knows the loss.
+        """
         problem.backward()
         optimizer.first_step(zero_grad=True)
         problem.backward()
@@ -143,7 +156,15 @@ class Phases(Drive):
     takes_closure = False
 
     def step(self, optimizer: Any, problem: Problem) -> Any:
-        """Zero, a backward pass at each place that the method asks for, step."""
+        """Zero, a backward pass at each place that the method asks for, step.
+
+        Args:
+            optimizer: Has ``passes``.
+            problem: The loss.
+
+        Returns:
+            None: the caller knows the loss.
+        """
         optimizer.zero_grad()
         for _ in optimizer.passes():
             problem.backward()
@@ -157,7 +178,12 @@ class SetClosure(Drive):
     takes_closure = False
 
     def step(self, optimizer: Any, problem: Problem) -> Any:
-        """``set_closure(criterion, x, y)``, then ``step()``, which returns (outputs, loss)."""
+        """``set_closure(criterion, x, y)``, then ``step()``, which returns (outputs, loss).
+
+        Args:
+            optimizer: Has ``set_closure``.
+            problem: The loss, its inputs and targets.
+        """
         optimizer.set_closure(problem.judge, problem.x, problem.y)
         returned = optimizer.step()
         return returned[1] if isinstance(returned, tuple) else returned

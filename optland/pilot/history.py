@@ -41,7 +41,11 @@ class History:
         self._count = 0
 
     def put(self, signals: Iterable[Signal]) -> None:
-        """Take in measurements."""
+        """Take in measurements.
+
+        Args:
+            signals: In the order in which they were measured; of one name the last one stays.
+        """
         for signal in signals:
             self._count += 1
             self._last[signal.name] = (self._count, signal)
@@ -97,7 +101,11 @@ class Reader:
         return self._history.progress
 
     def setting(self, name: str) -> float | None:
-        """A present setting, such as ``lr``, ``shape``, ``lr_factor`` or ``batch_size``; None where it is unset."""
+        """A present setting, such as ``lr``, ``shape``, ``lr_factor`` or ``batch_size``; None where it is unset.
+
+        Args:
+            name: As :meth:`~optland.pilot.host.Host.read` has it.
+        """
         return self._history.setting(name)
 
     def last(self, name: str) -> Signal | None:

@@ -19,7 +19,12 @@ IN_ORDER, IN_TURN = 8.0, 4.0
 
 
 def not_held(run: Histories) -> Finding | None:
-    """Weights that require a gradient and are in no optimizer."""
+    """Weights that require a gradient and are in no optimizer.
+
+    Args:
+        run: Facts ``not_held`` and ``not_held_share``; silent beside ``stale``, where the optimizer is that of another
+            model.
+    """
     names = run.fact("not_held", [])
     if not names or run.fact("stale", 0):
         return None
@@ -35,7 +40,11 @@ def not_held(run: Histories) -> Finding | None:
 
 
 def stale_optimizer(run: Histories) -> Finding | None:
-    """An optimizer that holds tensors which are not the model's."""
+    """An optimizer that holds tensors which are not the model's.
+
+    Args:
+        run: Facts ``stale`` and ``held``, numbers of tensors.
+    """
     stale, held = run.fact("stale", 0), run.fact("held", 0)
     if not stale:
         return None
@@ -49,7 +58,12 @@ def stale_optimizer(run: Histories) -> Finding | None:
 
 
 def not_zeroed(run: Histories) -> Finding | None:
-    """Updates that began with the gradient of the update before."""
+    """Updates that began with the gradient of the update before.
+
+    Args:
+        run: Facts ``kept`` and ``looked``, numbers of updates; from three that were looked at, and four of five of
+            these (the first has none before it).
+    """
     kept, looked = run.fact("kept", 0), run.fact("looked", 0)
     if looked < 3 or kept < 0.8 * (looked - 1):
         return None
@@ -63,7 +77,12 @@ def not_zeroed(run: Histories) -> Finding | None:
 
 
 def not_divided(run: Histories) -> Finding | None:
-    """Several micro-batches, each with the weight of a whole batch."""
+    """Several micro-batches, each with the weight of a whole batch.
+
+    Args:
+        run: Facts ``calls``, backward passes of an update, and ``loss_share``, the gradient at the outputs over that of
+            a mean over all of them. It speaks where both are equal to a tenth.
+    """
     calls, share = run.fact("calls"), run.fact("loss_share")
     if not (calls > 1 and abs(share / calls - 1) < 0.1):
         return None
@@ -77,7 +96,12 @@ def not_divided(run: Histories) -> Finding | None:
 
 
 def reduction(run: Histories) -> Finding | None:
-    """A loss that is no mean over the samples of an update, or one whose shapes do not fit."""
+    """A loss that is no mean over the samples of an update, or one whose shapes do not fit.
+
+    Args:
+        run: Facts ``loss_share``, ``calls`` and ``rows``, samples of an update, and ``broadcast``. Silent where
+            :func:`not_divided` speaks.
+    """
     share, calls, rows = run.fact("loss_share"), run.fact("calls"), run.fact("rows")
     if run.fact("broadcast", 0) > 0:
         return Finding(
@@ -100,7 +124,11 @@ def reduction(run: Histories) -> Finding | None:
 
 
 def softmax_twice(run: Histories) -> Finding | None:
-    """A softmax before a loss that takes one itself."""
+    """A softmax before a loss that takes one itself.
+
+    Args:
+        run: The fact ``twice``, updates in which it was seen; from two on.
+    """
     if not run.fact("twice", 0) >= 2:
         return None
     return Finding(
@@ -114,7 +142,13 @@ def softmax_twice(run: Histories) -> Finding | None:
 
 
 def modes(run: Histories) -> Finding | None:
-    """Training in eval mode, or evaluation in train mode, of a model to which that matters."""
+    """Training in eval mode, or evaluation in train mode, of a model to which that matters.
+
+    Args:
+        run: Facts ``has_modes``, ``trained_in_eval`` of ``looked`` updates, and ``tested_in_train`` of ``tested``
+            passes without a gradient; from two on. Of the tests four of five have to be wrong: some nets are sampled in
+            train mode.
+    """
     if not run.fact("has_modes", False):
         return None
     trained, looked = run.fact("trained_in_eval", 0), run.fact("looked", 0)
@@ -137,7 +171,12 @@ def modes(run: Histories) -> Finding | None:
 
 
 def shuffled(run: Histories) -> Finding | None:
-    """Batches whose labels are sorted, or whose samples are otherwise in order."""
+    """Batches whose labels are sorted, or whose samples are otherwise in order.
+
+    Args:
+        run: Facts ``labels_in_batch`` and ``labels_expected``, or ``order_ratio``, from ten batches on; ``sequential``,
+            a loader in its own order, makes less of a ratio enough.
+    """
     mixed, expected = run.fact("labels_in_batch"), run.fact("labels_expected")
     ratio, in_turn = run.fact("order_ratio"), bool(run.fact("sequential", False))
     labels = run.fact("batches_seen") >= 10 and mixed < 0.6 * expected
@@ -159,7 +198,13 @@ def shuffled(run: Histories) -> Finding | None:
 
 
 def scheduler(run: Histories) -> Finding | None:
-    """A schedule that is stepped twice per update, or never."""
+    """A schedule that is stepped twice per update, or never.
+
+    Args:
+        run: Facts ``scheduled``, steps of the schedule per update over ``scheduled_updates``; ``schedule_steps`` and
+            ``total_steps``, which tell a schedule of updates from one of epochs, and ``batches_per_epoch``. A schedule
+            by epoch may rest for one.
+    """
     rate, updates = run.fact("scheduled"), run.fact("scheduled_updates")
     if updates >= 10 and rate > 1.5:
         return Finding(
@@ -184,7 +229,11 @@ def scheduler(run: Histories) -> Finding | None:
 
 
 def symmetric(run: Histories) -> Finding | None:
-    """Hidden layers all of whose units are equal."""
+    """Hidden layers all of whose units are equal.
+
+    Args:
+        run: The fact ``symmetric``, names of hidden layers.
+    """
     names = run.fact("symmetric", [])
     if not names:
         return None
@@ -198,7 +247,11 @@ def symmetric(run: Histories) -> Finding | None:
 
 
 def inputs(run: Histories) -> Finding | None:
-    """Inputs far from unit scale, or features of very different scales."""
+    """Inputs far from unit scale, or features of very different scales.
+
+    Args:
+        run: Facts ``input_rms``, ``input_mean``, ``input_spread`` and ``rows``, of the first updates.
+    """
     size, mean, spread = run.fact("input_rms"), run.fact("input_mean"), run.fact("input_spread")
     if size > LARGE or size < SMALL:
         evidence = f"The inputs have a root mean square of {size:.3g} (mean {mean:.3g})."
@@ -218,7 +271,11 @@ def inputs(run: Histories) -> Finding | None:
 
 
 def replicas(run: Histories) -> Finding | None:
-    """Replicas whose weights differ."""
+    """Replicas whose weights differ.
+
+    Args:
+        run: The fact ``replicas_apart``, the largest so far; missing unless the watch was asked to compare.
+    """
     apart = run.fact("replicas_apart")
     if not apart > 1e-6:
         return None
@@ -232,7 +289,11 @@ def replicas(run: Histories) -> Finding | None:
 
 
 def frozen(run: Histories) -> Finding | None:
-    """Frozen layers: a note."""
+    """Frozen layers: a note.
+
+    Args:
+        run: The fact ``frozen``, names of tensors.
+    """
     names = run.fact("frozen", [])
     if not names:
         return None

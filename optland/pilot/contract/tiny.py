@@ -137,7 +137,11 @@ class TinyRun:
             self._pilot.after_step(batch, loss)
 
     def train(self, until: int | None = None) -> TinyRun:
-        """Go on to an update, or to the end."""
+        """Go on to an update, or to the end.
+
+        Args:
+            until: Number of updates, from the start of the run.
+        """
         while len(self.losses) < (self.updates if until is None else until):
             self.update()
         return self
@@ -155,7 +159,11 @@ class TinyRun:
         return file.getvalue()
 
     def load(self, saved: bytes) -> TinyRun:
-        """Go on from a checkpoint, in a run made anew."""
+        """Go on from a checkpoint, in a run made anew.
+
+        Args:
+            saved: What :meth:`saved` gave.
+        """
         kept = torch.load(io.BytesIO(saved), weights_only=True)
         self.model.load_state_dict(kept["model"])
         for optimizer, state in zip(self.optimizers, kept["optimizers"], strict=True):
@@ -184,7 +192,14 @@ def bits_of(model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> di
 
 
 def through_a_file(state: Any) -> Any:
-    """A state as a checkpoint gives it back."""
+    """A state as a checkpoint gives it back.
+
+    Args:
+        state: What ``weights_only`` loading allows: tensors, numbers, words, lists, tuples and dictionaries.
+
+    Raises:
+        UnpicklingError: There is something else in it.
+    """
     file = io.BytesIO()
     torch.save(state, file)
     return torch.load(io.BytesIO(file.getvalue()), weights_only=True)

@@ -187,6 +187,12 @@ class AutoLR(Policy):
     def begin(self, host: HostFacts) -> list[Proposal]:
         """Take in the length of the run, and whether its steps take two passes, which follow the noise closer.
 
+        Args:
+            host: Its ``steps`` and ``passes`` set the pace, under SAM the span of the mean too.
+
+        Returns:
+            Nothing is asked for before the first update.
+
         Raises:
             ValueError: Nothing says how long the run is.
         """
@@ -216,7 +222,14 @@ class AutoLR(Policy):
         return min(rise, 1.0) if progress is None else linear_shape(progress, self.warmup)
 
     def decide(self, history: Reader) -> list[Proposal]:
-        """The length of the update just made, relative to the weights; with ``ceiling`` a cap on the rate besides."""
+        """The length of the update just made, relative to the weights; with ``ceiling`` a cap on the rate besides.
+
+        Args:
+            history: Signals ``noise/coherence`` and, with ``ceiling``, ``edge/eta_c``; the setting ``shape``.
+
+        Returns:
+            One proposal in every update, and a cap after each probe that was valid.
+        """
         coherence = history.new("noise/coherence")
         if coherence is not None and coherence.valid:
             self.coherence.update(coherence.value, max(coherence.step - self.measured, 1))

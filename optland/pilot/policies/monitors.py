@@ -96,7 +96,14 @@ class EdgeMonitor(Policy):
         return []
 
     def decide(self, history: Reader) -> list[Proposal]:
-        """An alarm where the averaged ratio crosses ``high`` upwards."""
+        """An alarm where the averaged ratio crosses ``high`` upwards.
+
+        Args:
+            history: The signal of the metric.
+
+        Returns:
+            One alarm, and none until the average has been below ``calm``.
+        """
         found = history.new(self.signal)
         if found is None or not found.valid:
             return []
@@ -151,7 +158,11 @@ class NoiseMonitor(Policy):
         self.efficiency: float | None = None
 
     def decide(self, history: Reader) -> list[Proposal]:
-        """One alarm per change of side: +1 the batch is too small, -1 too large."""
+        """One alarm per change of side: +1 the batch is too small, -1 too large.
+
+        Args:
+            history: The signal ``noise/b_simple`` and the setting ``batch_size``.
+        """
         found, size = history.new("noise/b_simple"), history.setting("batch_size")
         if found is None or size is None or not (found.valid and found.value > 0):
             return []

@@ -104,7 +104,11 @@ class NoiseBatch(Policy):
         self.last_change = 0
 
     def begin(self, host: HostFacts) -> list[Proposal]:
-        """Take in the size of the data, and who else follows the batch."""
+        """Take in the size of the data, and who else follows the batch.
+
+        Args:
+            host: Its ``samples``, ``adam`` and ``lengths_set``.
+        """
         self.samples, self.adam = host.samples, host.adam
         self.follows = not host.lengths_set if self.scale_lr is None else self.scale_lr
         rate = {"lr_factor"} | ({"beta1", "beta2"} if self.adam else set()) if self.follows else set()
@@ -112,7 +116,15 @@ class NoiseBatch(Policy):
         return []
 
     def decide(self, history: Reader) -> list[Proposal]:
-        """After a probe of the noise: a doubling, where it is due."""
+        """After a probe of the noise: a doubling, where it is due.
+
+        Args:
+            history: The signal of the scale; settings ``batch_size``, ``lr_factor``, and of Adam ``beta1`` and
+                ``beta2``.
+
+        Returns:
+            A doubling, with the rate that follows and Adam's betas; nothing where it would pass the limit.
+        """
         found, size = history.new(self.signal), history.setting("batch_size")
         if found is None or size is None or not found.valid:
             return []

@@ -84,7 +84,15 @@ class Plateau(Policy):
         self.stat = math.nan
 
     def decide(self, history: Reader) -> list[Proposal]:
-        """At the end of a window: nothing while the loss falls, else a drop or an escape."""
+        """At the end of a window: nothing while the loss falls, else a drop or an escape.
+
+        Args:
+            history: Signals ``train/loss``, ``update/w_dot_d``, ``update/d_sq`` and ``curv/ncr``; settings
+                ``lr_applied`` and ``lr_factor``. A loss that is not finite is left out of the window.
+
+        Returns:
+            At most one, every ``window`` updates; no drop where the factor is ``least`` already.
+        """
         loss = history.new("train/loss")
         if loss is None or not math.isfinite(loss.value):
             return []

@@ -97,11 +97,25 @@ class SafeLR(Policy):
         self.rates: list[float] = []
 
     def begin(self, host: HostFacts) -> list[Proposal]:
-        """The first cap holds before anything is known."""
+        """The first cap holds before anything is known.
+
+        Args:
+            host: Not used.
+
+        Returns:
+            A cap of ``initial_lr``.
+        """
         return [self._proposal(None, "no probe has run yet")]
 
     def decide(self, history: Reader) -> list[Proposal]:
-        """The cap on the next update's rate, as the shape of the schedule and the last probes have it."""
+        """The cap on the next update's rate, as the shape of the schedule and the last probes have it.
+
+        Args:
+            history: Signals ``edge/eta_c`` and ``edge/ratio``, settings ``lr`` and ``shape``.
+
+        Returns:
+            One cap, in every update, since the shape moves in each.
+        """
         shape = history.setting("shape")
         user = history.setting("lr") or 0.0
         self.rates = [*self.rates, min(user, self.cap(shape))][-LATE:]

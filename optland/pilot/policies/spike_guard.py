@@ -112,7 +112,15 @@ class SpikeGuard(Policy):
         self.lambdas: list[float] = []
 
     def decide(self, history: Reader) -> list[Proposal]:
-        """Before an update, with its gradient's norm and the loss of the one before: nothing, or what is to be done."""
+        """Before an update, with its gradient's norm and the loss of the one before: nothing, or what is to be done.
+
+        Args:
+            history: Signals ``update/grad_norm`` of this update and ``train/loss`` of the one before; ``edge/lambda_c``
+                where something measures it; the setting ``lr_factor``.
+
+        Returns:
+            A rewind; or a skip, a cap, or both; and the end of a cap, an infinite one.
+        """
         sharpness = history.new("edge/lambda_c")
         if sharpness is not None and sharpness.valid:
             self.lambdas = [*self.lambdas, sharpness.value][-2:]

@@ -99,7 +99,14 @@ class AdamEdgeProbe(CurvatureProbe):
         self._followed = list(state["followed"])
 
     def measure(self, host: Host) -> list[Signal]:
-        """The ratio at the rate that was applied, with its residual and whether it converged."""
+        """The ratio at the rate that was applied, with its residual and whether it converged.
+
+        Args:
+            host: Gives Adam's state, and the rate that was applied.
+
+        Returns:
+            Nothing before Adam has made a step, or where the rate is 0.
+        """
         objective, adam = self._on_the_set(host), _adam_of(host)
         if objective is None or adam is None or not host.applied > 0:
             return []

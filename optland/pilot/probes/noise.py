@@ -143,7 +143,15 @@ class CurvatureNoiseProbe(_NoiseScale):
         return self.each * host.batch_size
 
     def measure(self, host: Host) -> list[Signal]:
-        """As :class:`NoiseProbe`, with each gradient weighed by a product with the Hessian of other samples."""
+        """As :class:`NoiseProbe`, with each gradient weighed by a product with the Hessian of other samples.
+
+        Args:
+            host: Its batch is cut into parts.
+
+        Returns:
+            ``noise/b_curvature`` in samples, a ratio of averages, not valid while the curvature along the gradient is
+            not positive on average.
+        """
         self.spent, step, objective = 0.0, host.step, self._parted(host)
         if objective is None:
             return []
