@@ -131,7 +131,11 @@ def graph_of(*outputs: Tensor) -> Iterator[torch.autograd.graph.Node]:
 
 
 def custom_functions(nodes: Iterator[torch.autograd.graph.Node]) -> set[str]:
-    """Names of the backwards written by hand among the nodes, in Python or C++."""
+    """Names of the backwards written by hand among the nodes, in Python or C++.
+
+    Args:
+        nodes: As :func:`graph_of` gives them.
+    """
     found = set()
     for node in nodes:
         if isinstance(node, torch.autograd.function.BackwardCFunction):

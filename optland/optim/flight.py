@@ -187,7 +187,9 @@ class Flight:
 
         Raises:
             TypeError: A gradient is sparse or complex.
-            RuntimeError: Pass one ran under ``no_sync()``, and the method remembers its gradients.
+            ValueError: ``share`` is not within (0, 1].
+            RuntimeError: Pass one ran under ``no_sync()``, and the method remembers its gradients; or the shares of a
+                step add up to more than 1, where they matter.
         """
         self.units.take(loss_scale, share, matters_to=self.name if self.method.shares_matter else "")
         self.to(Phase.IDLE)

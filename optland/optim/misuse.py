@@ -88,6 +88,9 @@ def refuse_scaler(optimizer: Optimizer, what: str) -> None:
 def refuse_closure(optimizer: Optimizer) -> None:
     """Raise where the caller of ``step(closure)`` makes something else of the closure than one update of its batch.
 
+    Args:
+        optimizer: What Accelerate has put around it is looked for among living objects, at its first two steps only.
+
     Raises:
         RuntimeError: The caller is a GradScaler, or Accelerate, which calls it for one micro-batch of several.
     """
@@ -150,7 +153,11 @@ def note_no_gradient(optimizer: Optimizer, params: list[Tensor], notices: Notice
 
 
 def in_flight(action: str) -> str:
-    """Words on an action in mid-step."""
+    """Words on an action in mid-step.
+
+    Args:
+        action: What was tried, the beginning of the sentence.
+    """
     return (
         f"{action} while the weights are perturbed (between perturb() and restore() or step()). "
         "Finish the step first, or call restore(), also where a GradScaler may skip the step."
@@ -158,7 +165,11 @@ def in_flight(action: str) -> str:
 
 
 def unwanted_pass(action: str) -> str:
-    """Words on a backward pass that the gate has left out."""
+    """Words on a backward pass that the gate has left out.
+
+    Args:
+        action: What was tried, the beginning of the sentence.
+    """
     return (
         f"{action}: perturb() returned False, as the gate leaves out the second pass of this step, and a "
         "backward pass after it has added to the gradient. Write: if optimizer.perturb(): loss.backward()"

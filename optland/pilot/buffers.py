@@ -28,7 +28,12 @@ class BuffersBefore:
 
     @torch.no_grad()
     def take(self, buffers: Mapping[str, Tensor]) -> None:
-        """Copy these buffers."""
+        """Copy these buffers.
+
+        Args:
+            buffers: Floating-point ones by name; from 65,536 elements on one is copied anew only where its version has
+                moved.
+        """
         small = [b for b in buffers.values() if b.numel() < LARGE]
         self._small = small, [b.detach().clone() for b in small]
         large = [b for b in buffers.values() if b.numel() >= LARGE]

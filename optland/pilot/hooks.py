@@ -48,7 +48,11 @@ class Hooks:
             self._handles.append(handle)
 
     def close(self) -> bool:
-        """Take the hooks off; returns whether they were on."""
+        """Take the hooks off; returns whether they were on.
+
+        Returns:
+            False where it was called before.
+        """
         on = bool(self._handles)
         for handle in self._handles:
             handle.remove()

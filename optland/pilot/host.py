@@ -238,7 +238,11 @@ class Host:
         return sum(self.kind.count(piece) for piece in self.pieces(batch))
 
     def counts(self, batch: Any) -> tuple[int, int]:
-        """Samples of the batch of an update that count, of this rank and of all."""
+        """Samples of the batch of an update that count, of this rank and of all.
+
+        Args:
+            batch: Of the update; where the loader deals batches out, the loader knows both.
+        """
         if self._deals and self.loader.served:
             return self.loader.own, self.loader.served
         own = self.count(batch)
@@ -269,6 +273,10 @@ class Host:
         """A batch cut into about ``num_parts`` pieces, at least two where that can be.
 
         Where each of several ranks has a batch of its own they are cut into so many together, and each at least once.
+
+        Args:
+            batch: Of the update, or a list of micro-batches.
+            num_parts: Of all ranks together.
         """
         if self.ranks.replicas is not None:
             num_parts = max(num_parts // self.ranks.size, 1)

@@ -146,8 +146,7 @@ def modes(run: Histories) -> Finding | None:
 
     Args:
         run: Facts ``has_modes``, ``trained_in_eval`` of ``looked`` updates, and ``tested_in_train`` of ``tested``
-            passes without a gradient; from two on. Of the tests four of five have to be wrong: some nets are sampled in
-            train mode.
+            passes without a gradient; from two on. Of the tests four of five have to be wrong.
     """
     if not run.fact("has_modes", False):
         return None

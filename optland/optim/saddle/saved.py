@@ -58,6 +58,9 @@ def makes_room(groups: list[dict[str, Any]]) -> bool:
     """Whether a step without a closure is a checkpointer's, which wants the state to exist: no rate and no gradient.
 
     ``torch.distributed.checkpoint`` sets both to zero for it.
+
+    Args:
+        groups: Of the optimizer whose step was called.
     """
     gradients = [p.grad for group in groups for p in group["params"] if p.grad is not None]
     at_rest = all(float(group.get("lr", 0.0)) == 0.0 for group in groups)
