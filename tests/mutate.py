@@ -36,7 +36,7 @@ KEY = ("file", "line", "operator", "before", "after")
 
 AREAS = ("optland/optim", "optland/curvature", "optland/pilot")
 
-_LEFT_OUT = shutil.ignore_patterns(".git", ".venv", "runs", "__pycache__", ".*_cache", ".hypothesis", "*.db")
+_LEFT_OUT = shutil.ignore_patterns(".git", ".venv", "__pycache__", ".*_cache", ".hypothesis", "*.db")
 
 _COMPARISONS: dict[type[ast.cmpop], type[ast.cmpop]] = {
     ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq,
@@ -293,7 +293,12 @@ class Copy:
 
     def __init__(self, root: Path, folder: Path) -> None:
         self.root, self.folder = folder / "project", folder
-        shutil.copytree(root, self.root, ignore=_LEFT_OUT)
+
+        def left_out(folder: str, names: list[str]) -> set[str]:
+            runs = {"runs"} if Path(folder) == root else set()  # and not the room optland/train/runs
+            return runs | _LEFT_OUT(folder, names)
+
+        shutil.copytree(root, self.root, ignore=left_out)
 
     def check(self, mutant: Mutant, tests: Sequence[str], limit: float) -> dict[str, object]:
         """Whether the tests notice the mutant, and which of them first."""

@@ -150,6 +150,17 @@ def test_a_mutant_that_takes_too_long_is_noticed(project: Path) -> None:
     assert (row["outcome"], row["by"]) == ("noticed", "time limit of 0.5 s")
 
 
+def test_the_copy_leaves_out_the_runs_that_lie_beside_the_code_and_no_folder_of_the_code(
+    project: Path,
+) -> None:
+    for name in ("runs/one.txt", "toy/runs/code.py", "toy/__pycache__/code.pyc"):
+        (project / name).parent.mkdir(exist_ok=True)
+        (project / name).write_text("")
+    copy = mutate.Copy(project, project.parent)
+    found = {path.relative_to(copy.root).as_posix() for path in contents(copy.root)}
+    assert found == {"toy/sums/code.py", "tests/sums/test_code.py", "toy/runs/code.py"}
+
+
 def test_a_test_that_fails_anyway_is_told(project: Path) -> None:
     (project / "tests/sums/test_code.py").write_text("def test_it():\n    assert False\n")
     with pytest.raises(RuntimeError, match=r"fail on the code as it is.*test_code.py::test_it"):

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from optland.optim import SAM
 from optland.optim.saddle import NegativeCurvature
-from optland.pilot import AutoLR, Plateau
+from optland.pilot import AutoLR, Pilot, Plateau
 from optland.pilot.buffers import BuffersBefore
 
 SAID = "ignore:the gradient of update .* is not finite:RuntimeWarning"
@@ -490,3 +490,23 @@ def test_plateau_may_be_asked_beside_a_skip() -> None:
     """Policies that act before and after an update, side by side."""
     run = Loop(policies=["spike_guard", Plateau(window=16)], epochs=8).run(40)
     assert run.pilot.step == 40
+
+
+def test_clipping_by_the_user_is_said_once() -> None:
+    torch.manual_seed(0)
+    model, batch = plain(), data()
+    optimizer = sgd(model.parameters())
+    pilot = Pilot(optimizer, model, classify, policies=["spike_guard"], total_steps=40)
+    with pilot, warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for _ in range(40):
+            optimizer.zero_grad()
+            loss = classify(model, batch)
+            loss.backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 1e-3)
+            optimizer.step()
+            pilot.after_step(batch, loss)
+    said = [
+        str(warning.message) for warning in caught if "clipped to a norm of 0.001" in str(warning.message)
+    ]
+    assert len(said) == 1

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from optland import vectors
-from optland.curvature import Spectrum, hessian, lanczos
+from optland.curvature import FunctionOperator, Spectrum, hessian, lanczos
 from optland.curvature.eigen.basis import Basis
 from optland.curvature.eigen.krylov import Krylov
 from optland.curvature.operators.hessian import CurvatureOperator
@@ -148,3 +148,15 @@ def test_basis_operations_over_several_blocks_and_slices(
     rows: Tensor = torch.stack([basis.row(j) for j in range(4)])
     torch.testing.assert_close(rows[:3], torch.tensor(S.T.copy()) @ Q[:6], atol=tol, rtol=0)
     torch.testing.assert_close(rows[3], Q[6], atol=tol, rtol=0)
+
+
+def test_a_residual_holds_the_part_of_the_matrix_that_is_not_symmetric() -> None:
+    """In the whole space nothing else is left of it: |(A - A') / 2 y| = 0.25 for both eigenvectors of (A + A') / 2."""
+    A = torch.tensor([[2.0, 0.25], [-0.25, 1.0]], dtype=D)
+    space = Krylov(FunctionOperator(lambda v: A @ v, torch.zeros(2, dtype=D)), 2)
+    space.start([torch.tensor([0.6, 0.8], dtype=D)])
+    space.extend()
+    space.extend()
+    ritz = space.ritz()
+    assert ritz.theta == pytest.approx([1.0, 2.0])
+    assert ritz.residual == pytest.approx([0.25, 0.25])

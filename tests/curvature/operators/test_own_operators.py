@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from optland import vectors
 from optland.curvature import (
     FunctionOperator,
     SpectrumTracker,
@@ -372,3 +373,15 @@ def test_a_function_costs_nothing_on_an_objective_that_it_does_not_belong_to() -
     trace(H, max_matvecs=5)
     assert (H.cost_ge, L.cost_ge) == (0.0, before)
     assert H.num_matvecs == 5
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_vector_that_the_matrix_hardly_sees_does_not_fail_the_check(seed: int) -> None:
+    """Rounding is that of the longer of both products: M M' with M orthogonal to the first vector of the check."""
+    like = torch.zeros(200, dtype=D)
+    (u,) = vectors.random_unit([like], 0)
+    M = torch.randn(200, 20, dtype=D, generator=torch.Generator().manual_seed(seed))
+    M = M - u[:, None] * (u @ M)
+    H = FunctionOperator(lambda v: M @ (M.T @ v), like)
+    assert float((H @ u).norm()) < 1e-12
+    assert H.check().passed

@@ -209,3 +209,11 @@ def test_wrong_arguments_name_themselves() -> None:
     ):
         with pytest.raises(ValueError, match=word):
             call()
+
+
+def test_a_quantile_at_the_middle_of_a_nodes_weight_is_the_node() -> None:
+    found = density(operator([1.0, 3.0]), num_steps=2, num_starts=1, seed=3)
+    first, last = found.weights[0]
+    assert found.quantile(first / 2).value == pytest.approx(1.0)
+    assert found.quantile(1 - last / 2).value == pytest.approx(3.0)
+    assert found.quantile(0.5 * (first / 2 + 1 - last / 2)).value == pytest.approx(2.0)

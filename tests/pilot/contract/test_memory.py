@@ -139,3 +139,13 @@ def test_what_a_pilot_holds_is_what_is_declared(policy: str, optimizer: str, net
         assert more * trained <= copies * trained + SLACK, f"{more:.2f} copies at update {len(run.losses)}"
         most = max(most, more)
     assert most * trained > (copies - 1) * trained - SLACK, f"{most:.2f} copies are less than is declared"
+
+
+def test_a_closed_pilot_has_given_back_its_copies_of_the_weights() -> None:
+    """Those of ``auto_lr``: of the weights before an update, and of the last gradient; states to go back to stay."""
+    run = Run("sgd", policies=policies("auto_lr"), budget=1.0, updates=6, net=Wide)
+    for _ in range(run.updates):
+        run.update()
+    open_, trained, _, _ = held(run)
+    run.pilot.close()
+    assert open_ - held(run)[0] == pytest.approx(2 * trained, abs=SLACK)
