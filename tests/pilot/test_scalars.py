@@ -59,3 +59,11 @@ def test_the_loss_is_the_mean_over_all_samples_and_the_rest_is_that_of_rank_0() 
 def test_a_gradient_that_is_not_finite_anywhere_is_so_everywhere(rank: int, bad: float) -> None:
     for _, norms, _ in agreed((1.0, 1.0), (8, 8), (bad, 0.7) if rank == 0 else (0.5, bad)):
         assert math.isnan(norms[0])
+
+
+def test_norms_that_are_numbers_already_bring_what_waits_with_them() -> None:
+    scalars = Scalars(Ranks(nn.Linear(1, 1)), torch.device("cpu"))
+    for loss in (2.5, 1.5):
+        scalars.put(train__loss=torch.tensor(loss))
+        assert scalars.fetch([3.0], [7.0]) == ([3.0], [7.0])
+        assert scalars.delivered == {"train/loss": loss}
