@@ -19,14 +19,19 @@ def doctor_table(result: dict[str, Any]) -> str:
 
 def doctor_cost_table(result: dict[str, Any]) -> str:
     """What the doctor takes of the wall time of a run."""
-    lines = ["| net | update, ms | rules in the pilot | watch and rules |", "|---|---:|---:|---:|"]
+    lines = [
+        "| net | updates | update, ms | rules in the pilot | watch and rules |",
+        "|---|---:|---:|---:|---:|",
+    ]
     for name, net in result["nets"].items():
         shares = [f"{net[how]['share']:.2%}" for how in ("rules", "watched")]
-        lines.append(f"| {name} | {net['rules']['ms_per_update']:.2f} | {' | '.join(shares)} |")
+        lines.append(
+            f"| {name} | {net['updates']:,} | {net['rules']['ms_per_update']:.2f} | {' | '.join(shares)} |"
+        )
     return "\n".join([
         *lines, "",
-        f"Share of the wall time of {result['updates']} updates (median of {result['repeats']} runs) that is spent in "
-        f"the doctor's own calls, one CPU thread, torch {result['torch']}; no pass through the model is among them.",
+        "Share of the wall time of a run that is spent in the doctor's own calls, one CPU thread, torch "
+        f"{result['torch']}; no pass through the model is among them. The median of five runs of the short one, of one run of the others.",
     ])  # fmt: skip
 
 
