@@ -14,10 +14,13 @@ from optland.train.experiments.claims.dial import Dial
 from optland.train.models import ModelConfig
 from optland.train.runs.settings import OptimizerConfig
 
-__all__ = ["adam", "each", "plain", "residual", "sam", "sgd", "small_net", "stacked"]
+__all__ = ["RATE", "adam", "each", "plain", "residual", "sam", "sgd", "small_net", "stacked"]
 
 BATCH = 32
-RATE = 0.1
+RATE = 0.03
+"""Trains the small nets on all data sets: chosen on seeds 900 and 901, which no claim is told of, after a first table
+at 0.1, at which the nets did not come to the level of the loss on MNIST-1D."""
+
 INIT = "kaiming_normal"
 
 

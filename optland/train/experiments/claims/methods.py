@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from optland.train.experiments.bank_run import BankRun
-from optland.train.experiments.claims.cells import adam, everywhere, plain, sam, sgd
+from optland.train.experiments.claims.cells import RATE, adam, everywhere, plain, sam, sgd
 from optland.train.experiments.claims.dial import Dial
 
 __all__ = ["LARGE", "large_batch", "methods", "methods_everywhere", "temperatures"]
@@ -19,16 +19,16 @@ def large_batch(dial: Dial, data: str, seed: int) -> BankRun:
 
 
 def temperatures(dial: Dial, data: str, seed: int) -> list[BankRun]:
-    """Rate and batch, crossed: 0.025 or 0.1, 32 or 128, and the large batch.
+    """Rate and batch, crossed: the usual rate or a quarter of it, 32 or 128, and the large batch.
 
     Returns:
         Five runs, with more passes where the steps are smaller or fewer: all have to come to the level of the loss.
     """
     return [
         plain(dial, data, seed),
-        plain(dial, data, seed, times=4, optimizer=sgd(0.025)),
+        plain(dial, data, seed, times=4, optimizer=sgd(RATE / 4)),
         plain(dial, data, seed, times=4, batch_size=min(128, dial.samples // 2)),
-        plain(dial, data, seed, times=8, batch_size=min(128, dial.samples // 2), optimizer=sgd(0.025)),
+        plain(dial, data, seed, times=8, batch_size=min(128, dial.samples // 2), optimizer=sgd(RATE / 4)),
         large_batch(dial, data, seed),
     ]
 

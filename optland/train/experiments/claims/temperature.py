@@ -20,11 +20,11 @@ def effect(evidence: Evidence, dial: Dial) -> Found:
         x = [run.optimizer.lr / run.batch_size for run in runs]
         y = [evidence.at_level(run, "lambda_max") for run in runs]
         points.extend(zip(x, y, strict=True))
-        same.append(ratio(y[1], y[2]))  # 0.025 at 32 and 0.1 at 128: one temperature
+        same.append(ratio(y[1], y[2]))  # a quarter of the rate at 32 and the rate at 128: one temperature
         return rank_correlation(x, y)
 
     values = by_data(dial, one)
-    beside = {"lambda_max at one temperature, rate 0.025 over 0.1": mean(same)}
+    beside = {"lambda_max at one temperature, a quarter of the rate over the rate": mean(same)}
     return Found(values, beside, {"runs": points}, ("eta / B", "lambda_max at equal training loss"))
 
 
