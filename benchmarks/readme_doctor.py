@@ -31,7 +31,8 @@ def doctor_cost_table(result: dict[str, Any]) -> str:
     return "\n".join([
         *lines, "",
         "Share of the wall time of a run that is spent in the doctor's own calls, one CPU thread, torch "
-        f"{result['torch']}; no pass through the model is among them. The median of five runs of the short one, of one run of the others.",
+        f"{result['torch']}; no pass through the model is among them. "
+        "The median of five runs of the short one, of one run of the others.",
     ])  # fmt: skip
 
 
