@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from numbers import Real
 from typing import Any
 
 __all__ = ["Budget"]
@@ -56,9 +57,10 @@ class Budget:
     """
 
     def __init__(self, fraction: float, weights: Mapping[str, float] | None = None) -> None:
-        if not 0 <= fraction <= 1:
+        if not isinstance(fraction, Real) or not 0 <= fraction <= 1:
             raise ValueError(
-                f"budget {fraction} is not a share of the training cost; use a number from 0 to 1, such as 0.05 for 5 %"
+                f"budget {fraction!r} is not a share of the training cost; use a number from 0 to 1, "
+                "such as 0.05 for 5 %"
             )
         self.fraction = fraction
         self.train_ge = 0.0

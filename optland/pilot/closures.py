@@ -11,13 +11,20 @@ from torch.optim import Optimizer
 __all__ = ["with_each_call"]
 
 
-def with_each_call(args: tuple[Any, ...], kwargs: dict[str, Any], *, first: Callable[[bool], None]) -> Any:
+def with_each_call(
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    *,
+    first: Callable[[bool], None],
+    failed: Callable[[], object],
+) -> Any:
     """The arguments of a step with its closure wrapped; ``first`` is called at once where it has none.
 
     Args:
         args: Positional arguments of the step, the optimizer itself among them.
         kwargs: Its keyword arguments.
         first: Called once the gradient is there and nothing has used it; with whether a closure has made it just now.
+        failed: Called where the closure raises, an interrupt too: many loops then save a checkpoint.
 
     Returns:
         New arguments for the step; None where it has no closure.
@@ -32,7 +39,11 @@ def with_each_call(args: tuple[Any, ...], kwargs: dict[str, Any], *, first: Call
     @functools.wraps(closure)  # with its signature, which says whether it takes the share of a pass
     def evaluated(*given: Any) -> Any:
         nonlocal called
-        loss = closure(*given)
+        try:
+            loss = closure(*given)
+        except BaseException:
+            failed()
+            raise
         if not called:
             called = True
             first(True)

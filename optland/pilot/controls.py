@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence, Set
+from dataclasses import replace
 from typing import Any
 
 from optland.config.errors import did_you_mean
@@ -45,16 +46,36 @@ def by_name(policies: Sequence[str | Policy]) -> list[Policy]:
     """
     if isinstance(policies, str):
         raise ValueError(f"policies is the string {policies!r}; use a list: [{policies!r}]")
+    if not isinstance(policies, Iterable):
+        raise ValueError(f"policies={policies!r} is no list; use [...] around a single one, and [] for none")
     made: list[Policy] = []
     for item in policies:
         if not isinstance(item, str):
-            made.append(item)
+            made.append(_as_policy(item))
         elif item in POLICIES:
             made.append(POLICIES[item]())
         else:
             hint = did_you_mean(item, POLICIES)
             raise ValueError(f"policy {item!r} is not known; choose from {sorted(POLICIES)}.{hint}")
     return made
+
+
+def _as_policy(item: Any) -> Policy:
+    """An object that was given as a policy.
+
+    Raises:
+        ValueError: It is a class, or lacks what a policy has.
+    """
+    if isinstance(item, type):
+        raise ValueError(f"{item.__name__} is a class; give an object: {item.__name__}()")
+    if not callable(getattr(item, "decide", None)):
+        raise ValueError(
+            f"{item!r} is no policy; give a name or an object of a subclass of optland.pilot.Policy"
+        )
+    for name in ("reads", "turns", "caps"):
+        if not isinstance(given := getattr(item, name), Set):
+            raise ValueError(f"{item.name}: {name} is {given!r}; make it a frozenset of names")
+    return item  # type: ignore[no-any-return]
 
 
 def check_setters(policies: Sequence[Policy]) -> None:
@@ -150,11 +171,10 @@ class Controls:
             ValueError: Two policies set the same thing, or there is something that cannot be turned by anybody.
             TypeError: This host cannot turn something.
         """
-        asked = [(policy, proposal) for policy in self.policies for proposal in policy.begin(facts)]
+        said = [(policy, policy.begin(facts)) for policy in self.policies]
         check_setters(self.policies)
         self._take_in()
-        for policy, proposal in asked:
-            _check_declared(policy, proposal)
+        asked = [(policy, proposal) for policy, found in said for proposal in _proposals(policy, found)]
         if self.act:
             self._check_host()
         return [d for policy, proposal in asked if (d := self.settle(policy, proposal, step)) is not None]
@@ -192,11 +212,10 @@ class Controls:
 
         Raises:
             ValueError: A policy asks for what it has not declared.
+            TypeError: What it returned is no list of proposals, or a value no number.
         """
-        found = [(policy, asked) for policy, reader in self._asked[before] for asked in policy.decide(reader)]
-        for policy, proposal in found:
-            _check_declared(policy, proposal)
-        return found
+        said = [(policy, policy.decide(reader)) for policy, reader in self._asked[before]]
+        return [(policy, proposal) for policy, found in said for proposal in _proposals(policy, found)]
 
     def cap(self, name: str) -> float:
         """The least cap in force.
@@ -240,9 +259,10 @@ class Controls:
 
     def _settle_cap(self, policy: Policy, proposal: Proposal, step: int) -> Decision | None:
         """Put a cap in force; on record where it holds something back and has moved by a quarter since it was."""
-        name, new = proposal.actuator, proposal.new
+        name, new = proposal.actuator, max(proposal.new, 0.0)
         held, present = self.caps.setdefault(name, {}), self._present(proposal)
         old = held.get(policy.name, math.inf)
+        new = old if math.isnan(proposal.new) else new
         held[policy.name] = new
         said = self._said.get(name, math.inf)
         if not (math.isfinite(present) and new < present):
@@ -301,6 +321,39 @@ class Controls:
         self.cool.until = state["cool"]
         self.caps = {name: dict(held) for name, held in state["caps"].items()}
         self._said = dict(state["said"])
+
+
+def _proposals(policy: Policy, found: Any) -> list[Proposal]:
+    """What a policy has asked for, with numbers for its values.
+
+    Raises:
+        TypeError: It is no list of proposals, or a value is no number.
+        ValueError: Something was not declared.
+    """
+    if not isinstance(found, Iterable) or isinstance(found, str):
+        raise TypeError(
+            f"{policy.name} returned {found!r} for a list of proposals; return [] where there is none"
+        )
+    checked = []
+    for asked in found:
+        if not isinstance(asked, Proposal):
+            raise TypeError(
+                f"{policy.name} returned {asked!r} among its proposals; give optland.pilot.Proposal(...)"
+            )
+        _check_declared(policy, asked)
+        if type(asked.new) is not float:
+            asked = replace(asked, new=_number(policy, asked))
+        checked.append(asked)
+    return checked
+
+
+def _number(policy: Policy, asked: Proposal) -> float:
+    try:
+        return float(asked.new)
+    except (TypeError, ValueError) as error:
+        raise TypeError(
+            f"{policy.name} asks for {asked.actuator} {asked.new!r}, which is no number"
+        ) from error
 
 
 def _check_declared(policy: Policy, proposal: Proposal) -> None:

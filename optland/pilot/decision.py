@@ -63,7 +63,8 @@ class Turned:
         if math.isnan(new):
             return old
         most = self.growth * old if old > 0 else self.high
-        return min(max(new, self.low), most, self.high)
+        kept = min(max(new, self.low), most, self.high)
+        return kept if math.isfinite(kept) else old
 
 
 _SCALED = (
@@ -79,8 +80,8 @@ TURNED = {
     "rho": Turned(0.0, lacking="wrap the optimizer in one of optland's SAM methods with a rho"),
     "weight_decay": Turned(0.0, lacking=_GROUP),
     "momentum": Turned(0.0, 1.0, lacking=_GROUP),
-    "beta1": Turned(0.0, 1.0, lacking=_GROUP),
-    "beta2": Turned(0.0, 1.0, lacking=_GROUP),
+    "beta1": Turned(0.0, 0.999999, lacking=_GROUP),  # Adam divides by 1 - beta^t
+    "beta2": Turned(0.0, 0.999999, lacking=_GROUP),
     "gate": Turned(0.0, 1.0, lacking="wrap the optimizer in optland.optim.SAM"),
     "clip": Turned(0.0, lacking="use an optimizer whose step takes gradients"),
     "skip": Turned(lacking="use an optimizer whose step takes gradients"),

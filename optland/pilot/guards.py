@@ -13,6 +13,10 @@ of the average in units of it, sqrt((1 - beta) (1 + beta^n) / ((1 + beta) (1 - b
 first, 0.23 in the long run. Without it a run that starts from a checkpoint, where batches differ more than anything has
 been learnt yet, is slowed down by chance before it begins. The median leaves sigma alone when the loss jumps.
 
+The first condition is on one loss against one other, and small batches differ by more than a factor of three. So it has
+to hold against each of the last 64 losses too, and while fewer than eight have been seen, twice in a row or a thousand
+times over. Where the run went back to its start, L_ref becomes the larger of the losses there.
+
 The test is relative to the progress made so far, so it sees a collapse to the trivial predictor (loss back at ln C),
 which "loss above its own average by half" misses. Halving without rewinding is not enough: dead units and a huge
 momentum stay. Cost: none, the losses are those of the training steps.
@@ -34,8 +38,11 @@ __all__ = ["ClipWatch", "CollapseGuard", "CoolDown", "RewindGuard"]
 FEWEST = 8
 """Losses before the average is judged: from fewer nobody can tell how noisy they are."""
 
+BEYOND_DOUBT = 1000.0
+"""Multiple of the ceiling at which one loss is trouble before anything is known of the noise."""
+
 NOISE_WINDOW = 64
-"""Losses that the noise of a batch is taken from."""
+"""Losses that show how batches differ."""
 
 
 @dataclass
@@ -64,6 +71,7 @@ class RewindGuard:
     _count: int = field(default=0, init=False)
     _best_error: float = field(default=1.0, init=False)
     _recent: list[float] = field(default_factory=list, init=False)
+    _high: bool = field(default=False, init=False)  # whether the last loss was above the ceiling
 
     @property
     def average(self) -> float:
@@ -84,7 +92,10 @@ class RewindGuard:
             return f"the loss is {loss}"
         if math.isnan(self.first):
             self.first = loss
-        if loss > self.ceiling * abs(self.first):
+        elif self._count == 0:  # back at the start
+            self.first = max(self.first, loss)
+        if self._is_wreck(loss):
+            self._high = False
             return f"the loss {loss:.3g} is above {self.ceiling:g} times the first loss {self.first:.3g}"
         self._sum = self.beta * self._sum + (1 - self.beta) * loss
         self._weight = self.beta * self._weight + (1 - self.beta)
@@ -103,6 +114,13 @@ class RewindGuard:
             f"the average loss rose from {self.best:.3g} to {self.average:.3g}, "
             f"more than {self.lost:.0%} of all progress since {self.first:.3g}"
         )
+
+    def _is_wreck(self, loss: float) -> bool:
+        """Whether one loss is trouble by itself, and no batch that differs from the first as batches do."""
+        known, twice = len(self._recent) >= FEWEST, self._high
+        top = self.ceiling * max(abs(self.first), *(self._recent if known else ()), 0.0)
+        self._high = loss > top
+        return self._high and (known or twice or loss > BEYOND_DOUBT * top > 0)
 
     def _is_noise(self, rise: float) -> bool:
         """Whether batches that differ as much as the last ones did may have made the average rise."""
@@ -135,15 +153,17 @@ class RewindGuard:
         """
         self.best, self._best_error, self._sum = mark["best"], mark["best_error"], mark["sum"]
         self._weight, self._count = mark["weight"], int(mark["count"])
+        self._high = False
 
     def state_dict(self) -> dict[str, Any]:
         """Plain numbers for the checkpoint."""
-        return {"first": self.first, "recent": list(self._recent), **self.mark()}
+        return {"first": self.first, "recent": list(self._recent), **self.mark(), "high": self._high}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue where :meth:`state_dict` was taken."""
         self.first, self._recent = state["first"], list(state["recent"])
         self.rewind(state)
+        self._high = state["high"]
 
 
 @dataclass

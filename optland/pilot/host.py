@@ -28,6 +28,7 @@ from optland.pilot.linear import innermost_of, why_not_linear
 from optland.pilot.measure import WeightsBefore
 from optland.pilot.policies.facts import HostFacts
 from optland.pilot.ranks import Ranks
+from optland.pilot.refused import refuse_misread
 
 __all__ = ["Host", "unwrapped"]
 
@@ -69,7 +70,8 @@ class Host:
         step: Updates made.
 
     Raises:
-        ValueError: The optimizers hold no parameter of the model.
+        ValueError: The optimizers hold no parameter of the model, or maximize.
+        TypeError: A parameter is complex.
     """
 
     fixed: ClassVar[frozenset[str]] = frozenset()
@@ -108,6 +110,8 @@ class Host:
         self._held: dict[int, list[float | Tensor]] = {}
         self._own_gate = next((o.gate for o in self.inner if isinstance(o, TwoPass)), None)
         self._clip: float | None = None
+        self._highest = 0.0  # of all rates that were scheduled so far
+        refuse_misread(self.inner)
         if not self.parameters() and not self._named_in_groups():
             raise ValueError(
                 "the optimizer holds no parameter of the model: it is another model's, or model= is; "
@@ -326,12 +330,17 @@ class Host:
         return max(rates, default=math.nan)
 
     def shape(self) -> float | None:
-        """Scheduled over peak learning rate where a scheduler is attached; None without one."""
+        """Scheduled over peak learning rate where a scheduler is attached, from 0 to 1; None without one.
+
+        A schedule may rise above the rate that it began with (cyclic ones do): the peak then is the highest so far.
+        """
         groups = [g for o in self.inner for g in o.param_groups]
         if not [g for g in groups if "initial_lr" in g]:
             return None
-        peak = max(float(g.get("max_lr", g.get("initial_lr", g["lr"]))) for g in groups)
-        return self.rate / peak if peak > 0 else 0.0
+        rate = self.rate
+        self._highest = max(self._highest, rate)
+        peak = max(self._highest, *(float(g.get("max_lr", g.get("initial_lr", g["lr"]))) for g in groups))
+        return max(rate, 0.0) / peak if peak > 0 else 0.0
 
     def hold_rate(self, optimizer: Optimizer, rate: float, largest: float) -> None:
         """Give the groups of one optimizer ``rate`` times their share of the user's ``largest``, until released.
@@ -527,6 +536,7 @@ class Host:
             "largest": self._largest,
             "evaluations": list(self._evaluations),
             "applied": self.applied,
+            "highest": self._highest,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -534,6 +544,7 @@ class Host:
         self.factor, self._clip, self.stopped = state["factor"], state["clip"], state["stopped"]
         self._nominal, self._evaluations = state["nominal"], list(state["evaluations"])
         self.applied, self._largest = state["applied"], state["largest"]
+        self._highest = state["highest"]
         if state["gate"] is not None and state["gate"] != self.read("gate"):
             self.turn("gate", state["gate"])
 

@@ -11,11 +11,17 @@ pays for none of this.
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
+from torch import nn
+
+from optland.context.modules import preserve_buffers, preserve_modes
 from optland.context.notes import notes_of
+from optland.context.rng import preserve_rng
 from optland.pilot.budget import Budget
 from optland.pilot.history import History
 from optland.pilot.host import Host
@@ -62,6 +68,12 @@ class Looks:
         self.host, self.history, self.budget = host, history, budget
         show = SHOWN | {p.name for p in own} if shown else frozenset()
         given = {p.name for p in own}  # one of ours that is given is used as it is given
+        if len(given) < len(own):
+            raise ValueError(
+                f"two probes have one name, of {[p.name for p in own]}; each is a line of the budget"
+            )
+        self._own = list(own)
+        self._seed = seed
         ours = [p for p in standard_probes(seed) if p.name not in given]
         known = [*ours, *own] if budget.fraction > 0 else []
         self.probes = [p for p in known if p.yields & reads or p.name in show]
@@ -104,8 +116,15 @@ class Looks:
         if not self.probes:
             self.due = []
             return []
-        self.due = [p for p in self.probes if self.is_due(p, step)]
+        self.due = [p for p in list(self.probes) if self._plans(p, step)]
         return [float(p in self.due) for p in self.probes]
+
+    def _plans(self, probe: Probe, step: int) -> bool:
+        try:
+            return self.is_due(probe, step)
+        except Exception as error:
+            self._off(probe, _in_words(error))
+            return False
 
     def told(self, chosen: Sequence[float]) -> None:
         """Take over what rank 0 has chosen.
@@ -171,7 +190,10 @@ class Looks:
                 ragged = self.ranks.any(ragged, host.device)
             if ragged or (probe.along_update and not host.before):
                 return None, 0.0, ""
-            return probe.measure(host), probe.spent, ""
+            with preserved(host.model, self._seed + host.step) if probe in self._own else nullcontext():
+                found = probe.measure(host)
+            _check(probe, found)
+            return found, probe.spent, ""
         except Exception as error:
             return None, 0.0, _in_words(error)
 
@@ -209,6 +231,32 @@ class Looks:
             probe.load_state_dict(state["probes"][probe.name])
         self.last, self.seconds = dict(state["last"]), state["seconds"]
         notes_of(self.host.model).load_state_dict(state["verdicts"])
+
+
+@contextmanager
+def preserved(model: nn.Module, seed: int) -> Iterator[None]:
+    """Random state, modes and buffers as they were, whatever a probe of the user's does: ours see to that themselves.
+
+    Args:
+        model: What is looked at.
+        seed: Of the random state inside.
+    """
+    with preserve_rng(seed), preserve_modes(model), preserve_buffers(model):
+        yield
+
+
+def _check(probe: Probe, found: Any) -> None:
+    """Refuse what cannot be taken into the history and the budget; said as any failure of a probe is.
+
+    Raises:
+        TypeError: Something measured is no signal.
+        ValueError: What it spent is no cost.
+    """
+    wrong = [s for s in found or () if not isinstance(s, Signal)]
+    if wrong:
+        raise TypeError(f"measure() gave {wrong[0]!r} among its signals")
+    if not 0 <= probe.spent < math.inf:
+        raise ValueError(f"it says to have spent {probe.spent} gradient evaluations")
 
 
 def _in_words(error: Exception) -> str:

@@ -55,7 +55,7 @@ class Layout:
         names: Their names, where somebody asks for them.
 
     Attributes:
-        matrices: Indices of those with two or more dimensions; of all where there are none.
+        matrices: Indices of those with two or more dimensions; of all where there are none. Not of empty ones.
         roots: Square root of the number of elements of each.
         root: Square root of the number of elements of all matrices.
         on_host: Whether all of them live on the CPU.
@@ -65,7 +65,8 @@ class Layout:
     def __init__(self, params: Sequence[Tensor], names: Sequence[str] = ()) -> None:
         self.params = list(params)
         self.names = list(names)
-        self.matrices = [i for i, p in enumerate(params) if p.ndim >= 2] or list(range(len(params)))
+        full = [i for i, p in enumerate(params) if p.numel()]
+        self.matrices = [i for i in full if params[i].ndim >= 2] or full
         self.roots = [math.sqrt(p.numel()) for p in params]
         self.root = math.hypot(*(self.roots[i] for i in self.matrices))
         self.on_host = all(p.device.type == "cpu" for p in params)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 
-__all__ = ["apart", "no_after_step", "no_update", "say_clipped", "say_not_finite", "say_off"]
+__all__ = ["apart", "no_after_step", "no_update", "say_clipped", "say_loss", "say_not_finite", "say_off"]
 
 
 def apart(step: int, rank: int) -> str:
@@ -73,6 +73,16 @@ def say_not_finite(step: int) -> None:
     warnings.warn(
         f"the gradient of update {step} is not finite: the update is cancelled, here and whenever it happens again; "
         "pilot.lost counts them",
+        RuntimeWarning,
+        stacklevel=5,
+    )
+
+
+def say_loss(loss: float, step: int) -> None:
+    """The first loss that is not finite though its gradient is."""
+    warnings.warn(
+        f"the loss of update {step} is {loss}, and its gradient is finite: the run goes on, unless that lasts; such is "
+        "the mean over an empty batch, or over one whose labels are all masked",
         RuntimeWarning,
         stacklevel=5,
     )

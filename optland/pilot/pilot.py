@@ -18,6 +18,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any, Literal
 
 from torch import Tensor, nn
@@ -26,7 +27,6 @@ from torch.optim import Optimizer
 from optland.doctor.watching import Watch
 from optland.log.targets import as_logger
 from optland.objective import LossFn
-from optland.optim.two_pass import TwoPass
 from optland.optim.uncompiled import uncompiled
 from optland.pilot.budget import Budget
 from optland.pilot.closures import with_each_call
@@ -47,6 +47,7 @@ from optland.pilot.probes.base import Probe
 from optland.pilot.progress import Progress
 from optland.pilot.record import Record
 from optland.pilot.report import in_words, row_of
+from optland.pilot.resumed import check_kind, kind_of, load_telemetry, telemetry_of
 from optland.pilot.scalars import Scalars
 from optland.pilot.signal import Signal
 from optland.pilot.steering import Steering
@@ -161,8 +162,7 @@ class Pilot:
         self._facts: HostFacts | None = None
         self._stepped: set[int] = set()
         self._finished: Literal["", "update", "none"] = ""
-        self._judged = self._copying = False
-        self._chosen: list[float] = []
+        self._judged, self._copying, self._chosen = False, False, list[float]()
         self._recent: deque[Any] = deque(maxlen=CHECKING)
         self._escape_asked: tuple[Policy, Proposal] | None = None
         self._names: dict[Tensor, str] = {}
@@ -363,7 +363,8 @@ class Pilot:
             self._copying = host.step == 0 or self.steering.needs_weights_before() or self.looks.along_update
         if self._copying:
             host.before.take(host.parameters_of(optimizer))
-        return with_each_call(args, kwargs, first=lambda new: self._gradient_there(optimizer, new))
+        first, failed = (partial(act, optimizer) for act in (self._gradient_there, host.release_rate))
+        return with_each_call(args, kwargs, first=first, failed=failed)
 
     def _gradient_there(self, optimizer: Optimizer, new: bool) -> None:
         """The gradient is known and not used yet: scalars come to the host, trouble is looked for, the rate is set.
@@ -491,7 +492,7 @@ class Pilot:
         self.steering.measure()
         for policy, proposal in self.controls.ask(before=False):
             if proposal.actuator == "step_length":
-                length = proposal.new
+                length = proposal.new if 0 <= proposal.new < math.inf else None
             elif proposal.actuator == "escape" and self._acts:
                 self._escape_asked = policy, proposal  # made in after_step, where the batch is known
             else:
@@ -560,6 +561,7 @@ class Pilot:
             )
         return {
             **{name: part.state_dict() for name, part in self._parts().items()},
+            "kind": kind_of(self),
             "step": self.host.step,
             "facts": None if self._facts is None else self._facts.to_dict(),
             "coherence": {self._name(p): g for p, g in self.steering.coherence.last.items()},
@@ -567,13 +569,16 @@ class Pilot:
             "seconds": self.seconds,
             "fingerprint": self.record.fingerprint,
             "decisions": [d.to_dict() for d in self.decisions],
-            "telemetry": [
-                o.telemetry.state_dict() if isinstance(o, TwoPass) else None for o in self.host.inner
-            ],
+            "telemetry": telemetry_of(self.host.inner),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue where :meth:`state_dict` was taken, with the same policies and mode."""
+        """Continue where :meth:`state_dict` was taken, with the same policies and mode.
+
+        Raises:
+            ValueError: It is not that of a pilot, or of one with other policies or optimizers.
+        """
+        check_kind(self, state)
         self._facts = HostFacts.of(state["facts"])  # not those of now: the batch may have grown since
         self.controls.tell(self._facts)
         for name, part in self._parts().items():
@@ -582,15 +587,10 @@ class Pilot:
         self.host.step = self.history.step = state["step"]
         named = {self._name(p): p for o in self.host.inner for p in self.host.parameters_of(o)}
         self.steering.coherence.last = {named[n]: g for n, g in state["coherence"].items() if n in named}
-        self._recent.clear()
-        self._recent.extend(state["recent"])
+        self._recent = deque(state["recent"], maxlen=CHECKING)
         self._seconds_before = state["seconds"]
-        self.record.fingerprint = state["fingerprint"]
-        self.decisions.clear()
-        self.decisions.extend(Decision(**d) for d in state["decisions"])
-        for optimizer, kept in zip(self.host.inner, state["telemetry"], strict=True):
-            if isinstance(optimizer, TwoPass):
-                optimizer.telemetry.load_state_dict(kept)
+        self.record.go_on(state["decisions"], state["fingerprint"])
+        load_telemetry(self.host.inner, state["telemetry"])
 
     def _parts(self) -> dict[str, Any]:
         return {

@@ -27,6 +27,21 @@ def _length(loader: Any) -> int | None:
         return None
 
 
+def _whole(name: str, given: Any) -> int:
+    """A length as a whole number.
+
+    Raises:
+        ValueError: It is none, or below 1.
+    """
+    try:
+        whole = int(given)
+    except (TypeError, ValueError, OverflowError):
+        whole = 0
+    if whole < 1 or whole != given:
+        raise ValueError(f"{name}={given!r} must be a whole number, at least 1")
+    return whole
+
+
 class Progress:
     """The length of a run and the part of it that is done.
 
@@ -49,10 +64,9 @@ class Progress:
             raise ValueError(
                 f"total_steps={total_steps} and total_samples={total_samples} are two lengths of one run; give one"
             )
-        for name, given in (("total_steps", total_steps), ("total_samples", total_samples)):
-            if given is not None and given < 1:
-                raise ValueError(f"{name}={given} must be at least 1, the length of the whole run")
-        self.total_steps, self.total_samples, self.open_ended = total_steps, total_samples, open_ended
+        self.total_steps = None if total_steps is None else _whole("total_steps", total_steps)
+        self.total_samples = None if total_samples is None else _whole("total_samples", total_samples)
+        self.open_ended = open_ended
         self.samples = 0
         self._tail: tuple[int, int] | None = None
         self._said = False
@@ -102,7 +116,7 @@ class Progress:
                 f"total_steps={self.total_steps} cannot be kept while a policy turns the batch size; "
                 "give total_samples=epochs * len(dataset)"
             )
-        passes = int(epochs or getattr(loader, "epochs", 1) or 1)
+        passes = int(getattr(loader, "epochs", 1) or 1) if epochs is None else _whole("epochs", epochs)
         self._hold_against("total_steps", self.total_steps, steps, passes)
         self._hold_against("total_samples", self.total_samples, samples, passes)
         if self.known or self.open_ended:

@@ -6,6 +6,7 @@ import math
 import zlib
 from collections import deque
 from collections.abc import Iterable
+from typing import Any
 
 from optland.doctor import Finding
 from optland.failpoints import reach
@@ -65,6 +66,12 @@ class Record:
         )
         self.fingerprint = float(zlib.crc32(repr(what).encode()))
         self._unsaid.append(decision)
+
+    def go_on(self, decisions: Iterable[dict[str, Any]], fingerprint: float) -> None:
+        """Go on after these decisions."""
+        self.decisions.clear()
+        self.decisions.extend(Decision(**d) for d in decisions)
+        self.fingerprint = fingerprint
 
     def found(self, step: int, findings: Iterable[Finding]) -> None:
         """Take in what the doctor finds; it decides nothing, and ranks need not find the same.

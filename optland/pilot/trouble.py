@@ -1,12 +1,14 @@
 """Cancel an update that is not finite, and rewind a run that has broken.
 
 The two are different. One bad batch costs one update: its gradient is taken away before any optimizer sees it, so no
-state moves, and buffers are as before its forward pass. A rewind is for trouble that lasts: the loss guard, a dead net,
-weights that are not finite, or gradients that are not for ten updates in a row.
+state moves, and buffers are as before its forward pass. A loss that is not finite though its gradient is, as the mean
+over no sample or over masked labels alone, is left to itself. A rewind is for trouble that lasts: the loss guard, a
+dead net, weights that are not finite, or gradients or losses that are not for ten updates in a row.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -18,7 +20,7 @@ from optland.optim.two_pass import TwoPass
 from optland.pilot.buffers import BuffersBefore
 from optland.pilot.guards import ClipWatch, CollapseGuard, RewindGuard
 from optland.pilot.host import Host
-from optland.pilot.notices import say_clipped, say_not_finite
+from optland.pilot.notices import say_clipped, say_loss, say_not_finite
 from optland.pilot.snapshots import Snapshots
 
 __all__ = ["Trouble", "all_finite", "was_left_out"]
@@ -54,7 +56,8 @@ class Trouble:
         self.lost = 0
         self.withdrawn = False
         self._in_a_row = 0
-        self._said = self._said_clipped = False
+        self._losses_in_a_row = 0
+        self._said = self._said_clipped = self._said_loss = False
 
     # ------------------------------------------------------------------ one update
 
@@ -80,8 +83,7 @@ class Trouble:
         self.say_once()
         self.withdraw()
         self._in_a_row += 1
-        weights = list(self.host.parameters().values())
-        if self.host.ranks.any(not all_finite(p.detach() for p in weights), weights[0].device):
+        if not self._weights_are_finite():
             return "the weights are not finite"
         if self._in_a_row >= LASTING:
             return f"the gradient was not finite {self._in_a_row} times in a row"
@@ -133,12 +135,32 @@ class Trouble:
         Returns:
             None where there is none.
         """
+        if not math.isfinite(loss):
+            return self._loss_not_finite(loss)
+        self._losses_in_a_row = 0
         return self.guard.observe(loss) or self.collapse.observe(loss, norms)
+
+    def _loss_not_finite(self, loss: float) -> str | None:
+        """One such loss is a batch's fault: the gradients that were used are finite, and so are the weights."""
+        self._losses_in_a_row += 1
+        if self._losses_in_a_row >= LASTING:
+            return f"the loss was not finite {self._losses_in_a_row} times in a row"
+        if not self._weights_are_finite():
+            return f"the loss is {loss}, and the weights are not finite"
+        if not self._said_loss:
+            self._said_loss = True
+            say_loss(loss, self.host.step)
+        return None
+
+    def _weights_are_finite(self) -> bool:
+        weights = [p.detach() for p in self.host.parameters().values()]
+        return not weights or not self.host.ranks.any(not all_finite(weights), weights[0].device)
 
     def begin_again(self) -> None:
         """Forget the losses, where a rewind is only said."""
         self.guard = _guard(self.paces)
         self.collapse.forget()
+        self._losses_in_a_row = 0
 
     def begin(self) -> None:
         """Store the start, at the first step: a forward pass that has broken buffers may lie before it."""
@@ -174,7 +196,7 @@ class Trouble:
         self.buffers.take(host.buffers())
         self.guard.rewind(snapshot["mark"])
         self.collapse.forget()
-        self._in_a_row = 0
+        self._in_a_row = self._losses_in_a_row = 0
         return int(snapshot["step"])
 
     def state_dict(self) -> dict[str, Any]:
@@ -184,8 +206,8 @@ class Trouble:
             "collapse": self.collapse.state_dict(),
             "snapshots": self.snapshots.state_dict(),
             "lost": self.lost,
-            "in_a_row": self._in_a_row,
-            "said": [self._said, self._said_clipped],
+            "in_a_row": [self._in_a_row, self._losses_in_a_row],
+            "said": [self._said, self._said_clipped, self._said_loss],
             "norms": list(self.clips.norms),
         }
 
@@ -194,8 +216,9 @@ class Trouble:
         self.guard.load_state_dict(state["guard"])
         self.collapse.load_state_dict(state["collapse"])
         self.snapshots.load_state_dict(state["snapshots"])
-        self.lost, self._in_a_row = state["lost"], state["in_a_row"]
-        self._said, self._said_clipped = state["said"]
+        self.lost = state["lost"]
+        self._in_a_row, self._losses_in_a_row = state["in_a_row"]
+        self._said, self._said_clipped, self._said_loss = state["said"]
         self.clips.norms = list(state["norms"])
         self.buffers.take(self.host.buffers())
 

@@ -158,7 +158,8 @@ def test_a_name_and_its_object_are_the_same() -> None:
     ("what", "old", "asked", "new"),
     [
         ("lr_factor", 0.1, 5.0, 0.2), ("lr_factor", 1.0, 1e-9, 1e-4), ("lr_factor", 12.0, 20.0, 16.0),
-        ("lr_factor", 0.5, math.nan, 0.5), ("lr_factor", 0.5, math.inf, 1.0), ("beta1", 0.9, 1.7, 1.0),
+        ("lr_factor", 0.5, math.nan, 0.5), ("lr_factor", 0.5, math.inf, 1.0), ("beta1", 0.9, 1.7, 0.999999),
+        ("weight_decay", 0.1, math.inf, 0.1),
         ("beta1", 0.9, -0.1, 0.0), ("batch_size", 32.0, 4096.0, 4096.0), ("rho", 0.0, 0.3, 0.3),
     ],
 )  # fmt: skip

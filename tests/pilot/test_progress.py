@@ -128,11 +128,14 @@ def test_a_number_of_updates_is_no_length_where_the_batch_grows() -> None:
     ("given", "says"),
     [
         ({"total_steps": 40, "total_samples": 320}, "two lengths of one run; give one"),
-        ({"total_steps": 0}, "total_steps=0 must be at least 1"),
-        ({"total_samples": -8}, "total_samples=-8 must be at least 1"),
+        ({"total_steps": 0}, "total_steps=0 must be a whole number, at least 1"),
+        ({"total_samples": -8}, "total_samples=-8 must be a whole number, at least 1"),
+        ({"total_steps": 2.5}, "total_steps=2.5 must be a whole number"),
+        ({"total_steps": math.nan}, "total_steps=nan must be a whole number"),
+        ({"total_steps": "32"}, "total_steps='32' must be a whole number"),
     ],
 )
-def test_lengths_that_cannot_be_are_refused(given: dict[str, int], says: str) -> None:
+def test_lengths_that_cannot_be_are_refused(given: dict[str, Any], says: str) -> None:
     with pytest.raises(ValueError, match=says):
         Progress(**given)
 

@@ -466,6 +466,53 @@ def test_a_closure_that_raises_leaves_the_users_rate_for_the_next_step() -> None
     assert run.pilot.step == 4
 
 
+def test_an_interrupt_in_the_second_pass_gives_the_users_rate_back() -> None:
+    """A loop that saves its checkpoint then saves that rate."""
+    run = Loop(keeping_statistics, several=True, policies=["auto_lr"]).run(3)
+    passes = iter(range(2))
+    batch = [t[:16] for t in data()]
+
+    def broken() -> Tensor:
+        if next(passes) == 1:
+            raise KeyboardInterrupt
+        run.optimizer.zero_grad()
+        loss = classify(run.model, batch)
+        loss.backward()
+        return loss
+
+    with pytest.raises(KeyboardInterrupt):
+        run.optimizer.step(broken)
+    assert run.optimizer.param_groups[0]["lr"] == 0.05
+
+
+def masked(model: nn.Module, batch: Any) -> Tensor:
+    """NaN where every label is masked, with a gradient of zeros."""
+    return nn.functional.cross_entropy(model(batch[0]), batch[1], ignore_index=-100)
+
+
+@pytest.mark.filterwarnings("ignore:the loss of update .* is nan, and its gradient is finite:RuntimeWarning")
+@pytest.mark.parametrize("policies", [[], ["auto_lr"]])
+def test_a_loss_that_is_not_finite_while_its_gradient_is_costs_nothing(policies: list[str]) -> None:
+    x, y = data()
+    y[32:48] = -100
+    run = Loop(loss_fn=masked, tensors=[x, y], policies=policies)
+    run.loader = [(x[i : i + 16], y[i : i + 16]) for i in range(0, 128, 16)] * 6
+    run.run()
+    assert math.isnan(run.losses[2])
+    assert not run.pilot.decisions
+    assert run.pilot.lost == 0
+    assert math.isfinite(run.pilot.trouble.guard.average)
+
+
+@pytest.mark.filterwarnings("ignore:the loss of update .* is nan, and its gradient is finite:RuntimeWarning")
+def test_one_that_lasts_goes_back() -> None:
+    run = Loop(told=dict.fromkeys(range(21, 32), math.nan), total_steps=40).run(32)
+    (decision,) = run.decided("rewind")
+    assert decision.reason.startswith(
+        "the loss was not finite 10 times in a row; weights and optimizer go back"
+    )
+
+
 def test_a_dead_net_goes_back_to_before_it_died() -> None:
     """Its loss does not rise above the first; the gradients of its matrices are exactly zero for ten updates."""
 
