@@ -176,7 +176,9 @@ def _recipe_of(config: Path) -> str | None:
     """The recipe that a saved configuration names; None where there is none."""
     if not config.is_file():
         return None
-    line = re.search(r"^recipe: *(\S.*?)\s*$", config.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    line = re.search(
+        r"^recipe: *(\S.*?)\s*$", config.read_text(encoding="utf-8", errors="replace"), flags=re.MULTILINE
+    )
     return None if line is None else line.group(1).strip("'\"")
 
 

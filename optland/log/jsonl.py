@@ -183,7 +183,7 @@ def read_jsonl(path: str | Path, kind: str | None = None) -> list[dict[str, Any]
         ValueError: If a line other than the last is not JSON: the file is then damaged, not cut short.
     """
     objects = [_decode(json.loads(line)) for line in _lines(Path(path))]
-    return [item for item in objects if kind in (None, item["kind"])]
+    return [item for item in objects if kind is None or item.get("kind") == kind]
 
 
 def _lines(path: Path) -> list[str]:

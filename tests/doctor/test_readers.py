@@ -109,6 +109,47 @@ def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
         read_log(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("trainer_state.json", b""), ("trainer_state.json", b"[]"), ("trainer_state.json", b"null"),
+        ("trainer_state.json", b'{"log_history": [{"step": 1, "lo'), ("trainer_state.json", b"\xff\xfe\x00"),
+        ("trainer_state.json", b'{"log_history": [{"step": 1, "loss": 1' + b"0" * 400 + b"}]}"),
+        ("trainer_state.json", b"[" * 100_000), ("metrics.csv", b"step,train_loss,\xb5\n1,0.5,2\n"),
+        ("metrics.csv", b'step,train_loss\n1,"' + b"9" * 200_000 + b'"\n'), ("log.jsonl", b"[1, 2]\n3\nnull\n"),
+        ("log.jsonl", b'{"kind": "row", "step": "a", "train/loss": 1.0}\n'),
+    ],
+)  # fmt: skip
+def test_a_damaged_file_is_named_and_ends_in_words(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, content: bytes
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    assert main(["diagnose", str(tmp_path)]) == 2
+    said = capsys.readouterr()
+    assert name in said.out + said.err
+
+
+def test_what_is_sound_of_a_log_is_read(tmp_path: Path) -> None:
+    """Entries that are no rows, steps that are none, a byte order mark."""
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    rows: list[object] = [{"step": k, "loss": loss} for k, loss in enumerate(LOSSES)]
+    state = {"max_steps": "many", "log_history": [*rows, "no", None, {"step": None, "loss": 9.0}]}
+    (tmp_path / "a" / "trainer_state.json").write_text(json.dumps(state), encoding="utf-8-sig")
+    assert read_log(tmp_path / "a").histories.values("train/loss") == pytest.approx(LOSSES)
+    (tmp_path / "b" / "metrics.csv").write_text(
+        "\ufeffstep,train_loss\n7,0.5\nnan,0.4\nx,0.3\n", encoding="utf-8"
+    )
+    assert read_log(tmp_path / "b").histories.steps("train/loss") == [7, 1, 2]
+
+
+@pytest.mark.parametrize("config", ["- a\n", "batch_size: [\n", "\0", "batch_size: many\n"])
+def test_a_damaged_configuration_beside_a_log_only_says_less(tmp_path: Path, config: str) -> None:
+    folder = run_folder(tmp_path / "run", LOSSES)
+    (folder / "config.yaml").write_text(config)
+    assert read_log(folder).histories.values("train/loss") == pytest.approx(LOSSES)
+
+
 def run_folder(folder: Path, losses: list[float]) -> Path:
     folder.mkdir()
     log = JsonlLogger(folder / "log.jsonl")

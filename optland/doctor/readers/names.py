@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 
 __all__ = ["canonical"]
@@ -18,6 +19,7 @@ _EXACT = {
 _NOISE = {"step", "epoch", "run", "model", "mean", "avg", "global", "batch"}
 
 
+@functools.lru_cache(maxsize=4096)  # a log asks for the same few names row after row
 def canonical(name: str) -> str | None:
     """Our key for a name of theirs; None for one that the rules do not read.
 

@@ -31,6 +31,9 @@ from optland.log.jsonl import read_jsonl
 
 __all__ = ["KINDS", "Log", "read_log"]
 
+MOST_STEPS = 1e15
+"""What is above counts no updates: a time in microseconds, or a damaged number."""
+
 Row = dict[str, float]
 _STEPS = ("step", "global_step", "trainer/global_step", "train/global_step", "_step")
 
@@ -76,7 +79,7 @@ def read_log(path: str | Path) -> Log:
     for kind, (pattern, read) in KINDS.items():
         found = _newest(place, pattern)
         if found is not None:
-            run = read(found)
+            run = _read(found, kind, read)
             if not any(run.values(name) or run.raw(name) for name in run.names()):
                 raise ValueError(
                     f"{found}: nothing in it has a name that is known, such as train_loss or eval_loss"
@@ -84,6 +87,21 @@ def read_log(path: str | Path) -> Log:
             return Log(found, kind, run)
     wanted = ", ".join(pattern for pattern, _ in KINDS.values())
     raise ValueError(f"{place}: no log is in there; what can be read is {wanted}")
+
+
+def _read(path: Path, kind: str, read: Callable[[Path], Histories]) -> Histories:
+    """One file by its reader; whatever is wrong with a damaged one, the file is named."""
+    try:
+        return read(path)
+    except Unreadable:
+        raise
+    except Exception as error:
+        what = f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
+        raise Unreadable(f"{path}: it is damaged, or no log of {kind} ({what})") from error
+
+
+class Unreadable(ValueError):
+    """A file that its reader cannot make anything of."""
 
 
 def _newest(place: Path, pattern: str) -> Path | None:
@@ -112,7 +130,7 @@ def _gathered(
 
 
 def _optland(path: Path) -> Histories:
-    rows = [row for row in read_jsonl(path) if row.get("kind") == "row"]
+    rows = [row for row in read_jsonl(path) if isinstance(row, dict) and row.get("kind") == "row"]
     facts = _facts_of_config(path.parent / "config.yaml")
     return Histories.from_rows(rows, facts)
 
@@ -123,7 +141,12 @@ def _facts_of_config(path: Path) -> dict[str, Any]:
         return {}
     from omegaconf import OmegaConf
 
-    config = OmegaConf.load(path)
+    try:
+        config = OmegaConf.create(OmegaConf.to_container(OmegaConf.load(path)) or {})
+    except Exception:  # the log is the run's; a damaged configuration beside it only says less of it
+        return {}
+    if not OmegaConf.is_dict(config):
+        return {}
     wanted = {
         "batch": "batch_size", "lr": "optimizer.lr", "rho": "optimizer.rho", "momentum": "optimizer.momentum",
         "weight_decay": "optimizer.weight_decay",
@@ -133,22 +156,22 @@ def _facts_of_config(path: Path) -> dict[str, Any]:
 
 
 def _transformers(path: Path) -> Histories:
-    state = json.loads(path.read_text(encoding="utf-8"))
+    state = json.loads(path.read_text(encoding="utf-8-sig"))
     facts = {"total_steps": state.get("max_steps"), "batch": state.get("train_batch_size")}
     rows = (
         (int(row["step"]), {name: _percent(name, value) for name, value in row.items() if _is_number(value)})
-        for row in state.get("log_history", ())
-        if "step" in row
+        for row in state.get("log_history") or ()
+        if isinstance(row, dict) and _is_step(row.get("step"))
     )
-    return _gathered(rows, {name: value for name, value in facts.items() if value})
+    return _gathered(rows, {name: value for name, value in facts.items() if _is_number(value) and value > 0})
 
 
 def _csv(path: Path) -> Histories:
     def rows() -> Iterator[tuple[int, Row]]:
-        with path.open(encoding="utf-8", newline="") as file:
+        with path.open(encoding="utf-8-sig", newline="") as file:
             for count, row in enumerate(csv.DictReader(file)):
                 lowered = {str(name).lower(): value for name, value in row.items() if name is not None}
-                step = next((lowered[name] for name in _STEPS if lowered.get(name)), count)
+                step = next((s for name in _STEPS if _is_step(s := _number(lowered.get(name)))), count)
                 numbers = {
                     n: number for n, text in row.items() if n and (number := _number(text)) is not None
                 }
@@ -162,7 +185,7 @@ def _tensorboard(path: Path) -> Histories:
     try:
         from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     except ImportError as error:
-        raise ValueError(
+        raise Unreadable(
             f"{path}: TensorBoard's files are read with its package; run: pip install tensorboard"
         ) from error
     events = EventAccumulator(str(path.parent), size_guidance={"scalars": 0})
@@ -179,7 +202,7 @@ def _wandb(path: Path) -> Histories:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         said = done.stderr.strip().splitlines()[-1:] or ["it said nothing"]
-        raise ValueError(f"{path}: wandb cannot read it ({said[0]}); export the run's history as CSV instead")
+        raise Unreadable(f"{path}: wandb cannot read it ({said[0]}); export the run's history as CSV instead")
     by_step: dict[int, Row] = {}
     for line in done.stdout.splitlines():
         row = _history_of(line)
@@ -210,6 +233,10 @@ def _number(text: str | None) -> float | None:
 
 def _is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _is_step(value: object) -> bool:
+    return _is_number(value) and math.isfinite(value) and 0 <= value < MOST_STEPS  # type: ignore[arg-type]
 
 
 def _percent(name: str, value: float) -> float:
