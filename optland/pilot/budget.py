@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from numbers import Real
 from typing import Any
 
 __all__ = ["Budget"]
@@ -57,7 +56,7 @@ class Budget:
     """
 
     def __init__(self, fraction: float, weights: Mapping[str, float] | None = None) -> None:
-        if not isinstance(fraction, Real) or not 0 <= fraction <= 1:
+        if not isinstance(fraction, (int, float)) or not 0 <= fraction <= 1:
             raise ValueError(
                 f"budget {fraction!r} is not a share of the training cost; use a number from 0 to 1, "
                 "such as 0.05 for 5 %"

@@ -330,10 +330,7 @@ class Host:
         return max(rates, default=math.nan)
 
     def shape(self) -> float | None:
-        """Scheduled over peak learning rate where a scheduler is attached, from 0 to 1; None without one.
-
-        A schedule may rise above the rate that it began with (cyclic ones do): the peak then is the highest so far.
-        """
+        """Scheduled over peak rate (of a cyclic schedule the highest so far), 0 to 1; None without a scheduler."""
         groups = [g for o in self.inner for g in o.param_groups]
         if not [g for g in groups if "initial_lr" in g]:
             return None

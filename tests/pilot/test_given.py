@@ -135,7 +135,7 @@ def test_names_that_are_no_set_are_refused() -> None:
     [
         (None, "mine returned None for a list of proposals"), ("no", "mine returned 'no' for a list"),
         (["no"], "mine returned 'no' among its proposals"),
-        ([Proposal("lr_factor", "half", "why")], "mine asks for lr_factor 'half', which is no number"),  # type: ignore[arg-type]
+        ([Proposal("lr_factor", "half", "why")], "mine asks for lr_factor 'half', which is no number"),
     ],
 )  # fmt: skip
 def test_what_is_no_proposal_is_said_with_the_policys_name(asked: Any, says: str) -> None:

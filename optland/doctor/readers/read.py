@@ -171,7 +171,8 @@ def _csv(path: Path) -> Histories:
         with path.open(encoding="utf-8-sig", newline="") as file:
             for count, row in enumerate(csv.DictReader(file)):
                 lowered = {str(name).lower(): value for name, value in row.items() if name is not None}
-                step = next((s for name in _STEPS if _is_step(s := _number(lowered.get(name)))), count)
+                said = (_number(lowered.get(name)) for name in _STEPS)
+                step = next((s for s in said if s is not None and _is_step(s)), count)
                 numbers = {
                     n: number for n, text in row.items() if n and (number := _number(text)) is not None
                 }
@@ -236,7 +237,7 @@ def _is_number(value: object) -> bool:
 
 
 def _is_step(value: object) -> bool:
-    return _is_number(value) and math.isfinite(value) and 0 <= value < MOST_STEPS  # type: ignore[arg-type]
+    return isinstance(value, (int, float)) and _is_number(value) and 0 <= value < MOST_STEPS
 
 
 def _percent(name: str, value: float) -> float:
