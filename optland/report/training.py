@@ -38,7 +38,7 @@ def training_of(rows: Sequence[Mapping[str, Any]]) -> Series:
             drawn = key in _EDGE or key.startswith("layer/grad_q")
             if drawn and isinstance(value, (int, float)) and math.isfinite(value):
                 found.setdefault(key, []).append((float(row["step"]), float(value)))
-    return {key: tuple(pairs[:: max(1, len(pairs) // MOST)]) for key, pairs in found.items()}
+    return {key: tuple(pairs[:: -(-len(pairs) // MOST)]) for key, pairs in found.items()}
 
 
 def edge_chart(series: Series) -> Chart | None:

@@ -77,6 +77,7 @@ def test_a_setting_reaches_the_parameter_of_its_name(tmp_path: Path) -> None:
         (["model.name=own_missing:net"], "own_missing cannot be imported"),
         (["model.name=own_bad:needed"], "name a function or class"),
         (["model.name=own_bad:net", "model.depth=3"], "has no parameter depth"),
+        (["model.name=own_bad:net", "model.skips=false"], "has no parameter skips"),
         (["model.name=own_bad:wide"], "cannot take samples of 1 x 1 x 5"),
         (["model.name=own_bad:three"], "the data have 2 classes"),
         (["data.name=own_bad:gap"], "without a gap"),

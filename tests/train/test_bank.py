@@ -82,6 +82,7 @@ def test_a_line_says_enough_to_repeat_the_run(name: str, tmp_path: Path) -> None
         ({"clip": 0.0}, "clip: 0.0 must be above 0"),
         ({"schedule": "cosin"}, "schedule: 'cosin' is not known"),
         ({"text": TextConfig(), "halved": True}, "halved, turned: a text has no pixels"),
+        ({"data": DataConfig("cifar10", augment="standard")}, "data.augment: standard is not done"),
         ({"method": "mine"}, "passes: the cost per step of method: 'mine' is not known"),
         (
             {"optimizer": OptimizerConfig("sam", options={"gate": "every(5)"})},

@@ -37,7 +37,9 @@ def test_the_first_is_taken_where_the_difference_is_not_resolved() -> None:
     assert found is first
     assert "undecided" in words
     assert choose([clear, first])[1].startswith("clear is taken: none is better")
-    assert choose([first, end("dead", losses * math.nan)])[0] is first
+    dead = end("dead", losses * math.nan)
+    assert choose([first, dead])[0] is first
+    assert choose([dead, first]) == (first, "first is taken: the validation loss of dead is not finite")
 
 
 def test_an_end_is_measured_as_by_hand() -> None:

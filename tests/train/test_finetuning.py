@@ -104,6 +104,10 @@ def test_factors_start_where_the_net_is_and_are_all_that_moves() -> None:
     with damaged(plain, merged):
         assert torch.allclose(lora(x), plain(x), atol=1e-5)
     assert isinstance(layer, LowRank)
+    shared = nn.Sequential(plain[0], nn.Linear(plain[0].out_features, 4))
+    shared.append(shared[0])
+    found = narrow(shared, "lora", 2)
+    assert [type(m) for m in found.children()] == [LowRank] * 3
     with pytest.raises(ValueError, match="no linear layer"):
         narrow(nn.Conv1d(1, 1, 1), "lora")
 

@@ -89,6 +89,8 @@ class BankRun:
             raise ValueError(f"clip: {self.clip} must be above 0, for example 1.0")
         if self.text is not None and (self.halved or self.turned):
             raise ValueError("halved, turned: a text has no pixels; leave both out")
+        if self.data.augment != "none":
+            raise ValueError(f"data.augment: {self.data.augment} is not done in runs of the bank; use none")
         check_schedule(self.schedule)
         untold = self.method or "gate" in self.optimizer.options
         if self.passes is None and untold:

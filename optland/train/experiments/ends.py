@@ -142,11 +142,13 @@ def choose(ends: Sequence[End]) -> tuple[End, str]:
 
     Returns:
         The end, and one sentence. To be taken, another end has to be better than the first by more than one standard
-        error of the paired difference.
+        error of the paired difference, or the loss of the first has to be no finite number.
     """
     best = min(ends, key=lambda end: _or_inf(float(end.val.mean())))
     if best is ends[0]:
         return best, f"{best.name} is taken: none is better on validation data"
+    if not math.isfinite(float(ends[0].val.mean())):
+        return best, f"{best.name} is taken: the validation loss of {ends[0].name} is not finite"
     gain, error = best.beats(ends[0], "val")
     if not gain > error:
         return ends[

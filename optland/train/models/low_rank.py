@@ -56,7 +56,7 @@ def narrow(model: nn.Module, scope: Scope, rank: int = 4) -> nn.Module:
 
     Returns:
         The same module. Under ``lora`` each linear layer is replaced by a :class:`LowRank`, so the names of its weights
-        change; a layer under two parents is replaced in both, with factors of its own in each.
+        change; a layer in two places is replaced in both, with factors of its own in each.
 
     Raises:
         ValueError: An unknown scope, a rank below 1, or ``lora`` without a linear layer.
@@ -77,14 +77,11 @@ def narrow(model: nn.Module, scope: Scope, rank: int = 4) -> nn.Module:
     if scope == "last":
         owners[-1].requires_grad_(True)
         return model
-    places = [
-        (parent, name, layer)
-        for parent in list(model.modules())
-        for name, layer in parent.named_children()
-        if type(layer) is nn.Linear
-    ]
+    # Every name of a layer, also where one module holds it under two.
+    paths = [n for n, m in model.named_modules(remove_duplicate=False) if n and type(m) is nn.Linear]
+    places = dict.fromkeys((model.get_submodule(n.rpartition(".")[0]), n.rpartition(".")[2]) for n in paths)
     if not places:
         raise ValueError(f"scope 'lora': {type(model).__name__} has no linear layer; use all or last")
-    for parent, name, layer in places:
-        setattr(parent, name, LowRank(layer, rank))
+    for parent, name in places:
+        setattr(parent, name, LowRank(parent.get_submodule(name), rank))
     return model

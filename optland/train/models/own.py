@@ -21,7 +21,7 @@ def check_own(name: str, settings: Mapping[str, Any]) -> None:
 
     Args:
         name: ``package.module:name``.
-        settings: Values of the configuration's section, by name; one that is None, 0 or False is not asked for.
+        settings: Values of the configuration's section, by name; one that is None or a probability of 0 is not asked for.
 
     Raises:
         ValueError: With the fix; it starts with the setting's name.
@@ -32,7 +32,8 @@ def check_own(name: str, settings: Mapping[str, Any]) -> None:
     except ValueError as error:
         raise ValueError(f"name: {error}") from error
     for key, value in settings.items():
-        if value and key not in taken:
+        asked = value is not None and (value is False or value != 0)
+        if asked and key not in taken:
             raise ValueError(
                 f"{key}: {name} has no parameter {key}, so {value} cannot be set; use "
                 f"{'0' if key == 'dropout' else 'null'}, or give it one"
