@@ -21,7 +21,7 @@ def check_own(name: str, settings: Mapping[str, Any]) -> None:
 
     Args:
         name: ``package.module:name``.
-        settings: Values of the configuration's section, by name; one that is None or a probability of 0 is not asked for.
+        settings: Values of the configuration's section, by name; None and a probability of 0 ask for nothing.
 
     Raises:
         ValueError: With the fix; it starts with the setting's name.
