@@ -57,14 +57,15 @@ _OVERFIT = "falls while validation worsens: stop early (patience=), or use SAM w
 VOCABULARY = (
     # ------------------------------------------------------------------ accuracy and loss
     Key("val/acc", "share of the validation split that is classified right, in percent", "rises, then stays",
-        "more than 3 below its best: the run is overfitting; stop early, or use SAM with a larger rho", True),
+        "below its best by more than 3 and by more than its error: the run is overfitting; stop early, or use SAM "
+        "with a larger rho", True, True),
     Key("val/loss", "mean loss on the validation split", "falls, then stays",
         "rises while train/loss falls: stop early, or use SAM with a larger rho", True),
     Key("val/bpc", "bits per token (in the recipe a character) on the validation split", "falls, then stays",
         "more than 3 % above its best: stop early, or use SAM with a larger rho", True),
     Key("val/perplexity", "exp of the mean loss per token on the validation split", "as val/bpc", "as val/bpc"),
     Key("test/acc", "share of the test split that is classified right, in percent", "close to val/acc",
-        "far below val/acc: something was chosen on the validation split too often; choose on a fresh one", True),
+        "far below val/acc: something was chosen on the validation split too often; choose on a fresh one", True, True),
     Key("test/loss", "mean loss on the test split", "close to val/loss", "as val/loss"),
     Key("test/bpc", "bits per token (in the recipe a character) on the test split", "close to val/bpc",
         "as val/bpc", True),

@@ -72,8 +72,8 @@ def advise(rows: Sequence[Row], decisions: Events, budget: float, used: float | 
     Example:
         >>> rows = [{"step": k, "val/acc": acc} for k, acc in enumerate([80.0, 95.0, 88.0])]
         >>> found = advise(rows, [], budget=0.05)
-        >>> found.verdict[:67]
-        'Validation accuracy peaked at 95.0 % in epoch 2 and ended at 88.0 %'
+        >>> found.verdict[:69]
+        'Validation accuracy was best in epoch 2, 95.0 %, and ended at 88.0 %:'
         >>> found.action
         'patience=1'
     """
@@ -108,6 +108,43 @@ def _lower_rate(rows: Sequence[Row], factor: float) -> str:
         return f"pilot.tau={paces[-1] * factor:.2g}"
     rates = _values(rows, "lr/applied")
     return f"optimizer.lr={max(rates) * factor:.2g}" if rates and max(rates) > 0 else ""
+
+
+class _Judged(NamedTuple):
+    """The best evaluation of a classifier against its last.
+
+    ``error`` is twice the standard error of the difference of both accuracies (about 95 %); 0 where the log does not
+    hold their errors, as nobody knows on how many samples they were measured.
+    """
+
+    count: int
+    epoch: int
+    since: int
+    top: float
+    end: float
+    error: float
+
+    @property
+    def fall(self) -> float:
+        return self.top - self.end
+
+
+def _judged(rows: Sequence[Row]) -> _Judged | None:
+    """None without evaluations. The best is that of early stopping: of equal accuracies the one with the lower loss."""
+    seen = [row for row in rows if row.get("val/acc") is not None and math.isfinite(row["val/acc"])]
+    if not seen:
+        return None
+    best = max(range(len(seen)), key=lambda k: (seen[k]["val/acc"], -seen[k].get("val/loss", 0.0)))
+    top, last = seen[best], seen[-1]
+    errors = [row.get("val/acc_error", 0.0) for row in (top, last)]
+    return _Judged(
+        count=len(seen),
+        epoch=int(top.get("epoch", best + 1)),
+        since=len(seen) - 1 - best,
+        top=float(top["val/acc"]),
+        end=float(last["val/acc"]),
+        error=2.0 * math.hypot(*errors),
+    )
 
 
 # What asks for a change, the most costly first ---------------------------------------------------------------
@@ -150,14 +187,13 @@ def _rewound(rows: Sequence[Row], decisions: Events) -> _Finding | None:
 
 def _fell(rows: Sequence[Row], decisions: Events) -> _Finding | None:
     """Validation that ended well below its best: more training of this kind loses what there was."""
-    accuracy, bits = _values(rows, "val/acc"), _values(rows, "val/bpc")
+    judged, bits = _judged(rows), _values(rows, "val/bpc")
     lost = "the last epochs fitted what does not generalise."
-    if len(accuracy) >= 3 and max(accuracy) - accuracy[-1] > FELL:
-        best = accuracy.index(max(accuracy))
+    if judged is not None and judged.count >= 3 and judged.fall > max(FELL, judged.error):
         return _Finding(
-            f"Validation accuracy peaked at {max(accuracy):.1f} % in epoch {best + 1} and ended at "
-            f"{accuracy[-1]:.1f} %: {lost}",
-            f"patience={min(5, len(accuracy) - 1 - best)}",
+            f"Validation accuracy was best in epoch {judged.epoch}, {judged.top:.1f} %, and ended at "
+            f"{judged.end:.1f} %: {lost}",
+            f"patience={min(5, judged.since)}",
         )
     if len(bits) >= 3 and bits[-1] > 1.03 * min(bits):
         best = bits.index(min(bits))
@@ -206,10 +242,9 @@ _IN_ORDER: tuple[Callable[[Sequence[Row], Events], _Finding | None], ...] = (
 
 def _how_it_ended(rows: Sequence[Row]) -> str:
     """The verdict where nothing asks for a change."""
-    accuracy, bits = _values(rows, "val/acc"), _values(rows, "val/bpc")
-    if accuracy:
-        near = "its best" if accuracy[-1] == max(accuracy) else f"close to its best, {max(accuracy):.1f} %"
-        return f"Nothing asks for a change: validation accuracy ended at {accuracy[-1]:.1f} %, {near}."
+    judged, bits = _judged(rows), _values(rows, "val/bpc")
+    if judged is not None:
+        return f"Nothing asks for a change: validation accuracy ended at {judged.end:.1f} %, {_near(judged)}."
     if bits:
         near = "its best" if bits[-1] == min(bits) else f"close to its best, {min(bits):.2f}"
         return f"Nothing asks for a change: validation ended at {bits[-1]:.2f} bits, {near}."
@@ -217,6 +252,16 @@ def _how_it_ended(rows: Sequence[Row]) -> str:
     if losses:
         return f"Nothing asks for a change: the loss went from {losses[0]:.3g} to {losses[-1]:.3g}."
     return "Nothing asks for a change."
+
+
+def _near(judged: _Judged) -> str:
+    """Where a run that asks for nothing ended, beside its best evaluation."""
+    if not judged.since:
+        return "its best"
+    best = f"its best, {judged.top:.1f} % in epoch {judged.epoch}"
+    if not judged.fall:
+        return f"as high as in its best epoch, {judged.epoch}, where the loss was lower"
+    return f"close to {best}" if judged.fall <= FELL else f"within the error (± {judged.error:.1f}) of {best}"
 
 
 # What was done, and what it cost -----------------------------------------------------------------------------

@@ -307,7 +307,8 @@ def _outcome(rows: Sequence[Row]) -> str:
             row for row in rows if row.get(f"val/{key}") is not None and row.get(f"test/{key}") is not None
         ]
         if judged:
-            top = best(judged, key=lambda row: row[f"val/{key}"])
+            lower = -1.0 if key == "acc" else 1.0  # of equal evaluations the one with the lower loss
+            top = best(judged, key=lambda row: (row[f"val/{key}"], lower * row.get("val/loss", 0.0)))
             return (
                 f"test {'accuracy ' if key == 'acc' else ''}{judged[-1][f'test/{key}']:.4g}{unit} at the end, "
                 f"{top[f'test/{key}']:.4g}{unit} at step {top['step']}, the best by validation"

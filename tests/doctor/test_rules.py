@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from optland.doctor import Diagnosis, Symptom, diagnose, watch
 from optland.doctor.histories import Histories
 from optland.doctor.several import between
+from optland.train.loops.evaluate import accuracy_error
 
 
 def descent(eta: float, curvature: float, num_steps: int = 60) -> Diagnosis:
@@ -162,6 +163,19 @@ def test_training_data_that_are_fitted_worse_than_unseen_ones_have_wrong_labels(
 
 def test_training_data_that_are_fitted_far_better_than_unseen_ones() -> None:
     assert fitted(0.01, 1.2, 100.0, 75.0).findings[0].symptom == Symptom.POOR_GENERALISATION
+
+
+@pytest.mark.parametrize(("samples", "found"), [(20, False), (1000, True)])
+def test_a_gap_of_accuracies_counts_where_it_exceeds_its_sampling_error(samples: int, found: bool) -> None:
+    run = Histories({"chance": math.log(10)})
+    for step in range(1, 101):
+        run.put(step, {"train/loss": 0.01 + 2.29 * 0.9**step})
+    run.put(100, {"train/eval": 0.01, "val/loss": 1.2, "train/acc": 100.0, "val/acc": 90.0})
+    unknown = [finding.symptom for finding in diagnose(run).findings]
+    run.put(100, {"val/acc_error": accuracy_error(90.0, samples)})
+    known = [finding.symptom for finding in diagnose(run).findings]
+    assert unknown == [Symptom.POOR_GENERALISATION]
+    assert known == unknown * found
 
 
 def test_a_loss_that_jumps_in_single_updates_has_corrupt_batches() -> None:

@@ -9,6 +9,7 @@ import re
 import pytest
 
 from optland.pilot.advice import advise
+from optland.train.loops.evaluate import History, accuracy_error
 
 
 def decision(actuator: str, *, taken: bool = True, new: float = 0.01, step: int = 7) -> dict[str, object]:
@@ -71,8 +72,37 @@ def test_advice_in_shadow_mode_does_not_claim_a_rewind() -> None:
 
 def test_a_classifier_that_lost_what_it_had_is_told_to_stop_early() -> None:
     found = advise(rows_of(val__acc=[80.0, 95.0, 94.0, 92.0, 90.0, 89.0, 88.0, 87.5]), [], 0.05)
-    assert "peaked at 95.0 % in epoch 2 and ended at 87.5 %" in found.verdict
+    assert "best in epoch 2, 95.0 %, and ended at 87.5 %" in found.verdict
     assert found.action == "patience=5"
+
+
+@pytest.mark.parametrize(("samples", "lost"), [(None, True), (50, False), (2000, True)])
+def test_a_fall_within_the_error_of_the_validation_samples_is_no_overfitting(
+    samples: int | None, lost: bool
+) -> None:
+    """98 % and 94 % are 49 and 47 of 50 samples; of 2000 they are 80 samples apart, and of an unknown number a fall."""
+    rows = rows_of(val__acc=[80.0, 98.0, 94.0])
+    if samples is not None:
+        for row in rows:
+            row["val/acc_error"] = accuracy_error(row["val/acc"], samples)
+    found = advise(rows, [], 0.05)
+    assert ("fitted what does not generalise" in found.verdict) == lost
+    assert found.action == ("patience=1" if lost else "")
+    if not lost:
+        assert "ended at 94.0 %, within the error (± 9.1) of its best, 98.0 % in epoch 2" in found.verdict
+
+
+def test_the_best_epoch_is_that_of_early_stopping() -> None:
+    """Of equal accuracies the one with the lower loss, by the count of the log: as the weights and the summary say."""
+    accuracy, loss = [80.0, 98.0, 97.0, 98.0, 90.0], [0.9, 0.5, 0.3, 0.2, 0.4]
+    history = History()
+    rows = rows_of(val__acc=accuracy, val__loss=loss, epoch=[3.0, 4.0, 5.0, 6.0, 7.0])
+    for row in rows:
+        history.add(row)
+    assert history.best["epoch"] == 6
+    assert "best in epoch 6, 98.0 %, and ended at 90.0 %" in advise(rows, [], 0.05).verdict
+    as_high = advise(rows_of(val__acc=[90.0, 98.0, 98.0], val__loss=[0.3, 0.1, 0.2]), [], 0.05).verdict
+    assert as_high.endswith("ended at 98.0 %, as high as in its best epoch, 2, where the loss was lower.")
 
 
 def test_a_language_model_that_overfits_is_told_to_stop_early() -> None:

@@ -6,11 +6,12 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import nn
 from torchvision.transforms import functional
 
 from optland.train.data import DataConfig, ImageData, load_data
 from optland.train.data.images import crop_and_flip
-from optland.train.loops.evaluate import History, evaluate
+from optland.train.loops.evaluate import History, accuracy_error, evaluate
 from optland.train.loops.loader import BatchLoader
 
 
@@ -130,6 +131,24 @@ def test_a_channel_that_never_changes_becomes_zero() -> None:
     x[:, 1] = 9
     mean, std = _moments(x)
     assert torch.equal((x[:, 1].float() - mean[1]) / std[1], torch.zeros(20, 4, 4))
+
+
+@pytest.mark.parametrize(("share", "samples"), [(0.9, 50), (0.5, 200), (0.97, 400)])
+def test_the_error_of_an_accuracy_is_the_deviation_over_samples_of_that_size(
+    share: float, samples: int
+) -> None:
+    """Against the spread of simulated accuracies, which the added answers raise a little at 50 samples."""
+    draws = torch.rand(4000, samples, generator=generator(), dtype=torch.float64)
+    spread = float((100.0 * (draws < share).double().mean(dim=1)).std())
+    assert accuracy_error(100.0 * share, samples) == pytest.approx(spread, rel=0.15)
+    assert accuracy_error(100.0, samples) > 0
+
+
+def test_an_evaluation_comes_with_the_error_of_its_number_of_samples() -> None:
+    data = load_data(DataConfig("digits"))
+    row = History().measure(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), data, 1)
+    for split, y in (("val", data.val_y), ("test", data.test_y)):
+        assert row[f"{split}/acc_error"] == accuracy_error(row[f"{split}/acc"], y.numel())
 
 
 def test_the_first_of_the_most_accurate_evaluations_with_the_lowest_loss_is_the_best() -> None:

@@ -275,7 +275,10 @@ def generalisation(run: Histories, shape: Shape) -> Finding | None:
         train = shape.end
     best = min(run.values("val/loss"), default=math.nan)
     gap = run.median("train/acc", 0.8) - run.median("val/acc", 0.8)
-    # A few confident errors make a loss large: where accuracy is known it has to fall behind too.
+    # A few confident errors make a loss large: where accuracy is known it has to fall behind too, and by more than
+    # chance explains where the number of validation samples is known (a comparison with NaN is false).
+    if gap <= 2 * run.median("val/acc_error", 0.8):
+        return None
     wide = val - train > 0.12 * shape.chance and val > 1.7 * train and not gap < 5
     if not (wide or gap > 9):
         return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
@@ -13,7 +14,7 @@ from optland import processes
 from optland.context.modules import preserve_modes, set_modes
 from optland.train.data import ImageData
 
-__all__ = ["History", "Records", "evaluate"]
+__all__ = ["History", "Records", "accuracy_error", "evaluate"]
 
 Batch = TypeVar("Batch")
 
@@ -55,6 +56,24 @@ def evaluate(
             loss += float(F.cross_entropy(logits, ys.flatten(), reduction="sum"))
             correct += int((logits.argmax(dim=1) == ys.flatten()).sum())
     return {"loss": loss / y.numel(), "acc": 100.0 * correct / y.numel()}
+
+
+def accuracy_error(accuracy: float, num_samples: int) -> float:
+    """Binomial standard error of an accuracy, in points, from the number of samples that it was measured on.
+
+    One right and one wrong answer are added, so that it is not 0 where all are right: Agresti and Caffo 2000, whose
+    interval of a difference of two is the root of the sum of both squares.
+
+    Args:
+        accuracy: In percent.
+        num_samples: At least 1.
+
+    Example:
+        >>> round(accuracy_error(90.0, 98), 2), round(accuracy_error(100.0, 48), 2)
+        (3.1, 1.98)
+    """
+    share = (0.01 * accuracy * num_samples + 1) / (num_samples + 2)
+    return 100.0 * math.sqrt(share * (1 - share) / (num_samples + 2))
 
 
 class Records:
@@ -145,7 +164,8 @@ class History(Records):
     def measure(self, model: nn.Module, data: ImageData, epoch: int) -> dict[str, float]:
         """Evaluate on the validation and test splits; returns a row of the metric vocabulary.
 
-        Of several processes of a run the first does, with the statistics that its normalisation layers have.
+        An accuracy comes with its binomial error. Of several processes of a run the first measures, with the statistics
+        that its normalisation layers have.
 
         Args:
             model: What the run evaluates: the net, or its average.
@@ -153,13 +173,16 @@ class History(Records):
             epoch: Epochs made.
 
         Returns:
-            ``epoch``, and ``loss`` and ``acc`` (in percent) under ``val/`` and ``test/``.
+            ``epoch``, and ``loss``, ``acc`` (in percent) and ``acc_error`` under ``val/`` and ``test/``.
         """
 
         def measured() -> dict[str, float]:
-            val = evaluate(model, data.val_x, data.val_y, normalise=data.normalise)
-            test = evaluate(model, data.test_x, data.test_y, normalise=data.normalise)
-            return {f"val/{k}": v for k, v in val.items()} | {f"test/{k}": v for k, v in test.items()}
+            row = {}
+            for split, x, y in (("val", data.val_x, data.val_y), ("test", data.test_x, data.test_y)):
+                found = evaluate(model, x, y, normalise=data.normalise)
+                found["acc_error"] = accuracy_error(found["acc"], y.numel())
+                row |= {f"{split}/{key}": value for key, value in found.items()}
+            return row
 
         row = {"epoch": float(epoch), **processes.from_first(measured)}
         self.add(row)
