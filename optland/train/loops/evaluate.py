@@ -177,7 +177,7 @@ class History(Records):
         """
 
         def measured() -> dict[str, float]:
-            row = {}
+            row: dict[str, float] = {}
             for split, x, y in (("val", data.val_x, data.val_y), ("test", data.test_x, data.test_y)):
                 found = evaluate(model, x, y, normalise=data.normalise)
                 found["acc_error"] = accuracy_error(found["acc"], y.numel())
