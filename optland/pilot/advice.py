@@ -117,7 +117,7 @@ class _Judged(NamedTuple):
     hold their errors, as nobody knows on how many samples they were measured.
     """
 
-    count: int
+    evaluations: int
     epoch: int
     since: int
     top: float
@@ -138,7 +138,7 @@ def _judged(rows: Sequence[Row]) -> _Judged | None:
     top, last = seen[best], seen[-1]
     errors = [row.get("val/acc_error", 0.0) for row in (top, last)]
     return _Judged(
-        count=len(seen),
+        evaluations=len(seen),
         epoch=int(top.get("epoch", best + 1)),
         since=len(seen) - 1 - best,
         top=float(top["val/acc"]),
@@ -189,7 +189,7 @@ def _fell(rows: Sequence[Row], decisions: Events) -> _Finding | None:
     """Validation that ended well below its best: more training of this kind loses what there was."""
     judged, bits = _judged(rows), _values(rows, "val/bpc")
     lost = "the last epochs fitted what does not generalise."
-    if judged is not None and judged.count >= 3 and judged.fall > max(FELL, judged.error):
+    if judged is not None and judged.evaluations >= 3 and judged.fall > max(FELL, judged.error):
         return _Finding(
             f"Validation accuracy was best in epoch {judged.epoch}, {judged.top:.1f} %, and ended at "
             f"{judged.end:.1f} %: {lost}",

@@ -495,7 +495,7 @@ def masked(model: nn.Module, batch: Any) -> Tensor:
 def test_a_loss_that_is_not_finite_while_its_gradient_is_costs_nothing(policies: list[str]) -> None:
     x, y = data()
     y[32:48] = -100
-    run = Loop(loss_fn=masked, tensors=[x, y], policies=policies)
+    run: Any = Loop(loss_fn=masked, tensors=[x, y], policies=policies)
     run.loader = [(x[i : i + 16], y[i : i + 16]) for i in range(0, 128, 16)] * 6
     run.run()
     assert math.isnan(run.losses[2])

@@ -77,11 +77,15 @@ def narrow(model: nn.Module, scope: Scope, rank: int = 4) -> nn.Module:
     if scope == "last":
         owners[-1].requires_grad_(True)
         return model
-    # Every name of a layer, also where one module holds it under two.
-    paths = [n for n, m in model.named_modules(remove_duplicate=False) if n and type(m) is nn.Linear]
-    places = dict.fromkeys((model.get_submodule(n.rpartition(".")[0]), n.rpartition(".")[2]) for n in paths)
+    places = {}
+    for path, layer in model.named_modules(
+        remove_duplicate=False
+    ):  # also where one module holds it under two names
+        if path and type(layer) is nn.Linear:
+            above, _, name = path.rpartition(".")
+            places[model.get_submodule(above), name] = layer
     if not places:
         raise ValueError(f"scope 'lora': {type(model).__name__} has no linear layer; use all or last")
-    for parent, name in places:
-        setattr(parent, name, LowRank(parent.get_submodule(name), rank))
+    for (parent, name), layer in places.items():
+        setattr(parent, name, LowRank(layer, rank))
     return model
