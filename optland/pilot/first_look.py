@@ -77,7 +77,8 @@ def try_loss_fn(host: Host, budget: Budget, given: float, seed: int) -> None:
         given = total / count
     share = min([o.method.ascent_share for o in host.inner if isinstance(o, TwoPass)], default=1.0)
     if share < 1.0 and _are_apart(given, found):
-        found, _ = _evaluated(host, budget, [portion(batch, share) for batch in batches], seed)
+        batches = [portion(batch, share) for batch in batches]
+        found, _ = _evaluated(host, budget, batches, seed)
     if _are_apart(given, found) and not _is_a_draw(host, budget, batches, seed, given, found):
         raise ValueError(
             f"the loss given to after_step is {given:.4g}, and loss_fn(model, batch) on the same batch is {found:.4g}; "
