@@ -69,7 +69,8 @@ class Histories:
             step: The update; not below those before it, since parts of a run are found by bisection.
             values: Numbers by metric key.
         """
-        self.step = max(self.step, step)
+        if step > self.step:
+            self.step = step
         for name, value in values.items():
             series = self._series.get(name)
             if series is None:

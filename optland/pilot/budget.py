@@ -5,7 +5,8 @@ r"""The probe budget: never more than a stated share of the training's own gradi
 for a probe p with its part s_p of the whole, T the training cost so far, f the share, and a small advance A_p: one run
 of the probe, or the few that it says it needs, so that the first need not wait. The advance does not come on top:
 nothing more is spent until f T has grown past it. It is less than what a whole run, of cost W, may spend on the probe,
-so it is paid back before the run ends, and a long run does not begin with a burst of probes. What is spent on no probe,
+so it is paid back before the run ends, and a long run does not begin with a burst of probes: one that costs more than
+ten updates waits for its turn where that comes within the first twentieth of the run. What is spent on no probe,
 such as the first look at ``loss_fn``, comes out of the parts of all.
 
 Each probe has its part of the whole, in proportion to its weight among the probes that are in use. A probe declares the
@@ -23,6 +24,12 @@ __all__ = ["Budget"]
 
 SPREAD = 0.25
 """Share of the training cost that the advance may be at first: it is spread over the first updates."""
+
+CHEAP = 10.0
+"""Cost of a run of a probe, in updates, up to which it has an advance in runs of any length."""
+
+SOON = 0.05
+"""Share of the run within which a dearer probe is waited for: f T has then grown past its first run by itself."""
 
 EARLY = 0.8
 """Share of the whole run's budget that may be spent in advance: W is known roughly, and there is to be a late look."""
@@ -63,6 +70,7 @@ class Budget:
             )
         self.fraction = fraction
         self.train_ge = 0.0
+        self._update_ge = 0.0  # of the last update
         self.whole = math.inf
         """W, the training cost of the whole run as far as it is known."""
         self.shares: dict[str, float] = {}
@@ -88,6 +96,7 @@ class Budget:
     def train(self, ge: float) -> None:
         """Count the cost of one update."""
         self.train_ge += ge
+        self._update_ge = ge
 
     @property
     def advance(self) -> float:
@@ -125,9 +134,15 @@ class Budget:
             declared_ge: The most that a run of it may cost now; infinite never fits.
             ahead: Runs that may come before the share of training has grown to them.
         """
-        if probe not in self.advances and declared_ge < float("inf"):
-            self.advances[probe] = ahead * declared_ge
+        if probe not in self.advances and self.train_ge > 0 and declared_ge < float("inf"):
+            self.advances[probe] = 0.0 if self._comes_soon(probe, declared_ge) else ahead * declared_ge
         return self.spent.get(probe, 0.0) + declared_ge <= self.allowance(probe)
+
+    def _comes_soon(self, probe: str, declared_ge: float) -> bool:
+        """Whether a dear probe needs no advance, since the run is so long."""
+        share = self.fraction * self.shares.get(probe, 0.0)
+        dear = declared_ge > CHEAP * self._update_ge > 0
+        return dear and share > 0 and math.isfinite(self.whole) and declared_ge / share <= SOON * self.whole
 
     def spend(self, probe: str, ge: float) -> None:
         """Count the real cost of a probe that ran.

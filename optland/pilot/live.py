@@ -127,7 +127,7 @@ class Live:
         """All findings so far."""
         return diagnose(self.histories)
 
-    def news(self, step: int, signals: Iterable[Signal]) -> list[Finding]:
+    def news(self, step: int, signals: Sequence[Signal]) -> list[Finding]:
         """Take in what probes measured; findings that were not said yet, where it is time to look.
 
         Args:
@@ -137,7 +137,8 @@ class Live:
         Returns:
             Findings of a confidence of at least 0.6; one that went away and came back is said again.
         """
-        self.measured(step, None, signals)
+        if signals:
+            self.measured(step, None, signals)
         if step < self._next:
             return []
         self._next = next((s for s in FIRST if s > step), math.ceil(GROWTH * step))

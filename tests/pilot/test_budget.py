@@ -53,6 +53,29 @@ def test_what_is_spent_ahead_is_paid_back_before_anything_else_is_spent() -> Non
     assert runs == [20, 40, 60, 80, 500, 600, 700, 800, 900, 1000]
 
 
+@pytest.mark.parametrize(
+    ("cost", "updates", "first"),
+    [
+        (400.0, 1_000_000, 800),  # 40 updates: of a long run it waits for its turn, 400 / (0.05 * 10)
+        (400.0, 16_000, 800),  # which comes within the first twentieth
+        (
+            400.0,
+            15_000,
+            160,
+        ),  # or not: then it has an advance of a quarter of the training, 400 / (0.25 * 10)
+        (100.0, 1_000_000, 40),  # a cheap one has it in any run
+    ],
+)
+def test_a_long_run_does_not_begin_with_a_dear_probe(cost: float, updates: int, first: int) -> None:
+    budget = Budget(0.05, {"one": 1.0})
+    budget.whole = 10.0 * updates
+    step = 0
+    while not budget.affords("one", cost):  # also before anything is known of the cost of an update
+        budget.train(10.0)
+        step += 1
+    assert step == first
+
+
 def test_a_probe_has_its_part_and_takes_nothing_from_another() -> None:
     budget = Budget(0.1, {"a": 1.0, "b": 3.0})
     budget.train(1000.0)
