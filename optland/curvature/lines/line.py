@@ -61,6 +61,7 @@ def batch_sharpness(
         ValueError: No batches, or the shapes of ``preconditioner`` are not those of the parameters.
 
     Example:
+        >>> import torch
         >>> from optland.problems import linear_regression
         >>> X = torch.tensor([[1.0], [2.0], [1.0]], dtype=torch.float64)     # curvatures 2 x^2
         >>> print(batch_sharpness(linear_regression(X, torch.ones_like(X), sizes=[1, 1, 1])))
