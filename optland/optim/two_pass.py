@@ -543,7 +543,7 @@ class TwoPass(Delegating):
         self._keys.refuse_short(self.param_groups)
         g = present(self._params)
         require_dense(g)
-        length = self._flight.length_of(g)  # summed as in a step, so that the place is the same to the last bit
+        length = self._flight.length_of(g)  # as in a step: the place is the same to the last bit
         if not any(x is not None for x in g) or not bool(length.isfinite()):
             raise RuntimeError("perturbed() needs finite gradients in .grad; run a backward pass before it")
         with self._flight.visiting(g, length, 1.0 if loss_scale is None else loss_scale):
