@@ -13,9 +13,10 @@ of the average in units of it, sqrt((1 - beta) (1 + beta^n) / ((1 + beta) (1 - b
 first, 0.23 in the long run. Without it a run that starts from a checkpoint, where batches differ more than anything has
 been learnt yet, is slowed down by chance before it begins. The median leaves sigma alone when the loss jumps.
 
-The first condition is on one loss against one other, and small batches differ by more than a factor of three. So it has
-to hold against each of the last 64 losses too, and while fewer than eight have been seen, twice in a row or a thousand
-times over. Where the run went back to its start, L_ref becomes the larger of the losses there.
+The first condition is on one loss against one other, and batches of fewer than eight samples differ by more than a
+factor of three. Of these it has to hold against each of the last 64 losses too, and while fewer than eight losses have
+been seen, twice in a row or a thousand times over. Where the run went back to its start, L_ref becomes the larger of the
+losses there. Of larger batches a wreck is to be told at once: what follows it would pass for noise.
 
 The test is relative to the progress made so far, so it sees a collapse to the trivial predictor (loss back at ln C),
 which "loss above its own average by half" misses. Halving without rewinding is not enough: dead units and a huge
@@ -33,13 +34,16 @@ from typing import Any
 
 from optland.statistics import step_noise
 
-__all__ = ["ClipWatch", "CollapseGuard", "CoolDown", "RewindGuard"]
+__all__ = ["FEW_SAMPLES", "ClipWatch", "CollapseGuard", "CoolDown", "RewindGuard"]
 
 FEWEST = 8
 """Losses before the average is judged: from fewer nobody can tell how noisy they are."""
 
 BEYOND_DOUBT = 1000.0
 """Multiple of the ceiling at which one loss is trouble before anything is known of the noise."""
+
+FEW_SAMPLES = 8
+"""Samples of a batch from which on its loss does not differ threefold from that of another by chance."""
 
 NOISE_WINDOW = 64
 """Losses that show how batches differ."""
@@ -78,11 +82,12 @@ class RewindGuard:
         """The bias-corrected moving average m of the loss; NaN before the first."""
         return self._sum / self._weight if self._weight else math.nan
 
-    def observe(self, loss: float) -> str | None:
+    def observe(self, loss: float, *, few: bool = False) -> str | None:
         """Take in the loss of a step; returns None, or the trouble in words.
 
         Args:
             loss: The mean loss of the step's batch.
+            few: Whether the batch has so few samples (below :data:`FEW_SAMPLES`) that one loss says little.
 
         Returns:
             A sentence with the figures, for the record. From the average there is none in the first seven losses; from
@@ -92,9 +97,9 @@ class RewindGuard:
             return f"the loss is {loss}"
         if math.isnan(self.first):
             self.first = loss
-        elif self._count == 0:  # back at the start
+        elif few and self._count == 0:  # back at the start
             self.first = max(self.first, loss)
-        if self._is_wreck(loss):
+        if self._is_wreck(loss, few=few):
             self._high = False
             return f"the loss {loss:.3g} is above {self.ceiling:g} times the first loss {self.first:.3g}"
         self._sum = self.beta * self._sum + (1 - self.beta) * loss
@@ -115,8 +120,10 @@ class RewindGuard:
             f"more than {self.lost:.0%} of all progress since {self.first:.3g}"
         )
 
-    def _is_wreck(self, loss: float) -> bool:
+    def _is_wreck(self, loss: float, *, few: bool) -> bool:
         """Whether one loss is trouble by itself, and no batch that differs from the first as batches do."""
+        if not few:
+            return loss > self.ceiling * abs(self.first)
         known, twice = len(self._recent) >= FEWEST, self._high
         top = self.ceiling * max(abs(self.first), *(self._recent if known else ()), 0.0)
         self._high = loss > top

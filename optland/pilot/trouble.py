@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 
 from optland.optim.two_pass import TwoPass
 from optland.pilot.buffers import BuffersBefore
-from optland.pilot.guards import ClipWatch, CollapseGuard, RewindGuard
+from optland.pilot.guards import FEW_SAMPLES, ClipWatch, CollapseGuard, RewindGuard
 from optland.pilot.host import Host
 from optland.pilot.notices import say_clipped, say_loss, say_not_finite
 from optland.pilot.snapshots import Snapshots
@@ -138,7 +138,8 @@ class Trouble:
         if not math.isfinite(loss):
             return self._loss_not_finite(loss)
         self._losses_in_a_row = 0
-        return self.guard.observe(loss) or self.collapse.observe(loss, norms)
+        few = self.host.knows_batch_size and self.host.batch_size < FEW_SAMPLES
+        return self.guard.observe(loss, few=few) or self.collapse.observe(loss, norms)
 
     def _loss_not_finite(self, loss: float) -> str | None:
         """One such loss is a batch's fault: the gradients that were used are finite, and so are the weights."""
