@@ -15,8 +15,8 @@ been learnt yet, is slowed down by chance before it begins. The median leaves si
 
 The first condition is on one loss against one other, and batches of fewer than eight samples differ by more than a
 factor of three. Of these it has to hold against each of the last 64 losses too, and while fewer than eight losses have
-been seen, twice in a row or a thousand times over. Where the run went back to its start, L_ref becomes the larger of the
-losses there. Of larger batches a wreck is to be told at once: what follows it would pass for noise.
+been seen, twice in a row or a thousand times over. Where the run went back to its start, L_ref becomes the larger of
+the losses there. Of larger batches a wreck is to be told at once: what follows it would pass for noise.
 
 The test is relative to the progress made so far, so it sees a collapse to the trivial predictor (loss back at ln C),
 which "loss above its own average by half" misses. Halving without rewinding is not enough: dead units and a huge
