@@ -170,7 +170,7 @@ class RewindGuard:
         """Continue where :meth:`state_dict` was taken."""
         self.first, self._recent = state["first"], list(state["recent"])
         self.rewind(state)
-        self._high = state.get("high", False)
+        self._high = state["high"]
 
 
 @dataclass
