@@ -4,25 +4,23 @@ from __future__ import annotations
 
 import argparse
 import os
+import pkgutil
 import re
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NoReturn
 
 from optland import __version__
+from optland.cli import diagnose_options, probe_options, release_options, report_options, verify_options
 from optland.cli.copying import copy_recipe
-from optland.cli.diagnose_options import EXAMPLES as _DIAGNOSE_EXAMPLES
-from optland.cli.diagnose_options import OPTIONS as _DIAGNOSE_OPTIONS
-from optland.cli.diagnose_options import add_diagnose_arguments
 from optland.cli.execution import execute
 from optland.cli.explain import EXPLAIN_EXAMPLES, explain
 from optland.cli.grid import Grid, run_grid
 from optland.cli.launched import has_joined, is_launched, leave, speaks, started
 from optland.cli.needs import check_needs
-from optland.cli.probe_options import EXAMPLES as _PROBE_EXAMPLES
-from optland.cli.probe_options import OPTIONS, add_probe_arguments
 from optland.cli.recipes import (
     ROOT_VARIABLE,
     Recipe,
@@ -32,16 +30,7 @@ from optland.cli.recipes import (
     local_recipes,
     roots,
 )
-from optland.cli.release_options import EXAMPLES as _RELEASE_EXAMPLES
-from optland.cli.release_options import OPTIONS as _RELEASE_OPTIONS
-from optland.cli.release_options import add_release_arguments
-from optland.cli.report_options import EXAMPLES as _REPORT_EXAMPLES
-from optland.cli.report_options import OPTIONS as _REPORT_OPTIONS
-from optland.cli.report_options import add_report_arguments
 from optland.cli.terminal import DONE, FAILED, INTERRUPTED, REFUSED, STOPPED, UNREAD, complain, hanging, say
-from optland.cli.verify_options import EXAMPLES as _VERIFY_EXAMPLES
-from optland.cli.verify_options import OPTIONS as _VERIFY_OPTIONS
-from optland.cli.verify_options import add_verify_arguments
 from optland.config import UserError, did_you_mean, to_yaml
 from optland.config.secrets import redact_item
 from optland.log.streams import Outcome, steady
@@ -97,8 +86,19 @@ _CP_EXAMPLES = """examples:
   optland cp landscape_train digits my_experiment/mine.py
 """
 
-_COMMANDS = ["ls", "run", "validate", "cp", "probe", "report", "release", "diagnose", "explain", "verify"]
-_OPTIONS = ["--resume", "--validate", "--dry-run", "--grid", "--seeds", "--help"]
+_MEASURING: dict[str, tuple[str, str, ModuleType]] = {
+    "probe": ("measure the landscape around a trained run", "RUN", probe_options),
+    "report": ("the landscape around checkpoints as one HTML page", "RUN...", report_options),
+    "release": (
+        "what a trained run bears when it is rounded, pruned or shaken",
+        "RUN --for DAMAGE",
+        release_options,
+    ),
+    "diagnose": ("say what is wrong with a run, from its log", "RUN...", diagnose_options),
+    "verify": ("check optland on this machine, or any optimizer", "[MODULE:NAME]", verify_options),
+}
+"""By command: what it does, what it takes, and the module with its arguments. The work is the function of its name in
+the module of its name, apart, since it needs PyTorch, which the other commands do without."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -106,12 +106,28 @@ class _Parser(argparse.ArgumentParser):
 
     def __init__(self, **options: Any) -> None:
         # An abbreviation would take --seed=3 for --seeds 3.
+        self.known: list[str] = []
         super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **options)
 
+    def add_argument(self, *names: str, **options: Any) -> argparse.Action:
+        """Add it, and keep the names of the option for :meth:`refuse`."""
+        added = super().add_argument(*names, **options)
+        self.known += added.option_strings
+        return added
+
     def error(self, message: str) -> NoReturn:
-        """Raise what argparse would print and exit on, with the command that was meant."""
+        """Raise what argparse would print and exit on, with the choice that was meant."""
         message = message.replace(", key=value", "")  # argparse counts it among the required ones
         raise UserError(f"{message}.{_meant(message)} See: {self.prog} --help")
+
+    def refuse(self, item: str) -> None:
+        """Raise where an argument that no one took is an option, with the one that was meant."""
+        if not item.startswith("-"):
+            return
+        name = item.lstrip("-")
+        if "=" in name and item.partition("=")[0] not in self.known:
+            raise UserError(f"unknown option {item}. Config values are written without dashes: {name}")
+        raise UserError(f"unknown option {item}.{did_you_mean(item, self.known)} See --help")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -131,43 +147,25 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _main(argv: Sequence[str] | None) -> int:
     try:
-        arguments, extra = _parser().parse_known_args(argv)
-        if arguments.command == "ls":
-            _no_more(extra, "optland ls")
+        parser, commands = _parser()
+        arguments, extra = parser.parse_known_args(argv)
+        command = arguments.command
+        if command in ("run", "validate"):
+            return _run(arguments, _overrides(arguments, extra, commands[command]))
+        if extra:
+            commands[command].refuse(extra[0])
+            raise UserError(f"'{extra[0]}' is one argument too many. Write: {commands[command].usage}")
+        if command in _MEASURING:
+            work: Callable[[argparse.Namespace], int] = pkgutil.resolve_name(
+                f"optland.cli.{command}:{command}"
+            )
+            return work(arguments)
+        if command == "ls":
             _ls()
-        elif arguments.command == "cp":
-            _no_more(extra, "optland cp RECIPE [CONFIG] DEST")
+        elif command == "cp":
             copy_recipe(find_recipe(arguments.recipe), arguments.config, arguments.destination)
-        elif arguments.command == "explain":
-            _no_more(extra, "optland explain KEY", ["--help"])
-            explain(arguments.key)
-        elif arguments.command == "probe":
-            _no_more(extra, "optland probe RUN [--options]", [*OPTIONS, "--help"])
-            from optland.cli.probe import probe  # PyTorch, which the other commands do not need
-
-            return probe(arguments)
-        elif arguments.command == "release":
-            _no_more(extra, "optland release RUN --for DAMAGE [--options]", [*_RELEASE_OPTIONS, "--help"])
-            from optland.cli.release import release
-
-            return release(arguments)
-        elif arguments.command == "report":
-            _no_more(extra, "optland report RUN... [--options]", [*_REPORT_OPTIONS, "--help"])
-            from optland.cli.report import report
-
-            return report(arguments)
-        elif arguments.command == "verify":
-            _no_more(extra, "optland verify [MODULE:NAME] [--options]", [*_VERIFY_OPTIONS, "--help"])
-            from optland.cli.verify import verify
-
-            return verify(arguments)
-        elif arguments.command == "diagnose":
-            _no_more(extra, "optland diagnose RUN... [--options]", [*_DIAGNOSE_OPTIONS, "--help"])
-            from optland.cli.diagnose import diagnose_runs
-
-            return diagnose_runs(arguments)
         else:
-            return _run(arguments, _overrides(arguments, extra))
+            explain(arguments.key)
     except UserError as error:
         return _refuse(error)
     except KeyboardInterrupt:  # before the recipe's own `main`: there is nothing to go on from
@@ -216,7 +214,7 @@ def _run_script(file: str, argv: Sequence[str] | None) -> int:
     command, config = ["optland", "run", recipe.argument], None
     try:
         arguments, extra = parser.parse_known_args(argv)
-        overrides = _overrides(arguments, extra)
+        overrides = _overrides(arguments, extra, parser)
         command += [arguments.config, *map(redact_item, overrides), "--resume"]
         config = recipe.load_config(arguments.config, overrides, script.Config)
         if arguments.validate:
@@ -247,8 +245,8 @@ def _interrupted(config: object, command: Sequence[str]) -> str:
     return f"Interrupted. To go on from the last checkpoint:\n  {shlex.join(command)}"
 
 
-def _parser() -> argparse.ArgumentParser:
-    """All commands with their arguments; PyTorch is not loaded for it."""
+def _parser() -> tuple[_Parser, dict[str, _Parser]]:
+    """All commands with their arguments, and the parser of each; PyTorch is not loaded for it."""
     parser = _Parser(
         prog="optland",
         description="Train PyTorch models with the loss landscape in view.",
@@ -256,36 +254,25 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"optland {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    _command(commands, "ls", "list recipes and their configs", _LS_EXAMPLES)
-    run = _command(commands, "run", "run a recipe with a config, once or over a grid", _RUN_EXAMPLES)
-    validate = _command(
-        commands, "validate", "check a config and print it in full, without running", _VALIDATE_EXAMPLES
-    )
-    copy = _command(commands, "cp", "copy a recipe and its configs, to be edited", _CP_EXAMPLES)
-    probe = _command(commands, "probe", "measure the landscape around a trained run", _PROBE_EXAMPLES)
-    add_probe_arguments(probe)
-    report = _command(
-        commands, "report", "the landscape around checkpoints as one HTML page", _REPORT_EXAMPLES
-    )
-    add_report_arguments(report)
-    released = _command(
-        commands,
-        "release",
-        "what a trained run bears when it is rounded, pruned or shaken",
-        _RELEASE_EXAMPLES,
-    )
-    add_release_arguments(released)
-    doctor = _command(commands, "diagnose", "say what is wrong with a run, from its log", _DIAGNOSE_EXAMPLES)
-    add_diagnose_arguments(doctor)
-    check = _command(commands, "verify", "check optland on this machine, or any optimizer", _VERIFY_EXAMPLES)
-    add_verify_arguments(check)
-    meaning = _command(
-        commands, "explain", "say what a logged key means, and what to do about it", EXPLAIN_EXAMPLES
+
+    def command(name: str, text: str, epilog: str, usage: str | None = None) -> _Parser:
+        words = f"{text[0].upper()}{text[1:]}."
+        written = None if usage is None else f"optland {name} {usage}".rstrip()
+        return commands.add_parser(name, help=text, description=words, epilog=epilog, usage=written)
+
+    command("ls", "list recipes and their configs", _LS_EXAMPLES, "")
+    run = command("run", "run a recipe with a config, once or over a grid", _RUN_EXAMPLES)
+    validate = command("validate", "check a config and print it in full, without running", _VALIDATE_EXAMPLES)
+    copy = command("cp", "copy a recipe and its configs, to be edited", _CP_EXAMPLES, "RECIPE [CONFIG] DEST")
+    for name, (text, takes, options) in _MEASURING.items():
+        options.add_arguments(command(name, text, options.EXAMPLES, f"{takes} [--options]"))
+    meaning = command(
+        "explain", "say what a logged key means, and what to do about it", EXPLAIN_EXAMPLES, "[KEY]"
     )
     meaning.add_argument("key", metavar="KEY", nargs="?", help="such as edge/ratio; all of them by default")
-    for command in (run, validate):
-        command.add_argument("recipe", metavar="RECIPE", help="a name from `optland ls`, or a script")
-        _add_config(command)
+    for one in (run, validate):
+        one.add_argument("recipe", metavar="RECIPE", help="a name from `optland ls`, or a script")
+        _add_config(one)
     run.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
     run.add_argument("--dry-run", action="store_true", help="only check the config and print it in full")
     run.add_argument(
@@ -295,13 +282,7 @@ def _parser() -> argparse.ArgumentParser:
     copy.add_argument("recipe", metavar="RECIPE", help="a name from `optland ls`, or a script")
     copy.add_argument("config", metavar="CONFIG", nargs="?", help="copy this config only; all by default")
     copy.add_argument("destination", metavar="DEST", help="a folder, or a file name ending in .py")
-    return parser
-
-
-def _command(commands: Any, name: str, text: str, epilog: str) -> argparse.ArgumentParser:
-    words = text[0].upper() + text[1:] + "."
-    made: argparse.ArgumentParser = commands.add_parser(name, help=text, description=words, epilog=epilog)
-    return made
+    return parser, commands.choices
 
 
 def _add_config(parser: argparse.ArgumentParser) -> None:
@@ -326,19 +307,11 @@ def _run(arguments: argparse.Namespace, overrides: list[str]) -> int:
     return execute(recipe, [arguments.config, *overrides, *flags])
 
 
-def _overrides(arguments: argparse.Namespace, extra: Sequence[str]) -> list[str]:
+def _overrides(arguments: argparse.Namespace, extra: Sequence[str], parser: _Parser) -> list[str]:
     """All ``key=value`` items, also those that stand after an option."""
     for item in extra:
-        if item.startswith("-"):
-            raise UserError(_unknown_option(item))
+        parser.refuse(item)
     return [*arguments.overrides, *extra]
-
-
-def _no_more(extra: Sequence[str], usage: str, options: Sequence[str] = _OPTIONS) -> None:
-    for item in extra:
-        if item.startswith("-"):
-            raise UserError(_unknown_option(item, options))
-        raise UserError(f"'{item}' is one argument too many. Write: {usage}")
 
 
 def _ls() -> None:
@@ -355,17 +328,9 @@ def _ls() -> None:
 
 
 def _meant(message: str) -> str:
-    """The command that was misspelt, out of what argparse says of it."""
-    written = re.search(r"invalid choice: '(.*?)'", message)
-    return did_you_mean(written.group(1), _COMMANDS) if written else ""
-
-
-def _unknown_option(option: str, options: Sequence[str] = _OPTIONS) -> str:
-    name = option.lstrip("-")
-    known = option.partition("=")[0] in options
-    if "=" in name and not known:
-        return f"unknown option {option}. Config values are written without dashes: {name}"
-    return f"unknown option {option}.{did_you_mean(option, options)} See --help"
+    """The choice that was misspelt, out of what argparse says of it."""
+    written = re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", message)
+    return did_you_mean(written[1], re.findall(r"[\w-]+", written[2])) if written else ""
 
 
 def _answered(code: int, output: Outcome, arguments: Sequence[str]) -> int:

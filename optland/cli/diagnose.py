@@ -10,16 +10,17 @@ import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 
+from optland import doctor
 from optland.cli.diagnose_landscape import Around, look_around, order_of
 from optland.cli.diagnose_options import check_diagnose
 from optland.cli.opened import ConfiguredStart, measuring
 from optland.cli.terminal import DONE, FAILED, say
 from optland.config import UserError
-from optland.doctor import Diagnosis, Finding, Symptom, diagnose, preflight
+from optland.doctor import Diagnosis, Finding, Symptom
 from optland.doctor.readers.read import Log, read_log
 from optland.doctor.several import between
 
-__all__ = ["diagnose_runs"]
+__all__ = ["diagnose"]
 
 SHOWN, WIDTH = 3, 110
 
@@ -40,11 +41,11 @@ _EXPLAINED = {
 }  # fmt: skip
 
 
-def diagnose_runs(arguments: argparse.Namespace) -> int:
+def diagnose(arguments: argparse.Namespace) -> int:
     """Run ``optland diagnose``.
 
     Args:
-        arguments: Those of :func:`optland.cli.diagnose_options.add_diagnose_arguments`.
+        arguments: Those of :func:`optland.cli.diagnose_options.add_arguments`.
 
     Returns:
         The exit code: 1 where a symptom of ``--fail-on`` was found.
@@ -70,7 +71,7 @@ def _diagnosed(
     arguments: argparse.Namespace, logs: list[Log], around: Mapping[Path, Around], failing: list[str]
 ) -> int:
     """Hold the logs against the rules, and say what was found."""
-    found = {log.path: diagnose(log.histories) for log in logs}
+    found = {log.path: doctor.diagnose(log.histories) for log in logs}
     together = between({str(log.path.parent): log.histories for log in logs}) if len(logs) > 1 else []
     order = order_of([log.histories for log in logs], measured=bool(around))
     if arguments.json:
@@ -103,7 +104,7 @@ def _preflight(arguments: argparse.Namespace, failing: list[str]) -> int:
         )
     recipe, config, *overrides = arguments.runs
     start = ConfiguredStart(recipe, config, overrides)
-    found = preflight(start.model, start.loss_fn, start.batches, start.optimizer)
+    found = doctor.preflight(start.model, start.loss_fn, start.batches, start.optimizer)
     if arguments.json:
         say(
             json.dumps({"run": " ".join(arguments.runs), "chance": found.chance, **found.diagnosis.to_dict()})

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 
+from optland.cli.arguments import whole_from
 from optland.config import UserError
 
-__all__ = ["EXAMPLES", "OPTIONS", "add_diagnose_arguments", "check_diagnose"]
+__all__ = ["EXAMPLES", "add_arguments", "check_diagnose"]
 
 EXAMPLES = """examples:
   optland diagnose runs/landscape_train/digits
@@ -33,10 +34,8 @@ or as logged) and test error is printed with its interval.
 With --fail-on the exit code is 1 where one of the symptoms is found, for a CI job.
 """
 
-OPTIONS = ["--json", "--fail-on", "--landscape", "--samples", "--preflight"]
 
-
-def add_diagnose_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what ``optland diagnose`` takes."""
     add = parser.add_argument
     add("runs", metavar="RUN", nargs="+", help="run folders, or logs of other tools")
@@ -45,7 +44,13 @@ def add_diagnose_arguments(parser: argparse.ArgumentParser) -> None:
         help="exit code 1 where one of these is found; any for all of them")  # fmt: skip
     add("--landscape", action="store_true",
         help="measure the loss around each checkpoint; takes run folders of optland")  # fmt: skip
-    add("--samples", metavar="N", type=int, default=512, help="training samples for that (default: 512)")
+    add(
+        "--samples",
+        metavar="N",
+        type=whole_from(1),
+        default=512,
+        help="training samples for that (default: 512)",
+    )
     add("--preflight", action="store_true",
         help="look at a config before it is run: RUN is then RECIPE CONFIG [key=value ...]")  # fmt: skip
 
@@ -63,8 +68,6 @@ def check_diagnose(arguments: argparse.Namespace, symptoms: list[str]) -> list[s
     Raises:
         UserError: One is not known, or options do not go together.
     """
-    if arguments.samples < 1:
-        raise UserError(f"--samples: {arguments.samples} is too small; use a whole number from 1")
     if arguments.landscape and arguments.preflight:
         raise UserError("--landscape looks at a checkpoint, and --preflight at a start; give one of them")
     asked = [word.strip() for word in arguments.fail_on.split(",") if word.strip()]

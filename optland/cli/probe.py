@@ -15,7 +15,6 @@ from optland import __version__
 from optland.cli.cost_progress import CostProgress
 from optland.cli.needs import missing_for
 from optland.cli.opened import OpenedRun, exact_enough, measuring
-from optland.cli.probe_options import check
 from optland.cli.probe_report import Report
 from optland.cli.terminal import DONE, FAILED, complain, say, table_console
 from optland.config import UserError
@@ -37,7 +36,7 @@ def probe(arguments: argparse.Namespace) -> int:
     """Run ``optland probe``.
 
     Args:
-        arguments: Those of :func:`optland.cli.probe_options.add_probe_arguments`.
+        arguments: Those of :func:`optland.cli.probe_options.add_arguments`.
 
     Returns:
         The exit code.
@@ -45,7 +44,6 @@ def probe(arguments: argparse.Namespace) -> int:
     Raises:
         UserError: Something of what was given cannot be used.
     """
-    check(arguments)
     return measuring(lambda: _Probe(arguments).run(), "Interrupted; nothing was written.")
 
 

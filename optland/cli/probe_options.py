@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
 
-from optland.config import UserError
+from optland.cli.arguments import add_run_arguments, add_survey_arguments, whole_from
 
-__all__ = ["EXAMPLES", "OPTIONS", "add_probe_arguments", "check", "refuse_too_small"]
+__all__ = ["EXAMPLES", "add_arguments"]
 
 EXAMPLES = """examples:
   optland probe runs/landscape_train/digits
@@ -29,77 +28,12 @@ The table is printed and kept as probe.json and probe.png in the run folder, num
 already. What it can cost is said before it begins; Ctrl-C ends it and writes nothing.
 """
 
-OPTIONS = [
-    "--config", "--recipe", "--samples", "--split", "--k", "--max-matvecs", "--density", "--no-density", "--double",
-    "--batch-size", "--seed", "--out", "--device",
-]  # fmt: skip
 
-_LEAST = {"samples": 1, "k": 1, "max_matvecs": 1, "batch_size": 1, "seed": 0}
-
-
-def add_probe_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what ``optland probe`` takes."""
     add = parser.add_argument
     add("run", metavar="RUN", help="a run folder, or a checkpoint file")
-    add("--config", metavar="FILE", help="the run's config; by default config.yaml beside the checkpoint")
-    add(
-        "--recipe",
-        metavar="RECIPE",
-        help="its recipe, by name or script; by default the one the config names",
-    )
-    add("--samples", metavar="N", type=int, default=512, help="samples to measure on (default: 512)")
-    add("--split", choices=["train", "val", "test"], default="train", help="of which split (default: train)")
-    add("--k", metavar="K", type=int, default=3, help="eigenvalues at each end (default: 3)")
-    add(
-        "--max-matvecs",
-        metavar="M",
-        type=int,
-        default=200,
-        help="most Hessian products of each part (default: 200)",
-    )
-    add("--density", action=argparse.BooleanOptionalAction, default=True,
-        help="the density of all eigenvalues, the most expensive part (default: yes)")  # fmt: skip
+    add("--k", metavar="K", type=whole_from(1), default=3, help="eigenvalues at each end (default: 3)")
     add("--double", action="store_true", help="measure in float64, for nearly flat points")
-    add(
-        "--batch-size",
-        metavar="B",
-        type=int,
-        help="samples at a time, which memory depends on (default: the run's)",
-    )
-    add(
-        "--seed",
-        metavar="S",
-        type=int,
-        default=0,
-        help="seed of the sample and of every estimator (default: 0)",
-    )
-    add("--out", metavar="FOLDER", help="where to write (default: the run folder)")
-    add(
-        "--device", choices=["auto", "cpu", "cuda"], default="auto", help="cuda where there is one by default"
-    )
-
-
-def check(arguments: argparse.Namespace) -> None:
-    """Refuse numbers that cannot be.
-
-    Raises:
-        UserError: One of them is too small.
-    """
-    refuse_too_small(arguments, _LEAST)
-
-
-def refuse_too_small(arguments: argparse.Namespace, least: Mapping[str, int]) -> None:
-    """Refuse whole numbers below the least that each may be.
-
-    Args:
-        arguments: As parsed; an option that was not given, None, is passed over.
-        least: The least value of each, by its name in ``arguments``.
-
-    Raises:
-        UserError: One of them is too small.
-    """
-    for name, smallest in least.items():
-        value = getattr(arguments, name)
-        if value is not None and value < smallest:
-            option = name.replace("_", "-")
-            raise UserError(f"--{option}: {value} is too small; use a whole number from {smallest}")
+    add_survey_arguments(parser, max_matvecs=200)
+    add_run_arguments(parser)

@@ -15,7 +15,6 @@ from torch import Tensor
 from optland import __version__
 from optland.cli.opened import OpenedRun, measuring
 from optland.cli.probe import writable
-from optland.cli.release_options import check
 from optland.cli.terminal import DONE, FAILED, complain, say, table_console
 from optland.config import UserError
 from optland.files import for_json, write_whole
@@ -35,7 +34,7 @@ def release(arguments: argparse.Namespace) -> int:
     """Run ``optland release``.
 
     Args:
-        arguments: Those of :func:`optland.cli.release_options.add_release_arguments`.
+        arguments: Those of :func:`optland.cli.release_options.add_arguments`.
 
     Returns:
         The exit code.
@@ -43,7 +42,6 @@ def release(arguments: argparse.Namespace) -> int:
     Raises:
         UserError: Something of what was given cannot be used.
     """
-    check(arguments)
     try:
         spec = DamageSpec.parse(arguments.damage)
     except ValueError as error:

@@ -11,7 +11,6 @@ from optland.cli.cost_progress import CostProgress
 from optland.cli.needs import missing_for
 from optland.cli.opened import OpenedRun, exact_enough, measuring
 from optland.cli.probe import writable
-from optland.cli.report_options import check_report
 from optland.cli.terminal import DONE, FAILED, complain, say
 from optland.config import UserError
 from optland.log import WandbLogger, read_jsonl
@@ -28,7 +27,7 @@ def report(arguments: argparse.Namespace) -> int:
     """Run ``optland report``.
 
     Args:
-        arguments: Those of :func:`optland.cli.report_options.add_report_arguments`.
+        arguments: Those of :func:`optland.cli.report_options.add_arguments`.
 
     Returns:
         The exit code.
@@ -36,7 +35,6 @@ def report(arguments: argparse.Namespace) -> int:
     Raises:
         UserError: Something of what was given cannot be used.
     """
-    check_report(arguments)
     return measuring(
         lambda: _Report(arguments).run(),
         "Interrupted; what is done is kept, and the same command goes on from there.",

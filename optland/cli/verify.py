@@ -28,7 +28,7 @@ def verify(arguments: argparse.Namespace) -> int:
     """Run ``optland verify``.
 
     Args:
-        arguments: Those of :func:`optland.cli.verify_options.add_verify_arguments`.
+        arguments: Those of :func:`optland.cli.verify_options.add_arguments`.
 
     Returns:
         The exit code: 1 where a check failed.

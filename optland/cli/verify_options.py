@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-__all__ = ["EXAMPLES", "OPTIONS", "add_verify_arguments"]
+__all__ = ["EXAMPLES", "add_arguments"]
 
 EXAMPLES = """examples:
   optland verify
@@ -23,10 +23,8 @@ another treatment is described by an optland.conformance.Subject; its import pat
 The exit code is 0 where every check passed, 1 where one did not, 2 where the optimizer cannot be used.
 """
 
-OPTIONS = ["--claims", "--device", "--json"]
 
-
-def add_verify_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what ``optland verify`` takes."""
     add = parser.add_argument
     add(

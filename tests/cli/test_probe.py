@@ -407,7 +407,7 @@ def test_ctrl_c_ends_it_and_writes_nothing(
         (["--samples", "0"], "--samples: 0 is too small"),
         (["--k", "-1"], "--k: -1 is too small"),
         (["--batch-size", "0"], "--batch-size: 0"),
-        (["--seed", "x"], "invalid int value: 'x'"),
+        (["--seed", "x"], "'x' is no whole number"),
         (["--split", "all"], "invalid choice: 'all'"),
         (["--sample", "3"], "Did you mean '--samples'?"),
         (["--products", "3"], "Did you mean '--max-matvecs'?"),
