@@ -343,13 +343,14 @@ def combine(weights: Sequence[float], vectors: Sequence[Vector]) -> list[Tensor]
     return out
 
 
-def require_shapes(x: Vector, like: Vector, name: str) -> list[Tensor]:
+def require_shapes(x: Vector, like: Vector, name: str, each: Sequence[str] = ()) -> list[Tensor]:
     """The vector, dense, where it is one of the same parameters.
 
     Args:
         x: What the user gave.
         like: The trainable parameters.
         name: What the messages call ``x``.
+        each: Names of the parameters, where they are known; the messages count them otherwise.
 
     Raises:
         ValueError: The shapes of ``x`` are not those of ``like``; the message calls it ``name``.
@@ -360,7 +361,7 @@ def require_shapes(x: Vector, like: Vector, name: str) -> list[Tensor]:
         where = f"{len(given)} tensors for {len(wanted)} parameters"
         if len(given) == len(wanted):
             i = next(i for i, (a, b) in enumerate(zip(given, wanted, strict=True)) if a != b)
-            where = f"tensor {i} is {given[i]}, the parameter {wanted[i]}"
+            where = f"{repr(each[i]) if each else f'tensor {i}'} is {given[i]}, the parameter {wanted[i]}"
         raise ValueError(
             f"{name} has other shapes than the trainable parameters ({where}): pass one tensor for each of them"
         )

@@ -23,7 +23,7 @@ References: Garipov et al. 2018, arXiv:1802.10026; Draxler et al. 2018, arXiv:18
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -125,7 +125,6 @@ def connect(
     threshold: float = THRESHOLD,
     num_points: int = 61,
     seed: int = 0,
-    progress: Callable[[int, int], None] | None = None,
 ) -> Connection:
     """The straight line between two minima and a trained curve of low loss, with the verdict on both.
 
@@ -142,7 +141,6 @@ def connect(
         threshold: Of the verdict, above 1.
         num_points: Points at which the curve is evaluated.
         seed: Of t.
-        progress: Told (step, num_steps).
 
     Returns:
         Losses along both, each with its barrier and verdict; the bends; and the loss of every training step. A curve
@@ -168,9 +166,7 @@ def connect(
     if float(vectors.norm(vectors.subtract(end, start))) == 0.0:
         raise ValueError("both checkpoints have the same weights; there is nothing to connect")
     trainer = _Trainer(objective, kind, start, end, num_bends, lr, num_steps, seed)
-    history = trainer.train(
-        _endless(batches if batches is not None else objective.batches), minimise, progress
-    )
+    history = trainer.train(_endless(batches if batches is not None else objective.batches), minimise)
     controls = trainer.controls
     curve = along(
         objective, lambda t: curve_point(kind, t, controls), kind=kind, points=num_points, threshold=threshold
@@ -207,9 +203,7 @@ class _Trainer:
     def controls(self) -> list[list[Tensor]]:
         return [self.start, *([p.detach() for p in bend] for bend in self.bends), self.end]
 
-    def train(
-        self, batches: Iterator[Any], minimise: What, progress: Callable[[int, int], None] | None
-    ) -> list[float]:
+    def train(self, batches: Iterator[Any], minimise: What) -> list[float]:
         """All steps; returns the losses that they saw."""
         history = []
         for step in range(self.steps):
@@ -228,8 +222,6 @@ class _Trainer:
                     p.grad = share * g
             self.optimizer.step()
             history.append(loss)
-            if progress is not None:
-                progress(step + 1, self.steps)
         return history
 
     def _on(self, batch: Any) -> Objective:

@@ -191,7 +191,7 @@ def _move(objective: Objective, weights: Weights) -> list[Tensor]:
         weights[name].to(device=p.device, dtype=p.dtype) if name in weights else p
         for name, p in zip(objective.names, own, strict=True)
     ]
-    move = vectors.subtract(vectors.require_shapes(there, own, "weights"), own)
+    move = vectors.subtract(vectors.require_shapes(there, own, "weights", objective.names), own)
     if not math.isfinite(_length(move)):
         raise ValueError("the damaged weights are not finite; damage a net that has not diverged")
     return move

@@ -44,7 +44,6 @@ __all__ = [
 ]
 
 Normalisation = Literal["filter", "layer", "unit", "none"]
-Distribution = Literal["gaussian", "sphere", "rademacher"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,18 +88,7 @@ def made(objective: Objective, tensors: Vector, kind: str, seed: int | None = No
     Raises:
         ValueError: The shapes are not those of the parameters, or the direction is zero or not finite.
     """
-    shapes, expected = [tuple(t.shape) for t in tensors], [tuple(p.shape) for p in objective.params]
-    if shapes != expected:
-        wrong = next(
-            (i for i, pair in enumerate(zip(shapes, expected, strict=False)) if pair[0] != pair[1]), None
-        )
-        where = (
-            f"{len(shapes)} tensors for {len(expected)} parameters"
-            if wrong is None
-            else f"shape {shapes[wrong]} for {objective.names[wrong]!r} of shape {expected[wrong]}"
-        )
-        raise ValueError(f"the direction {kind!r} does not fit the model: {where}")
-    tensors = vectors.require_shapes(tensors, objective.params, f"the direction {kind!r}")
+    tensors = vectors.require_shapes(tensors, objective.params, f"the direction {kind!r}", objective.names)
     norm = float(vectors.norm(tensors))
     if not norm > 0 or not math.isfinite(norm):
         raise ValueError(
@@ -112,38 +100,27 @@ def made(objective: Objective, tensors: Vector, kind: str, seed: int | None = No
 
 def random_direction(
     objective: Objective,
-    distribution: Distribution = "gaussian",
     *,
     normalise: Normalisation = "filter",
     seed: int = 0,
 ) -> Direction:
-    """A random direction.
+    """A Gaussian direction.
 
     Args:
         objective: The loss whose weights are to be moved.
-        distribution: Of the entries before normalisation: ``gaussian``, ``sphere`` (a Gaussian of unit length), or
-            ``rademacher`` (signs).
         normalise: ``filter`` (default: comparable between nets), ``layer`` (each tensor gets the norm of its
             weights), ``unit`` (length 1, for curvature along a ray), or ``none``.
         seed: The direction depends on it and on the shapes alone, not on torch's global generator or the device.
 
     Raises:
-        ValueError: Unknown distribution or normalisation, or a model all of whose weights are one-dimensional.
+        ValueError: Unknown normalisation, or a model all of whose weights are one-dimensional.
     """
     generator = torch.Generator().manual_seed(seed)
-    draws = {
-        "gaussian": lambda p: torch.randn(p.shape, generator=generator, dtype=torch.float64),
-        "sphere": lambda p: torch.randn(p.shape, generator=generator, dtype=torch.float64),
-        "rademacher": lambda p: (torch.rand(p.shape, generator=generator) < 0.5).double() * 2.0 - 1.0,
-    }
-    if distribution not in draws:
-        raise ValueError(f"distribution {distribution!r} is not known; choose from {sorted(draws)}")
     params = [p.detach() for p in objective.params]
-    d = [draws[distribution](p).to(device=p.device, dtype=p.dtype) for p in params]
-    if distribution == "sphere":
-        d = vectors.scaled(1.0 / float(vectors.norm(d)), d)
+    draws = [torch.randn(p.shape, generator=generator, dtype=torch.float64) for p in params]
+    d = [draw.to(device=p.device, dtype=p.dtype) for draw, p in zip(draws, params, strict=True)]
     d, word = normalised(objective, d, normalise)
-    return made(objective, d, f"{distribution}{word}", seed)
+    return made(objective, d, f"gaussian{word}", seed)
 
 
 def normalised(objective: Objective, d: Vector, normalise: Normalisation) -> tuple[list[Tensor], str]:

@@ -19,8 +19,7 @@ radius and metric ``2 num_pairs + 1`` forwards, one SAM step, and two ascents of
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -142,7 +141,6 @@ def compare_minima(
     num_pairs: int = 25,
     num_steps: int = 20,
     seed: int = 0,
-    progress: Callable[[int, int, float], None] | None = None,
 ) -> MinimaComparison:
     """Measure every minimum in the same way.
 
@@ -154,7 +152,6 @@ def compare_minima(
         num_pairs: Of the average sharpness.
         num_steps: Of each ascent.
         seed: Of everything random, the same for each minimum.
-        progress: Told (minima done, of how many, seconds left).
 
     Raises:
         ValueError: No minima, other data, modes or precisions among them, a name of ``others`` that is not among them,
@@ -170,7 +167,6 @@ def compare_minima(
     """
     _check(minima, others or {})
     done = []
-    clock = _Clock(len(minima), progress)
     for name, objective in minima.items():
         before = objective.cost_ge
         with hessian(objective) as H:
@@ -193,22 +189,7 @@ def compare_minima(
         gap = others[name].value() - loss if others and name in others else math.nan
         cost = objective.cost_ge - before
         done.append(Minimum(name, loss, gap, spectrum.top, total, tuple(sharpness), dim, cost))
-        clock.tick()
     return MinimaComparison(tuple(done))
-
-
-class _Clock:
-    """Estimates the remaining time from the work done so far."""
-
-    def __init__(self, total: int, progress: Callable[[int, int, float], None] | None) -> None:
-        self.total, self.progress = total, progress
-        self.started, self.done = time.monotonic(), 0
-
-    def tick(self) -> None:
-        self.done += 1
-        if self.progress is not None:
-            each = (time.monotonic() - self.started) / self.done
-            self.progress(self.done, self.total, each * (self.total - self.done))
 
 
 def _check(minima: Mapping[str, Objective], others: Mapping[str, Objective]) -> None:

@@ -272,16 +272,7 @@ def weights_of(objective: Objective, other: Checkpoint) -> list[Tensor]:
                 f"the other checkpoint has no {missing[0]!r}; it belongs to another architecture"
             )
         other = [other[name] for name in objective.names]
-    if len(other) != len(objective.params):
-        raise ValueError(
-            f"the other checkpoint has {len(other)} tensors for {len(objective.params)} parameters"
-        )
-    for name, theirs, ours in zip(objective.names, other, objective.params, strict=True):
-        if theirs.shape != ours.shape:
-            raise ValueError(
-                f"checkpoints differ: {name!r} has shape {tuple(theirs.shape)} in one and {tuple(ours.shape)} in "
-                "the other"
-            )
+    other = vectors.require_shapes(other, objective.params, "the other checkpoint", objective.names)
     return [
         t.detach().to(device=p.device, dtype=p.dtype) for t, p in zip(other, objective.params, strict=True)
     ]

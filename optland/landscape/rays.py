@@ -104,7 +104,7 @@ def rays(objective: Objective, *, num_rays: int = 20, distance: float | None = N
     found = []
     with hessian(objective) as H:
         for i in range(num_rays):
-            u = random_direction(objective, "gaussian", normalise="unit", seed=seed + i).tensors
+            u = random_direction(objective, normalise="unit", seed=seed + i).tensors
             low, low_half, centre, high_half, high = sweep(
                 objective, [u], [[-distance], [-0.5 * distance], [0.0], [0.5 * distance], [distance]]
             ).values.tolist()

@@ -64,7 +64,6 @@ GLOSSARY: dict[str, str] = {
     "random_share": "Share of a random vector that is mixed into a warm start.",
     "stop": "Which error ends the iteration: that of the residual, of the value, or of the sign.",
     "shift": "Multiple of the identity that is subtracted for the iteration.",
-    "distribution": "Distribution of random vectors.",
     "confidence": "Probability with which an interval holds the true value.",
     "sign": "The sign of the curvature in question.",
     "is_sample": "Whether the data are a sample of those that matter, so that their noise counts.",

@@ -256,7 +256,7 @@ def test_bad_values_are_refused(options: dict[str, Any], words: str) -> None:
 
 
 def test_checkpoints_that_do_not_fit_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"'w' has shape \(2,\) in one and \(4,\)"):
+    with pytest.raises(ValueError, match=r"'w' is \(2,\), the parameter \(4,\)"):
         linear_path(two_units(), vec(1.0, 2.0))
     with pytest.raises(ValueError, match="no 'w'"):
         linear_path(two_units(), {"v": torch.zeros(4)})

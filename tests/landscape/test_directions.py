@@ -113,11 +113,8 @@ def test_random_directions_have_no_mean() -> None:
     """A known defect elsewhere: entries drawn from [0, 1] give a cosine of 0.87 with the vector of ones."""
     L = quadratic(torch.eye(400, dtype=torch.float64))
     ones = [torch.ones(400, dtype=torch.float64)]
-    for distribution in ("gaussian", "sphere", "rademacher"):
-        cosines = [
-            cosine(random_direction(L, distribution, normalise="unit", seed=s), ones) for s in range(20)
-        ]
-        assert abs(sum(cosines) / 20) < 4 / math.sqrt(400 * 20)
+    cosines = [cosine(random_direction(L, normalise="unit", seed=s), ones) for s in range(20)]
+    assert abs(sum(cosines) / 20) < 4 / math.sqrt(400 * 20)
 
 
 def test_a_direction_is_its_seeds_whatever_the_global_state() -> None:
@@ -158,12 +155,10 @@ def test_a_trajectory_in_a_plane_is_found_again() -> None:
 def test_what_cannot_be_a_direction_is_refused() -> None:
     L = quadratic(torch.eye(3, dtype=torch.float64))
     zeros = [torch.zeros(3, dtype=torch.float64)]
-    with pytest.raises(ValueError, match=r"shape \(4,\) in one and \(3,\)"):
+    with pytest.raises(ValueError, match=r"is \(4,\), the parameter \(3,\)"):
         difference(L, [torch.zeros(4, dtype=torch.float64)])
     with pytest.raises(ValueError, match=r"norm 0\.0"):
         difference(L, [p.detach().clone() for p in L.params])
-    with pytest.raises(ValueError, match="uniform"):
-        random_direction(L, "uniform")
     with pytest.raises(ValueError, match="neuron"):
         random_direction(L, normalise="neuron")
     with pytest.raises(ValueError, match=r"norm 0\.0"):

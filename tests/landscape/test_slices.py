@@ -238,7 +238,7 @@ def test_parallel_directions_and_foreign_ones_are_refused() -> None:
     d = random_direction(L, normalise="unit")
     with pytest.raises(ValueError, match="are parallel"):
         plane(L, d, d)
-    with pytest.raises(ValueError, match="does not fit the model"):
+    with pytest.raises(ValueError, match="has other shapes than the trainable parameters"):
         line(other, d)
 
 
