@@ -6,9 +6,10 @@ with whether the file is there by now.
 
 from __future__ import annotations
 
+import contextlib
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
-from types import TracebackType
 
 __all__ = ["Unwritten"]
 
@@ -41,7 +42,8 @@ class Unwritten:
     def __init__(self) -> None:
         self._files: dict[str, _Failures] = {}
 
-    def attempt(self, name: str, *kinds: type[Exception], left: str = "") -> _Attempt:
+    @contextlib.contextmanager
+    def attempt(self, name: str, *kinds: type[Exception], left: str = "") -> Iterator[None]:
         """Run the block that writes ``name``; that the disk does not take it is noted, and not raised.
 
         Args:
@@ -52,32 +54,20 @@ class Unwritten:
         Returns:
             A context manager; a failure of another kind goes through it.
         """
-        return _Attempt(self, name, (OSError, *kinds), left)
-
-    def note(self, name: str, reason: str, *, left: str = "") -> None:
-        """Take down a failure, with a warning where it is the file's first.
-
-        Args:
-            name: The file, as the user knows it.
-            reason: Why it could not be written.
-            left: What is there instead.
-        """
-        first = name not in self._files
-        failures = self._files.setdefault(name, _Failures())
-        failures.reason, failures.missing = f"{reason}; {left}" if left else reason, True
-        failures.count += 1
-        if first:
-            message = f"{name} cannot be written ({failures.reason}); the run goes on without it"
-            warnings.warn(message, RuntimeWarning, stacklevel=3)  # where it was to be written
-
-    def wrote(self, name: str) -> None:
-        """Take down that a file which failed before is there now.
-
-        Args:
-            name: The file, as the user knows it.
-        """
-        if name in self._files:
-            self._files[name].missing = False
+        noted: tuple[type[Exception], ...] = (OSError, *kinds)
+        try:
+            yield
+        except noted as error:
+            reason = f"{error}" or type(error).__name__
+            failures = self._files.setdefault(name, _Failures())
+            failures.reason, failures.missing = f"{reason}; {left}" if left else reason, True
+            failures.count += 1
+            if failures.count == 1:
+                message = f"{name} cannot be written ({failures.reason}); the run goes on without it"
+                warnings.warn(message, RuntimeWarning, stacklevel=3)  # where it was to be written
+        else:
+            if name in self._files:
+                self._files[name].missing = False
 
     @property
     def missing(self) -> list[str]:
@@ -97,23 +87,3 @@ class Unwritten:
             if not failures.missing
         ]
         return [*lost, *late]
-
-
-class _Attempt:
-    """The context manager of :meth:`Unwritten.attempt`."""
-
-    def __init__(self, owner: Unwritten, name: str, kinds: tuple[type[Exception], ...], left: str) -> None:
-        self._owner, self._name, self._kinds, self._left = owner, name, kinds, left
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> bool:
-        if isinstance(error, self._kinds):
-            self._owner.note(self._name, f"{error}" or type(error).__name__, left=self._left)
-            return True
-        if error is None:
-            self._owner.wrote(self._name)
-        return False
