@@ -17,12 +17,13 @@ from optland.cli.opened import ConfiguredStart, measuring
 from optland.cli.terminal import DONE, FAILED, say
 from optland.config import UserError
 from optland.doctor import Diagnosis, Finding, Symptom
+from optland.doctor.diagnose import SHOWN
 from optland.doctor.readers.read import Log, read_log
 from optland.doctor.several import between
 
 __all__ = ["diagnose"]
 
-SHOWN, WIDTH = 3, 110
+WIDTH = 110
 
 _FLAGS = {
     "transformers": {

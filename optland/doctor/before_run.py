@@ -32,13 +32,17 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from optland.batches import num_samples
+from optland.context.modules import preserve_modes
 from optland.context.rng import preserve_rng
 from optland.curvature import critical_step, hessian, lanczos
+from optland.doctor.calibration import share_of
 from optland.doctor.diagnose import Diagnosis, diagnose
 from optland.doctor.finding import Symptom
 from optland.doctor.histories import Histories
 from optland.doctor.rules.shape import shape_of
 from optland.doctor.watching import watch
+from optland.losses import mean_of
 from optland.objective import FORWARD_GE, LossFn, Objective
 
 __all__ = ["Preflight", "chance_of_failure", "preflight"]
@@ -53,7 +57,7 @@ BESIDE = 28.0
 GAINED = 0.04
 """Share of the loss of knowing nothing that a healthy run has lost by then."""
 
-FAILED: dict[Symptom, tuple[int, int]] = {
+FAILED: dict[str, tuple[int, int]] = {
     Symptom.RATE_ABOVE_EDGE: (31, 24), Symptom.RATE_BELOW_EDGE: (14, 14), Symptom.VANISHING_GRADIENTS: (8, 8),
     Symptom.EXPLODING_GRADIENTS: (15, 6), Symptom.DEAD_UNITS: (34, 34), Symptom.SADDLE_PLATEAU: (10, 10),
     Symptom.OVER_REGULARISED: (9, 6), Symptom.SAM_TOO_MUCH: (11, 11), Symptom.SAM_TOO_LITTLE: (10, 0),
@@ -80,7 +84,6 @@ class Preflight:
         last: Loss after the updates that were tried: the median of the last five.
         critical_lr: Critical learning rate along the updates, the median; NaN where no look found one.
         ncr: Negative-curvature ratio at the start; NaN where the spectrum could not be had.
-        gradients: Norm of the first gradient over that of the weights, by parameter.
         cost_ge: Gradient evaluations spent.
     """
 
@@ -90,7 +93,6 @@ class Preflight:
     last: float
     critical_lr: float
     ncr: float
-    gradients: dict[str, float]
     cost_ge: float
 
     def __str__(self) -> str:
@@ -100,7 +102,7 @@ class Preflight:
             f"It {verdict} (chance {100 * sure:.0f} %): the loss went from {self.first:.3g} to {self.last:.3g}.",
             f"critical learning rate {self.critical_lr:.3g}, negative-curvature ratio {self.ncr:.2g}",
         ]
-        return "\n".join([*lines, *(f"{i}. {f}" for i, f in enumerate(self.diagnosis.findings[:3], start=1))])
+        return "\n".join([*lines, *self.diagnosis.numbered()])
 
 
 def chance_of_failure(run: Histories) -> float:
@@ -116,17 +118,11 @@ def chance_of_failure(run: Histories) -> float:
         >>> chance_of_failure(run)
         0.0
     """
-    stops = [_share_failed(f.symptom) for f in diagnose(run).findings if f.symptom not in TOO_EARLY]
+    stops = [share_of(FAILED, f.symptom) for f in diagnose(run).findings if f.symptom not in TOO_EARLY]
     shape = shape_of(run)
     gained = (min(shape.begin, 1.2 * shape.chance) - shape.end) / shape.chance if shape.chance > 0 else 0.0
     slow = 0.5 * (1 - min(1.0, max(0.0, gained) / GAINED))
     return max([slow, float(shape.broken > 0), *stops])
-
-
-def _share_failed(symptom: Symptom) -> float:
-    """The share of runs with a finding that did not train, with one of each added."""
-    found, failed = FAILED.get(symptom, (0, 0))
-    return (failed + 1) / (found + 2)
 
 
 def preflight(
@@ -178,7 +174,9 @@ def preflight(
             raise ValueError("the loader gave no batch; give one that can be read")
         ncr, spent = _spectrum(model, loss_fn, first, seed)
         tried = _Trial(model, loss_fn, optimizer, loader, seed)
-        beyond = math.ceil(spent / _size(first) - BESIDE)  # a spectrum that took too much takes updates away
+        beyond = math.ceil(
+            spent / num_samples(first) - BESIDE
+        )  # a spectrum that took too much takes updates away
         for batch in itertools.islice(itertools.chain([first], batches), max(10, num_steps - max(0, beyond))):
             tried.update(batch, spent)
         tried.doctor.close()
@@ -188,7 +186,7 @@ def preflight(
     shape = shape_of(run)
     return Preflight(
         chance_of_failure(run), diagnose(run), shape.first, shape.least if shape.count < 5 else shape.end,
-        run.median("edge/eta_c"), ncr, tried.gradients, spent + tried.cost_ge,
+        run.median("edge/eta_c"), ncr, spent + tried.cost_ge,
     )  # fmt: skip
 
 
@@ -201,7 +199,6 @@ class _Trial:
         self.model, self.loss_fn, self.optimizer, self.seed = model, loss_fn, optimizer, seed
         self.doctor = watch(model, optimizer, loader)
         self.doctor.histories.facts["lr"] = max(float(g.get("lr", 0.0)) for g in optimizer.param_groups)
-        self.gradients: dict[str, float] = {}
         self.cost_ge = 0.0
         self._along_ge = 0.0
         self._start = 8.0
@@ -212,7 +209,7 @@ class _Trial:
         return before_ge + self._along_ge + FORWARDS * FORWARD_GE * size <= BESIDE * update
 
     def update(self, batch: Any, before_ge: float) -> None:
-        size = _size(batch)
+        size = num_samples(batch)
         looks = self.doctor.step + 1 in LOOKS and self._affords(before_ge, size)
         named = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
         before = [p.detach().clone() for p in named.values()] if looks else []
@@ -221,7 +218,7 @@ class _Trial:
         def closure() -> Tensor:
             nonlocal count
             self.optimizer.zero_grad()
-            loss = _mean(self.loss_fn(self.model, batch))
+            loss = mean_of(self.loss_fn(self.model, batch))
             loss.backward()
             count += 1
             return loss
@@ -229,9 +226,6 @@ class _Trial:
         stepped: Any = self.optimizer.step  # whose annotation wants a closure that returns a float
         loss = float(torch.as_tensor(stepped(closure)).detach())
         self.cost_ge += count * size
-        if not self.gradients:
-            self.gradients = {n: float(p.grad.norm() / p.detach().norm().clamp_min(1e-12)) for n, p in named.items()
-                              if p.grad is not None}  # fmt: skip
         self.doctor.after_step(batch, loss)
         telemetry = getattr(self.optimizer, "telemetry", None)
         if telemetry is not None:  # of SAM's two passes, measured anyway
@@ -275,16 +269,6 @@ def _spectrum(model: nn.Module, loss_fn: LossFn, batch: Any, seed: int) -> tuple
     return (-bottom / top if top > 0 else float("nan")), objective.cost_ge
 
 
-def _mean(loss: Any) -> Tensor:
-    found: Tensor = loss[0] / loss[1] if isinstance(loss, tuple) else loss
-    return found
-
-
-def _size(batch: Any) -> int:
-    tensors = [t for t in (batch if isinstance(batch, (list, tuple)) else [batch]) if isinstance(t, Tensor)]
-    return len(tensors[0]) if tensors and tensors[0].ndim else 1
-
-
 def _endless(loader: Iterable[Any]) -> Iterator[Any]:
     while True:
         empty = True
@@ -301,15 +285,15 @@ def _taken_back(model: nn.Module, optimizer: Optimizer, loader: Any) -> Iterator
     tensors = [*model.parameters(), *model.buffers()]
     kept = [t.detach().clone() for t in tensors]
     gradients = [(p, p.grad) for p in model.parameters()]
-    modes = [(m, m.training) for m in model.modules()]
     state = copy.deepcopy(optimizer.state_dict())
     generator = getattr(loader, "generator", None)
     order = generator.get_state() if isinstance(generator, torch.Generator) else None
     for p, _ in gradients:
         p.grad = None
     try:
-        model.train()
-        yield
+        with preserve_modes(model):
+            model.train()
+            yield
     finally:
         with torch.no_grad():
             for t, before in zip(tensors, kept, strict=True):
@@ -317,7 +301,5 @@ def _taken_back(model: nn.Module, optimizer: Optimizer, loader: Any) -> Iterator
         optimizer.load_state_dict(state)
         for p, gradient in gradients:
             p.grad = gradient
-        for module, training in modes:
-            module.training = training
         if isinstance(generator, torch.Generator) and order is not None:
             generator.set_state(order)

@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
-__all__ = ["COUNTED", "share_right"]
+from collections.abc import Mapping
+
+__all__ = ["COUNTED", "share_of"]
 
 COUNTED: dict[str, tuple[int, int]] = {
     "accumulation_not_divided": (12, 12),
@@ -39,20 +41,21 @@ COUNTED: dict[str, tuple[int, int]] = {
 """Of each symptom: how often it was the first finding, and how often that was right."""
 
 
-def share_right(symptom: str) -> float:
-    """The share of first findings of a symptom that were right, with one right and one wrong one added.
+def share_of(table: Mapping[str, tuple[int, int]], symptom: str) -> float:
+    """The share of cases that a table counts for a symptom, with one for it and one against it added.
 
     Of a symptom that was never found that is a half: nothing is known of it.
 
     Args:
-        symptom: The value of a :class:`~optland.doctor.finding.Symptom`.
+        table: How often each symptom was found, and in how many of those it was so.
+        symptom: One of them.
 
     Returns:
-        (right + 1) / (found + 2), the mean of the posterior under a uniform prior: between 0 and 1, neither included.
+        The mean of the posterior under a uniform prior: between 0 and 1, neither included.
 
     Example:
-        >>> share_right("never_found")
-        0.5
+        >>> share_of({"plateau": (2, 2)}, "plateau"), share_of({}, "plateau")
+        (0.75, 0.5)
     """
-    found, right = COUNTED.get(symptom, (0, 0))
-    return (right + 1) / (found + 2)
+    found, so = table.get(symptom, (0, 0))
+    return (so + 1) / (found + 2)

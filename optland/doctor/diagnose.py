@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from optland.doctor.calibration import share_right
+from optland.doctor.calibration import COUNTED, share_of
 from optland.doctor.finding import Finding
 from optland.doctor.histories import Histories
 from optland.doctor.rules import silent, steps, training
@@ -53,7 +53,11 @@ class Diagnosis:
         }  # fmt: skip
 
     def __str__(self) -> str:
-        return "\n".join([self.verdict, *(f"{i}. {f}" for i, f in enumerate(self.findings[:SHOWN], start=1))])
+        return "\n".join([self.verdict, *self.numbered()])
+
+    def numbered(self) -> list[str]:
+        """The findings that are shown, each with its number."""
+        return [f"{i}. {f}" for i, f in enumerate(self.findings[:SHOWN], start=1)]
 
 
 def diagnose(run: Histories) -> Diagnosis:
@@ -74,7 +78,7 @@ def diagnose(run: Histories) -> Diagnosis:
     shape = shape_of(run)
     found = [f for rule in silent.RULES if (f := rule(run)) is not None]
     found += [f for rule in (*training.RULES, *steps.RULES) if (f := rule(run, shape)) is not None]
-    told = (replace(f, step=run.step, right=share_right(f.symptom.value)) for f in found)
+    told = (replace(f, step=run.step, right=share_of(COUNTED, f.symptom)) for f in found)
     ordered = sorted(told, key=lambda f: -f.confidence)
     ordered = [f if f.confidence >= ALARM else replace(f, alarm=False) for f in ordered]
     return Diagnosis(tuple(f for f in ordered if f.alarm), tuple(f for f in ordered if not f.alarm), run.step)
