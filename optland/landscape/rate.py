@@ -73,6 +73,13 @@ class RateSensitivity(Archived):
         good = self.rates[gains >= 0.5 * most]
         return float(good[-1] / good[0])
 
+    @property
+    def shown(self) -> tuple[float, float]:
+        """The losses that are worth a picture: from a little below the lowest to a little above the centre."""
+        gain = self.centre - min([*filter(math.isfinite, self.losses.tolist()), self.centre])
+        room = 0.01 * abs(self.centre)
+        return self.centre - 1.2 * gain - room, self.centre + max(2 * gain, 5 * room, 1e-12)
+
     def __str__(self) -> str:
         return f"best rate {self.best:.3g}, critical {self.critical.value:.3g}, loss {self.centre:.4g}"
 

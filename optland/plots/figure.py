@@ -21,7 +21,7 @@ from optland.files import write_whole
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["COLOURS", "figure", "fitted", "rows", "save", "tidy_depth"]
+__all__ = ["COLOURS", "figure", "fitted", "rows", "save", "spans_decades", "tidy_depth"]
 
 _DPI = 110
 COLOURS = {"blue": "#2b6cb0", "red": "#c53030", "green": "#2f855a", "grey": "#718096", "orange": "#c05621"}
@@ -94,6 +94,18 @@ def rows(axis: Any, names: Sequence[str], parts: Sequence[Estimate], colour: str
     axis.invert_yaxis()
     axis.axvline(0.0, color=COLOURS["grey"], linewidth=0.8, linestyle=":")
     axis.grid(alpha=0.25, axis="x")
+
+
+def spans_decades(values: Sequence[float]) -> bool:
+    """Whether numbers are shown by their logarithm, or the small ones would not be seen.
+
+    Args:
+        values: What is drawn, without NaN.
+
+    Returns:
+        True where all are positive and the largest is over 100 times the smallest.
+    """
+    return bool(values) and min(values) > 0 and max(values) > 100 * min(values)
 
 
 def _few() -> Any:

@@ -24,7 +24,7 @@ from optland.landscape.correlation import RankCorrelation
 from optland.landscape.minima import Minimum
 from optland.landscape.rate import RateSensitivity
 from optland.landscape.trajectory import TrajectoryPlane
-from optland.plots.figure import COLOURS, figure, fitted, rows, save, tidy_depth
+from optland.plots.figure import COLOURS, figure, fitted, rows, save, spans_decades, tidy_depth
 from optland.plots.result import one_panel, plot
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ def _levels(values: torch.Tensor) -> tuple[list[float], Any]:
 
     known = values[torch.isfinite(values)]
     low, high = float(known.min()), float(known.max())
-    if low > 0 and high > 100 * low:
+    if spans_decades([low, high]):
         return torch.logspace(math.log10(low), math.log10(high), 25).tolist(), LogNorm(low, high)
     high = high if high > low else low + 1e-12 + abs(low) * 1e-6
     return torch.linspace(low, high, 25).tolist(), Normalize(low, high)
@@ -161,9 +161,7 @@ def _(axis: Any, result: RateSensitivity) -> str:
     ):
         if math.isfinite(rate):
             axis.axvline(rate, color=COLOURS[colour], linewidth=1.0, label=f"{name} {rate:.2g}")
-    gain = result.centre - min([*filter(math.isfinite, losses), result.centre])
-    top = result.centre + max(2 * gain, 0.05 * abs(result.centre), 1e-12)
-    axis.set_ylim(result.centre - 1.2 * gain - 0.01 * abs(result.centre), top)
+    axis.set_ylim(*result.shown)
     axis.set_xscale("log")
     axis.set_xlabel("learning rate")
     axis.set_ylabel("loss")
@@ -271,7 +269,7 @@ def _(result: MinimaComparison, path: str | Path | None = None, *, title: str = 
     below.set_yticks(range(len(measures)), [labels[name] for name in measures], fontsize=8)
     below.set_xlabel("rise of the loss")
     rises = [e.value for m in result.minima for e in m.rises().values()]
-    if min(rises) > 0 and max(rises) > 100 * min(rises):  # or the small ones would not be seen
+    if spans_decades(rises):
         below.set_xscale("log")
     if count > 1:
         below.legend(frameon=False, fontsize=8)

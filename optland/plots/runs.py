@@ -14,7 +14,7 @@ from optland.plots.figure import COLOURS, figure, save
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["gradient_bands", "gradient_layers", "plot_comparison", "plot_run"]
+__all__ = ["gradient_bands", "gradient_layers", "plot_comparison", "plot_run", "some_layers"]
 
 Row = Mapping[str, Any]
 Curve = Sequence[tuple[float, float]]
@@ -215,8 +215,7 @@ def _edge(axis: Any, rows: Sequence[Row]) -> None:
 
 def _gradients(axis: Any, rows: Sequence[Row]) -> None:
     """Of the first, a middle and the last layer: the median, a band of half of the entries, and where 5 % are above."""
-    layers = gradient_layers(rows)
-    chosen = list(dict.fromkeys([*layers[:1], *layers[len(layers) // 2 :][:1], *layers[-1:]]))
+    chosen = some_layers(rows)
     for layer, colour in zip(chosen, ("red", "green", "blue"), strict=False):
         steps, bands = gradient_bands(rows, layer)
         axis.fill_between(steps, bands[1], bands[3], color=COLOURS[colour], alpha=0.18, linewidth=0)
@@ -249,6 +248,16 @@ def gradient_layers(rows: Sequence[Row]) -> list[str]:
     """
     found = (key.partition(" ")[2] for row in rows for key in row if key.startswith("layer/grad_q50 "))
     return list(dict.fromkeys(found))
+
+
+def some_layers(rows: Sequence[Row]) -> list[str]:
+    """The first, a middle and the last of them, of few layers all.
+
+    Args:
+        rows: Logged rows.
+    """
+    layers = gradient_layers(rows)
+    return list(dict.fromkeys([*layers[:1], *layers[len(layers) // 2 :][:1], *layers[-1:]]))
 
 
 def gradient_bands(rows: Sequence[Row], layer: str) -> tuple[list[float], list[list[float]]]:

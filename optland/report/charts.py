@@ -22,6 +22,7 @@ from optland.landscape import (
     Slice,
 )
 from optland.landscape.rate import RateSensitivity
+from optland.plots.figure import spans_decades
 
 __all__ = [
     "Chart",
@@ -29,6 +30,7 @@ __all__ = [
     "contour",
     "dimension",
     "extremes",
+    "frame",
     "is_log",
     "paths",
     "rate",
@@ -45,8 +47,8 @@ Chart = dict[str, Any]
 """``data`` and ``layout`` of plotly.js."""
 
 BLUE, RED, GREEN, ORANGE, GREY = "#3b82c4", "#d64545", "#3a9d6a", "#d9822b", "#8a94a6"
-LOG_FROM = 100.0
-"""A surface whose top is this many times its bottom is shown by the logarithm, or the basin would be one colour."""
+LOG: Chart = {"type": "log", "exponentformat": "power"}
+"""A logarithmic axis."""
 
 
 def surface(found: Slice, *, line: Sequence[tuple[float, float]] = (), log: bool | None = None) -> Chart:
@@ -117,7 +119,7 @@ def contour(found: Slice, *, line: Sequence[tuple[float, float]] = (), log: bool
             "marker": {"size": 8, "color": RED, "line": {"width": 1, "color": "white"}}, "line": {"color": RED},
             "hovertemplate": f"{word}<extra></extra>",
         })  # fmt: skip
-    return {"data": data, "layout": _layout(_label(found, 0), _label(found, 1), height=420)}
+    return {"data": data, "layout": frame(_label(found, 0), _label(found, 1), height=420)}
 
 
 def is_log(slices: Sequence[Slice]) -> bool:
@@ -132,8 +134,7 @@ def is_log(slices: Sequence[Slice]) -> bool:
     if not slices:
         return False
     seen = torch.cat([found.loss.flatten() for found in slices])
-    low, high = torch.aminmax(seen[torch.isfinite(seen)])
-    return bool(low > 0 and high > LOG_FROM * low)
+    return spans_decades(seen[torch.isfinite(seen)].tolist())
 
 
 def align(charts: Sequence[Chart]) -> None:
@@ -213,12 +214,11 @@ def spectrum(portrait: Portrait) -> Chart | None:
             "type": "bar", "x": places, "y": heights, "width": [_bar(curve.grid, places)] * len(places),
             "marker": {"color": RED}, "name": "outliers", "hovertemplate": "%{x:.4g}<extra>outlier</extra>",
         })  # fmt: skip
-    layout = _layout("eigenvalue", "density")
+    layout = frame("eigenvalue", "density")
     floor = min([h for h in heights if h > 0] + [peak or 1.0]) / 10
     top = max([peak, *heights]) or 1.0
     layout["yaxis"] |= {
-        "type": "log",
-        "exponentformat": "power",
+        **LOG,
         "range": [math.log10(max(floor, 1e-6 * top)), math.log10(3 * top)],
     }
     return {"data": data, "layout": layout}
@@ -236,7 +236,7 @@ def extremes(portrait: Portrait) -> Chart:
         },
         "hovertemplate": "%{y:.4g}<extra></extra>",
     }  # fmt: skip
-    layout = _layout("number, the largest first", "eigenvalue")
+    layout = frame("number, the largest first", "eigenvalue")
     layout["xaxis"] |= {"tickvals": place}
     return {"data": [chart], "layout": layout}
 
@@ -259,14 +259,13 @@ def rays(found: Rays) -> Chart:
     data.append({
         "type": "scatter", "mode": "lines", "x": ends, "y": ends, "line": {"color": GREY, "width": 1}, "name": "equal",
     })  # fmt: skip
-    return {"data": data, "layout": _layout("u'Hu", "second difference", legend=True)}
+    return {"data": data, "layout": frame("u'Hu", "second difference", legend=True)}
 
 
 def rate(found: RateSensitivity) -> Chart:
     """The loss after one step over learning rates; what rises far above the start is cut off."""
     losses, rates = found.losses, found.rates.tolist()
-    gain = max(0.0, found.centre - float(losses[torch.isfinite(losses)].min()))
-    low, high = found.centre - 1.2 * gain, found.centre + max(2 * gain, 0.05 * abs(found.centre), 1e-12)
+    low, high = found.shown
     data: list[dict[str, Any]] = [
         {
             "type": "scatter", "mode": "lines+markers", "x": rates, "y": _plain(losses), "name": "after one step",
@@ -283,9 +282,9 @@ def rate(found: RateSensitivity) -> Chart:
                 "type": "scatter", "mode": "lines", "x": [at, at], "y": [low, high], "name": f"{word} {at:.2g}",
                 "line": {"color": colour, "width": 1},
             })  # fmt: skip
-    layout = _layout("learning rate", "loss", legend=True)
-    layout["xaxis"] |= {"type": "log", "exponentformat": "power"}
-    layout["yaxis"] |= {"range": [low - 0.01 * abs(found.centre), high]}
+    layout = frame("learning rate", "loss", legend=True)
+    layout["xaxis"] |= LOG
+    layout["yaxis"] |= {"range": [low, high]}
     return {"data": data, "layout": layout}
 
 
@@ -306,10 +305,10 @@ def sharpness(found: MinimaComparison) -> Chart:
         for i, m in enumerate(found.minima)
     ]  # fmt: skip
     rows = len(found.minima[0].sharpness) * (1 + 0.4 * len(found.minima))
-    layout = _layout("rise of the loss", "", height=int(90 + 22 * rows), legend=len(data) > 1)
+    layout = frame("rise of the loss", "", height=int(90 + 22 * rows), legend=len(data) > 1)
     rises = [s.rise.value for m in found.minima for s in m.sharpness]
-    if min(rises) > 0 and max(rises) > LOG_FROM * min(rises):
-        layout["xaxis"] |= {"type": "log", "exponentformat": "power", "nticks": 4, "tickangle": 0}
+    if spans_decades(rises):
+        layout["xaxis"] |= {**LOG, "nticks": 4, "tickangle": 0}
     layout["yaxis"] |= {"autorange": "reversed", "automargin": True, "tickfont": {"size": 10}}
     return {"data": data, "layout": layout}
 
@@ -331,7 +330,7 @@ def paths(found: Connection) -> Chart:
         "type": "scatter", "mode": "lines", "x": [0, 1], "y": [limit, limit], "name": "threshold",
         "line": {"color": GREY, "dash": "dash", "width": 1},
     })  # fmt: skip
-    return {"data": data, "layout": _layout("t", "loss", legend=True)}
+    return {"data": data, "layout": frame("t", "loss", legend=True)}
 
 
 def dimension(found: EffectiveDimension) -> Chart:
@@ -352,10 +351,18 @@ def dimension(found: EffectiveDimension) -> Chart:
             "line": {"color": RED, "width": 1},
         },
     ]  # fmt: skip
-    return {"data": data, "layout": _layout("directions", "share of the squared length", legend=True)}
+    return {"data": data, "layout": frame("directions", "share of the squared length", legend=True)}
 
 
-def _layout(x: str, y: str, *, height: int = 320, legend: bool = False) -> dict[str, Any]:
+def frame(x: str, y: str, *, height: int = 320, legend: bool = False) -> dict[str, Any]:
+    """The layout of a chart of two axes.
+
+    Args:
+        x: Title of the one.
+        y: Title of the other.
+        height: In pixels.
+        legend: Whether it has one.
+    """
     return {
         "height": height, "margin": {"l": 56, "r": 12, "t": 12, "b": 48}, "showlegend": legend,
         "legend": {"orientation": "h", "y": 1.12}, "xaxis": {"title": {"text": x}, "zeroline": False},

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from optland.files import write_whole
-from optland.plots.figure import COLOURS, figure, save
-from optland.report.charts import BLUE, GREEN, GREY, ORANGE, RED, Chart
+from optland.plots.figure import COLOURS, figure, save, spans_decades
+from optland.report.charts import BLUE, GREEN, GREY, LOG, ORANGE, RED, Chart, frame
 from optland.report.page import Block, Part, Table, render
 from optland.train.experiments.claims.dial import Dial
 from optland.train.experiments.claims.table import Row
@@ -177,12 +177,12 @@ def _forest(rows: Sequence[Row]) -> Chart:
             },
             "marker": {"size": 8, "color": colours[verdict]},
         })  # fmt: skip
-    layout = {
-        "height": 120 + 20 * len(rows), "margin": {"l": 190, "r": 12, "t": 12, "b": 48}, "showlegend": True,
-        "legend": {"orientation": "h", "y": 1.05},
-        "xaxis": {"title": {"text": "0: no effect, 1: the nearer end of the band"}, "zeroline": True},
-        "yaxis": {"autorange": "reversed", "automargin": True, "tickfont": {"size": 10}},
-    }  # fmt: skip
+    layout = frame(
+        "0: no effect, 1: the nearer end of the band", "", height=120 + 20 * len(rows), legend=True
+    )
+    layout["margin"] |= {"l": 190}
+    layout["xaxis"] |= {"zeroline": True}
+    layout["yaxis"] |= {"autorange": "reversed", "automargin": True, "tickfont": {"size": 10}}
     return {"data": data, "layout": layout}
 
 
@@ -218,18 +218,10 @@ def _scatter(row: Row) -> Chart:
             "type": "scatter", "mode": "lines" if path else "markers", "name": name, "marker": {"size": 7},
             "x": [a for a, _ in kept], "y": [b for _, b in kept],
         })  # fmt: skip
-    layout = {
-        "height": 320, "margin": {"l": 56, "r": 12, "t": 12, "b": 48}, "showlegend": len(data) > 1,
-        "legend": {"orientation": "h", "y": 1.12},
-        "xaxis": {"title": {"text": x}, "type": _scale([a for a, _ in every])},
-        "yaxis": {"title": {"text": y}, "type": _scale([b for _, b in every])},
-    }  # fmt: skip
+    layout = frame(x, y, legend=len(data) > 1)
+    for axis, values in (("xaxis", [a for a, _ in every]), ("yaxis", [b for _, b in every])):
+        layout[axis] |= {"zeroline": True, **(LOG if spans_decades(values) else {})}
     return {"data": data, "layout": layout}
-
-
-def _scale(values: Sequence[float]) -> str:
-    """Logarithmic where all are positive and far apart."""
-    return "log" if values and min(values) > 0 and max(values) > 100 * min(values) else "linear"
 
 
 def _cells(row: Row) -> list[str | float]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,7 +22,7 @@ from optland.report.store import Store, key_of
 from optland.report.survey import Survey
 from optland.vectors import Vector
 
-__all__ = ["Findings", "Trajectory", "connections", "follow"]
+__all__ = ["Findings", "Trajectory", "connection", "follow"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -76,37 +74,37 @@ LR = 0.005
 """Learning rate of the curves between two checkpoints."""
 
 
-def connections(
-    objectives: Mapping[str, Objective],
+def connection(
+    name: str,
+    first: Objective,
+    second: Objective,
     *,
-    num_steps: int = 300,
-    seed: int = 0,
-    partial: str | Path | None = None,
-) -> dict[str, Connection]:
-    """The line and a trained curve between every two checkpoints that fit each other.
+    num_steps: int,
+    seed: int,
+    partial: str | Path | None,
+) -> Connection:
+    """The line and a trained curve between two checkpoints.
 
     Args:
-        objectives: By name: the same loss at each checkpoint.
-        num_steps: Training steps of each curve; 0 for lines alone.
-        seed: Of the curves.
-        partial: Folder for the paths that are done; an interrupted search goes on from there.
-
-    Returns:
-        By ``"first to second"``.
+        name: Of the pair, ``"first to second"``.
+        first: The loss at one of them.
+        second: The same loss at the other.
+        num_steps: Training steps of the curve; 0 for the line alone.
+        seed: Of the curve.
+        partial: Folder for what is done; an interrupted search goes on from there.
 
     Raises:
-        ValueError: Two of them are of different architectures.
+        ValueError: They are of different architectures.
     """
-    found: dict[str, Connection] = {}
-    settings = {"steps": num_steps, "seed": seed}
-    for (one, first), (two, second) in itertools.combinations(objectives.items(), 2):
-        store = Store(partial, f"{one} to {two}", key_of(settings, first, second))
-        make = functools.partial(connect, first, second.model, num_steps=num_steps, lr=LR, seed=seed)
-        try:
-            found[f"{one} to {two}"] = store.of("connection", Connection, make)
-        except ValueError as error:
-            raise ValueError(f"{one} and {two}: {error}") from error
-    return found
+    store = Store(partial, name, key_of({"steps": num_steps, "seed": seed}, first, second))
+    try:
+        return store.of(
+            "connection",
+            Connection,
+            lambda: connect(first, second.model, num_steps=num_steps, lr=LR, seed=seed),
+        )
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
 
 
 def follow(objective: Objective, checkpoints: Mapping[str, Vector], *, num_points: int = 21) -> Trajectory:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import torch
 from optland import __version__
 from optland.landscape import Connection
 from optland.objective import Objective
-from optland.report.findings import Findings, connections, follow
+from optland.report.findings import Findings, connection, follow
 from optland.report.survey import SurveySettings, survey
 from optland.report.training import training_of
 from optland.vectors import Vector
@@ -65,18 +64,28 @@ def investigate(
         raise ValueError("objectives is empty; give at least one by name")
     first = next(iter(objectives.values()))
     chosen, begin = settings or SurveySettings(), watch or (lambda part: None)
+
+    def told_of(name: str) -> Callable[[str], None]:
+        return lambda part: begin(f"{name}, {part}")
+
     surveys = [
         survey(
             name, objective, chosen, test=(tests or {}).get(name), is_sample=is_sample, partial=partial,
-            watch=functools.partial(_named, begin, name),
+            watch=told_of(name),
         )
         for name, objective in objectives.items()
     ]  # fmt: skip
     found: dict[str, Connection] = {}
     for one, two in pairs:
-        begin(f"{one} to {two}")
-        pair = {one: objectives[one], two: objectives[two]}
-        found |= connections(pair, num_steps=num_curve_steps, seed=chosen.seed, partial=partial)
+        begin(name := f"{one} to {two}")
+        found[name] = connection(
+            name,
+            objectives[one],
+            objectives[two],
+            num_steps=num_curve_steps,
+            seed=chosen.seed,
+            partial=partial,
+        )
     trajectory = None
     if path is not None:
         begin("path of training")
@@ -86,7 +95,3 @@ def investigate(
     told = {name: dict(of) for name, of in (results or {}).items()}
     training = {name: training_of(of) for name, of in (rows or {}).items()}
     return Findings(title, facts, tuple(surveys), found, trajectory, tuple(notes), told, training)
-
-
-def _named(begin: Callable[[str], None], name: str, part: str) -> None:
-    begin(f"{name}, {part}")

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from optland.doctor.spread import QUANTILES, gradient_key
-from optland.plots.runs import gradient_bands, gradient_layers
-from optland.report.charts import BLUE, GREEN, GREY, ORANGE, RED, Chart
+from optland.plots.runs import gradient_bands, gradient_layers, some_layers
+from optland.report.charts import BLUE, GREEN, GREY, LOG, ORANGE, RED, Chart, frame
 
 __all__ = ["edge_chart", "gradient_chart", "training_in_words", "training_of"]
 
@@ -76,8 +76,7 @@ def gradient_chart(series: Series) -> Chart | None:
         None where the log has no quantiles of gradients.
     """
     rows = _rows(series)
-    layers = gradient_layers(rows)
-    chosen = list(dict.fromkeys([*layers[:1], *layers[len(layers) // 2 :][:1], *layers[-1:]]))
+    chosen = some_layers(rows)
     if not chosen:
         return None
     data: list[dict[str, Any]] = []
@@ -139,8 +138,6 @@ def _rows(series: Series) -> list[dict[str, float]]:
 
 
 def _layout(y: str) -> dict[str, Any]:
-    return {
-        "height": 320, "margin": {"l": 64, "r": 12, "t": 12, "b": 48}, "showlegend": True,
-        "legend": {"orientation": "h", "y": 1.15}, "xaxis": {"title": {"text": "update"}, "zeroline": False},
-        "yaxis": {"title": {"text": y}, "type": "log", "exponentformat": "power", "zeroline": False},
-    }  # fmt: skip
+    layout = frame("update", y, legend=True)
+    layout["yaxis"] |= LOG
+    return layout

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 from optland.files import for_json, write_whole
@@ -37,8 +38,8 @@ def write_report(findings: Findings, folder: str | Path) -> Path:
     findings.save(where / "findings")
     parts = list(_parts(findings))
     text = render(findings.title, findings.about, findings.notes, parts, list(_cards(findings)))
-    for _ in _pictures(findings, where):
-        continue
+    for key, draw in _pictures(findings):
+        draw(where / f"{key}.png")
     page = where / "report.html"
     write_whole(page, text)
     return page
@@ -52,8 +53,8 @@ def log_report(findings: Findings, folder: str | Path, log: Logger) -> None:
         folder: Where the pictures are.
         log: Where they are shown.
     """
-    for key, path in _pictures(findings, Path(folder), draw=False):
-        log.image(f"landscape/{key}", path)
+    for key, _ in _pictures(findings):
+        log.image(f"landscape/{key}", Path(folder) / f"{key}.png")
     columns, rows = findings.comparison.table()
     labels = findings.comparison.minima[0].labels
     log.table(
@@ -204,36 +205,22 @@ def _trajectory_block(found: Trajectory) -> Block:
 # The pictures ----------------------------------------------------------------------------------------------
 
 
-def _pictures(findings: Findings, folder: Path, *, draw: bool = True) -> Iterator[tuple[str, Path]]:
-    """Key and file of every picture, drawn on the way where that is asked for."""
+def _pictures(findings: Findings) -> Iterator[tuple[str, Callable[[Path], object]]]:
+    """By its key, what draws each picture into a file."""
     for number, one in enumerate(findings.surveys, start=1):
         tag = f"{number}_" if len(findings.surveys) > 1 else ""
-        path = folder / f"{tag}curvature.png"
-        if draw:
-            text = f"{words.point_in_words(one.portrait)} {words.curvature_in_words(one.portrait)}"
-            plot_portrait(one.portrait, path, title=one.name, verdict=text)
-        yield f"{tag}curvature", path
-        for key, result in (
-            ("plane", one.random), ("eigen_plane", one.eigen), ("rays", one.rays), ("dimension", one.dimension),
-            ("rate", one.rate),
-        ):  # fmt: skip
-            if result is None:
-                continue
-            path = folder / f"{tag}{key}.png"
-            if draw:
-                plot(result, path)
-            yield f"{tag}{key}", path
-    path = folder / "sharpness.png"
-    if draw:
-        plot(findings.comparison, path)
-    yield "sharpness", path
+        text = f"{words.point_in_words(one.portrait)} {words.curvature_in_words(one.portrait)}"
+        yield f"{tag}curvature", partial(plot_portrait, one.portrait, title=one.name, verdict=text)
+        results = {
+            "plane": one.random, "eigen_plane": one.eigen, "rays": one.rays, "dimension": one.dimension,
+            "rate": one.rate,
+        }  # fmt: skip
+        for key, result in results.items():
+            if result is not None:
+                yield f"{tag}{key}", partial(plot, result)
+    yield "sharpness", partial(plot, findings.comparison)
     for number, (name, found) in enumerate(findings.connections.items(), start=1):
-        path = folder / f"connection_{number}.png"
-        if draw:
-            plot(found, path, title=name)
-        yield f"connection_{number}", path
+        yield f"connection_{number}", partial(plot, found, title=name)
     if findings.trajectory is not None:
-        path = folder / "trajectory.png"
-        if draw:
-            plot(findings.trajectory.surface, path, title=words.trajectory_in_words(findings.trajectory)[:90])
-        yield "trajectory", path
+        title = words.trajectory_in_words(findings.trajectory)[:90]
+        yield "trajectory", partial(plot, findings.trajectory.surface, title=title)
