@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import shlex
 import textwrap
 from collections.abc import Mapping
@@ -14,6 +13,7 @@ from optland import doctor
 from optland.cli.diagnose_landscape import Around, look_around, order_of
 from optland.cli.diagnose_options import check_diagnose
 from optland.cli.opened import ConfiguredStart, measuring
+from optland.cli.recipes import named_recipe
 from optland.cli.terminal import DONE, FAILED, say
 from optland.config import UserError
 from optland.doctor import Diagnosis, Finding, Symptom
@@ -163,8 +163,7 @@ def command_for(log: Log, finding: Finding) -> str:
     key, _, value = finding.action.partition("=")
     if log.kind == "optland" and value:
         config = log.path.parent / "config.yaml"
-        recipe = _recipe_of(config)
-        if recipe is not None:
+        if config.is_file() and (recipe := named_recipe(config)):
             return shlex.join(["optland", "run", recipe, str(config), finding.action])
     flag = _FLAGS.get(log.kind, {}).get(key)
     if flag is not None and value:
@@ -172,16 +171,6 @@ def command_for(log: Log, finding: Finding) -> str:
     if value:
         return f"the same run with {finding.action}"
     return f"optland explain {_EXPLAINED.get(finding.symptom, 'train/loss')}"
-
-
-def _recipe_of(config: Path) -> str | None:
-    """The recipe that a saved configuration names; None where there is none."""
-    if not config.is_file():
-        return None
-    line = re.search(
-        r"^recipe: *(\S.*?)\s*$", config.read_text(encoding="utf-8", errors="replace"), flags=re.MULTILINE
-    )
-    return None if line is None else line.group(1).strip("'\"")
 
 
 def _paragraphs(text: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from optland.cli.opened import OpenedRun
@@ -82,10 +82,8 @@ class Around:
             Step, data, ``cost_ge``, and for each estimate its value, error and whether it converged.
         """
         parts = {"largest": self.largest, "smallest": self.smallest, "sam": self.sam}
-        values = {
-            name: {"value": e.value, "error": e.error, "converged": e.converged} for name, e in parts.items()
-        }
-        return {"step": self.step, "data": self.data, "cost_ge": self.cost_ge, **values}
+        estimates = {name: e.to_dict() for name, e in parts.items()}
+        return {"step": self.step, "data": self.data, "cost_ge": self.cost_ge, **estimates}
 
 
 def _short(estimate: Estimate) -> str:
@@ -156,9 +154,7 @@ class Order:
         Returns:
             The error's key, whether sharpness was measured, and tau with its interval, p and number of runs.
         """
-        c = self.correlation
-        return {"error": self.error, "measured": self.measured, "tau": c.tau, "low": c.low, "high": c.high,
-                "p_value": c.p_value, "num_runs": c.num_runs}  # fmt: skip
+        return {"error": self.error, "measured": self.measured, **asdict(self.correlation)}
 
 
 def order_of(runs: Sequence[Histories], *, measured: bool) -> Order | None:

@@ -10,7 +10,6 @@ to define
 
 from __future__ import annotations
 
-import re
 import types
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,7 +20,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from optland import batches, vectors
-from optland.cli.recipes import Recipe, find_recipe
+from optland.cli.recipes import Recipe, find_recipe, named_recipe
 from optland.cli.terminal import INTERRUPTED, complain
 from optland.config import UserError, load
 from optland.config.scripts import ScriptRecord
@@ -30,7 +29,7 @@ from optland.objective import Objective
 from optland.train.runs.settings import choose_device
 from optland.train.runs.trained_run import ProbeData, Split, find_checkpoint, load_run, probe_objective
 
-__all__ = ["ConfiguredStart", "OpenedRun", "exact_enough", "measuring"]
+__all__ = ["ConfiguredStart", "OpenedRun", "exact_enough", "measuring", "usable_device"]
 
 
 def measuring(work: Callable[[], int], interrupted: str) -> int:
@@ -120,11 +119,10 @@ class OpenedRun:
         path = self._config_file(config)
         self.recipe = self._find_recipe(path, recipe)
         self.script = _definitions(self.recipe)
-        self.device = _device(device)
+        self.device = usable_device(device)
         self.config = self._load(path, self.device)
-        torch.set_num_threads(getattr(self.config, "threads", None) or torch.get_num_threads())
-        model, self.data = _built(self.script, self.config, self.device, self.recipe)
-        self.trained = load_run(self.checkpoint, model, self._optimizer(model))
+        model, self.data, optimizer = _built(self.script, self.config, self.device, self.recipe)
+        self.trained = load_run(self.checkpoint, model, optimizer)
         own: int = getattr(self.config, "batch_size", 64)
         self.batch_size = batch_size or own
 
@@ -167,10 +165,9 @@ class OpenedRun:
     def _find_recipe(self, config: Path, given: str | None) -> Recipe:
         if given is not None:
             return find_recipe(given)
-        line = re.search(r"^recipe: *(\S.*?)\s*$", config.read_text(encoding="utf-8"), flags=re.MULTILINE)
-        if line is None:
+        named = named_recipe(config)
+        if not named:
             raise UserError(f"{config}: no recipe is named; add --recipe RECIPE")
-        named = line.group(1).strip("'\"")
         record = ScriptRecord.read(config.parent)
         if record is not None and record.recipe == named:
             return _recorded(record, config.parent)
@@ -184,11 +181,6 @@ class OpenedRun:
         schema = self.script.Config
         overrides = [f"device={device}"] if "device" in getattr(schema, "__dataclass_fields__", {}) else []
         return load(schema, path, overrides)
-
-    def _optimizer(self, model: nn.Module) -> Optimizer | None:
-        make: Callable[[nn.Module], Optimizer] | None
-        make = getattr(getattr(self.config, "optimizer", None), "build", None)
-        return None if make is None else make(model)
 
 
 class ConfiguredStart:
@@ -215,12 +207,11 @@ class ConfiguredStart:
         found = find_recipe(recipe)
         script = _definitions(found)
         self.config = found.load_config(config, overrides, script.Config)
-        torch.set_num_threads(getattr(self.config, "threads", None) or torch.get_num_threads())
-        self.model, data = _built(script, self.config, _device(getattr(self.config, "device", "auto")), found)
-        make = getattr(getattr(self.config, "optimizer", None), "build", None)
-        if make is None:
+        device = usable_device(getattr(self.config, "device", "auto"))
+        self.model, data, optimizer = _built(script, self.config, device, found)
+        if optimizer is None:
             raise UserError(f"{found.script}: its configuration has no optimizer.build(model); give it one")
-        self.optimizer: Optimizer = make(self.model)
+        self.optimizer = optimizer
         self.loss_fn = script.loss_fn
         self.batch_size: int = getattr(self.config, "batch_size", 64)
         seed = getattr(self.config, "seed", 0)
@@ -253,8 +244,11 @@ def _definitions(recipe: Recipe) -> types.ModuleType:
     return module
 
 
-def _built(script: types.ModuleType, config: Any, device: str, recipe: Recipe) -> tuple[nn.Module, ProbeData]:
-    """What the recipe's ``build`` gives, checked: a module, and data that can be sampled."""
+def _built(
+    script: types.ModuleType, config: Any, device: str, recipe: Recipe
+) -> tuple[nn.Module, ProbeData, Optimizer | None]:
+    """What the recipe's ``build`` gives, checked: a module, and data that can be sampled; and the optimizer, if any."""
+    torch.set_num_threads(getattr(config, "threads", None) or torch.get_num_threads())
     built = script.build(config, device)
     shape = isinstance(built, tuple) and len(built) == 2 and isinstance(built[0], nn.Module)
     if not shape or not all(callable(getattr(built[1], name, None)) for name in ("size", "sample")):
@@ -262,10 +256,19 @@ def _built(script: types.ModuleType, config: Any, device: str, recipe: Recipe) -
             f"{recipe.script}: build must return (model, data), and data must have size(split) and "
             "sample(split, num, seed)"
         )
-    return built[0], built[1]
+    make = getattr(getattr(config, "optimizer", None), "build", None)
+    return built[0], built[1], None if make is None else make(built[0])
 
 
-def _device(asked: Literal["auto", "cpu", "cuda"]) -> str:
+def usable_device(asked: Literal["auto", "cpu", "cuda"]) -> str:
+    """The device that is meant.
+
+    Args:
+        asked: As on the command line or in the configuration.
+
+    Raises:
+        UserError: It is not there.
+    """
     try:
         return choose_device(asked)
     except ValueError as error:

@@ -16,7 +16,16 @@ from optland.config import RUN_FOLDER, UserError, did_you_mean, load
 from optland.config.scripts import ROOT_VARIABLE, recipe_name
 from optland.config.scripts import roots as _roots
 
-__all__ = ["ROOT_VARIABLE", "Recipe", "all_recipes", "find_recipe", "first_comment", "local_recipes", "roots"]
+__all__ = [
+    "ROOT_VARIABLE",
+    "Recipe",
+    "all_recipes",
+    "find_recipe",
+    "first_comment",
+    "local_recipes",
+    "named_recipe",
+    "roots",
+]
 
 _CONTRACT = "run_script("
 _PACKAGE = Path(__file__).resolve().parent.parent
@@ -72,9 +81,7 @@ class Recipe:
         """
         if config.resolve().parent not in self._folders():
             return False
-        text = config.read_text(encoding="utf-8", errors="replace")
-        line = re.search(r"^recipe:([^#\n]*)", text, flags=re.MULTILINE)
-        named = line.group(1).strip().strip("'\"") if line else ""
+        named = named_recipe(config)
         of_another = (self.script.parent / f"{named}.py").is_file()
         return named in (self.name, self.script.stem) or (bool(named) and not of_another)
 
@@ -233,6 +240,17 @@ def _is_recipe(script: Path) -> bool:
         return _CONTRACT in script.read_text(encoding="utf-8", errors="replace")
     except OSError:
         return False
+
+
+def named_recipe(config: Path) -> str:
+    """The recipe that the ``recipe:`` line of a config names; empty where there is none.
+
+    Args:
+        config: A YAML file, which need not be one that can be loaded.
+    """
+    text = config.read_text(encoding="utf-8", errors="replace")
+    line = re.search(r"^recipe:([^#\n]*)", text, flags=re.MULTILINE)
+    return line[1].strip().strip("'\"") if line else ""
 
 
 def first_comment(path: Path) -> str:

@@ -12,11 +12,11 @@ import torch
 
 from optland import __version__
 from optland.cli.closed_forms import CLOSED_FORMS
+from optland.cli.opened import usable_device
 from optland.cli.terminal import DONE, FAILED, say
 from optland.config import UserError
 from optland.conformance import Finding, Status, Subject, ours, run
 from optland.conformance.imported import subject_at
-from optland.train.runs.settings import choose_device
 
 __all__ = ["verify"]
 
@@ -39,10 +39,7 @@ def verify(arguments: argparse.Namespace) -> int:
     if arguments.claims is not None and arguments.optimizer is None:
         usage = "optland verify MODULE:CLASS --claims METHOD"
         raise UserError(f"--claims {arguments.claims}: of which optimizer? Write: {usage}")
-    try:
-        device = choose_device(arguments.device)
-    except ValueError as error:
-        raise UserError(f"--{error}") from error
+    device = usable_device(arguments.device)
     found: list[tuple[str, Finding]] = []
     for one in _findings(arguments, device):
         found.append(one)

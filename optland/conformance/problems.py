@@ -53,9 +53,9 @@ class Problem:
         x: Inputs (n, ...).
         y: Targets (n, ...).
         criterion: (outputs, targets) -> mean loss.
-        scale: Constant factor of the loss.
 
     Attributes:
+        scale: Constant factor of the loss; 1 at first.
         points: Flat weights (d,) in float64 at each evaluation of the loss so far.
         parts: Slices of the batch that a backward pass is made of, each weighted by its share.
     """
@@ -66,9 +66,9 @@ class Problem:
         x: Tensor,
         y: Tensor,
         criterion: Callable[[Tensor, Tensor], Tensor] = total,
-        scale: float = 1.0,
     ) -> None:
-        self.model, self.x, self.y, self.criterion, self.scale = model, x, y, criterion, scale
+        self.model, self.x, self.y, self.criterion = model, x, y, criterion
+        self.scale = 1.0
         self.points: list[Tensor] = []
         self.parts: list[slice] = [slice(None)]
 
@@ -233,40 +233,37 @@ def _random(*shape: int, seed: int) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def coupled_quadratic(dtype: torch.dtype, d: int = 7) -> Problem:
+def coupled_quadratic(dtype: torch.dtype) -> Problem:
     """The quadratic w'Hw/2 with a full H, of eigenvalues up to about 3.
 
     Args:
         dtype: Of weights and H.
-        d: Number of weights; 7 are one matrix (2, 2) and a vector of 3.
 
     Example:
         >>> problem = coupled_quadratic(torch.float64)
         >>> [tuple(p.shape) for p in problem.model.parameters()]
         [(2, 2), (3,)]
     """
-    A = _random(d, d, seed=0)
-    return on(Quadratic((A @ A.T / d).to(dtype), _random(d, seed=1).to(dtype)), dtype)
+    A = _random(7, 7, seed=0)  # one matrix (2, 2) and a vector of 3
+    return on(Quadratic((A @ A.T / 7).to(dtype), _random(7, seed=1).to(dtype)), dtype)
 
 
-def on(model: nn.Module, dtype: torch.dtype, scale: float = 1.0) -> Problem:
+def on(model: nn.Module, dtype: torch.dtype) -> Problem:
     """The problem of a model that is its own loss.
 
     Args:
         model: Takes one number and returns the loss times it.
         dtype: Of that number, 1.
-        scale: Constant factor of the loss.
     """
-    return Problem(model, torch.ones(1, dtype=dtype), torch.ones(1, dtype=dtype), total, scale)
+    return Problem(model, torch.ones(1, dtype=dtype), torch.ones(1, dtype=dtype))
 
 
-def network(dtype: torch.dtype, *layers: Any, inputs: int = 4) -> Problem:
+def network(dtype: torch.dtype, *layers: Any) -> Problem:
     """A small net on twelve samples of three classes; ``layers`` go between its two linear maps.
 
     Args:
         dtype: Of weights and inputs.
         *layers: Modules that take and give (n, 8).
-        inputs: Features of each sample.
 
     Returns:
         The same net and data at every call; the random state of the caller is left alone.
@@ -278,6 +275,6 @@ def network(dtype: torch.dtype, *layers: Any, inputs: int = 4) -> Problem:
     """
     with torch.random.fork_rng():
         torch.manual_seed(1)
-        model = nn.Sequential(nn.Linear(inputs, 8), *layers, nn.Tanh(), nn.Linear(8, 3)).to(dtype)
+        model = nn.Sequential(nn.Linear(4, 8), *layers, nn.Tanh(), nn.Linear(8, 3)).to(dtype)
         y = torch.randint(3, (12,))
-    return Problem(model, _random(12, inputs, seed=2).to(dtype), y, cross_entropy)
+    return Problem(model, _random(12, 4, seed=2).to(dtype), y, cross_entropy)

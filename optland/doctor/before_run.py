@@ -37,7 +37,7 @@ from optland.context.modules import preserve_modes
 from optland.context.rng import preserve_rng
 from optland.curvature import critical_step, hessian, lanczos
 from optland.doctor.calibration import share_of
-from optland.doctor.diagnose import Diagnosis, diagnose
+from optland.doctor.diagnose import Diagnosis, diagnose, numbered
 from optland.doctor.finding import Symptom
 from optland.doctor.histories import Histories
 from optland.doctor.rules.shape import shape_of
@@ -102,7 +102,7 @@ class Preflight:
             f"It {verdict} (chance {100 * sure:.0f} %): the loss went from {self.first:.3g} to {self.last:.3g}.",
             f"critical learning rate {self.critical_lr:.3g}, negative-curvature ratio {self.ncr:.2g}",
         ]
-        return "\n".join([*lines, *self.diagnosis.numbered()])
+        return "\n".join([*lines, *numbered(self.diagnosis.findings)])
 
 
 def chance_of_failure(run: Histories) -> float:

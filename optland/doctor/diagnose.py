@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,7 +12,7 @@ from optland.doctor.histories import Histories
 from optland.doctor.rules import silent, steps, training
 from optland.doctor.rules.shape import shape_of
 
-__all__ = ["Diagnosis", "diagnose"]
+__all__ = ["Diagnosis", "diagnose", "numbered"]
 
 SHOWN = 3
 
@@ -53,11 +54,16 @@ class Diagnosis:
         }  # fmt: skip
 
     def __str__(self) -> str:
-        return "\n".join([self.verdict, *self.numbered()])
+        return "\n".join([self.verdict, *numbered(self.findings)])
 
-    def numbered(self) -> list[str]:
-        """The findings that are shown, each with its number."""
-        return [f"{i}. {f}" for i, f in enumerate(self.findings[:SHOWN], start=1)]
+
+def numbered(findings: Sequence[Finding]) -> list[str]:
+    """The first findings, each as a line with its number.
+
+    Args:
+        findings: The most telling first.
+    """
+    return [f"{i}. {f}" for i, f in enumerate(findings[:SHOWN], start=1)]
 
 
 def diagnose(run: Histories) -> Diagnosis:

@@ -15,34 +15,32 @@ from optland.conformance.problems import Problem, Product, Quadratic, Slope, cou
 LR = 0.1
 
 
-def one_step(bench: Bench, problem: Problem | None = None, **options: Any) -> tuple[Step, Problem]:
-    """A first step of plain SGD on the coupled quadratic, unless another problem is given.
+def one_step(bench: Bench, **options: Any) -> tuple[Step, Problem]:
+    """A first step of plain SGD on the coupled quadratic.
 
     Args:
         bench: Under test.
-        problem: Another loss.
         **options: Of the method, over those of the claim.
 
     Returns:
         The record of the step, at ``LR``, and the problem after it.
     """
-    problem = problem or coupled_quadratic(bench.dtype)
+    problem = coupled_quadratic(bench.dtype)
     return bench.trace(bench.build(problem, lr=LR, groups=True, **options), problem, 1)[0], problem
 
 
-def against_sam(bench: Bench, steps: int = 4, **options: Any) -> Measured:
-    """Distance from the path of SAM, over the distance travelled, when ``options`` make the method SAM.
+def against_sam(bench: Bench, **options: Any) -> Measured:
+    """Distance from four steps of SAM, over the distance travelled, when ``options`` make the method SAM.
 
     Args:
         bench: Under test.
-        steps: How many are compared.
         **options: Of the method, over those of the claim.
     """
     problem = coupled_quadratic(bench.dtype)
     w = start = problem.flat()
-    seen = bench.trace(bench.build(problem, lr=LR, **options), problem, steps)
+    seen = bench.trace(bench.build(problem, lr=LR, **options), problem, 4)
     oracle = ORACLES["sam"](bench.options, torch.ones_like(w, dtype=torch.bool))
-    for _ in range(steps):
+    for _ in range(4):
         w = w - LR * oracle(w, problem.gradient, w).gradient
     return Measured(relative(seen[-1].after, w, w - start), bench.tolerance)
 
