@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import json
 import statistics
-import time
 from pathlib import Path
 from typing import Any
 
 import torch
+from step_loop import Closure, timed, turns
 from torch import nn
 from torch.nn import functional as F
 
@@ -50,35 +50,25 @@ def loss_of(model: nn.Module, batch: Any) -> torch.Tensor:
 
 
 def stepper(make: Any, batch: Any, method: Any) -> Any:
-    """A function that makes one step and waits for it."""
+    """Seconds per step, the wait for it included, over and over."""
     torch.manual_seed(0)
     model = make().cuda()
     optimizer = method(torch.optim.SGD(model.parameters(), 0.01, momentum=0.9), model)
-
-    def closure() -> torch.Tensor:
-        optimizer.zero_grad()
-        loss = loss_of(model, batch)
-        loss.backward()
-        return loss
+    closure = Closure(optimizer, lambda: loss_of(model, batch))
 
     def step() -> None:
         optimizer.step(closure)
         torch.cuda.synchronize()
 
-    return step
+    return timed(step)
 
 
 def main() -> int:
     table: dict[str, dict[str, Any]] = {}
     for name, (make, batch) in nets().items():
-        steps = {method: stepper(make, batch, build) for method, build in METHODS.items()}
-        times: dict[str, list[float]] = {method: [] for method in steps}
-        for repeat in range(REPEATS + 10):
-            for method, step in steps.items():
-                started = time.perf_counter()
-                step()
-                if repeat >= 10:
-                    times[method].append(time.perf_counter() - started)
+        sides = {method: stepper(make, batch, build) for method, build in METHODS.items()}
+        turns(sides, 10, 1)
+        times = turns(sides, REPEATS, 1)
         # A method may cost more every k-th step only: means over whole periods.
         base = statistics.fmean(times["base"])
         table[name] = {

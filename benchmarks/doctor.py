@@ -22,11 +22,10 @@ import time
 import warnings
 from collections import Counter, defaultdict
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
-from doctor_calibration import TABLE, rewritten
+from doctor_calibration import COUNTS, RESULT, rewritten
 from doctor_faults import ACCEPTED, CELLS, HEALTHY, INSTABILITY, SILENT, Spec, plan
 from doctor_mends import NO_FIX, OF_THE_LOOP, auc, looked_at, mended
 from doctor_runs import BUDGET, run
@@ -36,7 +35,6 @@ from kept import SCRATCH, Kept
 from optland.doctor import Finding, diagnose
 from optland.doctor.histories import Histories
 
-RESULT = Path(__file__).resolve().parent / "results" / "doctor.json"
 SIZES = {
     "dev": (7, 50),
     "held": (12, 150),
@@ -290,7 +288,7 @@ def report(part: str, version: int) -> None:
     ]
     text = "".join(f"{json.dumps(row)}\n" for row in rows)
     RESULT.with_name(f"doctor_{part}_runs.jsonl").write_text(text, encoding="utf-8")
-    TABLE.write_text(rewritten(TABLE.read_text(encoding="utf-8"), result), encoding="utf-8")
+    COUNTS.write_text(rewritten(COUNTS.read_text(encoding="utf-8"), result), encoding="utf-8")
 
 
 def published(part: str) -> list[dict[str, Any]]:

@@ -1,20 +1,16 @@
-"""Write the counts of the last held-out pass of ``benchmarks/doctor.py`` into ``optland/doctor/calibration.py``.
+"""The counts of the last held-out pass of ``benchmarks/doctor.py`` for ``optland/doctor/calibration.py``.
 
-python benchmarks/doctor_calibration.py          # rewrite the table in place; the end of doctor.py --report does it too
-python benchmarks/doctor_calibration.py --check  # exit with 1 where it is not that of the last pass
+``python benchmarks/readme.py`` puts them there with all other tables, and so does the end of ``doctor.py --report``.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import re
-import sys
 from pathlib import Path
 from typing import Any
 
 RESULT = Path(__file__).resolve().parent / "results" / "doctor.json"
-TABLE = Path(__file__).resolve().parent.parent / "optland" / "doctor" / "calibration.py"
+COUNTS = Path(__file__).resolve().parent.parent / "optland" / "doctor" / "calibration.py"
 
 
 def rewritten(text: str, result: dict[str, Any]) -> str:
@@ -35,23 +31,5 @@ def rewritten(text: str, result: dict[str, Any]) -> str:
         flags=re.DOTALL | re.MULTILINE,
     )
     if count != 1:
-        raise ValueError(f"{TABLE}: it has {count} tables named COUNTED; one is needed")
+        raise ValueError(f"{COUNTS}: it has {count} tables named COUNTED; one is needed")
     return head
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--check", action="store_true")
-    arguments = parser.parse_args()
-    text = TABLE.read_text(encoding="utf-8")
-    new = rewritten(text, json.loads(RESULT.read_text(encoding="utf-8")))
-    if arguments.check:
-        return int(new != text)
-    TABLE.write_text(new, encoding="utf-8")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

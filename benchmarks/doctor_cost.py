@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 from pilot_cost import gpt, mlp, resnet8
+from step_loop import seconds_per_step
 
 from optland.doctor import watch
 from optland.doctor.watching import Watch
@@ -99,15 +100,8 @@ def measured(make: Callable[[], Any], updates: int, *, watched: bool) -> dict[st
             log=Rows(),
             watch=doctor,
         )
-        begun = time.perf_counter()
-        for i in range(updates):
-            batch = batches[i % len(batches)]
-            optimizer.zero_grad()
-            loss = loss_fn(net, batch)
-            loss.backward()
-            optimizer.step()
-            pilot.after_step(batch, loss)
-        whole = time.perf_counter() - begun
+        side = seconds_per_step(net, optimizer, loss_fn, batches, pilot)
+        whole = sum(next(side) for _ in range(updates))
         pilot.close()
         if doctor is not None:
             doctor.close()

@@ -17,6 +17,7 @@ library's sources, in bfloat16. In this order, as far as the minutes go:
 from __future__ import annotations
 
 import argparse
+import functools
 import itertools
 import json
 import math
@@ -28,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from step_loop import Closure, timed, turns
 from survival_measures import scored, tested, weight_damages
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -196,9 +198,10 @@ def stepper(problem: Problem, method: str, steps: int) -> Callable[[], None]:
     optimizer: Any = base if method == PILOT else METHODS[method](problem, base, model)
     pilot = Pilot(optimizer, model, problem.loss, total_steps=steps) if method == PILOT else None
     batch = next(problem.splits.batches("train", problem.batch_size))
+    closure = Closure(optimizer, lambda: problem.loss(model, batch))
 
     def step() -> None:
-        loss = optimizer.step(lambda: backward(problem, optimizer, model, batch))
+        loss = optimizer.step(closure)
         if pilot is not None:
             pilot.after_step(batch, loss)
         waited(problem.device)
@@ -206,23 +209,11 @@ def stepper(problem: Problem, method: str, steps: int) -> Callable[[], None]:
     return step
 
 
-def backward(problem: Problem, optimizer: Any, model: nn.Module, batch: Batch) -> Tensor:
-    optimizer.zero_grad()
-    loss = problem.loss(model, batch)
-    loss.backward()
-    return loss
-
-
-def step_cost(problem: Problem, timed: int) -> dict[str, dict[str, float]]:
+def step_cost(problem: Problem, num_timed: int) -> dict[str, dict[str, float]]:
     """Means, since a method may cost more in some steps only; the steps of all methods take turns."""
-    warm = max(2, timed // 10)
-    steps = {method: stepper(problem, method, timed + warm) for method in (*METHODS, PILOT)}
-    times: dict[str, list[float]] = {method: [] for method in steps}
-    for _ in range(timed + warm):
-        for method, step in steps.items():
-            started = time.perf_counter()
-            step()
-            times[method].append(time.perf_counter() - started)
+    warm = max(2, num_timed // 10)
+    sides = {method: timed(stepper(problem, method, num_timed + warm)) for method in (*METHODS, PILOT)}
+    times = turns(sides, num_timed + warm, 1)
     means = {method: statistics.fmean(of[warm:]) for method, of in times.items()}
     return {method: {"ms": 1e3 * t, "ratio": t / means["base"]} for method, t in means.items()}
 
@@ -273,8 +264,9 @@ def train(
     loader = BatchLoader(problem.splits.train, per_step, epochs=epochs, seed=seed)
     ge = 0.0
     model.train()
+    batch: Any
     for batch in itertools.islice(loader, steps):
-        loss = optimizer.step(lambda batch=batch: backward(problem, optimizer, model, batch))
+        loss = optimizer.step(Closure(optimizer, functools.partial(problem.loss, model, batch)))
         ge += len(batch[1]) * float(getattr(optimizer, "last_evaluations", 1))
         if scheduler is not None:
             scheduler.step()

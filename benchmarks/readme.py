@@ -1,4 +1,4 @@
-"""Write the measured tables of README.md and of docs from the files in benchmarks/results.
+"""Write the measured tables of README.md, of docs and of the doctor's counts from the files in benchmarks/results.
 
 python benchmarks/readme.py          # rewrite the tables in place
 python benchmarks/readme.py --check  # exit with 1 when a table is not that of its result file
@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from doctor_calibration import COUNTS, RESULT, rewritten
 from readme_claims import claims_small_table
 from readme_control import (
     adam_guard_table,
@@ -479,8 +480,9 @@ def tables() -> dict[str, str]:
 
 
 def pages() -> dict[Path, str]:
-    """The README and the pages of docs, with their text."""
-    return {path: path.read_text() for path in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]}
+    """The README, the pages of docs and the counts of the doctor, with their text."""
+    paths = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), COUNTS]
+    return {path: path.read_text(encoding="utf-8") for path in paths}
 
 
 def filled(texts: dict[Path, str]) -> dict[Path, str]:
@@ -497,6 +499,7 @@ def filled(texts: dict[Path, str]) -> dict[Path, str]:
             raise SystemExit(
                 f"one page of README.md and docs must hold the table '{name}' once, found {found}"
             )
+    new[COUNTS] = rewritten(new[COUNTS], json.loads(RESULT.read_text(encoding="utf-8")))
     return new
 
 

@@ -34,6 +34,7 @@ from kept import SCRATCH, Kept
 from saddle_circling import circling
 from saddle_peers import PEER_SOLVERS, versions
 from saddle_tasks import autoencoder, certificate, healthy, octopus
+from step_loop import Closure
 from torch import Tensor, nn
 
 from optland.optim import SAM
@@ -103,21 +104,13 @@ def run(method: str, start: str, seed: int) -> dict[str, Any]:
     f, at, saddle = STARTS[start]
     w = nn.Parameter(torch.tensor(at, dtype=torch.float64))
     optimizer = METHODS[method]([w], seed)
-    calls, escaped_at, looks_at = 0, None, None
-
-    def closure() -> Tensor:
-        nonlocal calls
-        calls += 1
-        optimizer.zero_grad()
-        loss = f(w)
-        loss.backward()
-        return loss
-
-    while calls < BUDGET:
+    closure = Closure(optimizer, lambda: f(w))
+    escaped_at, looks_at = None, None
+    while closure.calls < BUDGET:
         optimizer.step(closure)
         value = float(f(w.detach()))
         if escaped_at is None and value < saddle - BELOW:
-            escaped_at, looks_at = calls, getattr(optimizer, "closure_calls", 0)
+            escaped_at, looks_at = closure.calls, getattr(optimizer, "closure_calls", 0)
     end = float(f(w.detach()))
     events = getattr(optimizer, "events", [])
     wrong = any(e.verdict == "minimum up to tau" and e.loss > saddle - BELOW for e in events)

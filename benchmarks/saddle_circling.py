@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from kept import Kept
+from step_loop import Closure
 from torch import Tensor, nn
 
 from optland.optim import SAM
@@ -61,23 +62,14 @@ def leave(surface: str, start: float, rho: float | None, seed: int) -> dict[str,
     optimizer: Any = torch.optim.SGD([w], LR)
     if rho is not None:
         optimizer = NegativeCurvature(SAM(optimizer, rho=rho), seed=seed)
-    calls, first = 0, None
-
-    def closure() -> Tensor:
-        nonlocal calls
-        calls += 1
-        optimizer.zero_grad()
-        loss = f(w)
-        loss.backward()
-        return loss
-
-    while calls < MOST_OF_SGD:
+    closure, first = Closure(optimizer, lambda: f(w)), None
+    while closure.calls < MOST_OF_SGD:
         optimizer.step(closure)
         value = float(f(w.detach()))
         if first is None and value < -FIRST:
-            first = calls
+            first = closure.calls
         if value < -depth / 2:
-            return {"first": first, "half": calls}
+            return {"first": first, "half": closure.calls}
     return {"first": first, "half": None}
 
 

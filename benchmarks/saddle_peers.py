@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from step_loop import Closure
 from torch import Tensor, nn
 
 __all__ = ["PEER_SOLVERS", "versions"]
@@ -111,13 +112,7 @@ def _psd(f: _Counted, w: nn.Parameter) -> str:
     from psd_optimizer.optimizer import PSDOptimizer
 
     optimizer = PSDOptimizer([w], lr=0.1, T=50)
-
-    def closure() -> Tensor:
-        optimizer.zero_grad()
-        loss = f(w)
-        loss.backward()
-        return loss
-
+    closure = Closure(optimizer, lambda: f(w))
     for _ in range(200):
         optimizer.step(closure)
     return "done"

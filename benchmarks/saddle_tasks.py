@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from control_tasks import TASKS, prepare
 from kept import Kept
+from step_loop import Closure
 from torch import Tensor, nn
 
 from optland.objective import Objective
@@ -35,19 +36,11 @@ def swim(method: str, d: int, seed: int) -> dict[str, Any]:
     """Calls until the loss is within 0.1 of the minimum, from the first saddle; SGD from 0.001 beside it."""
     f = Octopus(d)
     w = nn.Parameter(torch.full((d,), 1e-3 if method == "SGD" else 0.0, dtype=torch.float64))
-    optimizer, calls = LEAVERS[method](w, seed), 0
-
-    def closure() -> Tensor:
-        nonlocal calls
-        calls += 1
-        optimizer.zero_grad()
-        loss = f(w)
-        loss.backward()
-        return loss
-
-    while calls < OCTOPUS_BUDGET:
+    optimizer = LEAVERS[method](w, seed)
+    closure = Closure(optimizer, lambda: f(w))
+    while closure.calls < OCTOPUS_BUDGET:
         if float(optimizer.step(closure).detach()) < f.minimum + 0.1:
-            return {"calls": calls}
+            return {"calls": closure.calls}
     return {"calls": None}
 
 
@@ -97,14 +90,7 @@ def trained(task: str, steps: int, seed: int, *, wrap: bool) -> tuple[list[Tenso
     weights: list[Tensor] = []
     epochs = 1 + steps * batch // len(problem.train[0])
     for one in BatchLoader(problem.train, batch, epochs=epochs, seed=seed):
-
-        def closure(one: Any = one) -> Tensor:
-            optimizer.zero_grad()
-            loss = problem.loss_fn(model, one)
-            loss.backward()
-            return loss
-
-        optimizer.step(closure)
+        optimizer.step(Closure(optimizer, functools.partial(problem.loss_fn, model, one)))
         flat = torch.cat([p.detach().flatten() for p in model.parameters()])
         weights.append(flat.double().sum().unsqueeze(0) if len(weights) % 50 else flat.clone())
         if len(weights) == steps:
@@ -185,14 +171,7 @@ def critical(kind: str) -> tuple[nn.Module, Tensor, Tensor]:
             params[1][:, 2].zero_()
     solver = torch.optim.LBFGS(params, max_iter=500, tolerance_grad=1e-12, tolerance_change=0.0,
                                line_search_fn="strong_wolfe")  # fmt: skip
-
-    def closure() -> Tensor:
-        solver.zero_grad()
-        loss = squares(model, (x, y))
-        loss.backward()
-        return loss
-
-    solver.step(closure)
+    solver.step(Closure(solver, lambda: squares(model, (x, y))))
     return model, x, y
 
 
@@ -220,15 +199,7 @@ def trials(kind: str, certified: bool) -> dict[str, Any]:
             }
         # A rate of zero: the trigger is the only thing that can move the weights.
         optimizer = NegativeCurvature(torch.optim.SGD(params, 0.0), trigger=trigger, seed=seed, **looked)
-
-        def closure(
-            optimizer: NegativeCurvature = optimizer, batch: tuple[Tensor, Tensor] = batches[0]
-        ) -> Tensor:
-            optimizer.zero_grad()
-            value = squares(model, batch)
-            value.backward()
-            return value
-
+        closure = Closure(optimizer, functools.partial(squares, model, batches[0]))
         optimizer.step(closure)
         optimizer.step(closure)
         event = optimizer.events[0]
@@ -284,16 +255,9 @@ def descend(method: str, lr: float, seed: int) -> dict[str, Any]:
     samples = 0
     for _ in range(AE_EPOCHS):
         for i in torch.randperm(len(x), generator=draw).split(AE_BATCH):
-
-            def closure(i: Tensor = i) -> Tensor:
-                nonlocal samples
-                samples += len(i)
-                optimizer.zero_grad()
-                loss: Tensor = loss_fn(model, x[i])
-                loss.backward()
-                return loss
-
+            closure = Closure(optimizer, functools.partial(loss_fn, model, x[i]))
             optimizer.step(closure)
+            samples += len(i) * closure.calls
         with torch.no_grad():
             loss = float(loss_fn(model, x))
         curve.append((samples + sum(p.cost_ge for p in parts), loss if math.isfinite(loss) else math.inf))

@@ -1,7 +1,8 @@
-"""A training loop that says how long each of its steps took, and several of them in turns."""
+"""The closure of a step, a training loop that says how long each of its steps took, and several of them in turns."""
 
 from __future__ import annotations
 
+import itertools
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,10 +14,40 @@ from torch.optim import Optimizer
 from optland.objective import LossFn
 from optland.pilot import Pilot
 
-__all__ = ["Side", "mean_of_next", "seconds_per_step", "turns"]
+__all__ = ["Closure", "Side", "mean_of_next", "seconds_per_step", "timed", "turns"]
 
 Side = Iterator[float]
 """Endless seconds per step."""
+
+
+class Closure:
+    """What an optimizer calls for a loss and its gradient; it counts the calls.
+
+    Args:
+        optimizer: Zeroes the gradients.
+        loss: The loss at the present weights.
+
+    Attributes:
+        calls: How often it was called.
+    """
+
+    def __init__(self, optimizer: Optimizer, loss: Callable[[], Tensor]) -> None:
+        self.optimizer, self.loss, self.calls = optimizer, loss, 0
+
+    def __call__(self) -> Tensor:
+        self.calls += 1
+        self.optimizer.zero_grad()
+        loss = self.loss()
+        loss.backward()
+        return loss
+
+
+def timed(step: Callable[[], object]) -> Side:
+    """Make the step over and over."""
+    while True:
+        started = time.perf_counter()
+        step()
+        yield time.perf_counter() - started
 
 
 def seconds_per_step(
@@ -27,11 +58,10 @@ def seconds_per_step(
     pilot: Pilot | None = None,
 ) -> Side:
     """Train on the batches over and over; with ``pilot`` under it."""
-    k = 0
-    while True:
-        batch = batches[k % len(batches)]
-        k += 1
-        started = time.perf_counter()
+    endless = itertools.cycle(batches)
+
+    def step() -> None:
+        batch = next(endless)
         optimizer.zero_grad()
         loss = loss_fn(model, batch)
         assert isinstance(loss, Tensor)
@@ -39,7 +69,8 @@ def seconds_per_step(
         optimizer.step()
         if pilot is not None:
             pilot.after_step(batch, loss)
-        yield time.perf_counter() - started
+
+    return timed(step)
 
 
 def mean_of_next(side: Side, steps: int) -> float:

@@ -13,4 +13,4 @@ RESULT = Path(__file__).parents[2] / "benchmarks" / "results" / "doctor.json"
 def test_the_counts_are_those_of_the_last_pass() -> None:
     passes = json.loads(RESULT.read_text(encoding="utf-8"))["passes"]
     counted = {name: tuple(pair) for name, pair in passes[-1]["counted"].items()}
-    assert counted == COUNTED, "run: python benchmarks/doctor_calibration.py"
+    assert counted == COUNTED, "run: python benchmarks/readme.py"
