@@ -137,11 +137,8 @@ class _Probe:
         return cost
 
     def _spent(self) -> float:
-        # An objective of its own, where there is one, has a meter of its own.
-        """Gradient evaluations so far, of both objectives together."""
-        return sum(
-            objective.cost_ge for objective in {id(o): o for o in (self.objective, self.stepped)}.values()
-        )
+        """Gradient evaluations so far, of both objectives together; an average has a meter of its own."""
+        return self.objective.cost_ge + (self.stepped.cost_ge if self.trained.averaged else 0.0)
 
     def _stability(self, point: Portrait) -> StableRate | None:
         """Learning rates against the edge; None, with a note, where the optimizer has no known rule."""

@@ -57,15 +57,14 @@ class _Report:
             )
         first = find_checkpoint(Path(a.runs[0]))
         self.out = writable(Path(a.out) if a.out else first.parent / "report")
-        self.runs = [
+        opened = [
             OpenedRun(run, config=a.config, recipe=a.recipe, device=a.device, batch_size=a.batch_size)
             for run in a.runs
         ]
-        self.names = _names(self.runs)
-        self.objectives = {n: self._objective(r, a.split) for n, r in zip(self.names, self.runs, strict=True)}
-        self.notes = [
-            f"{n}: {note}" for n, r in zip(self.names, self.runs, strict=True) for note in r.trained.notes
-        ]
+        self.first, self.names = opened[0], _names(opened)
+        self.runs = dict(zip(self.names, opened, strict=True))
+        self.objectives = {n: self._objective(r, a.split) for n, r in self.runs.items()}
+        self.notes = [f"{n}: {note}" for n, r in self.runs.items() for note in r.trained.notes]
         coarse = {note for o in self.objectives.values() if (note := exact_enough(o)[1])}
         self.double = bool(coarse)
         if self.double:  # all of them, as paths lead from one to the other
@@ -82,7 +81,7 @@ class _Report:
         say(
             f"{len(chosen)} of {len(self.runs)} checkpoints to survey on {next(iter(objectives.values())).data}"
         )
-        sample = next(iter(objectives.values())).num_samples < self.runs[0].data.size(a.split)
+        sample = next(iter(objectives.values())).num_samples < self.first.data.size(a.split)
         metered = [*objectives.values(), *tests.values()]
         path = (
             {n: [p.detach() for p in o.params] for n, o in self.objectives.items()} if a.trajectory else None
@@ -94,8 +93,8 @@ class _Report:
                     self._title(), objectives, self.settings, about=self._about(), tests=tests, is_sample=sample,
                     pairs=pairs, num_curve_steps=a.curve_steps, path=path,
                     partial=self.out / "measured", watch=progress.begin, notes=self.notes,
-                    results={n: _result(r) for n, r in zip(self.names, self.runs, strict=True)},
-                    rows={n: _rows(r) for n, r in zip(self.names, self.runs, strict=True)},
+                    results={n: _result(r) for n, r in self.runs.items()},
+                    rows={n: _rows(r) for n, r in self.runs.items()},
                 )  # fmt: skip
             except ValueError as error:
                 raise UserError(f"{error}") from error
@@ -116,16 +115,15 @@ class _Report:
     def _objective(self, run: OpenedRun, split: Split) -> Objective:
         """The first run's data and loss at this run's weights."""
         a = self.arguments
-        return self.runs[0].objective(
+        return self.first.objective(
             run.trained.evaluated, split, samples=a.samples, seed=a.seed, double=self.double
         )
 
     def _tests(self, chosen: list[str]) -> dict[str, Objective]:
         """The test loss beside the others, where it is not what is measured anyway."""
-        if self.arguments.split == "test" or self.runs[0].data.size("test") == 0:
+        if self.arguments.split == "test" or self.first.data.size("test") == 0:
             return {}
-        runs = dict(zip(self.names, self.runs, strict=True))
-        return {name: self._objective(runs[name], "test") for name in chosen}
+        return {name: self._objective(self.runs[name], "test") for name in chosen}
 
     def _pairs(self) -> list[tuple[str, str]]:
         """All pairs of a few that fit, and of many each with the next: their number grows with the square."""
@@ -140,11 +138,9 @@ class _Report:
         return f"Loss landscape: {', '.join(self.names[:3])}{' ...' if len(self.names) > 3 else ''}"
 
     def _about(self) -> dict[str, str]:
-        first = self.runs[0]
-        steps = [f"{n} (step {r.trained.step})" for n, r in zip(self.names, self.runs, strict=True)]
+        steps = [f"{n} (step {r.trained.step})" for n, r in self.runs.items()]
         return {
-            "checkpoints": ", ".join(steps),
-            "recipe": first.recipe.name, "device": first.device,
+            "checkpoints": ", ".join(steps), "recipe": self.first.recipe.name, "device": self.first.device,
         }  # fmt: skip
 
 

@@ -144,7 +144,7 @@ class Watch:
 
     def _facts_at_start(self, total_steps: int | None) -> None:
         facts, groups = self.histories.facts, [g for o in self.optimizers for g in o.param_groups]
-        facts |= facts_of_weights(self.model, [p for g in groups for p in g["params"]])
+        facts |= facts_of_weights(self.model, self._held())
         facts["optimizer"] = type(self.optimizers[0]).__name__
         facts["momentum"] = max(_momentum_of(g) for g in groups)
         facts["weight_decay"] = max(float(g.get("weight_decay", 0.0)) for g in groups)
@@ -158,6 +158,9 @@ class Watch:
         length = getattr(self.scheduler, "T_max", getattr(self.scheduler, "total_steps", None))
         if isinstance(length, int):
             facts["schedule_steps"] = length
+
+    def _held(self) -> list[Tensor]:
+        return [p for o in self.optimizers for g in o.param_groups for p in g["params"]]
 
     # ------------------------------------------------------------------ the loop's calls
 
@@ -277,10 +280,7 @@ class Watch:
         matrices = gradient_matrices(self.model)
         samples = sum(len(z) for z, _ in self._calls) or 1
         self._looked = norms_of(matrices) | self._dead.look(matrices, samples)
-        held = [
-            p.grad for o in self.optimizers for g in o.param_groups for p in g["params"] if p.grad is not None
-        ]
-        dense = [g for g in held if g.layout is torch.strided]
+        dense = [p.grad for p in self._held() if p.grad is not None and p.grad.layout is torch.strided]
         if dense:
             self._looked["update/grad_norm"] = float(torch.stack(torch._foreach_norm(dense)).norm())
         if self.step in (FIRST // 2, FIRST, 2 * EVERY):
@@ -289,8 +289,7 @@ class Watch:
             apart = replicas_apart(self.model)
             self.histories.facts["replicas_apart"] = max(apart, self.histories.fact("replicas_apart", 0.0))
         if self.step % EVERY == 0:  # layers may have been added, replaced or frozen since
-            held_now = [p for o in self.optimizers for g in o.param_groups for p in g["params"]]
-            self.histories.facts |= facts_of_weights(self.model, held_now)
+            self.histories.facts |= facts_of_weights(self.model, self._held())
 
     # ------------------------------------------------------------------ what was seen
 

@@ -75,10 +75,12 @@ class Slice(Archived):
     @property
     def weight_units(self) -> tuple[Tensor, ...]:
         """The coordinates as distances in units of the weights' norm."""
-        return tuple(
-            x * (d.norm / max(d.weight_norm, 1e-30))
-            for x, d in zip(self.coordinates, self.directions, strict=True)
-        )
+        return tuple(x * unit for x, unit in zip(self.coordinates, self.lengths, strict=True))
+
+    @property
+    def lengths(self) -> tuple[float, ...]:
+        """Of each direction, in units of the weights' norm."""
+        return tuple(d.norm / max(d.weight_norm, 1e-30) for d in self.directions)
 
     @property
     def nonfinite(self) -> float:

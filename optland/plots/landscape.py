@@ -71,15 +71,11 @@ def _plane(found: Slice, path: str | Path | None, title: str) -> Figure:
         grid_x.numpy(), grid_y.numpy(), shown.numpy(), levels=levels[::2], colors="white", linewidths=0.4
     )
     page.colorbar(lines, ax=flat, label="loss", format="%.3g")
-    unit = [
-        float(w[-1] / c[-1]) if float(c[-1]) else 1.0
-        for w, c in zip(found.weight_units, found.coordinates, strict=True)
-    ]
+    along, above = found.lengths
     for name, (a, b) in {"": (0.0, 0.0), **found.markers}.items():
-        flat.plot(a * unit[0], b * unit[1], "o", color=COLOURS["red"], markersize=6, markeredgecolor="white")
-        flat.annotate(
-            name, (a * unit[0], b * unit[1]), textcoords="offset points", xytext=(6, 4), color="white"
-        )
+        place = (a * along, b * above)
+        flat.plot(*place, "o", color=COLOURS["red"], markersize=6, markeredgecolor="white")
+        flat.annotate(name, place, textcoords="offset points", xytext=(6, 4), color="white")
     for axis in (surface, flat):
         axis.set_xlabel(f"{found.directions[0].kind}, in units of |w|", fontsize=8)
         axis.set_ylabel(f"{found.directions[1].kind}, in units of |w|", fontsize=8)

@@ -62,7 +62,7 @@ def surface(found: Slice, *, line: Sequence[tuple[float, float]] = (), log: bool
     Returns:
         Axes are in units of the weights' norm; points without a finite loss stay empty, and six digits are kept.
     """
-    x, y = _axes(found)
+    x, y = found.weight_units
     z, title = _height(found.loss, is_log([found]) if log is None else log)
     data: list[dict[str, Any]] = [
         {
@@ -102,7 +102,7 @@ def contour(found: Slice, *, line: Sequence[tuple[float, float]] = (), log: bool
         line: Places of a path in multiples of the directions, drawn in place of the markers.
         log: Whether heights are shown by their logarithm.
     """
-    x, y = _axes(found)
+    x, y = found.weight_units
     z, title = _height(found.loss, is_log([found]) if log is None else log)
     data: list[dict[str, Any]] = [
         {
@@ -370,14 +370,9 @@ def frame(x: str, y: str, *, height: int = 320, legend: bool = False) -> dict[st
     }  # fmt: skip
 
 
-def _axes(found: Slice) -> tuple[Tensor, Tensor]:
-    first, second = found.weight_units
-    return first, second
-
-
 def _units(found: Slice, place: Sequence[float]) -> tuple[float, float]:
     """A place in multiples of the directions as a place in units of the weights' norm."""
-    a, b = (p * d.norm / max(d.weight_norm, 1e-30) for p, d in zip(place, found.directions, strict=True))
+    a, b = (p * unit for p, unit in zip(place, found.lengths, strict=True))
     return a, b
 
 
