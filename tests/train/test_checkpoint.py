@@ -84,10 +84,9 @@ POINTS = ["before_write", "mid_write", "before_rename", "between_renames", "afte
 
 
 @pytest.mark.parametrize("linked", [True, False], ids=["links", "no links"])
-@pytest.mark.parametrize("keep", [1, 2, 3])
 @pytest.mark.parametrize("point", POINTS)
 def test_wherever_a_save_is_cut_off_the_last_whole_state_reads_and_the_next_save_works(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, point: str, keep: int, linked: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, point: str, linked: bool
 ) -> None:
     """Every save but the first is cut off at the same point, again and again."""
     path = tmp_path / "c.pt"
@@ -101,39 +100,26 @@ def test_wherever_a_save_is_cut_off_the_last_whole_state_reads_and_the_next_save
 
     if not linked:
         monkeypatch.setattr(os, "link", no_links)
-    save_checkpoint(path, {"step": 0}, num_kept=keep)
+    save_checkpoint(path, {"step": 0})
     in_place = POINTS.index(point) >= POINTS.index("between_renames")
     for step in (1, 2, 3):
         with monkeypatch.context() as patched:
             patched.setattr(checkpoint, "reach", cut_off)
             with pytest.raises(Killed):
-                save_checkpoint(path, {"step": step}, num_kept=keep)
+                save_checkpoint(path, {"step": step})
         assert load_checkpoint(path) == {"step": step if in_place else 0}
-    save_checkpoint(path, {"step": 4}, num_kept=keep)
+    save_checkpoint(path, {"step": 4})
     assert load_checkpoint(path) == {"step": 4}
-    if keep > 1:
-        assert load_checkpoint(tmp_path / "c.pt.previous") == {"step": 3 if in_place else 0}
+    assert load_checkpoint(tmp_path / "c.pt.previous") == {"step": 3 if in_place else 0}
 
 
-@pytest.mark.parametrize("keep", [1, 2, 3, 4])
-def test_rotation_keeps_the_newest_few_in_order(tmp_path: Path, keep: int) -> None:
+def test_the_newest_and_the_one_before_it_are_kept(tmp_path: Path) -> None:
     path = tmp_path / "c.pt"
     for step in range(6):
-        save_checkpoint(path, {"step": step}, num_kept=keep)
-    names = ["c.pt", "c.pt.previous", "c.pt.previous-2", "c.pt.previous-3"][:keep]
-    assert sorted(file.name for file in tmp_path.iterdir()) == sorted(names)
-    assert [load_checkpoint(tmp_path / name)["step"] for name in names] == [5, 4, 3, 2][:keep]
-
-
-def test_the_oldest_is_found_when_all_newer_ones_are_damaged(tmp_path: Path) -> None:
-    path = tmp_path / "c.pt"
-    for step in range(4):
-        save_checkpoint(path, {"step": step}, num_kept=4)
-    for name in ("c.pt", "c.pt.previous"):
-        (tmp_path / name).write_bytes(b"")
-    (tmp_path / "c.pt.previous-2").unlink()
-    with pytest.warns(RuntimeWarning, match=r"using c\.pt\.previous-3"):
-        assert load_checkpoint(path) == {"step": 0}
+        save_checkpoint(path, {"step": step})
+    names = ["c.pt", "c.pt.previous"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == names
+    assert [load_checkpoint(tmp_path / name)["step"] for name in names] == [5, 4]
 
 
 def test_a_damaged_newest_one_never_pushes_the_last_good_one_out(tmp_path: Path) -> None:
@@ -169,11 +155,6 @@ def test_parts_come_back_and_foreign_sets_are_refused(tmp_path: Path) -> None:
         Checkpoint(tmp_path / "c.pt", every_seconds=0.0)
     with pytest.raises(ValueError, match="interval is missing; give every"):
         Checkpoint(tmp_path / "c.pt")
-    for keep in (0, -1):
-        with pytest.raises(ValueError, match=rf"num_kept {keep} keeps no checkpoint"):
-            Checkpoint(tmp_path / "c.pt", every=1, num_kept=keep)
-        with pytest.raises(ValueError, match=rf"num_kept {keep} keeps no checkpoint"):
-            save_checkpoint(tmp_path / "c.pt", {}, num_kept=keep)
 
 
 def test_random_state_comes_back(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import pickle
 import shutil
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -31,7 +31,14 @@ from optland.files import ASIDE
 from optland.log.unwritten import Unwritten
 from optland.train.runs.interrupt import agree_to_stop, stop_asked
 
-__all__ = ["Checkpoint", "CheckpointError", "Stateful", "load_checkpoint", "save_checkpoint"]
+__all__ = [
+    "Checkpoint",
+    "CheckpointError",
+    "Stateful",
+    "has_checkpoint",
+    "load_checkpoint",
+    "save_checkpoint",
+]
 
 _MAGIC = b"optland-checkpoint-2 "
 _MAGIC_BEFORE = b"optland-checkpoint-1 "  # the sum in a line before the archive, which torch.load cannot read
@@ -65,16 +72,14 @@ class Stateful(Protocol):
 # Files ---------------------------------------------------------------------------------------------
 
 
-def save_checkpoint(path: str | Path, state: Mapping[str, Any], *, num_kept: int = 2) -> None:
-    """Write ``state`` to ``path`` atomically; what was there stays readable behind it.
+def save_checkpoint(path: str | Path, state: Mapping[str, Any]) -> None:
+    """Write ``state`` to ``path`` atomically; what was there stays readable behind it, as ``<name>.previous``.
 
     Args:
         path: The file; its folder is made where missing.
         state: Tensors and plain Python values, nested in dictionaries and lists.
-        num_kept: Checkpoints to keep: the newest as ``<name>``, then ``<name>.previous``, ``<name>.previous-2`` ...
 
     Raises:
-        ValueError: ``num_kept`` below 1.
         OSError: The disk does not take it. What was there is untouched, and the half of the new one is gone.
 
     Example:
@@ -85,8 +90,6 @@ def save_checkpoint(path: str | Path, state: Mapping[str, Any], *, num_kept: int
         >>> load_checkpoint(path), load_checkpoint(path.with_name("checkpoint.pt.previous"))
         ({'step': 2}, {'step': 1})
     """
-    if num_kept < 1:
-        raise ValueError(f"num_kept {num_kept} keeps no checkpoint; use 1 or more, 2 by default")
     path = Path(path)
     payload = _with_sum(state)
     reach("checkpoint.before_write")
@@ -95,7 +98,7 @@ def save_checkpoint(path: str | Path, state: Mapping[str, Any], *, num_kept: int
     try:
         _write(aside, payload)
         reach("checkpoint.before_rename")
-        _put_in_place(aside, path, num_kept)
+        _put_in_place(aside, path)
     except OSError:
         _clear_away(aside, _beside(path, ".behind"))
         raise
@@ -143,22 +146,19 @@ def _clear_away(aside: Path, behind: Path) -> None:
         aside.unlink(missing_ok=True)
 
 
-def _put_in_place(aside: Path, path: Path, keep: int) -> None:
-    """The new file first, in one move; only then do the older ones go one place back.
+def _put_in_place(aside: Path, path: Path) -> None:
+    """The new file first, in one move; only then does the one before it go back.
 
     The other order would have an instant with the previous file alone, and that one may be damaged.
     """
     behind = _beside(path, ".behind")
     behind.unlink(missing_ok=True)  # from a process that was killed between the two moves
-    if keep > 1 and path.exists():
+    if path.exists():
         _second_name(path, behind)
     os.replace(aside, path)
     reach("checkpoint.between_renames")
     if behind.exists():
-        for place in range(keep - 1, 1, -1):
-            if _previous(path, place - 1).exists():
-                os.replace(_previous(path, place - 1), _previous(path, place))
-        os.replace(behind, _previous(path, 1))
+        os.replace(behind, _previous(path))
     _flush_folder(path.parent)
 
 
@@ -184,16 +184,13 @@ def _beside(path: Path, ending: str) -> Path:
     return path.with_name(path.name + ending)
 
 
-def _previous(path: Path, place: int) -> Path:
-    return _beside(path, ".previous" if place == 1 else f".previous-{place}")
+def _previous(path: Path) -> Path:
+    return _beside(path, ".previous")
 
 
-def _candidates(path: Path) -> Iterator[Path]:
-    """Newest first. A killed rotation may leave a hole in the row, so the row is not followed but listed."""
-    yield path
-    yield _previous(path, 1)
-    older = [file for file in path.parent.glob(f"{path.name}.previous-*") if file.suffix[10:].isdecimal()]
-    yield from sorted(older, key=lambda file: int(file.suffix[10:]))
+def has_checkpoint(path: Path) -> bool:
+    """Whether there is a file to be read at ``path`` or behind it, whole or not."""
+    return path.exists() or _previous(path).exists()
 
 
 def load_checkpoint(
@@ -233,7 +230,7 @@ def _newest_usable(
 ) -> tuple[Path, dict[str, Any]]:
     """The first candidate that can be read and is accepted; a warning says what was wrong with the newest one."""
     problems = []
-    for candidate in _candidates(path):
+    for candidate in (path, _previous(path)):
         try:
             state = _read(candidate)
             if accept is not None:
@@ -301,7 +298,6 @@ class Checkpoint:
         every: Steps between two saves; None saves by time alone.
         every_seconds: Seconds between two saves; None saves by step alone. When a save is made has no influence on
             the training, so the clock may decide here.
-        num_kept: Checkpoints to keep; 2, the newest and the last good one behind it.
         unwritten: Takes down the saves that failed; the run's own, so that its end names them.
         parts: Named objects with ``state_dict`` and ``load_state_dict``; None is left out. A scheduler must come
             before its optimizer, because making one overwrites the learning rate that the optimizer's state holds.
@@ -316,7 +312,6 @@ class Checkpoint:
         *,
         every: int | None = None,
         every_seconds: float | None = None,
-        num_kept: int = 2,
         unwritten: Unwritten | None = None,
         **parts: Stateful | None,
     ) -> None:
@@ -326,12 +321,9 @@ class Checkpoint:
             raise ValueError(f"checkpoint interval {every} must be at least 1 step")
         if every_seconds is not None and not every_seconds > 0:
             raise ValueError(f"checkpoint interval {every_seconds} s must be above 0")
-        if num_kept < 1:
-            raise ValueError(f"num_kept {num_kept} keeps no checkpoint; use 1 or more, 2 by default")
         self.path = Path(path)
         self.every = every
         self.every_seconds = every_seconds
-        self.keep = num_kept
         self.parts = {name: part for name, part in parts.items() if part is not None}
         self.unwritten = unwritten or Unwritten()
         self.kept: int | None = None
@@ -375,7 +367,7 @@ class Checkpoint:
         whole = {"step": step, "rng": generators[0], "parts": state, **others}
         left = "there is none yet" if self.kept is None else f"the one of step {self.kept} stays"
         with self.unwritten.attempt(self.path.name, left=left):
-            save_checkpoint(self.path, whole, num_kept=self.keep)
+            save_checkpoint(self.path, whole)
             return step
         return self.kept
 
@@ -394,8 +386,7 @@ class Checkpoint:
         Raises:
             CheckpointError: There are checkpoints, and none can be used.
         """
-        there = processes.from_first(lambda: any(file.exists() for file in _candidates(self.path)))
-        if resume and there:
+        if processes.from_first(lambda: resume and has_checkpoint(self.path)):
             return self.load()
         self.save(0)
         return 0

@@ -14,7 +14,7 @@ from pathlib import Path
 from optland import processes
 from optland.files import write_whole
 
-__all__ = ["begun", "candidates", "mark"]
+__all__ = ["begun", "candidates", "mark", "newest"]
 
 _FILE = ".launch"
 _RUN = "TORCHELASTIC_RUN_ID"
@@ -29,6 +29,14 @@ def candidates(out: Path) -> Iterator[Path]:
     """
     yield out
     yield from (out.with_name(f"{out.name}-{number}") for number in itertools.count(2))
+
+
+def newest(out: Path) -> Path | None:
+    """The last of those folders that holds a run; None where the first holds none."""
+    found = None
+    for folder in itertools.takewhile(lambda folder: (folder / "config.yaml").exists(), candidates(out)):
+        found = folder
+    return found
 
 
 def mark(folder: Path) -> None:
@@ -46,8 +54,8 @@ def begun(out: str | Path) -> bool:
     Returns:
         False where no folder of the name holds a run, and where another launcher, or none, has begun the newest.
     """
-    held = list(itertools.takewhile(lambda folder: (folder / "config.yaml").exists(), candidates(Path(out))))
-    noted = held[-1] / _FILE if held else None
+    folder = newest(Path(out))
+    noted = None if folder is None else folder / _FILE
     return noted is not None and noted.exists() and noted.read_text(encoding="utf-8") == _launcher()
 
 

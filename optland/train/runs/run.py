@@ -13,7 +13,6 @@ and leave with the result: what comes after it is the work of one.
 from __future__ import annotations
 
 import contextlib
-import itertools
 import json
 import math
 import shlex
@@ -35,9 +34,9 @@ from optland.log.unwritten import Unwritten
 from optland.log.wandb_environment import check_environment
 from optland.train.loops.ema import Ema
 from optland.train.loops.evaluate import Records
-from optland.train.runs.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from optland.train.runs.checkpoint import Checkpoint, has_checkpoint, load_checkpoint, save_checkpoint
 from optland.train.runs.interrupt import RESUMABLE
-from optland.train.runs.launch import candidates, mark
+from optland.train.runs.launch import candidates, mark, newest
 from optland.train.runs.lock import lock_folder, release
 from optland.train.runs.resume import Resumption, named_on_the_command_line
 from optland.train.runs.settings import LogConfig, RunConfig
@@ -188,8 +187,7 @@ class RunFolder:
 
     def _require_checkpoint(self) -> None:
         """A log with rows and no checkpoint is a run whose state was lost, not one that has yet to begin."""
-        kept = [self.checkpoint, *self.path.glob(f"{self.checkpoint.name}.previous*")]
-        if self._summary.exists() or any(file.exists() for file in kept) or not self.jsonl.read("row"):
+        if self._summary.exists() or has_checkpoint(self.checkpoint) or not self.jsonl.read("row"):
             return
         raise UserError(
             f"cannot resume {self.path}: its log has rows, but {self.checkpoint.name} is not there; put it back, or "
@@ -236,8 +234,7 @@ class RunFolder:
         Raises:
             CheckpointError: There are files of one, and none can be read.
         """
-        before = f"{self.checkpoint.name}.previous*"
-        there = processes.from_first(lambda: self.checkpoint.exists() or any(self.path.glob(before)))
+        there = processes.from_first(lambda: has_checkpoint(self.checkpoint))
         return load_checkpoint(self.checkpoint) if there else {}
 
     def save(self, state: Mapping[str, Any]) -> None:
@@ -382,17 +379,15 @@ def _free(out: Path) -> tuple[Path, int | None]:
 def _newest(out: Path) -> tuple[Path, int | None]:
     """The last folder that holds a run, locked for this process."""
     try:
-        held = list(itertools.takewhile(lambda folder: (folder / "config.yaml").exists(), candidates(out)))
-        handle = lock_folder(held[-1]) if held else None
+        folder = newest(out)
+        handle = None if folder is None else lock_folder(folder)
     except (OSError, ValueError) as error:
         raise _unusable(out, error) from error
-    if not held:
+    if folder is None:
         raise UserError(f"there is no run to resume in {out}; start it without --resume")
     if handle is None:
-        raise UserError(
-            f"another process is still running in {held[-1]}; wait for it, or end it, then resume"
-        )
-    return held[-1], handle
+        raise UserError(f"another process is still running in {folder}; wait for it, or end it, then resume")
+    return folder, handle
 
 
 def _unusable(folder: Path, error: Exception) -> UserError:

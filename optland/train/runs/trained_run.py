@@ -27,7 +27,7 @@ from optland import batches
 from optland.config import UserError, did_you_mean
 from optland.log import read_jsonl
 from optland.objective import LossFn, Objective
-from optland.train.runs.checkpoint import CheckpointError, load_checkpoint
+from optland.train.runs.checkpoint import CheckpointError, has_checkpoint, load_checkpoint
 from optland.train.runs.weights import about_weights
 
 __all__ = [
@@ -127,7 +127,7 @@ def find_checkpoint(path: Path) -> Path:
             "Name the folder that a run printed at its end, for example runs/landscape_train/digits"
         )
     checkpoint = path / CHECKPOINT
-    if checkpoint.exists() or next(path.glob(f"{CHECKPOINT}.previous*"), None) is not None:
+    if has_checkpoint(checkpoint):
         return checkpoint
     inside = sorted({str(file.parent) for file in path.glob(f"*/**/{CHECKPOINT}")})
     if inside:
