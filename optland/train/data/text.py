@@ -26,14 +26,11 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from optland import processes
 from optland.config import UserError
-from optland.context.modules import preserve_modes, set_modes
 from optland.pilot import Pilot
 from optland.train.data.splits import random_draw
-from optland.train.loops.evaluate import Records
+from optland.train.loops.evaluate import Records, evaluate
 from optland.train.runs.summary import what_it_took
 
 __all__ = ["TextConfig", "TextData", "TextHistory", "evaluate_text", "load_text", "summarise_text"]
@@ -309,7 +306,6 @@ def _number(texts: Sequence[str]) -> tuple[str, list[Any]]:
     return "".join(map(chr, alphabet.tolist())), np.split(numbers, edges)
 
 
-@torch.no_grad()
 def evaluate_text(model: nn.Module, windows: tuple[Tensor, Tensor], batch_size: int = 64) -> dict[str, float]:
     """Mean cross-entropy of a token in nats, the same in bits (``bpc``), and perplexity, in evaluation mode.
 
@@ -322,14 +318,7 @@ def evaluate_text(model: nn.Module, windows: tuple[Tensor, Tensor], batch_size: 
         ``loss`` in nats, ``bpc`` in bits per token, and ``perplexity``; all over the tokens, whatever the size of a
         batch.
     """
-    x, y = windows
-    total = 0.0
-    with preserve_modes(model):
-        set_modes(model, training=False)
-        for xs, ys in zip(torch.split(x, batch_size), torch.split(y, batch_size), strict=True):
-            logits = model(xs).flatten(0, 1).float()
-            total += float(F.cross_entropy(logits, ys.flatten(), reduction="sum"))
-    loss = total / y.numel()
+    loss = evaluate(model, *windows, batch_size)["loss"]
     # The perplexity of a diverged net would leave the range of a float.
     return {"loss": loss, "bpc": loss / math.log(2), "perplexity": math.exp(min(loss, 700.0))}
 
@@ -337,25 +326,18 @@ def evaluate_text(model: nn.Module, windows: tuple[Tensor, Tensor], batch_size: 
 class TextHistory(Records):
     """Evaluations of a language model; the best is the one of lowest validation loss."""
 
-    def measure(self, model: nn.Module, data: TextData, epoch: int) -> dict[str, float]:
-        """Evaluate on the validation and test text, in the first process of a run; returns a row of the vocabulary.
+    def scores(self, model: nn.Module, data: TextData) -> dict[str, float]:
+        """Evaluate on the validation and test text.
 
         Args:
             model: What the run evaluates: the net, or its average.
             data: Its text.
-            epoch: Epochs made.
 
         Returns:
-            ``epoch``, and ``loss``, ``bpc`` and ``perplexity`` under ``val/`` and ``test/``.
+            ``loss``, ``bpc`` and ``perplexity`` under ``val/`` and ``test/``.
         """
-
-        def measured() -> dict[str, float]:
-            values = {split: evaluate_text(model, data.windows(split)) for split in ("val", "test")}
-            return {f"{split}/{name}": v for split, found in values.items() for name, v in found.items()}
-
-        row = {"epoch": float(epoch), **processes.from_first(measured)}
-        self.add(row)
-        return row
+        values = {split: evaluate_text(model, data.windows(split)) for split in ("val", "test")}
+        return {f"{split}/{name}": v for split, found in values.items() for name, v in found.items()}
 
     def rank(self, row: Mapping[str, float]) -> tuple[float, ...]:
         """The lower validation loss; one that is not finite is the last of all."""

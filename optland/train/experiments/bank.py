@@ -39,7 +39,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch
 from torch import nn
 
 from optland.context.modules import preserve_modes
@@ -48,6 +47,7 @@ from optland.files import for_json
 from optland.train.experiments.bank_run import BankRun, Splits, load_splits
 from optland.train.experiments.bank_training import MakeOptimizer, train_run
 from optland.train.experiments.kept import Kept, kept_lines
+from optland.train.loops.evaluate import evaluate
 from optland.train.loops.seeding import seed_everything
 
 __all__ = ["Bank", "MakeWatcher", "Measure", "Watcher", "score"]
@@ -258,18 +258,11 @@ def score(split: str, num: int | None = None) -> Measure:
         num: Samples from the split's beginning; None for all.
 
     Returns:
-        A measure of ``loss``, the mean cross-entropy in nats, and ``acc``. It takes the net in the mode that it is in;
-        the bank sets evaluation mode before.
+        A measure of ``loss``, the mean cross-entropy in nats, and ``acc``, in evaluation mode.
     """
 
-    @torch.no_grad()
     def measure(model: nn.Module, splits: Splits) -> dict[str, float]:
-        loss, right, count = 0.0, 0, 0
-        for x, y in splits.batches(split, num=num):  # type: ignore[arg-type]
-            logits, target = model(x).flatten(0, -2), y.flatten()
-            loss += float(torch.nn.functional.cross_entropy(logits, target, reduction="sum"))
-            right += int((logits.argmax(1) == target).sum())
-            count += len(target)
-        return {"loss": loss / count, "acc": 100.0 * right / count}
+        x, y = getattr(splits, split)
+        return evaluate(model, x[:num], y[:num], batch_size=256)
 
     return measure

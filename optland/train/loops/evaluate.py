@@ -102,6 +102,32 @@ class Records:
         """The evaluation that early stopping on the validation split would have kept; KeyError before the first."""
         return self._kept["best"]
 
+    def scores(self, model: nn.Module, data: Any) -> dict[str, float]:
+        """What is measured at an epoch's end, by names of the metric vocabulary.
+
+        Args:
+            model: What the run evaluates: the net, or its average.
+            data: Its data.
+        """
+        raise NotImplementedError
+
+    def measure(self, model: nn.Module, data: Any, epoch: int) -> dict[str, float]:
+        """Take the :meth:`scores` of an epoch in.
+
+        Of several processes of a run the first measures, with the statistics that its normalisation layers have.
+
+        Args:
+            model: What the run evaluates: the net, or its average.
+            data: Its data.
+            epoch: Epochs made.
+
+        Returns:
+            The scores, and the ``epoch``.
+        """
+        row = {"epoch": float(epoch), **processes.from_first(lambda: self.scores(model, data))}
+        self.add(row)
+        return row
+
     def rank(self, row: Mapping[str, float]) -> tuple[float, ...]:
         """The key by which the best evaluation is the highest; of equal ones the first is the best.
 
@@ -161,31 +187,21 @@ class Records:
 class History(Records):
     """Evaluations of a classifier; the best has the highest validation accuracy, ties going to the lower loss."""
 
-    def measure(self, model: nn.Module, data: ImageData, epoch: int) -> dict[str, float]:
-        """Evaluate on the validation and test splits; returns a row of the metric vocabulary.
-
-        An accuracy comes with its binomial error. Of several processes of a run the first measures, with the statistics
-        that its normalisation layers have.
+    def scores(self, model: nn.Module, data: ImageData) -> dict[str, float]:
+        """Evaluate on the validation and test splits; an accuracy comes with its binomial error.
 
         Args:
             model: What the run evaluates: the net, or its average.
             data: Its data.
-            epoch: Epochs made.
 
         Returns:
-            ``epoch``, and ``loss``, ``acc`` (in percent) and ``acc_error`` under ``val/`` and ``test/``.
+            ``loss``, ``acc`` (in percent) and ``acc_error`` under ``val/`` and ``test/``.
         """
-
-        def measured() -> dict[str, float]:
-            row: dict[str, float] = {}
-            for split, x, y in (("val", data.val_x, data.val_y), ("test", data.test_x, data.test_y)):
-                found = evaluate(model, x, y, normalise=data.normalise)
-                found["acc_error"] = accuracy_error(found["acc"], y.numel())
-                row |= {f"{split}/{key}": value for key, value in found.items()}
-            return row
-
-        row = {"epoch": float(epoch), **processes.from_first(measured)}
-        self.add(row)
+        row: dict[str, float] = {}
+        for split, x, y in (("val", data.val_x, data.val_y), ("test", data.test_x, data.test_y)):
+            found = evaluate(model, x, y, normalise=data.normalise)
+            found["acc_error"] = accuracy_error(found["acc"], y.numel())
+            row |= {f"{split}/{key}": value for key, value in found.items()}
         return row
 
     def rank(self, row: Mapping[str, float]) -> tuple[float, ...]:
