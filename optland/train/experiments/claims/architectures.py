@@ -7,11 +7,9 @@ figure within a third of the claimed one counts as that size, a condition number
 
 from __future__ import annotations
 
-from optland.train.experiments.bank_run import BankRun
-from optland.train.experiments.claims.blocks import compared, deep
+from optland.train.experiments.claims.blocks import compared, of_kinds
 from optland.train.experiments.claims.cells import everywhere
 from optland.train.experiments.claims.claim import Claim
-from optland.train.experiments.claims.dial import Dial
 from optland.train.experiments.claims.verdicts import Band
 
 SOURCE = "third document, table in 2.4"
@@ -19,11 +17,6 @@ SOURCE = "third document, table in 2.4"
 
 def of(one: str, other: str, name: str, what: str, low: float, high: float, text: str) -> Claim:
     """A row of two kinds of net."""
-
-    def runs(dial: Dial, data: str, seed: int) -> list[BankRun]:
-        nets = deep(dial, data, seed)
-        return [nets[one], nets[other]]
-
     return Claim(
         name=f"{one} / {other}: {what}",
         text=text,
@@ -31,7 +24,7 @@ def of(one: str, other: str, name: str, what: str, low: float, high: float, text
         measured=f"{name} at the same training loss, {one} over {other}, both at the greatest depth of the dial",
         band=Band(low=low, high=high, null=1.0, is_ratio=True, resolution=0.1),
         effect=compared(one, other, name),
-        runs=everywhere(runs, "deep_seeds"),
+        runs=everywhere(of_kinds(one, other), "deep_seeds"),
     )
 
 

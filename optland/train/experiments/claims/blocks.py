@@ -1,4 +1,4 @@
-"""The runs of the deep nets: plain, with skips, and dense, at the greatest depth of the dial; plain ones also at 8."""
+"""The runs of the deep nets: plain, with skips, and dense, at the greatest depth of the dial."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from optland.train.experiments.claims.claim import Evidence, Found
 from optland.train.experiments.claims.dial import Dial
 from optland.train.experiments.claims.effects import at_equal_loss, ratio
 
-__all__ = ["compared", "deep", "shallow_plain"]
+__all__ = ["compared", "of_kinds"]
 
 READ = ("lambda_max", "adaptive", "relative", "kappa", "norm", "test_acc", "epochs")
 
@@ -28,9 +28,14 @@ def deep(dial: Dial, data: str, seed: int) -> dict[str, BankRun]:
     }
 
 
-def shallow_plain(dial: Dial, data: str, seed: int) -> BankRun:
-    """The plain net with 8 weight layers."""
-    return residual(dial, data, seed, depth=8, skips=False)
+def of_kinds(*kinds: str) -> Callable[[Dial, str, int], list[BankRun]]:
+    """The runs of :func:`deep` of these kinds, in their order."""
+
+    def runs(dial: Dial, data: str, seed: int) -> list[BankRun]:
+        nets = deep(dial, data, seed)
+        return [nets[kind] for kind in kinds]
+
+    return runs
 
 
 def compared(one: str, other: str, name: str) -> Callable[[Evidence, Dial], Found]:
@@ -44,9 +49,5 @@ def compared(one: str, other: str, name: str) -> Callable[[Evidence, Dial], Foun
     Returns:
         An effect: the ratio for each of ``deep_seeds``, NaN where a net never came to the level.
     """
-
-    def runs(dial: Dial, data: str, seed: int) -> tuple[BankRun, BankRun]:
-        nets = deep(dial, data, seed)
-        return nets[one], nets[other]
-
-    return at_equal_loss(runs, (one, other), name, ratio, READ, at_end=("dim", name), seeds="deep_seeds")
+    runs, at_end = of_kinds(one, other), ("dim", name)
+    return at_equal_loss(runs, (one, other), name, ratio, READ, at_end, seeds="deep_seeds")

@@ -60,13 +60,22 @@ class Evidence:
         return next((line for line in lines if line is not None), {})
 
     def number(self, run: BankRun, *path: str) -> float:
-        """A number of a run's line, such as ``"along", "watch", "level", "lambda_max"``; NaN where there is none.
+        """A number of a run's line, such as ``"start", "point", "lambda_max"``; NaN where there is none.
 
         Args:
             run: What is looked for.
             path: Names in the line from the outside in.
         """
         return _number(self.line(run), path)
+
+    def watched(self, run: BankRun, *path: str) -> float:
+        """A number that :class:`~optland.train.experiments.claims.watch.Watch` took while the run was trained.
+
+        Args:
+            run: What is looked for.
+            path: Names in what it found, such as ``"early", "lambda_max"``.
+        """
+        return self.number(run, "along", "watch", *path)
 
     def at_level(self, run: BankRun, name: str) -> float:
         """What was measured when the run's training loss reached the level of the dial.
@@ -78,7 +87,7 @@ class Evidence:
         Returns:
             NaN also for a run that never came to the level: what is compared at equal loss has no value there.
         """
-        return self.number(run, "along", "watch", "level", name)
+        return self.watched(run, "level", name)
 
     def at_end(self, run: BankRun, name: str) -> float:
         """What was measured at the end of training.

@@ -65,9 +65,7 @@ def convex(evidence: Evidence, dial: Dial) -> Found:
         shares = {}
         for width in (NARROW, 64, WIDE):
             run = of_width(dial, data, seed, width)
-            low, top = (
-                evidence.number(run, "along", "watch", "early", name) for name in ("lambda_min", "lambda_max")
-            )
+            low, top = (evidence.watched(run, "early", name) for name in ("lambda_min", "lambda_max"))
             shares[width] = ratio(max(-low, LEAST * top), top)  # a smallest that is not known is NaN
             points.append((float(width), shares[width]))
         return ratio(shares[NARROW], shares[WIDE])

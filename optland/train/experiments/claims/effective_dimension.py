@@ -20,9 +20,9 @@ def effect(evidence: Evidence, dial: Dial) -> Found:
         found = []
         for width in WIDTHS:
             run = of_width(dial, data, seed, width)
-            share = evidence.number(run, "along", "watch", "dimension", "share")
+            share = evidence.watched(run, "dimension", "share")
             found.append((share, evidence.at_level(run, "epochs")))
-            counted[width].append(evidence.number(run, "along", "watch", "dimension", "k90"))
+            counted[width].append(evidence.watched(run, "dimension", "k90"))
         points[data] += found
         return ratio(mean(y for x, y in found if x > HIGH), mean(y for x, y in found if x < LOW))
 

@@ -6,13 +6,21 @@ import math
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from typing import TypeVar
 
 from optland.train.experiments.bank_run import BankRun
 from optland.train.experiments.claims.cells import each
 from optland.train.experiments.claims.claim import Evidence, Found
 from optland.train.experiments.claims.dial import Dial
 
-__all__ = ["at_equal_loss", "by_data", "mean", "rank_correlation", "ratio", "two_sides"]
+__all__ = [
+    "HALF", "accuracy", "at_equal_loss", "by_data", "dimensions", "mean", "rank_correlation", "ratio", "trained",
+    "two_sides",
+]  # fmt: skip
+
+Kind = TypeVar("Kind")
+HALF = 50.0
+"""Training accuracy at the end, in per cent, from which on a run counts as trained."""
 
 
 def by_data(
@@ -77,9 +85,24 @@ def rank_correlation(x: Sequence[float], y: Sequence[float]) -> float:
     return round(statistics.correlation(list(map(float, ranks[0])), list(map(float, ranks[1]))), 12)
 
 
+def accuracy(evidence: Evidence, run: BankRun) -> float:
+    """Training accuracy at the end, in per cent; 0 of a run that died, NaN of one that is not there yet."""
+    line = evidence.line(run)
+    if not line:
+        return math.nan
+    return 0.0 if line["dead"] else evidence.at_end(run, "train_acc")
+
+
+def trained(evidence: Evidence, run: BankRun) -> float:
+    """1 or 0; NaN where the run is not there yet. A run that died was not trained."""
+    found = accuracy(evidence, run)
+    return math.nan if math.isnan(found) else float(found >= HALF)
+
+
 def two_sides(
     dial: Dial,
-    sides: Callable[[str, int], tuple[float, float]],
+    side: Callable[[str, int, Kind], float],
+    kinds: tuple[Kind, Kind],
     effect: Callable[[float, float], float],
     names: tuple[str, str],
     *,
@@ -91,8 +114,9 @@ def two_sides(
 
     Args:
         dial: Sizes.
-        sides: Both numbers of a data set and seed.
-        effect: Of both, in their order.
+        side: The number of a data set, a seed and one of the kinds.
+        kinds: What is compared.
+        effect: Of both numbers, in the order of the kinds.
         names: Of both.
         seeds: How many; those of the dial by default.
         beside: What else is told.
@@ -101,7 +125,7 @@ def two_sides(
     pairs: list[tuple[float, float]] = []
 
     def one(data: str, seed: int) -> float:
-        pairs.append(sides(data, seed))
+        pairs.append((side(data, seed, kinds[0]), side(data, seed, kinds[1])))
         return effect(*pairs[-1])
 
     values = by_data(dial, one, seeds)
@@ -109,8 +133,33 @@ def two_sides(
     return Found(values, told | dict(beside or {}), {"seeds": pairs}, names, note)
 
 
+def dimensions(
+    evidence: Evidence,
+    dial: Dial,
+    runs: Callable[[Dial, str, int], Sequence[BankRun]],
+    names: tuple[str, str],
+    *,
+    seeds: int | None = None,
+) -> Found:
+    """k90 of the gradients of the second of two runs over that of the first, with how many gradients were kept.
+
+    Args:
+        evidence: What is there.
+        dial: Sizes.
+        runs: Both runs of a data set and seed.
+        names: Of both.
+        seeds: How many; those of the dial by default.
+    """
+
+    def side(data: str, seed: int, which: int) -> float:
+        return evidence.watched(runs(dial, data, seed)[which], "dimension", "k90")
+
+    kept = {"gradients kept": float(dial.gradients)}
+    return two_sides(dial, side, (0, 1), lambda a, b: ratio(b, a), names, seeds=seeds, beside=kept)
+
+
 def at_equal_loss(
-    runs: Callable[[Dial, str, int], tuple[BankRun, BankRun]],
+    runs: Callable[[Dial, str, int], Sequence[BankRun]],
     kinds: tuple[str, str],
     name: str,
     effect: Callable[[float, float], float],
@@ -131,22 +180,18 @@ def at_equal_loss(
     """
 
     def found(evidence: Evidence, dial: Dial) -> Found:
-        pairs = []
+        pairs = {(data, seed): runs(dial, data, seed) for data, seed in each(dial, getattr(dial, seeds))}
 
-        def sides(data: str, seed: int) -> tuple[float, float]:
-            pairs.append(runs(dial, data, seed))
-            one, other = (evidence.at_level(run, name) for run in pairs[-1])
-            return one, other
+        def side(data: str, seed: int, which: int) -> float:
+            return evidence.at_level(pairs[data, seed][which], name)
 
         names = (f"{kinds[0]}: {name}", f"{kinds[1]}: {name}")
-        seen = two_sides(dial, sides, effect, names, seeds=getattr(dial, seeds))
+        seen = two_sides(dial, side, (0, 1), effect, names, seeds=getattr(dial, seeds))
         beside = dict(seen.beside)
-        for k, kind in enumerate(kinds):
-            beside |= {f"{kind}: {what}": mean(evidence.at_level(p[k], what) for p in pairs) for what in read}
-            beside |= {
-                f"{kind}: {what} at the end": mean(evidence.at_end(p[k], what) for p in pairs)
-                for what in at_end
-            }
+        for kind, own in zip(kinds, zip(*pairs.values(), strict=True), strict=True):
+            beside |= {f"{kind}: {what}": mean(evidence.at_level(run, what) for run in own) for what in read}
+            ends = {what: mean(evidence.at_end(run, what) for run in own) for what in at_end}
+            beside |= {f"{kind}: {what} at the end": value for what, value in ends.items()}
         return replace(seen, beside=beside)
 
     return found

@@ -6,8 +6,8 @@ import math
 
 from optland.train.experiments.claims.claim import Claim, Evidence, Found
 from optland.train.experiments.claims.dial import Dial
-from optland.train.experiments.claims.effects import by_data, mean, rank_correlation
-from optland.train.experiments.claims.starts import INITS, RATES, from_starts, from_starts_everywhere, trained
+from optland.train.experiments.claims.effects import by_data, mean, rank_correlation, trained
+from optland.train.experiments.claims.starts import INITS, RATES, from_starts, from_starts_everywhere
 from optland.train.experiments.claims.verdicts import Band
 
 GOOD, POOR = "kaiming_normal", "normal:0.02"
@@ -41,7 +41,7 @@ def early(evidence: Evidence, dial: Dial) -> Found:
         for run in from_starts(dial, data, seed):
             if not (line := evidence.line(run)):
                 return math.nan
-            sharp, loss = evidence.number(run, "along", "watch", "early", "lambda_max"), math.inf
+            sharp, loss = evidence.watched(run, "early", "lambda_max"), math.inf
             if not line["dead"]:
                 loss = line["facts"]["train_loss"]
             # A run that died before a tenth of its length counts as sharper than all that lived.

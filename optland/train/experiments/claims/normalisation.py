@@ -8,12 +8,11 @@ from optland.train.experiments.bank_run import BankRun
 from optland.train.experiments.claims.cells import everywhere, residual
 from optland.train.experiments.claims.claim import Claim, Evidence, Found
 from optland.train.experiments.claims.dial import Dial
-from optland.train.experiments.claims.effects import ratio, two_sides
+from optland.train.experiments.claims.effects import HALF, accuracy, ratio, two_sides
 from optland.train.experiments.claims.verdicts import Band
 
 RATES = (0.03, 0.1, 0.3, 1.0, 3.0)
 DEEP_RATES = (0.01, 0.1)
-HALF = 50.0
 NORMS = ("none", "batch")
 
 
@@ -25,14 +24,6 @@ def shallow(dial: Dial, data: str, seed: int, norm: str) -> list[BankRun]:
 def far(dial: Dial, data: str, seed: int, norm: str) -> list[BankRun]:
     """Plain nets of the greatest depth."""
     return [residual(dial, data, seed, depth=dial.depth, skips=False, norm=norm, lr=lr) for lr in DEEP_RATES]
-
-
-def accuracy(evidence: Evidence, run: BankRun) -> float:
-    """Training accuracy at the end; 0 of a run that died, NaN of one that is not there."""
-    line = evidence.line(run)
-    if not line:
-        return math.nan
-    return 0.0 if line["dead"] else evidence.at_end(run, "train_acc")
 
 
 def largest(evidence: Evidence, runs: list[BankRun]) -> float:
@@ -50,13 +41,12 @@ def largest(evidence: Evidence, runs: list[BankRun]) -> float:
 def rate(evidence: Evidence, dial: Dial) -> Found:
     """Largest rate with normalisation over the largest without."""
 
-    def sides(data: str, seed: int) -> tuple[float, float]:
-        none, batch = (largest(evidence, shallow(dial, data, seed, norm)) for norm in NORMS)
-        return none, batch
+    def side(data: str, seed: int, norm: str) -> float:
+        return largest(evidence, shallow(dial, data, seed, norm))
 
     names = ("largest rate, norm none", "largest rate, norm batch")
     note = f"Rates of the grid {RATES}: a factor of three apart."
-    return two_sides(dial, sides, lambda none, batch: ratio(batch, none), names, note=note)
+    return two_sides(dial, side, NORMS, lambda none, batch: ratio(batch, none), names, note=note)
 
 
 def time(evidence: Evidence, dial: Dial) -> Found:
@@ -72,12 +62,8 @@ def time(evidence: Evidence, dial: Dial) -> Found:
         epochs = [evidence.at_level(run, "epochs") for run in runs]
         return min((e for e in epochs if math.isfinite(e)), default=float(dial.deep_epochs))
 
-    def sides(data: str, seed: int) -> tuple[float, float]:
-        none, batch = (fewest(data, seed, norm) for norm in NORMS)
-        return none, batch
-
     names = ("epochs to the loss, norm none", "epochs to the loss, norm batch")
-    return two_sides(dial, sides, lambda none, batch: 100.0 * (1.0 - batch / none), names)
+    return two_sides(dial, fewest, NORMS, lambda none, batch: 100.0 * (1.0 - batch / none), names)
 
 
 def depth(evidence: Evidence, dial: Dial) -> Found:
@@ -87,12 +73,8 @@ def depth(evidence: Evidence, dial: Dial) -> Found:
         reached = [accuracy(evidence, run) for run in far(dial, data, seed, norm)]
         return math.nan if any(map(math.isnan, reached)) else max(reached)
 
-    def sides(data: str, seed: int) -> tuple[float, float]:
-        none, batch = (best(data, seed, norm) for norm in NORMS)
-        return none, batch
-
     names = ("training accuracy, norm none", "training accuracy, norm batch")
-    return two_sides(dial, sides, lambda none, batch: batch - none, names, seeds=dial.deep_seeds)
+    return two_sides(dial, best, NORMS, lambda none, batch: batch - none, names, seeds=dial.deep_seeds)
 
 
 GRID = everywhere(lambda dial, data, seed: [run for norm in NORMS for run in shallow(dial, data, seed, norm)])

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from optland.train.experiments.claims.claim import Claim, Evidence, Found
 from optland.train.experiments.claims.dial import Dial
-from optland.train.experiments.claims.effects import by_data, mean
-from optland.train.experiments.claims.starts import from_starts, from_starts_everywhere, trained
+from optland.train.experiments.claims.effects import by_data, mean, trained
+from optland.train.experiments.claims.starts import from_starts, from_starts_everywhere
 from optland.train.experiments.claims.verdicts import Band
 
 SHARP = 100.0

@@ -1,23 +1,17 @@
-"""The runs of the claims about initialisation: a deep perceptron from five starts at three rates.
-
-Trained is a run that has at least half of the training samples right at its end.
-"""
+"""The runs of the claims about initialisation: a deep perceptron from five starts at three rates."""
 
 from __future__ import annotations
 
 import itertools
-import math
 
 from optland.train.experiments.bank_run import BankRun
 from optland.train.experiments.claims.cells import everywhere, plain, sgd, stacked
-from optland.train.experiments.claims.claim import Evidence
 from optland.train.experiments.claims.dial import Dial
 
-__all__ = ["INITS", "RATES", "from_starts", "from_starts_everywhere", "trained"]
+__all__ = ["INITS", "RATES", "from_starts", "from_starts_everywhere"]
 
 INITS = ("normal:0.02", "default", "kaiming_normal", "normal:0.5", "normal:1.0")
 RATES = (0.003, 0.03, 0.3)
-HALF = 50.0
 
 
 def from_starts(dial: Dial, data: str, seed: int, inits: tuple[str, ...] = INITS) -> list[BankRun]:
@@ -39,11 +33,3 @@ def from_starts(dial: Dial, data: str, seed: int, inits: tuple[str, ...] = INITS
 
 
 from_starts_everywhere = everywhere(from_starts)
-
-
-def trained(evidence: Evidence, run: BankRun) -> float:
-    """1 or 0; NaN where the run is not there yet. A run that died was not trained."""
-    line = evidence.line(run)
-    if not line:
-        return math.nan
-    return float(not line["dead"] and evidence.at_end(run, "train_acc") >= HALF)
