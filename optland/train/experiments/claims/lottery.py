@@ -9,11 +9,11 @@ from torch import Tensor, nn
 
 from optland.train.experiments.bank import score
 from optland.train.experiments.bank_run import BankRun, Splits, load_splits
-from optland.train.experiments.bank_training import train_run
 from optland.train.experiments.claims.cells import each, plain
 from optland.train.experiments.claims.claim import Claim, Evidence, Found
 from optland.train.experiments.claims.dial import Dial
 from optland.train.experiments.claims.effects import by_data, mean
+from optland.train.experiments.claims.trained_net import trained_net
 from optland.train.experiments.claims.trials import Trial
 from optland.train.experiments.claims.verdicts import Band
 from optland.train.loops.seeding import seed_everything
@@ -50,8 +50,8 @@ def drawn(trial: Trial) -> dict[str, Any]:
     shuffled = {name: m.flatten()[order(m.numel(), other)].reshape(m.shape) for name, m in masks.items()}
     random = trained(run, splits, shuffled, other)
     test = score("test")
-    accs = {name: test(net.eval(), splits)["acc"] for name, net in
-            {"whole": whole, "ticket": model, "random": random}.items()}  # fmt: skip
+    nets = {"whole": whole, "ticket": model, "random": random}
+    accs = {name: test(net, splits)["acc"] for name, net in nets.items()}
     kept = sum(float(m.sum()) for m in masks.values()) / sum(m.numel() for m in masks.values())
     return {**accs, "kept": kept, "ge": run.budget * (ROUNDS + 2.0)}
 
@@ -81,10 +81,7 @@ def trained(run: BankRun, splits: Splits, masks: dict[str, Tensor], start: int) 
         model.load_state_dict(first)
         masked(model)
 
-    found = train_run(run, splits, at_start=begin, after_step=lambda model, step: masked(model))
-    if found.dead:
-        raise RuntimeError(f"the loss of {run.describe()} was not finite; use a smaller rate")
-    return found.model
+    return trained_net(run, at_start=begin, after_step=lambda model, step: masked(model))[0]
 
 
 def largest(model: nn.Module, masks: dict[str, Tensor], share: float) -> dict[str, Tensor]:

@@ -19,7 +19,7 @@ from optland.train.experiments.claims.trials import Trial, Trials
 from optland.train.experiments.claims.verdicts import Effect, Verdict, effect_of, verdict_of
 from optland.train.experiments.claims.watch import Watch
 
-__all__ = ["Row", "Work", "rows"]
+__all__ = ["Row", "Work"]
 
 
 @dataclass(frozen=True)
@@ -54,21 +54,18 @@ class Row:
         Returns:
             Plain values by name, nested; five digits, and null for what is not finite.
         """
-        claim, effect = self.claim, asdict(self.effect)
-        given = {"name": claim.name, "text": claim.text, "source": claim.source, "measured": claim.measured}
-        given["published"] = claim.published
-        counts = {"runs": self.runs, "missing": self.missing, "dead": self.dead, "cost_ge": self.cost_ge}
-        found = {"beside": dict(self.found.beside), "note": self.found.note}
-        values = {data: list(v) for data, v in self.found.values.items()}
-        decided = {"p_value": self.p_value, "verdict": str(self.verdict)}
+        names = ("name", "text", "source", "measured", "published")
+        counts = ("runs", "missing", "dead", "cost_ge")
         whole = {
-            **given,
-            "band": asdict(claim.band),
-            "effect": effect,
-            "values": values,
-            **decided,
-            **counts,
-            **found,
+            **{name: getattr(self.claim, name) for name in names},
+            "band": asdict(self.claim.band),
+            "effect": asdict(self.effect),
+            "values": self.found.values,
+            "p_value": self.p_value,
+            "verdict": str(self.verdict),
+            **{name: getattr(self, name) for name in counts},
+            "beside": self.found.beside,
+            "note": self.found.note,
         }
         return dict(for_json(whole, digits=5))
 
@@ -137,8 +134,24 @@ class Work:
             self.evidence.banks[piece[0]].make([piece[1]])
 
     def rows(self) -> list[Row]:
-        """The table from what is there."""
-        return rows(self.claims, self.evidence, self.dial)
+        """A row for each claim, corrected over all of them: one that cannot be decided counts in the correction too.
+
+        Returns:
+            In the order of the claims, with p corrected after Holm (1979); a claim whose runs are missing is undecided.
+        """
+        found = [claim.effect(self.evidence, self.dial) for claim in self.claims]
+        effects = [effect_of(f.values, claim.band) for f, claim in zip(found, self.claims, strict=True)]
+        corrected = holm([effect.p_value for effect in effects])
+        return [self._row(*parts) for parts in zip(self.claims, found, effects, corrected, strict=True)]
+
+    def _row(self, claim: Claim, found: Found, effect: Effect, p_value: float) -> Row:
+        lines = [self.evidence.line(run) for run in claim.runs(self.dial)]
+        made = [self.evidence.trials.find(trial) for trial in claim.trials(self.dial)]
+        cost = sum(line["facts"]["ge"] for line in lines if line) + sum(t.get("ge") or 0.0 for t in made if t)
+        missing = sum(not line for line in lines) + sum(t is None for t in made)
+        dead = sum(bool(line) and line["dead"] for line in lines)
+        verdict = verdict_of(effect, claim.band, p_value)
+        return Row(claim, effect, found, p_value, verdict, len(lines) + len(made), missing, dead, cost)
 
     def _is_there(self, piece: tuple[Look, BankRun] | Trial) -> bool:
         if isinstance(piece, Trial):
@@ -152,33 +165,3 @@ def _turn(piece: tuple[Look, BankRun] | Trial) -> tuple[bool, int]:
     if isinstance(piece, Trial):
         return False, piece.seed
     return piece[1].net.name in ("resnet", "densenet"), piece[1].seed
-
-
-def rows(claims: Sequence[Claim], evidence: Evidence, dial: Dial) -> list[Row]:
-    """A row for each claim, corrected over all of them: one that cannot be decided counts in the correction too.
-
-    Args:
-        claims: What is decided.
-        evidence: What is there; a claim whose runs are missing is undecided.
-        dial: Sizes.
-
-    Returns:
-        In the order of the claims, with p corrected after Holm (1979) over all of them.
-    """
-    found = [claim.effect(evidence, dial) for claim in claims]
-    effects = [effect_of(f.values, claim.band) for f, claim in zip(found, claims, strict=True)]
-    corrected = holm([effect.p_value for effect in effects])
-    return [
-        _row(claim, evidence, dial, f, effect, p)
-        for claim, f, effect, p in zip(claims, found, effects, corrected, strict=True)
-    ]
-
-
-def _row(claim: Claim, evidence: Evidence, dial: Dial, found: Found, effect: Effect, p_value: float) -> Row:
-    lines = [evidence.line(run) for run in claim.runs(dial)]
-    made = [evidence.trials.find(trial) for trial in claim.trials(dial)]
-    cost = sum(line["facts"]["ge"] for line in lines if line) + sum(t.get("ge") or 0.0 for t in made if t)
-    missing = sum(not line for line in lines) + sum(t is None for t in made)
-    dead = sum(bool(line) and line["dead"] for line in lines)
-    verdict = verdict_of(effect, claim.band, p_value)
-    return Row(claim, effect, found, p_value, verdict, len(lines) + len(made), missing, dead, cost)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import nn
 
 from optland.train.experiments.bank_run import BankRun, Splits, load_splits
@@ -10,11 +12,18 @@ from optland.train.experiments.bank_training import train_run
 __all__ = ["trained_net"]
 
 
-def trained_net(run: BankRun) -> tuple[nn.Module, Splits, float]:
+def trained_net(
+    run: BankRun,
+    *,
+    at_start: Callable[[nn.Module], None] | None = None,
+    after_step: Callable[[nn.Module, int], None] | None = None,
+) -> tuple[nn.Module, Splits, float]:
     """The net of a run, its data, and the gradient evaluations that it took.
 
     Args:
         run: What is trained, now: the bank keeps no weights.
+        at_start: As :func:`~optland.train.experiments.bank_training.train_run` takes it.
+        after_step: As well.
 
     Returns:
         The net in eval mode without gradients, its splits, and the gradient evaluations.
@@ -23,7 +32,7 @@ def trained_net(run: BankRun) -> tuple[nn.Module, Splits, float]:
         RuntimeError: The run died; a trial chooses settings that do not.
     """
     splits = load_splits(run)
-    trained = train_run(run, splits)
+    trained = train_run(run, splits, at_start=at_start, after_step=after_step)
     if trained.dead:
         raise RuntimeError(f"the loss of {run.describe()} was not finite; use a smaller rate")
     trained.model.zero_grad(set_to_none=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,10 +75,6 @@ class Trials:
             What its ``make`` gave, with ``trial`` and ``seconds`` of the processor; null for what was not finite.
         """
         return self.kept.done.get(trial.key)
-
-    def missing(self, trials: Iterable[Trial]) -> list[Trial]:
-        """Those that were not made, each once."""
-        return list({trial.key: trial for trial in trials if self.find(trial) is None}.values())
 
     def make(self, trial: Trial) -> None:
         """Make one, and keep it.
