@@ -9,16 +9,13 @@ from optland.config import ConfigError
 from optland.config.imports import is_import_path
 from optland.train.models.config import ModelConfig
 from optland.train.models.initialisation import initialise
-from optland.train.models.layers import ImageShape
+from optland.train.models.layers import MAX_PARAMETERS, ImageShape
 from optland.train.models.own import build_own
 from optland.train.models.registry import MODELS
 from optland.train.models.torchvision_models import PREFIX, build_torchvision
 from optland.train.models.vit import patch_size
 
-__all__ = ["MAX_PARAMETERS", "build_model", "check_model"]
-
-MAX_PARAMETERS = 1_000_000_000
-"""4 GB of weights, and as much again for the gradient; more is taken for a slip."""
+__all__ = ["build_model", "check_model"]
 
 
 def build_model(config: ModelConfig, image_shape: ImageShape, num_classes: int) -> nn.Module:

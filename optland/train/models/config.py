@@ -8,14 +8,14 @@ from typing import Any
 from optland.config import did_you_mean
 from optland.config.imports import is_import_path
 from optland.train.models.initialisation import parse_scheme
-from optland.train.models.layers import GROUPS, Norm, Plan
+from optland.train.models.layers import GROUPS, MAX_DEPTH, Norm, Plan, check_dropout
 from optland.train.models.own import check_own
 from optland.train.models.registry import MODELS, Architecture
 from optland.train.models.torchvision_models import PREFIX, check_name
 
-__all__ = ["MAX_DEPTH", "MAX_WIDTH", "ModelConfig"]
+__all__ = ["MAX_WIDTH", "ModelConfig"]
 
-MAX_WIDTH, MAX_DEPTH = 65_536, 1_000
+MAX_WIDTH = 65_536
 """Beyond these no net can be built in reasonable memory and time; a slip of the keyboard is told at once."""
 
 
@@ -59,10 +59,7 @@ class ModelConfig:
             raise ValueError(f"width: {self.width} units are too few; use at least 1")
         if self.width is not None and self.width > MAX_WIDTH:
             raise ValueError(f"width: {self.width} units are too many; use at most {MAX_WIDTH}")
-        if not 0.0 <= self.dropout < 1.0:
-            raise ValueError(
-                f"dropout: {self.dropout} is not a probability below 1; use a number from 0 to 0.9"
-            )
+        check_dropout(self.dropout)
         try:
             parse_scheme(self.init)
         except ValueError as error:

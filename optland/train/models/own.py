@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from optland.config import ConfigError
 from optland.config.imports import given, imported
-from optland.context.modules import preserve_modes, set_modes
-from optland.train.models.layers import ImageShape
+from optland.train.models.layers import ImageShape, outputs_of
 
 __all__ = ["build_own", "check_own"]
 
@@ -63,16 +61,14 @@ def build_own(name: str, settings: Mapping[str, Any], shape: ImageShape, classes
     if not isinstance(model, nn.Module):
         raise ConfigError(f"name: {name} returned a {type(model).__name__}; return a torch.nn.Module")
     size = " x ".join(map(str, shape))
-    with torch.no_grad(), preserve_modes(model):
-        set_modes(model, training=False)  # no running statistic and no random number is touched
-        try:
-            out = model(torch.zeros(1, *shape))
-        except (RuntimeError, AssertionError, ValueError, TypeError, IndexError) as error:
-            reason = str(error).partition("\n")[0]
-            raise ConfigError(
-                f"name: the model of {name} cannot take samples of {size} ({reason}); a batch is (n, c, h, w), and a "
-                "table comes as (n, 1, 1, features): begin with nn.Flatten()"
-            ) from error
+    try:
+        out = outputs_of(model, shape)
+    except (RuntimeError, AssertionError, ValueError, TypeError, IndexError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ConfigError(
+            f"name: the model of {name} cannot take samples of {size} ({reason}); a batch is (n, c, h, w), and a "
+            "table comes as (n, 1, 1, features): begin with nn.Flatten()"
+        ) from error
     if not isinstance(out, Tensor) or out.shape != (1, classes):
         got = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
         raise ConfigError(

@@ -6,8 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from optland.config import ConfigError, did_you_mean
-from optland.context.modules import preserve_modes, set_modes
-from optland.train.models.layers import ImageShape
+from optland.train.models.layers import ImageShape, outputs_of
 
 __all__ = ["PREFIX", "build_torchvision", "check_name"]
 
@@ -59,16 +58,14 @@ def build_torchvision(name: str, shape: ImageShape, classes: int) -> nn.Module:
     model: nn.Module = models.get_model(name.removeprefix(PREFIX), weights=None, num_classes=classes)
     if shape[0] == 1:
         model = GreyToColour(model)
-    with torch.no_grad(), preserve_modes(model):
-        set_modes(model, training=False)  # no running statistic and no random number is touched
-        try:
-            model(torch.zeros(1, *shape))
-        except (RuntimeError, AssertionError, ValueError) as error:
-            c, h, w = shape
-            reason = str(error).partition("\n")[0]
-            raise ConfigError(
-                f"name: {name} cannot take images of {c} x {h} x {w} ({reason}); use resnet, or larger images"
-            ) from error
+    try:
+        outputs_of(model, shape)
+    except (RuntimeError, AssertionError, ValueError) as error:
+        c, h, w = shape
+        reason = str(error).partition("\n")[0]
+        raise ConfigError(
+            f"name: {name} cannot take images of {c} x {h} x {w} ({reason}); use resnet, or larger images"
+        ) from error
     return model
 
 

@@ -20,13 +20,12 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+
+from optland.train.models.layers import MAX_DEPTH, MAX_PARAMETERS, attended, check_dropout
 
 __all__ = ["Transformer", "TransformerConfig"]
 
 INITIAL_STD = 0.02
-MAX_DEPTH, MAX_PARAMETERS = 1_000, 1_000_000_000
-"""Beyond these no net can be built in reasonable memory and time; a slip of the keyboard is told at once."""
 
 
 @dataclass(frozen=True)
@@ -65,10 +64,7 @@ class TransformerConfig:
         if self.width % self.heads != 0:
             near = self.heads * max(round(self.width / self.heads), 1)
             raise ValueError(f"width: {self.width} cannot be shared by {self.heads} heads; use {near}")
-        if not 0.0 <= self.dropout < 1.0:
-            raise ValueError(
-                f"dropout: {self.dropout} is not a probability below 1; use a number from 0 to 0.9"
-            )
+        check_dropout(self.dropout)
 
     def build(self, vocabulary: int, context: int) -> Transformer:
         """The initialised model (seed the random state before).
@@ -96,12 +92,9 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(n, length, width)`` to the same shape; position t sees positions up to t."""
-        n, length, width = x.shape
-        split = self.query_key_value(x).view(n, length, 3, self.heads, width // self.heads)
-        q, k, v = split.permute(2, 0, 3, 1, 4)  # each (n, heads, length, width / heads)
         dropout = self.dropout if self.training else 0.0
-        mixed = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
-        return torch.as_tensor(self.out(mixed.transpose(1, 2).reshape(n, length, width)))
+        mixed = attended(self.query_key_value(x), self.heads, dropout=dropout, is_causal=True)
+        return torch.as_tensor(self.out(mixed))
 
 
 class Block(nn.Module):

@@ -13,9 +13,8 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from optland.train.models.layers import ImageShape, Plan
+from optland.train.models.layers import ImageShape, Plan, attended
 
 __all__ = ["HEAD", "VisionTransformer", "patch_size"]
 
@@ -53,10 +52,7 @@ class Block(nn.Module):
 
     def attention(self, x: Tensor) -> Tensor:
         """Softmax attention of every token ``(n, t, width)`` to every token."""
-        n, t, width = x.shape
-        q, k, v = self.qkv(x).view(n, t, 3, self.heads, HEAD).permute(2, 0, 3, 1, 4)
-        mixed = F.scaled_dot_product_attention(q, k, v)
-        return torch.as_tensor(self.out(mixed.transpose(1, 2).reshape(n, t, width)))
+        return torch.as_tensor(self.out(attended(self.qkv(x), self.heads)))
 
     def forward(self, x: Tensor) -> Tensor:
         """Map tokens ``(n, t, width)`` to tokens."""
