@@ -8,7 +8,7 @@ from typing import Literal
 from optland.config import did_you_mean
 from optland.config.imports import given, is_import_path
 from optland.train.data.registry import DATASETS, SETTINGS, source_of
-from optland.train.data.synthetic import FAKE_SIZE, NUM_CLASSES, NUM_SAMPLES, TEACHER_SIZE
+from optland.train.data.synthetic import FAKE_SIZE, NUM_CLASSES, NUM_SAMPLES
 
 __all__ = ["DataConfig"]
 
@@ -16,13 +16,6 @@ _LEAST_SAMPLES = 20
 """A tenth for validation and a fifth for the test must be at least one sample each, and some left to train on."""
 
 _MOST_PIXELS = 1_000_000_000
-
-_SHAPES = {
-    "digits": (1, 8, 8), "mnist1d": (1, 1, 40), "mnist": (1, 28, 28), "fashion_mnist": (1, 28, 28),
-    "cifar10": (3, 32, 32), "cifar100": (3, 32, 32), "svhn": (3, 32, 32),
-}  # fmt: skip
-_OWN_SIZES = {"teacher": (1, TEACHER_SIZE), "fake": (3, FAKE_SIZE), "image_folder": (3, 32)}
-"""Channels, and pixels per side where ``image_size`` does not say."""
 
 
 @dataclass(frozen=True)
@@ -99,12 +92,9 @@ class DataConfig:
             >>> DataConfig("mnist1d").image_shape, DataConfig("fake", image_size=16).image_shape
             ((1, 1, 40), (3, 16, 16))
         """
-        if is_import_path(self.name):
-            return None
-        if self.name in _SHAPES:
-            return _SHAPES[self.name]
-        channels, side = _OWN_SIZES[self.name]
-        return channels, self.image_size or side, self.image_size or side
+        shape = None if is_import_path(self.name) else DATASETS[self.name].shape
+        side = self.image_size
+        return shape if shape is None or side is None else (shape[0], side, side)
 
     def _check_own(self) -> None:
         try:

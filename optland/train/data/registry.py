@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from functools import partial
 
 from optland.config.imports import is_import_path
-from optland.train.data.folder import image_folder
+from optland.train.data.folder import IMAGE_SIZE, image_folder
 from optland.train.data.idx import idx_images
 from optland.train.data.own import own_reader
 from optland.train.data.packages import digits, mnist1d
 from optland.train.data.raw_images import RawImages
-from optland.train.data.synthetic import fake, teacher
+from optland.train.data.synthetic import FAKE_SIZE, TEACHER_SIZE, fake, teacher
 from optland.train.data.torchvision_sets import cifar, svhn
 
 __all__ = ["DATASETS", "SETTINGS", "DataSource", "source_of"]
@@ -28,11 +28,13 @@ class DataSource:
 
     Attributes:
         read: Gives all images and labels; its arguments are the settings that it takes.
+        shape: Channels, height and width of an image, where ``image_size`` does not say; None where only reading tells.
         crop: Whether ``augment: standard`` cuts random crops.
         flip: Whether it mirrors; not where a mirrored image is another thing, as with digits.
     """
 
     read: Callable[..., RawImages]
+    shape: tuple[int, int, int] | None = None
     crop: bool = False
     flip: bool = False
 
@@ -43,16 +45,16 @@ class DataSource:
 
 
 DATASETS: dict[str, DataSource] = {
-    "digits": DataSource(digits),
-    "mnist1d": DataSource(mnist1d),
-    "mnist": DataSource(partial(idx_images, "mnist")),
-    "fashion_mnist": DataSource(partial(idx_images, "fashion_mnist"), crop=True, flip=True),
-    "cifar10": DataSource(partial(cifar, "cifar10"), crop=True, flip=True),
-    "cifar100": DataSource(partial(cifar, "cifar100"), crop=True, flip=True),
-    "svhn": DataSource(svhn, crop=True),
-    "image_folder": DataSource(image_folder, crop=True, flip=True),
-    "teacher": DataSource(teacher),
-    "fake": DataSource(fake, crop=True, flip=True),
+    "digits": DataSource(digits, (1, 8, 8)),
+    "mnist1d": DataSource(mnist1d, (1, 1, 40)),
+    "mnist": DataSource(partial(idx_images, "mnist"), (1, 28, 28)),
+    "fashion_mnist": DataSource(partial(idx_images, "fashion_mnist"), (1, 28, 28), crop=True, flip=True),
+    "cifar10": DataSource(partial(cifar, "cifar10"), (3, 32, 32), crop=True, flip=True),
+    "cifar100": DataSource(partial(cifar, "cifar100"), (3, 32, 32), crop=True, flip=True),
+    "svhn": DataSource(svhn, (3, 32, 32), crop=True),
+    "image_folder": DataSource(image_folder, (3, IMAGE_SIZE, IMAGE_SIZE), crop=True, flip=True),
+    "teacher": DataSource(teacher, (1, TEACHER_SIZE, TEACHER_SIZE)),
+    "fake": DataSource(fake, (3, FAKE_SIZE, FAKE_SIZE), crop=True, flip=True),
 }
 """Data sets by name."""
 
