@@ -16,7 +16,7 @@ from torch import Tensor
 
 from optland.context.numpy_state import NumpyState
 
-__all__ = ["RandomSnapshot", "load_rng_state", "preserve_rng", "rng_state"]
+__all__ = ["RandomSnapshot", "load_rng_state", "preserve_rng", "rng_state", "seed_host"]
 
 
 def rng_state() -> dict[str, Any]:
@@ -131,17 +131,22 @@ def preserve_rng(seed: int | None = None) -> Iterator[None]:
     saved = RandomSnapshot()
     try:
         if seed is not None:
-            _seed_all(seed)
+            seed_host(seed)
+            # torch.manual_seed would also queue the seed for a CUDA that is not initialised yet, and so reach past
+            # the block.
+            if torch.cuda.is_initialized():
+                torch.cuda.manual_seed_all(seed)
         yield
     finally:
         saved.restore()
 
 
-def _seed_all(seed: int) -> None:
-    # torch.manual_seed would also queue the seed for a CUDA that is not initialised yet, and so reach past
-    # the block.
+def seed_host(seed: int) -> None:
+    """Seed the generators that code on the CPU draws from, and none of CUDA's, which that could start.
+
+    Args:
+        seed: The seed of PyTorch's, Python's and NumPy's global generator; NumPy takes its last 32 bits.
+    """
     torch.default_generator.manual_seed(seed)
     random.seed(seed)
-    np.random.seed(seed % 2**32)  # noqa: NPY002
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
-        torch.cuda.manual_seed_all(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002 - the user's code may draw from the global generator

@@ -22,9 +22,8 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from optland.context.rng import preserve_rng
+from optland.context.rng import preserve_rng, seed_host
 from optland.train.loops.loader import ResumableLoader, Transform, part_of, seed_of
-from optland.train.loops.seeding import seed_host
 from optland.train.runs.interrupt import leave_signals_to_main
 
 __all__ = ["DatasetLoader"]

@@ -20,9 +20,8 @@ import torch
 
 from optland import processes
 from optland.batches import join, num_samples, rows
-from optland.context.rng import preserve_rng
+from optland.context.rng import preserve_rng, seed_host
 from optland.train.loops.loader import ResumableLoader, Transform, seed_of
-from optland.train.loops.seeding import seed_host
 
 __all__ = ["GroupedLoader"]
 
