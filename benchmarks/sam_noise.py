@@ -47,7 +47,7 @@ from optland.train import (
 )
 from optland.train.data.splits import add_label_noise
 from optland.train.experiments.seed_differences import best_setting, paired_gain
-from optland.train.loops.schedule import cosine_schedule
+from optland.train.loops.schedule import schedule_by_name
 
 RESULTS = Path(__file__).resolve().parent / "results"
 RUNS, RESULT = RESULTS / "sam_noise_runs.jsonl", RESULTS / "sam_noise.json"
@@ -171,7 +171,8 @@ def run(job: Job) -> dict[str, Any]:
     model = build_model(task.net, (c, h, w), 10)
     loader = BatchLoader(data.train, BATCH, epochs=job.epochs, seed=job.seed)
     optimizer = torch.optim.SGD(model.parameters(), job.lr, momentum=0.9)
-    scheduler = cosine_schedule(optimizer, loader)
+    scheduler = schedule_by_name("cosine", optimizer, loader)
+    assert scheduler is not None
     gradient, ge = gradient_of(job), 0
     best, kept, stopped = (-1.0, 0.0), {}, 0
     for batch in loader:

@@ -211,7 +211,7 @@ def run(job: Job, task: Task, candidate: Candidate) -> dict[str, Any]:
 
     from optland.optim import create
     from optland.train import BatchLoader, ModelConfig, build_model, evaluate, seed_everything
-    from optland.train.loops.schedule import cosine_schedule
+    from optland.train.loops.schedule import schedule_by_name
 
     torch.set_num_threads(1)
     data = load(json.dumps(task.data), task.halved, job.seed if "label_noise" in task.data else 0)
@@ -227,7 +227,8 @@ def run(job: Job, task: Task, candidate: Candidate) -> dict[str, Any]:
     if job.rho is not None:
         options |= {"rho": job.rho, "model": model}
     optimizer = create(candidate.method, model.parameters(), **options)
-    scheduler = cosine_schedule(optimizer, loader)
+    scheduler = schedule_by_name("cosine", optimizer, loader)
+    assert scheduler is not None
     ge, best = 0, (-1.0, 0.0)
     kept: dict[str, Any] = {}
     for x, y in loader:

@@ -24,7 +24,6 @@ from optland.train.loops.schedule import (
     SHAPES,
     ScheduleName,
     check_schedule,
-    cosine_schedule,
     schedule_by_name,
     shape,
 )
@@ -135,18 +134,6 @@ def test_the_rate_follows_the_samples_when_the_batch_grows_and_a_resume_continue
     head, state = run(stop=17)
     tail, _ = run(state=state)
     assert head + tail == whole
-
-
-def test_cosine_schedule_is_the_one_by_name() -> None:
-    loader = BatchLoader([torch.arange(40)], 4, epochs=1)
-    a, b = optimizer(), optimizer()
-    first, second = cosine_schedule(a, loader), schedule_by_name("cosine", b, loader)
-    assert second is not None
-    for _ in loader:
-        for opt, scheduler in ((a, first), (b, second)):
-            opt.step()
-            scheduler.step()
-        assert a.param_groups[0]["lr"] == b.param_groups[0]["lr"]
 
 
 def test_names_are_checked_and_none_is_no_scheduler() -> None:

@@ -28,13 +28,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
-from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from optland.batches import join, num_samples, split
 from optland.context.probe import probe_context
 from optland.losses import mean_of, mean_or_pair
 from optland.objective import LossFn
+from optland.pilot.host import unwrapped
 from optland.ranks import Ranks, ranks_of
 
 __all__ = ["MicroBatches"]
@@ -173,7 +173,7 @@ class MicroBatches:
         """Whether two micro-batches show that the loss is no mean over samples; says so, and notes it."""
         found, failure = None, ""
         try:
-            net = _unwrapped(model)
+            net = unwrapped(model)  # DDP's forward would wait for the other ranks
             with probe_context(net, "eval", seed=0), torch.no_grad():
                 found = _difference(loss_fn, net, pieces)
         except Exception as error:  # the user's code, in a mode that it may not know
@@ -312,17 +312,6 @@ class _Apart:
                 p.grad.add_(before)
             else:
                 p.grad = before.add_(p.grad)
-
-
-def _unwrapped(model: nn.Module) -> nn.Module:
-    """Without DDP, whose forward passes wait for the other ranks, and without the compiler."""
-    while True:
-        inner = (
-            model.module if isinstance(model, DistributedDataParallel) else getattr(model, "_orig_mod", model)
-        )
-        if inner is model:
-            return model
-        model = inner
 
 
 def _difference(loss_fn: LossFn, model: nn.Module, pieces: Sequence[Any]) -> str | None:

@@ -38,7 +38,6 @@ __all__ = [
     "Consumption",
     "ScheduleName",
     "check_schedule",
-    "cosine_schedule",
     "schedule_by_name",
 ]
 
@@ -202,22 +201,3 @@ def schedule_by_name(
         return shape(name, (loader.samples_served + 0.5 * loader.batch_size) / loader.total_samples, warmup)
 
     return LambdaLR(optimizer, factor)
-
-
-def cosine_schedule(optimizer: Optimizer, loader: Consumption, warmup: float = WARMUP) -> LambdaLR:
-    """Cosine decay with warm-up: :func:`schedule_by_name` for ``cosine``.
-
-    Args:
-        optimizer: Its learning rates are the peak.
-        loader: What is consumed.
-        warmup: Share of the run over which the rate rises, in [0, 1).
-
-    Returns:
-        The scheduler, to be stepped once after every optimizer step.
-
-    Raises:
-        ValueError: A warm-up out of range.
-    """
-    scheduler = schedule_by_name("cosine", optimizer, loader, warmup)
-    assert scheduler is not None
-    return scheduler
