@@ -8,17 +8,10 @@ from typing import Any
 
 from optland.context.modules import preserve_buffers
 from optland.context.rng import RandomSnapshot, preserve_rng
-from optland.integrations.lightning_unseen import arguments, loss_of, unseen
+from optland.integrations.lightning_unseen import Callback, arguments, loss_of, unseen
 from optland.integrations.replay import begin_anew, come_home, finish_passes
 from optland.optim import MSAM
 from optland.optim.two_pass import TwoPass
-
-try:
-    from lightning.pytorch import Callback
-except ImportError as error:
-    raise ImportError(
-        f"optland.integrations.lightning needs Lightning ({error}): pip install 'optland[lightning]'"
-    ) from error
 
 __all__ = ["MicroBatches"]
 

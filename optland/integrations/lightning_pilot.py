@@ -8,20 +8,13 @@ from typing import Any
 
 from torch import Tensor
 
-from optland.integrations.lightning_unseen import UnseenLoss, loss_of
+from optland.integrations.lightning_unseen import Callback, UnseenLoss, loss_of
 from optland.integrations.trainer_host import TrainerHost, together
 from optland.log import into
 from optland.log.guest import Guest
 from optland.log.logger import LoggerGroup
 from optland.objective import LossFn
 from optland.pilot import Pilot, Policy
-
-try:
-    from lightning.pytorch import Callback
-except ImportError as error:
-    raise ImportError(
-        f"optland.integrations.lightning needs Lightning ({error}): pip install 'optland[lightning]'"
-    ) from error
 
 __all__ = ["PilotCallback"]
 

@@ -14,13 +14,14 @@ from typing import Any
 from torch import Tensor
 
 try:
+    from lightning.pytorch import Callback
     from torchmetrics import Metric, MetricCollection
 except ImportError as error:
     raise ImportError(
         f"optland.integrations.lightning needs Lightning ({error}): pip install 'optland[lightning]'"
     ) from error
 
-__all__ = ["UnseenLoss", "arguments", "loss_of", "unseen"]
+__all__ = ["Callback", "UnseenLoss", "arguments", "loss_of", "unseen"]
 
 
 def loss_of(output: Any) -> Any:
