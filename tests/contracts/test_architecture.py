@@ -56,7 +56,7 @@ ONLY_IN = {
     "transformers": ("optland/integrations/transformers",),
     "accelerate": ("optland/integrations/accelerate.py",),
     "timm": ("optland/integrations/timm.py",),
-    "lightning": ("optland/integrations/lightning_pilot.py", "optland/integrations/lightning_batches.py"),
+    "lightning": ("optland/integrations/lightning_unseen.py",),
     "torchmetrics": ("optland/integrations/lightning_unseen.py",),
 }
 
