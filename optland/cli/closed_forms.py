@@ -6,7 +6,7 @@ the package, and not rounding. Estimates are held to four of their own standard 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import pairwise
 
 import torch
@@ -157,15 +157,11 @@ def _loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
     return F.cross_entropy(model(batch[0]), batch[1])
 
 
-def _named(*checks: Callable[[str], Measurement]) -> Iterator[tuple[str, Callable[[str], Measurement]]]:
-    for check in checks:
-        yield check.__name__.replace("_", "-"), check
-
-
-CLOSED_FORMS = dict(
-    _named(
+CLOSED_FORMS: dict[str, Callable[[str], Measurement]] = {
+    check.__name__.replace("_", "-"): check
+    for check in (
         gradient, products, gauss_newton, extremes, whole_trace, longest_step, sharpness, sam_rise, leaves_a_saddle,
         looking_changes_nothing,
     )
-)  # fmt: skip
+}  # fmt: skip
 """The checks by name; each takes a device, and the first lines of its docstring are shown beside its figure."""

@@ -39,14 +39,14 @@ def explain(name: str | None) -> None:
     """
     if name is None:
         for group, about in GROUPS.items():
-            say(f"{group}: {about}\n    {', '.join(_words(group))}")
+            say(f"{group}: {about}\n    {', '.join(key.name.partition('/')[2] for key in _keys(group))}")
         say(f"\naxes: {', '.join(_AXES)}\nRead one with: optland explain KEY")
         return
     plain = name.removeprefix(_PREFIX)
     if plain.rstrip("/") in GROUPS:
         group = plain.rstrip("/")
         say(f"{group}: {GROUPS[group]}")
-        for key in (k for k in VOCABULARY if k.name.startswith(f"{group}/")):
+        for key in _keys(group):
             say(f"\n{_paragraph(key)}")
     elif plain in _AXES:
         say(f"{plain}\n  {_AXES[plain]}")
@@ -54,8 +54,8 @@ def explain(name: str | None) -> None:
         say(_paragraph(_found(plain, name), plain))
 
 
-def _words(group: str) -> list[str]:
-    return [key.name.partition("/")[2] for key in VOCABULARY if key.name.startswith(f"{group}/")]
+def _keys(group: str) -> list[Key]:
+    return [key for key in VOCABULARY if key.name.startswith(f"{group}/")]
 
 
 def _found(plain: str, asked: str) -> Key:

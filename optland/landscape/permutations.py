@@ -76,27 +76,6 @@ class _Value:
     block: int = 1
 
 
-class _Numberings:
-    """Numberings, some of which are found to be the same (union-find); the fixed one wins."""
-
-    def __init__(self) -> None:
-        self.parent = [FIXED]
-
-    def new(self) -> int:
-        self.parent.append(len(self.parent))
-        return len(self.parent) - 1
-
-    def root(self, i: int) -> int:
-        while self.parent[i] != i:
-            i = self.parent[i]
-        return i
-
-    def join(self, i: int, j: int) -> int:
-        low, high = sorted((self.root(i), self.root(j)))
-        self.parent[high] = low
-        return low
-
-
 def find_symmetries(model: nn.Module, example: Tensor) -> list[Symmetry]:
     """The groups of axes of ``model.state_dict()`` that one permutation renumbers.
 
@@ -147,9 +126,11 @@ class _Walk:
     """Carries numberings through a graph and collects the axes that they number."""
 
     def __init__(self, model: nn.Module, shapes: dict[str, torch.Size]) -> None:
+        from scipy.cluster.hierarchy import DisjointSet  # takes its time to load
+
         self.modules = dict(model.named_modules())
         self.shapes = shapes
-        self.numberings = _Numberings()
+        self.numberings = DisjointSet([FIXED])  # those of one set are the same
         self.values: dict[fx.Node, _Value] = {}
         self.axes: list[tuple[int, Axis, int]] = []
         self.seen: dict[str, tuple[int, int]] = {}
@@ -170,9 +151,8 @@ class _Walk:
                 )
         groups: dict[int, Symmetry] = {}
         for numbering, axis, size in self.axes:
-            root = self.numberings.root(numbering)
-            if root != FIXED:
-                group = groups.setdefault(root, Symmetry(size))
+            if not self.numberings.connected(numbering, FIXED):
+                group = groups.setdefault(self.numberings[numbering], Symmetry(size))
                 if axis not in group.axes:
                     group.axes.append(axis)
         return list(groups.values())
@@ -180,7 +160,7 @@ class _Walk:
     def _fix(self, argument: Any) -> None:
         if not isinstance(argument, fx.Node):
             raise TypeError("the model returns more than one tensor; its units cannot be matched")
-        self.numberings.join(FIXED, self.values[argument].numbering)
+        self.numberings.merge(FIXED, self.values[argument].numbering)
 
     def _note(self, name: str, axis: int, value: _Value, size: int) -> None:
         self.axes.append((value.numbering, Axis(name, axis, value.block), size))
@@ -207,10 +187,11 @@ class _Walk:
             raise TypeError(f"{name} is a grouped convolution, whose units cannot be matched")
         if name in self.seen:  # a shared layer: what it reads and makes must agree
             read, makes = self.seen[name]
-            self.numberings.join(read, source.numbering)
+            self.numberings.merge(read, source.numbering)
             return _Value(makes)
         self._note(f"{name}.weight", 1, source, weight.shape[1] // source.block)
-        made = _Value(self.numberings.new())
+        made = _Value(len(self.numberings))
+        self.numberings.add(made.numbering)
         self._note(f"{name}.weight", 0, made, weight.shape[0])
         if module.bias is not None:
             self._note(f"{name}.bias", 0, made, weight.shape[0])
@@ -226,7 +207,7 @@ class _Walk:
                     raise TypeError(
                         f"{node.name} adds tensors of different layout; their units cannot be matched"
                     )
-                self.numberings.join(values[0].numbering, other.numbering)
+                self.numberings.merge(values[0].numbering, other.numbering)
             return values[0]
         if target in _KEEPING_FUNCTIONS:
             return self._value(node.args[0])
