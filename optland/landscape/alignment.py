@@ -93,19 +93,14 @@ def align(
     symmetries = find_symmetries(model, example)
     generator = torch.Generator().manual_seed(seed)
     trained = {name for name, _ in model.named_parameters()}
-    best: tuple[float, list[Tensor], int] | None = None
-    for _ in range(max(1, num_tries)):
-        permutations, sweeps = _match(mine, theirs, symmetries, trained, generator)
-        gained = _agreement(mine, _renumbered(theirs, symmetries, permutations), trained)
-        if best is None or gained > best[0]:
-            best = (gained, permutations, sweeps)
-    assert best is not None
-    state = _renumbered(theirs, symmetries, best[1])
+    tries = [_match(mine, theirs, symmetries, trained, generator) for _ in range(max(1, num_tries))]
+    _, permutations, sweeps = max(tries, key=lambda match: match[0])
+    state = _renumbered(theirs, symmetries, permutations)
     units = sum(s.size for s in symmetries)
-    moved = sum(int((p != torch.arange(len(p))).sum()) for p in best[1])
+    moved = sum(int((p != torch.arange(len(p))).sum()) for p in permutations)
     return Alignment(
         {k: v.clone() for k, v in state.items()}, _distance(mine, theirs, trained), _distance(mine, state, trained),
-        moved / max(units, 1), best[2],
+        moved / max(units, 1), sweeps,
     )  # fmt: skip
 
 
@@ -115,8 +110,12 @@ def _match(
     symmetries: list[Symmetry],
     trained: set[str],
     generator: torch.Generator,
-) -> tuple[list[Tensor], int]:
-    """Coordinate ascent: one permutation at a time by linear assignment, in random order."""
+) -> tuple[float, list[Tensor], int]:
+    """Coordinate ascent, one permutation at a time by linear assignment, in random order.
+
+    Returns:
+        How far both agree then, the permutations, and in how many sweeps.
+    """
     from scipy.optimize import linear_sum_assignment  # a third of a second
 
     permutations = [torch.arange(s.size) for s in symmetries]
@@ -137,8 +136,8 @@ def _match(
             if gained > agreed + 1e-9 * abs(agreed):
                 permutations, agreed, improved = trial, gained, True
         if not improved:
-            return permutations, sweep
-    return permutations, sweep
+            return agreed, permutations, sweep
+    return agreed, permutations, sweep
 
 
 def _unfold(t: Tensor, axis: Axis) -> Tensor:

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from optland.curvature import CriticalStep, Density, Diagonal, Portrait, Spectrum, StableRate, Trace
 from optland.curvature.eigen.tracker import Tracked
-from optland.curvature.points.search import FoundPoint
 from optland.curvature.stochastic.density import Curve
-from optland.curvature.stochastic.spectral_summary import SpectralSummary
-from optland.estimate import Estimate
 from optland.plots.figure import COLOURS, figure, fitted, rows, save
 from optland.plots.result import in_words, one_panel, plot
 
@@ -194,34 +190,13 @@ def _(axis: Any, result: CriticalStep) -> str:
     return str(result)
 
 
-@one_panel(FoundPoint)
-def _(axis: Any, result: FoundPoint) -> str:
-    axis.plot(range(len(result.grad_norms)), result.grad_norms, ".-", color=COLOURS["blue"])
-    if any(norm > 0 for norm in result.grad_norms):
-        axis.set_yscale("log")
-    axis.set_xlabel("step of the search")
-    axis.set_ylabel("norm of the gradient")
-    return f"{result.critical_point.verdict}, loss {result.loss:.4g}: {result.reason}"
-
-
-@one_panel(SpectralSummary, size=(7.0, 3.4), grid="x")
-def _(axis: Any, result: SpectralSummary) -> str:
-    named = {"largest": result.largest, "smallest": result.smallest, "mean": result.mean, "median": result.median,
-             "standard deviation": result.std}  # fmt: skip
-    _bars(axis, named, "eigenvalue")
-    return f"{result.dim} eigenvalues: {result.sign}"
-
-
 @one_panel(StableRate, size=lambda result: (7.0, 1.4 + 0.4 * len(result.ratios)), grid="x")
 def _(axis: Any, result: StableRate) -> str:
     """Every rate in units of the largest stable one, which stands at 1."""
     named = {f"{name}, {result.rates[name]:.3g}": found.ratio for name, found in result.ratios.items()}
-    _bars(axis, named, "sharpness over the largest stable one: above 1 a full-batch step is unstable")
-    axis.axvline(1.0, color=COLOURS["red"], linewidth=1.2)
-    return f"largest stable rate {result.largest}\n{result.rule}"
-
-
-def _bars(axis: Any, named: Mapping[str, Estimate], unit: str) -> None:
     rows(axis, list(named), list(named.values()), COLOURS["blue"], size=9)
+    unit = "sharpness over the largest stable one: above 1 a full-batch step is unstable"
     converged = all(e.converged for e in named.values())
     axis.set_xlabel(unit if converged else f"{unit} (hollow: NOT CONVERGED)")
+    axis.axvline(1.0, color=COLOURS["red"], linewidth=1.2)
+    return f"largest stable rate {result.largest}\n{result.rule}"
