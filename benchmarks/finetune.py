@@ -32,12 +32,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from intervals import interval
 from kept import Kept
 from numpy.typing import NDArray
 from torch import nn
 
 from optland.cli.recipes import Recipe
-from optland.statistics import student_quantile
 from optland.train import DataConfig, ModelConfig, OptimizerConfig, TextConfig, TransformerConfig
 from optland.train.experiments.bank_run import BankRun, Splits, load_splits
 from optland.train.experiments.finetuning import SHARES, Task, between, tasks, together
@@ -187,11 +187,6 @@ def frontier(found: list[dict[str, float]], places: NDArray[np.float64]) -> floa
     """Mean over new accuracies of the most old accuracy that is left there."""
     new, old = (np.array([p[f"test/{name}_acc"] for p in found]) for name in ("new", "old"))
     return float(np.mean([old[new >= x].max() for x in places]))
-
-
-def interval(values: list[float]) -> list[float]:
-    mean, n = statistics.fmean(values), len(values)
-    return [mean, student_quantile(0.975, n - 1) * statistics.stdev(values) / math.sqrt(n)]
 
 
 def table(kept: Kept, task: str) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from scipy.stats import linregress
 from torch.nn import functional as F
 
 from optland.cli import main as optland
@@ -118,9 +119,9 @@ def memory(minutes: float, folder: Path) -> dict[str, Any]:
             samples.append(((time.monotonic() - started) / 60, resident_mib(process.pid)))
         process.kill()
     steady = [s for s in samples if s[0] > 0.15 * minutes]
-    slope, error = line(steady)
-    return {"minutes": minutes, "first_mib": steady[0][1], "last_mib": steady[-1][1], "slope_mib_a_minute": slope,
-            "slope_error": error, "samples": [[round(t, 2), round(m, 1)] for t, m in samples[::6]]}  # fmt: skip
+    fit = linregress(*zip(*steady, strict=True))
+    return {"minutes": minutes, "first_mib": steady[0][1], "last_mib": steady[-1][1], "slope_mib_a_minute": fit.slope,
+            "slope_error": fit.stderr, "samples": [[round(t, 2), round(m, 1)] for t, m in samples[::6]]}  # fmt: skip
 
 
 def resident_mib(pid: int) -> float:
@@ -129,16 +130,6 @@ def resident_mib(pid: int) -> float:
         if row.startswith("VmRSS"):
             return float(row.split()[1]) / 1024
     raise RuntimeError(f"process {pid} has no resident memory")
-
-
-def line(points: list[tuple[float, float]]) -> tuple[float, float]:
-    """Least-squares slope and its standard error."""
-    x, y = [p[0] for p in points], [p[1] for p in points]
-    mean_x, mean_y = statistics.mean(x), statistics.mean(y)
-    spread = sum((a - mean_x) ** 2 for a in x)
-    slope = sum((a - mean_x) * (b - mean_y) for a, b in points) / spread
-    rest = sum((b - mean_y - slope * (a - mean_x)) ** 2 for a, b in points)
-    return slope, (rest / (len(points) - 2) / spread) ** 0.5
 
 
 def main() -> int:

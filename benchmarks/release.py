@@ -20,9 +20,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from intervals import interval
 from kept import Kept
-
-from optland.statistics import student_quantile
 
 RESULTS = Path(__file__).resolve().parent / "results"
 CONFIGS = {"digits": 5}
@@ -49,11 +48,6 @@ def measure(config: str, seed: int) -> dict[str, Any]:
             (Path(folder) / "run" / "summary.json").read_text(encoding="utf-8")
         )
     return {key: value for key, value in found.items() if key.startswith("release/")}
-
-
-def interval(values: list[float]) -> list[float]:
-    mean, n = statistics.fmean(values), len(values)
-    return [mean, student_quantile(0.975, n - 1) * statistics.stdev(values) / math.sqrt(n)]
 
 
 def table(runs: list[dict[str, Any]]) -> dict[str, Any]:
