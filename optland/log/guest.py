@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from optland.log.decisions import EVENT_COLUMNS, EVENTS, event_row
+from optland.log.decisions import EVENT_COLUMNS, EVENTS, Alert, event_alert, event_row, loss_alert
 from optland.log.vocabulary import STEP, Scalar
 
 __all__ = ["Guest", "numbers"]
@@ -29,22 +29,24 @@ class Guest:
     Args:
         whose: The run in words, for warnings.
         prefix: What is put before every key.
+        alerts: Whether a rewind, a finding of the doctor's and a loss that is not finite are alerts too.
 
     Raises:
         TypeError: The prefix is no text.
     """
 
-    def __init__(self, whose: str, prefix: str) -> None:
+    def __init__(self, whose: str, prefix: str, *, alerts: bool = False) -> None:
         if not isinstance(prefix, str):
             raise TypeError(
                 f"prefix is put before every key, so it is a string such as 'optland/'; got {prefix!r}"
             )
-        self._whose, self._prefix = whose, prefix
+        self._whose, self._prefix, self._alerts = whose, prefix, alerts
         self._events: list[list[object]] = []
         self._told = 0  # decisions in the last table
         self._step = 0
         self._owner = os.getpid()
         self._off = self._leaving = False
+        self._lost = False  # the loss was not finite
 
     # ------------------------------------------------------------------ what a subclass writes
 
@@ -63,6 +65,9 @@ class Guest:
     def write_table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
         """Show a table under a name with its prefix; a run that cannot show one leaves it out."""
 
+    def write_alert(self, title: str, text: str, level: str) -> None:
+        """Send an alert of the level ``WARN`` or ``ERROR``; a run that has none leaves it out."""
+
     def write_summary(self, summary: Row, step: int) -> None:
         """Write the outcome, whose keys have their prefix: a row like any other, where a run has no place for it."""
         self.write(summary, step)
@@ -80,12 +85,16 @@ class Guest:
         """
         self._step = int(row.get(STEP, self._step))
         self._safely(lambda: self.write(self._prefixed(row), self._step))
+        alert = loss_alert(row, self._step)
+        if alert is not None and not self._lost:
+            self._lost = True
+            self._alert(alert)
 
     def event(self, event: Mapping[str, object]) -> None:
         """Keep a decision for the table that :meth:`close` writes."""
         self._step = int(str(event.get(STEP, self._step)))
         self._events.append(event_row(event))
-        self._safely(lambda: None)
+        self._alert(event_alert(event, self._step))
 
     def image(self, name: str, path: Path) -> None:
         """Show an image file, where the run can."""
@@ -124,6 +133,10 @@ class Guest:
 
     def _prefixed(self, row: Mapping[str, object]) -> Row:
         return {f"{self._prefix}{key}": value for key, value in row.items()}
+
+    def _alert(self, alert: Alert | None) -> None:
+        """Send it where alerts are asked for; without one the end of the run is seen to all the same."""
+        self._safely(lambda: self.write_alert(*alert) if self._alerts and alert is not None else None)
 
     def _safely(self, write: Callable[[], object]) -> None:
         """Write, unless the run has failed before or belongs to the process that this one was forked from."""

@@ -13,13 +13,12 @@ a thread that is waited for no longer than five seconds, and no more once the us
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from optland.log.decisions import Alert, event_alert, loss_alert
 from optland.log.guest import Guest, Row
-from optland.log.vocabulary import STEP, Scalar, is_chart
+from optland.log.vocabulary import STEP, is_chart
 
 __all__ = ["WandbGuest"]
 
@@ -42,27 +41,13 @@ class WandbGuest(Guest):
     """
 
     def __init__(self, find: Callable[[], Any], *, prefix: str, commit: bool | None, alerts: bool) -> None:
-        super().__init__("the wandb run", prefix)
-        self._find, self._commit, self._alerts = find, commit, alerts
+        super().__init__("the wandb run", prefix, alerts=alerts)
+        self._find, self._commit = find, commit
         self._run: Any = None
         self._seen = 0  # wandb's counter when nobody but us had moved it
         self._theirs = commit is False  # whether the user has logged
         self._waiting: list[Row] = []
         self._defined: set[str] = set()
-        self._lost = False  # the loss was not finite
-
-    def log(self, row: Mapping[str, Scalar]) -> None:
-        """Write the scalars of one step."""
-        super().log(row)
-        alert = loss_alert(row, self._step)
-        if alert is not None and not self._lost:
-            self._lost = True
-            self._alert(alert)
-
-    def event(self, event: Mapping[str, object]) -> None:
-        """Keep a decision for the table."""
-        super().event(event)
-        self._alert(event_alert(event, self._step))
 
     def write(self, row: Row, step: int) -> None:
         """Write one row, now or with the user's next."""
@@ -119,6 +104,10 @@ class WandbGuest(Guest):
         table = wandb.Table(columns=list(columns), data=[list(row) for row in rows], allow_mixed_types=True)
         self.write({f"{self._prefix}{STEP}": self._step, name: table}, self._step)
 
+    def write_alert(self, title: str, text: str, level: str) -> None:
+        """Send an alert."""
+        self._begin().alert(title=title, text=text, level=level)
+
     def write_summary(self, summary: Row, step: int) -> None:
         """Write the outcome into the run's summary."""
         self._begin().summary.update(summary)
@@ -145,11 +134,6 @@ class WandbGuest(Guest):
             # By its own name: of several patterns that fit, such as a trainer's "*", wandb would take any.
             run.define_metric(key, step_metric=axis, hidden=not is_chart(key.removeprefix(self._prefix)))
         self._defined |= row.keys()
-
-    def _alert(self, alert: Alert | None) -> None:
-        if alert is not None and self._alerts:
-            title, text, level = alert
-            self._safely(lambda: self._begin().alert(title=title, text=text, level=level))
 
 
 def _step(run: Any) -> int:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from optland.log.decisions import as_markdown, event_alert
+from optland.log.decisions import as_markdown
 from optland.log.guest import Guest, Row, numbers
 
 __all__ = ["FunctionGuest", "LightningGuest", "TensorBoardGuest", "TrackioGuest"]
@@ -52,19 +52,12 @@ class TrackioGuest(Guest):
     Args:
         target: ``trackio`` or what ``trackio.init`` returned.
         prefix: What is put before every key.
-        alerts: Whether a rewind and a finding of the doctor's are alerts too.
+        alerts: As of :class:`~optland.log.guest.Guest`.
     """
 
     def __init__(self, target: Any, prefix: str, *, alerts: bool = False) -> None:
-        super().__init__("the trackio run", prefix)
-        self._target, self._alerts = target, alerts
-
-    def event(self, event: Mapping[str, object]) -> None:
-        """Keep a decision for the table, and send its alert where alerts are asked for."""
-        super().event(event)
-        alert = event_alert(event, self._step) if self._alerts else None
-        if alert is not None:
-            self._safely(lambda: _send(*alert))
+        super().__init__("the trackio run", prefix, alerts=alerts)
+        self._target = target
 
     def write(self, row: Row, step: int) -> None:
         """Write one row."""
@@ -82,11 +75,11 @@ class TrackioGuest(Guest):
 
         self.write({name: trackio.Markdown(as_markdown(columns, rows))}, self._step)
 
+    def write_alert(self, title: str, text: str, level: str) -> None:
+        """Send an alert."""
+        import trackio
 
-def _send(title: str, text: str, level: str) -> None:
-    import trackio
-
-    trackio.alert(title=title, text=text, level=trackio.AlertLevel[level])
+        trackio.alert(title=title, text=text, level=trackio.AlertLevel[level])
 
 
 class LightningGuest(Guest):

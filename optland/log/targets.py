@@ -46,8 +46,8 @@ def into(log: Any, *, prefix: str = "optland/", commit: bool | None = None, aler
         commit: wandb alone. True writes every row at once, as a row of its own: for those who log without ``step=``,
             and for those who log nothing and want to watch. False never makes a row of its own, not at the end either:
             for those who log with ``step=`` for the first time after the pilot is closed.
-        alerts: wandb and trackio. Whether a rewind, a finding of the doctor's and, in wandb, a loss that is not finite
-            raise an alert. An alert is a mail or a message to a team's channel, so in somebody's own run it is sent
+        alerts: wandb and trackio. Whether a rewind, a finding of the doctor's and a loss that is not finite raise an
+            alert. An alert is a mail or a message to a team's channel, so in somebody's own run it is sent
             only where asked for.
 
     Returns:
