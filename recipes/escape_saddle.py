@@ -28,7 +28,7 @@ PLAIN = {"sgd": (SGD, {}), "momentum": (SGD, {"momentum": 0.9}), "adam": (Adam, 
 WRAPPERS = ("noisy_gradient", "perturbed_gradient", "negative_curvature")  # around SGD
 SOLVERS = ("saddle_free_newton", "cubic_newton", "trust_region_newton")
 OPTIMIZERS = (*PLAIN, *WRAPPERS, *SOLVERS)
-COLUMNS = ["optimizer", "loss", "moves", "escaped at", "looks", "verdict"]
+COLUMNS = ["optimizer", "loss", "moves", "curvature", "looks", "verdict"]
 
 
 @dataclass(frozen=True)

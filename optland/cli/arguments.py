@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Callable
 
-__all__ = ["add_run_arguments", "add_survey_arguments", "whole_from"]
+__all__ = ["above_zero", "add_run_arguments", "add_survey_arguments", "whole_from"]
 
 
 def add_run_arguments(
@@ -36,19 +37,45 @@ def add_run_arguments(
     )
 
 
-def add_survey_arguments(parser: argparse.ArgumentParser, max_matvecs: int) -> None:
+def add_survey_arguments(parser: argparse.ArgumentParser, max_matvecs: int | None) -> None:
     """Add what decides how much of the landscape is measured.
 
     Args:
         parser: That of the command.
-        max_matvecs: Most Hessian products by default.
+        max_matvecs: Most Hessian products by default; None where the command has ``--seconds`` and goes by those, with
+            the density where it fits.
     """
     add = parser.add_argument
+    by_time = max_matvecs is None
+    most = "as many as fit --seconds, 200 at most" if by_time else max_matvecs
     add("--split", choices=["train", "val", "test"], default="train", help="of which split (default: train)")
     add("--max-matvecs", metavar="M", type=whole_from(1), default=max_matvecs,
-        help=f"most Hessian products of each part (default: {max_matvecs})")  # fmt: skip
-    add("--density", action=argparse.BooleanOptionalAction, default=True,
-        help="the density of all eigenvalues, the most expensive part (default: yes)")  # fmt: skip
+        help=f"most Hessian products of each part (default: {most})")  # fmt: skip
+    shown = "where it fits --seconds" if by_time else "yes"
+    add("--density", action=argparse.BooleanOptionalAction, default=None if by_time else True,
+        help=f"the density of all eigenvalues, the most expensive part (default: {shown})")  # fmt: skip
+
+
+def above_zero(text: str) -> float:
+    """The type of an argument that is a number above 0.
+
+    Args:
+        text: As it was typed.
+
+    Raises:
+        argparse.ArgumentTypeError: It is none.
+
+    Example:
+        >>> above_zero("2.5")
+        2.5
+    """
+    try:
+        value = float(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number") from error
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is not above 0; use a number such as 60")
+    return value
 
 
 def whole_from(least: int) -> Callable[[str], int]:

@@ -40,7 +40,7 @@ __all__ = ["main", "run_script"]
 _EXAMPLES = f"""examples:
   optland ls
   optland run landscape_train digits
-  optland run landscape_train configs/landscape_train/digits.yaml epochs=3
+  optland run landscape_train mine.yaml epochs=3
   optland run landscape_train digits --resume
   optland run landscape_train digits --dry-run
   optland run landscape_train digits --grid optimizer.rho=0.05,0.1,0.2 --seeds 3
@@ -75,7 +75,7 @@ _LS_EXAMPLES = """examples:
 
 _VALIDATE_EXAMPLES = """examples:
   optland validate landscape_train digits
-  optland validate landscape_train configs/landscape_train/digits.yaml epochs=3 optimizer.rho=0.05
+  optland validate landscape_train mine.yaml epochs=3 optimizer.rho=0.05
   optland validate landscape_train digits epochs=3 > mine.yaml
 
 The configuration is printed whole, every default included; what is printed is a config again.

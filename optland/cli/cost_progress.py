@@ -26,6 +26,7 @@ class CostProgress:
 
     def __init__(self, declared: float, spent: Callable[[], float]) -> None:
         self.declared, self.spent, self.part = declared, spent, ""
+        self._before = spent()
         self._started = time.monotonic()
         console = Console()
         self._live = Live(get_renderable=self._line, console=console, transient=True, refresh_per_second=5)
@@ -35,7 +36,7 @@ class CostProgress:
         """A part begins."""
         self.part = part
         if not self._shown:
-            say(f"measuring: {part}")
+            say(f"measuring: {part}{self._left(self.spent())}")
 
     def _line(self) -> Group:
         done = min(self.spent(), self.declared)
@@ -48,10 +49,10 @@ class CostProgress:
 
     def _left(self, done: float) -> str:
         """Time left at the present pace, were all of the declared cost to be spent."""
-        spent = time.monotonic() - self._started
-        if done <= 0 or spent < 2.0:
+        spent, since = time.monotonic() - self._started, done - self._before
+        if since <= 0 or spent < 2.0:
             return ""
-        seconds = int(spent * (self.declared - done) / done)
+        seconds = int(spent * max(self.declared - done, 0.0) / since)
         return f", at most {seconds // 60}:{seconds % 60:02d} left"
 
     def __enter__(self) -> CostProgress:

@@ -15,6 +15,7 @@ from optland import __version__
 from optland.cli.cost_progress import CostProgress
 from optland.cli.needs import missing_for
 from optland.cli.opened import OpenedRun, exact_enough, measuring
+from optland.cli.probe_pace import clock, extent_within, seconds_per_ge
 from optland.cli.probe_report import Report
 from optland.cli.terminal import DONE, FAILED, complain, say, table_console
 from optland.config import UserError
@@ -67,7 +68,8 @@ class _Probe:
 
     def run(self) -> int:
         """Measure, print, write."""
-        a, declared = self.arguments, self._declared()
+        a, pace = self.arguments, self._set_extent()
+        declared = self._declared(a.max_matvecs, a.density) + self._spent()
         if lacking := missing_for("optland.plots"):
             self.notes.append(f"{lacking[0].upper()}{lacking[1:]}.")
         where = f"step {self.trained.step}" + (", averaged weights" if self.trained.averaged else "")
@@ -75,7 +77,7 @@ class _Probe:
         passes = declared / self.objective.num_samples
         say(
             f"probing {self.objective.data}; at most {declared:.3g} gradient evaluations, "
-            f"{passes:.4g} forward and backward passes over them"
+            f"{passes:.4g} forward and backward passes over them{_at_this(pace, declared)}"
         )
         note = disagreement(self.trained, self.opened.script.loss_fn, self.data, self.opened.batch_size)
         self.notes += [note] if note else []
@@ -126,14 +128,25 @@ class _Probe:
             "which its critical points lie elsewhere; the stability ratios count it."
         ]
 
-    def _declared(self) -> float:
-        """Most gradient evaluations that the probe can take, of both objectives together."""
+    def _set_extent(self) -> float | None:
+        """Choose how many products are made, where the user did not; returns the seconds of a gradient evaluation."""
         a = self.arguments
+        if a.max_matvecs is not None:
+            a.density = a.density is not False
+            return None
+        pace = seconds_per_ge(self.objective)
+        extent = extent_within(a.seconds, pace, self._declared, density=a.density)
+        a.max_matvecs, a.density = extent.max_matvecs, extent.density
+        self.notes += [extent.note] if extent.note else []
+        return pace
+
+    def _declared(self, max_matvecs: int, density: bool) -> float:
+        """Most gradient evaluations that the probe can take, of both objectives together."""
         cost = portrait.cost(
-            self.objective, max_matvecs=a.max_matvecs, with_density=a.density, is_sample=self._is_sample
+            self.objective, max_matvecs=max_matvecs, with_density=density, is_sample=self._is_sample
         )
         if self.trained.optimizer is not None:
-            cost += stable_rate.cost(self.stepped, len(self.rates), min(a.max_matvecs, EDGE_PRODUCTS))
+            cost += stable_rate.cost(self.stepped, len(self.rates), min(max_matvecs, EDGE_PRODUCTS))
         return cost
 
     def _spent(self) -> float:
@@ -192,6 +205,11 @@ class _Probe:
         verdict = " ".join([report.verdict(), *report.notes])
         plot_portrait(report.portrait, figure, title=title, verdict=verdict)
         say(f"wrote {figure}")
+
+
+def _at_this(pace: float | None, declared: float) -> str:
+    """How long it takes at the most, where the pace is known."""
+    return "" if pace is None else f", up to {clock(pace * declared)} on this machine"
 
 
 def writable(folder: Path) -> Path:

@@ -102,6 +102,11 @@ class Recipe:
         path = Path(named)
         if not path.is_file() and bare in self.configs:
             return self.configs[bare]
+        if not path.exists() and os.sep in named and path.stem in self.configs:
+            raise UserError(
+                f"{named}: there is no such file; {self.name} brings a config of that name: optland run "
+                f"{self.argument} {path.stem}"
+            )
         if path.is_file() or (named and path.is_dir()) or (os.sep in named and "=" not in named):
             return path  # where it is no file, `load` says which there are
         if "=" in named:

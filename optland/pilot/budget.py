@@ -144,6 +144,39 @@ class Budget:
         dear = declared_ge > CHEAP * self._update_ge > 0
         return dear and share > 0 and math.isfinite(self.whole) and declared_ge / share <= SOON * self.whole
 
+    def why_not(self, probe: str, declared_ge: float) -> str:
+        """Why a probe had no room up to the last update, and what gives it some.
+
+        Args:
+            probe: Its name.
+            declared_ge: The most that a run of it may cost.
+
+        Returns:
+            Words with the smallest share of the training cost that holds one run of it, or how much longer a run has to
+            be where no share up to 1 does; empty where it had room, or where its cost is not known.
+
+        Example:
+            >>> budget = Budget(0.05, {"edge": 1.0, "own": 1.0})
+            >>> budget.train(900.0)
+            >>> budget.train(100.0)
+            >>> budget.why_not("own", 100.0)
+            'which may cost 100 gradient evaluations and had 22.5 of the budget: it takes a budget of 0.23'
+            >>> budget.why_not("own", 20.0)
+            ''
+        """
+        share, trained = (
+            self.shares.get(probe, 0.0),
+            self.train_ge - self._update_ge,
+        )  # as the last update found it
+        room = max(share * (self.fraction * trained - self.elsewhere), 0.0)
+        if not (room < declared_ge < math.inf and share > 0 and trained > 0):
+            return ""
+        needed = (declared_ge / share + self.elsewhere) / trained
+        fits = math.ceil(100 * needed - 1e-9) / 100
+        longer = f"a run {math.ceil(needed / max(self.fraction, 0.01))} times as long"
+        way = f"a budget of {fits:g}" if fits <= 1 else longer
+        return f"which may cost {declared_ge:.3g} gradient evaluations and had {room:.3g} of the budget: it takes {way}"
+
     def spend(self, probe: str, ge: float) -> None:
         """Count the real cost of a probe that ran.
 

@@ -25,7 +25,7 @@ from optland.context.rng import preserve_rng
 from optland.pilot.budget import Budget
 from optland.pilot.history import History
 from optland.pilot.host import Host
-from optland.pilot.notices import say_off
+from optland.pilot.notices import say_idle, say_off
 from optland.pilot.probes import SHOWN, standard_probes
 from optland.pilot.probes.base import Probe
 from optland.pilot.probes.curvature import CurvatureProbe
@@ -42,9 +42,9 @@ class Looks:
         history: Where their signals go.
         budget: What they may cost.
         reads: Signals that policies read.
-        shown: Whether those run too that nobody reads, for the log.
+        shown: Whether ours run too that nobody reads, for the log.
         escapes: Whether a policy may ask for an escape, whose look is paid from the curvature probe's part.
-        own: Probes of the user's.
+        own: Probes of the user's, which run whether anybody reads them or not.
         seed: Of their randomness.
 
     Attributes:
@@ -66,8 +66,8 @@ class Looks:
         seed: int = 0,
     ) -> None:
         self.host, self.history, self.budget = host, history, budget
-        show = SHOWN | {p.name for p in own} if shown else frozenset()
         given = {p.name for p in own}  # one of ours that is given is used as it is given
+        show = SHOWN | given if shown else given
         if len(given) < len(own):
             raise ValueError(
                 f"two probes have one name, of {[p.name for p in own]}; each is a line of the budget"
@@ -214,6 +214,31 @@ class Looks:
     def ages(self) -> dict[str, float]:
         """Updates since each probe ran, under the keys of the log."""
         return {f"probe/age_{name}": float(self.host.step - at) for name, at in self.last.items()}
+
+    def never_ran(self, probes: Sequence[Probe] | None = None) -> str:
+        """Which probes have not run once, and what would give them room.
+
+        Args:
+            probes: Of these; None for all in use.
+
+        Returns:
+            A sentence, with the smallest budget or the length of run that each fits; empty where all have run.
+        """
+        idle = [p for p in self.probes if p.name not in self.last and (probes is None or p in probes)]
+        named = "; ".join(f"{p.name}, {self._why_idle(p)}" for p in idle)
+        return f"Probes that have not run: {named}." if named else ""
+
+    def _why_idle(self, probe: Probe) -> str:
+        try:
+            declared = probe.cost(self.host) if self.host.knows_batch_size else math.inf
+        except Exception as error:
+            return f"whose cost cannot be told ({_in_words(error)})"
+        return self.budget.why_not(probe.name, declared) or "for no update came that it could look at"
+
+    def end(self) -> None:
+        """The run is over: a probe of the user's own that never ran is said once."""
+        if never := self.never_ran(self._own):
+            say_idle(never)
 
     def state_dict(self) -> dict[str, Any]:
         """The state that a resumed run needs to probe as an unbroken one would."""

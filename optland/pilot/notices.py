@@ -4,7 +4,16 @@ from __future__ import annotations
 
 import warnings
 
-__all__ = ["apart", "no_after_step", "no_update", "say_clipped", "say_loss", "say_not_finite", "say_off"]
+__all__ = [
+    "apart",
+    "no_after_step",
+    "no_update",
+    "say_clipped",
+    "say_idle",
+    "say_loss",
+    "say_not_finite",
+    "say_off",
+]
 
 
 def apart(step: int, rank: int) -> str:
@@ -62,6 +71,15 @@ def say_off(what: str, step: int, why: str) -> None:
         RuntimeWarning,
         stacklevel=5,
     )
+
+
+def say_idle(never: str) -> None:
+    """Probes of the user's own that had no turn in the whole run.
+
+    Args:
+        never: Which, why, and what gives them room.
+    """
+    warnings.warn(never, RuntimeWarning, stacklevel=4)
 
 
 def say_not_finite(step: int) -> None:

@@ -82,7 +82,7 @@ class Pilot:
         log: ``wandb.run``, all that :func:`optland.log.into` takes, or an :class:`optland.log.Logger`; None: nothing.
         log_every: Updates between two logged rows; rows with a probe or a decision are always logged.
         seed: Seed of the probes' own randomness.
-        probes: Further probes, of a class of your own.
+        probes: Further probes, of a class of your own; they run whether a policy reads them or not.
         num_samples: ``num_samples(batch)`` for batches of a type that cannot be counted by their first tensor.
         split: ``split(batch, parts)`` for batches of a type that cannot be cut along their first dimension.
         dataset_size: Samples of the training set, where no loader says it.
@@ -262,6 +262,7 @@ class Pilot:
         """Take the pilot off the optimizer, give its memory back, and write what the log still holds."""
         if self._hooks is not None and self._hooks.close():
             self.progress.end(self.host.step)
+            self.looks.end()
         for optimizer in self.host.inner:
             self.host.release_rate(optimizer)
         self.host.before.release()
@@ -417,8 +418,7 @@ class Pilot:
         if not self._gradients.fits(held):
             self._gradients = Layout(held, [self._name(p) for p in held])
         self.live.gradients(self.host.step + 1, norm if held else math.nan, sizes, self._gradients, scale)
-        names = self._gradients.names
-        if self._guarded({names[i]: sizes[i] for i in self._gradients.matrices}):
+        if self._guarded({self._gradients.names[i]: sizes[i] for i in self._gradients.matrices}):
             return
         for policy, proposal in self.controls.ask(before=True):
             self._settle_before(policy, proposal)

@@ -20,6 +20,7 @@ def in_words(pilot: Any) -> str:
     names = ", ".join(p.name for p in pilot.controls.policies) or "none"
     done = pilot.progress.done(pilot.step)
     share = f", {done:.0%} of the run" if done is not None else ""
+    over = pilot.step > 0 and (done is None or done >= 1.0)
     lost = f"; {pilot.lost} cancelled" if pilot.lost else ""
     user, applied, budget = pilot.host.rate, pilot.steering.applied(), pilot.budget
     rate = f"{applied:.3g} applied, {user:.3g} in the groups" if math.isfinite(applied) else f"{user:.3g}"
@@ -35,6 +36,8 @@ def in_words(pilot: Any) -> str:
         f"  cost: {budget.train_ge:.4g} gradient evaluations of training and {budget.probe_ge:.4g} of probes, "
         f"{budget.used:.1%} of {budget.fraction:.0%} allowed; {wall}",
     ]
+    if over and (never := pilot.looks.never_ran()):
+        lines.append(f"  {never}")
     return "\n".join(lines)
 
 

@@ -200,6 +200,10 @@ BAD = {
     "no such script": (["run", "my/recipe.py", "ten"], ["my/recipe.py", "optland ls"]),
     "unknown config": (["run", "counting", "tem"], ["no config 'tem'", "'ten'", "other, ten"]),
     "missing file": (["run", "counting", "configs/counting/tem.yaml"], ["no such file", "'ten.yaml'"]),
+    "a path to ours": (
+        ["run", "counting", "elsewhere/ten.yaml"],
+        ["no such file", "optland run counting ten"],
+    ),
     "config left out": (["run", "counting", "upto=3"], ["'upto=3'", "optland run counting CONFIG"]),
     "config of another": (["run", "counting", "other"], ["for 'silent'", "optland run silent"]),
     "misspelt key": (["run", "counting", "ten", "uptoo=3"], ["override 'uptoo=3'", "'upto'"]),

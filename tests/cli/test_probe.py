@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,10 +23,12 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from optland import cli, hessian, lanczos
-from optland.cli import cost_progress
+from optland.cli import cost_progress, probe_pace
+from optland.cli import probe as probing
 from optland.cli.opened import exact_enough
 from optland.cli.recipes import all_recipes
 from optland.objective import Objective
+from optland.problems import linear_regression
 from optland.train import DataConfig, TextConfig, TransformerConfig, load_data, load_text
 from optland.train.runs.checkpoint import load_checkpoint, save_checkpoint
 
@@ -252,6 +255,42 @@ def test_the_same_probe_gives_the_same_numbers_and_nothing_is_written_over(run: 
     assert not (run / "probe-3.json").exists()
     assert cli.main(["probe", str(run), *CHEAP, "--seed", "1"]) == 0
     assert json.loads((run / "probe-3.json").read_text())["estimates"] != json.loads(first)["estimates"]
+
+
+def test_a_slow_machine_measures_less_and_says_what_was_left_out(
+    run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(probing, "seconds_per_ge", lambda objective: 10.0)
+    assert cli.main(["probe", str(run), "--samples", "30", "--seconds", "90"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert (
+        "To end in about 90 s, each part had at most 25 products in place of 200, and the density was left out"
+        in said
+    )
+    found = json.loads((run / "probe.json").read_text())
+    assert (found["max_matvecs"], found["density"]) == (25, None)
+    assert any("--max-matvecs 200 --density measures all" in note for note in found["notes"])
+    assert found["cost_ge"] <= found["declared_ge"]
+    assert cli.main(["probe", str(run), *CHEAP]) == 0  # what is asked for is measured, however long it takes
+    assert "To end in" not in capsys.readouterr().out
+    assert cli.main(["probe", str(run), "--seconds", "0"]) == 2
+    assert "0 is not above 0" in capsys.readouterr().err
+
+
+def test_the_pace_is_that_of_a_product_and_both_products_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    objective = linear_regression(torch.ones(6, 2, dtype=D), torch.ones(6, 1, dtype=D))
+    clock = iter([10.0, 13.0])
+    monkeypatch.setattr(probe_pace, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    pace = probe_pace.seconds_per_ge(objective)
+    spent = objective.cost_ge
+    with hessian(objective) as H:
+        v = [torch.ones_like(p) for p in objective.params]
+        H.matvec(v)
+        first = objective.cost_ge - spent
+        H.matvec(v)
+        second = objective.cost_ge - spent - first
+    assert spent == first + second
+    assert pace == pytest.approx(3.0 / second)
 
 
 def test_too_few_products_are_told_plainly(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 
 import pytest
 import torch
 from torch import nn
 
+from optland.pilot import Pilot, Probe, Signal
 from optland.pilot.budget import Budget
 from optland.pilot.history import History
 from optland.pilot.host import Host
@@ -34,3 +36,68 @@ def test_synchronised_statistics_on_several_ranks_turn_probes_off(
         assert looks(model, "edge/eta_c").probes == []
     with warnings.catch_warnings(action="error"):  # nobody asked for one
         assert looks(model, "train/loss").probes == []
+
+
+class Dear(Probe):
+    """Declares as many gradient evaluations as it is told, and measures nothing of the net."""
+
+    name = "dear"
+    yields = frozenset({"own/dear"})
+    every = 1
+
+    def __init__(self, ge: float) -> None:
+        self.ge = ge
+
+    def cost(self, host: Host) -> float:
+        return self.ge
+
+    def measure(self, host: Host) -> list[Signal]:
+        self.spent = self.ge
+        return [Signal("own/dear", 1.0, host.step)]
+
+
+def trained(ge: float, budget: float) -> Pilot:
+    """Ten updates on batches of eight, 80 gradient evaluations, with one probe of the user's and no other."""
+    model, loss_fn = nn.Linear(2, 1), lambda m, batch: m(batch).square().mean()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    pilot = Pilot(optimizer, model, loss_fn, policies=[], probes=[Dear(ge)], budget=budget, total_steps=10)
+    for _ in range(10):
+        batch = torch.ones(8, 2)
+        optimizer.zero_grad()
+        loss = loss_fn(model, batch)
+        loss.backward()
+        optimizer.step()
+        pilot.after_step(batch, loss)
+    return pilot
+
+
+def test_a_probe_that_had_no_turn_is_said_once_with_what_gives_it_one() -> None:
+    idle = trained(50.0, budget=0.1)
+    wanted = (
+        r"have not run: dear, which may cost 50 gradient evaluations and had .* it takes a budget of 0\.(\d+)"
+    )
+    assert "Probes that have not run: dear" in repr(idle)
+    with pytest.warns(RuntimeWarning, match=wanted) as said:
+        idle.close()
+    assert len(said) == 1
+    with warnings.catch_warnings(action="error"):
+        idle.close()
+    found = re.search(wanted, str(said[0].message))
+    assert found is not None
+    enough = trained(
+        50.0, budget=float(f"0.{found.group(1)}")
+    )  # what it says is enough, and a tenth less is not
+    assert enough.history.last("own/dear") is not None
+    less = trained(50.0, budget=0.9 * float(f"0.{found.group(1)}"))
+    assert less.history.last("own/dear") is None
+    with warnings.catch_warnings(action="error"):
+        enough.close()
+    assert "have not run" not in repr(enough)
+
+
+def test_where_no_budget_holds_a_probe_a_longer_run_is_named() -> None:
+    idle = trained(800.0, budget=0.5)
+    with pytest.warns(
+        RuntimeWarning, match=r"it takes a run 2\d times as long"
+    ):  # 800 / (0.5 * 80) = 20, and a first look
+        idle.close()

@@ -28,7 +28,7 @@ def test_from_the_exact_saddle_gradients_stay_and_curvature_leaves_to_the_minimu
         assert table[name]["verdict"] == "says nothing"
     for name in ("negative_curvature", "saddle_free_newton", "cubic_newton", "trust_region_newton"):
         assert table[name]["loss"] == pytest.approx(-0.25, abs=1e-6)
-        assert table[name]["escaped at"] == pytest.approx(-1.0, rel=0.01)
+        assert table[name]["curvature"] == pytest.approx(-1.0, rel=0.01)
         assert table[name]["verdict"] == "minimum up to tau"
         assert table[name]["moves"] == 1
     for name in ("perturbed_gradient", "noisy_gradient"):  # they know no curvature, and claim nothing

@@ -16,10 +16,12 @@ from typing import Any
 import pytest
 from processes import exit_code, start
 
+from optland.cli.recipes import find_recipe
 from optland.config import UserError
 from optland.log import read_jsonl
 from optland.train import LogConfig, RunFolder
 from optland.train.runs.lock import lock_folder
+from optland.train.runs.run import _resume_command
 
 LOG = LogConfig(wandb="disabled", console=False)
 
@@ -76,6 +78,18 @@ def test_a_fresh_run_leaves_a_folder_that_another_process_is_about_to_use(tmp_pa
     (tmp_path / "run").mkdir()
     with another_process_in(tmp_path / "run"):
         assert folder(tmp_path / "run").path == tmp_path / "run-2"
+
+
+def test_a_recipe_of_ours_goes_on_by_its_name_unless_one_of_the_users_has_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    script = find_recipe("landscape_train").script
+    monkeypatch.setattr(sys, "argv", [str(script), "digits"])
+    assert _resume_command("landscape_train", tmp_path) == "optland run landscape_train digits --resume"
+    (tmp_path / "recipes").mkdir()
+    (tmp_path / "recipes" / script.name).write_text("run_script(")
+    assert _resume_command("landscape_train", tmp_path) == f"optland run {script} digits --resume"
 
 
 @pytest.mark.parametrize(

@@ -38,6 +38,10 @@ Row = dict[str, float]
 _STEPS = ("step", "global_step", "trainer/global_step", "train/global_step", "_step")
 
 
+NAMED = 8
+"""Names listed beside a path that is not there."""
+
+
 @dataclass(frozen=True)
 class Log:
     """A log that was read.
@@ -75,7 +79,7 @@ def read_log(path: str | Path) -> Log:
     """
     place = Path(path)
     if not place.exists():
-        raise ValueError(f"{place}: there is no such file or folder")
+        raise ValueError(f"{place}: there is no such file or folder; {_beside(place)}")
     for kind, (pattern, read) in KINDS.items():
         found = _newest(place, pattern)
         if found is not None:
@@ -87,6 +91,17 @@ def read_log(path: str | Path) -> Log:
             return Log(found, kind, run)
     wanted = ", ".join(pattern for pattern, _ in KINDS.values())
     raise ValueError(f"{place}: no log is in there; what can be read is {wanted}")
+
+
+def _beside(place: Path) -> str:
+    """What there is where the path stops being one, so that the right one can be typed."""
+    there = next((folder for folder in place.absolute().parents if folder.is_dir()), place.absolute())
+    try:
+        names = sorted(entry.name for entry in there.iterdir() if not entry.name.startswith("."))
+    except OSError:
+        names = []
+    listed = ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
+    return f"give a run folder or a log; in {there} there is {listed or 'nothing'}"
 
 
 def _read(path: Path, kind: str, read: Callable[[Path], Histories]) -> Histories:

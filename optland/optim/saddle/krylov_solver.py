@@ -126,8 +126,8 @@ class KrylovSolver(Optimizer):
     ) -> None:
         verdict = judge(space, dim, rounding=ROUNDING)
         start, generator = self.radius, self.generator
-        move = way_off(seen, space, verdict, loss, g, start=start, check=None, generator=generator)
-        kind = "probe" if move is None else outcome(verdict, move)[0]
+        move, against = way_off(seen, space, verdict, loss, g, start=start, check=None, generator=generator)
+        kind = "probe" if move is None else outcome(verdict, move, against)[0]
         self.verdict = verdict
         if move is not None:
             self.largest = 0.0

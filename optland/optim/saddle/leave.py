@@ -76,8 +76,10 @@ def leave_saddle(
     verdict = judge(space, dim, rounding=ROUNDING)
     start = first_length(objective.params, radius)
     limits = {"most": MOST, "in_all": IN_ALL}
-    move = way_off(seen, space, verdict, loss, g, start=start, check=check, generator=generator, **limits)
-    kind, why = outcome(verdict, move)
+    move, against = way_off(
+        seen, space, verdict, loss, g, start=start, check=check, generator=generator, **limits
+    )
+    kind, why = outcome(verdict, move, against)
     spent = sum(o.cost_ge for o in (objective, check) if o is not None) - cost
     calls = math.ceil(spent / objective.num_samples)
     return carry_out(

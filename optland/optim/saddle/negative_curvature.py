@@ -134,8 +134,10 @@ class NegativeCurvature(SaddleWrapper):
         space = self._explore(seen, g, max_matvecs)
         verdict = judge(space, dim, rounding=ROUNDING)
         start = first_length(self._weights, self.radius)
-        move = way_off(seen, space, verdict, loss, g, start=start, check=self.check, generator=self.generator)
-        kind, why = outcome(verdict, move)
+        move, against = way_off(
+            seen, space, verdict, loss, g, start=start, check=self.check, generator=self.generator
+        )
+        kind, why = outcome(verdict, move, against)
         calls = seen.calls + math.ceil(self._aside() - before)
         self.trigger.looked(calls, moved=move is not None)
         event = carry_out(

@@ -10,7 +10,8 @@ import math
 import torch
 
 from optland import vectors
-from optland.curvature import certify
+from optland.curvature import Certificate, certify
+from optland.curvature.points.two_batch import FEWEST_BATCHES
 from optland.curvature.points.verdict import PointKind
 from optland.objective import Objective
 from optland.optim.saddle.evaluations import Evaluations, is_lower
@@ -26,6 +27,9 @@ ROUNDING = 1e-6
 
 CHECKED = 1e-6
 """Relative fall of the loss that independent data have to confirm."""
+
+NOWHERE = "no move lowered the loss"
+"""What stands against a move where none was found."""
 
 VISIBLE = 8.0
 """First step along a direction of negative curvature, in multiples of rounding that the loss falls by."""
@@ -43,8 +47,8 @@ def way_off(
     generator: torch.Generator,
     most: int = 40,
     in_all: int | None = None,
-) -> Move | None:
-    """The move away from a point, if its verdict calls for one and the loss agrees.
+) -> tuple[Move | None, str]:
+    """The move away from a point, if its verdict calls for one and the loss agrees; else why there is none.
 
     Args:
         seen: The loss, where the point was looked at.
@@ -58,6 +62,9 @@ def way_off(
         generator: Of kicks.
         most: Lengths tried along a direction, either way.
         in_all: Lengths tried over all kicks; None for ten kicks.
+
+    Returns:
+        The move, or None and what stood against one; empty where the verdict calls for none.
     """
     if verdict == PointKind.STRICT_SADDLE:
         v = space.lowest_vector
@@ -67,21 +74,36 @@ def way_off(
         visible = math.sqrt(VISIBLE * seen.rounding * abs(loss) / -space.lowest)
         move = forward_search(seen, v, loss, start=max(start, visible), most=most)
         if move is None or check is None:
-            return move
-        if certify(v, check, distance=move.length / 4).verdict != "certified":
-            return None
-        return _confirmed(move, check)
+            return move, NOWHERE
+        certificate = certify(v, check, distance=move.length / 4)
+        return _confirmed(move, check) if certificate.certified else (None, _not_certified(certificate))
     if verdict == PointKind.DEGENERATE:
         kick = kick_search(seen, loss, radius=start, generator=generator, most=most, in_all=in_all)
         return _confirmed(kick, check)
-    return None
+    return None, ""
 
 
-def _confirmed(move: Move | None, check: Objective | None) -> Move | None:
+def _confirmed(move: Move | None, check: Objective | None) -> tuple[Move | None, str]:
     """The move, if the loss of the independent data falls too."""
     if move is None or check is None:
-        return move
-    return move if is_lower(check.value(move.point), check.value(), CHECKED) else None
+        return move, NOWHERE
+    lower = is_lower(check.value(move.point), check.value(), CHECKED)
+    return (move, "") if lower else (None, "the move lowered the loss, and not that of check")
+
+
+def _not_certified(found: Certificate) -> str:
+    """Why the batches of ``check`` do not bear out the negative curvature."""
+    count = len(found.values)
+    if count < FEWEST_BATCHES:
+        batches = "one batch" if count == 1 else f"{count} batches"
+        return (
+            f"check has {batches}, and certifies nothing with fewer than {FEWEST_BATCHES}: the error of the curvature "
+            f"is its spread over them; give check {FEWEST_BATCHES} or more"
+        )
+    return (
+        f"the {count} batches of check do not certify the curvature as negative: {found.curvature.value:.3g} along its "
+        f"direction, at most {found.upper:.3g} with probability {found.confidence:g}"
+    )
 
 
 def first_length(weights: Vector, radius: float | None = None) -> float:
@@ -101,12 +123,13 @@ def first_length(weights: Vector, radius: float | None = None) -> float:
     return max(0.01 * size, 1e-3) if math.isfinite(size) else 1e-3
 
 
-def outcome(verdict: PointKind, move: Move | None) -> tuple[str, str]:
+def outcome(verdict: PointKind, move: Move | None, against: str) -> tuple[str, str]:
     """Kind of the event, and why in words.
 
     Args:
         verdict: Of the point.
         move: The accepted one, None where there is none.
+        against: What stood against one.
 
     Returns:
         ``escape``, ``kick``, ``rejected`` or ``probe``, and a sentence.
@@ -115,7 +138,7 @@ def outcome(verdict: PointKind, move: Move | None) -> tuple[str, str]:
         kind = "escape" if verdict == PointKind.STRICT_SADDLE else "kick"
         return kind, f"{verdict}: moved by {move.length:.3g}"
     if verdict in (PointKind.STRICT_SADDLE, PointKind.DEGENERATE):
-        return "rejected", f"{verdict}, but no move lowered the loss where it was checked"
+        return "rejected", f"{verdict}, but {against}"
     return "probe", f"{verdict}: the base optimizer goes on"
 
 

@@ -12,7 +12,7 @@ __all__ = ["Probe"]
 
 
 class Probe(ABC):
-    """Measures signals; it runs where a policy reads one of them, or the mode shows it.
+    """Measures signals; it runs where a policy reads one of them, the mode shows it, or it was given to the pilot.
 
     Attributes:
         name: Of the probe, in the budget and the log.

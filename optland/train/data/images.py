@@ -21,6 +21,10 @@ CROP_PADDING = 4
 """Black pixels around an image from which a crop of its size is cut (He et al. 2016, arXiv:1512.03385)."""
 
 
+LISTED = 3
+"""Channels whose mean and deviation are said in words; a table has a channel for each column."""
+
+
 @dataclass(frozen=True)
 class ImageData:
     """Images ``(n, c, h, w)`` and integer labels ``(n,)`` of the three splits.
@@ -68,6 +72,8 @@ class ImageData:
         mean, std = (getattr(self, name).flatten().tolist() for name in ("mean", "std"))
         unit = "pixels from 0 to 255" if self.train_x.dtype == torch.uint8 else "in the data set's own unit"
         words = " and ".join(f"{' '.join(f'{v:.4g}' for v in values)}" for values in (mean, std))
+        if len(mean) > LISTED:
+            words = f"the {len(mean)} means and deviations in the metadata of the weights"
         return {"input": f"(x - mean) / std with {words}, {unit}", "mean": repr(mean), "std": repr(std)}
 
     @property

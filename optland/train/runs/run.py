@@ -400,8 +400,18 @@ def _resume_command(recipe: str, folder: Path) -> str:
     script, *arguments = sys.argv or [""]
     if script.endswith(".py") and recipe_name(script) == recipe:
         given = [redact_item(item) for item in arguments if item != "--resume"]
-        return shlex.join(["optland", "run", script, *given, "--resume"])
+        return shlex.join(
+            ["optland", "run", recipe if _is_ours(Path(script)) else script, *given, "--resume"]
+        )
     return shlex.join(["optland", "run", recipe, str(folder / "config.yaml"), "--resume"])
+
+
+def _is_ours(script: Path) -> bool:
+    """Whether a recipe's name finds this script: it came with the package, and none of the user's goes before it."""
+    package = Path(processes.__file__).resolve().parent
+    shipped = [root / "recipes" / script.name for root in (package / "_bundled", package.parent)]
+    own = Path.cwd() / "recipes" / script.name
+    return script.resolve() in shipped and (not own.is_file() or own.samefile(script))
 
 
 def _is_nonfinite(value: object) -> bool:

@@ -64,6 +64,6 @@ def what_it_took(
         "ctl/decisions": len(events),
         "ctl/rewinds": sum(event["actuator"] == "rewind" and bool(event["taken"]) for event in events),
         **({"ctl/lost": pilot.lost} if pilot.lost else {}),
-        "summary/verdict": f"{found.verdict} {found.facts}".strip(),
+        "summary/verdict": " ".join(filter(None, (found.verdict, found.facts, pilot.looks.never_ran()))),
         **({"summary/advice": found.action} if found.action else {}),
     }

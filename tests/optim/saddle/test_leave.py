@@ -73,6 +73,35 @@ def test_other_data_have_to_agree(agree: bool, kind: str) -> None:
     assert objective.cost_ge + check.cost_ge <= declared_cost(objective, check)
 
 
+@pytest.mark.parametrize(
+    ("curvature", "batches", "why"),
+    [
+        (-0.64, 1, "check has one batch, and certifies nothing with fewer than 3"),
+        (-0.64, 2, "check has 2 batches, and certifies nothing with fewer than 3"),
+        (2.0, 4, "the 4 batches of check do not certify the curvature as negative: 2 along its direction"),
+    ],
+)
+def test_what_stood_against_a_move_is_said(curvature: float, batches: int, why: str) -> None:
+    objective = objective_of(double_well, [0.0, 0.0])
+    other = [torch.zeros(1, 1) for _ in range(batches)]
+    check = Objective(objective.model, lambda m, _: 0.5 * curvature * m.w.square().sum(), other)
+    event = leave_saddle(objective, check=check)
+    assert (event.kind, event.verdict, event.length) == ("rejected", "strict saddle", 0.0)
+    assert why in event.reason
+    assert objective.params[0].tolist() == [0.0, 0.0]
+
+
+def test_a_check_whose_loss_does_not_fall_is_named() -> None:
+    objective = objective_of(
+        double_well, [0.0, 0.0]
+    )  # that of check curves down near it, and rises farther off
+    data = [torch.zeros(1, 1) for _ in range(4)]
+    check = Objective(objective.model, lambda m, _: -m.w[1].square() + 100.0 * m.w[1] ** 8, data)
+    event = leave_saddle(objective, check=check)
+    assert event.kind == "rejected"
+    assert "the move lowered the loss, and not that of check" in event.reason
+
+
 def test_what_cannot_be_looked_with_is_refused() -> None:
     for options, says in (({"max_matvecs": 1}, "max_matvecs=1"), ({"radius": 0.0}, "radius 0.0")):
         with pytest.raises(ValueError, match=says):
