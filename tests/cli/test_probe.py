@@ -281,16 +281,15 @@ def test_the_pace_is_that_of_a_product_and_both_products_are_counted(monkeypatch
     objective = linear_regression(torch.ones(6, 2, dtype=D), torch.ones(6, 1, dtype=D))
     clock = iter([10.0, 13.0])
     monkeypatch.setattr(probe_pace, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    spent = []
+    with hessian(objective) as H:  # whatever is checked once for a model is behind it
+        for _ in range(3):
+            H.matvec([torch.ones_like(p) for p in objective.params])
+            spent.append(objective.cost_ge)
     pace = probe_pace.seconds_per_ge(objective)
-    spent = objective.cost_ge
-    with hessian(objective) as H:
-        v = [torch.ones_like(p) for p in objective.params]
-        H.matvec(v)
-        first = objective.cost_ge - spent
-        H.matvec(v)
-        second = objective.cost_ge - spent - first
-    assert spent == first + second
-    assert pace == pytest.approx(3.0 / second)
+    product = spent[2] - spent[1]
+    assert pace == pytest.approx(3.0 / product)  # the second of two, which is timed
+    assert objective.cost_ge - spent[2] >= 2 * product
 
 
 def test_too_few_products_are_told_plainly(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
