@@ -86,7 +86,8 @@ def read_log(path: str | Path) -> Log:
             run = _read(found, kind, read)
             if not any(run.values(name) or run.raw(name) for name in run.names()):
                 raise ValueError(
-                    f"{found}: nothing in it has a name that is known, such as train_loss or eval_loss"
+                    f"{found}: nothing in it has a name that is known, such as train_loss or eval_loss; "
+                    f"{_runs_below(found)}"
                 )
             return Log(found, kind, run)
     wanted = ", ".join(pattern for pattern, _ in KINDS.values())
@@ -102,6 +103,14 @@ def _beside(place: Path) -> str:
         names = []
     listed = ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
     return f"give a run folder or a log; in {there} there is {listed or 'nothing'}"
+
+
+def _runs_below(log: Path) -> str:
+    """Where the logs of single runs are, beside one that holds none."""
+    runs = sorted({below.parent for below in log.parent.glob(f"*/*/{log.name}")})
+    if runs:
+        return f"it is of several runs: name one of its {len(runs)}, such as {runs[0]}"
+    return "give the log of a training"
 
 
 def _read(path: Path, kind: str, read: Callable[[Path], Histories]) -> Histories:
