@@ -101,9 +101,9 @@ def test_event_files_without_tensorboard_are_refused_in_words(tmp_path: Path) ->
 
 def test_a_path_that_is_not_there_comes_with_what_is(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
-    with pytest.raises(ValueError, match="give a run folder or a log; in .* there is run$"):
+    with pytest.raises(ValueError, match=r"give a run folder or a log; in .* there is run$"):
         read_log(tmp_path / "rnu" / "digits")
-    with pytest.raises(ValueError, match="there is nothing$"):
+    with pytest.raises(ValueError, match=r"there is nothing$"):
         read_log(tmp_path / "run" / "digits")
 
 
@@ -111,7 +111,7 @@ def test_the_log_of_a_comparison_names_the_runs_below(tmp_path: Path) -> None:
     for folder in (tmp_path, tmp_path / "runs" / "a", tmp_path / "runs" / "b"):
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "log.jsonl").write_text("")
-    with pytest.raises(ValueError, match="several runs: name one of its 2, such as .*runs.a$"):
+    with pytest.raises(ValueError, match=r"several runs: name one of its 2, such as .*runs.a$"):
         read_log(tmp_path)
 
 
