@@ -78,15 +78,13 @@ class RunFolder:
     ) -> None:
         self._lock: int | None = None
         self._writes, self._member = processes.leads(), member
-        script = Path(recipe) if recipe.endswith(".py") else None
-        recipe = recipe if script is None else recipe_name(script)
-        text = to_yaml(config, recipe=recipe, secrets=False)
+        self._script = Path(recipe) if recipe.endswith(".py") else None
+        self._recipe = recipe if self._script is None else recipe_name(self._script)
+        self._text = to_yaml(config, recipe=self._recipe, secrets=False)
         self.path = Path()  # until the first process has found it
-        self.path = processes.from_first(
-            lambda: self._opened(Path(out), config, log, text, recipe, script, resume)
-        )
+        self.path = processes.from_first(lambda: self._opened(Path(out), config, log, resume))
         self.jsonl = JsonlLogger(self.path / "log.jsonl")
-        self._go_on = _resume_command(recipe, self.path)
+        self._go_on = _resume_command(self._recipe, self.path)
         self.unwritten = Unwritten()
         """What the disk did not take."""
         self.weights: Weights | None = None
@@ -103,8 +101,8 @@ class RunFolder:
         loggers: list[Logger] = [self.jsonl]
         if log.wandb != "disabled" and not self._summary.exists():
             self.wandb = WandbLogger(
-                self.path, project=log.project, mode=log.wandb, config=_plain(text), group=log.group or recipe,
-                job_type="train", tags=log.tags, name=self.path.name,
+                self.path, project=log.project, mode=log.wandb, config=_plain(self._text),
+                group=log.group or self._recipe, job_type="train", tags=log.tags, name=self.path.name,
             )  # fmt: skip
             loggers.append(self.wandb)
         if self._console is not None:
@@ -133,16 +131,7 @@ class RunFolder:
             self.log.finish({"summary/error": reason}, exit_code=1)
         self._release()
 
-    def _opened(
-        self,
-        out: Path,
-        config: object,
-        log: LogConfig,
-        text: str,
-        recipe: str,
-        script: Path | None,
-        resume: bool,
-    ) -> Path:
+    def _opened(self, out: Path, config: object, log: LogConfig, resume: bool) -> Path:
         """The folder, locked, with the configuration in it."""
         if log.wandb != "disabled":
             check_environment()
@@ -150,9 +139,9 @@ class RunFolder:
         self.jsonl = JsonlLogger(self.path / "log.jsonl")
         try:
             if resume:
-                self._take_up(config, text, recipe, script)
+                self._take_up(config)
             else:
-                _write_config(self.path, text, script)
+                _write_config(self.path, self._text, self._script)
         except BaseException:
             self._release()
             raise
@@ -166,16 +155,15 @@ class RunFolder:
         release(self._lock)
         self._lock = None
 
-    def _take_up(self, config: object, text: str, recipe: str, script: Path | None) -> None:
+    def _take_up(self, config: object) -> None:
         """Go on with the run as it is configured now, where that is the same training; say what is other."""
-        resumption = Resumption(
-            self.path, text, config, finished=self._summary.exists(), named=named_on_the_command_line(recipe)
-        )
+        named = named_on_the_command_line(self._recipe)
+        resumption = Resumption(self.path, self._text, config, finished=self._summary.exists(), named=named)
         self._require_checkpoint()
         if resumption.ended:
             return
         lines = list(resumption.lines())
-        record = ScriptRecord.read(self.path)
+        script, record = self._script, ScriptRecord.read(self.path)
         if script is not None and record is not None and not record.is_text_of(script):
             lines.append(f"resuming with {script}, which has been edited since the run was started")
         for line in lines:
@@ -183,7 +171,7 @@ class RunFolder:
         if resumption.longer is not None and self._summary.exists():
             # Before the new configuration: a run that is killed in between is one that has yet to end.
             self._summary.rename(self.path / f"summary-{resumption.longer.before}-epochs.json")
-        _write_config(self.path, text)
+        _write_config(self.path, self._text)
 
     def _require_checkpoint(self) -> None:
         """A log with rows and no checkpoint is a run whose state was lost, not one that has yet to begin."""
