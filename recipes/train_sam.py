@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from optland.cli import run_script
-from optland.config import ConfigError
 from optland.pilot import Pilot
 from optland.plots import plot_comparison
 from optland.train import (
@@ -59,10 +58,7 @@ class Config(ComparedRunConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        try:
-            check_model(self.model, self.data.image_shape)
-        except ConfigError as error:
-            raise ValueError(f"model.{error}") from error
+        check_model(self.model, self.data.image_shape)
 
 
 def loss_fn(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:

@@ -37,7 +37,7 @@ def build_model(config: ModelConfig, image_shape: ImageShape, num_classes: int) 
         >>> tuple(model(torch.zeros(2, 3, 32, 32)).shape)
         (2, 10)
     """
-    check_model(config, image_shape, num_classes)
+    _check(config, image_shape, num_classes)
     if config.name.startswith(PREFIX):
         model = build_torchvision(config.name, image_shape, num_classes)
     elif is_import_path(config.name):
@@ -48,7 +48,7 @@ def build_model(config: ModelConfig, image_shape: ImageShape, num_classes: int) 
 
 
 def check_model(config: ModelConfig, image_shape: ImageShape | None, num_classes: int = 10) -> None:
-    """Refuse what :func:`build_model` could not build, at the cost of no memory and no random number.
+    """Refuse in a recipe's configuration what :func:`build_model` could not build, at no cost in memory or randomness.
 
     Args:
         config: The configuration. A model of one's own is made and tried by :func:`build_model` alone.
@@ -56,14 +56,22 @@ def check_model(config: ModelConfig, image_shape: ImageShape | None, num_classes
         num_classes: Number of outputs; only its effect on the number of parameters matters.
 
     Raises:
-        ConfigError: The images do not fit the net, or the net does not fit into memory.
+        ValueError: The images do not fit the net, or the net does not fit into memory; it names the key under
+            ``model``, as a ``__post_init__`` has to.
 
     Example:
         >>> check_model(ModelConfig(name="vit"), (1, 8, 8))
         >>> check_model(ModelConfig(name="vit"), (1, 9, 9))  # doctest: +ELLIPSIS
         Traceback (most recent call last):
-        optland.config.errors.ConfigError: name: vit cuts the image into patches of 2 pixels, which does not go into...
+        ValueError: model.name: vit cuts the image into patches of 2 pixels, which does not go into 9; ...
     """
+    try:
+        _check(config, image_shape, num_classes)
+    except ConfigError as error:
+        raise ValueError(f"model.{error}") from error
+
+
+def _check(config: ModelConfig, image_shape: ImageShape | None, num_classes: int) -> None:
     own = is_import_path(config.name) and not config.name.startswith(PREFIX)
     if own or image_shape is None:
         return
