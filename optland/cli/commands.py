@@ -218,7 +218,7 @@ def _run_script(file: str, argv: Sequence[str] | None) -> int:
         command += [arguments.config, *map(redact_item, overrides), "--resume"]
         config = recipe.load_config(arguments.config, overrides, script.Config)
         if arguments.validate:
-            say(f"ok\n{to_yaml(config, recipe=recipe.name, secrets=False)}".rstrip("\n"))
+            say(f"ok\n{to_yaml(config, recipe=recipe.name)}".rstrip("\n"))
             return DONE
         if speaks():
             check_needs(script)

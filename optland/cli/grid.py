@@ -168,7 +168,7 @@ class Grid:
                 changes = [*overrides, *changes, f"seed={seed}", f"out={folder}"]
                 member = Member([config, *changes], point, seed, folder)
                 found = recipe.load_config(config, changes, schema)
-                member.check(to_yaml(found, recipe=recipe.name, secrets=False))
+                member.check(to_yaml(found, recipe=recipe.name))
                 members.append(member)
         return cls(recipe, axes, out, members)
 

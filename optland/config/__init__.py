@@ -88,13 +88,14 @@ def load(
         return cast(T, Builder(sources, schema).section(schema, tree, ""))
 
 
-def to_yaml(config: object, *, recipe: str | None = None, secrets: bool = True) -> str:
+def to_yaml(config: object, *, recipe: str | None = None) -> str:
     """The resolved configuration as YAML, in the order of the schema; :func:`load` reads back an equal one.
+
+    API keys, passwords and the like are hidden.
 
     Args:
         config: An instance of a schema dataclass.
         recipe: Written as the top-level key ``recipe`` where given, which makes the text a complete config.
-        secrets: False hides API keys, passwords and the like, for a text that is kept or shown.
 
     Returns:
         Every key with its value, defaults included.
@@ -111,7 +112,7 @@ def to_yaml(config: object, *, recipe: str | None = None, secrets: bool = True) 
     from omegaconf import OmegaConf
 
     tree = ({} if recipe is None else {"recipe": recipe}) | plain(config)
-    return OmegaConf.to_yaml(OmegaConf.create(tree if secrets else redact(tree)))
+    return OmegaConf.to_yaml(OmegaConf.create(redact(tree)))
 
 
 def _check_recipe(named: Any, recipe: str | None, sources: Sources) -> None:

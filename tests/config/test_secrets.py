@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import pytest
+import yaml
 from command_line import optland
 
 from optland.config import to_yaml
@@ -62,10 +63,9 @@ class Config:
 
 def test_a_configuration_is_written_without_its_secrets() -> None:
     config = Config(password="abc", hub=Hub("def", ["http://me:ghi@host"]))
-    text = to_yaml(config, secrets=False)
+    text = to_yaml(config)
     assert not any(secret in text for secret in ("abc", "def", "ghi"))
-    assert all(secret in to_yaml(config) for secret in ("abc", "def", "ghi"))
-    assert to_yaml(Config(), secrets=False) == to_yaml(Config())
+    assert yaml.safe_load(to_yaml(Config())) == asdict(Config())
 
 
 def test_no_file_of_a_real_run_holds_a_secret(tmp_path: Path) -> None:

@@ -101,7 +101,7 @@ def test_what_does_not_touch_training_may_change_and_the_bits_are_the_same(
         assert f"resuming with '{key}" in said
     assert "(was " in said
     kept = (tmp_path / "moved" / "config.yaml").read_text()
-    assert kept == to_yaml(changed, recipe="tiny", secrets=False)
+    assert kept == to_yaml(changed, recipe="tiny")
     assert opened(tmp_path / "moved", Config()).finished
 
 

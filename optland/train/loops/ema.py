@@ -111,9 +111,6 @@ class _RestartWhenLoaded:
         if (ema := self._ema()) is not None:
             ema.restart()
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> _RestartWhenLoaded:
-        return _RestartWhenLoaded(_nothing)
-
     def __reduce__(self) -> tuple[type[_RestartWhenLoaded], tuple[Callable[[], None]]]:
         return _RestartWhenLoaded, (_nothing,)
 

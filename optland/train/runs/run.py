@@ -80,7 +80,7 @@ class RunFolder:
         self._writes, self._member = processes.leads(), member
         self._script = Path(recipe) if recipe.endswith(".py") else None
         self._recipe = recipe if self._script is None else recipe_name(self._script)
-        self._text = to_yaml(config, recipe=self._recipe, secrets=False)
+        self._text = to_yaml(config, recipe=self._recipe)
         self.path = Path()  # until the first process has found it
         self.path = processes.from_first(lambda: self._opened(Path(out), config, log, resume))
         self.jsonl = JsonlLogger(self.path / "log.jsonl")
