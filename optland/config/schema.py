@@ -58,7 +58,7 @@ class Builder:
                 raise self._unknown(str(name), key, list(known))
         given = {}
         for name, field in known.items():
-            fallback = _default_of(field) if default is None else getattr(default, name)
+            fallback = default_of(field) if default is None else getattr(default, name)
             given[name] = self._field(
                 field, hints[name], value.get(name, _NOT_GIVEN), join(key, name), fallback
             )
@@ -250,7 +250,8 @@ def describe(kind: Any) -> str:
     return "null" if kind is type(None) else _SCALARS.get(kind, str(kind))
 
 
-def _default_of(field: dataclasses.Field[Any]) -> Any:
+def default_of(field: dataclasses.Field[Any]) -> Any:
+    """The value of a dataclass's field where none is given; ``dataclasses.MISSING`` where it has none."""
     if field.default_factory is not dataclasses.MISSING:
         return field.default_factory()
     return field.default

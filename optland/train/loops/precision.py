@@ -68,6 +68,7 @@ from optland.objective import LossFn
 from optland.optim.ascent_share import takes_share
 from optland.optim.delegate import Delegating
 from optland.optim.two_pass import TwoPass
+from optland.pilot.linear import innermost_of
 from optland.train.loops.ema import Ema
 from optland.train.loops.loader import seed_of
 from optland.train.loops.micro_batches import MicroBatches
@@ -325,7 +326,7 @@ class Precision:
         if self.clip is None or not self._wraps:
             yield
             return
-        handle = _innermost(self.optimizer).register_step_pre_hook(self._clip_before)
+        handle = innermost_of(self.optimizer).register_step_pre_hook(self._clip_before)
         try:
             yield
         finally:
@@ -398,10 +399,3 @@ def _is_perturbed(optimizer: Any) -> bool:
             return False
         optimizer = optimizer.base
     return True
-
-
-def _innermost(optimizer: Optimizer) -> Optimizer:
-    """The optimizer that makes the update, inside all wrappers."""
-    while isinstance(optimizer, Delegating):  # others may have something else under that name
-        optimizer = optimizer.base
-    return optimizer

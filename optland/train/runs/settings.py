@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 
 from optland import processes
 from optland.config import RUN_FOLDER, UserError, did_you_mean
+from optland.config.schema import default_of
 from optland.log.wandb_environment import LONGEST_NAME, LONGEST_TAG, NOT_IN_A_PROJECT
 from optland.optim import available, create
 from optland.optim.gates import as_gate
@@ -382,19 +383,13 @@ class RunConfig:
                 f"optimizer.options: ascent_share: {share} of batch_size: {self.batch_size} is less than one sample "
                 "for each process; use 0.25, or larger batches"
             )
-        if self.pilot.sets_the_rate and self.optimizer.lr != self._default_lr():
+        own = next(f for f in fields(self) if f.name == "optimizer")
+        if self.pilot.sets_the_rate and self.optimizer.lr != default_of(own).lr:
             raise ValueError(
                 f"optimizer.lr: {self.optimizer.lr} beside auto_lr, which finds the learning rate, so that another one "
                 "would change nothing; leave it out, turn pilot.tau for longer or shorter steps, or use the rate as "
                 "it is with 'pilot.policies=[noise_batch]'"
             )
-
-    @classmethod
-    def _default_lr(cls) -> float:
-        """The learning rate where nothing gives one."""
-        (own,) = (f for f in fields(cls) if f.name == "optimizer")
-        made: Any = own.default_factory() if callable(own.default_factory) else own.default
-        return float(made.lr)
 
     def in_words(self, rate: float | None = None) -> dict[str, str]:
         """Optimizer, learning rate and length of the run, by name: what a report says of how weights were made.

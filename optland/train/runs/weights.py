@@ -21,6 +21,7 @@ import torch
 from torch import nn
 
 from optland import __version__, processes
+from optland.config.schema import default_of
 from optland.files import write_whole
 from optland.log.unwritten import Unwritten
 from optland.train.loops.ema import Ema
@@ -226,9 +227,8 @@ class _Code:
             return f"runpy.run_path({str(getattr(sys.modules[module], '__file__', ''))!r})[{name!r}]"
         parts = module.split(".")
         packages = [".".join(parts[:end]) for end in range(1, len(parts) + 1)]
-        for package in packages:
-            if getattr(sys.modules.get(package), name, None) is thing:
-                break
+        shorter = (p for p in packages if getattr(sys.modules.get(p), name, None) is thing)
+        package = next(shorter, module)
         self.modules.add(package)
         return f"{package}.{name}"
 
@@ -236,17 +236,9 @@ class _Code:
         """A dataclass with the fields that are not the default; all else as Python shows it."""
         if not dataclasses.is_dataclass(value):
             return repr(value)
-        changed = {
-            f.name: getattr(value, f.name) for f in dataclasses.fields(value) if not _is_default(value, f)
-        }
-        fields = ", ".join(f"{key}={self.value(item)}" for key, item in changed.items())
+        items = [(f, getattr(value, f.name)) for f in dataclasses.fields(value)]
+        fields = ", ".join(f"{f.name}={self.value(item)}" for f, item in items if item != default_of(f))
         return f"{self.name(type(value))}({fields})"
-
-
-def _is_default(value: Any, field: dataclasses.Field[Any]) -> bool:
-    made = field.default_factory
-    default = field.default if made is dataclasses.MISSING else made()
-    return bool(getattr(value, field.name) == default)
 
 
 def _text(value: float) -> str:
