@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -27,7 +26,7 @@ from optland import processes
 from optland.config import UserError, to_yaml
 from optland.config.scripts import ScriptRecord, recipe_name
 from optland.config.secrets import redact_item, redact_text
-from optland.files import write_whole
+from optland.files import for_json, write_whole
 from optland.log import ConsoleLogger, JsonlLogger, Logger, WandbLogger
 from optland.log.logger import LoggerGroup
 from optland.log.unwritten import Unwritten
@@ -285,8 +284,7 @@ class RunFolder:
         self.summary = dict(summary)
         if not processes.leads():
             return
-        content = {key: None if _is_nonfinite(value) else value for key, value in summary.items()}
-        text = json.dumps(content, indent=2, allow_nan=False, default=str)
+        text = json.dumps(for_json(summary), indent=2, allow_nan=False, default=str)
         with self.unwritten.attempt(self._summary.name, left="the result is below"):
             write_whole(self._summary, f"{text}\n", flush=True)
         with self.unwritten.attempt(self.jsonl.path.name):
@@ -400,10 +398,6 @@ def _is_ours(script: Path) -> bool:
     shipped = [root / "recipes" / script.name for root in (package / "_bundled", package.parent)]
     own = Path.cwd() / "recipes" / script.name
     return script.resolve() in shipped and (not own.is_file() or own.samefile(script))
-
-
-def _is_nonfinite(value: object) -> bool:
-    return isinstance(value, float) and not math.isfinite(value)
 
 
 def _plain(text: str) -> dict[str, Any]:
