@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from optland.words import Words
@@ -59,14 +59,8 @@ class Finding:
         Returns:
             One entry for each field; NaN is None, and an infinity of either sign ``"inf"``.
         """
-        return {
-            "check": self.check,
-            "kind": self.kind,
-            "status": str(self.status),
-            "figure": _plain(self.figure),
-            "tolerance": _plain(self.tolerance),
-            "detail": self.detail,
-        }
+        figures = {"figure": _plain(self.figure), "tolerance": _plain(self.tolerance)}
+        return {**asdict(self), "status": str(self.status), **figures}
 
 
 def _plain(value: float) -> float | str | None:
