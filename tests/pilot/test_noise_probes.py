@@ -42,3 +42,22 @@ def test_products_cost_what_was_declared_and_more_than_the_gradient() -> None:
         declared = probe.cost(host)
         probe.measure(host)
         assert SAMPLES < probe.spent <= declared
+
+
+@pytest.mark.parametrize("kind", [NoiseProbe, CurvatureNoiseProbe])
+def test_the_averages_go_on_from_a_state(kind: type[NoiseProbe | CurvatureNoiseProbe]) -> None:
+    """A third look tells the same after two looks and after their state; one that starts there tells another thing."""
+
+    def look(probe: NoiseProbe | CurvatureNoiseProbe, seed: int) -> list[float]:
+        host = looking()
+        host.batch = torch.randn(SAMPLES, 3, generator=torch.Generator().manual_seed(seed))
+        probe.see(host)
+        return [signal.value for signal in probe.measure(host) if "noise/b_" in signal.name]
+
+    first, resumed = kind(), kind()
+    for seed in (1, 2):
+        look(first, seed)
+    resumed.load_state_dict(first.state_dict())
+    whole = look(first, 3)
+    assert look(resumed, 3) == whole
+    assert look(kind(), 3) != whole

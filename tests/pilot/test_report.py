@@ -63,3 +63,10 @@ def test_off_has_a_report_too() -> None:
     lines = repr(run.pilot).splitlines()
     assert lines[0] == "Pilot, mode off, policies: none"
     assert lines[1] == "  updates: 4, 10% of the run"
+
+
+def test_the_row_counts_training_and_looking_together() -> None:
+    run = Loop(policies=["auto_lr", "edge_monitor"], budget=0.25, total_steps=40).run(10)
+    budget, row = run.pilot.budget, run.log.rows[-1]
+    assert budget.probe_ge > 0
+    assert row["budget/ge"] == 10 * 16 + budget.probe_ge
