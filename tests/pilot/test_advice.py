@@ -177,3 +177,9 @@ def test_there_is_never_more_than_one_action_and_it_can_be_typed() -> None:
             found = advise(rows, decisions, 0.05)
             assert found.verdict
             assert re.fullmatch(r"([a-z_]+\.)?[a-z_]+=[0-9.e+-]+|", found.action), found
+
+
+def test_a_rate_at_the_critical_one_is_not_above_it() -> None:
+    rows = [{"step": k, "lr/applied": 0.1} for k in range(1, 21)]
+    assert "critical" not in str(advise([{**row, "edge/ratio": 1.0} for row in rows], [], 0.05))
+    assert "above the critical one" in str(advise([{**row, "edge/ratio": 1.01} for row in rows], [], 0.05))

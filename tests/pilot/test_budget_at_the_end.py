@@ -87,6 +87,23 @@ def test_an_edge_that_was_lost_is_found_again() -> None:
     assert found[-1].value == pytest.approx(2.0, rel=0.15)  # f'' = 1: the critical rate of w -> w - lr w
 
 
+def test_without_an_edge_the_search_does_not_begin_ever_farther_out() -> None:
+    """On a line no trial rises, and the farthest is ever farther out; 64 moves are as far as a next search begins."""
+    line, probe = nn.Linear(1, 1, bias=False), EdgeProbe()
+    host = Host([torch.optim.SGD(line.parameters(), lr=0.1)], line, lambda m, x: m(x).sum())
+    host.batch, host.applied, host.step = torch.ones(4, 1), 0.1, 1
+    host.saw(4)
+    host.before.take(list(line.parameters()))
+    with torch.no_grad():
+        line.weight.sub_(0.1)
+    starts = []
+    for _ in range(8):
+        assert {s.why for s in probe.measure(host) if s.name == "edge/eta_c"} == {"unbounded"}
+        starts.append(probe.start)
+    assert starts == sorted(starts)
+    assert starts[-1] == 64.0
+
+
 class Asks(Policy):
     """Has every probe run."""
 

@@ -160,3 +160,9 @@ def test_a_residual_holds_the_part_of_the_matrix_that_is_not_symmetric() -> None
     ritz = space.ritz()
     assert ritz.theta == pytest.approx([1.0, 2.0])
     assert ritz.residual == pytest.approx([0.25, 0.25])
+
+
+def test_nothing_is_taken_out_by_no_rows() -> None:
+    w = torch.tensor([1.0, 2.0], dtype=D)
+    assert Basis(w).project_out(w, 0).shape == (0,)
+    assert w.tolist() == [1.0, 2.0]

@@ -31,6 +31,7 @@ from optland.optim.saddle import (
     Trigger,
     TrustRegionNewton,
 )
+from optland.optim.saddle.saved import ENTRY
 
 Params = Any
 
@@ -475,3 +476,16 @@ def test_the_cost_of_a_step_is_what_was_called(name: str) -> None:
         optimizer.step(closure)
         assert optimizer.last_evaluations == made
     assert not hasattr(optimizer, "train")
+
+
+def test_three_in_one_another_keep_their_own_generators_in_a_checkpoint() -> None:
+    def three(*seeds: int) -> list[PerturbedGradient]:
+        optimizer: Any = sgd(net().parameters())
+        return [optimizer := PerturbedGradient(optimizer, seed=seed) for seed in seeds]
+
+    first, second = three(1, 2, 3), three(4, 5, 6)
+    saved = first[-1].state_dict()
+    second[-1].load_state_dict(saved)
+    assert sum(name.startswith(ENTRY) for name in saved["param_groups"][0]) == 3
+    for one, other in zip(first, second, strict=True):
+        assert torch.equal(one.generator.get_state(), other.generator.get_state())
