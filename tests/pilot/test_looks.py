@@ -14,6 +14,7 @@ from optland.pilot.budget import Budget
 from optland.pilot.history import History
 from optland.pilot.host import Host
 from optland.pilot.looks import Looks
+from optland.pilot.probes import CurvatureProbe
 
 
 def looks(model: nn.Module, reads: str) -> Looks:
@@ -101,3 +102,20 @@ def test_where_no_budget_holds_a_probe_a_longer_run_is_named() -> None:
         RuntimeWarning, match=r"it takes a run 2\d times as long"
     ):  # 800 / (0.5 * 80) = 20, and a first look
         idle.close()
+
+
+def test_the_curvature_is_that_of_the_first_32_samples_of_the_first_batch() -> None:
+    """Of the mean of w^2 x_i / 2 it is the mean of those x_i, whatever came later."""
+    model = nn.Linear(1, 1, bias=False)
+    probe, x = CurvatureProbe(), torch.arange(40.0).reshape(40, 1)
+    host = Host(
+        [torch.optim.SGD(model.parameters(), lr=0.1)],
+        model,
+        lambda m, batch: 0.5 * (m.weight.square() * batch).mean(),
+    )
+    for batch in (x, x + 100):
+        host.batch = batch
+        host.saw(40)
+        probe.see(host)
+    found = {signal.name: signal.value for signal in probe.measure(host)}
+    assert found["curv/lambda_max"] == pytest.approx(float(x[:32].mean()))
