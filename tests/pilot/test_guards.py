@@ -35,7 +35,7 @@ def test_batches_that_differ_more_than_was_learnt_are_not_trouble_and_a_collapse
 
 
 def test_a_rise_of_four_standard_errors_is_noise_and_one_of_seven_is_not() -> None:
-    """Differences of 2 are the noise 1.4826 sqrt(2), of which two averages with beta = 0.9 differ by sqrt(0.2 / 1.9)."""
+    """Differences of 2 are the noise 1.4826 sqrt(2), and two averages with beta = 0.9 differ by sqrt(0.2 / 1.9)."""
     error = 1.4826 * math.sqrt(2) * math.sqrt(0.2 / 1.9)
     for multiple, alarmed in ((4.0, False), (7.0, True)):
         losses = [10.5] + [10.0 + (-1) ** k for k in range(100)]
