@@ -45,7 +45,7 @@ COMMANDS = {
     "ranks_cost": "ranks_cost.py",
     "release": "release.py",
     "saddle": "saddle.py",
-    "sam_cost": "sam_cost.py",
+    "sam_cost": "sam_cost.py --rounds 25 --seconds 0.05 --budget 110",
     "sam_noise": "sam_noise.py",
     "sam_quality": "sam_quality.py --workers 1",
     "slices": "slices.py",
