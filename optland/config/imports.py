@@ -87,9 +87,7 @@ def imported(path: str) -> Any:
             f"{path}: {module} cannot be imported ({error}); install it, or put it into "
             f"{' or '.join(map(str, places))}"
         ) from error
-    except (
-        Exception
-    ) as error:  # whatever the user's module raises; told with its place, for the config's sake
+    except Exception as error:  # whatever the user's module raises; told with its place
         at = traceback.extract_tb(error.__traceback__)[-1]
         raise ValueError(
             f"{path}: {module} cannot be imported ({type(error).__name__}: {error}, at {at.filename}, "

@@ -32,9 +32,8 @@ def probe_context(
         stack.enter_context(preserve_modes(model))
         stack.enter_context(preserve_buffers(model))
         stack.enter_context(exact_precision())
-        if reshard(
-            model
-        ):  # which weights stand in a module is FSDP2's to say; shards are read anew at the end
+        # Which weights stand in a module is FSDP2's to say; shards are read anew at the end.
+        if reshard(model):
             stack.callback(reshard, model)
         else:
             stack.enter_context(preserve_parameters(model, every_module(model), mode, standing))

@@ -112,9 +112,8 @@ def train_run(
         if scheduler is not None:
             scheduler.step()
     declared = run.cost * loader.samples_served
-    if not dead and abs(ge - declared) > max(
-        0.05 * declared, 2 * run.batch_size
-    ):  # a gate acts on whole steps
+    apart = max(0.05 * declared, 2 * run.batch_size)  # a gate acts on whole steps
+    if not dead and abs(ge - declared) > apart:
         raise ValueError(
             f"passes: {run.describe()} was to cost {run.cost:g} gradient evaluations per sample and step and took "
             f"{ge / loader.samples_served:.3g}; give passes as it is, so that its budget is kept"

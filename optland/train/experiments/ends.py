@@ -144,20 +144,16 @@ def choose(ends: Sequence[End]) -> tuple[End, str]:
         The end, and one sentence. To be taken, another end has to be better than the first by more than one standard
         error of the paired difference, or the loss of the first has to be no finite number.
     """
-    best = min(ends, key=lambda end: _or_inf(float(end.val.mean())))
-    if best is ends[0]:
+    first, best = ends[0], min(ends, key=lambda end: _or_inf(float(end.val.mean())))
+    if best is first:
         return best, f"{best.name} is taken: none is better on validation data"
-    if not math.isfinite(float(ends[0].val.mean())):
-        return best, f"{best.name} is taken: the validation loss of {ends[0].name} is not finite"
-    gain, error = best.beats(ends[0], "val")
+    if not math.isfinite(float(first.val.mean())):
+        return best, f"{best.name} is taken: the validation loss of {first.name} is not finite"
+    gain, error = best.beats(first, "val")
     if not gain > error:
-        return ends[
-            0
-        ], f"{ends[0].name} is taken: {best.name} is lower by {gain:.2g} ± {error:.2g}, undecided"
-    return (
-        best,
-        f"{best.name} is taken: lower than {ends[0].name} by {gain:.3g} ± {error:.2g} on validation data",
-    )
+        return first, f"{first.name} is taken: {best.name} is lower by {gain:.2g} ± {error:.2g}, undecided"
+    how = f"lower than {first.name} by {gain:.3g} ± {error:.2g} on validation data"
+    return best, f"{best.name} is taken: {how}"
 
 
 @torch.no_grad()

@@ -78,9 +78,8 @@ def narrow(model: nn.Module, scope: Scope, rank: int = 4) -> nn.Module:
         owners[-1].requires_grad_(True)
         return model
     places = {}
-    for path, layer in model.named_modules(
-        remove_duplicate=False
-    ):  # also where one module holds it under two names
+    # Also where one module holds it under two names:
+    for path, layer in model.named_modules(remove_duplicate=False):
         if path and type(layer) is nn.Linear:
             above, _, name = path.rpartition(".")
             places[model.get_submodule(above), name] = layer
