@@ -24,7 +24,7 @@ from torch import nn
 
 from optland import processes
 from optland.config import UserError, to_yaml
-from optland.config.scripts import ScriptRecord, recipe_name
+from optland.config.scripts import ScriptRecord, recipe_name, roots
 from optland.config.secrets import redact_item, redact_text
 from optland.files import for_json, write_whole
 from optland.log import ConsoleLogger, JsonlLogger, Logger, WandbLogger
@@ -386,18 +386,16 @@ def _resume_command(recipe: str, folder: Path) -> str:
     script, *arguments = sys.argv or [""]
     if script.endswith(".py") and recipe_name(script) == recipe:
         given = [redact_item(item) for item in arguments if item != "--resume"]
-        return shlex.join(
-            ["optland", "run", recipe if _is_ours(Path(script)) else script, *given, "--resume"]
-        )
+        named = recipe if _is_ours(Path(script)) else script
+        return shlex.join(["optland", "run", named, *given, "--resume"])
     return shlex.join(["optland", "run", recipe, str(folder / "config.yaml"), "--resume"])
 
 
 def _is_ours(script: Path) -> bool:
     """Whether a recipe's name finds this script: it came with the package, and none of the user's goes before it."""
-    package = Path(processes.__file__).resolve().parent
-    shipped = [root / "recipes" / script.name for root in (package / "_bundled", package.parent)]
     own = Path.cwd() / "recipes" / script.name
-    return script.resolve() in shipped and (not own.is_file() or own.samefile(script))
+    is_shipped = script.resolve().parent == roots()[-1] / "recipes"
+    return is_shipped and (not own.is_file() or own.samefile(script))
 
 
 def _plain(text: str) -> dict[str, Any]:
