@@ -123,7 +123,14 @@ class _Report:
         """The test loss beside the others, where it is not what is measured anyway."""
         if self.arguments.split == "test" or self.first.data.size("test") == 0:
             return {}
-        return {name: self._objective(self.runs[name], "test") for name in chosen}
+        found = {name: self._objective(self.runs[name], "test") for name in chosen}
+        if not self.double:
+            return found
+        # A surface has one model: that of the float64 copy which is surveyed, and not a second copy of the run's.
+        return {
+            name: Objective(self.objectives[name].model, o.loss_fn, list(o.batches), data=o.data, seed=o.seed)
+            for name, o in found.items()
+        }
 
     def _pairs(self) -> list[tuple[str, str]]:
         """All pairs of a few that fit, and of many each with the next: their number grows with the square."""

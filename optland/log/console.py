@@ -125,13 +125,13 @@ class ConsoleLogger:
         Args:
             name: Its title.
             columns: A name for each column.
-            rows: Cells of each row; numbers are shown with four digits.
+            rows: Cells of each row; numbers are shown with four digits, and nothing for None.
         """
         table = Table(title=self._text(name))
         for column in columns:
             table.add_column(self._text(column), overflow="fold")  # a name is never cut
         for row in rows:
-            table.add_row(*(self._text(_number(cell)) for cell in row))
+            table.add_row(*(self._text("" if cell is None else _number(cell)) for cell in row))
         self._console.print(table)
 
     def finish(self, summary: Mapping[str, object], exit_code: int = 0) -> None:

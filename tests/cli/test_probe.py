@@ -25,6 +25,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from optland import cli, hessian, lanczos
 from optland.cli import cost_progress, probe_pace
 from optland.cli import probe as probing
+from optland.cli import report as reporting
 from optland.cli.opened import exact_enough
 from optland.cli.recipes import all_recipes
 from optland.objective import Objective
@@ -244,6 +245,19 @@ def test_where_float32_has_no_digit_of_the_curvature_it_is_measured_in_float64()
     assert top.value == pytest.approx(2 * p * (1 - p) * 1.25, rel=1e-6 if note else 0.2)
     for exact in (told_apart(16.0).double(), told_apart(1.6)):  # a loss of 0.2 has all its digits
         assert exact_enough(exact) == (exact, "")
+
+
+def test_a_report_in_float64_has_the_test_loss_on_the_model_that_it_surveys(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        reporting, "exact_enough", lambda objective: (objective.double(), "Measured in float64.")
+    )
+    tiny = ["--samples", "24", "--points", "3", "--max-matvecs", "4", "--no-density", "--curve-steps", "0"]
+    assert cli.main(["report", str(run), *tiny]) == 0
+    page = (run / "report" / "report.html").read_text()
+    assert "Measured in float64." in page
+    assert "test loss" in page
 
 
 def test_the_same_probe_gives_the_same_numbers_and_nothing_is_written_over(run: Path) -> None:
