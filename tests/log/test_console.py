@@ -212,8 +212,9 @@ def test_a_console_that_knows_only_ascii_still_works(tmp_path: Path) -> None:
 def test_images_and_tables_are_mentioned() -> None:
     log, file = plain()
     log.image("landscape/slice", Path("runs/slice.png"))
-    log.table("landscape/path", ["t", "loss"], [[0.5, 1 / 3]])
+    log.table("landscape/path", ["t", "loss"], [[0.5, 1 / 3], [1.0, None]])
     shown = file.getvalue()
+    assert "None" not in shown  # a cell without a value is empty
     assert "landscape/slice: runs/slice.png" in shown.replace("\\", "/")
     assert "0.3333" in shown
 
