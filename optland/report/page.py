@@ -232,7 +232,8 @@ function colours(){const s=getComputedStyle(document.documentElement),g=n=>s.get
  return {ink:g('--ink'),line:g('--line'),soft:g('--soft')};}
 function themed(layout){const c=colours(),out=JSON.parse(JSON.stringify(layout));
  out.paper_bgcolor='rgba(0,0,0,0)';out.plot_bgcolor='rgba(0,0,0,0)';out.font={color:c.ink,size:12};
- for(const k of ['xaxis','yaxis'])if(out[k]){out[k].gridcolor=c.line;out[k].linecolor=c.soft;}
+ for(const k of ['xaxis','yaxis'])if(out[k]){const a=out[k];a.gridcolor=c.line;a.linecolor=c.soft;
+  a.automargin=true;a.exponentformat='power';if(a.title&&a.title.text)a.title.standoff=10;}
  if(out.scene)for(const k of ['xaxis','yaxis','zaxis'])Object.assign(out.scene[k],
   {gridcolor:c.line,color:c.ink,showbackground:false});
  return out;}

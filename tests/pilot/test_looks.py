@@ -14,7 +14,7 @@ from optland.pilot.budget import Budget
 from optland.pilot.history import History
 from optland.pilot.host import Host
 from optland.pilot.looks import Looks
-from optland.pilot.probes import CurvatureProbe
+from optland.pilot.probes.curvature import CurvatureProbe
 
 
 def looks(model: nn.Module, reads: str) -> Looks:
