@@ -43,7 +43,7 @@ def verify(arguments: argparse.Namespace) -> int:
     found: list[tuple[str, Finding]] = []
     for one in _findings(arguments, device):
         found.append(one)
-        if not arguments.json:
+        if not arguments.json and not _of_others(one[1]):
             say(_line(*one))
     bad = sum(f.bad for _, f in found)
     applied = [f for _, f in found if f.status != Status.NOT_APPLICABLE]
@@ -88,6 +88,12 @@ def _subject(arguments: argparse.Namespace) -> Subject:
         return subject_at(arguments.optimizer, arguments.claims)
     except ValueError as error:
         raise UserError(str(error)) from error
+
+
+def _of_others(finding: Finding) -> bool:
+    """Whether a check is of the methods of others, and says nothing about this optimizer: those are counted alone."""
+    other = finding.kind == "method" and finding.detail.startswith("not for ")
+    return other and finding.status == Status.NOT_APPLICABLE
 
 
 def _line(of: str, finding: Finding) -> str:

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from optland.cli import closed_forms, main
-from optland.conformance import run
+from optland.cli import closed_forms, main, verify
+from optland.conformance import Finding, Status, run
 from optland.conformance.imported import subject_at
 from optland.problems import with_spectrum
 
@@ -113,6 +113,23 @@ def test_what_cannot_be_used_is_refused_with_the_fix(words: list[str], says: str
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_checks_of_other_methods_are_counted_and_not_listed(
+    monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    found = [
+        Finding("step", "method", Status.PASSED, 0.0, 1.0),
+        Finding("usam-stability", "method", Status.NOT_APPLICABLE, detail="not for sam"),
+        Finding("scaler-step", "safety", Status.NOT_APPLICABLE, detail="documents no use with a GradScaler"),
+    ]
+    monkeypatch.setattr(verify, "_findings", lambda *_: (("mine", f) for f in found))
+    assert main(["verify", "mine:SAM"]) == 0
+    said = capsys.readouterr().out
+    assert "usam-stability" not in said
+    assert "documents no use with a GradScaler" in said
+    assert "1 of 1 checks passed" in said
+    assert "2 do not apply" in said
+
+
 def test_a_device_that_is_not_there_is_refused(capsys: Any) -> None:
     assert main(["verify", "--device", "cuda"]) == 2
     assert "cuda is not available" in capsys.readouterr().err
