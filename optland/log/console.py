@@ -128,8 +128,10 @@ class ConsoleLogger:
             rows: Cells of each row; numbers are shown with four digits, and nothing for None.
         """
         table = Table(title=self._text(name))
-        for column in columns:
-            table.add_column(self._text(column), overflow="fold")  # a name is never cut
+        named = max((len(word) for row in rows for word in str(row[0]).split()), default=1)
+        for place, column in enumerate(columns):  # a name is never cut, and that of a row not broken either
+            room = min(named, WIDEST_NAME) if place == 0 else None
+            table.add_column(self._text(column), overflow="fold", min_width=room)
         for row in rows:
             table.add_row(*(self._text("" if cell is None else _number(cell)) for cell in row))
         self._console.print(table)
@@ -269,6 +271,9 @@ class ConsoleLogger:
             else text
         )
 
+
+WIDEST_NAME = 24
+"""Letters of a row's name that its column has room for, however narrow the terminal."""
 
 _ROOM = {"lr": 16, "val acc": 5, "batch": 4}
 """Columns that a value takes, so that lines stand under each other."""

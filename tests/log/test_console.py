@@ -243,6 +243,18 @@ def test_brackets_and_colons_are_text_wherever_they_stand(monkeypatch: pytest.Mo
         assert "[blink]: runs/[a]/b.png" in said
 
 
+def test_the_names_of_rows_stay_whole_where_a_table_is_wider_than_the_terminal() -> None:
+    file = io.StringIO()
+    logger = ConsoleLogger(10, console=Console(file=file, width=60))
+    names = ["perturbed_gradient", "trust_region_newton"]
+    columns = ["optimizer", "loss", "moves", "curvature", "looks", "verdict"]
+    logger.table("escapes", columns, [[name, -0.25, 5, None, 0, "minimum up to tau"] for name in names])
+    logger.table("nothing", columns, [])
+    said = file.getvalue()
+    assert all(f" {name} " in said for name in names)
+    assert all(len(line) <= 60 for line in said.splitlines())
+
+
 def test_a_name_in_a_table_is_folded_and_never_cut() -> None:
     file = io.StringIO()
     logger = ConsoleLogger(10, console=Console(file=file, width=40))
