@@ -36,7 +36,7 @@ import threading
 import time
 import uuid
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +125,9 @@ class Run:
         self.ready.set()
         with _command_line(argv):
             run = self._run = self._connected()
+        if self._closed:  # while it was connected; close() may have come too early to see it
+            run.finish(exit_code=1)
+            raise TimeoutError("it took too long to start")
         for handler in logging.getLogger("wandb").handlers:
             # On a full disk wandb's own log would print a traceback for every line of it.
             setattr(handler, "handleError", lambda record: None)  # noqa: B010
@@ -179,13 +182,17 @@ class Run:
         self.finished = True
 
     def close(self) -> None:
-        """End the service, if it is this run's alone; one that hangs is not waited for."""
+        """End the service, if it is this run's alone, or else the run; one that hangs is not waited for."""
         self._closed = True
         _open.discard(self)
         if not self._owns_service or not self._alone():
+            if self._run is not None and not self.finished:
+                # It failed. wandb.init would give a run that is left open to whoever asks for one next.
+                _farewell(lambda: self._run.finish(exit_code=1)).join(_NO_FAREWELL)
             return
-        farewell = threading.Thread(target=_teardown, name="optland-farewell", daemon=True)
-        farewell.start()
+        import wandb
+
+        farewell = _farewell(wandb.teardown)
         farewell.join(_FAREWELL if self.finished else _NO_FAREWELL)
         for service in self._services & _service_processes():
             os.kill(service, signal.SIGKILL)
@@ -302,10 +309,14 @@ def _command_line(argv: Sequence[str]) -> Iterator[None]:
         sys.argv = before
 
 
-def _teardown() -> None:
-    """End wandb's service; what wandb says where it is gone already is no news."""
-    import wandb
+def _farewell(last: Callable[[], object]) -> threading.Thread:
+    """Say the last word to wandb's service, in a thread of its own."""
 
-    # Where the service is gone, wandb says so by whatever exception comes first: that is no news here.
-    with contextlib.suppress(Exception, SystemExit):
-        wandb.teardown()
+    def say() -> None:
+        # Where the service is gone, wandb says so by whatever exception comes first: that is no news here.
+        with contextlib.suppress(Exception, SystemExit):
+            last()
+
+    thread = threading.Thread(target=say, name="optland-farewell", daemon=True)
+    thread.start()
+    return thread

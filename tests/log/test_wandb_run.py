@@ -250,7 +250,28 @@ def test_a_failure_of_wandb_is_told_once_in_its_own_words(
     group = LoggerGroup([WandbLogger(tmp_path)])
     with pytest.warns(RuntimeWarning, match=said) as warned:
         three_rows(group)
-    assert len(warned) == 1
+    assert len(warned) == 1, [str(one.message) for one in warned]
+
+
+def test_a_run_that_failed_is_not_given_to_the_next_who_asks_for_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At a service that another run uses, which is therefore not ended."""
+    import wandb
+
+    other = wandb.init(
+        mode="offline", dir=tmp_path, reinit="create_new", settings=wandb.Settings(console="off")
+    )
+    ours = WandbLogger(tmp_path / "ours")
+    group = LoggerGroup([ours])
+    with monkeypatch.context() as patched, pytest.warns(RuntimeWarning, match="no room"):
+        patched.setattr(wandb_run.Run, "log", lambda run, row: (_ for _ in ()).throw(OSError("no room")))
+        three_rows(group)
+    until = time.monotonic() + 30
+    while wandb.setup().most_recent_active_run is not other and time.monotonic() < until:
+        time.sleep(0.05)
+    assert wandb.init(mode="offline", dir=tmp_path) is other
+    other.finish()
 
 
 def test_a_users_own_run_in_the_same_process_goes_on(tmp_path: Path) -> None:
