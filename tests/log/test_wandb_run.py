@@ -264,8 +264,12 @@ def test_a_run_that_failed_is_not_given_to_the_next_who_asks_for_one(
     )
     ours = WandbLogger(tmp_path / "ours")
     group = LoggerGroup([ours])
-    with monkeypatch.context() as patched, pytest.warns(RuntimeWarning, match="no room"):
-        patched.setattr(wandb_run.Run, "log", lambda run, row: (_ for _ in ()).throw(OSError("no room")))
+
+    def fail(run: wandb_run.Run, row: object) -> None:
+        raise OSError("no room")
+
+    monkeypatch.setattr(wandb_run.Run, "log", fail)
+    with pytest.warns(RuntimeWarning, match="no room"):
         three_rows(group)
     until = time.monotonic() + 30
     while wandb.setup().most_recent_active_run is not other and time.monotonic() < until:
