@@ -250,7 +250,8 @@ def test_a_failure_of_wandb_is_told_once_in_its_own_words(
     group = LoggerGroup([WandbLogger(tmp_path)])
     with pytest.warns(RuntimeWarning, match=said) as warned:
         three_rows(group)
-    assert len(warned) == 1, [str(one.message) for one in warned]
+    # What wandb imports may warn of its own, in whichever test imports it first.
+    assert len([one for one in warned if "WandbLogger" in str(one.message)]) == 1
 
 
 def test_a_run_that_failed_is_not_given_to_the_next_who_asks_for_one(
