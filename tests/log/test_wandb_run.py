@@ -222,7 +222,7 @@ def test_a_wandb_that_hangs_does_not_stop_training(tmp_path: Path, monkeypatch: 
     with pytest.warns(RuntimeWarning, match=r"did not answer for 0\.01 s") as warned:
         group.finish({})
     go_on.set()
-    assert len(warned) == 1
+    assert len([one for one in warned if "WandbLogger" in str(one.message)]) == 1
     assert time.monotonic() - started < 10
 
 
