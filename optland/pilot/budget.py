@@ -119,7 +119,11 @@ class Budget:
         ahead = min(
             self.advances.get(probe, 0.0), SPREAD * share * self.train_ge, EARLY * f * share * self.whole
         )
-        return max(share * (f * self.train_ge - self.elsewhere), ahead if f > 0 else 0.0)
+        return max(self._grown(share, self.train_ge), ahead if f > 0 else 0.0)
+
+    def _grown(self, share: float, train_ge: float) -> float:
+        """What that much training has allowed a share of the probes, without any advance."""
+        return share * (self.fraction * train_ge - self.elsewhere)
 
     @property
     def elsewhere(self) -> float:
@@ -164,11 +168,9 @@ class Budget:
             >>> budget.why_not("own", 20.0)
             ''
         """
-        share, trained = (
-            self.shares.get(probe, 0.0),
-            self.train_ge - self._update_ge,
-        )  # as the last update found it
-        room = max(share * (self.fraction * trained - self.elsewhere), 0.0)
+        share = self.shares.get(probe, 0.0)
+        trained = self.train_ge - self._update_ge  # as the last update found it
+        room = max(self._grown(share, trained), 0.0)
         if not (room < declared_ge < math.inf and share > 0 and trained > 0):
             return ""
         needed = (declared_ge / share + self.elsewhere) / trained
