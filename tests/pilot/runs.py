@@ -18,7 +18,7 @@ from optland.pilot import Pilot
 from optland.train import BatchLoader
 
 __all__ = [
-    "Loop", "Recorder", "adamw", "assert_same", "classify", "data", "mlp", "relative_length", "same", "sgd",
+    "Loop", "Recorder", "adamw", "assert_same", "classify", "data", "fed", "mlp", "relative_length", "same", "sgd",
     "through_a_file",
 ]  # fmt: skip
 
@@ -53,6 +53,17 @@ class Recorder:
 
 def sgd(params: Any) -> torch.optim.Optimizer:
     return torch.optim.SGD(params, lr=0.05, momentum=0.9)
+
+
+def fed(pilot: Pilot, optimizer: Any, model: nn.Module, loss_fn: Any, batches: Iterator[Tensor]) -> Pilot:
+    """The pilot after an update of the plain loop on each batch."""
+    for batch in batches:
+        optimizer.zero_grad()
+        loss = loss_fn(model, batch)
+        loss.backward()
+        optimizer.step()
+        pilot.after_step(batch, loss)
+    return pilot
 
 
 def adamw(params: Any) -> torch.optim.Optimizer:

@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from pilot.runs import fed
 from torch import Tensor, nn
 
 from optland.pilot import Pilot, Policy
@@ -125,13 +126,7 @@ def test_the_pilot_knows_the_cost_of_its_run() -> None:
             return model(x).square().mean()
 
         pilot = Pilot(optimizer, net, loss_fn, policies=[Asks()], **length)
-        for _ in range(40):
-            x = torch.randn(8, 3)
-            optimizer.zero_grad()
-            loss = loss_fn(net, x)
-            loss.backward()
-            optimizer.step()
-            pilot.after_step(x, loss)
+        fed(pilot, optimizer, net, loss_fn, (torch.randn(8, 3) for _ in range(40)))
         assert pilot.budget.whole == 320.0
         assert pilot.budget.used <= 0.05
         pilot.close()

@@ -7,6 +7,7 @@ import warnings
 
 import pytest
 import torch
+from pilot.runs import fed
 from torch import nn
 
 from optland.pilot import Pilot, Probe, Signal
@@ -62,14 +63,7 @@ def trained(ge: float, budget: float) -> Pilot:
     model, loss_fn = nn.Linear(2, 1), lambda m, batch: m(batch).square().mean()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     pilot = Pilot(optimizer, model, loss_fn, policies=[], probes=[Dear(ge)], budget=budget, total_steps=10)
-    for _ in range(10):
-        batch = torch.ones(8, 2)
-        optimizer.zero_grad()
-        loss = loss_fn(model, batch)
-        loss.backward()
-        optimizer.step()
-        pilot.after_step(batch, loss)
-    return pilot
+    return fed(pilot, optimizer, model, loss_fn, (torch.ones(8, 2) for _ in range(10)))
 
 
 def test_a_probe_that_had_no_turn_is_said_once_with_what_gives_it_one() -> None:
